@@ -1,0 +1,133 @@
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{KeepAlive, LoadOptions, Sampling};
+
+/// One request for generated text, free of any wire's spelling.
+#[derive(Clone, Debug)]
+pub struct InferenceRequest {
+    /// What to answer.
+    pub prompt: Prompt,
+    /// Sampling and length.
+    pub sampling: Sampling,
+    /// Options that matter when the model is loaded.
+    pub load: LoadOptions,
+    /// Constraint on the answer.
+    pub format: Option<Format>,
+    /// Whether the model is to reason first.
+    pub think: Think,
+    /// How long the model stays resident afterwards; `None` leaves what is in force.
+    pub keep_alive: Option<KeepAlive>,
+    /// Drop the oldest messages of a chat that does not fit the context window.
+    pub truncate: bool,
+    /// Discard the older half of a full context and go on, instead of ending the answer.
+    pub shift: bool,
+    /// Return log-probabilities: of the chosen token, and of this many alternatives.
+    pub logprobs: Option<u8>,
+    /// Return the rendered prompt and the answer as token ids in the last event.
+    pub return_context: bool,
+}
+
+/// What the model is to continue.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// A conversation, rendered by the model's chat template.
+    Chat {
+        /// Oldest first.
+        messages: Vec<Message>,
+        /// Tool definitions as the client sent them (OpenAI's shape), order of keys kept.
+        tools: Vec<Box<RawValue>>,
+        /// Token ids of an earlier answer, put in front of the rendered prompt.
+        context: Vec<i32>,
+    },
+    /// Text that is used as it is.
+    Raw {
+        /// The whole prompt.
+        text: String,
+    },
+    /// Fill in the middle.
+    Infill {
+        /// Text before the gap.
+        prefix: String,
+        /// Text after the gap.
+        suffix: String,
+    },
+}
+
+/// Who speaks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Role(
+    /// Lower case; values other than the usual four are passed to the template.
+    pub String,
+);
+
+/// One turn of a conversation.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// The text; may be empty.
+    pub content: String,
+    /// Reasoning of an earlier assistant turn.
+    pub thinking: String,
+    /// Images or audio, decoded from base64.
+    pub media: Vec<Vec<u8>>,
+    /// Calls that an assistant turn made.
+    pub tool_calls: Vec<super::ToolCall>,
+    /// The tool whose result this is.
+    pub tool_name: String,
+    /// The call whose result this is.
+    pub tool_call_id: String,
+}
+
+impl Message {
+    /// A turn that holds only text.
+    #[must_use]
+    pub fn text(role: &str, content: impl Into<String>) -> Self {
+        Self {
+            role: Role(role.to_ascii_lowercase()),
+            content: content.into(),
+            thinking: String::new(),
+            media: Vec::new(),
+            tool_calls: Vec::new(),
+            tool_name: String::new(),
+            tool_call_id: String::new(),
+        }
+    }
+}
+
+/// A constraint on the text of an answer.
+#[derive(Clone, Debug)]
+pub enum Format {
+    /// Any JSON value.
+    Json,
+    /// JSON that satisfies this schema.
+    Schema(Box<RawValue>),
+}
+
+/// Whether a model that can reason is to do so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Think {
+    /// As the model does by default.
+    #[default]
+    Unset,
+    /// Do not reason.
+    Off,
+    /// Reason.
+    On,
+    /// Reason with this effort.
+    Level(ThinkLevel),
+}
+
+/// How much to reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum ThinkLevel {
+    Low,
+    Medium,
+    High,
+    Max,
+}

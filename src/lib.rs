@@ -1,0 +1,6 @@
+//! hubllama: makes every existing Ollama client speak Hugging Face.
+
+pub mod config;
+pub mod inference;
+pub mod provider;
+pub mod stdx;

@@ -1,0 +1,77 @@
+//! Who answers for a model name.
+//!
+//! A [`Provider`] serves neutral requests; a plain name that Ollama answers is not put through one: its bytes are
+//! forwarded as they are.
+
+use std::{fmt, pin::Pin, sync::Arc, time::Instant};
+
+use futures_util::{Stream, future::BoxFuture};
+
+use crate::{
+    config::Config,
+    inference::{
+        Event, Failure, InferenceRequest, KeepAlive, LoadOptions, ModelCard, ModelDetails, PullEvent, ResidentModel,
+    },
+};
+
+/// Events of one answer, in order. Dropping the stream cancels the work within one decode step. The stream owns the
+/// lease that keeps the model resident.
+pub type EventStream = Pin<Box<dyn Stream<Item = Result<Event, Failure>> + Send>>;
+
+/// Progress of one pull. Dropping it leaves the partial files in place, for the next pull to resume.
+pub type PullStream = Pin<Box<dyn Stream<Item = Result<PullEvent, Failure>> + Send>>;
+
+/// What every call to a provider carries.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The one snapshot that this request sees from start to end.
+    pub config: Arc<Config>,
+    /// When the request arrived.
+    pub arrived: Instant,
+}
+
+/// Serves models by name. Names are passed as the client wrote them, blanks trimmed.
+pub trait Provider: fmt::Debug + Send + Sync {
+    /// Every model that this provider lists.
+    fn list<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ModelCard>>;
+
+    /// Every model that is in memory.
+    fn resident<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ResidentModel>>;
+
+    /// The card of one model that is on disk (or named in the configuration).
+    fn card<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>>;
+
+    /// Everything that is known of one model.
+    fn show<'a>(
+        &'a self,
+        call: &'a Call,
+        name: &'a str,
+        verbose: bool,
+    ) -> BoxFuture<'a, Result<ModelDetails, Failure>>;
+
+    /// Makes a model resident.
+    fn load<'a>(
+        &'a self,
+        call: &'a Call,
+        name: &'a str,
+        options: LoadOptions,
+        keep_alive: Option<KeepAlive>,
+    ) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Unloads a model as soon as it is idle; fine if it is not resident.
+    fn unload<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Starts an answer. Resolves when its first event is there, so that everything that can fail before it is still a status.
+    fn infer<'a>(
+        &'a self,
+        call: &'a Call,
+        name: &'a str,
+        request: InferenceRequest,
+    ) -> BoxFuture<'a, Result<EventStream, Failure>>;
+
+    /// Downloads a model.
+    fn pull<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>>;
+
+    /// Removes a model from disk, or from the listing where its files are not ours.
+    fn delete<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
+}

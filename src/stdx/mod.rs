@@ -1,0 +1,5 @@
+//! What std lacks, in small named pieces.
+
+mod secret;
+
+pub use secret::Secret;
