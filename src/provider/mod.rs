@@ -3,6 +3,10 @@
 //! A [`Provider`] serves neutral requests; a plain name that Ollama answers is not put through one: its bytes are
 //! forwarded as they are.
 
+pub mod registry;
+
+pub use registry::{Owner, Registry};
+
 use std::{fmt, pin::Pin, sync::Arc, time::Instant};
 
 use futures_util::{Stream, future::BoxFuture};
