@@ -2,5 +2,8 @@
 
 pub mod config;
 pub mod inference;
+pub mod lifecycle;
+pub mod llama;
 pub mod provider;
 pub mod stdx;
+pub mod worker;
