@@ -5,7 +5,8 @@ use std::{env, fs, path::PathBuf};
 
 fn main() {
     println!("cargo:rerun-if-changed=src/llama/chat_shim.cpp");
-    let root = PathBuf::from(env::var_os("DEP_LLAMA_ROOT").expect("llama-cpp-sys-2 exports its output folder as `root`"));
+    let root =
+        PathBuf::from(env::var_os("DEP_LLAMA_ROOT").expect("llama-cpp-sys-2 exports its output folder as `root`"));
     let cache = root.join("build/CMakeCache.txt");
     let text = fs::read_to_string(&cache).unwrap_or_else(|error| panic!("{}: {error}", cache.display()));
     let source = text
@@ -14,7 +15,11 @@ fn main() {
         .map(PathBuf::from)
         .unwrap_or_else(|| panic!("{} does not name llama.cpp's source folder", cache.display()));
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").file("src/llama/chat_shim.cpp").warnings(false);
+    build
+        .cpp(true)
+        .std("c++17")
+        .file("src/llama/chat_shim.cpp")
+        .warnings(false);
     for include in ["common", "include", "ggml/include", "vendor"] {
         build.include(source.join(include));
     }

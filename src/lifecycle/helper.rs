@@ -24,7 +24,10 @@ impl Helper {
     /// A helper that is not started yet.
     #[must_use]
     pub fn new(command: WorkerCommand) -> Self {
-        Self { command, worker: Arc::default() }
+        Self {
+            command,
+            worker: Arc::default(),
+        }
     }
 
     /// Renders a conversation.
@@ -48,10 +51,14 @@ impl Helper {
                 *guard = Some(worker);
                 result.map_err(|reason| Failure::Invalid(format!("the model's chat template failed: {reason}")))
             }
-            Ok(None) => Err(Failure::Worker("the model's chat template took too much memory to render".into())),
+            Ok(None) => Err(Failure::Worker(
+                "the model's chat template took too much memory to render".into(),
+            )),
             Err(_) => {
                 worker.kill().await;
-                Err(Failure::Worker("the model's chat template took too long to render".into()))
+                Err(Failure::Worker(
+                    "the model's chat template took too long to render".into(),
+                ))
             }
         }
     }

@@ -144,7 +144,10 @@ impl Lifecycle {
     pub async fn acquire(&self, wanted: Wanted) -> Result<Lease, Failure> {
         let (sender, receiver) = oneshot::channel();
         let stopped = || Failure::Unavailable("hubllama is stopping".into());
-        self.commands.send(Command::Acquire(Box::new(wanted), sender)).await.map_err(|_| stopped())?;
+        self.commands
+            .send(Command::Acquire(Box::new(wanted), sender))
+            .await
+            .map_err(|_| stopped())?;
         receiver.await.map_err(|_| stopped())?
     }
 
@@ -278,7 +281,9 @@ impl Manager {
         match outcome {
             Outcome::Loaded(path, Ok((worker, loaded))) => {
                 self.deaths.remove(&path);
-                let Some(entry) = self.entries.get_mut(&path) else { return };
+                let Some(entry) = self.entries.get_mut(&path) else {
+                    return;
+                };
                 tracing::info!(
                     model.name = entry.wanted.card.name,
                     context_length = loaded.context_length,
@@ -304,13 +309,19 @@ impl Manager {
                 let reason = match error {
                     LoadError::Refused(reason) => reason,
                     LoadError::Died(reason) => {
-                        let deaths = self.deaths.entry(path.clone()).or_insert((0, Instant::now(), String::new()));
+                        let deaths = self
+                            .deaths
+                            .entry(path.clone())
+                            .or_insert((0, Instant::now(), String::new()));
                         *deaths = (deaths.0 + 1, Instant::now(), reason.clone());
                         reason
                     }
                 };
                 tracing::error!(path = %path.display(), reason, "model not loaded");
-                self.fail_waiting(&path, &Failure::Load(format!("the model could not be loaded: {reason}")));
+                self.fail_waiting(
+                    &path,
+                    &Failure::Load(format!("the model could not be loaded: {reason}")),
+                );
             }
             Outcome::Stopped(path) => {
                 self.entries.remove(&path);
@@ -379,8 +390,12 @@ impl Manager {
             let Waiting { wanted, reply } = waiting;
             let path = wanted.spec.path.clone();
             match self.entries.get_mut(&path) {
-                Some(Entry { state: State::Ready(ready), .. })
-                    if wanted.needs_context.is_none_or(|needed| needed <= ready.loaded.context_length) =>
+                Some(Entry {
+                    state: State::Ready(ready),
+                    ..
+                }) if wanted
+                    .needs_context
+                    .is_none_or(|needed| needed <= ready.loaded.context_length) =>
                 {
                     if let Some(keep_alive) = wanted.keep_alive {
                         ready.keep_alive = keep_alive;
@@ -395,7 +410,10 @@ impl Manager {
                     // If nobody takes it, dropping it gives it back.
                     let _ = reply.send(Ok(lease));
                 }
-                Some(Entry { state: State::Ready(ready), .. }) => {
+                Some(Entry {
+                    state: State::Ready(ready),
+                    ..
+                }) => {
                     // Too small a context: loaded anew once nobody uses it.
                     if ready.leases.load(Ordering::Acquire) == 0 {
                         self.unload(&path);
@@ -428,7 +446,11 @@ impl Manager {
             )));
         }
         // One load at a time: two would share the cores and the disk and both be late.
-        if self.entries.values().any(|entry| !matches!(entry.state, State::Ready(_))) {
+        if self
+            .entries
+            .values()
+            .any(|entry| !matches!(entry.state, State::Ready(_)))
+        {
             return Ok(false);
         }
         if self.entries.len() < wanted.limits.max_loaded.max(1) {
@@ -458,9 +480,16 @@ impl Manager {
     fn load(&mut self, wanted: &Wanted) {
         let (command, path) = (self.command.clone(), wanted.spec.path.clone());
         let (spec, timeout) = (wanted.spec.clone(), wanted.limits.load_timeout);
-        let task = self.tasks.spawn(async move { Outcome::Loaded(path, load(&command, spec, timeout).await) });
-        self.entries
-            .insert(wanted.spec.path.clone(), Entry { wanted: wanted.clone(), state: State::Loading { task } });
+        let task = self
+            .tasks
+            .spawn(async move { Outcome::Loaded(path, load(&command, spec, timeout).await) });
+        self.entries.insert(
+            wanted.spec.path.clone(),
+            Entry {
+                wanted: wanted.clone(),
+                state: State::Loading { task },
+            },
+        );
     }
 
     /// Ends loads that nobody waits for any more.
@@ -479,7 +508,9 @@ impl Manager {
     }
 
     fn unload(&mut self, path: &PathBuf) {
-        let Some(entry) = self.entries.get_mut(path) else { return };
+        let Some(entry) = self.entries.get_mut(path) else {
+            return;
+        };
         if let State::Ready(ready) = std::mem::replace(&mut entry.state, State::Stopping) {
             tracing::info!(model.name = entry.wanted.card.name, "model unloaded");
             let path = path.clone();
@@ -515,7 +546,9 @@ impl Manager {
         self.entries
             .values()
             .filter_map(|entry| match &entry.state {
-                State::Ready(ready) => ready.idle_since.and_then(|since| policy::expires(since, ready.keep_alive)),
+                State::Ready(ready) => ready
+                    .idle_since
+                    .and_then(|since| policy::expires(since, ready.keep_alive)),
                 _ => None,
             })
             .min()
@@ -539,9 +572,15 @@ impl Manager {
             }
             _ => None,
         });
-        let quarantined = self.deaths.iter().filter(|(_, (deaths, ..))| *deaths >= policy::DEATHS_TO_QUARANTINE).map(
-            |(path, (deaths, _, reason))| Quarantined { path: path.clone(), deaths: *deaths, reason: reason.clone() },
-        );
+        let quarantined = self
+            .deaths
+            .iter()
+            .filter(|(_, (deaths, ..))| *deaths >= policy::DEATHS_TO_QUARANTINE)
+            .map(|(path, (deaths, _, reason))| Quarantined {
+                path: path.clone(),
+                deaths: *deaths,
+                reason: reason.clone(),
+            });
         (residents.collect(), quarantined.collect())
     }
 

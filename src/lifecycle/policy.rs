@@ -79,8 +79,14 @@ mod tests {
     fn the_shortest_stay_goes_first_then_the_longest_idle() {
         let now = Instant::now();
         let later = now + Duration::from_secs(9);
-        let forever = Candidate { keep_alive: KeepAlive::Forever, ..candidate(0, 0, now) };
-        assert_eq!(victim(&[forever, candidate(0, 300, now), candidate(0, 60, later)]), Some(2));
+        let forever = Candidate {
+            keep_alive: KeepAlive::Forever,
+            ..candidate(0, 0, now)
+        };
+        assert_eq!(
+            victim(&[forever, candidate(0, 300, now), candidate(0, 60, later)]),
+            Some(2)
+        );
         assert_eq!(victim(&[candidate(0, 60, later), candidate(0, 60, now)]), Some(1));
     }
 

@@ -52,7 +52,10 @@ pub struct WorkerCommand {
 impl Default for WorkerCommand {
     /// This very binary: an upgraded file on disk does not change the protocol that runs.
     fn default() -> Self {
-        Self { program: PathBuf::from("/proc/self/exe"), log: "info".into() }
+        Self {
+            program: PathBuf::from("/proc/self/exe"),
+            log: "info".into(),
+        }
     }
 }
 
@@ -119,13 +122,26 @@ impl Worker {
         });
         tokio::spawn(write_frames(write, frames));
         tokio::spawn(supervise(child, read, Arc::clone(&shared), load_sender));
-        Ok((Self { inner: Arc::new(Inner { outgoing, shared, next_id: AtomicU64::new(1) }) }, load))
+        Ok((
+            Self {
+                inner: Arc::new(Inner {
+                    outgoing,
+                    shared,
+                    next_id: AtomicU64::new(1),
+                }),
+            },
+            load,
+        ))
     }
 
     async fn send(&self, command: &Command) -> Result<(), Failure> {
         let mut frame = Vec::new();
         protocol::encode(command, &mut frame).map_err(|error| Failure::Invalid(error.to_string()))?;
-        self.inner.outgoing.send(frame).await.map_err(|_| Failure::Worker(DIED.into()))
+        self.inner
+            .outgoing
+            .send(frame)
+            .await
+            .map_err(|_| Failure::Worker(DIED.into()))
     }
 
     pub(super) async fn load(&self, spec: LoadSpec) -> Result<(), Failure> {
@@ -147,7 +163,13 @@ impl Worker {
         let (sender, events) = mpsc::channel(STREAM_CREDIT as usize + CREDIT_SLACK);
         lock(&self.inner.shared.jobs).insert(id, sender);
         // From here on dropping the stream cancels the job, also while the command is on its way.
-        let stream = JobStream { worker: self.clone(), id, events, taken: 0, finished: false };
+        let stream = JobStream {
+            worker: self.clone(),
+            id,
+            events,
+            taken: 0,
+            finished: false,
+        };
         if self.inner.shared.ended.is_cancelled() {
             return Err(Failure::Worker(DIED.into()));
         }
@@ -227,11 +249,7 @@ async fn supervise(mut child: Child, socket: OwnedReadHalf, shared: Arc<Shared>,
     lock(&shared.renders).clear();
 }
 
-async fn read_reports(
-    socket: OwnedReadHalf,
-    shared: &Shared,
-    load: &mpsc::Sender<LoadReport>,
-) -> std::io::Result<()> {
+async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sender<LoadReport>) -> std::io::Result<()> {
     let mut socket = BufReader::with_capacity(64 << 10, socket);
     let mut buffer = Vec::new();
     loop {
@@ -248,7 +266,9 @@ async fn read_reports(
             return Ok(());
         }
         match serde_json::from_slice(&buffer)? {
-            Report::Hello { version: PROTOCOL_VERSION } => {}
+            Report::Hello {
+                version: PROTOCOL_VERSION,
+            } => {}
             Report::Hello { version } => {
                 return Err(std::io::Error::other(format!("the worker speaks version {version}")));
             }

@@ -52,14 +52,22 @@ unsafe extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: 
 
 /// Takes the newest error line of llama.cpp's log, empty if there was none.
 pub fn last_error() -> String {
-    LAST_ERROR.lock().map(|mut last| std::mem::take(&mut *last)).unwrap_or_default()
+    LAST_ERROR
+        .lock()
+        .map(|mut last| std::mem::take(&mut *last))
+        .unwrap_or_default()
 }
 
 /// llama.cpp's own version.
 #[must_use]
 pub fn version() -> String {
     // SAFETY: both return static NUL-terminated strings.
-    let (llama, ggml) = unsafe { (CStr::from_ptr(sys::llama_version()), CStr::from_ptr(sys::ggml_version())) };
+    let (llama, ggml) = unsafe {
+        (
+            CStr::from_ptr(sys::llama_version()),
+            CStr::from_ptr(sys::ggml_version()),
+        )
+    };
     format!("llama.cpp {}, ggml {}", llama.to_string_lossy(), ggml.to_string_lossy())
 }
 
@@ -68,7 +76,10 @@ pub fn version() -> String {
 pub fn cpu_features() -> String {
     init();
     // SAFETY: returns a pointer to a static buffer, NUL-terminated.
-    unsafe { CStr::from_ptr(sys::llama_print_system_info()) }.to_string_lossy().trim().to_owned()
+    unsafe { CStr::from_ptr(sys::llama_print_system_info()) }
+        .to_string_lossy()
+        .trim()
+        .to_owned()
 }
 
 /// Whether this build can use a GPU at all.
@@ -119,7 +130,9 @@ pub fn devices() -> Vec<Device> {
                 let (mut free, mut total) = (0usize, 0usize);
                 sys::ggml_backend_dev_memory(device, &raw mut free, &raw mut total);
                 Device {
-                    name: CStr::from_ptr(sys::ggml_backend_dev_name(device)).to_string_lossy().into_owned(),
+                    name: CStr::from_ptr(sys::ggml_backend_dev_name(device))
+                        .to_string_lossy()
+                        .into_owned(),
                     description: CStr::from_ptr(sys::ggml_backend_dev_description(device))
                         .to_string_lossy()
                         .into_owned(),

@@ -72,7 +72,8 @@ impl Batch {
     /// The C view; valid until the batch is changed.
     pub(super) fn raw(&mut self) -> sys::llama_batch {
         self.sequence_pointers.clear();
-        self.sequence_pointers.extend(self.sequences.iter_mut().map(std::ptr::from_mut));
+        self.sequence_pointers
+            .extend(self.sequences.iter_mut().map(std::ptr::from_mut));
         sys::llama_batch {
             n_tokens: self.tokens.len() as i32,
             token: self.tokens.as_mut_ptr(),

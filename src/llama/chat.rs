@@ -95,9 +95,7 @@ impl ChatTemplate {
         let (source, bos, eos) = (c_string(source)?, c_string(bos)?, c_string(eos)?);
         let mut error = std::ptr::null_mut();
         // SAFETY: NUL-terminated strings that outlive the call.
-        let raw = unsafe {
-            hubllama_chat_templates_new(source.as_ptr(), bos.as_ptr(), eos.as_ptr(), &raw mut error)
-        };
+        let raw = unsafe { hubllama_chat_templates_new(source.as_ptr(), bos.as_ptr(), eos.as_ptr(), &raw mut error) };
         NonNull::new(raw)
             .map(|raw| Self { raw })
             .ok_or_else(|| take(error).unwrap_or_else(|| "the chat template does not compile".to_owned()))
@@ -184,7 +182,13 @@ impl ChatParser {
         let mut error = std::ptr::null_mut();
         // SAFETY: NUL-terminated strings that outlive the call.
         let raw = unsafe {
-            hubllama_chat_parser_new(rendered.format, parser.as_ptr(), generation.as_ptr(), tools, &raw mut error)
+            hubllama_chat_parser_new(
+                rendered.format,
+                parser.as_ptr(),
+                generation.as_ptr(),
+                tools,
+                &raw mut error,
+            )
         };
         NonNull::new(raw)
             .map(|raw| Self { raw })
@@ -199,7 +203,13 @@ impl ChatParser {
         let mut error = std::ptr::null_mut();
         // SAFETY: the parser is valid; pointer and length describe `text`.
         let out = unsafe {
-            hubllama_chat_parse(self.raw.as_ptr(), text.as_ptr().cast(), text.len(), partial, &raw mut error)
+            hubllama_chat_parse(
+                self.raw.as_ptr(),
+                text.as_ptr().cast(),
+                text.len(),
+                partial,
+                &raw mut error,
+            )
         };
         decode(out, error)
     }
@@ -222,8 +232,13 @@ mod tests {
     #[test]
     fn renders_a_conversation() {
         let template = ChatTemplate::new(CHATML, "<s>", "</s>").expect("compiles");
-        let rendered = template.apply(r#"{"messages":[{"role":"user","content":"Hi <b>"}]}"#).expect("renders");
-        assert_eq!(rendered.prompt, "<|im_start|>user\nHi <b><|im_end|>\n<|im_start|>assistant\n");
+        let rendered = template
+            .apply(r#"{"messages":[{"role":"user","content":"Hi <b>"}]}"#)
+            .expect("renders");
+        assert_eq!(
+            rendered.prompt,
+            "<|im_start|>user\nHi <b><|im_end|>\n<|im_start|>assistant\n"
+        );
         let parser = ChatParser::new(&rendered, false).expect("parser");
         assert_eq!(parser.parse("Hello", true).expect("parses").content, "Hello");
     }
@@ -232,7 +247,9 @@ mod tests {
     fn an_error_of_the_template_is_a_sentence() {
         assert!(ChatTemplate::new("{% for %}", "", "").is_err());
         let template = ChatTemplate::new("{{ raise_exception('no system role') }}", "", "").expect("compiles");
-        let error = template.apply(r#"{"messages":[{"role":"user","content":"Hi"}]}"#).expect_err("raises");
+        let error = template
+            .apply(r#"{"messages":[{"role":"user","content":"Hi"}]}"#)
+            .expect_err("raises");
         assert!(error.contains("no system role"), "{error}");
         assert!(template.apply("not json").is_err());
     }

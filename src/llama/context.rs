@@ -93,7 +93,11 @@ impl Context {
             Some(raw) => Ok(Self { raw, model }),
             None => {
                 let reason = super::last_error();
-                Err(if reason.is_empty() { "llama.cpp could not allocate the context".to_owned() } else { reason })
+                Err(if reason.is_empty() {
+                    "llama.cpp could not allocate the context".to_owned()
+                } else {
+                    reason
+                })
             }
         }
     }
@@ -127,7 +131,10 @@ impl Context {
         match unsafe { sys::llama_decode(self.raw.as_ptr(), batch.raw()) } {
             0 => Ok(()),
             1 => Err(DecodeError::NoRoom),
-            status => Err(DecodeError::Failed { status, reason: super::last_error() }),
+            status => Err(DecodeError::Failed {
+                status,
+                reason: super::last_error(),
+            }),
         }
     }
 

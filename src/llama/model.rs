@@ -74,7 +74,11 @@ impl Model {
         if !params.tensor_split.is_empty() {
             raw.tensor_split = split.as_ptr();
         }
-        raw.load_mode = if params.mmap { sys::LLAMA_LOAD_MODE_AUTO } else { sys::LLAMA_LOAD_MODE_NONE };
+        raw.load_mode = if params.mmap {
+            sys::LLAMA_LOAD_MODE_AUTO
+        } else {
+            sys::LLAMA_LOAD_MODE_NONE
+        };
         raw.check_tensors = params.check_tensors;
         let mut callback: Progress<'_> = &mut progress;
         raw.progress_callback = Some(on_progress);
@@ -83,7 +87,11 @@ impl Model {
         let model = unsafe { sys::llama_model_load_from_file(path.as_ptr(), raw) };
         let model = NonNull::new(model).ok_or_else(|| {
             let reason = super::last_error();
-            if reason.is_empty() { "llama.cpp could not load the file".to_owned() } else { reason }
+            if reason.is_empty() {
+                "llama.cpp could not load the file".to_owned()
+            } else {
+                reason
+            }
         })?;
         // SAFETY: the model is valid; its vocabulary lives as long as it.
         let vocab = unsafe { sys::llama_model_get_vocab(model.as_ptr()) };
@@ -110,7 +118,9 @@ impl Model {
     #[must_use]
     pub fn train_context(&self) -> u32 {
         // SAFETY: the model is valid.
-        unsafe { sys::llama_model_n_ctx_train(self.as_ptr()) }.try_into().unwrap_or(0)
+        unsafe { sys::llama_model_n_ctx_train(self.as_ptr()) }
+            .try_into()
+            .unwrap_or(0)
     }
 
     /// Window of sliding-window attention in tokens; 0 if the model has none.
@@ -138,7 +148,9 @@ impl Model {
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         // SAFETY: the vocabulary is valid.
-        unsafe { sys::llama_vocab_n_tokens(self.vocab_ptr()) }.try_into().unwrap_or(0)
+        unsafe { sys::llama_vocab_n_tokens(self.vocab_ptr()) }
+            .try_into()
+            .unwrap_or(0)
     }
 
     /// Whether a token ends the answer.
@@ -228,7 +240,14 @@ impl Model {
         let mut buffer = [0u8; 128];
         // SAFETY: the id is in range and the buffer is as long as stated.
         let written = unsafe {
-            sys::llama_token_to_piece(self.vocab_ptr(), token, buffer.as_mut_ptr().cast(), buffer.len() as i32, 0, special)
+            sys::llama_token_to_piece(
+                self.vocab_ptr(),
+                token,
+                buffer.as_mut_ptr().cast(),
+                buffer.len() as i32,
+                0,
+                special,
+            )
         };
         if let Ok(length) = usize::try_from(written) {
             out.extend_from_slice(&buffer[..length]);

@@ -93,7 +93,9 @@ impl SamplerChain {
         };
         // SAFETY: the array describes `candidates`, which outlives the call; samplers may reorder and shorten it.
         unsafe { sys::llama_sampler_apply(self.raw.as_ptr(), &raw mut array) };
-        let selected = usize::try_from(array.selected).ok().filter(|&index| index < array.size)?;
+        let selected = usize::try_from(array.selected)
+            .ok()
+            .filter(|&index| index < array.size)?;
         candidates.data.get(selected).map(|candidate| candidate.id)
     }
 
@@ -132,7 +134,11 @@ impl Candidates {
                 .iter()
                 .enumerate()
                 .filter(|&(id, _)| allowed(id))
-                .map(|(id, &logit)| sys::llama_token_data { id: id as Token, logit, p: 0.0 }),
+                .map(|(id, &logit)| sys::llama_token_data {
+                    id: id as Token,
+                    logit,
+                    p: 0.0,
+                }),
         );
     }
 }
@@ -143,7 +149,10 @@ pub fn log_softmax_of(logits: &[f32], token: Token, top: usize) -> (f32, Vec<(To
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
     let log_sum = sum.ln() as f32 + max;
-    let chosen = usize::try_from(token).ok().and_then(|id| logits.get(id)).map_or(f32::NEG_INFINITY, |l| l - log_sum);
+    let chosen = usize::try_from(token)
+        .ok()
+        .and_then(|id| logits.get(id))
+        .map_or(f32::NEG_INFINITY, |l| l - log_sum);
     let mut best: Vec<(Token, f32)> = Vec::with_capacity(top + 1);
     if top > 0 {
         for (id, &logit) in logits.iter().enumerate() {
@@ -154,7 +163,10 @@ pub fn log_softmax_of(logits: &[f32], token: Token, top: usize) -> (f32, Vec<(To
             }
         }
     }
-    (chosen, best.into_iter().map(|(id, logit)| (id, logit - log_sum)).collect())
+    (
+        chosen,
+        best.into_iter().map(|(id, logit)| (id, logit - log_sum)).collect(),
+    )
 }
 
 #[cfg(test)]

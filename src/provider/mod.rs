@@ -46,12 +46,8 @@ pub trait Provider: fmt::Debug + Send + Sync {
     fn card<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>>;
 
     /// Everything that is known of one model.
-    fn show<'a>(
-        &'a self,
-        call: &'a Call,
-        name: &'a str,
-        verbose: bool,
-    ) -> BoxFuture<'a, Result<ModelDetails, Failure>>;
+    fn show<'a>(&'a self, call: &'a Call, name: &'a str, verbose: bool)
+    -> BoxFuture<'a, Result<ModelDetails, Failure>>;
 
     /// Makes a model resident.
     fn load<'a>(

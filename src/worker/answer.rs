@@ -21,7 +21,12 @@ enum AnswerFormat {
     /// All of it is content.
     Plain,
     /// In a chat template's format; parsed anew from the start each time, since the parser keeps no state.
-    Chat { parser: ChatParser, whole: String, sent: ParsedMessage, calls: usize },
+    Chat {
+        parser: ChatParser,
+        whole: String,
+        sent: ParsedMessage,
+        calls: usize,
+    },
 }
 
 impl Answer {
@@ -35,7 +40,10 @@ impl Answer {
                 calls: 0,
             },
         };
-        Ok(Self { text: TextStream::new(stops), format })
+        Ok(Self {
+            text: TextStream::new(stops),
+            format,
+        })
     }
 
     /// Whether a stop string was found.
@@ -56,8 +64,17 @@ impl Answer {
     }
 
     fn advance(&mut self, text: String, end: bool) -> Delta {
-        let AnswerFormat::Chat { parser, whole, sent, calls } = &mut self.format else {
-            return Delta { content: text, ..Delta::default() };
+        let AnswerFormat::Chat {
+            parser,
+            whole,
+            sent,
+            calls,
+        } = &mut self.format
+        else {
+            return Delta {
+                content: text,
+                ..Delta::default()
+            };
         };
         whole.push_str(&text);
         if text.is_empty() && !end {
@@ -77,11 +94,21 @@ impl Answer {
             // In the middle of an answer the text may still become one that parses.
             Err(_) if !end => Delta::default(),
             Err(reason) => {
-                tracing::warn!(reason, "the answer is not in its template's format; its rest goes out as text");
+                tracing::warn!(
+                    reason,
+                    "the answer is not in its template's format; its rest goes out as text"
+                );
                 let shown = sent.content.len() + sent.thinking.len();
-                let rest = if shown == 0 && *calls == 0 { whole.clone() } else { unshown(whole, sent) };
+                let rest = if shown == 0 && *calls == 0 {
+                    whole.clone()
+                } else {
+                    unshown(whole, sent)
+                };
                 self.format = AnswerFormat::Plain;
-                Delta { content: rest, ..Delta::default() }
+                Delta {
+                    content: rest,
+                    ..Delta::default()
+                }
             }
         }
     }
@@ -94,19 +121,37 @@ fn grown(before: &str, now: &str) -> String {
 
 /// The part of the raw text after what was last shown of it.
 fn unshown(whole: &str, sent: &ParsedMessage) -> String {
-    let last = if sent.content.is_empty() { &sent.thinking } else { &sent.content };
-    whole.rfind(last.as_str()).map_or_else(|| whole.to_owned(), |at| whole[at + last.len()..].to_owned())
+    let last = if sent.content.is_empty() {
+        &sent.thinking
+    } else {
+        &sent.content
+    };
+    whole
+        .rfind(last.as_str())
+        .map_or_else(|| whole.to_owned(), |at| whole[at + last.len()..].to_owned())
 }
 
 /// Calls that became complete: all but the last one, and that too at the end.
 fn complete_calls(now: &ParsedMessage, sent: &mut usize, end: bool) -> Vec<ToolCall> {
-    let complete = if end { now.tool_calls.len() } else { now.tool_calls.len().saturating_sub(1) };
+    let complete = if end {
+        now.tool_calls.len()
+    } else {
+        now.tool_calls.len().saturating_sub(1)
+    };
     let mut out = Vec::new();
     while *sent < complete {
         let call = &now.tool_calls[*sent];
         *sent += 1;
-        match serde_json::from_str(if call.arguments.trim().is_empty() { "{}" } else { &call.arguments }) {
-            Ok(arguments) => out.push(ToolCall { id: call_id(&call.id), name: call.name.clone(), arguments }),
+        match serde_json::from_str(if call.arguments.trim().is_empty() {
+            "{}"
+        } else {
+            &call.arguments
+        }) {
+            Ok(arguments) => out.push(ToolCall {
+                id: call_id(&call.id),
+                name: call.name.clone(),
+                arguments,
+            }),
             Err(error) => tracing::warn!(%error, tool = call.name, "a tool call's arguments are no JSON object"),
         }
     }
@@ -122,7 +167,9 @@ fn call_id(given: &str) -> String {
     let mut random = RandomState::new().build_hasher().finish();
     let mut id = String::from("call_");
     for _ in 0..8 {
-        id.push(char::from(b"abcdefghijklmnopqrstuvwxyz0123456789"[(random % 36) as usize]));
+        id.push(char::from(
+            b"abcdefghijklmnopqrstuvwxyz0123456789"[(random % 36) as usize],
+        ));
         random /= 36;
     }
     id

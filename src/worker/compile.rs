@@ -30,7 +30,11 @@ pub(super) fn run(commands: &Commands, reports: &mut Reports) {
 
 fn render(kept: &mut VecDeque<(Key, ChatTemplate)>, job: RenderJob) -> Result<RenderedChat, String> {
     let key = (job.template, job.bos, job.eos);
-    let found = match kept.iter().position(|(other, _)| *other == key).and_then(|at| kept.remove(at)) {
+    let found = match kept
+        .iter()
+        .position(|(other, _)| *other == key)
+        .and_then(|at| kept.remove(at))
+    {
         Some(found) => found,
         None => {
             let template = ChatTemplate::new(&key.0, &key.1, &key.2)?;

@@ -41,7 +41,11 @@ impl Constraints {
             .map(|token| token as u32)
             .collect();
         let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, eos as u32), &words);
-        let trie = if ends.is_empty() { trie } else { trie.with_eos_tokens(&ends) };
+        let trie = if ends.is_empty() {
+            trie
+        } else {
+            trie.with_eos_tokens(&ends)
+        };
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let factory = ParserFactory::new_simple(&environment).map_err(|error| error.to_string())?;
         Ok(Self { factory })
@@ -87,7 +91,9 @@ impl Constraint {
 
     /// Advances by the chosen token; `false` when the answer is complete.
     pub(super) fn accept(&mut self, token: Token) -> Result<bool, String> {
-        self.matcher.consume_token(token as u32).map_err(|error| error.to_string())?;
+        self.matcher
+            .consume_token(token as u32)
+            .map_err(|error| error.to_string())?;
         Ok(!self.matcher.is_stopped())
     }
 }

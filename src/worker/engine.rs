@@ -26,7 +26,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Loads the model that the first command names and serves it until the socket closes.
 pub(super) fn run(commands: &Commands, reports: &mut Reports) {
     let Ok(Command::Load(spec)) = commands.recv() else {
-        return reports.send(&Report::LoadFailed { reason: "the first command was not a load".into() });
+        return reports.send(&Report::LoadFailed {
+            reason: "the first command was not a load".into(),
+        });
     };
     match load(&spec, reports) {
         Ok((context, loaded)) => {
@@ -101,8 +103,13 @@ fn device_memory_used() -> u64 {
 
 /// Bytes of this process that no file backs.
 fn anonymous_memory() -> u64 {
-    let Ok(text) = std::fs::read_to_string("/proc/self/statm") else { return 0 };
-    let mut fields = text.split_ascii_whitespace().skip(1).map_while(|field| field.parse::<u64>().ok());
+    let Ok(text) = std::fs::read_to_string("/proc/self/statm") else {
+        return 0;
+    };
+    let mut fields = text
+        .split_ascii_whitespace()
+        .skip(1)
+        .map_while(|field| field.parse::<u64>().ok());
     let (resident, shared) = (fields.next().unwrap_or(0), fields.next().unwrap_or(0));
     resident.saturating_sub(shared) * rustix::param::page_size() as u64
 }
@@ -185,14 +192,19 @@ impl Engine {
                 }
                 Command::SetThreads { threads } => self.context.set_threads(threads),
                 Command::Load(_) | Command::Render(_) => {
-                    reports.send(&Report::LoadFailed { reason: "this worker holds a model already".into() });
+                    reports.send(&Report::LoadFailed {
+                        reason: "this worker holds a model already".into(),
+                    });
                 }
             }
         }
     }
 
     fn active(&mut self, id: u64) -> Option<&mut Active> {
-        self.slots.iter_mut().filter_map(|slot| slot.active.as_mut()).find(|active| active.job.id == id)
+        self.slots
+            .iter_mut()
+            .filter_map(|slot| slot.active.as_mut())
+            .find(|active| active.job.id == id)
     }
 
     fn cancel(&mut self, id: u64) {
@@ -219,7 +231,10 @@ impl Engine {
         let prompt = self.tokenize(&job.prompt)?;
         let limit = job.context_limit.min(self.context_length).max(1);
         if prompt.len() >= limit as usize {
-            return Err(Failure::ContextExceeded { prompt_tokens: prompt.len() as u32, context_tokens: limit });
+            return Err(Failure::ContextExceeded {
+                prompt_tokens: prompt.len() as u32,
+                context_tokens: limit,
+            });
         }
         if prompt.is_empty() {
             return Err(Failure::Invalid("the prompt has no tokens".into()));
@@ -239,7 +254,11 @@ impl Engine {
         let offers: Vec<Offer<'_>> = self
             .slots
             .iter()
-            .map(|slot| Offer { idle: slot.active.is_none(), cached: &slot.cached, last_used: slot.last_used })
+            .map(|slot| Offer {
+                idle: slot.active.is_none(),
+                cached: &slot.cached,
+                last_used: slot.last_used,
+            })
             .collect();
         let Some(index) = choose(&offers, &prompt) else {
             return Err(Failure::Worker("no sequence is idle".into()));
@@ -258,8 +277,13 @@ impl Engine {
         match prompt {
             JobPrompt::Text { text, context } => {
                 let vocabulary = self.model.vocab_size();
-                if context.iter().any(|&token| usize::try_from(token).map_or(true, |id| id >= vocabulary)) {
-                    return Err(Failure::Invalid("context holds a token id that the model does not have".into()));
+                if context
+                    .iter()
+                    .any(|&token| usize::try_from(token).map_or(true, |id| id >= vocabulary))
+                {
+                    return Err(Failure::Invalid(
+                        "context holds a token id that the model does not have".into(),
+                    ));
                 }
                 let mut all = context.clone();
                 all.extend(tokens(text, context.is_empty())?);
@@ -273,7 +297,9 @@ impl Engine {
             }
             JobPrompt::Infill { prefix, suffix } => {
                 let Some((pre, suf, mid)) = self.model.infill_tokens() else {
-                    return Err(Failure::Invalid("the model's vocabulary has no fill-in-the-middle tokens".into()));
+                    return Err(Failure::Invalid(
+                        "the model's vocabulary has no fill-in-the-middle tokens".into(),
+                    ));
                 };
                 let mut all = Vec::new();
                 if let (Some(bos), true) = (self.model.bos(), self.model.adds_bos()) {
@@ -374,7 +400,12 @@ impl Engine {
                 && discard > 0
                 && self.context.remove(sequence, keep as i32, (keep + discard) as i32);
             if shifted {
-                self.context.shift(sequence, (keep + discard) as i32, slot.cached.len() as i32, -(discard as i32));
+                self.context.shift(
+                    sequence,
+                    (keep + discard) as i32,
+                    slot.cached.len() as i32,
+                    -(discard as i32),
+                );
                 slot.cached.drain(keep..keep + discard);
             } else {
                 self.finish(index, FinishReason::Length);
@@ -383,15 +414,18 @@ impl Engine {
     }
 
     fn sample(&mut self, index: usize, batch_index: i32, reports: &mut Reports) {
-        let Some(active) = &mut self.slots[index].active else { return };
+        let Some(active) = &mut self.slots[index].active else {
+            return;
+        };
         let id = active.job.id;
         if active.job.max_tokens == 0 {
             return self.finish(index, FinishReason::Length);
         }
         let sampled = match self.context.logits(batch_index) {
-            Some(logits) => {
-                active.sampler.sample(logits, &mut self.candidates).map(|(token, goes_on)| (token, goes_on, logits))
-            }
+            Some(logits) => active
+                .sampler
+                .sample(logits, &mut self.candidates)
+                .map(|(token, goes_on)| (token, goes_on, logits)),
             None => Err("llama.cpp returned no logits".to_owned()),
         };
         match sampled {
@@ -407,7 +441,10 @@ impl Engine {
             }
             Err(reason) => {
                 self.slots[index].active = None;
-                reports.send(&Report::Failed { id, failure: Failure::Worker(reason) });
+                reports.send(&Report::Failed {
+                    id,
+                    failure: Failure::Worker(reason),
+                });
             }
         }
     }
@@ -415,7 +452,8 @@ impl Engine {
     fn finish(&mut self, index: usize, reason: FinishReason) {
         if let Some(active) = self.slots[index].active.take() {
             let id = active.job.id;
-            self.events.extend(active.finish(reason).into_iter().map(|event| (id, event)));
+            self.events
+                .extend(active.finish(reason).into_iter().map(|event| (id, event)));
         }
     }
 
@@ -426,7 +464,10 @@ impl Engine {
             self.context.remove(index as i32, -1, -1);
             self.slots[index].cached.clear();
             if let Some(active) = self.slots[index].active.take() {
-                reports.send(&Report::Failed { id: active.job.id, failure: Failure::Worker(error.to_string()) });
+                reports.send(&Report::Failed {
+                    id: active.job.id,
+                    failure: Failure::Worker(error.to_string()),
+                });
             }
         }
     }

@@ -53,20 +53,35 @@ pub fn run(role: WorkerRole) -> std::io::Result<()> {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
         let maximum = getrlimit(Resource::As).maximum;
         let limit = Some(HELPER_ADDRESS_SPACE_BYTES.min(maximum.unwrap_or(u64::MAX)));
-        setrlimit(Resource::As, Rlimit { current: limit, maximum })?;
+        setrlimit(
+            Resource::As,
+            Rlimit {
+                current: limit,
+                maximum,
+            },
+        )?;
     }
     let (sender, receiver) = sync_channel(COMMAND_QUEUE);
     let reader = socket.try_clone()?;
-    thread::Builder::new().name("socket".into()).spawn(move || read_commands(reader, &sender))?;
-    let engine = thread::Builder::new().name("engine".into()).stack_size(ENGINE_STACK_BYTES).spawn(move || {
-        let mut reports = Reports::new(socket);
-        reports.send(&Report::Hello { version: PROTOCOL_VERSION });
-        match role {
-            WorkerRole::Model => engine::run(&receiver, &mut reports),
-            WorkerRole::Helper => compile::run(&receiver, &mut reports),
-        }
-    })?;
-    engine.join().map_err(|_| std::io::Error::other("the engine thread panicked"))
+    thread::Builder::new()
+        .name("socket".into())
+        .spawn(move || read_commands(reader, &sender))?;
+    let engine = thread::Builder::new()
+        .name("engine".into())
+        .stack_size(ENGINE_STACK_BYTES)
+        .spawn(move || {
+            let mut reports = Reports::new(socket);
+            reports.send(&Report::Hello {
+                version: PROTOCOL_VERSION,
+            });
+            match role {
+                WorkerRole::Model => engine::run(&receiver, &mut reports),
+                WorkerRole::Helper => compile::run(&receiver, &mut reports),
+            }
+        })?;
+    engine
+        .join()
+        .map_err(|_| std::io::Error::other("the engine thread panicked"))
 }
 
 /// Forwards commands until the socket closes; then ends the process at once, whatever the engine is doing: a load or
@@ -100,7 +115,10 @@ struct Reports {
 
 impl Reports {
     fn new(socket: UnixStream) -> Self {
-        Self { socket, buffer: Vec::with_capacity(4096) }
+        Self {
+            socket,
+            buffer: Vec::with_capacity(4096),
+        }
     }
 
     /// Writes one frame. A failure means that the daemon is gone; the reader thread ends the process then.

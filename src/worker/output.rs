@@ -16,7 +16,10 @@ pub(super) struct TextStream {
 impl TextStream {
     /// A stream that ends at the first of `stops`; empty ones are ignored.
     pub(super) fn new(stops: &[String]) -> Self {
-        Self { stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(), ..Self::default() }
+        Self {
+            stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(),
+            ..Self::default()
+        }
     }
 
     /// Whether a stop string was found. Nothing is added to the text after that.
@@ -58,7 +61,12 @@ impl TextStream {
             self.held.truncate(end);
             return std::mem::take(&mut self.held);
         }
-        let keep = self.stops.iter().map(|stop| overlap(&self.held, stop)).max().unwrap_or(0);
+        let keep = self
+            .stops
+            .iter()
+            .map(|stop| overlap(&self.held, stop))
+            .max()
+            .unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - keep);
         std::mem::replace(&mut self.held, rest)
     }
@@ -67,10 +75,13 @@ impl TextStream {
 /// Bytes at the end of `text` that are a proper prefix of `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let (text, stop) = (text.as_bytes(), stop.as_bytes());
-    (1..stop.len().min(text.len() + 1)).rev().find(|&length| text.ends_with(&stop[..length])).map_or(0, |length| {
-        // A prefix of a str's bytes may end inside a code point, but `text` ends at a boundary, so it cannot match there.
-        length
-    })
+    (1..stop.len().min(text.len() + 1))
+        .rev()
+        .find(|&length| text.ends_with(&stop[..length]))
+        .map_or(0, |length| {
+            // A prefix of a str's bytes may end inside a code point, but `text` ends at a boundary, so it cannot match there.
+            length
+        })
 }
 
 /// Takes all whole code points off the front of `bytes`; what can never become one is U+FFFD.

@@ -29,7 +29,9 @@ pub(super) fn choose(offers: &[Offer<'_>], prompt: &[Token]) -> Option<usize> {
     if shared > 0 && shared * 2 >= offers[best].cached.len().min(prompt.len()) {
         return Some(best);
     }
-    idle().min_by_key(|(_, offer)| (!offer.cached.is_empty(), offer.last_used)).map(|(slot, _)| slot)
+    idle()
+        .min_by_key(|(_, offer)| (!offer.cached.is_empty(), offer.last_used))
+        .map(|(slot, _)| slot)
 }
 
 #[cfg(test)]
@@ -37,12 +39,20 @@ mod tests {
     use super::*;
 
     fn offer(idle: bool, cached: &[Token], last_used: u64) -> Offer<'_> {
-        Offer { idle, cached, last_used }
+        Offer {
+            idle,
+            cached,
+            last_used,
+        }
     }
 
     #[test]
     fn the_longest_shared_prefix_wins() {
-        let offers = [offer(true, &[1, 2], 9), offer(true, &[1, 2, 3, 4], 1), offer(false, &[1, 2, 3, 4, 5], 2)];
+        let offers = [
+            offer(true, &[1, 2], 9),
+            offer(true, &[1, 2, 3, 4], 1),
+            offer(false, &[1, 2, 3, 4, 5], 2),
+        ];
         assert_eq!(choose(&offers, &[1, 2, 3, 4, 5]), Some(1));
     }
 

@@ -24,13 +24,19 @@ impl Sampler {
         prompt: &[Token],
     ) -> Result<Self, String> {
         let penalised = settings.repeat_last_n != 0
-            && (settings.repeat_penalty != 1.0 || settings.frequency_penalty != 0.0 || settings.presence_penalty != 0.0);
+            && (settings.repeat_penalty != 1.0
+                || settings.frequency_penalty != 0.0
+                || settings.presence_penalty != 0.0);
         let greedy = settings.temperature <= 0.0;
         let chain = if greedy && !penalised {
             None
         } else {
             let mut chain = SamplerChain::new().ok_or("no memory for a sampler")?;
-            let last_n = if settings.repeat_last_n < 0 { context as i32 } else { settings.repeat_last_n };
+            let last_n = if settings.repeat_last_n < 0 {
+                context as i32
+            } else {
+                settings.repeat_last_n
+            };
             if penalised {
                 chain.penalties(
                     model.vocab_size() as i32,

@@ -58,7 +58,9 @@ impl PrefillPace {
 
     /// Starts careful: nothing was measured yet.
     pub(super) fn new() -> Self {
-        Self { seconds_per_token: Self::STEP_SECONDS / 64.0 }
+        Self {
+            seconds_per_token: Self::STEP_SECONDS / 64.0,
+        }
     }
 
     /// A step with this many prompt tokens took this long.
@@ -81,14 +83,24 @@ impl PrefillPace {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { batch: 512, prefill_beside_decode: 64 };
+    const LIMITS: Limits = Limits {
+        batch: 512,
+        prefill_beside_decode: 64,
+    };
 
     fn prefill(tokens: usize, arrival: u64) -> Demand {
-        Demand { prefill: tokens, decode: false, arrival }
+        Demand {
+            prefill: tokens,
+            decode: false,
+            arrival,
+        }
     }
 
     fn decode() -> Demand {
-        Demand { decode: true, ..Demand::default() }
+        Demand {
+            decode: true,
+            ..Demand::default()
+        }
     }
 
     #[test]
@@ -108,8 +120,14 @@ mod tests {
 
     #[test]
     fn a_full_batch_of_generating_sequences_leaves_nothing() {
-        let limits = Limits { batch: 2, prefill_beside_decode: 64 };
-        assert_eq!(plan(&[decode(), decode(), decode(), prefill(5, 0)], limits), [1, 1, 0, 0]);
+        let limits = Limits {
+            batch: 2,
+            prefill_beside_decode: 64,
+        };
+        assert_eq!(
+            plan(&[decode(), decode(), decode(), prefill(5, 0)], limits),
+            [1, 1, 0, 0]
+        );
     }
 
     #[test]
@@ -123,7 +141,11 @@ mod tests {
         for _ in 0..50 {
             pace.observe(512, Duration::from_millis(256));
         }
-        assert!((150..=250).contains(&pace.beside_decode(512)), "{}", pace.beside_decode(512));
+        assert!(
+            (150..=250).contains(&pace.beside_decode(512)),
+            "{}",
+            pace.beside_decode(512)
+        );
         for _ in 0..50 {
             pace.observe(512, Duration::from_secs(60));
         }

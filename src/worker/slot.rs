@@ -71,7 +71,14 @@ pub(super) enum Progress {
 
 impl Active {
     /// A new job in a slot; `prompt_left` is what the slot's cache does not have.
-    pub(super) fn new(job: Job, prompt: Vec<Token>, cached: usize, sampler: Sampler, model: &Model, arrival: u64) -> Result<Self, String> {
+    pub(super) fn new(
+        job: Job,
+        prompt: Vec<Token>,
+        cached: usize,
+        sampler: Sampler,
+        model: &Model,
+        arrival: u64,
+    ) -> Result<Self, String> {
         let answer = Answer::new(&job.stop, job.chat.as_ref())?;
         let preserved = job.chat.as_ref().map_or_else(Vec::new, |chat| {
             let single = |text: &String| match model.tokenize(text, false, true).ok()?.as_slice() {
@@ -102,7 +109,13 @@ impl Active {
     }
 
     /// Takes a sampled token: shows its text, decides whether the answer goes on.
-    pub(super) fn take(&mut self, token: Token, logits: &[f32], goes_on: bool, model: &Model) -> (Option<Delta>, Progress) {
+    pub(super) fn take(
+        &mut self,
+        token: Token,
+        logits: &[f32],
+        goes_on: bool,
+        model: &Model,
+    ) -> (Option<Delta>, Progress) {
         self.first_token.get_or_insert_with(Instant::now);
         if model.is_end_of_generation(token) {
             self.output.push(token);
@@ -115,9 +128,16 @@ impl Active {
             let (logprob, best) = log_softmax_of(logits, token, usize::from(top));
             let top = best
                 .into_iter()
-                .map(|(id, logprob)| TopLogprob { bytes: model.detokenize(&[id], true), logprob })
+                .map(|(id, logprob)| TopLogprob {
+                    bytes: model.detokenize(&[id], true),
+                    logprob,
+                })
                 .collect();
-            self.logprobs.push(TokenLogprob { bytes: model.detokenize(&[token], true), logprob, top });
+            self.logprobs.push(TokenLogprob {
+                bytes: model.detokenize(&[token], true),
+                logprob,
+                top,
+            });
         }
         let delta = self.answer.push(&bytes);
         let progress = if self.answer.stopped() || !goes_on {
