@@ -1,6 +1,8 @@
 //! hubllama: makes every existing Ollama client speak Hugging Face.
 
 pub mod config;
+pub mod gguf;
+pub mod http;
 pub mod inference;
 pub mod lifecycle;
 pub mod llama;
