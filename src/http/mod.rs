@@ -1,0 +1,11 @@
+//! HTTP building blocks that both sides of the daemon use: bodies, headers, the pooled client, stream framing.
+//!
+//! Nothing here knows a route, a model or a setting.
+
+pub mod body;
+pub mod client;
+pub mod headers;
+pub mod ndjson;
+pub mod peek;
+pub mod spool;
+pub mod sse;
