@@ -1,5 +1,6 @@
 //! hubllama: makes every existing Ollama client speak Hugging Face.
 
+pub mod api;
 pub mod config;
 pub mod gguf;
 pub mod http;
