@@ -11,6 +11,7 @@ mod answer;
 mod compile;
 mod constraint;
 mod engine;
+mod inspect;
 mod output;
 mod prefix;
 pub mod protocol;
@@ -25,6 +26,7 @@ use std::{
     thread,
 };
 
+pub use inspect::{BuildReport, build_report};
 use protocol::{Command, PROTOCOL_VERSION, Report};
 
 /// Commands that wait for the engine between two decode steps.
