@@ -19,6 +19,9 @@ export LLAMA_SERVER ?= $(TARGET)/peers/llama-server
 FEATURES ?=
 CARGO_FEATURES := $(if $(FEATURES),--features $(FEATURES))
 
+# The order of prerequisites is the order of work, with -j too: two runs of cargo would only wait for each other.
+.NOTPARALLEL:
+
 .PHONY: help deps build demo test-deps test fmt clippy doc unit compat doctest units bench clean-demo
 
 help: ## This list
@@ -41,14 +44,7 @@ test-deps: deps
 	@$(TOOLS)/clients.sh >/dev/null
 	@$(TOOLS)/nginx.sh
 
-test: test-deps ## Everything that CI checks
-	@$(MAKE) --no-print-directory fmt
-	@$(MAKE) --no-print-directory clippy
-	@$(MAKE) --no-print-directory doc
-	@$(MAKE) --no-print-directory unit
-	@$(MAKE) --no-print-directory compat
-	@$(MAKE) --no-print-directory doctest
-	@$(MAKE) --no-print-directory units
+test: test-deps fmt clippy doc unit compat doctest units ## Everything that CI checks
 
 # All of them in the release profile: llama.cpp is compiled once.
 fmt:

@@ -27,7 +27,7 @@ free_port() {
 # start_daemon NAME=VALUE…: sets $address; returns when the API answers.
 start_daemon() {
     address=127.0.0.1:$(free_port)
-    env -u OLLAMA_HOST HUBLLAMA_CONFIG="$demo/config.toml" HUBLLAMA_LISTEN="$address" HUBLLAMA_STATE="$demo/state" \
+    env HUBLLAMA_CONFIG="$demo/config.toml" HUBLLAMA_LISTEN="$address" HUBLLAMA_STATE="$demo/state" \
         HF_HUB_CACHE="$cache" "$@" "$binary" serve >"$log" 2>&1 &
     daemon=$!
     local deadline=$((SECONDS + 60))
