@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # Shared by the scripts beside it; sourced, never run.
 
 # The clone's root and the folder for everything that is built or downloaded.

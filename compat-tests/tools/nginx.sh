@@ -19,7 +19,7 @@ if [ -z "$installed" ] && command -v apt-get >/dev/null && command -v dpkg-deb >
     fi
     # Some releases split the binary (`nginx`) from its flavours, older ones put it into the flavour.
     for package in nginx nginx-light; do
-        rm -rf "$work"/* "$peers/nginx-root"
+        rm -rf "${work:?}"/* "$peers/nginx-root"
         (cd "$work" && apt-get download -qq "$package" >/dev/null 2>&1) || continue
         dpkg-deb -x "$work"/*.deb "$peers/nginx-root"
         if [ -x "$peers/nginx-root/usr/sbin/nginx" ] && "$peers/nginx-root/usr/sbin/nginx" -v 2>/dev/null; then
