@@ -25,7 +25,7 @@ use crate::{
 #[derive(Debug, Parser)]
 struct Args {
     /// Replace the table between the markers of this file.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "only")]
     write: Option<PathBuf>,
     /// Exit with an error when a target is missed.
     #[arg(long)]
