@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot, watch},
     task::{AbortHandle, JoinSet},
 };
 
@@ -112,14 +112,28 @@ pub struct Quarantined {
 enum Command {
     Acquire(Box<Wanted>, oneshot::Sender<Result<Lease, Failure>>),
     Unload(PathBuf),
-    Snapshot(oneshot::Sender<(Vec<Resident>, Vec<Quarantined>)>),
+    Snapshot(oneshot::Sender<Vec<Resident>>),
     Stop(oneshot::Sender<()>),
+}
+
+/// The task's fill levels, for `/health`.
+#[derive(Clone, Debug, Default)]
+pub struct LifecycleHealth {
+    /// Models that are ready.
+    pub resident: usize,
+    /// Models that are loading or stopping.
+    pub in_transition: usize,
+    /// Requests that wait for a model.
+    pub waiting: usize,
+    /// Models that are refused for a while.
+    pub quarantined: Vec<Quarantined>,
 }
 
 /// Handle of the task.
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
     commands: mpsc::Sender<Command>,
+    health: watch::Receiver<LifecycleHealth>,
 }
 
 impl std::fmt::Debug for Command {
@@ -133,8 +147,15 @@ impl Lifecycle {
     #[must_use]
     pub fn start(command: WorkerCommand) -> Self {
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
-        tokio::spawn(Manager::new(command).run(receiver));
-        Self { commands }
+        let (publish, health) = watch::channel(LifecycleHealth::default());
+        tokio::spawn(Manager::new(command, publish).run(receiver));
+        Self { commands, health }
+    }
+
+    /// The fill levels as they were when something last changed.
+    #[must_use]
+    pub fn health(&self) -> LifecycleHealth {
+        self.health.borrow().clone()
     }
 
     /// Waits until the model is resident. Dropping the future gives up the place in the queue.
@@ -156,11 +177,11 @@ impl Lifecycle {
         let _ = self.commands.send(Command::Unload(path)).await;
     }
 
-    /// What is resident, and what is quarantined.
-    pub async fn snapshot(&self) -> (Vec<Resident>, Vec<Quarantined>) {
+    /// What is resident.
+    pub async fn residents(&self) -> Vec<Resident> {
         let (sender, receiver) = oneshot::channel();
         if self.commands.send(Command::Snapshot(sender)).await.is_err() {
-            return Default::default();
+            return Vec::new();
         }
         receiver.await.unwrap_or_default()
     }
@@ -221,12 +242,14 @@ struct Manager {
     tasks: JoinSet<Outcome>,
     /// A lease was given back.
     changed: Arc<Notify>,
+    publish: watch::Sender<LifecycleHealth>,
 }
 
 impl Manager {
-    fn new(command: WorkerCommand) -> Self {
+    fn new(command: WorkerCommand, publish: watch::Sender<LifecycleHealth>) -> Self {
         Self {
             command,
+            publish,
             entries: HashMap::new(),
             waiting: VecDeque::new(),
             deaths: HashMap::new(),
@@ -246,7 +269,7 @@ impl Manager {
                             ready.keep_alive = KeepAlive::ZERO;
                         }
                     }
-                    Some(Command::Snapshot(reply)) => { let _ = reply.send(self.snapshot()); }
+                    Some(Command::Snapshot(reply)) => { let _ = reply.send(self.residents()); }
                     Some(Command::Stop(reply)) => {
                         self.stop().await;
                         let _ = reply.send(());
@@ -371,6 +394,7 @@ impl Manager {
             self.unload(&path);
         }
         self.grant_threads();
+        self.publish.send_replace(self.health());
     }
 
     fn note_idle(&mut self, now: Instant) {
@@ -554,9 +578,22 @@ impl Manager {
             .min()
     }
 
-    fn snapshot(&self) -> (Vec<Resident>, Vec<Quarantined>) {
+    fn health(&self) -> LifecycleHealth {
+        let resident = self.entries.values().filter(|entry| matches!(entry.state, State::Ready(_))).count();
+        let quarantined = self.deaths.iter().filter(|(_, (deaths, ..))| *deaths >= policy::DEATHS_TO_QUARANTINE).map(
+            |(path, (deaths, _, reason))| Quarantined { path: path.clone(), deaths: *deaths, reason: reason.clone() },
+        );
+        LifecycleHealth {
+            resident,
+            in_transition: self.entries.len() - resident,
+            waiting: self.waiting.len(),
+            quarantined: quarantined.collect(),
+        }
+    }
+
+    fn residents(&self) -> Vec<Resident> {
         let (now, wall) = (Instant::now(), SystemTime::now());
-        let residents = self.entries.values().filter_map(|entry| match &entry.state {
+        let resident = |entry: &Entry| match &entry.state {
             State::Ready(ready) => {
                 let expires = policy::expires(ready.idle_since.unwrap_or(now), ready.keep_alive);
                 Some(Resident {
@@ -571,17 +608,8 @@ impl Manager {
                 })
             }
             _ => None,
-        });
-        let quarantined = self
-            .deaths
-            .iter()
-            .filter(|(_, (deaths, ..))| *deaths >= policy::DEATHS_TO_QUARANTINE)
-            .map(|(path, (deaths, _, reason))| Quarantined {
-                path: path.clone(),
-                deaths: *deaths,
-                reason: reason.clone(),
-            });
-        (residents.collect(), quarantined.collect())
+        };
+        self.entries.values().filter_map(resident).collect()
     }
 
     async fn stop(mut self) {

@@ -9,6 +9,6 @@ mod policy;
 mod process;
 
 pub use helper::Helper;
-pub use manager::{Lease, Lifecycle, Limits, Quarantined, Resident, Wanted};
+pub use manager::{Lease, Lifecycle, LifecycleHealth, Limits, Quarantined, Resident, Wanted};
 pub use policy::default_parallel;
 pub use process::{JobStream, WorkerCommand};

@@ -210,7 +210,7 @@ impl Provider for HuggingFace {
     }
 
     fn resident<'a>(&'a self, _: &'a Call) -> BoxFuture<'a, Vec<ResidentModel>> {
-        async move { self.lifecycle.snapshot().await.0.into_iter().map(|resident| resident.model).collect() }.boxed()
+        async move { self.lifecycle.residents().await.into_iter().map(|resident| resident.model).collect() }.boxed()
     }
 
     fn card<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
