@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-fn main() {}
-=======
 //! Measures hubllama beside its peers, in one run on one machine, and reports ratios: nginx for the way to Ollama, llama.cpp's
 //! own server for decoding. `make bench` prepares the peers. What a peer is missing for is skipped with the reason.
 //!
@@ -99,4 +96,3 @@ fn memory() -> Result<Vec<Row>> {
         met: megabytes <= 30.0,
     }])
 }
->>>>>>> ops
