@@ -5,4 +5,5 @@ pub mod config;
 pub mod http;
 pub mod inference;
 pub mod provider;
+pub mod server;
 pub mod stdx;
