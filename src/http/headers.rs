@@ -40,11 +40,16 @@ pub fn remove_cors(headers: &mut HeaderMap) {
             .iter()
             .filter_map(without_origin)
             .collect();
-        headers.remove(header::VARY);
+        remove(headers, &[header::VARY]);
         for value in kept {
             headers.append(header::VARY, value);
         }
     }
+}
+
+/// Removes the headers of these names. Order is kept.
+pub fn remove(headers: &mut HeaderMap, names: &[HeaderName]) {
+    keep(headers, |name, _| !names.contains(name));
 }
 
 /// Keeps what `wanted` says. (`HeaderMap::remove` would move the last entry into the gap.)
