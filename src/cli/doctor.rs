@@ -1,11 +1,12 @@
 //! `hubllama doctor`: what this build and this machine can do, and what is wrong.
 
-use std::{fs, path::Path, process::ExitCode};
+use std::{fs, path::Path, process::ExitCode, sync::Arc, time::Instant};
 
 use super::client::Daemon;
 use crate::{
     config::{self, Inputs},
     hub::Hub,
+    provider::{Call, Ollama},
     stdx::{fs::free_bytes, size::human_bytes},
     worker::build_report,
 };
@@ -55,8 +56,9 @@ pub(super) async fn run(inputs: &Inputs) -> anyhow::Result<ExitCode> {
     }
     if config.ollama.enabled {
         let url = &config.ollama.url;
-        match crate::provider::ollama::reachable(&config.ollama).await {
-            Ok(version) => row(true, "ollama", format!("{url} answers, version {version}")),
+        let call = Call { config: Arc::new(config.clone()), arrived: Instant::now() };
+        match Ollama::new().reachable(&call).await {
+            Ok(_) => row(true, "ollama", format!("{url} answers")),
             Err(error) => row(false, "ollama", format!("{url} does not answer ({error}); plain names will get a 502")),
         }
     }
@@ -65,7 +67,7 @@ pub(super) async fn run(inputs: &Inputs) -> anyhow::Result<ExitCode> {
         if config.hub.offline {
             row(true, "hub", format!("{endpoint}, offline by configuration"));
         } else {
-            match Hub::new(config.state_dir.clone()).reachable(&config.hub).await {
+            match Hub::new(&config.state_dir).reachable(&config.hub).await {
                 Ok(_) => row(true, "hub", format!("{endpoint} answers")),
                 Err(error) => row(false, "hub", format!("{error}")),
             }

@@ -34,7 +34,7 @@ pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode
         None => {
             eprintln!("no daemon is running; pulling {name} into {}", config.hub.cache_dir.display());
             let name = HfName::parse(name)?;
-            let hub = Hub::new(config.state_dir.clone());
+            let hub = Hub::new(&config.state_dir);
             let mut events = hub.pull(&config.hub, &name);
             while let Some(event) = events.next().await {
                 match event? {
@@ -62,7 +62,7 @@ pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
         }
         None => {
             eprintln!("no daemon is running; listing {}", config.hub.cache_dir.display());
-            for model in Hub::new(config.state_dir.clone()).list(&config.hub).await {
+            for model in Hub::new(&config.state_dir).list(&config.hub).await {
                 let modified = crate::stdx::timestamp::rfc3339_local(model.modified_at).chars().take(16).collect();
                 let label = model.canonical.rsplit(':').next().unwrap_or("-").to_owned();
                 rows.push([model.canonical, human_bytes(model.size_bytes), label, modified]);

@@ -1,7 +1,7 @@
 //! Questions to the Hub over HTTP: what a repository is, what it holds, where a file lies. No file is written here.
 
 use std::{
-    sync::{Arc, Mutex, Once, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -122,7 +122,7 @@ impl Pool {
         if let Some((_, client)) = cached.as_ref().filter(|(timeout, _)| *timeout == connect_timeout) {
             return Ok(client.clone());
         }
-        install_tls();
+        crate::http::client::install_tls();
         // HTTP/1 gives each range a connection, and so a window, of its own. Redirects are followed by hand, because the
         // token must not travel and because the Hub's headers are on the first answer.
         let client = reqwest::Client::builder()
@@ -135,12 +135,6 @@ impl Pool {
         *cached = Some((connect_timeout, client.clone()));
         Ok(client)
     }
-}
-
-fn install_tls() {
-    static ONCE: Once = Once::new();
-    // An error means that another part of the process has installed the same provider.
-    ONCE.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
 }
 
 impl Client {

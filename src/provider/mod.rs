@@ -4,9 +4,11 @@
 //! forwarded as they are.
 
 pub mod ollama;
+mod huggingface;
 pub mod registry;
 
 pub use ollama::{Ollama, UpstreamError};
+pub use huggingface::HuggingFace;
 pub use registry::{Owner, Registry};
 
 use std::{fmt, pin::Pin, sync::Arc, time::Instant};
