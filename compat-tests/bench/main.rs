@@ -1,1 +1,98 @@
-fn main(){}
+//! Measures hubllama beside its peers, in one run on one machine, and reports ratios: nginx for the way to Ollama, llama.cpp's
+//! own server for decoding. `make bench` prepares the peers. What a peer is missing for is skipped with the reason.
+//!
+//! The contenders of a section take turns within each round, and what is compared is the median over rounds: a machine that slows
+//! down half-way slows all of them.
+
+mod client;
+mod decode;
+mod processes;
+mod relay;
+mod report;
+mod upstream;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::{
+    processes::{Hubllama, binaries},
+    report::{Report, Row},
+};
+
+/// Measures hubllama beside nginx and llama-server.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Replace the table between the markers of this file.
+    #[arg(long, value_name = "FILE", conflicts_with = "only")]
+    write: Option<PathBuf>,
+    /// Exit with an error when a target is missed.
+    #[arg(long)]
+    check: bool,
+    /// Rounds of each section.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..))]
+    rounds: u32,
+    /// Measure only these sections: latency, relay, decode, memory.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// Be the upstream that the proxies are pointed at.
+    #[arg(long, hide = true)]
+    upstream: bool,
+    /// Cargo adds it.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> Result<ExitCode> {
+    let args = Args::parse();
+    if args.upstream {
+        upstream::serve()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let wants = |section: &str| args.only.is_empty() || args.only.iter().any(|only| only == section);
+    let mut report = Report::default();
+    if wants("memory") {
+        section(&mut report, "memory", |_| memory());
+    }
+    if wants("latency") {
+        section(&mut report, "latency", |report| relay::latency(args.rounds, report));
+    }
+    if wants("relay") {
+        section(&mut report, "relay", |report| relay::throughput(args.rounds, report));
+    }
+    if wants("decode") {
+        section(&mut report, "decode", |report| decode::measure(args.rounds, report));
+    }
+    let text = report.markdown();
+    println!("{text}");
+    if let Some(file) = &args.write {
+        report::write_between_markers(file, &text)?;
+        eprintln!("wrote {}", file.display());
+    }
+    let failed = report.has_errors() || (args.check && report.missed());
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Runs one section; its failure is reported and does not end the others.
+fn section(report: &mut Report, name: &str, measure: impl FnOnce(&mut Report) -> Result<Vec<Row>>) {
+    eprintln!("measuring {name} …");
+    match measure(report) {
+        Ok(rows) => report.rows.extend(rows),
+        Err(error) => report.error(name, &error),
+    }
+}
+
+/// Resident memory of a daemon that serves but has no model loaded. Target: at most 30 MB.
+fn memory() -> Result<Vec<Row>> {
+    let hubllama = Hubllama::start(&binaries().hubllama, "http://127.0.0.1:9", None)?;
+    let megabytes = hubllama.resident_bytes()? as f64 / 1e6;
+    Ok(vec![Row {
+        what: "memory of the idle daemon".into(),
+        peer: "–".into(),
+        ours: format!("{megabytes:.1} MB"),
+        figure: format!("{megabytes:.1} MB"),
+        target: "≤ 30 MB".into(),
+        met: megabytes <= 30.0,
+    }])
+}

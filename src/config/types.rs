@@ -1,8 +1,4 @@
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use crate::{
     inference::{KeepAlive, KvCacheType, LoadOptions, Sampling, Switch},
@@ -290,6 +286,9 @@ impl Default for EngineConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { level: "info".into(), format: LogFormat::Text }
+        Self {
+            level: "info".into(),
+            format: LogFormat::Text,
+        }
     }
 }

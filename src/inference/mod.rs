@@ -13,7 +13,7 @@ mod options;
 mod request;
 
 pub use capability::Capability;
-pub use event::{Delta, Event, Finish, FinishReason, TokenLogprob, TopLogprob, ToolCall, Usage};
+pub use event::{Delta, Event, Finish, FinishReason, TokenLogprob, ToolCall, TopLogprob, Usage};
 pub use failure::Failure;
 pub use keep_alive::KeepAlive;
 pub use model::{ModelCard, ModelDetails, ModelFacts, PullEvent, ResidentModel, TensorFacts};

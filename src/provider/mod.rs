@@ -3,8 +3,10 @@
 //! A [`Provider`] serves neutral requests; a plain name that Ollama answers is not put through one: its bytes are
 //! forwarded as they are.
 
+pub mod ollama;
 pub mod registry;
 
+pub use ollama::{Ollama, UpstreamError};
 pub use registry::{Owner, Registry};
 
 use std::{fmt, pin::Pin, sync::Arc, time::Instant};
@@ -46,12 +48,8 @@ pub trait Provider: fmt::Debug + Send + Sync {
     fn card<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>>;
 
     /// Everything that is known of one model.
-    fn show<'a>(
-        &'a self,
-        call: &'a Call,
-        name: &'a str,
-        verbose: bool,
-    ) -> BoxFuture<'a, Result<ModelDetails, Failure>>;
+    fn show<'a>(&'a self, call: &'a Call, name: &'a str, verbose: bool)
+    -> BoxFuture<'a, Result<ModelDetails, Failure>>;
 
     /// Makes a model resident.
     fn load<'a>(

@@ -56,7 +56,10 @@ impl Registry {
     }
 
     fn serve(&self, name: &str) -> Owner {
-        Owner::Serve { provider: Arc::clone(&self.hugging_face), name: name.to_owned() }
+        Owner::Serve {
+            provider: Arc::clone(&self.hugging_face),
+            name: name.to_owned(),
+        }
     }
 }
 
@@ -65,7 +68,9 @@ fn is_hugging_face(config: &Config, name: &str) -> bool {
         return rest.contains('/');
     }
     config.hub.claim_hf_co
-        && ["hf.co/", "huggingface.co/"].iter().any(|prefix| strip_prefix_ignore_case(name, prefix).is_some())
+        && ["hf.co/", "huggingface.co/"]
+            .iter()
+            .any(|prefix| strip_prefix_ignore_case(name, prefix).is_some())
 }
 
 /// The alias that `name` is, with or without Ollama's default tag.
@@ -74,7 +79,12 @@ fn alias<'a>(config: &'a Config, name: &str) -> Option<&'a str> {
     config
         .aliases
         .iter()
-        .find(|(alias, _)| alias.strip_suffix(":latest").unwrap_or(alias).eq_ignore_ascii_case(bare))
+        .find(|(alias, _)| {
+            alias
+                .strip_suffix(":latest")
+                .unwrap_or(alias)
+                .eq_ignore_ascii_case(bare)
+        })
         .map(|(_, target)| target.as_str())
 }
 

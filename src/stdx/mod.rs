@@ -1,5 +1,8 @@
 //! What std lacks, in small named pieces.
 
+pub mod fs;
 mod secret;
+pub mod size;
+pub mod timestamp;
 
 pub use secret::Secret;

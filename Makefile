@@ -1,0 +1,67 @@
+# What a newcomer and CI run. Everything that is built or downloaded lies under $(TARGET).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+TOOLS := compat-tests/tools
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+export CARGO_TARGET_DIR := $(TARGET)
+
+# Where the tests find what `make test-deps` prepared.
+export HUBLLAMA_TEST_GGUF := $(TARGET)/test-deps/SmolLM2-135M-Instruct.Q4_1.gguf
+export HUBLLAMA_TEST_PYTHON := $(TARGET)/test-deps/venv/bin/python
+export HUBLLAMA_TEST_NGINX := $(TARGET)/peers/nginx
+# Another llama-server can be compared with: make bench LLAMA_SERVER=/path/to/llama-server
+export LLAMA_SERVER ?= $(TARGET)/peers/llama-server
+
+# A feature of the GPU: make build FEATURES=cuda
+FEATURES ?=
+CARGO_FEATURES := $(if $(FEATURES),--features $(FEATURES))
+
+# The order of prerequisites is the order of work, with -j too: two runs of cargo would only wait for each other.
+.NOTPARALLEL:
+
+.PHONY: help deps build demo test-deps test fmt clippy doc unit compat doctest units bench clean-demo
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+deps: ## Install what the build needs (Debian packages; quick when all is there)
+	@$(TOOLS)/deps.sh
+
+build: deps ## Build target/release/hubllama (FEATURES=cuda, vulkan, rocm or metal for a GPU)
+	cargo build --release --locked $(CARGO_FEATURES)
+
+demo: build ## Build, fetch a small model, start the daemon, ask it one question
+	@$(TOOLS)/demo.sh
+
+clean-demo: ## Remove what the demo made
+	rm -rf '$(TARGET)/demo'
+
+test-deps: deps
+	@$(TOOLS)/model.sh >/dev/null
+	@$(TOOLS)/clients.sh >/dev/null
+	@$(TOOLS)/nginx.sh
+
+test: test-deps fmt clippy doc unit compat doctest units ## Everything that CI checks
+
+# All of them in the release profile: llama.cpp is compiled once.
+fmt:
+	cargo fmt --check
+clippy: deps
+	cargo clippy --release --locked --all-targets -- -D warnings
+doc: deps
+	RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --no-deps --document-private-items
+unit: deps
+	cargo test --release --locked --lib
+compat: test-deps
+	cargo test --release --locked --test compat -- --test-threads=1
+doctest: deps
+	cargo test --release --locked --doc
+units: build
+	@$(TOOLS)/units.sh
+
+bench: build test-deps ## Measure against nginx and llama-server, and write docs/benchmarks.md
+	@$(TOOLS)/build-llama-server.sh
+	cargo bench --locked --bench peers -- --write docs/benchmarks.md

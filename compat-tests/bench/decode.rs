@@ -1,0 +1,132 @@
+//! Tokens per second beside llama.cpp's own server: the same file, the same prompts, the same number of compute threads.
+
+use std::{net::SocketAddr, time::Instant};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::{
+    client::{Connection, run},
+    processes::{Hubllama, LlamaServer, MODEL, binaries},
+    report::{Report, Row, median},
+};
+
+/// Tokens of one reply.
+const TOKENS: u64 = 128;
+
+/// Beginnings that a small model goes on from for long.
+const BEGINNINGS: [&str; 8] = [
+    "Once upon a time, in a village by the sea, there lived",
+    "The history of the Roman Empire begins with",
+    "To bake a good loaf of bread, first",
+    "Photosynthesis is the process by which",
+    "The train left the station early in the morning, and",
+    "In computer science, a hash table is",
+    "My grandfather used to tell a story about",
+    "The planets of the solar system are",
+];
+
+/// Which wire a contender speaks.
+#[derive(Clone, Copy)]
+enum Wire {
+    Ollama,
+    LlamaServer,
+}
+
+/// Aggregated rates with one and with eight streams. Target: at least 0.95 of llama-server.
+pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
+    let what = "decoding";
+    let binaries = binaries();
+    let Some(program) = &binaries.llama_server else {
+        report.skip(what, "llama-server is not there (LLAMA_SERVER)");
+        return Ok(Vec::new());
+    };
+    let Some(gguf) = &binaries.gguf else {
+        report.skip(what, "the test model is not there (HUBLLAMA_TEST_GGUF)");
+        return Ok(Vec::new());
+    };
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let peer = LlamaServer::start(program, gguf, threads)?;
+    let hubllama = Hubllama::start(&binaries.hubllama, "http://127.0.0.1:9", Some(gguf))?;
+    let contenders = [(Wire::LlamaServer, peer.address), (Wire::Ollama, hubllama.address)];
+    let mut rows = Vec::new();
+    for streams in [1, 8] {
+        // A reply each to load and to warm up.
+        for (wire, address) in contenders {
+            run(decode(wire, address, streams, 0))?;
+        }
+        let mut rates = [const { Vec::new() }; 2];
+        for round in 1..=rounds {
+            for turn in 0..2 {
+                let which = (round as usize + turn) % 2;
+                let (wire, address) = contenders[which];
+                rates[which].push(run(decode(wire, address, streams, round))?);
+            }
+        }
+        let [peer, ours] = rates;
+        let figure = median(ours.iter().zip(&peer).map(|(ours, peer)| ours / peer));
+        let rate = |values: &[f64]| format!("{:.1} tokens/s", median(values.iter().copied()));
+        rows.push(Row {
+            what: format!("decoding, {streams} at once (SmolLM2-135M Q4_1, {threads} threads)"),
+            peer: format!("llama-server {}", rate(&peer)),
+            ours: rate(&ours),
+            figure: format!("{figure:.2}"),
+            target: "≥ 0.95".into(),
+            met: figure >= 0.95,
+        });
+    }
+    Ok(rows)
+}
+
+/// Tokens per second over all streams, prompts included.
+async fn decode(wire: Wire, address: SocketAddr, streams: usize, round: u32) -> Result<f64> {
+    let mut connections = Vec::with_capacity(streams);
+    for _ in 0..streams {
+        connections.push(Connection::open(address).await?);
+    }
+    let begin = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for (mut connection, beginning) in connections.into_iter().zip(BEGINNINGS) {
+        // The number comes first, so that no round finds its prompt in a cache.
+        let prompt = format!("{streams}.{round}. {beginning}");
+        tasks.spawn(async move { reply(wire, &mut connection, &prompt).await });
+    }
+    let mut tokens = 0;
+    while let Some(done) = tasks.join_next().await {
+        tokens += done??;
+    }
+    let rate = tokens as f64 / begin.elapsed().as_secs_f64();
+    // A model that stops at once would measure prompts, not decoding.
+    ensure!(
+        tokens >= streams as u64 * TOKENS / 2,
+        "only {tokens} tokens came from {address}"
+    );
+    Ok(rate)
+}
+
+/// Streams one reply and returns how many tokens the contender says it has.
+async fn reply(wire: Wire, connection: &mut Connection, prompt: &str) -> Result<u64> {
+    let (path, request, key) = match wire {
+        Wire::Ollama => {
+            let options = json!({"temperature": 0, "num_predict": TOKENS, "num_ctx": 2048, "repeat_penalty": 1.0});
+            let request = json!({"model": MODEL, "prompt": prompt, "raw": true, "keep_alive": -1, "options": options});
+            ("/api/generate", request, "eval_count")
+        }
+        Wire::LlamaServer => {
+            let request = json!({"prompt": prompt, "temperature": 0, "n_predict": TOKENS, "stream": true});
+            ("/completion", request, "tokens_predicted")
+        }
+    };
+    let text = connection.post_text(path, &Bytes::from(request.to_string())).await?;
+    let last = text
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .context("an empty reply")?;
+    let last: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap_or(last))
+        .with_context(|| format!("the last frame is not JSON: {last}"))?;
+    last[key]
+        .as_u64()
+        .with_context(|| format!("the last frame has no {key}: {last}"))
+}

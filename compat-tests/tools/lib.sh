@@ -1,0 +1,42 @@
+# shellcheck shell=bash disable=SC2034
+# Shared by the scripts beside it; sourced, never run.
+
+# The clone's root and the folder for everything that is built or downloaded.
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
+case $TARGET in /*) ;; *) TARGET=$ROOT/$TARGET ;; esac
+TOOLS=$ROOT/compat-tests/tools
+
+say() { printf '%s\n' "$*" >&2; }
+
+die() {
+    say "error: $*"
+    exit 1
+}
+
+# sha256_is FILE HEX
+sha256_is() {
+    [ -f "$1" ] && [ "$(sha256sum "$1" | cut -d' ' -f1)" = "$2" ]
+}
+
+# Prints the path of a Python that has pip, in a virtual environment of its own (Debian's python3 has no pip).
+tools_python() {
+    local venv=$TARGET/tools/venv
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        rm -rf "$venv"
+        python3 -m venv "$venv" >&2 || die "python3 -m venv failed; run 'make deps'"
+    fi
+    printf '%s\n' "$venv/bin/python"
+}
+
+# pip_fetch DIR REQUIREMENT SHA256 PIP-OPTION…: downloads one file that has exactly this hash, from the index pip is set up for.
+pip_fetch() {
+    local dir=$1 requirement=$2 sha256=$3 python
+    shift 3
+    python=$(tools_python)
+    mkdir -p "$dir"
+    printf '%s --hash=sha256:%s\n' "$requirement" "$sha256" >"$dir/requirement.txt"
+    "$python" -m pip --disable-pip-version-check download --quiet --no-deps --require-hashes "$@" \
+        --dest "$dir" --requirement "$dir/requirement.txt" >&2 ||
+        die "pip could not download $requirement; check the network and pip's index (python3 -m pip config list)"
+}

@@ -1,0 +1,119 @@
+//! What can be typed. Types only; nothing happens here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::Inputs;
+
+/// Makes every existing Ollama client speak Hugging Face.
+///
+/// hubllama listens on a port of its own (11435) and speaks the Ollama and OpenAI APIs. A plain model name goes, byte
+/// for byte, to the Ollama beside it; a name that begins with hf: is served from the Hugging Face Hub by hubllama
+/// itself. Point a client at the port and use hf:ORG/REPO or hf:ORG/REPO:Q4_K_M as a model name.
+#[derive(Debug, Parser)]
+#[command(version, about, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Settings come from the command line, the environment (HUBLLAMA_*, HF_*, OLLAMA_*), the \
+                        configuration file and defaults, in this order. `hubllama config check` shows all of them.")]
+pub(super) struct Arguments {
+    /// Configuration file [default: /etc/hubllama/config.toml or ~/.config/hubllama/config.toml]
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArguments,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the daemon (this is what happens without a command)
+    Serve(ServeArguments),
+    /// Look at the configuration
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Download a model, through the running daemon where there is one
+    Pull {
+        /// As hf:ORG/REPO, hf:ORG/REPO:Q4_K_M or hf:ORG/REPO@REVISION:FILE.gguf
+        name: String,
+    },
+    /// List models, through the running daemon where there is one
+    #[command(visible_alias = "ls")]
+    List,
+    /// Say what this build and this machine can do, and what is wrong
+    Doctor,
+    /// Hold one model (started by the daemon)
+    #[command(hide = true)]
+    Worker {
+        #[arg(long, value_enum)]
+        role: Role,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Read and validate everything; print every value and where it comes from
+    Check,
+}
+
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct ServeArguments {
+    /// Where to listen: host:port or unix:/path, several with commas [default: 127.0.0.1:11435,[::1]:11435]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Base URL of the Ollama that answers plain names [default: http://127.0.0.1:11434]
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// Log filter, as info or hubllama=debug
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum Role {
+    Model,
+    Helper,
+}
+
+impl Arguments {
+    /// What the configuration is made from.
+    pub(super) fn inputs(&self) -> Inputs {
+        let mut overrides = Vec::new();
+        let after = match &self.command {
+            Some(Command::Serve(serve)) => Some(serve),
+            _ => None,
+        };
+        // What stands after the command is nearer than what stands before it.
+        let mut add = |key: &str, pick: fn(&ServeArguments) -> &Option<String>| {
+            if let Some(value) = after.and_then(|serve| pick(serve).clone()).or_else(|| pick(&self.serve).clone()) {
+                overrides.push((key.to_owned(), value));
+            }
+        };
+        add("server.listen", |serve| &serve.listen);
+        add("ollama.url", |serve| &serve.upstream);
+        add("log.level", |serve| &serve.log);
+        Inputs::from_process(self.config.clone(), overrides)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn options_work_before_and_after_the_command() {
+        for line in [["hubllama", "--listen", "127.0.0.1:1", "serve"], ["hubllama", "serve", "--listen", "127.0.0.1:1"]] {
+            let arguments = Arguments::try_parse_from(line).expect("parses");
+            assert_eq!(arguments.inputs().overrides, [("server.listen".to_owned(), "127.0.0.1:1".to_owned())]);
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! A running daemon, asked over its own API.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+
+use crate::config::Config;
+
+/// Time to find out whether a daemon answers.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The daemon of this configuration.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    client: reqwest::Client,
+    base: String,
+}
+
+impl Daemon {
+    /// The daemon that listens where the configuration says; `None` if nobody answers there.
+    pub(super) async fn find(config: &Config) -> anyhow::Result<Option<Self>> {
+        crate::http::client::install_tls();
+        // Never through a proxy: it is on this machine.
+        let client = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).build()?;
+        for address in config.server.listen.iter().filter(|address| !address.starts_with("unix:")) {
+            let base = format!("http://{}", address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:"));
+            // `/health` is ours alone: an Ollama that was moved to this port does not have it.
+            match client.get(format!("{base}/health")).timeout(CONNECT_TIMEOUT).send().await {
+                Ok(reply) if reply.status().is_success() => return Ok(Some(Self { client, base })),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    pub(super) fn base(&self) -> &str {
+        &self.base
+    }
+
+    pub(super) async fn get(&self, path: &str) -> anyhow::Result<serde_json::Value> {
+        let reply = self.client.get(format!("{}{path}", self.base)).send().await?;
+        decode(reply).await
+    }
+
+    /// Posts JSON and hands over each line of the reply until one is an error.
+    pub(super) async fn post_lines(
+        &self,
+        path: &str,
+        body: &serde_json::Value,
+        mut line: impl FnMut(serde_json::Value),
+    ) -> anyhow::Result<()> {
+        let mut reply = self.client.post(format!("{}{path}", self.base)).json(body).send().await?;
+        if !reply.status().is_success() {
+            return decode(reply).await.map(drop);
+        }
+        let mut buffer = Vec::new();
+        while let Some(chunk) = reply.chunk().await.context("the daemon broke off")? {
+            buffer.extend_from_slice(&chunk);
+            while let Some(end) = buffer.iter().position(|&byte| byte == b'\n') {
+                let frame: serde_json::Value = serde_json::from_slice(&buffer[..end])?;
+                buffer.drain(..=end);
+                if let Some(error) = frame.get("error").and_then(|error| error.as_str()) {
+                    return Err(anyhow!("{error}"));
+                }
+                line(frame);
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn decode(reply: reqwest::Response) -> anyhow::Result<serde_json::Value> {
+    let status = reply.status();
+    let value: serde_json::Value = reply.json().await.with_context(|| format!("the daemon answered {status}"))?;
+    match value.get("error").and_then(|error| error.as_str()) {
+        Some(error) => Err(anyhow!("{error}")),
+        None => Ok(value),
+    }
+}

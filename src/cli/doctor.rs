@@ -1,0 +1,92 @@
+//! `hubllama doctor`: what this build and this machine can do, and what is wrong.
+
+use std::{fs, path::Path, process::ExitCode};
+
+use super::client::Daemon;
+use crate::{
+    config::{self, Inputs},
+    hub::Hub,
+    stdx::{fs::free_bytes, size::human_bytes},
+    worker::build_report,
+};
+
+pub(super) async fn run(inputs: &Inputs) -> anyhow::Result<ExitCode> {
+    let mut troubles = 0;
+    let mut row = |good: bool, what: &str, text: String| {
+        troubles += u32::from(!good);
+        println!("{} {what:12} {text}", if good { " " } else { "!" });
+    };
+    row(true, "version", format!("hubllama {}", env!("CARGO_PKG_VERSION")));
+    let build = build_report();
+    row(true, "engine", build.engine);
+    row(true, "cpu", build.cpu_features);
+    let backends = if build.gpu_backends.is_empty() { "none".into() } else { build.gpu_backends.join(", ") };
+    row(true, "gpu build", backends);
+    for device in &build.devices {
+        let memory = format!("{} of {} free", human_bytes(device.free_bytes), human_bytes(device.total_bytes));
+        row(true, "device", format!("{}: {}, {memory}", device.name, device.description.trim()));
+    }
+    if build.gpu_backends.is_empty() && !build.machine_gpus.is_empty() {
+        let text = format!(
+            "a GPU is present ({}) but this build has no support for it: build with --features cuda, rocm or vulkan",
+            build.machine_gpus.join(", ")
+        );
+        row(false, "gpu", text);
+    }
+    let loaded = match config::load(inputs) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            row(false, "config", format!("{problems}"));
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let config = loaded.config;
+    let file = loaded.path.map_or("none".into(), |path| path.display().to_string());
+    row(true, "config", file);
+    for (what, path) in [("state", &config.state_dir), ("cache", &config.hub.cache_dir)] {
+        let space = free_bytes(existing(path)).map_or("unknown space".into(), human_bytes);
+        let writable = is_writable(existing(path));
+        let note = if writable { "" } else { ", not writable by this user" };
+        row(writable, what, format!("{} ({space} free{note})", path.display()));
+    }
+    match Daemon::find(&config).await? {
+        Some(daemon) => row(true, "daemon", format!("running at {}", daemon.base())),
+        None => row(true, "daemon", format!("not running at {}", config.server.listen.join(", "))),
+    }
+    if config.ollama.enabled {
+        let url = &config.ollama.url;
+        match crate::provider::ollama::reachable(&config.ollama).await {
+            Ok(version) => row(true, "ollama", format!("{url} answers, version {version}")),
+            Err(error) => row(false, "ollama", format!("{url} does not answer ({error}); plain names will get a 502")),
+        }
+    }
+    if config.hub.enabled {
+        let endpoint = &config.hub.endpoint;
+        if config.hub.offline {
+            row(true, "hub", format!("{endpoint}, offline by configuration"));
+        } else {
+            match Hub::new(config.state_dir.clone()).reachable(&config.hub).await {
+                Ok(_) => row(true, "hub", format!("{endpoint} answers")),
+                Err(error) => row(false, "hub", format!("{error}")),
+            }
+        }
+        let token = if config.hub.token.is_some() { "found" } else { "none (only public repositories)" };
+        row(true, "hub token", token.into());
+    }
+    println!();
+    match troubles {
+        0 => println!("Everything is as it should be."),
+        1 => println!("One thing needs attention: the line marked with !"),
+        _ => println!("{troubles} things need attention: the lines marked with !"),
+    }
+    Ok(if troubles == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The nearest folder that exists: what a new one would be made in.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}
+
+fn is_writable(path: &Path) -> bool {
+    rustix::fs::access(path, rustix::fs::Access::WRITE_OK).is_ok() && fs::metadata(path).is_ok_and(|meta| meta.is_dir())
+}

@@ -1,0 +1,88 @@
+//! The command line: reads arguments, calls the library, prints for people. No other module prints.
+
+mod args;
+mod client;
+mod doctor;
+mod models;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use self::args::{Arguments, Command, ConfigCommand, Role};
+use crate::{
+    config::{self, Inputs},
+    daemon, observability,
+    worker::{self, WorkerRole},
+};
+
+/// Wrong usage or configuration, as in sysexits.h.
+const EXIT_CONFIG: u8 = 78;
+
+/// Parses the command line and runs what it names.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Some(Command::Worker { role }) = arguments.command {
+        return run_worker(role);
+    }
+    let inputs = arguments.inputs();
+    match arguments.command.unwrap_or(Command::Serve(args::ServeArguments::default())) {
+        Command::Serve(_) => serve(inputs),
+        Command::Config { command: ConfigCommand::Check } => check(&inputs),
+        Command::Doctor => with_runtime(doctor::run(&inputs)),
+        Command::Pull { name } => with_runtime(models::pull(&inputs, &name)),
+        Command::List => with_runtime(models::list(&inputs)),
+        Command::Worker { .. } => ExitCode::FAILURE,
+    }
+}
+
+fn with_runtime(work: impl Future<Output = anyhow::Result<ExitCode>>) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error.into()),
+    };
+    runtime.block_on(work).unwrap_or_else(|error| fail(&error))
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn check(inputs: &Inputs) -> ExitCode {
+    let report = config::check_report(inputs);
+    print!("{}", report.text);
+    if report.good { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CONFIG) }
+}
+
+fn serve(inputs: Inputs) -> ExitCode {
+    match daemon::run(inputs) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(daemon::StartError::Config(problems)) => {
+            eprintln!("error: the configuration is wrong\n{problems}");
+            ExitCode::from(EXIT_CONFIG)
+        }
+        Err(error) => fail(&error.into()),
+    }
+}
+
+fn run_worker(role: Role) -> ExitCode {
+    let log = config::LogConfig {
+        level: std::env::var("HUBLLAMA_LOG").unwrap_or_else(|_| "info".into()),
+        ..config::LogConfig::default()
+    };
+    // A worker without a log is still a worker.
+    let _ = observability::init(&log);
+    let role = match role {
+        Role::Model => WorkerRole::Model,
+        Role::Helper => WorkerRole::Helper,
+    };
+    match worker::run(role) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: the worker cannot run: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

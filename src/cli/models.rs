@@ -1,0 +1,117 @@
+//! `pull` and `list`: through the running daemon, so that the service's cache is the one that fills; without one, in
+//! this process, in the cache that the configuration names.
+
+use std::{collections::HashMap, io::IsTerminal, process::ExitCode};
+
+use futures_util::StreamExt;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::client::Daemon;
+use crate::{
+    config::{self, Inputs},
+    hub::{HfName, Hub},
+    inference::PullEvent,
+    stdx::size::human_bytes,
+};
+
+pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode> {
+    let config = config::load(inputs)?.config;
+    let mut bars = Bars::default();
+    match Daemon::find(&config).await? {
+        Some(daemon) => {
+            eprintln!("pulling {name} through {}", daemon.base());
+            let body = serde_json::json!({ "model": name });
+            daemon
+                .post_lines("/api/pull", &body, |frame| {
+                    let number = |key: &str| frame.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
+                    match frame.get("digest").and_then(|digest| digest.as_str()) {
+                        Some(digest) => bars.file(digest, number("total"), number("completed")),
+                        None => bars.status(frame.get("status").and_then(|status| status.as_str()).unwrap_or_default()),
+                    }
+                })
+                .await?;
+        }
+        None => {
+            eprintln!("no daemon is running; pulling {name} into {}", config.hub.cache_dir.display());
+            let name = HfName::parse(name)?;
+            let hub = Hub::new(config.state_dir.clone());
+            let mut events = hub.pull(&config.hub, &name);
+            while let Some(event) = events.next().await {
+                match event? {
+                    PullEvent::Status(status) => bars.status(status),
+                    PullEvent::File { digest, total, completed } => bars.file(&digest, total, completed),
+                }
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
+    let config = config::load(inputs)?.config;
+    let mut rows = vec![["NAME".to_owned(), "SIZE".into(), "QUANTIZATION".into(), "MODIFIED".into()]];
+    match Daemon::find(&config).await? {
+        Some(daemon) => {
+            let listing = daemon.get("/api/tags").await?;
+            for model in listing.get("models").and_then(|models| models.as_array()).into_iter().flatten() {
+                let text = |pointer: &str| model.pointer(pointer).and_then(|text| text.as_str()).unwrap_or("-").to_owned();
+                let size = model.get("size").and_then(serde_json::Value::as_u64).unwrap_or(0);
+                let modified = text("/modified_at").chars().take(16).collect();
+                rows.push([text("/name"), human_bytes(size), text("/details/quantization_level"), modified]);
+            }
+        }
+        None => {
+            eprintln!("no daemon is running; listing {}", config.hub.cache_dir.display());
+            for model in Hub::new(config.state_dir.clone()).list(&config.hub).await {
+                let modified = crate::stdx::timestamp::rfc3339_local(model.modified_at).chars().take(16).collect();
+                let label = model.canonical.rsplit(':').next().unwrap_or("-").to_owned();
+                rows.push([model.canonical, human_bytes(model.size_bytes), label, modified]);
+            }
+        }
+    }
+    let mut widths = [0; 4];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    for [name, size, label, modified] in &rows {
+        println!("{name:0$}  {size:>1$}  {label:2$}  {modified}", widths[0], widths[1], widths[2]);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One bar for each file; where nobody looks, a line for each step.
+#[derive(Default)]
+struct Bars {
+    all: MultiProgress,
+    files: HashMap<String, ProgressBar>,
+}
+
+impl Bars {
+    fn status(&mut self, status: &str) {
+        if std::io::stderr().is_terminal() {
+            // Beside the bars, not through them; a lost line is no harm.
+            let _ = self.all.println(status);
+        } else {
+            eprintln!("{status}");
+        }
+    }
+
+    fn file(&mut self, digest: &str, total: u64, completed: u64) {
+        let digest = digest.strip_prefix("sha256:").unwrap_or(digest);
+        let bar = self.files.entry(digest.to_owned()).or_insert_with(|| {
+            let style = "{prefix} {wide_bar} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} {eta:>4}";
+            let bar = self.all.add(ProgressBar::new(total));
+            bar.set_prefix(digest.chars().take(12).collect::<String>());
+            bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        bar.set_length(total);
+        bar.set_position(completed);
+        if completed == total && !bar.is_finished() {
+            bar.finish();
+        }
+    }
+}
+

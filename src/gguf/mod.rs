@@ -1,0 +1,28 @@
+//! The GGUF container: reading and writing headers, and what a header says of a model.
+//!
+//! Nothing here touches tensor data or llama.cpp; a header is enough for listings, for `/api/show` and for refusing
+//! a file that would crash the engine.
+
+pub mod check;
+mod error;
+mod facts;
+mod reader;
+mod types;
+mod value;
+mod writer;
+
+pub use check::{Refusal, precheck};
+pub use error::Error;
+pub use facts::{
+    add_projector, bos_token, chat_template, eos_token, facts, facts_of_shards, model_info, model_info_of_shards,
+    parameter_size, tensors, token_text,
+};
+pub use reader::{Header, Split, TensorInfo};
+pub use types::{GgmlType, file_type_name};
+pub use value::{Array, Metadata, Strings, Value};
+pub use writer::{Plan, TensorSpec};
+
+/// Where tensor data begins, and each tensor in it, unless the file's `general.alignment` says otherwise.
+pub const DEFAULT_ALIGNMENT: u64 = 32;
+/// The key that changes [`DEFAULT_ALIGNMENT`].
+pub const ALIGNMENT_KEY: &str = "general.alignment";

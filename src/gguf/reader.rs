@@ -1,0 +1,605 @@
+//! Reads a GGUF header (versions 2 and 3, little endian) from bytes that nobody vouches for.
+//!
+//! Every count is checked against a bound and against the bytes that are left before memory is reserved for it.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::Path;
+
+use super::types::elements;
+use super::value::type_id;
+use super::{ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, Error, GgmlType, Metadata, Strings, Value};
+
+/// Real models have 20 to 80 keys.
+const MAX_KEYS: u64 = 16_384;
+/// The format's own limit for a key.
+const MAX_KEY_BYTES: u64 = 65_535;
+/// The longest real strings are chat templates and licence texts, below 1 MiB.
+const MAX_STRING_BYTES: u64 = 16 << 20;
+/// The longest real arrays are vocabularies and merges, below one million.
+const MAX_ARRAY_ELEMENTS: u64 = 16 << 20;
+/// A mixture of experts with each expert in a tensor of its own stays below 60,000.
+const MAX_TENSORS: u64 = 131_072;
+/// ggml keeps names in 64 bytes, the final zero included.
+pub(super) const MAX_TENSOR_NAME_BYTES: u64 = 63;
+/// ggml has four dimensions.
+pub(super) const MAX_DIMENSIONS: u32 = 4;
+/// The largest real headers (vocabularies of 262,144 tokens) are about 16 MiB.
+const MAX_HEADER_BYTES: u64 = 128 << 20;
+/// Initial capacity of a list, whatever length its header announces.
+const INITIAL_CAPACITY: u64 = 4096;
+
+/// A GGUF file without its tensor data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Header {
+    /// 2 or 3.
+    pub version: u32,
+    /// In the order of the file.
+    pub metadata: Metadata,
+    /// In the order of the file.
+    pub tensors: Vec<TensorInfo>,
+    /// A power of two.
+    pub alignment: u64,
+    /// Where tensor data begins, in bytes from the start of the file.
+    pub data_start: u64,
+    /// Bytes in the whole file.
+    pub file_len: u64,
+}
+
+/// A tensor, and where its data lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// As `blk.0.attn_q.weight`.
+    pub name: String,
+    /// How its elements are stored.
+    pub element_type: GgmlType,
+    /// Elements in each dimension, fastest first.
+    pub dims: Vec<u64>,
+    /// Bytes from [`Header::data_start`].
+    pub offset: u64,
+}
+
+/// The place of a file among the shards of one model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// `split.no`, counted from zero.
+    pub number: u64,
+    /// `split.count`.
+    pub count: u64,
+    /// `split.tensors.count`: tensors in all shards together.
+    pub tensors: u64,
+}
+
+impl TensorInfo {
+    /// Number of elements.
+    #[must_use]
+    pub fn elements(&self) -> u64 {
+        elements(&self.dims).unwrap_or(u64::MAX)
+    }
+
+    /// Bytes of data; `None` for dimensions that the type cannot have (never in a header that was read).
+    #[must_use]
+    pub fn byte_len(&self) -> Option<u64> {
+        self.element_type.tensor_bytes(&self.dims)
+    }
+}
+
+impl Header {
+    /// Reads the header of a file.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is not a GGUF, or is incomplete.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let file = File::open(path)?;
+        let file_len = file.metadata()?.len();
+        Self::read(file, file_len)
+    }
+
+    /// Reads a header from the beginning of a file that has `file_len` bytes. The reader may end behind the header.
+    ///
+    /// # Errors
+    /// As [`Header::open`]. [`Error::Truncated`] if the reader ended inside the header.
+    pub fn read(reader: impl Read, file_len: u64) -> Result<Self, Error> {
+        let mut source = Source {
+            reader: BufReader::with_capacity(1 << 16, reader),
+            position: 0,
+            file_len,
+        };
+        let magic = source.bytes::<4>()?;
+        if &magic != b"GGUF" {
+            return Err(Error::NotGguf(magic));
+        }
+        let version = source.u32()?;
+        match version {
+            2 | 3 => {}
+            swapped if swapped != 0 && swapped & 0xffff == 0 => return Err(Error::BigEndian),
+            other => return Err(Error::Version(other)),
+        }
+        let tensor_count = bounded("the number of tensors", source.u64()?, MAX_TENSORS)?;
+        let key_count = bounded("the number of metadata keys", source.u64()?, MAX_KEYS)?;
+
+        let metadata = source.metadata(key_count)?;
+        let alignment = alignment(metadata.get(ALIGNMENT_KEY))?;
+        let tensors = source.tensors(tensor_count)?;
+        let data_start = align_up(source.position, alignment)
+            .ok_or_else(|| Error::Malformed("the data section begins beyond 2^64 bytes".to_owned()))?;
+        for tensor in &tensors {
+            check_extent(tensor, data_start, file_len)?;
+        }
+        Ok(Self {
+            version,
+            metadata,
+            tensors,
+            alignment,
+            data_start,
+            file_len,
+        })
+    }
+
+    /// The value of a key.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.metadata.get(key)
+    }
+
+    /// `general.architecture`; empty if the file does not say (shards behind the first, some adapters).
+    #[must_use]
+    pub fn architecture(&self) -> &str {
+        self.get("general.architecture")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+    }
+
+    /// The value of `<architecture>.<suffix>`.
+    #[must_use]
+    pub fn hyperparameter(&self, suffix: &str) -> Option<&Value> {
+        self.get(&format!("{}.{suffix}", self.architecture()))
+    }
+
+    /// The file's place among shards; `None` for a file that is whole.
+    #[must_use]
+    pub fn split(&self) -> Option<Split> {
+        let number = |key| self.get(key).and_then(Value::as_u64);
+        let count = number("split.count").filter(|count| *count > 1)?;
+        Some(Split {
+            number: number("split.no").unwrap_or_default(),
+            count,
+            tensors: number("split.tensors.count").unwrap_or_default(),
+        })
+    }
+}
+
+/// The alignment that the value of [`ALIGNMENT_KEY`] asks for.
+pub(super) fn alignment(value: Option<&Value>) -> Result<u64, Error> {
+    match value {
+        None => Ok(DEFAULT_ALIGNMENT),
+        Some(Value::U32(bytes)) if bytes.is_power_of_two() => Ok((*bytes).into()),
+        Some(Value::U32(bytes)) => Err(Error::Malformed(format!(
+            "{ALIGNMENT_KEY} is {bytes}, which is not a power of two"
+        ))),
+        Some(_) => Err(Error::Malformed(format!(
+            "{ALIGNMENT_KEY} is not a 32-bit unsigned integer"
+        ))),
+    }
+}
+
+/// The next multiple of a power of two.
+pub(super) fn align_up(position: u64, alignment: u64) -> Option<u64> {
+    position.checked_next_multiple_of(alignment)
+}
+
+fn bounded(what: &'static str, value: u64, limit: u64) -> Result<u64, Error> {
+    if value > limit {
+        Err(Error::TooLarge { what, value, limit })
+    } else {
+        Ok(value)
+    }
+}
+
+fn check_extent(tensor: &TensorInfo, data_start: u64, file_len: u64) -> Result<(), Error> {
+    let TensorInfo {
+        name,
+        element_type,
+        dims,
+        offset,
+    } = tensor;
+    let bytes = element_type.tensor_bytes(dims).ok_or_else(|| {
+        Error::Malformed(format!(
+            "tensor {name:?} has dimensions {dims:?}, which {} cannot have",
+            element_type.name()
+        ))
+    })?;
+    let end = data_start
+        .checked_add(*offset)
+        .and_then(|start| start.checked_add(bytes))
+        .unwrap_or(u64::MAX);
+    if end > file_len {
+        return Err(Error::OutsideFile {
+            name: name.clone(),
+            end,
+            file_len,
+        });
+    }
+    Ok(())
+}
+
+struct Source<R> {
+    reader: BufReader<R>,
+    position: u64,
+    file_len: u64,
+}
+
+impl<R: Read> Source<R> {
+    fn metadata(&mut self, count: u64) -> Result<Metadata, Error> {
+        let mut seen = HashSet::new();
+        let mut pairs = Vec::new();
+        for _ in 0..count {
+            let key = self.utf8("the length of a metadata key", MAX_KEY_BYTES)?;
+            if key.is_empty() {
+                return Err(Error::Malformed("a metadata key is empty".to_owned()));
+            }
+            if !seen.insert(key.clone()) {
+                return Err(Error::Malformed(format!("the metadata key {key:?} occurs twice")));
+            }
+            let kind = self.u32()?;
+            let value = self.value(kind).map_err(|error| match error {
+                Error::Malformed(problem) => Error::Malformed(format!("metadata key {key:?}: {problem}")),
+                other => other,
+            })?;
+            pairs.push((key, value));
+        }
+        Ok(Metadata::from_unique(pairs))
+    }
+
+    fn tensors(&mut self, count: u64) -> Result<Vec<TensorInfo>, Error> {
+        let mut seen = HashSet::new();
+        let mut tensors = Vec::new();
+        for _ in 0..count {
+            let name = self.utf8("the length of a tensor name", MAX_TENSOR_NAME_BYTES)?;
+            if !seen.insert(name.clone()) {
+                return Err(Error::Malformed(format!("the tensor name {name:?} occurs twice")));
+            }
+            let dimensions = self.u32()?;
+            if dimensions > MAX_DIMENSIONS {
+                return Err(Error::Malformed(format!(
+                    "tensor {name:?} has {dimensions} dimensions, the limit is {MAX_DIMENSIONS}"
+                )));
+            }
+            let dims = (0..dimensions).map(|_| self.u64()).collect::<Result<_, _>>()?;
+            let id = self.u32()?;
+            let element_type = GgmlType::from_id(id).ok_or_else(|| {
+                Error::Malformed(format!(
+                    "tensor {name:?} has the element type {id}, which is removed or unknown"
+                ))
+            })?;
+            let offset = self.u64()?;
+            tensors.push(TensorInfo {
+                name,
+                element_type,
+                dims,
+                offset,
+            });
+        }
+        Ok(tensors)
+    }
+
+    fn value(&mut self, kind: u32) -> Result<Value, Error> {
+        Ok(match kind {
+            type_id::U8 => Value::U8(u8::from_le_bytes(self.bytes()?)),
+            type_id::I8 => Value::I8(i8::from_le_bytes(self.bytes()?)),
+            type_id::U16 => Value::U16(u16::from_le_bytes(self.bytes()?)),
+            type_id::I16 => Value::I16(i16::from_le_bytes(self.bytes()?)),
+            type_id::U32 => Value::U32(self.u32()?),
+            type_id::I32 => Value::I32(i32::from_le_bytes(self.bytes()?)),
+            type_id::U64 => Value::U64(self.u64()?),
+            type_id::I64 => Value::I64(i64::from_le_bytes(self.bytes()?)),
+            type_id::F32 => Value::F32(f32::from_le_bytes(self.bytes()?)),
+            type_id::F64 => Value::F64(f64::from_le_bytes(self.bytes()?)),
+            type_id::BOOL => Value::Bool(self.bytes()? != [0]),
+            type_id::STRING => {
+                let mut bytes = Vec::new();
+                self.string("the length of a string", MAX_STRING_BYTES, &mut bytes)?;
+                Value::String(lossy(bytes))
+            }
+            type_id::ARRAY => {
+                let kind = self.u32()?;
+                let count = bounded("the number of elements of an array", self.u64()?, MAX_ARRAY_ELEMENTS)?;
+                Value::Array(self.array(kind, count)?)
+            }
+            unknown => return Err(Error::Malformed(format!("unknown value type {unknown}"))),
+        })
+    }
+
+    fn array(&mut self, kind: u32, count: u64) -> Result<Array, Error> {
+        Ok(match kind {
+            type_id::U8 => Array::U8(self.list(count, u8::from_le_bytes)?),
+            type_id::I8 => Array::I8(self.list(count, i8::from_le_bytes)?),
+            type_id::U16 => Array::U16(self.list(count, u16::from_le_bytes)?),
+            type_id::I16 => Array::I16(self.list(count, i16::from_le_bytes)?),
+            type_id::U32 => Array::U32(self.list(count, u32::from_le_bytes)?),
+            type_id::I32 => Array::I32(self.list(count, i32::from_le_bytes)?),
+            type_id::U64 => Array::U64(self.list(count, u64::from_le_bytes)?),
+            type_id::I64 => Array::I64(self.list(count, i64::from_le_bytes)?),
+            type_id::F32 => Array::F32(self.list(count, f32::from_le_bytes)?),
+            type_id::F64 => Array::F64(self.list(count, f64::from_le_bytes)?),
+            type_id::BOOL => Array::Bool(self.list(count, |byte| byte != [0])?),
+            type_id::STRING => {
+                // Each string has at least its own length.
+                self.claim(count.saturating_mul(8))?;
+                let mut strings = Strings::default();
+                let mut buffer = Vec::new();
+                for _ in 0..count {
+                    buffer.clear();
+                    self.string("the length of a string", MAX_STRING_BYTES, &mut buffer)?;
+                    strings.push(&buffer);
+                }
+                Array::String(strings)
+            }
+            type_id::ARRAY => return Err(Error::Malformed("arrays of arrays are not supported".to_owned())),
+            unknown => return Err(Error::Malformed(format!("unknown array element type {unknown}"))),
+        })
+    }
+
+    fn list<T, const N: usize>(&mut self, count: u64, decode: fn([u8; N]) -> T) -> Result<Vec<T>, Error> {
+        self.claim(count.saturating_mul(N as u64))?;
+        let mut list = Vec::with_capacity(usize::try_from(count.min(INITIAL_CAPACITY)).unwrap_or_default());
+        for _ in 0..count {
+            list.push(decode(self.bytes()?));
+        }
+        Ok(list)
+    }
+
+    fn utf8(&mut self, what: &'static str, limit: u64) -> Result<String, Error> {
+        let mut bytes = Vec::new();
+        self.string(what, limit, &mut bytes)?;
+        String::from_utf8(bytes).map_err(|error| {
+            Error::Malformed(format!(
+                "the name {:?} is not UTF-8",
+                String::from_utf8_lossy(error.as_bytes())
+            ))
+        })
+    }
+
+    /// Reads a length and that many bytes to the end of `into`.
+    fn string(&mut self, what: &'static str, limit: u64, into: &mut Vec<u8>) -> Result<(), Error> {
+        let length = bounded(what, self.u64()?, limit)?;
+        self.claim(length)?;
+        let read = (&mut self.reader).take(length).read_to_end(into)? as u64;
+        self.position += read;
+        if read < length {
+            Err(Error::Truncated {
+                position: self.position,
+            })
+        } else {
+            Ok(())
+        }
+    }
+
+    fn u32(&mut self) -> Result<u32, Error> {
+        Ok(u32::from_le_bytes(self.bytes()?))
+    }
+
+    fn u64(&mut self) -> Result<u64, Error> {
+        Ok(u64::from_le_bytes(self.bytes()?))
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+        self.claim(N as u64)?;
+        let mut buffer = [0; N];
+        self.reader
+            .read_exact(&mut buffer)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => Error::Truncated {
+                    position: self.position,
+                },
+                _ => Error::Io(error),
+            })?;
+        self.position += N as u64;
+        Ok(buffer)
+    }
+
+    /// Whether this many bytes can follow in the file and in a header of legal size.
+    fn claim(&self, bytes: u64) -> Result<(), Error> {
+        let end = self.position.saturating_add(bytes);
+        if end > self.file_len {
+            return Err(Error::Truncated {
+                position: self.position,
+            });
+        }
+        bounded("the size of the header in bytes", end, MAX_HEADER_BYTES)?;
+        Ok(())
+    }
+}
+
+fn lossy(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+    use crate::gguf::{Plan, TensorSpec, facts, model_info, precheck};
+
+    fn sample() -> Vec<u8> {
+        let string = |text: &str| Value::String(text.to_owned());
+        let plan = Plan::new(
+            vec![
+                ("general.architecture".to_owned(), string("llama")),
+                ("llama.block_count".to_owned(), Value::U32(1)),
+                ("llama.attention.layer_norm_rms_epsilon".to_owned(), Value::F32(1e-5)),
+                (
+                    "llama.attention.head_count_kv".to_owned(),
+                    Value::Array(Array::I32(vec![1, 2])),
+                ),
+                ("tokenizer.ggml.model".to_owned(), string("gpt2")),
+                (
+                    "tokenizer.ggml.tokens".to_owned(),
+                    Value::Array(Array::String(["a", "b", "cd"].iter().collect())),
+                ),
+                ("flag".to_owned(), Value::Bool(true)),
+                ("wide".to_owned(), Value::U64(7)),
+            ],
+            vec![
+                TensorSpec::new("token_embd.weight", GgmlType::Q8_0, [32, 3]),
+                TensorSpec::new("output_norm.weight", GgmlType::F32, [32]),
+            ],
+        )
+        .unwrap();
+        let mut bytes = Vec::new();
+        plan.write(&mut bytes, |tensor, out| {
+            out.write_all(&vec![1; usize::try_from(tensor.byte_len().unwrap()).unwrap()])
+        })
+        .unwrap();
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Result<Header, Error> {
+        Header::read(bytes, bytes.len() as u64)
+    }
+
+    /// The first place of `needle`, plus `skip`.
+    fn find(bytes: &[u8], needle: &[u8], skip: usize) -> usize {
+        bytes.windows(needle.len()).position(|window| window == needle).unwrap() + skip
+    }
+
+    #[test]
+    fn reads_what_was_written() {
+        let header = read(&sample()).unwrap();
+        assert_eq!(
+            (header.version, header.architecture(), header.alignment),
+            (3, "llama", 32)
+        );
+        assert_eq!(header.hyperparameter("block_count").and_then(Value::as_u64), Some(1));
+        assert_eq!(header.metadata.len(), 8);
+        assert_eq!(header.tensors.len(), 2);
+        assert_eq!(header.tensors[1].offset, 128);
+        assert_eq!(header.split(), None);
+        precheck(&header).unwrap();
+    }
+
+    #[test]
+    fn a_prefix_that_holds_the_header_is_enough() {
+        let bytes = sample();
+        let whole = read(&bytes).unwrap();
+        let start = usize::try_from(whole.data_start).unwrap();
+        assert_eq!(Header::read(&bytes[..start], bytes.len() as u64).unwrap(), whole);
+        assert!(matches!(
+            Header::read(&bytes[..100], bytes.len() as u64),
+            Err(Error::Truncated { .. })
+        ));
+    }
+
+    #[test]
+    fn each_fault_has_its_sentence() {
+        type Damage = fn(&mut Vec<u8>);
+        let cases: &[(Damage, &str)] = &[
+            (|b| b[0] = b'X', "not a GGUF file"),
+            (|b| b[4..8].copy_from_slice(&3u32.to_be_bytes()), "big endian"),
+            (|b| b[4] = 1, "version 1"),
+            (|b| b[4] = 0, "version 0"),
+            (|b| b[15] = 0x80, "the number of tensors"),
+            (|b| b[23] = 0x80, "the number of metadata keys"),
+            (|b| b[31] = 1, "the length of a metadata key"),
+            (|b| b.truncate(40), "incomplete"),
+            (|b| b.truncate(b.len() - 64), "incomplete"),
+            (
+                |b| {
+                    let at = find(b, b"wide", 0);
+                    b[at..at + 4].copy_from_slice(b"flag");
+                },
+                "occurs twice",
+            ),
+            (
+                |b| {
+                    let at = find(b, b"flag", 0);
+                    b[at] = 0xff;
+                },
+                "not UTF-8",
+            ),
+            (
+                |b| {
+                    let at = find(b, b"flag", 4);
+                    b[at] = 99;
+                },
+                "unknown value type 99",
+            ),
+            (
+                |b| {
+                    let at = find(b, b"tokenizer.ggml.tokens", 25);
+                    b[at] = 9;
+                },
+                "arrays of arrays",
+            ),
+            (
+                |b| {
+                    let at = find(b, b"tokenizer.ggml.tokens", 29);
+                    b[at + 3] = 2;
+                },
+                "the number of elements of an array",
+            ),
+            (
+                |b| {
+                    let at = find(b, b"token_embd.weight", 17);
+                    b[at] = 5;
+                },
+                "5 dimensions",
+            ),
+            (
+                |b| {
+                    let at = find(b, b"token_embd.weight", 21);
+                    b[at] = 31;
+                },
+                "which Q8_0 cannot have",
+            ),
+            (
+                |b| {
+                    let at = find(b, b"token_embd.weight", 37);
+                    b[at] = 4;
+                },
+                "removed or unknown",
+            ),
+            (
+                |b| {
+                    let at = find(b, b"token_embd.weight", 48);
+                    b[at] = 0xff;
+                },
+                "token_embd.weight",
+            ),
+        ];
+        for (damage, expected) in cases {
+            let mut bytes = sample();
+            damage(&mut bytes);
+            let sentence = read(&bytes).unwrap_err().to_string();
+            assert!(sentence.contains(expected), "{expected:?} in {sentence:?}");
+        }
+    }
+
+    #[test]
+    fn no_damage_makes_it_panic() {
+        let bytes = sample();
+        for length in 0..bytes.len() {
+            let _ = read(&bytes[..length]);
+        }
+        let mut random = StdRng::seed_from_u64(7);
+        for _ in 0..20_000 {
+            let mut damaged = bytes.clone();
+            for _ in 0..random.random_range(1..4) {
+                let at = random.random_range(0..damaged.len());
+                damaged[at] = if random.random() {
+                    random.random()
+                } else {
+                    damaged[at] ^ (1 << random.random_range(0..8))
+                };
+            }
+            if let Ok(header) = read(&damaged) {
+                let _ = precheck(&header);
+                let _ = facts(&header);
+                let _ = model_info(&header, true);
+            }
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! HTTP building blocks that both sides of the daemon use: bodies, headers, the pooled client, stream framing, and the
+//! one JSON encoder.
+//!
+//! Nothing here knows a route, a model or a setting.
+
+pub mod body;
+pub mod client;
+pub mod go_json;
+pub mod headers;
+pub mod ndjson;
+pub mod peek;
+pub mod spool;
+pub mod sse;

@@ -1,0 +1,357 @@
+//! A whole body that is read before it is decided where it goes: in memory up to a bound, then in a file without a name.
+//!
+//! The file has no name, so that nothing is left behind whatever happens. File work runs on blocking threads.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Cursor, Read, Write},
+    os::unix::fs::FileExt,
+    path::Path,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream::BoxStream};
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use rustix::fs::{Mode, OFlags};
+
+use super::body::{Body, BoxError};
+
+/// Bytes that are collected before one write, and read back at once.
+const FILE_BLOCK_BYTES: usize = 512 << 10;
+
+/// First reservation for a body whose length was announced: the announcement may be a lie.
+const FIRST_RESERVATION_BYTES: u64 = 64 << 10;
+
+/// Names tried for a temporary file where the file system knows no nameless ones.
+const NAME_ATTEMPTS: usize = 16;
+
+/// Why a body could not be spooled.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// The body is longer than the bound. Status 413.
+    #[error("the request body is larger than {limit} bytes; raise server.max_body_bytes to allow it")]
+    TooLarge {
+        /// The bound.
+        limit: u64,
+    },
+    /// The client went away or broke the framing.
+    #[error("the request body could not be read to its end")]
+    Body(#[source] BoxError),
+    /// The temporary file failed.
+    #[error("the request body could not be kept in a temporary file; is the temporary folder full?")]
+    Disk(#[source] io::Error),
+}
+
+/// A body that was read to its end.
+#[derive(Debug)]
+pub struct Spooled {
+    store: Store,
+    len: u64,
+    sized: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Store {
+    Memory(Bytes),
+    File(Arc<File>),
+}
+
+impl Spooled {
+    /// Reads all of `body`. More than `memory_bytes` go to a file, more than `max_bytes` are refused.
+    pub async fn read<B>(body: B, memory_bytes: u64, max_bytes: u64) -> Result<Self, SpoolError>
+    where
+        B: HttpBody<Data = Bytes> + Send,
+        B::Error: Into<BoxError>,
+    {
+        let announced = body.size_hint().exact();
+        if announced.is_some_and(|len| len > max_bytes) {
+            return Err(SpoolError::TooLarge { limit: max_bytes });
+        }
+        let first = announced.unwrap_or(0).min(memory_bytes).min(FIRST_RESERVATION_BYTES);
+        let mut pending = BytesMut::with_capacity(usize::try_from(first).unwrap_or(0));
+        let mut file: Option<File> = None;
+        let mut len = 0u64;
+
+        let mut body = std::pin::pin!(body);
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.map_err(|error| SpoolError::Body(error.into()))?.into_data() else {
+                continue; // trailers
+            };
+            len += data.len() as u64;
+            if len > max_bytes {
+                return Err(SpoolError::TooLarge { limit: max_bytes });
+            }
+            pending.extend_from_slice(&data);
+            if file.is_some() && pending.len() >= FILE_BLOCK_BYTES || file.is_none() && len > memory_bytes {
+                file = Some(append(file, pending.split().freeze()).await?);
+            }
+        }
+        if file.is_some() && !pending.is_empty() {
+            file = Some(append(file, pending.split().freeze()).await?);
+        }
+        let store = match file {
+            Some(file) => Store::File(Arc::new(file)),
+            None => Store::Memory(pending.freeze()),
+        };
+        Ok(Self {
+            store,
+            len,
+            sized: announced.is_some(),
+        })
+    }
+
+    /// Bytes in the body.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the body has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes, where they are in memory.
+    #[must_use]
+    pub fn as_slice(&self) -> Option<&[u8]> {
+        match &self.store {
+            Store::Memory(bytes) => Some(bytes),
+            Store::File(_) => None,
+        }
+    }
+
+    /// The bytes from the start, wherever they are. Reading may block.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        Reader(match &self.store {
+            Store::Memory(bytes) => Source::Memory(Cursor::new(bytes.clone())),
+            Store::File(file) => Source::File {
+                file: Arc::clone(file),
+                position: 0,
+            },
+        })
+    }
+
+    /// The same bytes as a body again, with the framing of the original: a body that came with its length has one.
+    #[must_use]
+    pub fn into_body(self) -> Body {
+        let Self { store, len, sized } = self;
+        let source = match store {
+            Store::Memory(bytes) => futures_util::stream::iter((!bytes.is_empty()).then_some(Ok(bytes))).boxed(),
+            Store::File(file) => read_back(file, len),
+        };
+        Replay {
+            source,
+            remaining: len,
+            sized,
+        }
+        .boxed_unsync()
+    }
+}
+
+/// The bytes of a [`Spooled`] from the start. It does not disturb other readers.
+#[derive(Debug)]
+pub struct Reader(Source);
+
+#[derive(Debug)]
+enum Source {
+    Memory(Cursor<Bytes>),
+    File { file: Arc<File>, position: u64 },
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Source::Memory(cursor) => cursor.read(buffer),
+            Source::File { file, position } => {
+                let read = file.read_at(buffer, *position)?;
+                *position += read as u64;
+                Ok(read)
+            }
+        }
+    }
+}
+
+/// A body that says its length only where the original did.
+struct Replay {
+    source: BoxStream<'static, Result<Bytes, BoxError>>,
+    remaining: u64,
+    sized: bool,
+}
+
+impl HttpBody for Replay {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let next = std::task::ready!(self.source.poll_next_unpin(cx));
+        if let Some(Ok(bytes)) = &next {
+            self.remaining = self.remaining.saturating_sub(bytes.len() as u64);
+        }
+        Poll::Ready(next.map(|item| item.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.sized && self.remaining == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.sized {
+            SizeHint::with_exact(self.remaining)
+        } else {
+            SizeHint::default()
+        }
+    }
+}
+
+fn read_back(file: Arc<File>, len: u64) -> BoxStream<'static, Result<Bytes, BoxError>> {
+    futures_util::stream::try_unfold((file, 0u64), move |(file, position)| async move {
+        if position >= len {
+            return Ok(None);
+        }
+        let want = usize::try_from(len - position)
+            .unwrap_or(usize::MAX)
+            .min(FILE_BLOCK_BYTES);
+        let (file, block) = tokio::task::spawn_blocking(move || {
+            let mut block = vec![0; want];
+            file.read_exact_at(&mut block, position)?;
+            Ok::<_, io::Error>((file, block))
+        })
+        .await??;
+        Ok(Some((Bytes::from(block), (file, position + want as u64))))
+    })
+    .boxed()
+}
+
+/// Appends to the file, which is made on the first call.
+async fn append(file: Option<File>, bytes: Bytes) -> Result<File, SpoolError> {
+    let work = move || {
+        let mut file = match file {
+            Some(file) => file,
+            None => nameless_file(&std::env::temp_dir())?,
+        };
+        file.write_all(&bytes)?;
+        Ok(file)
+    };
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(SpoolError::Disk),
+        Err(error) => Err(SpoolError::Disk(io::Error::other(error))),
+    }
+}
+
+/// A file in `folder` that has no name, or has lost it already.
+fn nameless_file(folder: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
+        Ok(descriptor) => Ok(File::from(descriptor)),
+        // Some file systems (NFS, older overlays) know no nameless files.
+        Err(_) => created_and_unlinked(folder),
+    }
+}
+
+fn created_and_unlinked(folder: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let mut last = io::Error::from(io::ErrorKind::AlreadyExists);
+    for _ in 0..NAME_ATTEMPTS {
+        let path = folder.join(format!("hubllama-{:016x}.spool", rand::random::<u64>()));
+        match OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+        {
+            Ok(file) => {
+                std::fs::remove_file(&path)?;
+                return Ok(file);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => last = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::body;
+
+    fn bytes(len: usize) -> Vec<u8> {
+        (0..len).map(|at| (at * 31 + at / 251) as u8).collect()
+    }
+
+    fn chunked(data: &[u8], size: usize) -> Body {
+        let chunks: Vec<_> = data
+            .chunks(size)
+            .map(|chunk| Ok(Bytes::copy_from_slice(chunk)))
+            .collect();
+        body::stream(futures_util::stream::iter(chunks))
+    }
+
+    async fn check(len: usize, memory_bytes: u64) {
+        let data = bytes(len);
+        for (original, sized) in [(body::full(data.clone()), true), (chunked(&data, 7001), false)] {
+            let spooled = Spooled::read(original, memory_bytes, 1 << 30).await.unwrap();
+            assert_eq!(spooled.len(), len as u64);
+            assert_eq!(spooled.as_slice().is_some(), len as u64 <= memory_bytes);
+            for _ in 0..2 {
+                let mut read = Vec::new();
+                spooled.reader().read_to_end(&mut read).unwrap();
+                assert!(read == data, "reader differs at {len}");
+            }
+            let again = spooled.into_body();
+            assert_eq!(again.size_hint().exact(), sized.then_some(len as u64));
+            assert_eq!(again.is_end_stream(), sized && len == 0);
+            assert!(
+                again.collect().await.unwrap().to_bytes() == data,
+                "body differs at {len}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn bytes_come_back_as_they_went_in() {
+        for len in [
+            0,
+            1,
+            999,
+            1000,
+            1001,
+            FILE_BLOCK_BYTES,
+            FILE_BLOCK_BYTES + 1,
+            3 * FILE_BLOCK_BYTES + 17,
+        ] {
+            check(len, 1000).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn too_large_is_refused_with_and_without_a_length() {
+        for body in [body::full(bytes(101)), chunked(&bytes(101), 10)] {
+            let error = Spooled::read(body, 10, 100).await.unwrap_err();
+            assert!(matches!(error, SpoolError::TooLarge { limit: 100 }), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_broken_body_is_an_error() {
+        let broken = body::stream(futures_util::stream::iter([Ok(Bytes::from("a")), Err("gone".into())]));
+        assert!(matches!(Spooled::read(broken, 10, 100).await, Err(SpoolError::Body(_))));
+    }
+
+    #[test]
+    fn a_file_without_nameless_files_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut file = created_and_unlinked(folder.path()).unwrap();
+        file.write_all(b"x").unwrap();
+        drop(nameless_file(folder.path()).unwrap());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,455 @@
+//! The cache that huggingface_hub, llama.cpp and others share: its layout, and which models are whole in it. Reads and
+//! links only; what is downloaded and what is deleted is decided elsewhere.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    error::HubError,
+    ledger::write_atomic,
+    name::{HfName, Selector, is_safe_path, split_repo_id},
+    resolve::{self, RepoFile, Resolution, ResolveError},
+};
+
+/// Entries of one snapshot that are looked at; the largest repositories have some thousands.
+const MAX_ENTRIES: usize = 50_000;
+/// Folders inside each other in a snapshot.
+const MAX_DEPTH: usize = 16;
+
+/// A complete model in the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CachedModel {
+    pub(crate) org: String,
+    pub(crate) repo: String,
+    pub(crate) commit: String,
+    /// Canonical selector.
+    pub(crate) label: String,
+    /// Snapshot paths, first shard first. llama.cpp finds the other shards by the path, so these are never blobs.
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) mmproj: Option<PathBuf>,
+    /// Bytes of all files, the projector included.
+    pub(crate) size_bytes: u64,
+    /// 64 hex digits.
+    pub(crate) digest: String,
+    /// When the last of its files arrived.
+    pub(crate) modified_at: SystemTime,
+}
+
+/// `models--ORG--REPO`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RepoFolder {
+    pub(crate) org: String,
+    pub(crate) repo: String,
+    pub(crate) path: PathBuf,
+}
+
+/// `snapshots/COMMIT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    pub(crate) commit: String,
+    pub(crate) path: PathBuf,
+}
+
+/// Folders and references that a scan read, with their times: as long as none changes, the scan holds.
+pub(crate) type Watched = Vec<(PathBuf, Option<SystemTime>)>;
+
+impl RepoFolder {
+    /// The folder of a repository, whether or not it exists.
+    pub(crate) fn new(root: &Path, org: &str, repo: &str) -> Self {
+        Self {
+            org: org.to_owned(),
+            repo: repo.to_owned(),
+            path: root.join(format!("models--{org}--{repo}")),
+        }
+    }
+
+    /// Reads a folder's name; the rule for repository names leaves only one reading of the dashes.
+    fn parse(path: PathBuf) -> Option<Self> {
+        let (org, repo) = path.file_name()?.to_str()?.strip_prefix("models--")?.split_once("--")?;
+        split_repo_id(&format!("{org}/{repo}"))?;
+        Some(Self {
+            org: org.to_owned(),
+            repo: repo.to_owned(),
+            path,
+        })
+    }
+
+    /// Every repository in the cache, sorted.
+    pub(crate) fn all(root: &Path) -> Vec<Self> {
+        let mut folders: Vec<Self> = entries(root)
+            .into_iter()
+            .filter(|path| path.is_dir())
+            .filter_map(Self::parse)
+            .collect();
+        folders.sort_by(|a, b| a.path.cmp(&b.path));
+        folders
+    }
+
+    /// The folder of a repository in whatever case it was spelled; the exact spelling first.
+    pub(crate) fn find(root: &Path, org: &str, repo: &str) -> Option<Self> {
+        let exact = Self::new(root, org, repo);
+        if exact.path.is_dir() {
+            return Some(exact);
+        }
+        Self::all(root)
+            .into_iter()
+            .find(|f| f.org.eq_ignore_ascii_case(org) && f.repo.eq_ignore_ascii_case(repo))
+    }
+
+    pub(crate) fn blob(&self, etag: &str) -> PathBuf {
+        self.path.join("blobs").join(etag)
+    }
+
+    /// Snapshots that answer to a revision, most wanted first. Without a revision that is `main`, then the newest: a
+    /// commit that moved on must not hide weights that are there.
+    pub(crate) fn snapshots(&self, revision: Option<&str>) -> Vec<Snapshot> {
+        let folder = self.path.join("snapshots");
+        if let Some(revision) = revision {
+            let commit = if is_commit(revision) {
+                Some(revision.to_owned())
+            } else {
+                self.reference(revision)
+            };
+            return commit
+                .map(|commit| Snapshot {
+                    path: folder.join(&commit),
+                    commit,
+                })
+                .filter(|snapshot| snapshot.path.is_dir())
+                .into_iter()
+                .collect();
+        }
+        let main = self.reference("main");
+        let mut found: Vec<(bool, SystemTime, Snapshot)> = entries(&folder)
+            .into_iter()
+            .filter_map(|path| {
+                let commit = path.file_name()?.to_str()?.to_owned();
+                let modified = fs::metadata(&path).ok().filter(fs::Metadata::is_dir)?.modified().ok()?;
+                Some((main.as_ref() == Some(&commit), modified, Snapshot { commit, path }))
+            })
+            .collect();
+        found.sort_by(|a, b| (b.0, b.1, &a.2.commit).cmp(&(a.0, a.1, &b.2.commit)));
+        found.into_iter().map(|(_, _, snapshot)| snapshot).collect()
+    }
+
+    fn reference(&self, revision: &str) -> Option<String> {
+        if !is_safe_path(revision) {
+            return None;
+        }
+        let path = self.path.join("refs").join(revision);
+        let is_short = fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() <= 64);
+        let commit = fs::read_to_string(path).ok().filter(|_| is_short)?;
+        Some(commit.trim().to_owned()).filter(|commit| is_commit(commit))
+    }
+
+    /// Points a branch or tag to a commit.
+    pub(crate) fn write_reference(&self, revision: &str, commit: &str) -> Result<(), HubError> {
+        let path = self.path.join("refs").join(revision);
+        if self.reference(revision).as_deref() == Some(commit) {
+            return Ok(());
+        }
+        write_atomic(&path, commit.as_bytes()).map_err(|error| HubError::io("write", &path, &error))
+    }
+
+    /// Makes `snapshots/COMMIT/PATH` a relative link to a blob, as every program of the cache does.
+    pub(crate) fn link(&self, commit: &str, path: &str, etag: &str) -> Result<(), HubError> {
+        let link = self.path.join("snapshots").join(commit).join(path);
+        let target = format!("{}../../blobs/{etag}", "../".repeat(path.matches('/').count()));
+        if fs::read_link(&link).is_ok_and(|found| found == Path::new(&target)) {
+            return Ok(());
+        }
+        let place = || {
+            let folder = link.parent().unwrap_or(&self.path);
+            fs::create_dir_all(folder)?;
+            let temporary = folder.join(format!(".{etag}.{}.link", std::process::id()));
+            let _ = fs::remove_file(&temporary);
+            std::os::unix::fs::symlink(&target, &temporary)?;
+            fs::rename(&temporary, &link).inspect_err(|_| drop(fs::remove_file(&temporary)))
+        };
+        place().map_err(|error: io::Error| HubError::io("link", &link, &error))
+    }
+}
+
+impl Snapshot {
+    /// The GGUF files of a snapshot whose content is there.
+    pub(crate) fn files(&self, watched: &mut Watched) -> Vec<RepoFile> {
+        let mut files = Vec::new();
+        let mut left = MAX_ENTRIES;
+        self.walk(String::new(), 0, &mut left, &mut files, watched);
+        files
+    }
+
+    fn walk(&self, prefix: String, depth: usize, left: &mut usize, files: &mut Vec<RepoFile>, watched: &mut Watched) {
+        let folder = self.path.join(&prefix);
+        watch(watched, &folder);
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if *left == 0 {
+                return;
+            }
+            *left -= 1;
+            let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
+                continue;
+            };
+            let path = if prefix.is_empty() {
+                name
+            } else {
+                format!("{prefix}/{name}")
+            };
+            let Ok(kind) = entry.file_type() else { continue };
+            // Links to folders are not followed: they could lead round in a circle.
+            if kind.is_dir() && depth < MAX_DEPTH {
+                self.walk(path, depth + 1, left, files, watched);
+            } else if !kind.is_dir() && path.to_ascii_lowercase().ends_with(".gguf") {
+                files.extend(self.file(path));
+            }
+        }
+    }
+
+    fn file(&self, path: String) -> Option<RepoFile> {
+        let full = self.path.join(&path);
+        let meta = fs::metadata(&full).ok().filter(fs::Metadata::is_file)?;
+        let etag = blob_name(&full).unwrap_or_default();
+        Some(RepoFile {
+            size: meta.len(),
+            lfs_sha256: Some(etag.clone()).filter(|etag| is_hex(etag, 64)),
+            oid: Some(etag).filter(|etag| is_hex(etag, 40)),
+            path,
+        })
+    }
+
+    fn model(&self, folder: &RepoFolder, resolution: Resolution) -> CachedModel {
+        let parts = || resolution.files.iter().chain(&resolution.mmproj);
+        let full = |file: &RepoFile| self.path.join(&file.path);
+        let modified = |file: &RepoFile| fs::metadata(full(file)).and_then(|meta| meta.modified()).ok();
+        CachedModel {
+            org: folder.org.clone(),
+            repo: folder.repo.clone(),
+            commit: self.commit.clone(),
+            files: resolution.files.iter().map(full).collect(),
+            mmproj: resolution.mmproj.as_ref().map(full),
+            size_bytes: parts().map(|file| file.size).sum(),
+            digest: digest(&resolution.files),
+            modified_at: parts().filter_map(modified).max().unwrap_or(SystemTime::UNIX_EPOCH),
+            label: resolution.label,
+        }
+    }
+}
+
+/// Finds a model without the network.
+pub(crate) fn locate(root: &Path, name: &HfName) -> Result<CachedModel, HubError> {
+    let missing = || HubError::NotCached(name.to_string());
+    let folder = RepoFolder::find(root, &name.org, &name.repo).ok_or_else(missing)?;
+    folder
+        .snapshots(name.revision.as_deref())
+        .iter()
+        .find_map(|snapshot| model_in(&folder, snapshot, name.selector.as_ref()).ok())
+        .ok_or_else(missing)
+}
+
+/// The model that a selector means in one snapshot.
+pub(crate) fn model_in(
+    folder: &RepoFolder,
+    snapshot: &Snapshot,
+    selector: Option<&Selector>,
+) -> Result<CachedModel, ResolveError> {
+    let resolution = resolve::resolve(&snapshot.files(&mut Vec::new()), selector)?;
+    Ok(snapshot.model(folder, resolution))
+}
+
+/// Every complete model of the cache, once for each repository and label; the same that [`locate`] finds.
+pub(crate) fn scan(root: &Path) -> (Vec<CachedModel>, Watched) {
+    let mut models = Vec::new();
+    let mut watched = Vec::new();
+    watch(&mut watched, root);
+    for folder in RepoFolder::all(root) {
+        for part in ["snapshots", "blobs", "refs", "refs/main"] {
+            watch(&mut watched, &folder.path.join(part));
+        }
+        let mut seen = HashSet::new();
+        for snapshot in folder.snapshots(None) {
+            for resolution in resolve::all(&snapshot.files(&mut watched)) {
+                if seen.insert(resolution.label.to_ascii_lowercase()) {
+                    models.push(snapshot.model(&folder, resolution));
+                }
+            }
+        }
+    }
+    (models, watched)
+}
+
+/// Notes the time of a folder or file.
+fn watch(watched: &mut Watched, path: &Path) {
+    watched.push((path.to_owned(), modified(path)));
+}
+
+pub(crate) fn modified(path: &Path) -> Option<SystemTime> {
+    fs::metadata(path).and_then(|meta| meta.modified()).ok()
+}
+
+/// The blob that a snapshot's link leads to.
+pub(crate) fn blob_of(folder: &RepoFolder, link: &Path) -> Option<PathBuf> {
+    blob_name(link).map(|etag| folder.blob(&etag))
+}
+
+fn blob_name(link: &Path) -> Option<String> {
+    let target = fs::read_link(link).ok()?;
+    Some(target.file_name()?.to_str()?.to_owned())
+}
+
+/// sha256 of the content where there is one file; of the names where there are several, or where the cache holds no hash.
+fn digest(files: &[RepoFile]) -> String {
+    if let [
+        RepoFile {
+            lfs_sha256: Some(sha256),
+            ..
+        },
+    ] = files
+    {
+        return sha256.clone();
+    }
+    let mut hasher = Sha256::new();
+    for file in files {
+        let hash = file.lfs_sha256.as_ref().or(file.oid.as_ref());
+        hasher.update(format!(
+            "{} {} {}\n",
+            hash.map_or("-", String::as_str),
+            file.size,
+            file.path
+        ));
+    }
+    hex(&hasher.finalize())
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether a text is this many lower-case hex digits; such a text is also safe as a file name.
+pub(crate) fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+pub(crate) fn is_commit(text: &str) -> bool {
+    is_hex(text, 40)
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .take(MAX_ENTRIES)
+        .map(|entry| entry.path())
+        .collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) const OLD: &str = "1111111111111111111111111111111111111111";
+    pub(crate) const NEW: &str = "2222222222222222222222222222222222222222";
+
+    /// Puts a file into a cache as a download would.
+    pub(crate) fn put(root: &Path, id: &str, commit: &str, path: &str, content: &str) -> PathBuf {
+        let (org, repo) = split_repo_id(id).unwrap();
+        let folder = RepoFolder::new(root, org, repo);
+        let etag = hex(&Sha256::digest(content));
+        fs::create_dir_all(folder.path.join("blobs")).unwrap();
+        fs::write(folder.blob(&etag), content).unwrap();
+        folder.link(commit, path, &etag).unwrap();
+        folder.blob(&etag)
+    }
+
+    pub(crate) fn name(text: &str) -> HfName {
+        HfName::parse(text).unwrap()
+    }
+
+    fn labels(root: &Path) -> Vec<String> {
+        scan(root)
+            .0
+            .into_iter()
+            .map(|m| format!("{}/{}:{}@{}", m.org, m.repo, m.label, &m.commit[..1]))
+            .collect()
+    }
+
+    #[test]
+    fn finds_what_is_whole() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let blob = put(root, "Org/Repo", OLD, "m-Q4_1.gguf", "weights");
+        put(root, "Org/Repo", OLD, "mmproj-F16.gguf", "eye");
+        put(root, "Org/Repo", OLD, "sub/m-Q8_0-00001-of-00002.gguf", "first");
+        put(root, "Org/Repo", OLD, "README.md", "text");
+        assert_eq!(labels(root), [format!("Org/Repo:Q4_1@1")]);
+        let model = locate(root, &name("hf:org/repo")).unwrap();
+        assert_eq!(
+            (model.org.as_str(), model.repo.as_str(), model.label.as_str()),
+            ("Org", "Repo", "Q4_1")
+        );
+        assert_eq!(model.size_bytes, 10);
+        assert_eq!(Some(model.digest.as_str()), blob.file_name().unwrap().to_str());
+        assert_eq!(fs::read_to_string(&model.files[0]).unwrap(), "weights");
+        assert_eq!(fs::read_to_string(model.mmproj.unwrap()).unwrap(), "eye");
+        assert!(locate(root, &name("hf:org/repo:Q8_0")).is_err());
+
+        put(root, "Org/Repo", OLD, "sub/m-Q8_0-00002-of-00002.gguf", "second");
+        let model = locate(root, &name("hf:org/repo:q8_0")).unwrap();
+        assert_eq!(model.files.len(), 2);
+        assert!(is_hex(&model.digest, 64));
+        assert_eq!(labels(root).len(), 2);
+
+        fs::remove_file(blob).unwrap();
+        assert!(
+            locate(root, &name("hf:org/repo:Q4_1")).is_err(),
+            "a dangling link is no file"
+        );
+    }
+
+    #[test]
+    fn main_wins_over_newer_and_older_commits() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        put(root, "o/r", OLD, "m-Q4_0.gguf", "old");
+        put(root, "o/r", OLD, "m-F16.gguf", "only here");
+        put(root, "o/r", NEW, "m-Q4_0.gguf", "new");
+        let folder = RepoFolder::find(root, "O", "R").unwrap();
+        folder.write_reference("main", OLD).unwrap();
+        folder.write_reference("refs/pr/1", NEW).unwrap();
+        let commit = |text: &str| locate(root, &name(text)).map(|model| model.commit).unwrap_or_default();
+        assert_eq!(commit("hf:o/r:Q4_0"), OLD);
+        assert_eq!(commit("hf:o/r@refs/pr/1:Q4_0"), NEW);
+        assert_eq!(commit(&format!("hf:o/r@{NEW}")), NEW);
+        assert_eq!(commit("hf:o/r@absent"), "");
+        folder.write_reference("main", NEW).unwrap();
+        assert_eq!(commit("hf:o/r:Q4_0"), NEW);
+        assert_eq!(
+            commit("hf:o/r:F16"),
+            OLD,
+            "a commit that moved on does not hide weights"
+        );
+        assert_eq!(labels(root), ["o/r:Q4_0@2", "o/r:F16@1"]);
+    }
+
+    #[test]
+    fn hostile_content_is_ignored() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        put(root, "o/r", OLD, "m-Q4_0.gguf", "fine");
+        let folder = RepoFolder::new(root, "o", "r");
+        fs::create_dir_all(folder.path.join("refs")).unwrap();
+        fs::write(folder.path.join("refs/main"), "../../../../etc").unwrap();
+        std::os::unix::fs::symlink("..", folder.path.join("snapshots").join(OLD).join("loop")).unwrap();
+        fs::create_dir_all(root.join("models--..--etc/snapshots")).unwrap();
+        fs::create_dir_all(root.join("models--a--b--c")).unwrap();
+        assert_eq!(labels(root), ["o/r:Q4_0@1"]);
+        assert!(folder.reference("../../x").is_none());
+        assert!(scan(&root.join("absent")).0.is_empty());
+    }
+}

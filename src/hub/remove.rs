@@ -1,0 +1,222 @@
+//! Taking a model out of the shared cache without taking anything from anybody else.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    Deleted,
+    cache::{self, RepoFolder, Snapshot},
+    error::HubError,
+    ledger::Ledger,
+    name::HfName,
+    resolve,
+};
+
+/// Removes a model's files where hubllama downloaded them, else unlists it; `key` is its name in the ledger.
+pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str) -> Result<Deleted, HubError> {
+    let Some(folder) = RepoFolder::find(root, &name.org, &name.repo) else {
+        return Err(HubError::NotCached(name.to_string()));
+    };
+    let io_error = |error: io::Error| HubError::io("delete from", &folder.path, &error);
+    let mut found = false;
+    let mut is_left = false;
+    let mut unlinked = HashSet::new();
+    // The same model may be cached at several commits; one that stayed would be listed in its place.
+    for snapshot in folder.snapshots(name.revision.as_deref()) {
+        let Ok(model) = cache::model_in(&folder, &snapshot, name.selector.as_ref()) else {
+            continue;
+        };
+        found = true;
+        if !is_owned(root, ledger, &model) {
+            is_left = true;
+            continue;
+        }
+        unlinked.extend(unlink(&folder, &snapshot, &model.files).map_err(io_error)?);
+        if let Some(projector) = lone_projector(&folder, &snapshot, ledger, model.mmproj) {
+            unlinked.extend(unlink(&folder, &snapshot, &[projector]).map_err(io_error)?);
+        }
+    }
+    if !found {
+        return Err(HubError::NotCached(name.to_string()));
+    }
+    let still_used = referenced(&folder).map_err(io_error)?;
+    let mut bytes_freed = 0;
+    for blob in unlinked.difference(&still_used) {
+        // A blob may itself be a link into a store that repositories share: only the link is ours.
+        bytes_freed += fs::symlink_metadata(blob).map_err(io_error)?.len();
+        fs::remove_file(blob).map_err(io_error)?;
+        ledger.forget(blob)?;
+    }
+    remove_if_bare(&folder.path);
+    if is_left {
+        ledger.set_unlisted(key, true)?;
+        tracing::info!(model.name = %name, "model is unlisted; its files are another program's and stay");
+        return Ok(Deleted::Unlisted);
+    }
+    Ok(Deleted::Removed { bytes_freed })
+}
+
+/// Whether hubllama downloaded every file.
+pub(crate) fn is_owned(root: &Path, ledger: &Ledger, model: &cache::CachedModel) -> bool {
+    let folder = RepoFolder::new(root, &model.org, &model.repo);
+    model.files.iter().all(|link| is_ours(ledger, &folder, link))
+}
+
+fn is_ours(ledger: &Ledger, folder: &RepoFolder, link: &Path) -> bool {
+    cache::blob_of(folder, link).is_some_and(|blob| ledger.owns(&blob))
+}
+
+/// A projector serves every quantisation of its folder; it goes with the last of them.
+fn lone_projector(
+    folder: &RepoFolder,
+    snapshot: &Snapshot,
+    ledger: &Ledger,
+    projector: Option<PathBuf>,
+) -> Option<PathBuf> {
+    let projector = projector.filter(|link| is_ours(ledger, folder, link))?;
+    let is_used = |model: &resolve::Resolution| {
+        model
+            .mmproj
+            .as_ref()
+            .is_some_and(|used| snapshot.path.join(&used.path) == projector)
+    };
+    let files = snapshot.files(&mut Vec::new());
+    (!resolve::all(&files).iter().any(is_used)).then_some(projector)
+}
+
+/// Removes links, and the folders that became empty, the snapshot's own included; returns the blobs they led to.
+fn unlink(folder: &RepoFolder, snapshot: &Snapshot, links: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
+    let mut blobs = Vec::new();
+    for link in links {
+        blobs.extend(cache::blob_of(folder, link));
+        fs::remove_file(link)?;
+        for emptied in link
+            .ancestors()
+            .skip(1)
+            .take_while(|parent| parent.starts_with(&snapshot.path))
+        {
+            // Not empty is the usual case and no error.
+            if fs::remove_dir(emptied).is_err() {
+                break;
+            }
+        }
+    }
+    Ok(blobs)
+}
+
+/// Every blob that some snapshot refers to. Blobs without a link are left alone: they may belong to a pull that is under way.
+fn referenced(folder: &RepoFolder) -> io::Result<HashSet<PathBuf>> {
+    let mut referenced = HashSet::new();
+    let mut stack = vec![folder.path.join("snapshots")];
+    while let Some(path) = stack.pop() {
+        for entry in fs::read_dir(&path).into_iter().flatten() {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                stack.push(entry.path());
+            } else {
+                referenced.extend(cache::blob_of(folder, &entry.path()));
+            }
+        }
+    }
+    Ok(referenced)
+}
+
+/// References without a snapshot are of no use; anything else that is left keeps the folder.
+fn remove_if_bare(folder: &Path) {
+    let is_bare = ["snapshots", "blobs"]
+        .iter()
+        .all(|part| fs::read_dir(folder.join(part)).map_or(true, |mut entries| entries.next().is_none()));
+    if is_bare {
+        let _ = fs::remove_dir_all(folder.join("refs"));
+        let _ = fs::remove_dir(folder.join("snapshots"));
+        let _ = fs::remove_dir(folder.join("blobs"));
+        let _ = fs::remove_dir(folder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::cache::tests::{NEW, OLD, name, put},
+        *,
+    };
+
+    struct Bench {
+        root: tempfile::TempDir,
+        state: tempfile::TempDir,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Self {
+                root: tempfile::tempdir().unwrap(),
+                state: tempfile::tempdir().unwrap(),
+            }
+        }
+
+        fn ours(&self, commit: &str, path: &str, content: &str) -> PathBuf {
+            let blob = put(self.root.path(), "o/r", commit, path, content);
+            self.ledger().add(blob.clone()).unwrap();
+            blob
+        }
+
+        fn ledger(&self) -> Ledger {
+            Ledger::load(self.state.path())
+        }
+
+        fn delete(&self, text: &str) -> Result<Deleted, HubError> {
+            delete(self.root.path(), &self.ledger(), &name(text), "key")
+        }
+    }
+
+    #[test]
+    fn ours_is_removed() {
+        let bench = Bench::new();
+        bench.ours(OLD, "sub/m-Q4_0.gguf", "weights");
+        RepoFolder::new(bench.root.path(), "o", "r")
+            .write_reference("main", OLD)
+            .unwrap();
+        assert_eq!(bench.delete("hf:O/R:q4_0"), Ok(Deleted::Removed { bytes_freed: 7 }));
+        assert_eq!(
+            fs::read_dir(bench.root.path()).unwrap().count(),
+            0,
+            "no empty folder is left"
+        );
+        assert_eq!(
+            bench.delete("hf:o/r:Q4_0"),
+            Err(HubError::NotCached("hf:o/r:Q4_0".into()))
+        );
+    }
+
+    #[test]
+    fn a_shared_blob_stays() {
+        let bench = Bench::new();
+        let blob = bench.ours(OLD, "m-Q4_0.gguf", "weights");
+        put(bench.root.path(), "o/r", NEW, "renamed.gguf", "weights");
+        assert_eq!(bench.delete("hf:o/r:Q4_0"), Ok(Deleted::Removed { bytes_freed: 0 }));
+        assert!(blob.exists() && bench.ledger().owns(&blob));
+    }
+
+    #[test]
+    fn foreign_files_are_only_unlisted() {
+        let bench = Bench::new();
+        let blob = put(bench.root.path(), "o/r", OLD, "m-Q4_0.gguf", "weights");
+        assert_eq!(bench.delete("hf:o/r:Q4_0"), Ok(Deleted::Unlisted));
+        assert!(blob.exists() && bench.ledger().is_unlisted("key"));
+    }
+
+    #[test]
+    fn the_projector_goes_last() {
+        let bench = Bench::new();
+        bench.ours(OLD, "m-Q4_0.gguf", "four");
+        bench.ours(OLD, "m-Q8_0.gguf", "eight");
+        let eye = bench.ours(OLD, "mmproj-F16.gguf", "eye");
+        bench.delete("hf:o/r:Q4_0").unwrap();
+        assert!(eye.exists());
+        bench.delete("hf:o/r:Q8_0").unwrap();
+        assert!(!eye.exists());
+    }
+}

@@ -1,0 +1,363 @@
+//! One worker process, seen from the daemon: started, spoken to, ended.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    pin::Pin,
+    process::Stdio,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use futures_util::Stream;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    process::{Child, Command as Process},
+    sync::{mpsc, oneshot},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    inference::{Event, Failure},
+    worker::protocol::{
+        self, Command, Job, LoadSpec, LoadedModel, MAX_FRAME_BYTES, PROTOCOL_VERSION, RenderJob, RenderedChat, Report,
+        STREAM_CREDIT,
+    },
+};
+
+/// Ollama's own words, which its clients know.
+pub(super) const DIED: &str = "model runner has unexpectedly stopped, this may be due to resource limitations or an \
+                               internal error, check the hubllama log for details";
+/// Frames that wait for the socket. Each job has a handful under way at most.
+const OUTGOING_FRAMES: usize = 1024;
+/// Events after the last credit: what was held back, and the end.
+const CREDIT_SLACK: usize = 8;
+
+/// How a worker is started.
+#[derive(Clone, Debug)]
+pub struct WorkerCommand {
+    /// The binary.
+    pub program: PathBuf,
+    /// Filter of its log, as in `[log] level`.
+    pub log: String,
+}
+
+impl Default for WorkerCommand {
+    /// This very binary: an upgraded file on disk does not change the protocol that runs.
+    fn default() -> Self {
+        Self {
+            program: PathBuf::from("/proc/self/exe"),
+            log: "info".into(),
+        }
+    }
+}
+
+/// A running worker. Cloning is cheap; the process is killed when the last clone and every stream of it are gone,
+/// or by [`Worker::kill`].
+#[derive(Clone, Debug)]
+pub(super) struct Worker {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    outgoing: mpsc::Sender<Vec<u8>>,
+    shared: Arc<Shared>,
+    next_id: AtomicU64,
+}
+
+/// What the reader task fills in.
+#[derive(Debug)]
+struct Shared {
+    jobs: Mutex<HashMap<u64, mpsc::Sender<Result<Event, Failure>>>>,
+    renders: Mutex<HashMap<u64, oneshot::Sender<Result<RenderedChat, String>>>>,
+    /// Cancelled when the process has ended.
+    ended: CancellationToken,
+    /// Cancelled to end it.
+    kill: CancellationToken,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // The maps are never left half changed, so a panic elsewhere does not matter.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the load phase hears.
+#[derive(Debug)]
+pub(super) enum LoadReport {
+    Progress(f32),
+    Loaded(LoadedModel),
+    Failed(String),
+}
+
+impl Worker {
+    /// Starts a process. The second value hears of the load; the third ends when the process has ended.
+    pub(super) fn spawn(command: &WorkerCommand, role: &str) -> std::io::Result<(Self, mpsc::Receiver<LoadReport>)> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let child = Process::new(&command.program)
+            .arg("worker")
+            .arg("--role")
+            .arg(role)
+            .env("HUBLLAMA_LOG", &command.log)
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()?;
+        let (read, write) = UnixStream::from_std(ours)?.into_split();
+        let (outgoing, frames) = mpsc::channel(OUTGOING_FRAMES);
+        let (load_sender, load) = mpsc::channel(16);
+        let shared = Arc::new(Shared {
+            jobs: Mutex::default(),
+            renders: Mutex::default(),
+            ended: CancellationToken::new(),
+            kill: CancellationToken::new(),
+        });
+        tokio::spawn(write_frames(write, frames));
+        tokio::spawn(supervise(child, read, Arc::clone(&shared), load_sender));
+        Ok((
+            Self {
+                inner: Arc::new(Inner {
+                    outgoing,
+                    shared,
+                    next_id: AtomicU64::new(1),
+                }),
+            },
+            load,
+        ))
+    }
+
+    async fn send(&self, command: &Command) -> Result<(), Failure> {
+        let mut frame = Vec::new();
+        protocol::encode(command, &mut frame).map_err(|error| Failure::Invalid(error.to_string()))?;
+        self.inner
+            .outgoing
+            .send(frame)
+            .await
+            .map_err(|_| Failure::Worker(DIED.into()))
+    }
+
+    pub(super) async fn load(&self, spec: LoadSpec) -> Result<(), Failure> {
+        self.send(&Command::Load(Box::new(spec))).await
+    }
+
+    /// Changes the number of compute threads; dropped if the worker does not keep up, the next change will tell it.
+    pub(super) fn set_threads(&self, threads: u32) {
+        let mut frame = Vec::new();
+        if protocol::encode(&Command::SetThreads { threads }, &mut frame).is_ok() {
+            let _ = self.inner.outgoing.try_send(frame);
+        }
+    }
+
+    /// Starts a job; its id is filled in here.
+    pub(super) async fn generate(&self, mut job: Job) -> Result<JobStream, Failure> {
+        job.id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = job.id;
+        let (sender, events) = mpsc::channel(STREAM_CREDIT as usize + CREDIT_SLACK);
+        lock(&self.inner.shared.jobs).insert(id, sender);
+        // From here on dropping the stream cancels the job, also while the command is on its way.
+        let stream = JobStream {
+            worker: self.clone(),
+            id,
+            events,
+            taken: 0,
+            finished: false,
+        };
+        if self.inner.shared.ended.is_cancelled() {
+            return Err(Failure::Worker(DIED.into()));
+        }
+        self.send(&Command::Generate(Box::new(job))).await?;
+        Ok(stream)
+    }
+
+    /// Renders a conversation (helper role). `None` if the process died over it.
+    pub(super) async fn render(&self, mut job: RenderJob) -> Option<Result<RenderedChat, String>> {
+        job.id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sender, result) = oneshot::channel();
+        lock(&self.inner.shared.renders).insert(job.id, sender);
+        if self.inner.shared.ended.is_cancelled() {
+            return None;
+        }
+        self.send(&Command::Render(Box::new(job))).await.ok()?;
+        result.await.ok()
+    }
+
+    /// Ends the process, whatever it is doing, and waits until it is gone.
+    pub(super) async fn kill(&self) {
+        self.inner.shared.kill.cancel();
+        self.inner.shared.ended.cancelled().await;
+    }
+
+    /// Resolves when the process has ended.
+    pub(super) fn ended(&self) -> CancellationToken {
+        self.inner.shared.ended.clone()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.kill.cancel();
+    }
+}
+
+async fn write_frames(mut socket: OwnedWriteHalf, mut frames: mpsc::Receiver<Vec<u8>>) {
+    while let Some(frame) = frames.recv().await {
+        if socket.write_all(&frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads reports until the process ends or is to be killed; then tells everybody who still waits.
+async fn supervise(mut child: Child, socket: OwnedReadHalf, shared: Arc<Shared>, load: mpsc::Sender<LoadReport>) {
+    let pid = child.id().unwrap_or(0);
+    let asked = tokio::select! {
+        result = read_reports(socket, &shared, &load) => {
+            if let Err(error) = result {
+                tracing::error!(worker.pid = pid, %error, "a worker broke the protocol");
+            }
+            false
+        }
+        () = shared.kill.cancelled() => true,
+    };
+    if asked {
+        let _ = child.start_kill();
+    }
+    // After an end of file the process is dying or broken; either way nothing more can come of it.
+    let status = match tokio::time::timeout(std::time::Duration::from_secs(5), child.wait()).await {
+        Ok(status) => status,
+        Err(_) => {
+            let _ = child.start_kill();
+            child.wait().await
+        }
+    };
+    match status {
+        _ if asked => tracing::debug!(worker.pid = pid, "worker ended"),
+        Ok(status) => tracing::error!(worker.pid = pid, %status, "a worker died"),
+        Err(error) => tracing::error!(worker.pid = pid, %error, "a worker died"),
+    }
+    shared.ended.cancel();
+    // Dropping the senders ends the streams; a stream without its last event reports the death.
+    lock(&shared.jobs).clear();
+    lock(&shared.renders).clear();
+}
+
+async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sender<LoadReport>) -> std::io::Result<()> {
+    let mut socket = BufReader::with_capacity(64 << 10, socket);
+    let mut buffer = Vec::new();
+    loop {
+        let mut length = [0u8; 4];
+        if socket.read_exact(&mut length).await.is_err() {
+            return Ok(());
+        }
+        let length = u32::from_le_bytes(length) as usize;
+        if length > MAX_FRAME_BYTES {
+            return Err(std::io::Error::other(format!("a frame of {length} bytes")));
+        }
+        buffer.clear();
+        if (&mut socket).take(length as u64).read_to_end(&mut buffer).await? != length {
+            return Ok(());
+        }
+        match serde_json::from_slice(&buffer)? {
+            Report::Hello {
+                version: PROTOCOL_VERSION,
+            } => {}
+            Report::Hello { version } => {
+                return Err(std::io::Error::other(format!("the worker speaks version {version}")));
+            }
+            Report::Progress { fraction } => {
+                // Only a hint: the newest is as good as all of them.
+                let _ = load.try_send(LoadReport::Progress(fraction));
+            }
+            Report::Loaded(loaded) => {
+                let _ = load.send(LoadReport::Loaded(loaded)).await;
+            }
+            Report::LoadFailed { reason } => {
+                let _ = load.send(LoadReport::Failed(reason)).await;
+            }
+            Report::Events(events) => {
+                let mut jobs = lock(&shared.jobs);
+                for (id, event) in events {
+                    let last = matches!(event, Event::Finished(_));
+                    // Credits keep the channel from filling up; a worker that ignores them loses the stream.
+                    let lost = jobs.get(&id).is_some_and(|sender| sender.try_send(Ok(event)).is_err());
+                    if last || lost {
+                        jobs.remove(&id);
+                    }
+                }
+            }
+            Report::Failed { id, failure } => {
+                if let Some(sender) = lock(&shared.jobs).remove(&id) {
+                    let _ = sender.try_send(Err(failure));
+                }
+            }
+            Report::Rendered { id, result } => {
+                if let Some(sender) = lock(&shared.renders).remove(&id) {
+                    let _ = sender.send(result.map(|rendered| *rendered));
+                }
+            }
+        }
+    }
+}
+
+/// Events of one job. Dropping it cancels the job.
+#[derive(Debug)]
+pub struct JobStream {
+    worker: Worker,
+    id: u64,
+    events: mpsc::Receiver<Result<Event, Failure>>,
+    /// Events taken since the last credit was sent.
+    taken: u32,
+    finished: bool,
+}
+
+impl JobStream {
+    fn tell(&self, command: &Command) {
+        let mut frame = Vec::new();
+        if protocol::encode(command, &mut frame).is_err() {
+            return;
+        }
+        if let Err(mpsc::error::TrySendError::Full(frame)) = self.worker.inner.outgoing.try_send(frame) {
+            let outgoing = self.worker.inner.outgoing.clone();
+            tokio::spawn(async move { outgoing.send(frame).await });
+        }
+    }
+}
+
+impl Stream for JobStream {
+    type Item = Result<Event, Failure>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.finished {
+            return Poll::Ready(None);
+        }
+        let item = ready!(self.events.poll_recv(context)).unwrap_or_else(|| Err(Failure::Worker(DIED.into())));
+        match &item {
+            Ok(Event::Delta(_)) => {
+                self.taken += 1;
+                if self.taken >= STREAM_CREDIT / 2 {
+                    let events = std::mem::take(&mut self.taken);
+                    self.tell(&Command::Credit { id: self.id, events });
+                }
+            }
+            Ok(Event::Finished(_)) | Err(_) => self.finished = true,
+        }
+        Poll::Ready(Some(item))
+    }
+}
+
+impl Drop for JobStream {
+    fn drop(&mut self) {
+        if !self.finished {
+            lock(&self.worker.inner.shared.jobs).remove(&self.id);
+            self.tell(&Command::Cancel { id: self.id });
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Tokens of several sequences, submitted in one decode.
+
+use llama_cpp_sys_2 as sys;
+
+use super::Token;
+
+/// A batch that owns its arrays; reused from step to step.
+#[derive(Debug)]
+pub struct Batch {
+    tokens: Vec<Token>,
+    positions: Vec<i32>,
+    sequence_counts: Vec<i32>,
+    sequences: Vec<i32>,
+    wants_logits: Vec<i8>,
+    sequence_pointers: Vec<*mut i32>,
+    capacity: usize,
+}
+
+// SAFETY: `sequence_pointers` is rebuilt from `sequences` before every use and points nowhere else.
+unsafe impl Send for Batch {}
+
+impl Batch {
+    /// A batch for up to `capacity` tokens.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            tokens: Vec::with_capacity(capacity),
+            positions: Vec::with_capacity(capacity),
+            sequence_counts: Vec::with_capacity(capacity),
+            sequences: Vec::with_capacity(capacity),
+            wants_logits: Vec::with_capacity(capacity),
+            sequence_pointers: Vec::with_capacity(capacity + 1),
+            capacity,
+        }
+    }
+
+    /// Empties the batch.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.sequence_counts.clear();
+        self.sequences.clear();
+        self.wants_logits.clear();
+    }
+
+    /// Adds a token and returns its index in the batch, or `None` if the batch is full.
+    pub fn add(&mut self, token: Token, position: i32, sequence: i32, logits: bool) -> Option<i32> {
+        if self.tokens.len() == self.capacity {
+            return None;
+        }
+        let index = self.tokens.len();
+        self.tokens.push(token);
+        self.positions.push(position);
+        self.sequence_counts.push(1);
+        self.sequences.push(sequence);
+        self.wants_logits.push(i8::from(logits));
+        i32::try_from(index).ok()
+    }
+
+    /// Tokens in the batch.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether the batch holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// The C view; valid until the batch is changed.
+    pub(super) fn raw(&mut self) -> sys::llama_batch {
+        self.sequence_pointers.clear();
+        self.sequence_pointers
+            .extend(self.sequences.iter_mut().map(std::ptr::from_mut));
+        sys::llama_batch {
+            n_tokens: self.tokens.len() as i32,
+            token: self.tokens.as_mut_ptr(),
+            embd: std::ptr::null_mut(),
+            pos: self.positions.as_mut_ptr(),
+            n_seq_id: self.sequence_counts.as_mut_ptr(),
+            seq_id: self.sequence_pointers.as_mut_ptr(),
+            logits: self.wants_logits.as_mut_ptr(),
+        }
+    }
+}

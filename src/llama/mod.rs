@@ -1,0 +1,20 @@
+//! llama.cpp behind safe Rust: the only folder that names the sys crate.
+//!
+//! Only `worker/` uses this, in a process of its own: nothing here can be made safe against a hostile model file or
+//! a driver fault, so none of it runs in the daemon. Pointers are owned by one type each, freed on drop, and never
+//! outlive what they point into: [`Context`] keeps its [`Model`] alive through an [`std::sync::Arc`].
+#![expect(unsafe_code, reason = "this is the border to C")]
+
+mod backend;
+mod batch;
+mod chat;
+mod context;
+mod model;
+mod sampler;
+
+pub use backend::{Device, DeviceKind, cpu_features, devices, init, last_error, supports_gpu_offload, version};
+pub use batch::Batch;
+pub use chat::{ChatParser, ChatTemplate, ParsedCall, ParsedMessage, RenderedChat};
+pub use context::{Context, ContextParams, DecodeError};
+pub use model::{Model, ModelParams, Token};
+pub use sampler::{Candidates, SamplerChain, log_softmax_of};

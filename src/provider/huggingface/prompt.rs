@@ -1,0 +1,139 @@
+//! A conversation in the shape that the template helper wants.
+
+use serde_json::{Map, Value, json, value::RawValue};
+
+use super::headers::ModelHeader;
+use crate::{
+    inference::{Failure, Message, Think, ThinkLevel},
+    worker::protocol::RenderJob,
+};
+
+/// What a file without a template gets: the text alone, as Ollama does with `{{ .Prompt }}`.
+const NO_TEMPLATE: &str = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}\n{% endif %}\
+                           {% endfor %}";
+
+/// Variables of a template that switch reasoning.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Thinking {
+    enabled: bool,
+    /// Whether the request said anything: only then are the less common spellings set.
+    explicit: bool,
+    effort: Option<&'static str>,
+}
+
+pub(super) fn thinking(think: Think) -> Thinking {
+    let (enabled, explicit, effort) = match think {
+        Think::Unset => (true, false, None),
+        Think::On => (true, true, None),
+        Think::Off => (false, true, None),
+        Think::Level(level) => (
+            true,
+            true,
+            Some(match level {
+                ThinkLevel::Low => "low",
+                ThinkLevel::Medium => "medium",
+                ThinkLevel::High | ThinkLevel::Max => "high",
+            }),
+        ),
+    };
+    Thinking { enabled, explicit, effort }
+}
+
+/// For constrained answers: the constraint begins with the first token.
+pub(super) fn without_thinking() -> Thinking {
+    thinking(Think::Off)
+}
+
+pub(super) fn render_job(
+    header: &ModelHeader,
+    messages: &[Message],
+    tools: &[Box<RawValue>],
+    thinking: Thinking,
+) -> Result<RenderJob, Failure> {
+    let mut kwargs = Map::new();
+    if thinking.explicit {
+        // Values are JSON text: this is how `common/chat` takes them. `thinking` is DeepSeek's and Granite's spelling.
+        kwargs.insert("enable_thinking".into(), thinking.enabled.to_string().into());
+        kwargs.insert("thinking".into(), thinking.enabled.to_string().into());
+    }
+    if let Some(effort) = thinking.effort {
+        kwargs.insert("reasoning_effort".into(), format!("\"{effort}\"").into());
+    }
+    let continues = messages.last().is_some_and(|message| message.role.0 == "assistant");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let input = json!({
+        "messages": messages.iter().map(message).collect::<Vec<_>>(),
+        "tools": tools,
+        "enable_thinking": thinking.enabled,
+        "continue_final_message": continues,
+        "kwargs": kwargs,
+        "now": now,
+    });
+    let template = if header.template.is_empty() { NO_TEMPLATE } else { &header.template };
+    Ok(RenderJob {
+        id: 0,
+        template: template.to_owned(),
+        bos: header.bos.clone(),
+        eos: header.eos.clone(),
+        input: serde_json::to_string(&input).map_err(|error| Failure::Invalid(error.to_string()))?,
+    })
+}
+
+/// One turn in OpenAI's shape. NUL cannot cross into C and means nothing to a model.
+fn message(message: &Message) -> Value {
+    let text = |text: &str| Value::from(text.replace('\0', ""));
+    let mut out = Map::new();
+    out.insert("role".into(), text(&message.role.0));
+    out.insert("content".into(), text(&message.content));
+    if !message.thinking.is_empty() {
+        out.insert("reasoning_content".into(), text(&message.thinking));
+    }
+    if !message.tool_calls.is_empty() {
+        let calls = message.tool_calls.iter().map(|call| {
+            let arguments = serde_json::to_string(&call.arguments).unwrap_or_else(|_| "{}".into());
+            json!({"type": "function", "id": call.id, "function": {"name": call.name, "arguments": arguments}})
+        });
+        out.insert("tool_calls".into(), calls.collect());
+    }
+    if !message.tool_name.is_empty() {
+        out.insert("name".into(), text(&message.tool_name));
+    }
+    if !message.tool_call_id.is_empty() {
+        out.insert("tool_call_id".into(), text(&message.tool_call_id));
+    }
+    Value::Object(out)
+}
+
+/// Drops the oldest turn that is not the system's; `false` if only the last turn is left. System turns are kept and
+/// stay in front, as Ollama does.
+pub(super) fn drop_oldest(messages: &mut Vec<Message>) -> bool {
+    let last = messages.len().saturating_sub(1);
+    match messages[..last].iter().position(|message| message.role.0 != "system") {
+        Some(oldest) => {
+            messages.remove(oldest);
+            true
+        }
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_turn_goes_first_system_and_last_stay() {
+        let mut messages: Vec<Message> =
+            [("user", "1"), ("system", "s"), ("assistant", "2"), ("user", "3")].map(|(r, c)| Message::text(r, c)).into();
+        assert!(drop_oldest(&mut messages));
+        assert!(drop_oldest(&mut messages));
+        assert!(!drop_oldest(&mut messages));
+        assert_eq!(messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>(), ["s", "3"]);
+    }
+
+    #[test]
+    fn levels_become_an_effort_and_max_is_high() {
+        assert_eq!(thinking(Think::Level(ThinkLevel::Max)).effort, Some("high"));
+        assert!(!thinking(Think::Unset).explicit);
+    }
+}

@@ -1,0 +1,160 @@
+//! What is in force for one request: request before model settings before engine settings before Ollama's defaults.
+
+use crate::{
+    config::{Config, ModelConfig},
+    hub::HfName,
+    inference::{KeepAlive, KvCacheType, LoadOptions, ModelFacts, Sampling, Switch},
+    lifecycle,
+    worker::protocol::SamplerSettings,
+};
+
+use super::DEFAULT_CONTEXT;
+
+/// Ollama's smallest window.
+const MIN_CONTEXT: u32 = 4;
+/// An answer without a limit ends after this many windows, as Ollama's does.
+const UNLIMITED_WINDOWS: u32 = 10;
+
+/// Settings of one request, but for sampling.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) system: Option<String>,
+    pub(super) keep_alive: KeepAlive,
+    pub(super) flash_attention: Switch,
+    pub(super) kv_type_k: KvCacheType,
+    pub(super) kv_type_v: KvCacheType,
+    /// Context that the request itself asked for.
+    pub(super) requested_context: Option<u32>,
+    pub(super) load: LoadOptions,
+    default_context: u32,
+    parallel: u32,
+    model: ModelConfig,
+}
+
+impl Settings {
+    pub(super) fn resolve(config: &Config, canonical: &str, request: &LoadOptions) -> Self {
+        let engine = &config.engine;
+        let model = model_config(config, canonical).cloned().unwrap_or_default();
+        let load = LoadOptions {
+            num_ctx: request.num_ctx.or(model.load.num_ctx),
+            num_batch: request.num_batch.or(model.load.num_batch),
+            num_gpu: request.num_gpu.or(model.load.num_gpu),
+            main_gpu: request.main_gpu.or(model.load.main_gpu),
+            use_mmap: request.use_mmap.or(model.load.use_mmap),
+            num_thread: request.num_thread.or(model.load.num_thread),
+        };
+        Self {
+            system: model.system.clone(),
+            keep_alive: model.keep_alive.unwrap_or(engine.keep_alive),
+            flash_attention: model.flash_attention.unwrap_or(engine.flash_attention),
+            kv_type_k: model.kv_cache_type_k.unwrap_or(engine.kv_cache_type_k),
+            kv_type_v: model.kv_cache_type_v.unwrap_or(engine.kv_cache_type_v),
+            requested_context: request.num_ctx,
+            default_context: match engine.context_length {
+                0 => DEFAULT_CONTEXT,
+                length => length,
+            },
+            parallel: model.parallel.unwrap_or(engine.parallel),
+            load,
+            model,
+        }
+    }
+
+    /// Context window of one sequence, never more than the model was trained with.
+    pub(super) fn context_length(&self, facts: &ModelFacts) -> u32 {
+        let wanted = self.load.num_ctx.unwrap_or(self.default_context).max(MIN_CONTEXT);
+        match facts.context_length {
+            0 => wanted,
+            trained => wanted.min(trained),
+        }
+    }
+
+    pub(super) fn parallel(&self, kv_bytes_per_token: u64, context_length: u32) -> u32 {
+        match self.parallel {
+            0 => lifecycle::default_parallel(kv_bytes_per_token, context_length),
+            parallel => parallel,
+        }
+    }
+
+    /// Sampler, largest number of tokens, tokens kept on a shift, stop strings.
+    pub(super) fn sampling(
+        &self,
+        config: &Config,
+        request: &Sampling,
+        context: u32,
+    ) -> (SamplerSettings, u32, u32, Vec<String>) {
+        let layers = [request, &self.model.sampling, &config.engine.sampling];
+        macro_rules! first {
+            ($field:ident, $default:expr) => {
+                layers.iter().find_map(|layer| layer.$field.clone()).unwrap_or($default)
+            };
+        }
+        let sampler = SamplerSettings {
+            seed: u32::try_from(first!(seed, -1) & i64::from(u32::MAX)).ok().filter(|_| first!(seed, -1) >= 0),
+            temperature: first!(temperature, 0.8),
+            top_k: first!(top_k, 40),
+            top_p: first!(top_p, 0.9),
+            min_p: first!(min_p, 0.0),
+            typical_p: first!(typical_p, 1.0),
+            repeat_last_n: first!(repeat_last_n, 64),
+            repeat_penalty: first!(repeat_penalty, 1.0),
+            presence_penalty: first!(presence_penalty, 0.0),
+            frequency_penalty: first!(frequency_penalty, 0.0),
+        };
+        let unlimited = context.saturating_mul(UNLIMITED_WINDOWS);
+        let max_tokens = u32::try_from(first!(num_predict, -1)).unwrap_or(unlimited).min(unlimited);
+        let keep = u32::try_from(first!(num_keep, 4)).unwrap_or(context);
+        (sampler, max_tokens, keep, first!(stop, Vec::new()))
+    }
+
+    /// What `/api/show` prints as parameters: the model's own settings, in Go's spelling.
+    pub(super) fn parameters(&self) -> Vec<(String, String)> {
+        let sampling = &self.model.sampling;
+        let mut out = Vec::new();
+        let mut add = |name: &str, value: Option<String>| out.extend(value.map(|value| (name.to_owned(), value)));
+        add("num_ctx", self.model.load.num_ctx.map(|value| value.to_string()));
+        add("num_gpu", self.model.load.num_gpu.map(|value| value.to_string()));
+        add("num_predict", sampling.num_predict.map(|value| value.to_string()));
+        add("seed", sampling.seed.map(|value| value.to_string()));
+        add("temperature", sampling.temperature.map(|value| value.to_string()));
+        add("top_k", sampling.top_k.map(|value| value.to_string()));
+        add("top_p", sampling.top_p.map(|value| value.to_string()));
+        add("min_p", sampling.min_p.map(|value| value.to_string()));
+        add("repeat_penalty", sampling.repeat_penalty.map(|value| value.to_string()));
+        for stop in sampling.stop.iter().flatten() {
+            add("stop", Some(format!("{stop:?}")));
+        }
+        out
+    }
+}
+
+/// Whether two names mean one model: equal but for case, or equal where one has no selector.
+pub(super) fn same_model(canonical: &str, configured: &str) -> bool {
+    let (Ok(canonical), Ok(configured)) = (HfName::parse(canonical), HfName::parse(configured)) else { return false };
+    canonical.repo_id().eq_ignore_ascii_case(&configured.repo_id())
+        && match (&canonical.selector, &configured.selector) {
+            (Some(a), Some(b)) => a.as_str().eq_ignore_ascii_case(b.as_str()),
+            _ => true,
+        }
+}
+
+/// The settings of a model; an entry with a selector goes before one for the whole repository.
+fn model_config<'a>(config: &'a Config, canonical: &str) -> Option<&'a ModelConfig> {
+    let has_selector = |name: &str| HfName::parse(name).is_ok_and(|name| name.selector.is_some());
+    config
+        .models
+        .iter()
+        .filter(|(name, _)| same_model(canonical, name))
+        .max_by_key(|(name, _)| has_selector(name))
+        .map(|(_, model)| model)
+}
+
+/// Every hf: name that the configuration mentions.
+pub(super) fn named_models(config: &Config) -> Vec<String> {
+    config.models.keys().chain(config.aliases.values()).cloned().collect()
+}
+
+/// Whether a name that is not on disk is pulled when it is first used.
+pub(super) fn pulls_on_use(config: &Config, name: &HfName) -> bool {
+    config.hub.auto_pull || named_models(config).iter().any(|configured| same_model(&name.to_string(), configured))
+}

@@ -1,0 +1,102 @@
+//! One connection: HTTP/1.1 or HTTP/2 with prior knowledge, its bounds, and its end.
+
+use std::{
+    convert::Infallible,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use hyper::{Request, body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
+
+use super::dispatch::Dispatcher;
+use crate::http::body;
+
+/// Time for the head of a request, from the end of the one before it. Bodies and replies have no limit.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The smallest buffer that hyper takes.
+const MIN_HEADER_BYTES: usize = 8 << 10;
+
+/// Requests at once on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 128;
+
+/// Makes connections with these bounds. (hyper refuses more than 100 headers by itself.)
+pub(super) fn builder(max_header_bytes: usize) -> auto::Builder<TokioExecutor> {
+    let max_header_bytes = max_header_bytes.max(MIN_HEADER_BYTES);
+    // Replies of Ollama keep their spelling; our own are spelled like those.
+    let mut builder = auto::Builder::new(TokioExecutor::new())
+        .preserve_header_case(true)
+        .title_case_headers(true);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(max_header_bytes)
+        // A client that closes its side is gone: nobody reads the rest of a stream.
+        .half_close(false);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(max_header_bytes).unwrap_or(u32::MAX))
+        .max_concurrent_streams(MAX_STREAMS);
+    builder
+}
+
+/// Serves a connection until it ends. After `draining` no new request is begun; after `ended` it is dropped.
+pub(super) async fn serve<S>(
+    stream: S,
+    builder: &auto::Builder<TokioExecutor>,
+    dispatcher: &Arc<Dispatcher>,
+    check_host: bool,
+    draining: &CancellationToken,
+    ended: &CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    // hyper's own limit begins when it knows the protocol, which takes up to 24 bytes.
+    let spoken = Arc::new(AtomicBool::new(false));
+    let service = {
+        let spoken = Arc::clone(&spoken);
+        let dispatcher = Arc::clone(dispatcher);
+        service_fn(move |request: Request<Incoming>| {
+            spoken.store(true, Ordering::Relaxed);
+            let dispatcher = Arc::clone(&dispatcher);
+            async move { Ok::<_, Infallible>(dispatcher.dispatch(request.map(body::boxed), check_host).await) }
+        })
+    };
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut silence = pin!(tokio::time::sleep(HEADER_TIMEOUT));
+    let (mut watching, mut accepting) = (true, true);
+    loop {
+        tokio::select! {
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(error, "connection ended");
+                }
+                return;
+            }
+            () = draining.cancelled(), if accepting => {
+                accepting = false;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = ended.cancelled() => return,
+            () = silence.as_mut(), if watching => {
+                watching = false;
+                if !spoken.load(Ordering::Relaxed) {
+                    tracing::debug!("connection ended: no request came");
+                    return;
+                }
+            }
+        }
+    }
+}

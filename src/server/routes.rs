@@ -1,0 +1,223 @@
+//! The one table of routes.
+//!
+//! What is not in it is forwarded. How paths are matched follows Ollama's router: on the decoded path, case-sensitive,
+//! with a redirect for a trailing slash; only that a doubled slash is read as one instead of being redirected.
+
+use std::borrow::Cow;
+
+use hyper::{Method, StatusCode, Uri, http::uri::PathAndQuery};
+use percent_encoding::percent_decode_str;
+
+use crate::api::Endpoint;
+
+/// Methods as the `Allow` header lists them, path pattern, and what it means (given what the pattern's `{…}` matched).
+type Route = (&'static str, &'static str, fn(&str) -> Endpoint);
+
+const TABLE: [Route; 24] = [
+    ("HEAD, GET", "/", |_| Endpoint::Root),
+    ("HEAD, GET", "/api/version", |_| Endpoint::Version),
+    ("HEAD, GET", "/api/tags", |_| Endpoint::Tags),
+    ("GET", "/api/ps", |_| Endpoint::Ps),
+    ("POST", "/api/show", |_| Endpoint::Show),
+    ("POST", "/api/chat", |_| Endpoint::Chat),
+    ("POST", "/api/generate", |_| Endpoint::Generate),
+    ("POST", "/api/pull", |_| Endpoint::Pull),
+    ("POST", "/api/push", |_| Endpoint::Push),
+    ("POST", "/api/create", |_| Endpoint::Create),
+    ("POST", "/api/copy", |_| Endpoint::Copy),
+    ("DELETE", "/api/delete", |_| Endpoint::Delete),
+    ("POST", "/api/embed", |_| Endpoint::Embed),
+    ("POST", "/api/embeddings", |_| Endpoint::Embeddings),
+    ("POST", "/v1/chat/completions", |_| Endpoint::OpenAiChat),
+    ("POST", "/v1/completions", |_| Endpoint::OpenAiCompletions),
+    ("POST", "/v1/embeddings", |_| Endpoint::OpenAiEmbeddings),
+    ("POST", "/v1/responses", |_| Endpoint::OpenAiResponses),
+    ("POST", "/v1/audio/transcriptions", |_| Endpoint::OpenAiTranscriptions),
+    ("GET", "/v1/models", |_| Endpoint::OpenAiModels),
+    ("GET", "/v1/models/{*id}", |id| Endpoint::OpenAiModel {
+        id: id.to_owned(),
+    }),
+    ("POST", "/v1/messages", |_| Endpoint::AnthropicMessages),
+    ("GET", "/health", |_| Endpoint::Health),
+    ("GET", "/config", |_| Endpoint::Config),
+];
+
+/// Where a request goes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Routed {
+    /// To a handler.
+    To {
+        /// What it asks for.
+        endpoint: Endpoint,
+        /// The target to put in place of the one that came, where that had doubled slashes.
+        target: Option<PathAndQuery>,
+    },
+    /// The path is ours, the method is not.
+    MethodNotAllowed {
+        /// Methods that are.
+        allow: &'static str,
+    },
+    /// The path is ours without its last slash.
+    Redirect {
+        /// 301 or 307.
+        status: StatusCode,
+        /// Where to.
+        location: String,
+    },
+}
+
+/// The table, compiled.
+#[derive(Debug)]
+pub(super) struct Routes {
+    router: matchit::Router<&'static Route>,
+}
+
+impl Routes {
+    pub(super) fn new() -> Self {
+        let mut router = matchit::Router::new();
+        for route in &TABLE {
+            router
+                .insert(route.1, route)
+                .expect("the patterns of the table are distinct");
+        }
+        Self { router }
+    }
+
+    pub(super) fn route(&self, method: &Method, uri: &Uri) -> Routed {
+        let path = single_slashes(uri.path());
+        let decoded = percent_decode_str(&path).decode_utf8_lossy();
+        if let Some((route, endpoint)) = self.find(&decoded) {
+            if !allows(route.0, method) {
+                return Routed::MethodNotAllowed { allow: route.0 };
+            }
+            let target = match &path {
+                Cow::Borrowed(_) => None,
+                Cow::Owned(path) => with_query(path, uri).parse().ok(),
+            };
+            return Routed::To { endpoint, target };
+        }
+        // Both, so that an encoded slash at the end is not redirected to itself.
+        if let (Some(shorter), Some(location)) = (decoded.strip_suffix('/'), path.strip_suffix('/'))
+            && let Some((route, _)) = self.find(shorter)
+            && allows(route.0, method)
+        {
+            let get = [Method::GET, Method::HEAD].contains(method);
+            let status = if get {
+                StatusCode::MOVED_PERMANENTLY
+            } else {
+                StatusCode::TEMPORARY_REDIRECT
+            };
+            return Routed::Redirect {
+                status,
+                location: with_query(location, uri),
+            };
+        }
+        Routed::To {
+            endpoint: Endpoint::Forward,
+            target: None,
+        }
+    }
+
+    fn find(&self, path: &str) -> Option<(&'static Route, Endpoint)> {
+        let found = self.router.at(path).ok()?;
+        let matched = found.params.iter().next().map_or("", |(_, value)| value);
+        Some((found.value, found.value.2(matched)))
+    }
+}
+
+fn allows(methods: &str, method: &Method) -> bool {
+    methods.split(", ").any(|allowed| allowed == method.as_str())
+}
+
+fn single_slashes(path: &str) -> Cow<'_, str> {
+    if !path.contains("//") {
+        return Cow::Borrowed(path);
+    }
+    let mut single = String::with_capacity(path.len());
+    for char in path.chars() {
+        if char != '/' || !single.ends_with('/') {
+            single.push(char);
+        }
+    }
+    Cow::Owned(single)
+}
+
+fn with_query(path: &str, uri: &Uri) -> String {
+    match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(method: &str, target: &str) -> Routed {
+        Routes::new().route(&method.parse().unwrap(), &target.parse().unwrap())
+    }
+
+    fn to(endpoint: Endpoint) -> Routed {
+        Routed::To { endpoint, target: None }
+    }
+
+    fn model(id: &str) -> Routed {
+        to(Endpoint::OpenAiModel { id: id.into() })
+    }
+
+    fn redirect(status: u16, location: &str) -> Routed {
+        Routed::Redirect {
+            status: StatusCode::from_u16(status).unwrap(),
+            location: location.into(),
+        }
+    }
+
+    #[test]
+    fn every_row_is_reached_by_its_own_methods_only() {
+        for (methods, path, endpoint) in TABLE {
+            let path = path.replace("{*id}", "x");
+            for method in ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] {
+                let expected = if methods.split(", ").any(|allowed| allowed == method) {
+                    to(endpoint("x"))
+                } else {
+                    Routed::MethodNotAllowed { allow: methods }
+                };
+                assert_eq!(route(method, &path), expected, "{method} {path}");
+            }
+        }
+    }
+
+    #[test]
+    fn paths() {
+        for (method, target, expected) in [
+            ("GET", "/v1/models/hf:org/repo:Q4", model("hf:org/repo:Q4")),
+            ("GET", "/v1/models/hf%3Aorg%2Frepo", model("hf:org/repo")),
+            ("GET", "/v1/models/a%252Fb", model("a%2Fb")),
+            ("POST", "/api/%63hat", to(Endpoint::Chat)),
+            ("POST", "/API/chat", to(Endpoint::Forward)),
+            ("GET", "/api/nothing", to(Endpoint::Forward)),
+            ("GET", "//api//nothing", to(Endpoint::Forward)),
+            ("GET", "/api/nothing/", to(Endpoint::Forward)),
+            ("POST", "/api/blobs/sha256:00", to(Endpoint::Forward)),
+            ("GET", "http://other/api/tags?x", to(Endpoint::Tags)),
+            ("GET", "/api/tags/", redirect(301, "/api/tags")),
+            ("HEAD", "/api/tags/?a=%2F", redirect(301, "/api/tags?a=%2F")),
+            ("POST", "/api/chat/", redirect(307, "/api/chat")),
+            ("GET", "/v1/models/", redirect(301, "/v1/models")),
+            ("GET", "/api/tags%2F", to(Endpoint::Forward)),
+            ("GET", "/api/chat/", to(Endpoint::Forward)),
+            ("OPTIONS", "*", to(Endpoint::Forward)),
+            ("CONNECT", "host:1", to(Endpoint::Forward)),
+        ] {
+            assert_eq!(route(method, target), expected, "{method} {target}");
+        }
+        let target = Some(PathAndQuery::from_static("/api/chat?a//b"));
+        assert_eq!(
+            route("POST", "//api///chat?a//b"),
+            Routed::To {
+                endpoint: Endpoint::Chat,
+                target
+            }
+        );
+    }
+}

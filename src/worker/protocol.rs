@@ -1,0 +1,304 @@
+//! Frames between daemon and worker: a little-endian u32 length, then that many bytes of JSON.
+//!
+//! JSON because a frame carries text and little else, and because a person can read it off the socket; measured, it is
+//! a few microseconds a decode step. Both ends are the same binary, so the version is a check, not a negotiation.
+
+use std::{
+    io::{self, Read},
+    path::PathBuf,
+};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub use crate::llama::RenderedChat;
+use crate::{
+    config::SplitMode,
+    inference::{Event, Failure, KvCacheType, Switch},
+};
+
+/// Changes with every change of the types below.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// The largest frame: the largest prompt with every byte escaped, and room for the rest.
+pub const MAX_FRAME_BYTES: usize = 256 << 20;
+/// Events of one stream that may be on their way to the daemon; at zero its sequence is parked, not the batch.
+pub const STREAM_CREDIT: u32 = 256;
+
+/// Daemon to worker.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Load a model; the first command of a model worker, and only once.
+    Load(Box<LoadSpec>),
+    /// Answer a prompt.
+    Generate(Box<Job>),
+    /// Give up a job; fine if it has ended.
+    Cancel {
+        /// The job.
+        id: u64,
+    },
+    /// The reader took events; as many more may be sent.
+    Credit {
+        /// The job.
+        id: u64,
+        /// Events taken.
+        events: u32,
+    },
+    /// Compute threads from the next decode step on.
+    SetThreads {
+        /// At least one.
+        threads: u32,
+    },
+    /// Render a conversation (helper role).
+    Render(Box<RenderJob>),
+}
+
+/// Worker to daemon.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// First frame of every worker.
+    Hello {
+        /// [`PROTOCOL_VERSION`] of the worker.
+        version: u32,
+    },
+    /// The load advances.
+    Progress {
+        /// 0 to 1.
+        fraction: f32,
+    },
+    /// The model is ready.
+    Loaded(LoadedModel),
+    /// The model cannot be loaded; the worker can do nothing more.
+    LoadFailed {
+        /// One sentence.
+        reason: String,
+    },
+    /// What one decode step produced, over all jobs.
+    Events(Vec<(u64, Event)>),
+    /// A job ended without an answer.
+    Failed {
+        /// The job.
+        id: u64,
+        /// Why.
+        failure: Failure,
+    },
+    /// The answer to [`Command::Render`].
+    Rendered {
+        /// The job.
+        id: u64,
+        /// The template engine's sentence if it failed.
+        result: Result<Box<RenderedChat>, String>,
+    },
+}
+
+/// What to load and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoadSpec {
+    /// The GGUF; of a sharded one the first shard, beside the others.
+    pub path: PathBuf,
+    /// Context window of one sequence in tokens; 0 is what the model was trained with.
+    pub context_length: u32,
+    /// Sequences decoded at once.
+    pub parallel: u32,
+    /// Tokens in one logical batch.
+    pub batch: u32,
+    /// Compute threads.
+    pub threads: u32,
+    /// Layers on the device; negative is all.
+    pub gpu_layers: i32,
+    /// Device that holds what is not split.
+    pub main_gpu: i32,
+    /// How layers are split over devices.
+    pub split_mode: SplitMode,
+    /// Share of each device.
+    pub tensor_split: Vec<f32>,
+    /// Flash attention.
+    pub flash_attention: Switch,
+    /// Element type of the K cache.
+    pub kv_type_k: KvCacheType,
+    /// Element type of the V cache.
+    pub kv_type_v: KvCacheType,
+    /// Map the file.
+    pub mmap: bool,
+    /// Refuse NaN and infinite weights.
+    pub check_tensors: bool,
+}
+
+/// What was loaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadedModel {
+    /// Context window of one sequence in tokens, as allocated.
+    pub context_length: u32,
+    /// Sequences decoded at once.
+    pub parallel: u32,
+    /// Whether a full context can be shifted.
+    pub can_shift: bool,
+    /// Whether the vocabulary has fill-in-the-middle tokens.
+    pub infill: bool,
+    /// Weights, KV cache and compute buffers in bytes.
+    pub size_bytes: u64,
+    /// The part of it on devices.
+    pub device_bytes: u64,
+}
+
+/// One prompt to answer. Everything is resolved: nothing here has a default.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// Unique among the worker's jobs.
+    pub id: u64,
+    /// What to continue.
+    pub prompt: JobPrompt,
+    /// How tokens are chosen.
+    pub sampling: SamplerSettings,
+    /// Tokens to generate at most.
+    pub max_tokens: u32,
+    /// Tokens at the front that a context shift keeps.
+    pub keep: u32,
+    /// Strings that end the answer.
+    pub stop: Vec<String>,
+    /// Context window of this job in tokens; at most the loaded one.
+    pub context_limit: u32,
+    /// Shift a full context instead of ending the answer.
+    pub shift: bool,
+    /// Log-probabilities of the chosen token and of this many alternatives.
+    pub logprobs: Option<u8>,
+    /// Return prompt and answer as token ids.
+    pub return_context: bool,
+    /// How to read the answer; `None` is plain text.
+    pub chat: Option<ChatSyntax>,
+    /// JSON text of a schema that the answer must satisfy; `{}` is any JSON value.
+    pub schema: Option<String>,
+}
+
+/// What to continue.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobPrompt {
+    /// Text, with the text of control tokens read as those tokens.
+    Text {
+        /// The whole prompt.
+        text: String,
+        /// Token ids put in front of it.
+        context: Vec<i32>,
+    },
+    /// Fill in the middle.
+    Infill {
+        /// Text before the gap.
+        prefix: String,
+        /// Text after the gap.
+        suffix: String,
+    },
+}
+
+/// How to read an answer in a chat template's format.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ChatSyntax {
+    /// What rendering returned, its prompt left out.
+    pub rendered: RenderedChat,
+    /// Whether tool calls are to be read.
+    pub tools: bool,
+}
+
+/// How tokens are chosen; meaning and units as in [`crate::inference::Sampling`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "documented at inference::Sampling")]
+pub struct SamplerSettings {
+    /// `None` is random.
+    pub seed: Option<u32>,
+    pub temperature: f32,
+    pub top_k: i32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub typical_p: f32,
+    pub repeat_last_n: i32,
+    pub repeat_penalty: f32,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+}
+
+/// A conversation to render.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RenderJob {
+    /// Unique among the helper's jobs.
+    pub id: u64,
+    /// The template's source.
+    pub template: String,
+    /// Text of the beginning-of-sequence token.
+    pub bos: String,
+    /// Text of the end-of-sequence token.
+    pub eos: String,
+    /// The conversation as JSON text, in the shape that `chat_shim.cpp` documents.
+    pub input: String,
+}
+
+/// Appends a frame to `out`.
+///
+/// # Errors
+/// When the frame is larger than [`MAX_FRAME_BYTES`].
+pub fn encode<T: Serialize>(value: &T, out: &mut Vec<u8>) -> io::Result<()> {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    serde_json::to_writer(&mut *out, value)?;
+    let length = out.len() - start - 4;
+    if length > MAX_FRAME_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a frame of {length} bytes is too large"),
+        ));
+    }
+    out[start..start + 4].copy_from_slice(&(length as u32).to_le_bytes());
+    Ok(())
+}
+
+/// Reads one frame; `None` at a clean end.
+///
+/// # Errors
+/// When the stream ends inside a frame, the frame is too large, or it does not decode.
+pub fn read<T: DeserializeOwned>(reader: &mut impl Read) -> io::Result<Option<T>> {
+    let mut length = [0u8; 4];
+    match reader.read_exact(&mut length) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MAX_FRAME_BYTES {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a frame of {length} bytes is too large"),
+        ));
+    }
+    let mut bytes = Vec::new();
+    reader.take(length as u64).read_to_end(&mut bytes)?;
+    if bytes.len() != length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(Some(serde_json::from_slice(&bytes)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_survive_the_way() {
+        let mut bytes = Vec::new();
+        for id in 0..3 {
+            encode(&Command::Cancel { id }, &mut bytes).expect("small");
+        }
+        let mut reader = bytes.as_slice();
+        for expected in 0..3 {
+            assert!(matches!(read(&mut reader), Ok(Some(Command::Cancel { id })) if id == expected));
+        }
+        assert!(matches!(read::<Command>(&mut reader), Ok(None)));
+    }
+
+    #[test]
+    fn a_cut_or_hostile_frame_is_an_error() {
+        let mut bytes = Vec::new();
+        encode(&Command::Cancel { id: 1 }, &mut bytes).expect("small");
+        assert!(read::<Command>(&mut &bytes[..bytes.len() - 1]).is_err());
+        assert!(read::<Command>(&mut [0xff; 8].as_slice()).is_err());
+        assert!(read::<Command>(&mut [1, 0, 0, 0, b'x'].as_slice()).is_err());
+    }
+}

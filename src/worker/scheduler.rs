@@ -1,0 +1,154 @@
+//! Who gets how many tokens of the next batch. Pure.
+
+use std::time::Duration;
+
+/// What a slot wants of the next decode step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Demand {
+    /// Prompt tokens that are not in the KV cache yet.
+    pub(super) prefill: usize,
+    /// Whether it has a sampled token to decode (never together with `prefill`).
+    pub(super) decode: bool,
+    /// Smaller came earlier.
+    pub(super) arrival: u64,
+}
+
+/// Limits of one decode step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// Tokens in one batch.
+    pub(super) batch: usize,
+    /// Prompt tokens in one batch while other sequences are generating.
+    pub(super) prefill_beside_decode: usize,
+}
+
+/// Tokens that each slot gets. Sequences that generate come first, one token each, so that a long prompt never stops
+/// them; the rest of the batch goes to prompts in order of arrival, which gets the first of them started soonest.
+pub(super) fn plan(demands: &[Demand], limits: Limits) -> Vec<usize> {
+    let mut grants = vec![0; demands.len()];
+    let mut left = limits.batch;
+    for (grant, demand) in grants.iter_mut().zip(demands) {
+        if demand.decode && left > 0 {
+            *grant = 1;
+            left -= 1;
+        }
+    }
+    if left < limits.batch {
+        left = left.min(limits.prefill_beside_decode);
+    }
+    let mut waiting: Vec<usize> = (0..demands.len()).filter(|&slot| demands[slot].prefill > 0).collect();
+    waiting.sort_by_key(|&slot| demands[slot].arrival);
+    for slot in waiting {
+        grants[slot] = demands[slot].prefill.min(left);
+        left -= grants[slot];
+    }
+    grants
+}
+
+/// Learns how many prompt tokens fit into a step without making the others' next token late.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PrefillPace {
+    seconds_per_token: f64,
+}
+
+impl PrefillPace {
+    /// Longest time by which a prompt may delay the others' next token.
+    const STEP_SECONDS: f64 = 0.1;
+    const SMALLEST: usize = 16;
+
+    /// Starts careful: nothing was measured yet.
+    pub(super) fn new() -> Self {
+        Self {
+            seconds_per_token: Self::STEP_SECONDS / 64.0,
+        }
+    }
+
+    /// A step with this many prompt tokens took this long.
+    pub(super) fn observe(&mut self, prompt_tokens: usize, took: Duration) {
+        // Small steps are dominated by fixed costs and would make the estimate too low.
+        if prompt_tokens >= Self::SMALLEST {
+            let measured = took.as_secs_f64() / prompt_tokens as f64;
+            self.seconds_per_token = 0.7 * self.seconds_per_token + 0.3 * measured;
+        }
+    }
+
+    /// Prompt tokens in one step beside generating sequences.
+    pub(super) fn beside_decode(&self, batch: usize) -> usize {
+        let fits = (Self::STEP_SECONDS / self.seconds_per_token.max(1e-9)) as usize;
+        fits.clamp(Self::SMALLEST.min(batch), batch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        batch: 512,
+        prefill_beside_decode: 64,
+    };
+
+    fn prefill(tokens: usize, arrival: u64) -> Demand {
+        Demand {
+            prefill: tokens,
+            decode: false,
+            arrival,
+        }
+    }
+
+    fn decode() -> Demand {
+        Demand {
+            decode: true,
+            ..Demand::default()
+        }
+    }
+
+    #[test]
+    fn a_lone_prompt_gets_the_whole_batch() {
+        assert_eq!(plan(&[prefill(2000, 0)], LIMITS), [512]);
+    }
+
+    #[test]
+    fn a_long_prompt_does_not_stop_the_others() {
+        assert_eq!(plan(&[decode(), prefill(2000, 1), decode()], LIMITS), [1, 64, 1]);
+    }
+
+    #[test]
+    fn prompts_are_served_in_order_of_arrival() {
+        assert_eq!(plan(&[prefill(500, 7), prefill(500, 3)], LIMITS), [12, 500]);
+    }
+
+    #[test]
+    fn a_full_batch_of_generating_sequences_leaves_nothing() {
+        let limits = Limits {
+            batch: 2,
+            prefill_beside_decode: 64,
+        };
+        assert_eq!(
+            plan(&[decode(), decode(), decode(), prefill(5, 0)], limits),
+            [1, 1, 0, 0]
+        );
+    }
+
+    #[test]
+    fn idle_slots_get_nothing() {
+        assert_eq!(plan(&[Demand::default(), prefill(3, 0)], LIMITS), [0, 3]);
+    }
+
+    #[test]
+    fn the_pace_follows_what_was_measured() {
+        let mut pace = PrefillPace::new();
+        for _ in 0..50 {
+            pace.observe(512, Duration::from_millis(256));
+        }
+        assert!(
+            (150..=250).contains(&pace.beside_decode(512)),
+            "{}",
+            pace.beside_decode(512)
+        );
+        for _ in 0..50 {
+            pace.observe(512, Duration::from_secs(60));
+        }
+        assert_eq!(pace.beside_decode(512), PrefillPace::SMALLEST);
+    }
+}

@@ -1,0 +1,181 @@
+//! One sequence: what its KV cache holds, and the job that uses it.
+
+use std::time::Instant;
+
+use super::{
+    answer::Answer,
+    protocol::{Job, STREAM_CREDIT},
+    sampling::Sampler,
+    scheduler::Demand,
+};
+use crate::{
+    inference::{Delta, Event, Finish, FinishReason, TokenLogprob, TopLogprob, Usage},
+    llama::{Model, Token, log_softmax_of},
+};
+
+/// One sequence of the context.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    /// Tokens in the KV cache, from position 0 on.
+    pub(super) cached: Vec<Token>,
+    /// When it was used last, in jobs.
+    pub(super) last_used: u64,
+    /// The job that uses it.
+    pub(super) active: Option<Active>,
+}
+
+/// A job in a slot.
+#[derive(Debug)]
+pub(super) struct Active {
+    pub(super) job: Job,
+    /// Prompt tokens that still have to be decoded, last first.
+    pub(super) prompt_left: Vec<Token>,
+    pub(super) prompt_tokens: u32,
+    pub(super) cached_tokens: u32,
+    /// Sampled and not decoded yet.
+    pub(super) next: Option<Token>,
+    pub(super) output: Vec<Token>,
+    /// Prompt as tokens, kept only where the answer returns its context.
+    pub(super) prompt: Vec<Token>,
+    pub(super) sampler: Sampler,
+    pub(super) answer: Answer,
+    pub(super) preserved: Vec<Token>,
+    pub(super) logprobs: Vec<TokenLogprob>,
+    /// Events that may still be sent before the reader takes some.
+    pub(super) credit: u32,
+    pub(super) arrival: u64,
+    pub(super) started: Instant,
+    pub(super) first_token: Option<Instant>,
+}
+
+impl Slot {
+    /// What this slot wants of the next step. A job whose reader is behind wants nothing: it is parked.
+    pub(super) fn demand(&self) -> Demand {
+        match &self.active {
+            Some(active) if active.credit > 0 => Demand {
+                prefill: active.prompt_left.len(),
+                decode: active.next.is_some(),
+                arrival: active.arrival,
+            },
+            _ => Demand::default(),
+        }
+    }
+}
+
+/// What became of a slot after a token.
+#[derive(Debug, PartialEq)]
+pub(super) enum Progress {
+    GoesOn,
+    Ended(FinishReason),
+}
+
+impl Active {
+    /// A new job in a slot; `prompt_left` is what the slot's cache does not have.
+    pub(super) fn new(
+        job: Job,
+        prompt: Vec<Token>,
+        cached: usize,
+        sampler: Sampler,
+        model: &Model,
+        arrival: u64,
+    ) -> Result<Self, String> {
+        let answer = Answer::new(&job.stop, job.chat.as_ref())?;
+        let preserved = job.chat.as_ref().map_or_else(Vec::new, |chat| {
+            let single = |text: &String| match model.tokenize(text, false, true).ok()?.as_slice() {
+                &[token] => Some(token),
+                _ => None,
+            };
+            chat.rendered.preserved_tokens.iter().filter_map(single).collect()
+        });
+        let mut prompt_left = prompt[cached..].to_vec();
+        prompt_left.reverse();
+        Ok(Self {
+            prompt_left,
+            prompt_tokens: prompt.len() as u32,
+            cached_tokens: cached as u32,
+            next: None,
+            output: Vec::new(),
+            prompt: if job.return_context { prompt } else { Vec::new() },
+            sampler,
+            answer,
+            preserved,
+            logprobs: Vec::new(),
+            credit: STREAM_CREDIT,
+            arrival,
+            started: Instant::now(),
+            first_token: None,
+            job,
+        })
+    }
+
+    /// Takes a sampled token: shows its text, decides whether the answer goes on.
+    pub(super) fn take(
+        &mut self,
+        token: Token,
+        logits: &[f32],
+        goes_on: bool,
+        model: &Model,
+    ) -> (Option<Delta>, Progress) {
+        self.first_token.get_or_insert_with(Instant::now);
+        if model.is_end_of_generation(token) {
+            self.output.push(token);
+            return (None, Progress::Ended(FinishReason::Stop));
+        }
+        self.output.push(token);
+        let mut bytes = Vec::new();
+        model.append_piece(token, self.preserved.contains(&token), &mut bytes);
+        if let Some(top) = self.job.logprobs {
+            let (logprob, best) = log_softmax_of(logits, token, usize::from(top));
+            let top = best
+                .into_iter()
+                .map(|(id, logprob)| TopLogprob {
+                    bytes: model.detokenize(&[id], true),
+                    logprob,
+                })
+                .collect();
+            self.logprobs.push(TokenLogprob {
+                bytes: model.detokenize(&[token], true),
+                logprob,
+                top,
+            });
+        }
+        let delta = self.answer.push(&bytes);
+        let progress = if self.answer.stopped() || !goes_on {
+            Progress::Ended(FinishReason::Stop)
+        } else if self.output.len() as u64 >= u64::from(self.job.max_tokens) {
+            Progress::Ended(FinishReason::Length)
+        } else {
+            self.next = Some(token);
+            Progress::GoesOn
+        };
+        (self.with_logprobs(delta), progress)
+    }
+
+    /// The last events of the answer.
+    pub(super) fn finish(mut self, reason: FinishReason) -> Vec<Event> {
+        let now = Instant::now();
+        let delta = self.answer.finish();
+        let mut events: Vec<Event> = self.with_logprobs(delta).map(Event::Delta).into_iter().collect();
+        let first = self.first_token.unwrap_or(now);
+        let mut context = std::mem::take(&mut self.prompt);
+        if self.job.return_context {
+            context.extend_from_slice(&self.output);
+        }
+        let usage = Usage {
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens,
+            prompt_duration: first.duration_since(self.started),
+            output_tokens: self.output.len() as u32,
+            output_duration: now.duration_since(first),
+            ..Usage::default()
+        };
+        events.push(Event::Finished(Finish { reason, usage, context }));
+        events
+    }
+
+    /// Attaches the log-probabilities that wait for a piece of text; `None` if there is nothing to show.
+    fn with_logprobs(&mut self, mut delta: Delta) -> Option<Delta> {
+        delta.logprobs = std::mem::take(&mut self.logprobs);
+        (delta != Delta::default()).then_some(delta)
+    }
+}
