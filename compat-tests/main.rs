@@ -1,1 +1,4 @@
+//! Tests over sockets: what clients see, and what the servers behind us see.
 
+mod harness;
+mod passthrough;

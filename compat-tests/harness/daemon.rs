@@ -1,0 +1,79 @@
+//! The server under test, in this process, on a port that the system chose.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use arc_swap::ArcSwap;
+use hubllama::{
+    api::Handler,
+    config::Config,
+    server::{Address, ServeError, Server, Stop},
+};
+use tokio::{runtime::Runtime, task::JoinHandle};
+
+/// What answers requests, made from the live settings.
+pub(crate) type MakeHandler = fn(Arc<ArcSwap<Config>>) -> Arc<dyn Handler>;
+
+/// A running server. Dropping it drops its connections.
+pub(crate) struct Daemon {
+    addresses: Vec<Address>,
+    pub(crate) settings: Arc<ArcSwap<Config>>,
+    pub(crate) stop: Stop,
+    running: JoinHandle<Result<(), ServeError>>,
+    runtime: Runtime,
+}
+
+impl Daemon {
+    /// Starts a server with these settings; where they name the default addresses, it listens on a free port instead.
+    pub(crate) fn start(mut config: Config, handler: MakeHandler) -> Self {
+        if config.server.listen == Config::default().server.listen {
+            config.server.listen = vec!["127.0.0.1:0".into()];
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let server = runtime.block_on(Server::bind(&config.server)).expect("a server");
+        let addresses = server.addresses();
+        let settings = Arc::new(ArcSwap::from_pointee(config));
+        let stop = Stop::default();
+        let handler = handler(Arc::clone(&settings));
+        let running = runtime.spawn(server.run(handler, Arc::clone(&settings), stop.clone()));
+        Self {
+            addresses,
+            settings,
+            stop,
+            running,
+            runtime,
+        }
+    }
+
+    pub(crate) fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// The first TCP address.
+    pub(crate) fn address(&self) -> SocketAddr {
+        let tcp = |address: &Address| {
+            if let Address::Tcp(address) = address {
+                Some(*address)
+            } else {
+                None
+            }
+        };
+        self.addresses.iter().find_map(tcp).expect("a TCP listener")
+    }
+
+    /// Changes `ollama.url` of the running server.
+    pub(crate) fn set_upstream(&self, url: &str) {
+        let mut config = Config::clone(&self.settings.load());
+        config.ollama.url = url.into();
+        self.settings.store(Arc::new(config));
+    }
+
+    /// Waits until the server has ended by itself.
+    pub(crate) fn ended(self) -> Result<(), ServeError> {
+        let Self { running, runtime, .. } = self;
+        runtime.block_on(running).expect("no panic")
+    }
+}
