@@ -35,7 +35,10 @@ pub(crate) fn error(error: &ApiError) -> Response<Body> {
     };
     let envelope = Envelope {
         r#type: "error",
-        error: Inner { r#type: kind, message: &error.message },
+        error: Inner {
+            r#type: kind,
+            message: &error.message,
+        },
         request_id: format!("req_{:024x}", rand::random::<u128>() >> 32),
     };
     reply::bytes(error.status, JSON_UTF8, reply::encode(&envelope))

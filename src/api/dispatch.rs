@@ -1,10 +1,7 @@
 //! Who answers a request whose body names a model: the body is read to its end, the name is looked for with a tolerant
 //! scanner, and either the very same bytes go upstream or they are parsed here.
 
-use std::{
-    io::Read,
-    sync::Arc,
-};
+use std::{io::Read, sync::Arc};
 
 use hyper::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
 
@@ -53,7 +50,10 @@ impl Received {
     /// Takes the body into memory, if it is not there yet.
     async fn load(spooled: Spooled) -> Result<Self, ApiError> {
         if spooled.as_slice().is_some() {
-            return Ok(Self { spooled, read_back: Vec::new() });
+            return Ok(Self {
+                spooled,
+                read_back: Vec::new(),
+            });
         }
         if spooled.len() > MAX_PARSED_BYTES {
             return Err(ApiError::new(
@@ -87,23 +87,35 @@ impl Api {
     ) -> Result<Route, ApiError> {
         let (parts, body) = request.into_parts();
         let limits = &call.config.server;
-        let spooled =
-            Spooled::read(body, limits.body_memory_bytes, limits.max_body_bytes).await.map_err(spool_error)?;
+        let spooled = Spooled::read(body, limits.body_memory_bytes, limits.max_body_bytes)
+            .await
+            .map_err(spool_error)?;
         let names = peek_names(&spooled, endpoint, &parts.headers).await?;
-        let named = names.iter().find_map(|name| match self.registry.owner(&call.config, name) {
-            Owner::Serve { provider, name: served } => Some((provider, served, name.clone())),
-            Owner::Forward => None,
-        });
+        let named = names
+            .iter()
+            .find_map(|name| match self.registry.owner(&call.config, name) {
+                Owner::Serve { provider, name: served } => Some((provider, served, name.clone())),
+                Owner::Forward => None,
+            });
         if let Some((provider, name, requested)) = named {
             let body = Received::load(spooled).await?;
-            return Ok(Route::Serve(Target { provider, name, requested, headers: parts.headers, body }));
+            return Ok(Route::Serve(Target {
+                provider,
+                name,
+                requested,
+                headers: parts.headers,
+                body,
+            }));
         }
         // Upstream words the error for a request that names nobody; only where it is away, ours has to do.
         let own_answer = match spooled.as_slice() {
             Some(bytes) if names.is_empty() => nameless::answer(endpoint, bytes),
             _ => None,
         };
-        let response = self.upstream.forward(call, Request::from_parts(parts, spooled.into_body())).await;
+        let response = self
+            .upstream
+            .forward(call, Request::from_parts(parts, spooled.into_body()))
+            .await;
         Ok(Route::Answered(match own_answer {
             Some(answer) if response.status() == StatusCode::BAD_GATEWAY || !call.config.ollama.enabled => answer,
             _ => response,
@@ -112,13 +124,12 @@ impl Api {
 }
 
 /// The names that decide, in the order in which they do; none if the body cannot be read or names nobody.
-async fn peek_names(
-    spooled: &Spooled,
-    endpoint: &Endpoint,
-    headers: &HeaderMap,
-) -> Result<Vec<String>, ApiError> {
+async fn peek_names(spooled: &Spooled, endpoint: &Endpoint, headers: &HeaderMap) -> Result<Vec<String>, ApiError> {
     if *endpoint == Endpoint::OpenAiTranscriptions {
-        let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let content_type = headers
+            .get(CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
         let boundary = multipart::boundary(content_type).map(str::to_owned);
         let reader = spooled.reader();
         let name = blocking(move || boundary.and_then(|boundary| multipart::model(reader, &boundary))).await?;
@@ -133,7 +144,14 @@ async fn peek_names(
 
 /// The names of a body that decide who answers an endpoint, those that are blank left out.
 fn deciding(endpoint: &Endpoint, members: Members) -> Vec<String> {
-    let Members { model, name, from, source, destination, .. } = members;
+    let Members {
+        model,
+        name,
+        from,
+        source,
+        destination,
+        ..
+    } = members;
     let not_blank = |name: &String| !name.trim().is_empty();
     let model = model.filter(not_blank);
     let candidates = match endpoint {

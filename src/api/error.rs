@@ -20,7 +20,10 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self {
+            status,
+            message: message.into(),
+        }
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
@@ -68,16 +71,31 @@ mod tests {
     #[test]
     fn every_failure_has_the_status_that_ollama_gives_it() {
         for (failure, status, message) in [
-            (Failure::NotFound("hf:o/r:Q9".into()), 404, "model 'hf:o/r:Q9' not found"),
-            (Failure::SelectorNotFound("no Q9 in o/r; there are Q4".into()), 404, "no Q9 in o/r; there are Q4"),
+            (
+                Failure::NotFound("hf:o/r:Q9".into()),
+                404,
+                "model 'hf:o/r:Q9' not found",
+            ),
+            (
+                Failure::SelectorNotFound("no Q9 in o/r; there are Q4".into()),
+                404,
+                "no Q9 in o/r; there are Q4",
+            ),
             (Failure::InvalidName("bad".into()), 400, "bad"),
             (Failure::Invalid("bad".into()), 400, "bad"),
             (
-                Failure::ContextExceeded { prompt_tokens: 1210, context_tokens: 256 },
+                Failure::ContextExceeded {
+                    prompt_tokens: 1210,
+                    context_tokens: 256,
+                },
                 400,
                 "request (1210 tokens) exceeds the available context size (256 tokens), try increasing it",
             ),
-            (Failure::Busy, 503, "server busy, please try again.  maximum pending requests exceeded"),
+            (
+                Failure::Busy,
+                503,
+                "server busy, please try again.  maximum pending requests exceeded",
+            ),
             (Failure::Forbidden("gated".into()), 403, "gated"),
             (Failure::Load("no memory".into()), 500, "no memory"),
             (Failure::Worker("died".into()), 500, "died"),

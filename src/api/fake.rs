@@ -109,7 +109,11 @@ impl Provider for FakeProvider {
                 return Err(failure.clone());
             }
             let lease = Arc::clone(&self.lease);
-            let tail = if self.hangs { stream::pending().boxed() } else { stream::empty().boxed() };
+            let tail = if self.hangs {
+                stream::pending().boxed()
+            } else {
+                stream::empty().boxed()
+            };
             let events = stream::iter(self.events.clone()).chain(tail).map(move |event| {
                 let _held = &lease;
                 event
@@ -161,10 +165,17 @@ pub(super) fn details(name: &str) -> ModelDetails {
         template: "{{ a }}\n".into(),
         license: "MIT".into(),
         system: "You are terse.".into(),
-        parameters: vec![("stop".into(), "\"<|im_end|>\"".into()), ("temperature".into(), "0.2".into())],
+        parameters: vec![
+            ("stop".into(), "\"<|im_end|>\"".into()),
+            ("temperature".into(), "0.2".into()),
+        ],
         model_info: model_info.as_object().cloned().unwrap_or_else(Map::new),
         projector_info: None,
-        tensors: vec![TensorFacts { name: "t".into(), element_type: "Q4_K".into(), shape: vec![4096, 4096] }],
+        tensors: vec![TensorFacts {
+            name: "t".into(),
+            element_type: "Q4_K".into(),
+            shape: vec![4096, 4096],
+        }],
     }
 }
 
@@ -173,11 +184,17 @@ pub(super) fn delta(delta: Delta) -> Event {
 }
 
 pub(super) fn text(content: &str) -> Event {
-    delta(Delta { content: content.to_owned(), ..Delta::default() })
+    delta(Delta {
+        content: content.to_owned(),
+        ..Delta::default()
+    })
 }
 
 pub(super) fn thinking(thinking: &str) -> Event {
-    delta(Delta { thinking: thinking.to_owned(), ..Delta::default() })
+    delta(Delta {
+        thinking: thinking.to_owned(),
+        ..Delta::default()
+    })
 }
 
 /// Calls as id, name and arguments.
@@ -190,7 +207,10 @@ pub(super) fn calls(calls: &[(&str, &str, &str)]) -> Event {
             arguments: serde_json::from_str(arguments).unwrap(),
         })
         .collect();
-    delta(Delta { tool_calls, ..Delta::default() })
+    delta(Delta {
+        tool_calls,
+        ..Delta::default()
+    })
 }
 
 pub(super) fn finish(reason: FinishReason, context: &[i32]) -> Event {
@@ -203,7 +223,11 @@ pub(super) fn finish(reason: FinishReason, context: &[i32]) -> Event {
         load_duration: Duration::ZERO,
         total_duration: Duration::from_nanos(40),
     };
-    Event::Finished(Finish { reason, usage, context: context.to_vec() })
+    Event::Finished(Finish {
+        reason,
+        usage,
+        context: context.to_vec(),
+    })
 }
 
 /// The text with every `created_at` replaced by `T`.

@@ -45,7 +45,11 @@ pub(crate) async fn of_upstream(api: &Api, call: &Call, path: &str, received: &H
     match api.upstream.get(call, path, received).await {
         Ok((StatusCode::OK, bytes)) => parse(&bytes),
         Ok((status, _)) => {
-            tracing::warn!(path, status = status.as_u16(), "Ollama did not answer a listing; showing hf: models only");
+            tracing::warn!(
+                path,
+                status = status.as_u16(),
+                "Ollama did not answer a listing; showing hf: models only"
+            );
             Vec::new()
         }
         Err(error) => {
@@ -56,13 +60,24 @@ pub(crate) async fn of_upstream(api: &Api, call: &Call, path: &str, received: &H
 }
 
 fn parse(bytes: &[u8]) -> Vec<Entry> {
-    let Ok(Envelope { models: Some(entries) }) = serde_json::from_slice(bytes) else { return Vec::new() };
+    let Ok(Envelope { models: Some(entries) }) = serde_json::from_slice(bytes) else {
+        return Vec::new();
+    };
     entries
         .into_iter()
         .map(|raw| {
-            let Keys { name, id, modified_at, expires_at, created } =
-                serde_json::from_str(raw.get()).unwrap_or_default();
-            let stamp = if modified_at.is_empty() { expires_at } else { modified_at };
+            let Keys {
+                name,
+                id,
+                modified_at,
+                expires_at,
+                created,
+            } = serde_json::from_str(raw.get()).unwrap_or_default();
+            let stamp = if modified_at.is_empty() {
+                expires_at
+            } else {
+                modified_at
+            };
             Entry {
                 name: if name.is_empty() { id } else { name },
                 seconds: stamp.parse().map_or(created, jiff::Timestamp::as_second),
@@ -75,8 +90,10 @@ fn parse(bytes: &[u8]) -> Vec<Entry> {
 /// Both lists, newest first as Ollama sorts. Where both have a name, ours is the one that a request reaches.
 pub(crate) fn merge(upstream: Vec<Entry>, ours: Vec<Entry>) -> Vec<Entry> {
     let names: HashSet<String> = ours.iter().map(|entry| entry.name.to_ascii_lowercase()).collect();
-    let mut merged: Vec<Entry> =
-        upstream.into_iter().filter(|entry| !names.contains(&entry.name.to_ascii_lowercase())).collect();
+    let mut merged: Vec<Entry> = upstream
+        .into_iter()
+        .filter(|entry| !names.contains(&entry.name.to_ascii_lowercase()))
+        .collect();
     merged.extend(ours);
     merged.sort_by_key(|entry| std::cmp::Reverse(entry.seconds));
     merged
@@ -102,7 +119,13 @@ pub(crate) async fn our_cards(api: &Api, call: &Call) -> Vec<(String, ModelCard)
         return cards;
     }
     for provider in api.registry.providers() {
-        cards.extend(provider.list(call).await.into_iter().map(|card| (card.name.clone(), card)));
+        cards.extend(
+            provider
+                .list(call)
+                .await
+                .into_iter()
+                .map(|card| (card.name.clone(), card)),
+        );
     }
     for alias in call.config.aliases.keys() {
         if let Owner::Serve { provider, name } = api.registry.owner(&call.config, alias)
@@ -117,7 +140,11 @@ pub(crate) async fn our_cards(api: &Api, call: &Call) -> Vec<(String, ModelCard)
 /// A plain name as Ollama lists it: always with a tag.
 fn with_tag(name: &str) -> String {
     let last = name.rsplit('/').next().unwrap_or(name);
-    if last.contains(':') { name.to_owned() } else { format!("{name}:latest") }
+    if last.contains(':') {
+        name.to_owned()
+    } else {
+        format!("{name}:latest")
+    }
 }
 
 /// A time in whole seconds since 1970.
@@ -133,16 +160,26 @@ mod tests {
     use super::*;
 
     fn entry(name: &str, seconds: i64) -> Entry {
-        Entry { name: name.into(), seconds, json: format!("\"{name}\"").into_bytes() }
+        Entry {
+            name: name.into(),
+            seconds,
+            json: format!("\"{name}\"").into_bytes(),
+        }
     }
 
     #[test]
     fn upstream_entries_keep_their_bytes() {
         let body = r#"{"models":[{"name":"a:latest","modified_at":"2026-11-23T06:50:34.024460257Z","new":1.50},{"name":"b:latest","modified_at":"2026-11-23T08:50:35+02:00"}]}"#;
         let entries = parse(body.as_bytes());
-        assert_eq!(entries[0].json, br#"{"name":"a:latest","modified_at":"2026-11-23T06:50:34.024460257Z","new":1.50}"#);
+        assert_eq!(
+            entries[0].json,
+            br#"{"name":"a:latest","modified_at":"2026-11-23T06:50:34.024460257Z","new":1.50}"#
+        );
         assert_eq!(entries[1].seconds - entries[0].seconds, 1);
-        assert_eq!(parse(br#"{"object":"list","data":[{"id":"x","created":7}]}"#)[0].seconds, 7);
+        assert_eq!(
+            parse(br#"{"object":"list","data":[{"id":"x","created":7}]}"#)[0].seconds,
+            7
+        );
         for body in ["", "{}", "[]", r#"{"models":null}"#, r#"{"object":"list","data":null}"#] {
             assert_eq!(parse(body.as_bytes()), [], "{body}");
         }

@@ -38,5 +38,9 @@ pub(crate) fn wire(entries: Vec<TokenLogprob>) -> Vec<Logprob> {
 }
 
 fn alternative(TopLogprob { bytes, logprob }: TopLogprob) -> Alternative {
-    Alternative { token: String::from_utf8_lossy(&bytes).into_owned(), logprob: f64::from(logprob), bytes }
+    Alternative {
+        token: String::from_utf8_lossy(&bytes).into_owned(),
+        logprob: f64::from(logprob),
+        bytes,
+    }
 }

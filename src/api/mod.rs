@@ -21,6 +21,8 @@ mod openai;
 mod options;
 mod reply;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::{fmt, sync::Arc, time::Instant};
@@ -122,13 +124,18 @@ pub struct Api {
 
 impl fmt::Debug for Api {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Api").field("registry", &self.registry).finish_non_exhaustive()
+        f.debug_struct("Api")
+            .field("registry", &self.registry)
+            .finish_non_exhaustive()
     }
 }
 
 impl Handler for Api {
     fn handle(&self, endpoint: Endpoint, request: Request<Body>) -> BoxFuture<'_, Response<Body>> {
-        let call = Call { config: self.config.load_full(), arrived: Instant::now() };
+        let call = Call {
+            config: self.config.load_full(),
+            arrived: Instant::now(),
+        };
         Box::pin(async move { self.answer(&call, endpoint, request).await })
     }
 }

@@ -49,7 +49,13 @@ impl Model {
             Err(Failure::NotFound(_)) if call.config.hub.auto_pull => (name.clone(), None),
             Err(failure) => return Err(failure_of(failure, &requested)),
         };
-        Ok(Self { provider, name, requested, canonical, capabilities })
+        Ok(Self {
+            provider,
+            name,
+            requested,
+            canonical,
+            capabilities,
+        })
     }
 
     /// An error of the provider, in terms of the name that the client used.
@@ -61,7 +67,10 @@ impl Model {
     pub(crate) fn require_text(&self, route: &str) -> Result<(), ApiError> {
         let only_vectors = self.has(Capability::Embedding) && !self.has(Capability::Completion);
         if only_vectors {
-            return Err(ApiError::bad_request(format!("{} does not support {route}", quote(&self.requested))));
+            return Err(ApiError::bad_request(format!(
+                "{} does not support {route}",
+                quote(&self.requested)
+            )));
         }
         Ok(())
     }
@@ -69,7 +78,10 @@ impl Model {
     /// Refuses a model that cannot fill in the middle.
     pub(crate) fn require_insert(&self) -> Result<(), ApiError> {
         if self.lacks(Capability::Insert) {
-            return Err(ApiError::bad_request(format!("{} does not support insert", self.canonical)));
+            return Err(ApiError::bad_request(format!(
+                "{} does not support insert",
+                self.canonical
+            )));
         }
         Ok(())
     }
@@ -77,9 +89,10 @@ impl Model {
     /// Whether the model is to reason: a model that can does so unless told otherwise.
     pub(crate) fn think(&self, asked: Think) -> Result<Think, ApiError> {
         match asked {
-            Think::On | Think::Level(_) if self.lacks(Capability::Thinking) => {
-                Err(ApiError::bad_request(format!("{} does not support thinking", quote(&self.requested))))
-            }
+            Think::On | Think::Level(_) if self.lacks(Capability::Thinking) => Err(ApiError::bad_request(format!(
+                "{} does not support thinking",
+                quote(&self.requested)
+            ))),
             Think::Unset if self.has(Capability::Thinking) => Ok(Think::On),
             other => Ok(other),
         }
@@ -96,18 +109,28 @@ impl Model {
             return Ok(CheckedTools { tools, ignored: false });
         }
         if required || call.config.engine.unsupported_tools == UnsupportedTools::Refuse {
-            return Err(ApiError::bad_request(format!("{} does not support tools", self.canonical)));
+            return Err(ApiError::bad_request(format!(
+                "{} does not support tools",
+                self.canonical
+            )));
         }
         tracing::warn!(model.name = %self.canonical, tools = tools.len(), "the model knows no tools: leaving them out");
-        Ok(CheckedTools { tools: Vec::new(), ignored: true })
+        Ok(CheckedTools {
+            tools: Vec::new(),
+            ignored: true,
+        })
     }
 
     fn has(&self, capability: Capability) -> bool {
-        self.capabilities.as_ref().is_some_and(|list| list.contains(&capability))
+        self.capabilities
+            .as_ref()
+            .is_some_and(|list| list.contains(&capability))
     }
 
     fn lacks(&self, capability: Capability) -> bool {
-        self.capabilities.as_ref().is_some_and(|list| !list.contains(&capability))
+        self.capabilities
+            .as_ref()
+            .is_some_and(|list| !list.contains(&capability))
     }
 }
 

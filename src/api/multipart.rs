@@ -49,7 +49,8 @@ pub(crate) fn model(mut reader: impl Read, boundary: &str) -> Option<String> {
             return None;
         }
         // Everything before the delimiter that is still undecided, or before a delimiter that may just begin, is done.
-        let undecided = find(&window[from..], delimiter.as_bytes()).map_or(window.len().saturating_sub(delimiter.len()), |at| from + at);
+        let undecided = find(&window[from..], delimiter.as_bytes())
+            .map_or(window.len().saturating_sub(delimiter.len()), |at| from + at);
         window.drain(..undecided.max(from).min(window.len()));
     }
 }
@@ -59,14 +60,19 @@ fn model_of_part(part: &[u8]) -> Option<String> {
     let head = std::str::from_utf8(&part[..head_end]).ok()?;
     let is_model = head.lines().any(|line| {
         line.to_ascii_lowercase().starts_with("content-disposition:")
-            && line.split(';').any(|parameter| matches!(parameter.trim(), "name=\"model\"" | "name=model"))
+            && line
+                .split(';')
+                .any(|parameter| matches!(parameter.trim(), "name=\"model\"" | "name=model"))
     });
     if !is_model {
         return None;
     }
     let value = &part[head_end + 4..];
     let end = find(&value[..value.len().min(MAX_NAME_BYTES)], b"\r\n--")?;
-    std::str::from_utf8(&value[..end]).ok().map(str::to_owned).filter(|name| !name.trim().is_empty())
+    std::str::from_utf8(&value[..end])
+        .ok()
+        .map(str::to_owned)
+        .filter(|name| !name.trim().is_empty())
 }
 
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
@@ -88,8 +94,20 @@ mod tests {
 
     #[test]
     fn the_model_is_found_behind_a_file_of_any_size() {
-        for file_bytes in [0, 1, 1000, BLOCK_BYTES - 100, BLOCK_BYTES, BLOCK_BYTES + 1, 5 * BLOCK_BYTES + 77] {
-            assert_eq!(model(&form(file_bytes)[..], "XY").as_deref(), Some("hf:o/r:Q4"), "{file_bytes}");
+        for file_bytes in [
+            0,
+            1,
+            1000,
+            BLOCK_BYTES - 100,
+            BLOCK_BYTES,
+            BLOCK_BYTES + 1,
+            5 * BLOCK_BYTES + 77,
+        ] {
+            assert_eq!(
+                model(&form(file_bytes)[..], "XY").as_deref(),
+                Some("hf:o/r:Q4"),
+                "{file_bytes}"
+            );
         }
         assert_eq!(model(&form(10)[..], "AB"), None);
         assert_eq!(model(&b""[..], "XY"), None);
@@ -98,7 +116,10 @@ mod tests {
     #[test]
     fn the_boundary_comes_with_or_without_quotes() {
         assert_eq!(boundary("multipart/form-data; boundary=XY"), Some("XY"));
-        assert_eq!(boundary("multipart/form-data; charset=utf-8; Boundary=\"X Y\""), Some("X Y"));
+        assert_eq!(
+            boundary("multipart/form-data; charset=utf-8; Boundary=\"X Y\""),
+            Some("X Y")
+        );
         assert_eq!(boundary("application/json"), None);
         assert_eq!(boundary("multipart/form-data; boundary="), None);
     }

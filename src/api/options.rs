@@ -24,9 +24,7 @@ pub(crate) struct Options {
 
 impl Options {
     /// Reads the members of the object.
-    pub(crate) fn read<'a, K: AsRef<str>>(
-        entries: impl IntoIterator<Item = (K, Node<'a>)>,
-    ) -> Result<Self, ApiError> {
+    pub(crate) fn read<'a, K: AsRef<str>>(entries: impl IntoIterator<Item = (K, Node<'a>)>) -> Result<Self, ApiError> {
         let mut options = Self::default();
         for (key, value) in entries {
             if value != Node::Null {
@@ -70,8 +68,13 @@ fn wrong(key: &str, wanted: &str) -> ApiError {
 
 /// A whole number; fractions are cut off.
 fn integer(key: &str, value: &Node<'_>) -> Result<i64, ApiError> {
-    let Node::Number(digits) = value else { return Err(wrong(key, "of type integer")) };
-    #[expect(clippy::cast_possible_truncation, reason = "a cast saturates and cuts the fraction off, which is what is wanted")]
+    let Node::Number(digits) = value else {
+        return Err(wrong(key, "of type integer"));
+    };
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a cast saturates and cuts the fraction off, which is what is wanted"
+    )]
     digits
         .parse::<i64>()
         .ok()
@@ -80,8 +83,14 @@ fn integer(key: &str, value: &Node<'_>) -> Result<i64, ApiError> {
 }
 
 fn float(key: &str, value: &Node<'_>) -> Result<f32, ApiError> {
-    let Node::Number(digits) = value else { return Err(wrong(key, "of type float32")) };
-    digits.parse().ok().filter(|number: &f32| number.is_finite()).ok_or_else(|| wrong(key, "of type float32"))
+    let Node::Number(digits) = value else {
+        return Err(wrong(key, "of type float32"));
+    };
+    digits
+        .parse()
+        .ok()
+        .filter(|number: &f32| number.is_finite())
+        .ok_or_else(|| wrong(key, "of type float32"))
 }
 
 fn boolean(key: &str, value: &Node<'_>) -> Result<bool, ApiError> {
@@ -92,9 +101,14 @@ fn boolean(key: &str, value: &Node<'_>) -> Result<bool, ApiError> {
 }
 
 fn strings(key: &str, value: &Node<'_>) -> Result<Vec<String>, ApiError> {
-    let Node::Array(items) = value else { return Err(wrong(key, "of type array")) };
+    let Node::Array(items) = value else {
+        return Err(wrong(key, "of type array"));
+    };
     if items.len() > MAX_STOPS {
-        return Err(ApiError::bad_request(format!("option {} holds more than {MAX_STOPS} strings", quote(key))));
+        return Err(ApiError::bad_request(format!(
+            "option {} holds more than {MAX_STOPS} strings",
+            quote(key)
+        )));
     }
     items
         .iter()
@@ -136,7 +150,11 @@ mod tests {
                 stop: Some(vec!["a".into(), "b".into()]),
                 ..Sampling::default()
             },
-            load: LoadOptions { num_ctx: Some(4), use_mmap: Some(false), ..LoadOptions::default() },
+            load: LoadOptions {
+                num_ctx: Some(4),
+                use_mmap: Some(false),
+                ..LoadOptions::default()
+            },
         };
         assert_eq!(options, expected);
     }
@@ -145,7 +163,10 @@ mod tests {
     fn a_value_of_the_wrong_type_is_a_500_that_names_the_option() {
         for (json, expected) in [
             (r#"{"num_ctx":"x"}"#, r#"option "num_ctx" must be of type integer"#),
-            (r#"{"temperature":"hot"}"#, r#"option "temperature" must be of type float32"#),
+            (
+                r#"{"temperature":"hot"}"#,
+                r#"option "temperature" must be of type float32"#,
+            ),
             (r#"{"use_mmap":1}"#, r#"option "use_mmap" must be of type boolean"#),
             (r#"{"stop":"x"}"#, r#"option "stop" must be of type array"#),
             (r#"{"stop":[1]}"#, r#"option "stop" must be of an array of strings"#),

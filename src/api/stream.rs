@@ -91,7 +91,15 @@ pub(crate) async fn collect(mut events: EventStream) -> Result<Answer, ApiError>
                 tool_calls.extend(delta.tool_calls);
                 logprobs.extend(delta.logprobs);
             }
-            Event::Finished(finish) => return Ok(Answer { content, thinking, tool_calls, logprobs, finish }),
+            Event::Finished(finish) => {
+                return Ok(Answer {
+                    content,
+                    thinking,
+                    tool_calls,
+                    logprobs,
+                    finish,
+                });
+            }
         }
     }
     Err(unfinished())

@@ -103,7 +103,9 @@ impl FormatField {
 pub(crate) fn media(node: Node<'_>, field: Field) -> Result<Vec<Vec<u8>>, DecodeError> {
     let items = node.read_array(field, "[]api.ImageData")?;
     if items.len() > MAX_MEDIA {
-        return Err(DecodeError::new(format!("a message holds more than {MAX_MEDIA} images")));
+        return Err(DecodeError::new(format!(
+            "a message holds more than {MAX_MEDIA} images"
+        )));
     }
     items
         .into_iter()
@@ -119,7 +121,9 @@ pub(crate) fn media(node: Node<'_>, field: Field) -> Result<Vec<Vec<u8>>, Decode
 pub(crate) fn tools(node: Node<'_>, field: Field) -> Result<Vec<Box<RawValue>>, DecodeError> {
     let items = node.read_array(field, "api.Tools")?;
     if items.len() > MAX_TOOLS {
-        return Err(DecodeError::new(format!("the request defines more than {MAX_TOOLS} tools")));
+        return Err(DecodeError::new(format!(
+            "the request defines more than {MAX_TOOLS} tools"
+        )));
     }
     items
         .iter()
@@ -159,7 +163,10 @@ mod tests {
             (Node::Number("1e300"), Some(KeepAlive::Forever)),
             (Node::String("0".into()), Some(KeepAlive::ZERO)),
             (Node::String("0s".into()), Some(KeepAlive::ZERO)),
-            (Node::String("1h30m".into()), Some(KeepAlive::For(Duration::from_secs(5400)))),
+            (
+                Node::String("1h30m".into()),
+                Some(KeepAlive::For(Duration::from_secs(5400))),
+            ),
             (Node::String("-1m".into()), Some(KeepAlive::Forever)),
         ] {
             assert_eq!(keep_alive(&node).unwrap(), expected, "{node:?}");
@@ -177,12 +184,20 @@ mod tests {
     #[test]
     fn think_is_a_boolean_or_a_level() {
         assert_eq!(think(&Node::Bool(false)).unwrap(), Think::Off);
-        assert_eq!(think(&Node::String("max".into())).unwrap(), Think::Level(ThinkLevel::Max));
+        assert_eq!(
+            think(&Node::String("max".into())).unwrap(),
+            Think::Level(ThinkLevel::Max)
+        );
         assert_eq!(
             think(&Node::String("xyz".into())).unwrap_err().to_string(),
             "invalid think value: \"xyz\" (must be \"high\", \"medium\", \"low\", \"max\", true, or false)"
         );
-        assert!(think(&Node::Number("1")).unwrap_err().to_string().starts_with("think must be"));
+        assert!(
+            think(&Node::Number("1"))
+                .unwrap_err()
+                .to_string()
+                .starts_with("think must be")
+        );
     }
 
     #[test]
@@ -192,11 +207,20 @@ mod tests {
                 Node::String("xml".into()),
                 r#"invalid format: "\"xml\""; expected "json" or a valid JSON Schema object"#,
             ),
-            (Node::Number("1"), r#"invalid format: "1"; expected "json" or a valid JSON Schema object"#),
+            (
+                Node::Number("1"),
+                r#"invalid format: "1"; expected "json" or a valid JSON Schema object"#,
+            ),
         ] {
             let error = FormatField::read(&node).unwrap().into_format().unwrap_err();
             assert_eq!((error.status.as_u16(), error.message.as_str()), (500, expected));
         }
-        assert!(FormatField::read(&Node::String("".into())).unwrap().into_format().unwrap().is_none());
+        assert!(
+            FormatField::read(&Node::String("".into()))
+                .unwrap()
+                .into_format()
+                .unwrap()
+                .is_none()
+        );
     }
 }

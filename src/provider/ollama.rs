@@ -153,7 +153,8 @@ impl Ollama {
         }
         let fetch = async {
             let (parts, body) = self.exchange(config, request).await?.into_parts();
-            let whole = Limited::new(body, MAX_LISTING_BYTES).collect().await;
+            // Boxed: the compiler cannot see that a future over the generic body may cross threads.
+            let whole = body::boxed(Limited::new(body, MAX_LISTING_BYTES)).collect().await;
             match whole {
                 Ok(whole) => Ok((parts.status, whole.to_bytes())),
                 Err(error) if error.is::<LengthLimitError>() => Err(UpstreamError::TooLarge {

@@ -21,9 +21,12 @@ pub(crate) fn decode(text: &str) -> Result<Vec<u8>, DecodeError> {
         return Ok(bytes);
     }
     let joined: Vec<u8> = text.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect();
-    ENGINE
-        .decode(&joined)
-        .map_err(|_| DecodeError::new(format!("illegal base64 data at input byte {}", first_illegal(text.as_bytes()))))
+    ENGINE.decode(&joined).map_err(|_| {
+        DecodeError::new(format!(
+            "illegal base64 data at input byte {}",
+            first_illegal(text.as_bytes())
+        ))
+    })
 }
 
 /// Where Go's decoder stops: at a foreign character, at misplaced padding, or at the start of the group that is not full.
@@ -65,8 +68,18 @@ mod tests {
 
     #[test]
     fn the_offending_byte_is_named() {
-        for (text, at) in [("%%%", 0), ("data:image/png;base64,aGk=", 4), ("aGk", 0), ("aGkxaG", 4), ("aGk=x", 4), ("a_b=", 1)] {
-            assert_eq!(decode(text).unwrap_err().to_string(), format!("illegal base64 data at input byte {at}"));
+        for (text, at) in [
+            ("%%%", 0),
+            ("data:image/png;base64,aGk=", 4),
+            ("aGk", 0),
+            ("aGkxaG", 4),
+            ("aGk=x", 4),
+            ("a_b=", 1),
+        ] {
+            assert_eq!(
+                decode(text).unwrap_err().to_string(),
+                format!("illegal base64 data at input byte {at}")
+            );
         }
     }
 }

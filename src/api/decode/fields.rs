@@ -1,10 +1,6 @@
 //! Typed reading of single fields. `null` leaves a scalar as it was, as in Go.
 
-use super::{
-    DecodeError, Node,
-    node::Entries,
-    parse::first_value,
-};
+use super::{DecodeError, Node, node::Entries, parse::first_value};
 
 /// Where a value stands, for the error text: the Go struct and the path of keys.
 #[derive(Clone, Copy, Debug)]
@@ -15,9 +11,10 @@ pub(crate) fn entries_of<'a>(body: &'a [u8], go_type: &str) -> Result<Entries<'a
     match first_value(body)? {
         Node::Null => Ok(Entries::new()),
         Node::Object(entries) => Ok(entries),
-        other => {
-            Err(DecodeError::new(format!("json: cannot unmarshal {} into Go value of type {go_type}", other.kind())))
-        }
+        other => Err(DecodeError::new(format!(
+            "json: cannot unmarshal {} into Go value of type {go_type}",
+            other.kind()
+        ))),
     }
 }
 
@@ -57,7 +54,9 @@ impl<'a> Node<'a> {
         *into = match self {
             Self::Null => None,
             Self::Number(digits) => {
-                let value = digits.parse().map_err(|_| mismatch(&format!("number {digits}"), field, "int"))?;
+                let value = digits
+                    .parse()
+                    .map_err(|_| mismatch(&format!("number {digits}"), field, "int"))?;
                 Some(value)
             }
             other => return Err(other.mismatch(field, "int")),
@@ -102,5 +101,7 @@ impl<'a> Node<'a> {
 }
 
 fn mismatch(value: &str, Field(root, path): Field, go_type: &str) -> DecodeError {
-    DecodeError::new(format!("json: cannot unmarshal {value} into Go struct field {root}.{path} of type {go_type}"))
+    DecodeError::new(format!(
+        "json: cannot unmarshal {value} into Go struct field {root}.{path} of type {go_type}"
+    ))
 }

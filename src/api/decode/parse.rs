@@ -16,7 +16,11 @@ const MAX_VALUES: usize = 1 << 21;
 
 /// The first JSON value of a body; what follows it is not looked at.
 pub(crate) fn first_value(bytes: &[u8]) -> Result<Node<'_>, DecodeError> {
-    let mut parser = Parser { bytes, at: 0, values: 0 };
+    let mut parser = Parser {
+        bytes,
+        at: 0,
+        values: 0,
+    };
     if parser.peek().is_none() {
         return Err(DecodeError::Empty);
     }
@@ -44,7 +48,9 @@ impl<'a> Parser<'a> {
         }
         self.values += 1;
         if self.values > MAX_VALUES {
-            return Err(DecodeError::new(format!("the request body holds more than {MAX_VALUES} values")));
+            return Err(DecodeError::new(format!(
+                "the request body holds more than {MAX_VALUES} values"
+            )));
         }
         match self.peek().ok_or(DecodeError::Truncated)? {
             b'{' => self.object(depth).map(Node::Object),
@@ -270,18 +276,33 @@ mod tests {
             (b"tru", "unexpected EOF"),
             (b"-", "unexpected EOF"),
             (b"model=x", "invalid character 'm' looking for beginning of value"),
-            (b"{model:1}", "invalid character 'm' looking for beginning of object key string"),
-            (b"{\"a\":1,}", "invalid character '}' looking for beginning of object key string"),
+            (
+                b"{model:1}",
+                "invalid character 'm' looking for beginning of object key string",
+            ),
+            (
+                b"{\"a\":1,}",
+                "invalid character '}' looking for beginning of object key string",
+            ),
             (b"{\"a\" 1}", "invalid character '1' after object key"),
             (b"{\"a\":1 2}", "invalid character '2' after object key:value pair"),
             (b"{\"a\":01}", "invalid character '1' after object key:value pair"),
             (b"[1 2]", "invalid character '2' after array element"),
             (b"[1,]", "invalid character ']' looking for beginning of value"),
-            (b"\xef\xbb\xbf{}", "invalid character '\u{ef}' looking for beginning of value"),
-            (b"\x1f\x8b\x08", "invalid character '\\x1f' looking for beginning of value"),
+            (
+                b"\xef\xbb\xbf{}",
+                "invalid character '\u{ef}' looking for beginning of value",
+            ),
+            (
+                b"\x1f\x8b\x08",
+                "invalid character '\\x1f' looking for beginning of value",
+            ),
             (b"\"a\nb\"", "invalid character '\\n' in string literal"),
             (b"\"\\q\"", "invalid character 'q' in string escape code"),
-            (b"\"\\u12g4\"", "invalid character 'g' in \\u hexadecimal character escape"),
+            (
+                b"\"\\u12g4\"",
+                "invalid character 'g' in \\u hexadecimal character escape",
+            ),
             (b"[1.x]", "invalid character 'x' after decimal point in numeric literal"),
             (b"[1ex]", "invalid character 'x' in exponent of numeric literal"),
             (b"[-x]", "invalid character 'x' in numeric literal"),

@@ -26,7 +26,9 @@ pub(crate) fn check(body: &[u8]) -> Result<(), ApiError> {
 
 /// Answers for a model of ours.
 pub(crate) async fn chat(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let Target { provider, name, body, .. } = target;
+    let Target {
+        provider, name, body, ..
+    } = target;
     let mut request = ChatRequest::decode(body.bytes())?;
     drop(body);
     request.common.check_range()?;
@@ -40,11 +42,19 @@ pub(crate) async fn chat(call: &Call, target: Target) -> Result<Response<Body>, 
     let options = request.common.take_options()?;
     if request.messages.is_empty() {
         let keep_alive = request.common.keep_alive;
-        model.provider.load(call, &model.name, options.load, keep_alive).await.map_err(|error| model.failure(error))?;
+        model
+            .provider
+            .load(call, &model.name, options.load, keep_alive)
+            .await
+            .map_err(|error| model.failure(error))?;
         return Ok(residency(&model, Route::Chat, "load"));
     }
     let streams = request.common.streams();
-    let prompt = Prompt::Chat { messages: request.messages, tools: tools.tools, context: Vec::new() };
+    let prompt = Prompt::Chat {
+        messages: request.messages,
+        tools: tools.tools,
+        context: Vec::new(),
+    };
     let inference = request.common.into_inference(prompt, options, think, false)?;
     let mut response = answer(call, &model, inference, Route::Chat, streams).await?;
     if tools.ignored {
@@ -55,7 +65,11 @@ pub(crate) async fn chat(call: &Call, target: Target) -> Result<Response<Body>, 
 
 /// Unloads a model; fine if it is not loaded.
 pub(super) async fn unload(call: &Call, model: &Model, route: Route) -> Result<Response<Body>, ApiError> {
-    model.provider.unload(call, &model.name).await.map_err(|error| model.failure(error))?;
+    model
+        .provider
+        .unload(call, &model.name)
+        .await
+        .map_err(|error| model.failure(error))?;
     Ok(residency(model, route, "unload"))
 }
 
@@ -90,5 +104,8 @@ pub(super) async fn answer(
 
 /// Failures that Ollama's streaming code reports, with its own content type; scheduling reports the others.
 fn is_of_the_engine(failure: &Failure) -> bool {
-    matches!(failure, Failure::Invalid(_) | Failure::ContextExceeded { .. } | Failure::Worker(_))
+    matches!(
+        failure,
+        Failure::Invalid(_) | Failure::ContextExceeded { .. } | Failure::Worker(_)
+    )
 }

@@ -10,7 +10,20 @@ use crate::{
 
 /// Removes a model of ours. Success has no body.
 pub(crate) async fn delete(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let Target { provider, name, requested, .. } = target;
-    provider.delete(call, &name).await.map_err(|failure| failure_of(failure, &requested))?;
+    let Target {
+        provider,
+        name,
+        requested,
+        ..
+    } = target;
+    if requested.trim() != name {
+        return Err(ApiError::bad_request(format!(
+            "{requested} is an alias of {name} in the configuration; remove it there, or delete {name}"
+        )));
+    }
+    provider
+        .delete(call, &name)
+        .await
+        .map_err(|failure| failure_of(failure, &requested))?;
     Ok(reply::empty())
 }

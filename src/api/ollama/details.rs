@@ -62,8 +62,14 @@ impl<'a> Details<'a> {
 
 impl<'a> TagsEntry<'a> {
     pub(super) fn of(name: &'a str, card: &'a ModelCard) -> Self {
-        let Details { parent_model, format, family, families, parameter_size, quantization_level } =
-            Details::of(&card.facts);
+        let Details {
+            parent_model,
+            format,
+            family,
+            families,
+            parameter_size,
+            quantization_level,
+        } = Details::of(&card.facts);
         Self {
             name,
             model: name,
@@ -87,7 +93,11 @@ impl<'a> TagsEntry<'a> {
 
 /// The words of a model's capabilities.
 pub(super) fn capabilities(facts: &ModelFacts) -> Vec<&'static str> {
-    facts.capabilities.iter().map(|capability| capability.as_str()).collect()
+    facts
+        .capabilities
+        .iter()
+        .map(|capability| capability.as_str())
+        .collect()
 }
 
 /// `null` where there are none, as a nil slice of Go.

@@ -139,19 +139,38 @@ struct Metrics {
 
 impl Frames {
     pub(crate) fn new(route: Route, model: String) -> Self {
-        Self { route, model, tool_calls: 0 }
+        Self {
+            route,
+            model,
+            tool_calls: 0,
+        }
     }
 
     /// The reply to a request that only loads or unloads.
     pub(crate) fn residency(self, reason: &'static str) -> Vec<u8> {
-        self.encode(Frame { done_reason: Some(reason), ..Frame::default() })
+        self.encode(Frame {
+            done_reason: Some(reason),
+            ..Frame::default()
+        })
     }
 
     /// A whole answer.
     pub(crate) fn whole(mut self, answer: Answer) -> Vec<u8> {
-        let Answer { content, thinking, tool_calls, logprobs, finish } = answer;
+        let Answer {
+            content,
+            thinking,
+            tool_calls,
+            logprobs,
+            finish,
+        } = answer;
         let tool_calls = self.number(tool_calls);
-        let last = Frame { content, thinking, tool_calls, logprobs: logprobs::wire(logprobs), ..last_frame(finish) };
+        let last = Frame {
+            content,
+            thinking,
+            tool_calls,
+            logprobs: logprobs::wire(logprobs),
+            ..last_frame(finish)
+        };
         self.encode(last)
     }
 
@@ -163,13 +182,25 @@ impl Frames {
             .zip(first..)
             .map(|(ToolCall { id, name, arguments }, index)| WireToolCall {
                 id,
-                function: WireFunction { index, name, arguments: go_json::tool_arguments(arguments) },
+                function: WireFunction {
+                    index,
+                    name,
+                    arguments: go_json::tool_arguments(arguments),
+                },
             })
             .collect()
     }
 
     fn encode(&self, frame: Frame) -> Vec<u8> {
-        let Frame { content, thinking, tool_calls, logprobs, done_reason, metrics, context } = frame;
+        let Frame {
+            content,
+            thinking,
+            tool_calls,
+            logprobs,
+            done_reason,
+            metrics,
+            context,
+        } = frame;
         let Metrics {
             total_duration,
             load_duration,
@@ -184,7 +215,12 @@ impl Frames {
             Route::Chat => reply::encode(&ChatFrame {
                 model: &self.model,
                 created_at,
-                message: WireMessage { role: "assistant", content, thinking, tool_calls },
+                message: WireMessage {
+                    role: "assistant",
+                    content,
+                    thinking,
+                    tool_calls,
+                },
                 done,
                 done_reason,
                 logprobs,
@@ -346,9 +382,16 @@ mod tests {
         let logprob = TokenLogprob {
             bytes: b"I".to_vec(),
             logprob: -2.228_43,
-            top: vec![TopLogprob { bytes: vec![0xf0], logprob: -3.5 }],
+            top: vec![TopLogprob {
+                bytes: vec![0xf0],
+                logprob: -3.5,
+            }],
         };
-        let event = delta(Delta { content: "I".into(), logprobs: vec![logprob], ..Delta::default() });
+        let event = delta(Delta {
+            content: "I".into(),
+            logprobs: vec![logprob],
+            ..Delta::default()
+        });
         assert_eq!(
             encode(Route::Generate, vec![event]),
             "{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"response\":\"I\",\"done\":false,\"logprobs\":[{\"token\":\"I\",\"logprob\":-2.2284300327301025,\"bytes\":[73],\"top_logprobs\":[{\"token\":\"\u{fffd}\",\"logprob\":-3.5,\"bytes\":[240]}]}]}\n"

@@ -22,7 +22,9 @@ pub(crate) fn check(body: &[u8]) -> Result<(), ApiError> {
 
 /// Answers for a model of ours.
 pub(crate) async fn generate(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let Target { provider, name, body, .. } = target;
+    let Target {
+        provider, name, body, ..
+    } = target;
     let mut request = GenerateRequest::decode(body.bytes())?;
     drop(body);
     request.common.check_range()?;
@@ -32,7 +34,9 @@ pub(crate) async fn generate(call: &Call, target: Target) -> Result<Response<Bod
     }
     let is_shaped = !request.template.is_empty() || !request.system.is_empty() || !request.context.is_empty();
     if request.raw && is_shaped {
-        return Err(ApiError::bad_request("raw mode does not support template, system, or context"));
+        return Err(ApiError::bad_request(
+            "raw mode does not support template, system, or context",
+        ));
     }
     let think = model.think(request.common.think)?;
     model.require_text("generate")?;
@@ -42,13 +46,35 @@ pub(crate) async fn generate(call: &Call, target: Target) -> Result<Response<Bod
     let options = request.common.take_options()?;
     if request.prompt.is_empty() {
         let keep_alive = request.common.keep_alive;
-        model.provider.load(call, &model.name, options.load, keep_alive).await.map_err(|error| model.failure(error))?;
+        model
+            .provider
+            .load(call, &model.name, options.load, keep_alive)
+            .await
+            .map_err(|error| model.failure(error))?;
         return Ok(residency(&model, Route::Generate, "load"));
     }
     let streams = request.common.streams();
     let return_context = !request.raw;
-    let GenerateRequest { common, prompt, suffix, system, template, context, raw, images } = request;
-    let prompt = Parts { prompt, suffix, system, template, context, raw, images }.into_prompt()?;
+    let GenerateRequest {
+        common,
+        prompt,
+        suffix,
+        system,
+        template,
+        context,
+        raw,
+        images,
+    } = request;
+    let prompt = Parts {
+        prompt,
+        suffix,
+        system,
+        template,
+        context,
+        raw,
+        images,
+    }
+    .into_prompt()?;
     let inference = common.into_inference(prompt, options, think, return_context)?;
     answer(call, &model, inference, Route::Generate, streams).await
 }
@@ -66,17 +92,31 @@ struct Parts {
 
 impl Parts {
     fn into_prompt(self) -> Result<Prompt, ApiError> {
-        let Self { prompt, suffix, system, template, context, raw, images } = self;
+        let Self {
+            prompt,
+            suffix,
+            system,
+            template,
+            context,
+            raw,
+            images,
+        } = self;
         let as_text = raw || !suffix.is_empty() || !template.is_empty();
         if as_text && !images.is_empty() {
-            return Err(ApiError::bad_request("images together with raw, suffix or template are not supported for hf: models"));
+            return Err(ApiError::bad_request(
+                "images together with raw, suffix or template are not supported for hf: models",
+            ));
         }
         if as_text && !context.is_empty() {
-            return Err(ApiError::bad_request("context together with suffix or template is not supported for hf: models"));
+            return Err(ApiError::bad_request(
+                "context together with suffix or template is not supported for hf: models",
+            ));
         }
         if !template.is_empty() {
             let values = Values { system, prompt, suffix };
-            let text = Template::parse(&template).and_then(|template| template.render(&values)).map_err(template_error)?;
+            let text = Template::parse(&template)
+                .and_then(|template| template.render(&values))
+                .map_err(template_error)?;
             return Ok(Prompt::Raw { text });
         }
         if !suffix.is_empty() {
@@ -89,8 +129,15 @@ impl Parts {
         if !system.is_empty() {
             messages.push(Message::text("system", system));
         }
-        messages.push(Message { media: images, ..Message::text("user", prompt) });
-        Ok(Prompt::Chat { messages, tools: Vec::new(), context })
+        messages.push(Message {
+            media: images,
+            ..Message::text("user", prompt)
+        });
+        Ok(Prompt::Chat {
+            messages,
+            tools: Vec::new(),
+            context,
+        })
     }
 }
 

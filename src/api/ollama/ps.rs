@@ -35,20 +35,35 @@ struct PsEntry<'a> {
 
 /// Upstream's resident models and ours, the one that stays longest first.
 pub(crate) async fn ps(api: &Api, call: &Call, received: &HeaderMap) -> Response<Body> {
-    let (upstream, ours) = futures_util::join!(listing::of_upstream(api, call, "/api/ps", received), our_entries(api, call));
+    let (upstream, ours) = futures_util::join!(
+        listing::of_upstream(api, call, "/api/ps", received),
+        our_entries(api, call)
+    );
     models(&listing::merge(upstream, ours))
 }
 
 async fn our_entries(api: &Api, call: &Call) -> Vec<Entry> {
     let mut entries = Vec::new();
     for provider in api.registry.providers() {
-        entries.extend(provider.resident(call).await.iter().map(|model| entry(model, SystemTime::now())));
+        entries.extend(
+            provider
+                .resident(call)
+                .await
+                .iter()
+                .map(|model| entry(model, SystemTime::now())),
+        );
     }
     entries
 }
 
 fn entry(resident: &ResidentModel, now: SystemTime) -> Entry {
-    let ResidentModel { card, size_bytes, device_bytes, expires_at, context_length } = resident;
+    let ResidentModel {
+        card,
+        size_bytes,
+        device_bytes,
+        expires_at,
+        context_length,
+    } = resident;
     let expires_at = expires_at.or_else(|| now.checked_add(FOREVER)).unwrap_or(now);
     Entry {
         name: card.name.clone(),
@@ -85,7 +100,16 @@ mod tests {
         let keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(
             keys,
-            ["name", "model", "size", "digest", "details", "expires_at", "size_vram", "context_length"]
+            [
+                "name",
+                "model",
+                "size",
+                "digest",
+                "details",
+                "expires_at",
+                "size_vram",
+                "context_length"
+            ]
         );
         assert_eq!(
             json["details"].to_string(),

@@ -34,11 +34,24 @@ struct Progress<'a> {
 
 /// Downloads a model of ours. The download goes on only as long as somebody reads.
 pub(crate) async fn pull(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let Target { provider, name, requested, body, .. } = target;
+    let Target {
+        provider,
+        name,
+        requested,
+        body,
+        ..
+    } = target;
     let streams = wants_stream(body.bytes())?;
     drop(body);
-    let progress = provider.pull(call, &name).await.map_err(|failure| failure_of(failure, &requested))?;
-    if streams { Ok(reply::ndjson(frames(progress, requested))) } else { last(progress, &requested).await }
+    let progress = provider
+        .pull(call, &name)
+        .await
+        .map_err(|failure| failure_of(failure, &requested))?;
+    if streams {
+        Ok(reply::ndjson(frames(progress, requested)))
+    } else {
+        last(progress, &requested).await
+    }
 }
 
 fn wants_stream(body: &[u8]) -> Result<bool, DecodeError> {
@@ -92,9 +105,21 @@ async fn last(mut progress: PullStream, requested: &str) -> Result<Response<Body
 fn push_frame(event: &PullEvent, out: &mut Vec<u8>) {
     match event {
         PullEvent::Status(status) => {
-            reply::push_line(&Progress { status, digest: None, total: 0, completed: 0 }, out);
+            reply::push_line(
+                &Progress {
+                    status,
+                    digest: None,
+                    total: 0,
+                    completed: 0,
+                },
+                out,
+            );
         }
-        PullEvent::File { digest, total, completed } => {
+        PullEvent::File {
+            digest,
+            total,
+            completed,
+        } => {
             let short = digest.get(..SHORT_DIGEST).unwrap_or(digest);
             let progress = Progress {
                 status: &format!("pulling {short}"),
@@ -124,8 +149,16 @@ mod tests {
         let digest = "0123456789abcdef".repeat(4);
         vec![
             Ok(PullEvent::Status("pulling manifest")),
-            Ok(PullEvent::File { digest: digest.clone(), total: 100, completed: 0 }),
-            Ok(PullEvent::File { digest, total: 100, completed: 100 }),
+            Ok(PullEvent::File {
+                digest: digest.clone(),
+                total: 100,
+                completed: 0,
+            }),
+            Ok(PullEvent::File {
+                digest,
+                total: 100,
+                completed: 100,
+            }),
             Ok(PullEvent::Status("success")),
         ]
     }
@@ -159,9 +192,15 @@ mod tests {
             Box::pin(stream::iter(broken))
         };
         let frames = text(frames(broken(), "hf:o/r".into())).await;
-        assert!(frames.ends_with("\n{\"error\":\"the Hub does not answer\"}\n"), "{frames}");
+        assert!(
+            frames.ends_with("\n{\"error\":\"the Hub does not answer\"}\n"),
+            "{frames}"
+        );
         let response = last(broken(), "hf:o/r").await.unwrap();
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
-        assert_eq!(text(response.into_body()).await, "{\"error\":\"the Hub does not answer\"}");
+        assert_eq!(
+            text(response.into_body()).await,
+            "{\"error\":\"the Hub does not answer\"}"
+        );
     }
 }

@@ -99,7 +99,9 @@ impl Common {
     /// The options, or the error that they are.
     pub(crate) fn take_options(&mut self) -> Result<Options, ApiError> {
         if self.debug_render_only {
-            return Err(ApiError::bad_request("_debug_render_only is not supported for hf: models"));
+            return Err(ApiError::bad_request(
+                "_debug_render_only is not supported for hf: models",
+            ));
         }
         self.options.take().unwrap_or_else(|| Ok(Options::default()))
     }
@@ -134,7 +136,9 @@ impl GenerateRequest {
         let mut request = Self::default();
         for (key, node) in entries_of(body, "api.GenerateRequest")? {
             let key = key.to_ascii_lowercase();
-            let Some(node) = request.common.read(ROOT, &key, node)? else { continue };
+            let Some(node) = request.common.read(ROOT, &key, node)? else {
+                continue;
+            };
             match key.as_str() {
                 "prompt" => node.read_string(&mut request.prompt, Field(ROOT, "prompt"))?,
                 "suffix" => node.read_string(&mut request.suffix, Field(ROOT, "suffix"))?,
@@ -156,7 +160,9 @@ impl ChatRequest {
         let mut request = Self::default();
         for (key, node) in entries_of(body, "api.ChatRequest")? {
             let key = key.to_ascii_lowercase();
-            let Some(node) = request.common.read(ROOT, &key, node)? else { continue };
+            let Some(node) = request.common.read(ROOT, &key, node)? else {
+                continue;
+            };
             match key.as_str() {
                 "messages" => request.messages = messages(node)?,
                 "tools" => request.tools = values::tools(node, Field(ROOT, "tools"))?,
@@ -170,7 +176,9 @@ impl ChatRequest {
 fn token_ids(node: Node<'_>, field: Field) -> Result<Vec<i32>, DecodeError> {
     let items = node.read_array(field, "[]int")?;
     if items.len() > MAX_CONTEXT {
-        return Err(DecodeError::new(format!("context holds more than {MAX_CONTEXT} tokens")));
+        return Err(DecodeError::new(format!(
+            "context holds more than {MAX_CONTEXT} tokens"
+        )));
     }
     items
         .into_iter()
@@ -185,9 +193,15 @@ fn token_ids(node: Node<'_>, field: Field) -> Result<Vec<i32>, DecodeError> {
 fn messages(node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
     let items = node.read_array(Field("ChatRequest", "messages"), "[]api.Message")?;
     if items.len() > MAX_MESSAGES {
-        return Err(DecodeError::new(format!("the request holds more than {MAX_MESSAGES} messages")));
+        return Err(DecodeError::new(format!(
+            "the request holds more than {MAX_MESSAGES} messages"
+        )));
     }
-    items.into_iter().enumerate().map(|(index, item)| message(index, item)).collect()
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| message(index, item))
+        .collect()
 }
 
 fn message(index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
@@ -215,13 +229,21 @@ fn message(index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
 fn tool_calls(message: usize, node: Node<'_>) -> Result<Vec<ToolCall>, DecodeError> {
     let field = Field("ChatRequest", "messages.tool_calls");
     let items = node.read_array(field, "[]api.ToolCall")?;
-    items.into_iter().enumerate().map(|(index, item)| tool_call(message, index, item, field)).collect()
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| tool_call(message, index, item, field))
+        .collect()
 }
 
 fn tool_call(message: usize, index: usize, node: Node<'_>, field: Field) -> Result<ToolCall, DecodeError> {
     const FUNCTION: Field = Field("ChatRequest", "messages.tool_calls.function");
     const ARGUMENTS: Field = Field("ChatRequest", "messages.tool_calls.function.arguments");
-    let mut call = ToolCall { id: String::new(), name: String::new(), arguments: serde_json::Map::new() };
+    let mut call = ToolCall {
+        id: String::new(),
+        name: String::new(),
+        arguments: serde_json::Map::new(),
+    };
     for (key, node) in node.read_object(field, "api.ToolCall")? {
         match key.to_ascii_lowercase().as_str() {
             "id" => node.read_string(&mut call.id, Field("ChatRequest", "messages.tool_calls.id"))?,
@@ -229,7 +251,10 @@ fn tool_call(message: usize, index: usize, node: Node<'_>, field: Field) -> Resu
                 for (key, node) in node.read_object(FUNCTION, "api.ToolCallFunction")? {
                     match key.to_ascii_lowercase().as_str() {
                         "name" => {
-                            node.read_string(&mut call.name, Field("ChatRequest", "messages.tool_calls.function.name"))?;
+                            node.read_string(
+                                &mut call.name,
+                                Field("ChatRequest", "messages.tool_calls.function.name"),
+                            )?;
                         }
                         "arguments" => match values::plain_value(&node)? {
                             serde_json::Value::Object(arguments) => call.arguments = arguments,
@@ -265,8 +290,14 @@ mod tests {
     #[test]
     fn wrong_types_are_answered_in_the_words_of_go() {
         for (body, expected) in [
-            ("[]", "json: cannot unmarshal array into Go value of type api.ChatRequest"),
-            (r#"{"stream":"yes"}"#, "json: cannot unmarshal string into Go struct field ChatRequest.stream of type bool"),
+            (
+                "[]",
+                "json: cannot unmarshal array into Go value of type api.ChatRequest",
+            ),
+            (
+                r#"{"stream":"yes"}"#,
+                "json: cannot unmarshal string into Go struct field ChatRequest.stream of type bool",
+            ),
             (
                 r#"{"messages":[{"role":"user","content":[{"type":"text"}]}]}"#,
                 "json: cannot unmarshal array into Go struct field ChatRequest.messages.content of type string",
@@ -279,7 +310,10 @@ mod tests {
                 r#"{"top_logprobs":1.5}"#,
                 "json: cannot unmarshal number 1.5 into Go struct field ChatRequest.top_logprobs of type int",
             ),
-            (r#"{"messages":[{"images":["data:x"]}]}"#, "illegal base64 data at input byte 4"),
+            (
+                r#"{"messages":[{"images":["data:x"]}]}"#,
+                "illegal base64 data at input byte 4",
+            ),
         ] {
             assert_eq!(chat_error(body), expected);
         }
@@ -303,7 +337,10 @@ mod tests {
             br#"{"MODEL":"a","model":"b","model":null,"Prompt":"x","extra":{},"RAW":true} trailing"#,
         )
         .unwrap();
-        assert_eq!((request.common.model.as_str(), request.prompt.as_str(), request.raw), ("b", "x", true));
+        assert_eq!(
+            (request.common.model.as_str(), request.prompt.as_str(), request.raw),
+            ("b", "x", true)
+        );
     }
 
     #[test]
@@ -312,8 +349,13 @@ mod tests {
             br#"{"messages":[{"role":"ASSISTANT","content":null,"thinking":"t","tool_calls":[{"function":{"index":0,"name":"f","arguments":{"b":1,"a":2}}}]},{"role":"tool","content":"r","tool_name":"f","tool_call_id":"c","images":["aGk="]}]}"#,
         )
         .unwrap();
-        let [assistant, tool] = &request.messages[..] else { panic!() };
-        assert_eq!((assistant.role.0.as_str(), assistant.content.as_str()), ("assistant", ""));
+        let [assistant, tool] = &request.messages[..] else {
+            panic!()
+        };
+        assert_eq!(
+            (assistant.role.0.as_str(), assistant.content.as_str()),
+            ("assistant", "")
+        );
         assert_eq!(assistant.tool_calls[0].id, "call_0_0");
         assert_eq!(assistant.tool_calls[0].arguments.keys().collect::<Vec<_>>(), ["b", "a"]);
         assert_eq!((tool.tool_name.as_str(), tool.tool_call_id.as_str()), ("f", "c"));

@@ -74,7 +74,10 @@ impl ShowRequest {
                 "template" => node.read_string(&mut request.template, Field(ROOT, "template"))?,
                 "options" => {
                     let entries = node.read_object(Field(ROOT, "options"), "map[string]interface {}")?;
-                    request.parameters = entries.into_iter().flat_map(|(key, value)| spell(&key, value)).collect();
+                    request.parameters = entries
+                        .into_iter()
+                        .flat_map(|(key, value)| spell(&key, value))
+                        .collect();
                 }
                 _ => {}
             }
@@ -94,20 +97,38 @@ fn spell(key: &str, value: Node<'_>) -> Vec<(String, String)> {
 
 /// Everything that is known of a model of ours.
 pub(crate) async fn show(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let Target { provider, name, requested, headers, body } = target;
+    let Target {
+        provider,
+        name,
+        requested,
+        headers,
+        body,
+    } = target;
     let request = ShowRequest::decode(body.bytes())?;
     drop(body);
-    let mut details =
-        provider.show(call, &name, request.verbose).await.map_err(|failure| failure_of(failure, &requested))?;
+    let mut details = provider
+        .show(call, &name, request.verbose)
+        .await
+        .map_err(|failure| failure_of(failure, &requested))?;
     override_with(&mut details, request);
-    if headers.get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(COPILOT.as_bytes())) {
-        details.model_info.insert("general.basename".to_owned(), Value::String(requested));
+    if headers
+        .get(USER_AGENT)
+        .is_some_and(|agent| agent.as_bytes().starts_with(COPILOT.as_bytes()))
+    {
+        details
+            .model_info
+            .insert("general.basename".to_owned(), Value::String(requested));
     }
     Ok(reply::native(&wire(&details)))
 }
 
 fn override_with(details: &mut ModelDetails, request: ShowRequest) {
-    let ShowRequest { verbose: _, system, template, parameters } = request;
+    let ShowRequest {
+        verbose: _,
+        system,
+        template,
+        parameters,
+    } = request;
     if !system.is_empty() {
         details.system = system;
     }
@@ -115,13 +136,24 @@ fn override_with(details: &mut ModelDetails, request: ShowRequest) {
         details.template = template;
     }
     if !parameters.is_empty() {
-        details.parameters.retain(|(key, _)| !parameters.iter().any(|(replaced, _)| replaced == key));
+        details
+            .parameters
+            .retain(|(key, _)| !parameters.iter().any(|(replaced, _)| replaced == key));
         details.parameters.extend(parameters);
     }
 }
 
 fn wire(details: &ModelDetails) -> ShowReply<'_> {
-    let ModelDetails { card, template, license, system, parameters, model_info, projector_info, tensors } = details;
+    let ModelDetails {
+        card,
+        template,
+        license,
+        system,
+        parameters,
+        model_info,
+        projector_info,
+        tensors,
+    } = details;
     ShowReply {
         license,
         modelfile: modelfile(details),
@@ -133,7 +165,17 @@ fn wire(details: &ModelDetails) -> ShowReply<'_> {
         projector_info: projector_info.as_ref(),
         tensors: tensors
             .iter()
-            .map(|TensorFacts { name, element_type, shape }| Tensor { name, r#type: element_type, shape })
+            .map(
+                |TensorFacts {
+                     name,
+                     element_type,
+                     shape,
+                 }| Tensor {
+                    name,
+                    r#type: element_type,
+                    shape,
+                },
+            )
             .collect(),
         capabilities: capabilities(&card.facts),
         modified_at: timestamp::rfc3339_local(card.modified_at),
@@ -141,8 +183,10 @@ fn wire(details: &ModelDetails) -> ShowReply<'_> {
 }
 
 fn parameter_lines(parameters: &[(String, String)]) -> String {
-    let lines: Vec<String> =
-        parameters.iter().map(|(key, value)| format!("{key:<PARAMETER_WIDTH$} {value}")).collect();
+    let lines: Vec<String> = parameters
+        .iter()
+        .map(|(key, value)| format!("{key:<PARAMETER_WIDTH$} {value}"))
+        .collect();
     lines.join("\n")
 }
 
@@ -209,7 +253,10 @@ mod tests {
             json["parameters"],
             "stop                           \"<|im_end|>\"\ntemperature                    0.2"
         );
-        assert_eq!(json["tensors"][0].to_string(), r#"{"name":"t","type":"Q4_K","shape":[4096,4096]}"#);
+        assert_eq!(
+            json["tensors"][0].to_string(),
+            r#"{"name":"t","type":"Q4_K","shape":[4096,4096]}"#
+        );
     }
 
     #[test]
@@ -231,10 +278,8 @@ mod tests {
 
     #[test]
     fn a_request_replaces_what_it_names() {
-        let request = ShowRequest::decode(
-            br#"{"model":"m","system":"S","options":{"stop":["a\"b","c"],"top_k":1}}"#,
-        )
-        .unwrap();
+        let request =
+            ShowRequest::decode(br#"{"model":"m","system":"S","options":{"stop":["a\"b","c"],"top_k":1}}"#).unwrap();
         let mut details = details("m");
         override_with(&mut details, request);
         assert_eq!(details.system, "S");

@@ -15,8 +15,10 @@ use crate::{
 
 /// Upstream's models and ours, newest first.
 pub(crate) async fn tags(api: &Api, call: &Call, received: &HeaderMap) -> Response<Body> {
-    let (upstream, cards) =
-        futures_util::join!(listing::of_upstream(api, call, "/api/tags", received), listing::our_cards(api, call));
+    let (upstream, cards) = futures_util::join!(
+        listing::of_upstream(api, call, "/api/tags", received),
+        listing::our_cards(api, call)
+    );
     let ours = cards
         .iter()
         .map(|(name, card)| Entry {

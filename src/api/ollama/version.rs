@@ -19,7 +19,11 @@ struct Version<'a> {
 
 /// The heartbeat of every client: answered at once, whatever else is going on.
 pub(crate) fn root() -> Response<Body> {
-    reply::bytes(StatusCode::OK, "text/plain; charset=utf-8", b"Ollama is running".to_vec())
+    reply::bytes(
+        StatusCode::OK,
+        "text/plain; charset=utf-8",
+        b"Ollama is running".to_vec(),
+    )
 }
 
 /// Upstream's version, since clients decide by it what they may ask; a fixed one while upstream is away.
@@ -27,5 +31,7 @@ pub(crate) async fn version(api: &Api, call: &Call, received: &HeaderMap) -> Res
     if let Ok((StatusCode::OK, bytes)) = api.upstream.get(call, "/api/version", received).await {
         return reply::bytes(StatusCode::OK, JSON_UTF8, bytes.to_vec());
     }
-    reply::native(&Version { version: &call.config.ollama.fallback_version })
+    reply::native(&Version {
+        version: &call.config.ollama.fallback_version,
+    })
 }

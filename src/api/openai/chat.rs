@@ -38,7 +38,9 @@ pub(crate) async fn chat(call: &Call, target: Target) -> Response<Body> {
         Ok(request) => request,
         Err(error) => return shim_error(&error),
     };
-    answer(call, target, request).await.unwrap_or_else(|error| handler_error(&error))
+    answer(call, target, request)
+        .await
+        .unwrap_or_else(|error| handler_error(&error))
 }
 
 fn decode(body: &[u8]) -> Result<ChatCompletionRequest, ApiError> {
@@ -51,12 +53,10 @@ fn decode(body: &[u8]) -> Result<ChatCompletionRequest, ApiError> {
     Ok(request)
 }
 
-async fn answer(
-    call: &Call,
-    target: Target,
-    mut request: ChatCompletionRequest,
-) -> Result<Response<Body>, ApiError> {
-    let Target { provider, name, body, .. } = target;
+async fn answer(call: &Call, target: Target, mut request: ChatCompletionRequest) -> Result<Response<Body>, ApiError> {
+    let Target {
+        provider, name, body, ..
+    } = target;
     drop(body);
     request.check_range()?;
     let model = Model::find(call, provider, name, request.model.clone()).await?;
@@ -73,8 +73,11 @@ async fn answer(
     }
     let (streams, include_usage) = (request.stream, request.include_usage);
     let inference = request.into_inference(checked.tools, think)?;
-    let events =
-        model.provider.infer(call, &model.name, inference).await.map_err(|failure| model.failure(failure))?;
+    let events = model
+        .provider
+        .infer(call, &model.name, inference)
+        .await
+        .map_err(|failure| model.failure(failure))?;
     let chunks = Chunks::new(model.requested, include_usage, listing::unix_seconds(SystemTime::now()));
     let mut response = if streams {
         reply::events(stream::body(events, chunks))

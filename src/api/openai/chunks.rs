@@ -124,12 +124,25 @@ impl Chunks {
     pub(super) fn new(model: String, include_usage: bool, created: i64) -> Self {
         // Ids have three digits there; nobody depends on more.
         let id = format!("chatcmpl-{}", rand::random_range(0..999));
-        Self { id, created, model, include_usage, began: false, tool_calls: 0 }
+        Self {
+            id,
+            created,
+            model,
+            include_usage,
+            began: false,
+            tool_calls: 0,
+        }
     }
 
     /// A whole answer.
     pub(super) fn whole(mut self, answer: Answer) -> Vec<u8> {
-        let Answer { content, thinking, tool_calls, logprobs, finish } = answer;
+        let Answer {
+            content,
+            thinking,
+            tool_calls,
+            logprobs,
+            finish,
+        } = answer;
         let tool_calls = self.number(tool_calls);
         let completion = Completion {
             id: &self.id,
@@ -140,7 +153,12 @@ impl Chunks {
             choices: [Choice {
                 index: 0,
                 finish_reason: Some(finish_reason(finish.reason, !tool_calls.is_empty())),
-                message: WireMessage { role: "assistant", content, reasoning: thinking, tool_calls },
+                message: WireMessage {
+                    role: "assistant",
+                    content,
+                    reasoning: thinking,
+                    tool_calls,
+                },
                 logprobs: wire_logprobs(logprobs),
             }],
             usage: usage(&finish.usage),
@@ -159,14 +177,24 @@ impl Chunks {
             .map(|(ToolCall { id, name, arguments }, index)| {
                 let arguments = reply::encode(&go_json::tool_arguments(arguments));
                 let arguments = String::from_utf8_lossy(&arguments).into_owned();
-                WireToolCall { id, index, r#type: "function", function: WireFunction { name, arguments } }
+                WireToolCall {
+                    id,
+                    index,
+                    r#type: "function",
+                    function: WireFunction { name, arguments },
+                }
             })
             .collect()
     }
 
     /// Thinking never shares a chunk with what follows it.
     fn delta(&mut self, delta: Delta, out: &mut Vec<u8>) {
-        let Delta { content, thinking, tool_calls, logprobs } = delta;
+        let Delta {
+            content,
+            thinking,
+            tool_calls,
+            logprobs,
+        } = delta;
         let has_more = !content.is_empty() || !tool_calls.is_empty();
         if !thinking.is_empty() && has_more {
             self.push_delta(String::new(), thinking, Vec::new(), None, out);
@@ -188,13 +216,32 @@ impl Chunks {
     ) {
         let role = (!self.began).then_some("assistant");
         self.began = true;
-        let delta = WireDelta { role, content: Some(content), reasoning, tool_calls };
-        self.push(vec![ChunkChoice { index: 0, delta, finish_reason: None, logprobs }], None, out);
+        let delta = WireDelta {
+            role,
+            content: Some(content),
+            reasoning,
+            tool_calls,
+        };
+        self.push(
+            vec![ChunkChoice {
+                index: 0,
+                delta,
+                finish_reason: None,
+                logprobs,
+            }],
+            None,
+            out,
+        );
     }
 
     fn finish(&self, finish: &Finish, out: &mut Vec<u8>) {
         let finish_reason = Some(finish_reason(finish.reason, self.tool_calls > 0));
-        let last = ChunkChoice { index: 0, delta: WireDelta::default(), finish_reason, logprobs: None };
+        let last = ChunkChoice {
+            index: 0,
+            delta: WireDelta::default(),
+            finish_reason,
+            logprobs: None,
+        };
         self.push(vec![last], None, out);
         if self.include_usage {
             self.push(Vec::new(), Some(usage(&finish.usage)), out);
@@ -238,7 +285,9 @@ fn finish_reason(reason: FinishReason, has_calls: bool) -> &'static str {
 }
 
 fn wire_logprobs(entries: Vec<crate::inference::TokenLogprob>) -> Option<WireLogprobs> {
-    (!entries.is_empty()).then(|| WireLogprobs { content: logprobs::wire(entries) })
+    (!entries.is_empty()).then(|| WireLogprobs {
+        content: logprobs::wire(entries),
+    })
 }
 
 fn usage(usage: &Usage) -> WireUsage {
@@ -257,7 +306,10 @@ mod tests {
     const HEAD: &str = "{\"id\":\"chatcmpl-7\",\"object\":\"chat.completion.chunk\",\"created\":9,\"model\":\"m\",\"system_fingerprint\":\"fp_ollama\",";
 
     fn chunks(include_usage: bool) -> Chunks {
-        Chunks { id: "chatcmpl-7".into(), ..Chunks::new("m".into(), include_usage, 9) }
+        Chunks {
+            id: "chatcmpl-7".into(),
+            ..Chunks::new("m".into(), include_usage, 9)
+        }
     }
 
     fn check(include_usage: bool, events: Vec<Event>, expected: &[&str]) {
@@ -266,7 +318,10 @@ mod tests {
         for event in events {
             chunks.event(event, &mut out);
         }
-        let expected: String = expected.iter().map(|rest| format!("data: {HEAD}{rest}}}\n\n")).collect();
+        let expected: String = expected
+            .iter()
+            .map(|rest| format!("data: {HEAD}{rest}}}\n\n"))
+            .collect();
         let text = String::from_utf8(out).unwrap();
         assert_eq!(text.strip_suffix("data: [DONE]\n\n").unwrap_or(&text), expected);
     }
@@ -296,7 +351,11 @@ mod tests {
 
     #[test]
     fn thinking_and_content_in_one_event_are_two_chunks() {
-        let both = delta(Delta { thinking: "Hm".into(), content: "x".into(), ..Delta::default() });
+        let both = delta(Delta {
+            thinking: "Hm".into(),
+            content: "x".into(),
+            ..Delta::default()
+        });
         check(
             false,
             vec![thinking("A"), both],
@@ -327,7 +386,9 @@ mod tests {
 
     #[test]
     fn a_whole_answer_has_the_golden_form() {
-        let Event::Finished(finish) = finish(FinishReason::Stop, &[]) else { panic!() };
+        let Event::Finished(finish) = finish(FinishReason::Stop, &[]) else {
+            panic!()
+        };
         let answer = Answer {
             content: "It is.".into(),
             thinking: "Hm".into(),

@@ -20,7 +20,9 @@ const IMAGE_TYPES: [&str; 5] = ["image/jpeg", "image/jpg", "image/png", "image/w
 pub(super) fn messages(node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
     let items = node.read_array(Field(ROOT, "messages"), "[]openai.Message")?;
     if items.len() > MAX_MESSAGES {
-        return Err(DecodeError::new(format!("the request holds more than {MAX_MESSAGES} messages")));
+        return Err(DecodeError::new(format!(
+            "the request holds more than {MAX_MESSAGES} messages"
+        )));
     }
     let mut messages = Vec::with_capacity(items.len());
     for (index, item) in items.into_iter().enumerate() {
@@ -72,7 +74,12 @@ fn message(index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
         Node::String(text) => message.content = text.into_owned(),
         Node::Array(parts) => read_parts(parts, &mut message)?,
         Node::Null if !message.tool_calls.is_empty() => {}
-        other => return Err(DecodeError::new(format!("invalid message content type: {}", other.go_type()))),
+        other => {
+            return Err(DecodeError::new(format!(
+                "invalid message content type: {}",
+                other.go_type()
+            )));
+        }
     }
     Ok(message)
 }
@@ -81,7 +88,9 @@ fn message(index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
 /// breaks templates that want user and assistant to alternate.)
 fn read_parts(parts: Vec<Node<'_>>, message: &mut Message) -> Result<(), DecodeError> {
     for part in parts {
-        let Node::Object(members) = part else { return Err(bad_part()) };
+        let Node::Object(members) = part else {
+            return Err(bad_part());
+        };
         let (mut kind, mut payload) = (String::new(), None);
         for (key, node) in members {
             match (key.as_ref(), node) {
@@ -116,10 +125,7 @@ fn bad_part() -> DecodeError {
     DecodeError::new("invalid message format")
 }
 
-fn member<'a>(
-    members: Vec<(std::borrow::Cow<'a, str>, Node<'a>)>,
-    name: &str,
-) -> Option<std::borrow::Cow<'a, str>> {
+fn member<'a>(members: Vec<(std::borrow::Cow<'a, str>, Node<'a>)>, name: &str) -> Option<std::borrow::Cow<'a, str>> {
     members.into_iter().rev().find_map(|(key, node)| match node {
         Node::String(text) if key == name => Some(text),
         _ => None,
@@ -134,7 +140,10 @@ fn image(url: &str) -> Result<Vec<u8>, DecodeError> {
         ));
     }
     let bad = || DecodeError::new("invalid image input");
-    let (kind, data) = url.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")).ok_or_else(bad)?;
+    let (kind, data) = url
+        .strip_prefix("data:")
+        .and_then(|rest| rest.split_once(";base64,"))
+        .ok_or_else(bad)?;
     if !IMAGE_TYPES.contains(&kind) {
         return Err(bad());
     }
@@ -143,11 +152,19 @@ fn image(url: &str) -> Result<Vec<u8>, DecodeError> {
 
 fn tool_calls(message: usize, node: Node<'_>) -> Result<Vec<ToolCall>, DecodeError> {
     let items = node.read_array(Field(ROOT, "messages.tool_calls"), "[]openai.ToolCall")?;
-    items.into_iter().enumerate().map(|(index, item)| tool_call(message, index, item)).collect()
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| tool_call(message, index, item))
+        .collect()
 }
 
 fn tool_call(message: usize, index: usize, node: Node<'_>) -> Result<ToolCall, DecodeError> {
-    let mut call = ToolCall { id: String::new(), name: String::new(), arguments: serde_json::Map::new() };
+    let mut call = ToolCall {
+        id: String::new(),
+        name: String::new(),
+        arguments: serde_json::Map::new(),
+    };
     for (key, node) in node.read_object(Field(ROOT, "messages.tool_calls"), "openai.ToolCall")? {
         match key.to_ascii_lowercase().as_str() {
             "id" => node.read_string(&mut call.id, Field(ROOT, "messages.tool_calls.id"))?,
@@ -208,10 +225,16 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused_in_the_words_of_the_shim() {
         for (json, expected) in [
-            (r#"[{"role":"user","content":[{"type":"video"}]}]"#, "invalid message format"),
+            (
+                r#"[{"role":"user","content":[{"type":"video"}]}]"#,
+                "invalid message format",
+            ),
             (r#"[{"role":"user","content":["x"]}]"#, "invalid message format"),
             (r#"[{"role":"user"}]"#, "invalid message content type: <nil>"),
-            (r#"[{"role":"user","content":5}]"#, "invalid message content type: float64"),
+            (
+                r#"[{"role":"user","content":5}]"#,
+                "invalid message content type: float64",
+            ),
             (
                 r#"[{"role":"user","content":[{"type":"image_url","image_url":{"url":"http://x/y.png"}}]}]"#,
                 "image URLs are not currently supported, please use base64 encoded data instead",
@@ -236,6 +259,9 @@ mod tests {
         )
         .unwrap();
         assert_eq!(messages[0].tool_calls[0].arguments["b"], 1);
-        assert_eq!((messages[1].tool_name.as_str(), messages[2].tool_name.as_str()), ("f", "g"));
+        assert_eq!(
+            (messages[1].tool_name.as_str(), messages[2].tool_name.as_str()),
+            ("f", "g")
+        );
     }
 }

@@ -56,5 +56,12 @@ fn envelope(error: &ApiError) -> Envelope<'_> {
         StatusCode::NOT_FOUND => "not_found_error",
         _ => "api_error",
     };
-    Envelope { error: Inner { message: &error.message, r#type: kind, param: None, code: None } }
+    Envelope {
+        error: Inner {
+            message: &error.message,
+            r#type: kind,
+            param: None,
+            code: None,
+        },
+    }
 }

@@ -28,7 +28,12 @@ struct WireModel<'a> {
 impl<'a> WireModel<'a> {
     fn of(id: &'a str, card: &'a ModelCard) -> Self {
         let created = listing::unix_seconds(card.modified_at);
-        Self { id, object: "model", created, owned_by: owner(&card.name) }
+        Self {
+            id,
+            object: "model",
+            created,
+            owned_by: owner(&card.name),
+        }
     }
 }
 
@@ -55,7 +60,11 @@ pub(crate) async fn models(api: &Api, call: &Call, received: &HeaderMap) -> Resp
     let merged = listing::merge(upstream, ours);
     let mut json = b"{\"object\":\"list\",\"data\":".to_vec();
     // An empty list is a nil slice there.
-    if merged.is_empty() { json.extend_from_slice(b"null") } else { json.extend_from_slice(&listing::list(&merged)) }
+    if merged.is_empty() {
+        json.extend_from_slice(b"null")
+    } else {
+        json.extend_from_slice(&listing::list(&merged))
+    }
     json.extend_from_slice(b"}\n");
     reply::bytes(StatusCode::OK, JSON, json)
 }

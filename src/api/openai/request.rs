@@ -168,7 +168,9 @@ impl ChatCompletionRequest {
 
     /// Whether the model is to reason.
     pub(super) fn think(&self) -> Result<Think, ApiError> {
-        let Some(effort) = &self.effort else { return Ok(Think::Unset) };
+        let Some(effort) = &self.effort else {
+            return Ok(Think::Unset);
+        };
         Ok(match effort.as_str() {
             "none" => Think::Off,
             "minimal" | "low" => Think::Level(ThinkLevel::Low),
@@ -200,11 +202,7 @@ impl ChatCompletionRequest {
     }
 
     /// The neutral request, with the tools that are left after the check of the model.
-    pub(super) fn into_inference(
-        self,
-        tools: Vec<Box<RawValue>>,
-        think: Think,
-    ) -> Result<InferenceRequest, ApiError> {
+    pub(super) fn into_inference(self, tools: Vec<Box<RawValue>>, think: Think) -> Result<InferenceRequest, ApiError> {
         let Options { mut sampling, mut load } = self.options.unwrap_or_else(|| Ok(Options::default()))?;
         if let Some(tokens) = self.max_completion_tokens.or(self.max_tokens) {
             sampling.num_predict = Some(tokens);
@@ -213,7 +211,10 @@ impl ChatCompletionRequest {
             load.num_ctx = u32::try_from(tokens).ok().filter(|tokens| *tokens > 0);
         }
         sampling.seed = self.seed.or(sampling.seed);
-        sampling.top_k = self.top_k.map(|count| i32::try_from(count).unwrap_or(i32::MAX)).or(sampling.top_k);
+        sampling.top_k = self
+            .top_k
+            .map(|count| i32::try_from(count).unwrap_or(i32::MAX))
+            .or(sampling.top_k);
         sampling.min_p = self.min_p.map(narrow).or(sampling.min_p);
         sampling.frequency_penalty = self.frequency_penalty.map(narrow).or(sampling.frequency_penalty);
         sampling.presence_penalty = self.presence_penalty.map(narrow).or(sampling.presence_penalty);
@@ -223,7 +224,11 @@ impl ChatCompletionRequest {
         sampling.top_p = Some(self.top_p.map(narrow).or(sampling.top_p).unwrap_or(1.0));
         let top_logprobs = values::top_logprobs(self.top_logprobs.unwrap_or(0))?;
         Ok(InferenceRequest {
-            prompt: Prompt::Chat { messages: self.messages, tools, context: Vec::new() },
+            prompt: Prompt::Chat {
+                messages: self.messages,
+                tools,
+                context: Vec::new(),
+            },
             sampling,
             load,
             format: self.format.into_format()?,
@@ -306,7 +311,10 @@ mod tests {
     #[test]
     fn absent_temperature_and_top_p_are_one_on_this_wire() {
         let request = decode("{}").into_inference(Vec::new(), Think::Unset).unwrap();
-        assert_eq!((request.sampling.temperature, request.sampling.top_p), (Some(1.0), Some(1.0)));
+        assert_eq!(
+            (request.sampling.temperature, request.sampling.top_p),
+            (Some(1.0), Some(1.0))
+        );
         assert_eq!(request.sampling.top_k, None);
     }
 
@@ -318,8 +326,14 @@ mod tests {
         .into_inference(Vec::new(), Think::Unset)
         .unwrap();
         let sampling = request.sampling;
-        assert_eq!((sampling.num_predict, sampling.seed, sampling.top_k), (Some(5), Some(7), Some(3)));
-        assert_eq!((sampling.temperature, sampling.top_p, sampling.repeat_penalty), (Some(0.0), Some(0.5), Some(1.5)));
+        assert_eq!(
+            (sampling.num_predict, sampling.seed, sampling.top_k),
+            (Some(5), Some(7), Some(3))
+        );
+        assert_eq!(
+            (sampling.temperature, sampling.top_p, sampling.repeat_penalty),
+            (Some(0.0), Some(0.5), Some(1.5))
+        );
         assert_eq!(sampling.stop, Some(vec!["x".to_owned()]));
         assert_eq!((request.load.num_ctx, request.logprobs), (Some(2048), Some(2)));
         assert_eq!(request.keep_alive, Some(KeepAlive::Forever));
@@ -333,7 +347,10 @@ mod tests {
         let format = schema.into_inference(Vec::new(), Think::Unset).unwrap().format;
         assert!(matches!(format, Some(Format::Schema(schema)) if schema.get() == r#"{"type":"object"}"#));
         let object = decode(r#"{"response_format":{"type":"json_object"}}"#);
-        assert!(matches!(object.into_inference(Vec::new(), Think::Unset).unwrap().format, Some(Format::Json)));
+        assert!(matches!(
+            object.into_inference(Vec::new(), Think::Unset).unwrap().format,
+            Some(Format::Json)
+        ));
         let text = decode(r#"{"response_format":{"type":"text"}}"#);
         assert!(text.into_inference(Vec::new(), Think::Unset).unwrap().format.is_none());
     }
@@ -346,8 +363,18 @@ mod tests {
             ("high", Think::Level(ThinkLevel::High)),
             ("ultra", Think::Level(ThinkLevel::Max)),
         ] {
-            assert_eq!(decode(&format!(r#"{{"reasoning_effort":"{effort}"}}"#)).think().unwrap(), think);
-            assert_eq!(decode(&format!(r#"{{"reasoning":{{"effort":"{effort}"}}}}"#)).think().unwrap(), think);
+            assert_eq!(
+                decode(&format!(r#"{{"reasoning_effort":"{effort}"}}"#))
+                    .think()
+                    .unwrap(),
+                think
+            );
+            assert_eq!(
+                decode(&format!(r#"{{"reasoning":{{"effort":"{effort}"}}}}"#))
+                    .think()
+                    .unwrap(),
+                think
+            );
         }
         assert_eq!(
             decode(r#"{"reasoning_effort":"xyz"}"#).think().unwrap_err().message,
@@ -358,16 +385,25 @@ mod tests {
     #[test]
     fn wrong_types_are_answered_in_the_words_of_go() {
         assert_eq!(
-            ChatCompletionRequest::decode(br#"{"max_tokens":"x"}"#).unwrap_err().to_string(),
+            ChatCompletionRequest::decode(br#"{"max_tokens":"x"}"#)
+                .unwrap_err()
+                .to_string(),
             "json: cannot unmarshal string into Go struct field ChatCompletionRequest.max_tokens of type int"
         );
-        assert_eq!(decode("{}").check().unwrap_err().message, "[] is too short - 'messages'");
+        assert_eq!(
+            decode("{}").check().unwrap_err().message,
+            "[] is too short - 'messages'"
+        );
     }
 
     #[test]
     fn what_has_no_effect_is_named() {
         let request = decode(r#"{"n":2,"logit_bias":{"1":2},"tool_choice":{"type":"function"}}"#);
         assert_eq!(request.ignored(), ["n", "logit_bias", "tool_choice"]);
-        assert!(decode(r#"{"n":1,"logit_bias":{},"tool_choice":"auto"}"#).ignored().is_empty());
+        assert!(
+            decode(r#"{"n":1,"logit_bias":{},"tool_choice":"auto"}"#)
+                .ignored()
+                .is_empty()
+        );
     }
 }

@@ -50,17 +50,32 @@ pub(super) struct Template {
 enum Node {
     Text(String),
     Output(Expression),
-    If { branches: Vec<(Expression, Vec<Node>)>, otherwise: Vec<Node> },
-    Range { index: Option<String>, item: Option<String>, over: Expression, body: Vec<Node>, otherwise: Vec<Node> },
+    If {
+        branches: Vec<(Expression, Vec<Node>)>,
+        otherwise: Vec<Node>,
+    },
+    Range {
+        index: Option<String>,
+        item: Option<String>,
+        over: Expression,
+        body: Vec<Node>,
+        otherwise: Vec<Node>,
+    },
 }
 
 #[derive(Debug)]
 enum Expression {
-    Field { base: Base, path: Vec<String> },
+    Field {
+        base: Base,
+        path: Vec<String>,
+    },
     Text(String),
     Number(i64),
     Bool(bool),
-    Call { function: Function, arguments: Vec<Expression> },
+    Call {
+        function: Function,
+        arguments: Vec<Expression>,
+    },
 }
 
 #[derive(Debug)]
@@ -83,7 +98,9 @@ impl Template {
     /// Reads a template.
     pub(super) fn parse(source: &str) -> Result<Self, TemplateError> {
         if source.len() > MAX_SOURCE_BYTES {
-            return Err(TemplateError::Unsupported(format!("a template of more than {MAX_SOURCE_BYTES} bytes")));
+            return Err(TemplateError::Unsupported(format!(
+                "a template of more than {MAX_SOURCE_BYTES} bytes"
+            )));
         }
         parse::parse(source).map(|nodes| Self { nodes })
     }
@@ -99,7 +116,11 @@ mod tests {
     use super::*;
 
     fn render(source: &str) -> Result<String, TemplateError> {
-        let values = Values { system: "S".into(), prompt: "P".into(), suffix: String::new() };
+        let values = Values {
+            system: "S".into(),
+            prompt: "P".into(),
+            suffix: String::new(),
+        };
         Template::parse(source)?.render(&values)
     }
 
@@ -108,7 +129,10 @@ mod tests {
         for (source, expected) in [
             ("Q: {{ .Prompt }}\nA:", "Q: P\nA:"),
             ("{{ .System }} {{ .Prompt }}", "S P"),
-            ("{{ if .System }}<s>{{ .System }}</s>{{ end }}{{ .Prompt }}{{ .Response }}<end>", "<s>S</s>P"),
+            (
+                "{{ if .System }}<s>{{ .System }}</s>{{ end }}{{ .Prompt }}{{ .Response }}<end>",
+                "<s>S</s>P",
+            ),
             ("{{ if .Suffix }}a{{ else if .System }}b{{ else }}c{{ end }}", "b"),
             ("{{ if not .Suffix }}x{{ end }}", "x"),
             ("{{ if and .System (not .Suffix) }}x{{ else }}y{{ end }}", "x"),
@@ -124,16 +148,11 @@ mod tests {
                 "{{ range $i, $m := .Messages }}{{ if eq $m.Role \"user\" }}{{ $i }}{{ $m.Content }}{{ $.System }}{{ end }}{{ end }}",
                 "1PS",
             ),
-            ("{{ range .Messages }}{{ if ne .Role \"system\" \"x\" }}{{ end }}{{ end }}", ""),
-            ("{{ if eq .System \"A\" \"S\" }}x{{ end }}", "x"),
+            ("{{ if eq .System \"A\" \"S\" }}x{{ end }}{{ if ne .System \"S\" }}y{{ end }}", "x"),
             ("{{ range .Tools }}t{{ else }}none{{ end }}", "none"),
             ("plain { } text", "plain { } text"),
         ] {
-            if source.contains("ne .Role \"system\" \"x\"") {
-                assert!(matches!(render(source), Err(TemplateError::Syntax(_))), "{source}");
-            } else {
-                assert_eq!(render(source).as_deref(), Ok(expected), "{source}");
-            }
+            assert_eq!(render(source).as_deref(), Ok(expected), "{source}");
         }
     }
 
@@ -147,6 +166,7 @@ mod tests {
             ("{{ foo .Prompt }}", "template: :1: function \"foo\" not defined"),
             ("{{ \"a }}", "template: :1: unterminated quoted string"),
             ("{{ (.Prompt }}", "template: :1: unclosed left paren"),
+            ("{{ if ne .System \"a\" \"b\" }}{{ end }}", "template: :1: wrong number of args"),
             ("{{ $x.Y }}", "template: :1: undefined variable \"$x\""),
         ] {
             let error = render(source).unwrap_err();

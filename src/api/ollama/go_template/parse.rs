@@ -50,7 +50,7 @@ enum Piece {
 }
 
 /// How a list of nodes ended.
-enum End {
+enum Stop {
     Eof,
     End,
     Else(Vec<Token>, usize),
@@ -65,9 +65,9 @@ pub(super) fn parse(source: &str) -> Result<Vec<Node>, TemplateError> {
     };
     let (nodes, end) = parser.list(0)?;
     match end {
-        End::Eof => Ok(nodes),
-        End::End => Err(syntax(parser.line(), "unexpected {{end}}")),
-        End::Else(_, line) => Err(syntax(line, "unexpected {{else}}")),
+        Stop::Eof => Ok(nodes),
+        Stop::End => Err(syntax(parser.line(), "unexpected {{end}}")),
+        Stop::Else(_, line) => Err(syntax(line, "unexpected {{else}}")),
     }
 }
 
@@ -137,16 +137,27 @@ struct Action<'a> {
 impl<'a> Lexer<'a> {
     fn action(mut self) -> Result<Action<'a>, TemplateError> {
         if let Some(comment) = self.rest.trim_start_matches(is_blank).strip_prefix("/*") {
-            let (_, after) = comment.split_once("*/").ok_or_else(|| syntax(self.line, "unclosed comment"))?;
+            let (_, after) = comment
+                .split_once("*/")
+                .ok_or_else(|| syntax(self.line, "unclosed comment"))?;
             self.rest = after;
-            let (trims_after, rest) =
-                self.close().ok_or_else(|| syntax(self.line, "comment ends before closing delimiter"))?;
-            return Ok(Action { tokens: None, trims_after, rest });
+            let (trims_after, rest) = self
+                .close()
+                .ok_or_else(|| syntax(self.line, "comment ends before closing delimiter"))?;
+            return Ok(Action {
+                tokens: None,
+                trims_after,
+                rest,
+            });
         }
         let mut tokens = Vec::new();
         loop {
             if let Some((trims_after, rest)) = self.close() {
-                return Ok(Action { tokens: Some(tokens), trims_after, rest });
+                return Ok(Action {
+                    tokens: Some(tokens),
+                    trims_after,
+                    rest,
+                });
             }
             self.rest = self.rest.trim_start_matches(is_blank);
             tokens.push(self.token()?);
@@ -165,7 +176,11 @@ impl<'a> Lexer<'a> {
     }
 
     fn token(&mut self) -> Result<Token, TemplateError> {
-        let first = self.rest.chars().next().ok_or_else(|| syntax(self.line, "unclosed action"))?;
+        let first = self
+            .rest
+            .chars()
+            .next()
+            .ok_or_else(|| syntax(self.line, "unclosed action"))?;
         let single = match first {
             '(' => Some(Token::Open),
             ')' => Some(Token::Close),
@@ -191,10 +206,16 @@ impl<'a> Lexer<'a> {
                 self.rest = rest;
                 Ok(Token::Text(text.to_owned()))
             }
-            '.' | '$' => Ok(Token::Path(self.take(|c| c.is_alphanumeric() || matches!(c, '.' | '$' | '_')).to_owned())),
+            '.' | '$' => Ok(Token::Path(
+                self.take(|c| c.is_alphanumeric() || matches!(c, '.' | '$' | '_'))
+                    .to_owned(),
+            )),
             '0'..='9' | '-' | '+' => {
                 let digits = self.take(|c| c.is_alphanumeric() || matches!(c, '-' | '+' | '.' | '_'));
-                digits.parse().map(Token::Number).map_err(|_| unsupported(format!("the number {digits}")))
+                digits
+                    .parse()
+                    .map(Token::Number)
+                    .map_err(|_| unsupported(format!("the number {digits}")))
             }
             first if first.is_alphabetic() || first == '_' => {
                 Ok(Token::Word(self.take(|c| c.is_alphanumeric() || c == '_').to_owned()))
@@ -204,7 +225,10 @@ impl<'a> Lexer<'a> {
     }
 
     fn take(&mut self, belongs: impl Fn(char) -> bool) -> &'a str {
-        let end = self.rest.find(|character| !belongs(character)).unwrap_or(self.rest.len());
+        let end = self
+            .rest
+            .find(|character| !belongs(character))
+            .unwrap_or(self.rest.len());
         let (taken, rest) = self.rest.split_at(end);
         self.rest = rest;
         taken
@@ -254,7 +278,7 @@ impl Parser {
             .unwrap_or(self.last_line)
     }
 
-    fn list(&mut self, depth: usize) -> Result<(Vec<Node>, End), TemplateError> {
+    fn list(&mut self, depth: usize) -> Result<(Vec<Node>, Stop), TemplateError> {
         if depth > MAX_DEPTH {
             return Err(unsupported(format!("nesting deeper than {MAX_DEPTH}")));
         }
@@ -272,8 +296,8 @@ impl Parser {
                 _ => "",
             };
             match word {
-                "end" => return Ok((nodes, End::End)),
-                "else" => return Ok((nodes, End::Else(tokens[1..].to_vec(), line))),
+                "end" => return Ok((nodes, Stop::End)),
+                "else" => return Ok((nodes, Stop::Else(tokens[1..].to_vec(), line))),
                 "if" => {
                     let node = self.conditional(&tokens[1..], line, depth)?;
                     nodes.push(node);
@@ -286,7 +310,7 @@ impl Parser {
                 _ => nodes.push(Node::Output(self.pipeline(&tokens, line)?)),
             }
         }
-        Ok((nodes, End::Eof))
+        Ok((nodes, Stop::Eof))
     }
 
     fn conditional(&mut self, condition: &[Token], line: usize, depth: usize) -> Result<Node, TemplateError> {
@@ -296,9 +320,14 @@ impl Parser {
             let (body, end) = self.list(depth + 1)?;
             branches.push((condition, body));
             match end {
-                End::Eof => return Err(syntax(self.last_line, "unexpected EOF")),
-                End::End => return Ok(Node::If { branches, otherwise: Vec::new() }),
-                End::Else(tokens, line) => match tokens.split_first() {
+                Stop::Eof => return Err(syntax(self.last_line, "unexpected EOF")),
+                Stop::End => {
+                    return Ok(Node::If {
+                        branches,
+                        otherwise: Vec::new(),
+                    });
+                }
+                Stop::Else(tokens, line) => match tokens.split_first() {
                     None => {
                         let otherwise = self.last_branch(depth)?;
                         return Ok(Node::If { branches, otherwise });
@@ -312,9 +341,9 @@ impl Parser {
 
     fn last_branch(&mut self, depth: usize) -> Result<Vec<Node>, TemplateError> {
         match self.list(depth + 1)? {
-            (nodes, End::End) => Ok(nodes),
-            (_, End::Eof) => Err(syntax(self.last_line, "unexpected EOF")),
-            (_, End::Else(_, line)) => Err(syntax(line, "expected end; found {{else}}")),
+            (nodes, Stop::End) => Ok(nodes),
+            (_, Stop::Eof) => Err(syntax(self.last_line, "unexpected EOF")),
+            (_, Stop::Else(_, line)) => Err(syntax(line, "expected end; found {{else}}")),
         }
     }
 
@@ -336,19 +365,28 @@ impl Parser {
         let (body, end) = self.list(depth + 1)?;
         self.variables.truncate(known);
         let otherwise = match end {
-            End::Eof => return Err(syntax(self.last_line, "unexpected EOF")),
-            End::End => Vec::new(),
-            End::Else(tokens, _) if tokens.is_empty() => self.last_branch(depth)?,
-            End::Else(_, line) => return Err(syntax(line, "unexpected token in else")),
+            Stop::Eof => return Err(syntax(self.last_line, "unexpected EOF")),
+            Stop::End => Vec::new(),
+            Stop::Else(tokens, _) if tokens.is_empty() => self.last_branch(depth)?,
+            Stop::Else(_, line) => return Err(syntax(line, "unexpected token in else")),
         };
-        Ok(Node::Range { index, item, over, body, otherwise })
+        Ok(Node::Range {
+            index,
+            item,
+            over,
+            body,
+            otherwise,
+        })
     }
 
     fn pipeline(&self, tokens: &[Token], line: usize) -> Result<Expression, TemplateError> {
         if tokens.contains(&Token::Pipe) {
             return Err(unsupported("a pipe"));
         }
-        if tokens.iter().any(|token| matches!(token, Token::Declare | Token::Assign)) {
+        if tokens
+            .iter()
+            .any(|token| matches!(token, Token::Declare | Token::Assign))
+        {
             return Err(unsupported("an assignment"));
         }
         let mut rest = tokens;

@@ -42,9 +42,15 @@ enum Flow {
 pub(super) fn render(nodes: &[Node], values: &Values) -> Result<String, TemplateError> {
     let mut turns = Vec::with_capacity(2);
     if !values.system.is_empty() {
-        turns.push(Turn { role: "system", content: &values.system });
+        turns.push(Turn {
+            role: "system",
+            content: &values.system,
+        });
     }
-    turns.push(Turn { role: "user", content: &values.prompt });
+    turns.push(Turn {
+        role: "user",
+        content: &values.prompt,
+    });
     let mut renderer = Renderer {
         values,
         turns,
@@ -62,12 +68,14 @@ fn uses_messages(node: &Node) -> bool {
         Node::Text(_) => false,
         Node::Output(expression) => names_messages(expression),
         Node::If { branches, otherwise } => {
-            branches.iter().any(|(condition, body)| names_messages(condition) || body.iter().any(uses_messages))
+            branches
+                .iter()
+                .any(|(condition, body)| names_messages(condition) || body.iter().any(uses_messages))
                 || otherwise.iter().any(uses_messages)
         }
-        Node::Range { over, body, otherwise, .. } => {
-            names_messages(over) || body.iter().chain(otherwise).any(uses_messages)
-        }
+        Node::Range {
+            over, body, otherwise, ..
+        } => names_messages(over) || body.iter().chain(otherwise).any(uses_messages),
     }
 }
 
@@ -93,7 +101,13 @@ impl<'a> Renderer<'a> {
                 }
                 Node::Output(expression) => self.output(expression, dot)?,
                 Node::If { branches, otherwise } => self.conditional(branches, otherwise, dot)?,
-                Node::Range { index, item, over, body, otherwise } => {
+                Node::Range {
+                    index,
+                    item,
+                    over,
+                    body,
+                    otherwise,
+                } => {
                     let names = (index.as_deref(), item.as_deref());
                     self.range(names, over, body, otherwise, dot)?
                 }
@@ -145,7 +159,11 @@ impl<'a> Renderer<'a> {
         let count = match self.evaluate(over, dot)? {
             Value::Messages => self.turns.len(),
             Value::Nothing => 0,
-            _ => return Err(TemplateError::Unsupported("range over something that is no list".to_owned())),
+            _ => {
+                return Err(TemplateError::Unsupported(
+                    "range over something that is no list".to_owned(),
+                ));
+            }
         };
         if count == 0 {
             return self.list(otherwise, dot);
@@ -245,7 +263,9 @@ impl<'a> Renderer<'a> {
                 Ok(Value::Bool(!is_true(last)))
             }
             Function::Equal | Function::NotEqual => {
-                let Some((first, others)) = arguments.split_first() else { return Ok(last) };
+                let Some((first, others)) = arguments.split_first() else {
+                    return Ok(last);
+                };
                 let first = self.evaluate(first, dot)?;
                 let mut equal = false;
                 for other in others {
