@@ -1,4 +1,5 @@
 //! Tests over sockets: what clients see, and what the servers behind us see.
 
 mod harness;
+mod hub;
 mod passthrough;

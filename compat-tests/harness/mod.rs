@@ -1,5 +1,7 @@
-//! What the tests are made of: servers that play a part, and HTTP read byte by byte.
+//! What the tests are made of: servers that play a part, and HTTP read byte by byte. Each server listens on port 0 and
+//! stops when its handle is dropped.
 
 pub(crate) mod daemon;
+pub(crate) mod fake_hub;
 pub(crate) mod fake_ollama;
 pub(crate) mod raw_http;

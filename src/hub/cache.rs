@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashSet,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -11,8 +11,8 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 use super::{
+    disk::{link_atomic, write_atomic},
     error::HubError,
-    ledger::write_atomic,
     name::{HfName, Selector, is_safe_path, split_repo_id},
     resolve::{self, RepoFile, Resolution, ResolveError},
 };
@@ -164,15 +164,7 @@ impl RepoFolder {
         if fs::read_link(&link).is_ok_and(|found| found == Path::new(&target)) {
             return Ok(());
         }
-        let place = || {
-            let folder = link.parent().unwrap_or(&self.path);
-            fs::create_dir_all(folder)?;
-            let temporary = folder.join(format!(".{etag}.{}.link", std::process::id()));
-            let _ = fs::remove_file(&temporary);
-            std::os::unix::fs::symlink(&target, &temporary)?;
-            fs::rename(&temporary, &link).inspect_err(|_| drop(fs::remove_file(&temporary)))
-        };
-        place().map_err(|error: io::Error| HubError::io("link", &link, &error))
+        link_atomic(&link, &target).map_err(|error| HubError::io("link", &link, &error))
     }
 }
 
@@ -387,7 +379,7 @@ pub(crate) mod tests {
         put(root, "Org/Repo", OLD, "mmproj-F16.gguf", "eye");
         put(root, "Org/Repo", OLD, "sub/m-Q8_0-00001-of-00002.gguf", "first");
         put(root, "Org/Repo", OLD, "README.md", "text");
-        assert_eq!(labels(root), [format!("Org/Repo:Q4_1@1")]);
+        assert_eq!(labels(root), ["Org/Repo:Q4_1@1"]);
         let model = locate(root, &name("hf:org/repo")).unwrap();
         assert_eq!(
             (model.org.as_str(), model.repo.as_str(), model.label.as_str()),

@@ -4,14 +4,13 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    io::Write as _,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::error::HubError;
+use super::{disk::write_atomic, error::HubError};
 
 /// Bytes of the file; a hundred thousand downloads fit.
 const MAX_BYTES: u64 = 32 << 20;
@@ -103,23 +102,6 @@ fn read(path: &Path) -> io::Result<Entries> {
         return Err(io::Error::other("it is too large"));
     }
     Ok(serde_json::from_slice(&fs::read(path)?)?)
-}
-
-/// Replaces a file so that a reader, or a crash, sees the old or the new content and nothing between.
-pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary = PathBuf::from(temporary);
-    let write = || {
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        fs::File::open(folder)?.sync_all()
-    };
-    write().inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 mod cache;
 mod client;
+mod disk;
 mod download;
 mod error;
 mod ledger;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::{cache, error::HubError, ledger::write_atomic};
+use super::{cache, disk::write_lightly, error::HubError};
 
 /// Time between two writes of the side file; a kill loses at most what arrived in between.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
@@ -214,7 +214,7 @@ impl Partial {
         };
         serde_json::to_vec(&side)
             .map_err(io::Error::from)
-            .and_then(|json| write_atomic(&self.side, &json))
+            .and_then(|json| write_lightly(&self.side, &json))
             .map_err(|error| HubError::io("write", &self.side, &error))
     }
 

@@ -96,35 +96,42 @@ async fn run(hub: &Hub, config: Arc<HubConfig>, name: &HfName, events: &Events) 
         return Err(HubError::Adapters(adapter.to_string()));
     }
     events.status("pulling manifest").await?;
+    let cached = hub.find(&config, name).await.ok();
     if config.offline {
-        return match hub.find(&config, name).await {
-            Ok(model) => from_cache(hub, &model, events).await,
-            Err(_) => Err(HubError::Offline(name.to_string())),
+        return match cached {
+            Some(model) => from_cache(hub, &model, events).await,
+            None => Err(HubError::Offline(name.to_string())),
         };
     }
-    match plan(hub, &config, name).await {
-        Ok(plan) => fetch(hub, &config, name, plan, events).await,
-        Err(error) if error.is_transient() => match hub.find(&config, name).await {
-            Ok(model) => {
-                tracing::warn!(model.name = %name, %error, "the Hub does not answer; the cached model is used");
-                from_cache(hub, &model, events).await
-            }
-            Err(_) => Err(error),
-        },
-        Err(error) => Err(error),
+    // Who has the model already is not kept waiting for long by a Hub that is away.
+    let patience = if cached.is_some() {
+        config.retry_attempts.min(1)
+    } else {
+        config.retry_attempts
+    };
+    let plan_config = HubConfig {
+        retry_attempts: patience,
+        ..(*config).clone()
+    };
+    match (plan(hub, plan_config, name).await, cached) {
+        (Ok(plan), _) => fetch(hub, &config, name, plan, events).await,
+        (Err(error), Some(model)) if error.is_transient() => {
+            tracing::warn!(model.name = %name, %error, "the Hub does not answer; the cached model is used");
+            from_cache(hub, &model, events).await
+        }
+        (Err(error), _) => Err(error),
     }
 }
 
 /// What to fetch.
 struct Plan {
-    client: Client,
     info: RepoInfo,
     label: String,
     files: Vec<RepoFile>,
 }
 
-async fn plan(hub: &Hub, config: &Arc<HubConfig>, name: &HfName) -> Result<Plan, HubError> {
-    let client = Client::new(&hub.0.pool, Arc::clone(config))?;
+async fn plan(hub: &Hub, config: HubConfig, name: &HfName) -> Result<Plan, HubError> {
+    let client = Client::new(&hub.0.pool, Arc::new(config))?;
     let revision = name.revision.as_deref().unwrap_or("main");
     let info = client.info(&name.repo_id(), revision).await?;
     let repo = format!("{}/{}", info.org, info.repo);
@@ -134,7 +141,6 @@ async fn plan(hub: &Hub, config: &Arc<HubConfig>, name: &HfName) -> Result<Plan,
     let mut files = resolution.files;
     files.extend(resolution.mmproj);
     Ok(Plan {
-        client,
         info,
         label: resolution.label,
         files,
@@ -142,12 +148,8 @@ async fn plan(hub: &Hub, config: &Arc<HubConfig>, name: &HfName) -> Result<Plan,
 }
 
 async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, events: &Events) -> Result<(), HubError> {
-    let Plan {
-        client,
-        info,
-        label,
-        files,
-    } = plan;
+    let client = Client::new(&hub.0.pool, Arc::clone(config))?;
+    let Plan { info, label, files } = plan;
     let repo = format!("{}/{}", info.org, info.repo);
     let folder = RepoFolder::new(&config.cache_dir, &info.org, &info.repo);
     let mut flights: Vec<(Target, Option<Arc<Flight>>)> = Vec::new();

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::{
     HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
+    body::Body as _,
     header::{self, HeaderName, HeaderValue},
     http::uri::{Authority, PathAndQuery, Scheme},
 };
@@ -153,13 +154,17 @@ impl Ollama {
         }
         let fetch = async {
             let (parts, body) = self.exchange(config, request).await?.into_parts();
+            let too_large = || UpstreamError::TooLarge {
+                url: config.url.clone(),
+            };
+            if body.size_hint().lower() > MAX_LISTING_BYTES as u64 {
+                return Err(too_large());
+            }
             // Boxed: the compiler cannot see that a future over the generic body may cross threads.
-            let whole = body::boxed(Limited::new(body, MAX_LISTING_BYTES)).collect().await;
-            match whole {
+            let limited = body::boxed(Limited::new(body, MAX_LISTING_BYTES));
+            match limited.collect().await {
                 Ok(whole) => Ok((parts.status, whole.to_bytes())),
-                Err(error) if error.is::<LengthLimitError>() => Err(UpstreamError::TooLarge {
-                    url: config.url.clone(),
-                }),
+                Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
                 Err(_) => Err(UpstreamError::Unfinished {
                     url: config.url.clone(),
                 }),

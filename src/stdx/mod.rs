@@ -1,6 +1,7 @@
 //! What std lacks, in small named pieces.
 
 pub mod fs;
+pub mod go_duration;
 mod secret;
 pub mod size;
 pub mod timestamp;

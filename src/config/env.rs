@@ -1,0 +1,315 @@
+//! Which environment variable means which key, and how each family of names writes its values.
+//!
+//! The environment comes in as a map: nothing here reads the process, so that tests need not change it.
+
+use std::collections::BTreeMap;
+
+use super::{suggest::hint, value::flag_word};
+
+/// Environment variables by name.
+pub type Environment = BTreeMap<String, String>;
+
+/// Names the configuration file; not a key itself.
+pub(super) const CONFIG_PATH: &str = "HUBLLAMA_CONFIG";
+
+/// A length of time that nobody waits for: Ollama's "no limit" for a load.
+const TEN_YEARS: &str = "87600h";
+
+/// How a variable writes its value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// As the key itself.
+    Plain,
+    /// Whole milliseconds.
+    Milliseconds,
+    /// huggingface_hub's booleans: 1, ON, YES, TRUE; everything else is false.
+    HubFlag,
+    /// The folder above the cache.
+    HubHome,
+    /// Ollama's duration of a load: zero and less is no limit.
+    OllamaLoadTimeout,
+    /// Ollama's booleans: what cannot be read is true.
+    OllamaSwitch,
+    /// 1 is debug, 2 is trace.
+    OllamaDebug,
+    /// The first of the providers.
+    FirstProvider,
+    /// `cpu` or a kind of device.
+    Device,
+}
+
+/// A variable that sets a key.
+#[derive(Clone, Copy, Debug)]
+struct Name {
+    name: &'static str,
+    key: &'static str,
+    form: Form,
+}
+
+const fn name(name: &'static str, key: &'static str, form: Form) -> Name {
+    Name { name, key, form }
+}
+
+/// From the least specific to the most specific: Ollama's names, those that every program of Hugging Face reads, those
+/// of the original design, our own. Of several that set the same key the last one wins.
+const NAMES: &[Name] = &[
+    name("OLLAMA_ORIGINS", "server.origins", Form::Plain),
+    name("OLLAMA_KEEP_ALIVE", "engine.keep_alive", Form::Plain),
+    name("OLLAMA_CONTEXT_LENGTH", "engine.context_length", Form::Plain),
+    name("OLLAMA_NUM_PARALLEL", "engine.parallel", Form::Plain),
+    name("OLLAMA_MAX_LOADED_MODELS", "engine.max_loaded_models", Form::Plain),
+    name("OLLAMA_MAX_QUEUE", "engine.max_queue", Form::Plain),
+    name("OLLAMA_LOAD_TIMEOUT", "engine.load_timeout", Form::OllamaLoadTimeout),
+    name("OLLAMA_FLASH_ATTENTION", "engine.flash_attention", Form::OllamaSwitch),
+    name("OLLAMA_KV_CACHE_TYPE", "engine.kv_cache_type", Form::Plain),
+    name("OLLAMA_DEBUG", "log.level", Form::OllamaDebug),
+    name("HF_HOME", "hub.cache_dir", Form::HubHome),
+    name("HUGGINGFACE_HUB_CACHE", "hub.cache_dir", Form::Plain),
+    name("HF_HUB_CACHE", "hub.cache_dir", Form::Plain),
+    name("HF_ENDPOINT", "hub.endpoint", Form::Plain),
+    name("HF_TOKEN_PATH", "hub.token_file", Form::Plain),
+    name("HUGGING_FACE_HUB_TOKEN", "hub.token", Form::Plain),
+    name("HF_TOKEN", "hub.token", Form::Plain),
+    name("TRANSFORMERS_OFFLINE", "hub.offline", Form::HubFlag),
+    name("HF_HUB_OFFLINE", "hub.offline", Form::HubFlag),
+    name("HUGGINGFACE_ENABLED", "hub.enabled", Form::Plain),
+    name("HUGGINGFACE_CACHE_DIR", "hub.cache_dir", Form::Plain),
+    name("HUGGINGFACE_DEVICE", "engine.gpu_layers", Form::Device),
+    name("DEFAULT_MODEL_PROVIDER", "ollama.priority", Form::FirstProvider),
+    name("MODEL_PROVIDER_PRIORITY", "ollama.priority", Form::Plain),
+    name("MAX_CONCURRENT_MODELS", "engine.max_loaded_models", Form::Plain),
+    name("MODEL_LOAD_TIMEOUT_MS", "engine.load_timeout", Form::Milliseconds),
+    name("STREAM_TIMEOUT_MS", "engine.stream_timeout", Form::Milliseconds),
+    name("RETRY_ATTEMPTS", "hub.retry_attempts", Form::Plain),
+    name("RETRY_DELAY_MS", "hub.retry_delay", Form::Milliseconds),
+    name("HUBLLAMA_LISTEN", "server.listen", Form::Plain),
+    name("HUBLLAMA_UPSTREAM", "ollama.url", Form::Plain),
+    name("HUBLLAMA_STATE", "state_dir", Form::Plain),
+    name("HUBLLAMA_LOG", "log.level", Form::Plain),
+];
+
+/// Names of the original design that mean nothing here, with what to do instead.
+const WITHOUT_EFFECT: &[(&str, &str)] = &[
+    (
+        "HUGGINGFACE_MODELS_PATH",
+        "models are kept in the Hub's cache; set HUGGINGFACE_CACHE_DIR",
+    ),
+    (
+        "HUGGINGFACE_PRECISION",
+        "the precision is part of a model's name, as in hf:org/repo:Q8_0",
+    ),
+    (
+        "HUGGINGFACE_MAX_MEMORY",
+        "memory is measured; MAX_CONCURRENT_MODELS bounds the number of models",
+    ),
+    ("ENABLE_MODEL_MONITORING", "workers are always watched"),
+    (
+        "MODEL_HEALTH_CHECK_INTERVAL_MS",
+        "a worker's end is seen at once, without an interval",
+    ),
+    (
+        "MEMORY_CLEANUP_INTERVAL_MS",
+        "memory is given back as soon as a model is unloaded; set keep_alive",
+    ),
+];
+
+/// A variable that was set, translated to the way its key is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Setting {
+    pub name: &'static str,
+    pub key: &'static str,
+    pub text: Result<String, String>,
+    /// A value that cannot be read is a warning, as in the program that the name comes from, not an error.
+    pub lenient: bool,
+}
+
+/// What the environment sets, from the least to the most specific name.
+pub(super) fn settings(environment: &Environment) -> Vec<Setting> {
+    // huggingface_hub sends no token unasked under this switch.
+    let no_token = lookup(environment, "HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(hub_flag);
+    let mut settings = Vec::new();
+    for Name { name, key, form } in NAMES {
+        let Some(text) = lookup(environment, name) else {
+            continue;
+        };
+        if no_token && key.starts_with("hub.token") {
+            continue;
+        }
+        if let Some(text) = translate(*form, text).transpose() {
+            settings.push(Setting {
+                name,
+                key,
+                text,
+                lenient: name.starts_with("OLLAMA_"),
+            });
+        }
+    }
+    settings
+}
+
+/// What is set but means nothing: name and sentence.
+pub(super) fn without_effect(environment: &Environment) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for name in environment.keys() {
+        if let Some((_, instead)) = WITHOUT_EFFECT.iter().find(|(known, _)| known == name) {
+            found.push((name.clone(), format!("has no effect here: {instead}")));
+        } else if name.starts_with("HUBLLAMA_") && name != CONFIG_PATH && !NAMES.iter().any(|known| known.name == name)
+        {
+            let ours = NAMES.iter().map(|known| known.name).chain([CONFIG_PATH]);
+            let ours = ours.filter(|known| known.starts_with("HUBLLAMA_"));
+            found.push((name.clone(), format!("is no setting{}", hint(name, ours))));
+        }
+    }
+    found
+}
+
+/// Names that set `key`, the most specific first.
+pub(super) fn names_of(key: &str) -> Vec<&'static str> {
+    NAMES
+        .iter()
+        .rev()
+        .filter(|name| name.key == key)
+        .map(|name| name.name)
+        .collect()
+}
+
+/// A variable's value without blanks and surrounding quotes; an empty one is as good as none.
+pub(super) fn lookup<'a>(environment: &'a Environment, name: &str) -> Option<&'a str> {
+    let text = environment.get(name)?.trim();
+    let unquoted = ['"', '\'']
+        .iter()
+        .find_map(|quote| text.strip_prefix(*quote)?.strip_suffix(*quote));
+    Some(unquoted.unwrap_or(text).trim()).filter(|text| !text.is_empty())
+}
+
+pub(super) fn hub_flag(text: &str) -> bool {
+    matches!(text.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE")
+}
+
+fn translate(form: Form, text: &str) -> Result<Option<String>, String> {
+    Ok(Some(match form {
+        Form::Plain => text.to_owned(),
+        Form::Milliseconds => {
+            let millis: u64 = text
+                .parse()
+                .map_err(|_| format!("expected whole milliseconds, found {text:?}"))?;
+            format!("{millis}ms")
+        }
+        Form::HubFlag => hub_flag(text).to_string(),
+        Form::HubHome => format!("{}/hub", text.trim_end_matches('/')),
+        Form::OllamaLoadTimeout if text.starts_with('-') || matches!(text, "0" | "0s") => TEN_YEARS.to_owned(),
+        Form::OllamaLoadTimeout => text.to_owned(),
+        Form::OllamaSwitch => (if flag_word(text).unwrap_or(true) { "on" } else { "off" }).to_owned(),
+        Form::OllamaDebug => match (text, flag_word(text)) {
+            (_, Some(false)) => return Ok(None),
+            ("2", _) => "trace".to_owned(),
+            _ => "debug".to_owned(),
+        },
+        Form::FirstProvider => match text.to_ascii_lowercase().as_str() {
+            "huggingface" | "hf" => "huggingface,ollama".to_owned(),
+            "ollama" => "ollama,huggingface".to_owned(),
+            _ => return Err(format!("expected \"ollama\" or \"huggingface\", found {text:?}")),
+        },
+        Form::Device => match text.to_ascii_lowercase().as_str() {
+            "cpu" => "0".to_owned(),
+            "cuda" | "mps" | "gpu" | "auto" => "-1".to_owned(),
+            _ => {
+                return Err(format!(
+                    "expected \"cpu\", \"cuda\", \"mps\" or \"auto\", found {text:?}"
+                ));
+            }
+        },
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::keys, *};
+
+    fn environment(pairs: &[(&str, &str)]) -> Environment {
+        pairs
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn every_name_sets_a_known_key() {
+        for name in NAMES {
+            assert!(keys::find(name.key).is_some(), "{} sets {}", name.name, name.key);
+        }
+    }
+
+    #[test]
+    fn each_family_writes_in_its_own_way() {
+        let cases = [
+            (
+                "MODEL_LOAD_TIMEOUT_MS",
+                "30000",
+                Some(("engine.load_timeout", "30000ms")),
+            ),
+            ("HF_HUB_OFFLINE", "yes", Some(("hub.offline", "true"))),
+            ("HF_HUB_OFFLINE", "2", Some(("hub.offline", "false"))),
+            ("HF_HOME", "/data/hf/", Some(("hub.cache_dir", "/data/hf/hub"))),
+            ("OLLAMA_LOAD_TIMEOUT", "-1", Some(("engine.load_timeout", TEN_YEARS))),
+            (
+                "OLLAMA_FLASH_ATTENTION",
+                "maybe",
+                Some(("engine.flash_attention", "on")),
+            ),
+            ("OLLAMA_FLASH_ATTENTION", "0", Some(("engine.flash_attention", "off"))),
+            ("OLLAMA_DEBUG", "0", None),
+            ("OLLAMA_DEBUG", "1", Some(("log.level", "debug"))),
+            ("OLLAMA_DEBUG", "2", Some(("log.level", "trace"))),
+            ("OLLAMA_KEEP_ALIVE", " \"10m\" ", Some(("engine.keep_alive", "10m"))),
+            ("OLLAMA_HOST", "0.0.0.0:11434", None),
+            ("HUGGINGFACE_DEVICE", "cpu", Some(("engine.gpu_layers", "0"))),
+            (
+                "DEFAULT_MODEL_PROVIDER",
+                "huggingface",
+                Some(("ollama.priority", "huggingface,ollama")),
+            ),
+            ("HUBLLAMA_LISTEN", "", None),
+        ];
+        for (name, value, expected) in cases {
+            let found = settings(&environment(&[(name, value)]));
+            let found = found
+                .first()
+                .map(|setting| (setting.key, setting.text.as_deref().unwrap_or("?")));
+            assert_eq!(found, expected, "{name}={value}");
+        }
+    }
+
+    #[test]
+    fn more_specific_names_come_later() {
+        let set = [
+            ("HF_HOME", "/a"),
+            ("HF_HUB_CACHE", "/b"),
+            ("HUGGINGFACE_CACHE_DIR", "/c"),
+        ];
+        let found: Vec<_> = settings(&environment(&set))
+            .into_iter()
+            .map(|setting| setting.name)
+            .collect();
+        assert_eq!(found, ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_CACHE_DIR"]);
+    }
+
+    #[test]
+    fn token_is_not_taken_unasked() {
+        let set = [("HF_TOKEN", "hf_x"), ("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")];
+        assert_eq!(settings(&environment(&set)), []);
+    }
+
+    #[test]
+    fn slips_and_leftovers_are_told() {
+        let set = [
+            ("HUBLLAMA_LISTN", "x"),
+            ("HUGGINGFACE_PRECISION", "float16"),
+            ("HUBLLAMA_CONFIG", "/x"),
+        ];
+        let found = without_effect(&environment(&set));
+        assert_eq!(found.len(), 2);
+        assert_eq!(found[0].1, "is no setting (did you mean \"HUBLLAMA_LISTEN\"?)");
+        assert!(found[1].1.starts_with("has no effect here"));
+    }
+}

@@ -1,0 +1,425 @@
+//! What types cannot say: ranges, addresses, names, and settings that do not go together.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use url::Url;
+
+use super::{
+    Config, EngineConfig, HubConfig, ModelConfig, ServerConfig,
+    address::{Host, Listen},
+    document::quoted,
+    suggest::hint,
+};
+use crate::inference::{KvCacheType, Sampling, Switch};
+
+/// Sentences about keys: (key path, sentence).
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// Must be mended.
+    pub problems: Vec<(String, String)>,
+    /// May be meant.
+    pub warnings: Vec<(String, String)>,
+}
+
+impl Findings {
+    fn problem(&mut self, key: &str, sentence: impl Into<String>) {
+        self.problems.push((key.to_owned(), sentence.into()));
+    }
+
+    fn warning(&mut self, key: &str, sentence: impl Into<String>) {
+        self.warnings.push((key.to_owned(), sentence.into()));
+    }
+
+    fn range<T: PartialOrd + std::fmt::Display>(&mut self, key: &str, value: T, least: T, most: T) {
+        if !(value >= least && value <= most) {
+            self.problem(key, format!("{value} is out of range; set {least} to {most}"));
+        }
+    }
+
+    fn time(&mut self, key: &str, value: Duration, least: Duration, most: Duration) {
+        if value < least || value > most {
+            self.problem(key, format!("{value:?} is out of range; set {least:?} to {most:?}"));
+        }
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const TEN_MINUTES: Duration = Duration::from_secs(600);
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+/// "No limit", as far as anybody waits.
+const TEN_YEARS: Duration = Duration::from_secs(3650 * 24 * 3600);
+
+/// Checks a whole configuration; pure.
+pub(super) fn validate(config: &Config) -> Findings {
+    let mut findings = Findings::default();
+    server(&config.server, &mut findings);
+    ollama(config, &mut findings);
+    hub(&config.hub, &mut findings);
+    engine(&config.engine, &mut findings);
+    for (name, model) in &config.models {
+        self::model(name, model, &config.engine, &mut findings);
+    }
+    same_models(config.models.keys(), &mut findings);
+    aliases(&config.aliases, &mut findings);
+    log_level(&config.log.level, &mut findings);
+    folder("state_dir", &config.state_dir, "HUBLLAMA_STATE", &mut findings);
+    if !config.ollama.enabled && !config.hub.enabled {
+        findings.problem(
+            "hub.enabled",
+            "is false and so is ollama.enabled; nobody is left to answer",
+        );
+    }
+    findings
+}
+
+fn server(server: &ServerConfig, findings: &mut Findings) {
+    if server.listen.is_empty() {
+        findings.problem(
+            "server.listen",
+            "is empty; name at least one address, as \"127.0.0.1:11435\"",
+        );
+    }
+    for (index, text) in server.listen.iter().enumerate() {
+        match Listen::parse(text) {
+            Err(sentence) => findings.problem("server.listen", sentence),
+            Ok(listen) => {
+                if server.listen[..index].contains(text) && listen.port() != Some(0) {
+                    findings.problem("server.listen", format!("{text:?} is named twice"));
+                }
+                if matches!(&listen, Listen::Tcp(host, _) if !host.is_loopback()) {
+                    let sentence =
+                        format!("{text:?} can be reached from other machines, and nobody is asked for a key");
+                    findings.warning("server.listen", sentence);
+                }
+            }
+        }
+    }
+    for origin in &server.origins {
+        if origin.matches('*').count() > 1 {
+            findings.problem("server.origins", format!("{origin:?} has more than one *"));
+        } else if origin != "*" && !origin.contains("://") {
+            let sentence = format!("{origin:?} has no scheme; write http://{origin} or https://{origin}");
+            findings.problem("server.origins", sentence);
+        }
+    }
+    findings.time("server.shutdown_timeout", server.shutdown_timeout, Duration::ZERO, DAY);
+    findings.range("server.max_connections", server.max_connections, 1, 1_000_000);
+    // Less than 8 KiB the HTTP library refuses.
+    findings.range("server.max_header_bytes", server.max_header_bytes, 8 << 10, 16 << 20);
+    findings.range("server.max_body_bytes", server.max_body_bytes, 1 << 10, 1 << 50);
+    findings.range("server.body_memory_bytes", server.body_memory_bytes, 1 << 10, 1 << 40);
+}
+
+fn ollama(config: &Config, findings: &mut Findings) {
+    let ollama = &config.ollama;
+    let url = match base_url(&ollama.url, "http://127.0.0.1:11434") {
+        Ok(url) => Some(url),
+        Err(sentence) => {
+            findings.problem("ollama.url", sentence);
+            None
+        }
+    };
+    for listen in config.server.listen.iter().filter_map(|text| Listen::parse(text).ok()) {
+        if url
+            .as_ref()
+            .is_some_and(|url| ollama.enabled && listen.is_reached_by(url))
+        {
+            let sentence = "is one of our own addresses in server.listen; requests would go round in a circle. \
+                            Name the address of Ollama, or listen elsewhere";
+            findings.problem("ollama.url", sentence);
+            break;
+        }
+    }
+    findings.time(
+        "ollama.connect_timeout",
+        ollama.connect_timeout,
+        MILLISECOND,
+        TEN_MINUTES,
+    );
+    let version = &ollama.fallback_version;
+    let good = version.starts_with(|c: char| c.is_ascii_digit()) && version.split('.').count() >= 3;
+    if !good || !version.bytes().all(|byte| byte.is_ascii_graphic()) || version.len() > 64 {
+        findings.problem(
+            "ollama.fallback_version",
+            format!("{version:?} is no version; write it as \"0.13.5\""),
+        );
+    }
+    if ollama.priority.is_empty() {
+        findings.problem("ollama.priority", "is empty; name \"ollama\", \"huggingface\" or both");
+    }
+    if (1..ollama.priority.len()).any(|index| ollama.priority[..index].contains(&ollama.priority[index])) {
+        findings.problem("ollama.priority", "names a provider twice");
+    }
+}
+
+fn hub(hub: &HubConfig, findings: &mut Findings) {
+    match base_url(&hub.endpoint, "https://huggingface.co") {
+        Err(sentence) => findings.problem("hub.endpoint", sentence),
+        Ok(url) => {
+            let local = url
+                .host_str()
+                .and_then(Host::parse)
+                .is_some_and(|host| host.is_loopback());
+            if url.scheme() == "http" && hub.token.is_some() && !local {
+                findings.warning("hub.endpoint", "is not encrypted, and the token is sent over it");
+            }
+        }
+    }
+    if let Some(token) = &hub.token {
+        let token = token.expose();
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) || token.len() > 1024 {
+            findings.problem(
+                "hub.token",
+                "holds characters that no token has; is it the content of another file?",
+            );
+        }
+    }
+    if hub.enabled {
+        folder("hub.cache_dir", &hub.cache_dir, "HF_HOME", findings);
+    }
+    findings.time("hub.connect_timeout", hub.connect_timeout, MILLISECOND, TEN_MINUTES);
+    findings.time("hub.stall_timeout", hub.stall_timeout, SECOND, DAY);
+    findings.time("hub.retry_delay", hub.retry_delay, Duration::ZERO, TEN_MINUTES);
+    findings.range("hub.retry_attempts", hub.retry_attempts, 0, 100);
+    findings.range("hub.parallel_ranges", hub.parallel_ranges, 1, 64);
+}
+
+fn engine(engine: &EngineConfig, findings: &mut Findings) {
+    findings.range("engine.max_loaded_models", engine.max_loaded_models, 0, 1024);
+    // llama.cpp's own bound on sequences.
+    findings.range("engine.parallel", engine.parallel, 0, 256);
+    findings.range("engine.max_queue", engine.max_queue, 0, 1_000_000);
+    findings.range("engine.context_length", engine.context_length, 0, 1 << 28);
+    findings.time("engine.load_timeout", engine.load_timeout, SECOND, TEN_YEARS);
+    findings.time("engine.stream_timeout", engine.stream_timeout, SECOND, TEN_YEARS);
+    findings.range("engine.threads", engine.threads, 0, 4096);
+    findings.range("engine.batch", engine.batch, 1, 1 << 20);
+    findings.range("engine.gpu_layers", engine.gpu_layers, -1, 1 << 20);
+    findings.range("engine.main_gpu", engine.main_gpu, 0, 255);
+    let split = &engine.tensor_split;
+    if split.iter().any(|share| *share < 0.0) || (!split.is_empty() && split.iter().all(|share| *share == 0.0)) {
+        findings.problem(
+            "engine.tensor_split",
+            "must hold a share for each device, none negative, one above 0",
+        );
+    }
+    if split.len() > 128 {
+        findings.problem("engine.tensor_split", "names more devices than there can be");
+    }
+    findings.range("engine.max_prompt_bytes", engine.max_prompt_bytes, 1 << 10, 1 << 32);
+    v_cache(
+        "engine.kv_cache_type_v",
+        engine.kv_cache_type_v,
+        engine.flash_attention,
+        findings,
+    );
+    sampling("engine.sampling", &engine.sampling, findings);
+}
+
+fn model(name: &str, model: &ModelConfig, engine: &EngineConfig, findings: &mut Findings) {
+    let path = format!("models.{}", quoted(name));
+    if let Err(sentence) = hf_name(name) {
+        findings.problem(&path, sentence);
+    }
+    if let Some(parallel) = model.parallel {
+        findings.range(&format!("{path}.parallel"), parallel, 0, 256);
+    }
+    let load = &model.load;
+    if let Some(num_ctx) = load.num_ctx {
+        findings.range(&format!("{path}.num_ctx"), num_ctx, 1, 1 << 28);
+    }
+    if let Some(num_batch) = load.num_batch {
+        findings.range(&format!("{path}.num_batch"), num_batch, 1, 1 << 20);
+    }
+    if let Some(num_gpu) = load.num_gpu {
+        findings.range(&format!("{path}.num_gpu"), num_gpu, -1, 1 << 20);
+    }
+    if let Some(main_gpu) = load.main_gpu {
+        findings.range(&format!("{path}.main_gpu"), main_gpu, 0, 255);
+    }
+    if let Some(num_thread) = load.num_thread {
+        findings.range(&format!("{path}.num_thread"), num_thread, 0, 4096);
+    }
+    if model.kv_cache_type_v.is_some() || model.flash_attention.is_some() {
+        let v = model.kv_cache_type_v.unwrap_or(engine.kv_cache_type_v);
+        let flash = model.flash_attention.unwrap_or(engine.flash_attention);
+        v_cache(&format!("{path}.kv_cache_type_v"), v, flash, findings);
+    }
+    sampling(&path, &model.sampling, findings);
+}
+
+fn v_cache(key: &str, v: KvCacheType, flash: Switch, findings: &mut Findings) {
+    if matches!(v, KvCacheType::Q8_0 | KvCacheType::Q4_0) && flash == Switch::Off {
+        findings.problem(
+            key,
+            "needs flash attention; set flash_attention to \"auto\" or \"on\", or the type to \"f16\"",
+        );
+    }
+}
+
+fn sampling(path: &str, sampling: &Sampling, findings: &mut Findings) {
+    let reals = [
+        ("temperature", sampling.temperature, 0.0, 100.0),
+        ("top_p", sampling.top_p, 0.0, 1.0),
+        ("min_p", sampling.min_p, 0.0, 1.0),
+        ("typical_p", sampling.typical_p, 0.0, 1.0),
+        ("repeat_penalty", sampling.repeat_penalty, 0.01, 100.0),
+        ("presence_penalty", sampling.presence_penalty, -100.0, 100.0),
+        ("frequency_penalty", sampling.frequency_penalty, -100.0, 100.0),
+    ];
+    for (name, value, least, most) in reals {
+        if let Some(value) = value {
+            findings.range(&format!("{path}.{name}"), value, least, most);
+        }
+    }
+    if let Some(last_n) = sampling.repeat_last_n {
+        findings.range(&format!("{path}.repeat_last_n"), last_n, -1, i32::MAX);
+    }
+    let stop = sampling.stop.as_deref().unwrap_or_default();
+    if stop.iter().any(String::is_empty) {
+        findings.problem(
+            &format!("{path}.stop"),
+            "holds an empty text, which would end every answer at once",
+        );
+    }
+    if stop.len() > 64 || stop.iter().any(|text| text.len() > 1024) {
+        findings.problem(
+            &format!("{path}.stop"),
+            "holds too much; set at most 64 texts of 1024 bytes",
+        );
+    }
+}
+
+/// Names that differ only in the case of their prefix are one model.
+fn same_models<'a>(names: impl Iterator<Item = &'a String>, findings: &mut Findings) {
+    let mut seen: BTreeMap<String, &str> = BTreeMap::new();
+    for name in names {
+        let folded = name
+            .strip_prefix("hf:")
+            .or_else(|| name.split_once(':').map(|(_, rest)| rest))
+            .unwrap_or(name);
+        if let Some(first) = seen.insert(folded.to_owned(), name) {
+            findings.problem(
+                &format!("models.{}", quoted(name)),
+                format!("is the same model as {first:?}"),
+            );
+        }
+    }
+}
+
+fn aliases(aliases: &BTreeMap<String, String>, findings: &mut Findings) {
+    let mut seen: BTreeMap<String, &str> = BTreeMap::new();
+    for (alias, target) in aliases {
+        let path = format!("aliases.{}", quoted(alias));
+        if let Err(sentence) = hf_name(target) {
+            findings.problem(&path, sentence);
+        }
+        if alias.is_empty() || alias.contains(char::is_whitespace) {
+            findings.problem(&path, "is no name of a model; a name is not empty and has no blanks");
+        } else if hf_name(alias).is_ok() {
+            findings.problem(&path, "already means a model of the Hub; an alias is a plain name");
+        }
+        let plain = alias.strip_suffix(":latest").unwrap_or(alias).to_ascii_lowercase();
+        if let Some(first) = seen.insert(plain, alias) {
+            findings.problem(&path, format!("is the same name as {first:?}"));
+        }
+    }
+}
+
+/// The outline of an hf: name; the whole grammar is the Hub's business.
+fn hf_name(name: &str) -> Result<(), String> {
+    let wrong = || {
+        Err(format!(
+            "{name:?} is no name of a Hub model; write it as \"hf:org/repo\" or \"hf:org/repo:Q4_K_M\""
+        ))
+    };
+    let Some((prefix, rest)) = name.split_once(':') else {
+        return wrong();
+    };
+    let Some((org, repo)) = rest.split_once('/') else {
+        return wrong();
+    };
+    let good = prefix.eq_ignore_ascii_case("hf") && !org.is_empty() && !repo.is_empty();
+    if good && !name.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        Ok(())
+    } else {
+        wrong()
+    }
+}
+
+fn log_level(level: &str, findings: &mut Findings) {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    // The filter takes a lone unknown word for the name of a module and would then log nothing.
+    for part in level.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let is_level = LEVELS.iter().any(|known| known.eq_ignore_ascii_case(part));
+        if !is_level && !part.contains(['=', '[']) {
+            let sentence = format!(
+                "{part:?} is no level; set one of {}{}",
+                LEVELS.join(", "),
+                hint(part, LEVELS)
+            );
+            findings.problem("log.level", sentence);
+            return;
+        }
+    }
+    if level.trim().is_empty() {
+        findings.problem("log.level", "is empty; set a level as \"info\"");
+    } else if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(level) {
+        findings.problem("log.level", format!("{level:?} is no filter: {error}"));
+    }
+}
+
+fn folder(key: &str, path: &Path, variable: &str, findings: &mut Findings) {
+    if path.as_os_str().is_empty() {
+        findings.problem(
+            key,
+            format!("is not set and there is no home folder to put it in; set it, or {variable}"),
+        );
+    } else if !path.is_absolute() {
+        findings.problem(
+            key,
+            format!("{:?} is not absolute; write the whole path", path.display().to_string()),
+        );
+    }
+}
+
+fn base_url(text: &str, example: &str) -> Result<Url, String> {
+    let wrong = |why: &str| Err(format!("{text:?} {why}; write it as {example:?}"));
+    let Ok(url) = Url::parse(text) else {
+        return wrong("is no URL");
+    };
+    if !matches!(url.scheme(), "http" | "https") {
+        return wrong("does not begin with http:// or https://");
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return wrong("has no host");
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        // The text is not repeated: it holds a password.
+        return Err(format!("must not hold a user or password; write it as {example:?}"));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return wrong("has more than a base URL has");
+    }
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_right() {
+        let mut config = Config {
+            state_dir: "/state".into(),
+            ..Config::default()
+        };
+        config.hub.cache_dir = "/cache".into();
+        let findings = validate(&config);
+        assert!(
+            findings.problems.is_empty() && findings.warnings.is_empty(),
+            "{findings:?}"
+        );
+    }
+}

@@ -1,0 +1,456 @@
+//! From what people write to typed values, and back to something to show. One codec for each way of writing.
+
+use std::{fmt::Display, path::PathBuf, time::Duration};
+
+use serde_json::{Value as Json, json};
+
+use super::{LogFormat, ProviderName, SplitMode, UnsupportedTools, suggest::hint};
+use crate::{
+    inference::{KeepAlive, KvCacheType, Switch},
+    stdx::{Secret, go_duration, go_duration::GoDuration},
+};
+
+/// A value as it was written, before anybody knows its type.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Raw {
+    /// Text of the environment or the command line: may stand for any type.
+    Word(String),
+    /// A TOML string.
+    Text(String),
+    /// A TOML integer.
+    Integer(i128),
+    /// A TOML float.
+    Float(f64),
+    /// A TOML boolean.
+    Boolean(bool),
+    /// A TOML array.
+    List(Vec<Raw>),
+    /// A TOML table, which no value is.
+    Table,
+    /// A TOML date or time, which no value is.
+    Date,
+}
+
+impl Raw {
+    fn expected(&self, what: &str) -> String {
+        let found = match self {
+            Self::Word(text) | Self::Text(text) => format!("{text:?}"),
+            Self::Integer(number) => number.to_string(),
+            Self::Float(number) => number.to_string(),
+            Self::Boolean(flag) => flag.to_string(),
+            Self::List(_) => "a list".into(),
+            Self::Table => "a table".into(),
+            Self::Date => "a date".into(),
+        };
+        format!("expected {what}, found {found}")
+    }
+
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Word(text) | Self::Text(text) => Some(text.trim()),
+            _ => None,
+        }
+    }
+}
+
+/// One way of writing a `T`.
+pub(super) trait Codec<T> {
+    fn read(raw: &Raw) -> Result<T, String>;
+    fn show(value: &T) -> Json;
+}
+
+/// Free text.
+pub(super) struct Text;
+
+impl Codec<String> for Text {
+    fn read(raw: &Raw) -> Result<String, String> {
+        match raw {
+            Raw::Word(text) | Raw::Text(text) => Ok(text.clone()),
+            _ => Err(raw.expected("a text in quotes")),
+        }
+    }
+
+    fn show(value: &String) -> Json {
+        value.as_str().into()
+    }
+}
+
+/// A list of `C`; in the environment separated by commas.
+pub(super) struct List<C>(std::marker::PhantomData<C>);
+
+impl<T, C: Codec<T>> Codec<Vec<T>> for List<C> {
+    fn read(raw: &Raw) -> Result<Vec<T>, String> {
+        match raw {
+            Raw::List(items) => items.iter().map(C::read).collect(),
+            Raw::Word(text) => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                items.map(|item| C::read(&Raw::Word(item.to_owned()))).collect()
+            }
+            Raw::Text(_) | Raw::Integer(_) | Raw::Float(_) => Ok(vec![C::read(raw)?]),
+            _ => Err(raw.expected("a list")),
+        }
+    }
+
+    fn show(value: &Vec<T>) -> Json {
+        value.iter().map(C::show).collect()
+    }
+}
+
+/// A value that may be absent.
+pub(super) struct Maybe<C>(std::marker::PhantomData<C>);
+
+impl<T, C: Codec<T>> Codec<Option<T>> for Maybe<C> {
+    fn read(raw: &Raw) -> Result<Option<T>, String> {
+        C::read(raw).map(Some)
+    }
+
+    fn show(value: &Option<T>) -> Json {
+        value.as_ref().map_or(Json::Null, C::show)
+    }
+}
+
+/// true or false.
+pub(super) struct Flag;
+
+impl Codec<bool> for Flag {
+    fn read(raw: &Raw) -> Result<bool, String> {
+        let parsed = match raw {
+            Raw::Boolean(flag) => Some(*flag),
+            Raw::Word(text) => flag_word(text),
+            _ => None,
+        };
+        parsed.ok_or_else(|| raw.expected("true or false"))
+    }
+
+    fn show(value: &bool) -> Json {
+        (*value).into()
+    }
+}
+
+/// The words that Go's `ParseBool` and people use.
+pub(super) fn flag_word(text: &str) -> Option<bool> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "1" | "t" | "true" | "yes" | "on" => Some(true),
+        "0" | "f" | "false" | "no" | "off" => Some(false),
+        _ => None,
+    }
+}
+
+/// A whole number.
+pub(super) struct Number;
+
+impl<T: TryFrom<i128> + Copy + Display> Codec<T> for Number {
+    fn read(raw: &Raw) -> Result<T, String> {
+        let number = match raw {
+            Raw::Integer(number) => *number,
+            Raw::Word(text) => text.trim().parse().map_err(|_| raw.expected("a whole number"))?,
+            _ => return Err(raw.expected("a whole number")),
+        };
+        T::try_from(number).map_err(|_| {
+            if number < 0 && T::try_from(-1).is_err() {
+                format!("expected a whole number, 0 or more, found {number}")
+            } else {
+                format!("{number} is out of range")
+            }
+        })
+    }
+
+    fn show(value: &T) -> Json {
+        value
+            .to_string()
+            .parse::<serde_json::Number>()
+            .map_or(Json::Null, Json::Number)
+    }
+}
+
+/// A number with a fraction.
+pub(super) struct Real;
+
+impl Codec<f32> for Real {
+    #[expect(clippy::cast_possible_truncation, reason = "the engine's own precision")]
+    #[expect(clippy::cast_precision_loss, reason = "as above")]
+    fn read(raw: &Raw) -> Result<f32, String> {
+        let number = match raw {
+            Raw::Integer(number) => *number as f32,
+            Raw::Float(number) => *number as f32,
+            Raw::Word(text) => text.trim().parse().map_err(|_| raw.expected("a number"))?,
+            _ => return Err(raw.expected("a number")),
+        };
+        if number.is_finite() {
+            Ok(number)
+        } else {
+            Err(raw.expected("a finite number"))
+        }
+    }
+
+    fn show(value: &f32) -> Json {
+        // Through the shortest decimal form: 0.8 is to be shown as 0.8, not as what its 32 bits are in 64.
+        value.to_string().parse::<f64>().map_or(Json::Null, Json::from)
+    }
+}
+
+/// A number of bytes: `65536`, `"64KiB"`, `"4MB"`.
+pub(super) struct Size;
+
+impl<T: TryFrom<u64> + TryInto<u64> + Copy> Codec<T> for Size {
+    fn read(raw: &Raw) -> Result<T, String> {
+        let expected = || raw.expected("a size as \"64KiB\", \"4MB\" or a number of bytes");
+        let bytes = match raw {
+            Raw::Integer(number) => u64::try_from(*number).ok(),
+            _ => raw.text().and_then(size_word),
+        };
+        T::try_from(bytes.ok_or_else(expected)?).map_err(|_| raw.expected("a smaller size"))
+    }
+
+    fn show(value: &T) -> Json {
+        let bytes: u64 = (*value).try_into().unwrap_or(u64::MAX);
+        let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        match units.iter().find(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit)) {
+            Some((unit, name)) => format!("{}{name}", bytes / unit).into(),
+            None => bytes.into(),
+        }
+    }
+}
+
+fn size_word(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1_000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "t" | "tb" => 1_000_000_000_000,
+        "ki" | "kib" => 1 << 10,
+        "mi" | "mib" => 1 << 20,
+        "gi" | "gib" => 1 << 30,
+        "ti" | "tib" => 1 << 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+const TIME_FORMS: &str = "a duration as \"5m\", \"1h30m\" or a number of seconds";
+
+/// A length of time: `"5m"`, `"1h30m"`, `"500ms"`, or a number of seconds.
+pub(super) struct Time;
+
+impl Codec<Duration> for Time {
+    fn read(raw: &Raw) -> Result<Duration, String> {
+        signed_time(raw, TIME_FORMS)?
+            .to_std()
+            .ok_or_else(|| raw.expected("a duration that is not negative"))
+    }
+
+    fn show(value: &Duration) -> Json {
+        GoDuration::from(*value).to_string().into()
+    }
+}
+
+/// How long a model stays: as [`Time`], and anything negative is for ever.
+pub(super) struct Stay;
+
+impl Codec<KeepAlive> for Stay {
+    fn read(raw: &Raw) -> Result<KeepAlive, String> {
+        let time = signed_time(raw, "a duration as \"5m\", a number of seconds, or -1 for ever")?;
+        Ok(time.to_std().map_or(KeepAlive::Forever, KeepAlive::For))
+    }
+
+    fn show(value: &KeepAlive) -> Json {
+        match value {
+            KeepAlive::Forever => (-1).into(),
+            KeepAlive::For(time) => Time::show(time),
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the range is checked before, and a fraction of 1 ns is nothing"
+)]
+fn signed_time(raw: &Raw, forms: &str) -> Result<GoDuration, String> {
+    let seconds = |seconds: f64| {
+        let nanos = seconds * 1e9;
+        let fits = nanos.abs() < i64::MAX as f64;
+        if fits {
+            Ok(GoDuration::from_nanos(nanos as i64))
+        } else {
+            Err(raw.expected("a shorter duration"))
+        }
+    };
+    match raw {
+        Raw::Integer(number) => seconds(*number as f64),
+        Raw::Float(number) => seconds(*number),
+        Raw::Word(text) | Raw::Text(text) => match text.trim().parse::<i64>() {
+            Ok(number) => seconds(number as f64),
+            Err(_) => go_duration::parse(text.trim()).map_err(|_| raw.expected(forms)),
+        },
+        _ => Err(raw.expected(forms)),
+    }
+}
+
+/// One of a few words.
+pub(super) struct Choice;
+
+/// A type whose values have names.
+pub(super) trait Named: Copy + PartialEq + 'static {
+    const NAMES: &'static [(&'static str, Self)];
+}
+
+impl Named for ProviderName {
+    const NAMES: &'static [(&'static str, Self)] = &[("ollama", Self::Ollama), ("huggingface", Self::HuggingFace)];
+}
+
+impl Named for SplitMode {
+    const NAMES: &'static [(&'static str, Self)] = &[("none", Self::None), ("layer", Self::Layer), ("row", Self::Row)];
+}
+
+impl Named for UnsupportedTools {
+    const NAMES: &'static [(&'static str, Self)] = &[("ignore", Self::Ignore), ("refuse", Self::Refuse)];
+}
+
+impl Named for LogFormat {
+    const NAMES: &'static [(&'static str, Self)] = &[("text", Self::Text), ("json", Self::Json)];
+}
+
+impl Named for KvCacheType {
+    const NAMES: &'static [(&'static str, Self)] = &[
+        ("f16", Self::F16),
+        ("bf16", Self::Bf16),
+        ("f32", Self::F32),
+        ("q8_0", Self::Q8_0),
+        ("q4_0", Self::Q4_0),
+    ];
+}
+
+impl Named for Switch {
+    const NAMES: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("on", Self::On), ("off", Self::Off)];
+}
+
+impl<T: Named> Codec<T> for Choice {
+    fn read(raw: &Raw) -> Result<T, String> {
+        // A boolean means on or off, where the type has such names.
+        let text = match raw {
+            Raw::Boolean(true) => "on",
+            Raw::Boolean(false) => "off",
+            _ => raw.text().unwrap_or_default(),
+        };
+        let found = T::NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
+        found.map(|(_, value)| *value).ok_or_else(|| {
+            let names = T::NAMES.iter().map(|(name, _)| *name);
+            let quoted: Vec<String> = names.clone().map(|name| format!("\"{name}\"")).collect();
+            raw.expected(&format!("one of {}", quoted.join(", "))) + &hint(text, names)
+        })
+    }
+
+    fn show(value: &T) -> Json {
+        T::NAMES
+            .iter()
+            .find(|(_, named)| named == value)
+            .map_or(Json::Null, |(name, _)| (*name).into())
+    }
+}
+
+/// A path; `~/` is the home folder, which the loader puts in.
+pub(super) struct Folder;
+
+impl Codec<PathBuf> for Folder {
+    fn read(raw: &Raw) -> Result<PathBuf, String> {
+        match raw.text() {
+            Some("") | None => Err(raw.expected("a path in quotes")),
+            Some(text) => Ok(PathBuf::from(text)),
+        }
+    }
+
+    fn show(value: &PathBuf) -> Json {
+        json!(value.to_string_lossy())
+    }
+}
+
+/// A secret; never shown, not even in an error.
+pub(super) struct Hidden;
+
+impl Codec<Option<Secret<String>>> for Hidden {
+    fn read(raw: &Raw) -> Result<Option<Secret<String>>, String> {
+        match raw.text() {
+            // As huggingface_hub: an empty token is none.
+            Some("") => Ok(None),
+            Some(text) => Ok(Some(Secret::new(text.to_owned()))),
+            None => Err("expected a text in quotes".into()),
+        }
+    }
+
+    fn show(value: &Option<Secret<String>>) -> Json {
+        value.as_ref().map_or(Json::Null, |_| "[redacted]".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(text: &str) -> Raw {
+        Raw::Word(text.into())
+    }
+
+    #[test]
+    fn sizes() {
+        let cases = [
+            ("0", Some(0)),
+            ("64KiB", Some(65_536)),
+            ("64 kib", Some(65_536)),
+            ("4MB", Some(4_000_000)),
+            ("4Gi", Some(4 << 30)),
+            ("4XB", None),
+            ("-1", None),
+            ("1.5GB", None),
+            ("", None),
+            ("99999999999GiB", None),
+        ];
+        for (text, bytes) in cases {
+            assert_eq!(<Size as Codec<u64>>::read(&word(text)).ok(), bytes, "{text}");
+        }
+        assert_eq!(<Size as Codec<u64>>::show(&(4 << 20)), json!("4MiB"));
+        assert_eq!(<Size as Codec<u64>>::show(&1000), json!(1000));
+    }
+
+    #[test]
+    fn times_and_stays() {
+        let second = Duration::from_secs(1);
+        assert_eq!(Time::read(&word("5m")), Ok(300 * second));
+        assert_eq!(Time::read(&Raw::Float(1.5)), Ok(Duration::from_millis(1500)));
+        assert_eq!(Time::read(&Raw::Text("90".into())), Ok(90 * second));
+        assert!(Time::read(&Raw::Integer(-1)).is_err());
+        assert!(Time::read(&Raw::Float(1e300)).is_err());
+        assert!(Time::read(&Raw::Float(f64::NAN)).is_err());
+        assert_eq!(Stay::read(&Raw::Integer(-1)), Ok(KeepAlive::Forever));
+        assert_eq!(Stay::read(&Raw::Text("-1m".into())), Ok(KeepAlive::Forever));
+        assert_eq!(Stay::read(&Raw::Integer(0)), Ok(KeepAlive::ZERO));
+    }
+
+    #[test]
+    fn choices_name_themselves() {
+        assert_eq!(<Choice as Codec<Switch>>::read(&Raw::Boolean(true)), Ok(Switch::On));
+        assert_eq!(
+            <Choice as Codec<KvCacheType>>::read(&word("Q8_0")),
+            Ok(KvCacheType::Q8_0)
+        );
+        assert_eq!(
+            <Choice as Codec<UnsupportedTools>>::read(&word("refues")),
+            Err("expected one of \"ignore\", \"refuse\", found \"refues\" (did you mean \"refuse\"?)".into())
+        );
+    }
+
+    #[test]
+    fn numbers_show_as_written() {
+        assert_eq!(Real::show(&0.8), json!(0.8));
+        assert_eq!(
+            <Number as Codec<u32>>::read(&Raw::Integer(-1)),
+            Err("expected a whole number, 0 or more, found -1".into())
+        );
+        assert_eq!(
+            <Number as Codec<u32>>::read(&Raw::Integer(1 << 40)),
+            Err("1099511627776 is out of range".into())
+        );
+    }
+}
