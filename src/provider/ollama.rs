@@ -160,7 +160,9 @@ impl Ollama {
             if body.size_hint().lower() > MAX_LISTING_BYTES as u64 {
                 return Err(too_large());
             }
-            match Limited::new(body, MAX_LISTING_BYTES).collect().await {
+            // Boxed: the compiler cannot see that a future over the generic body may cross threads.
+            let limited = body::boxed(Limited::new(body, MAX_LISTING_BYTES));
+            match limited.collect().await {
                 Ok(whole) => Ok((parts.status, whole.to_bytes())),
                 Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
                 Err(_) => Err(UpstreamError::Unfinished {

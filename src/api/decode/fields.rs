@@ -1,0 +1,107 @@
+//! Typed reading of single fields. `null` leaves a scalar as it was, as in Go.
+
+use super::{DecodeError, Node, node::Entries, parse::first_value};
+
+/// Where a value stands, for the error text: the Go struct and the path of keys.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Field(pub(crate) &'static str, pub(crate) &'static str);
+
+/// The members of the object that a body is. `null` is an empty object.
+pub(crate) fn entries_of<'a>(body: &'a [u8], go_type: &str) -> Result<Entries<'a>, DecodeError> {
+    match first_value(body)? {
+        Node::Null => Ok(Entries::new()),
+        Node::Object(entries) => Ok(entries),
+        other => Err(DecodeError::new(format!(
+            "json: cannot unmarshal {} into Go value of type {go_type}",
+            other.kind()
+        ))),
+    }
+}
+
+impl<'a> Node<'a> {
+    pub(crate) fn read_string(self, into: &mut String, field: Field) -> Result<(), DecodeError> {
+        match self {
+            Self::Null => Ok(()),
+            Self::String(text) => {
+                *into = text.into_owned();
+                Ok(())
+            }
+            other => Err(other.mismatch(field, "string")),
+        }
+    }
+
+    pub(crate) fn read_bool(self, into: &mut bool, field: Field) -> Result<(), DecodeError> {
+        match self {
+            Self::Null => Ok(()),
+            Self::Bool(value) => {
+                *into = value;
+                Ok(())
+            }
+            other => Err(other.mismatch(field, "bool")),
+        }
+    }
+
+    pub(crate) fn read_optional_bool(self, into: &mut Option<bool>, field: Field) -> Result<(), DecodeError> {
+        *into = match self {
+            Self::Null => None,
+            Self::Bool(value) => Some(value),
+            other => return Err(other.mismatch(field, "bool")),
+        };
+        Ok(())
+    }
+
+    pub(crate) fn read_int(self, into: &mut Option<i64>, field: Field) -> Result<(), DecodeError> {
+        *into = match self {
+            Self::Null => None,
+            Self::Number(digits) => {
+                let value = digits
+                    .parse()
+                    .map_err(|_| mismatch(&format!("number {digits}"), field, "int"))?;
+                Some(value)
+            }
+            other => return Err(other.mismatch(field, "int")),
+        };
+        Ok(())
+    }
+
+    pub(crate) fn read_float(self, into: &mut Option<f64>, field: Field) -> Result<(), DecodeError> {
+        *into = match self {
+            Self::Null => None,
+            Self::Number(digits) => {
+                let value = digits.parse().ok().filter(|value: &f64| value.is_finite());
+                Some(value.ok_or_else(|| mismatch(&format!("number {digits}"), field, "float64"))?)
+            }
+            other => return Err(other.mismatch(field, "float64")),
+        };
+        Ok(())
+    }
+
+    /// The items of a list; none for `null`.
+    pub(crate) fn read_array(self, field: Field, go_type: &str) -> Result<Vec<Node<'a>>, DecodeError> {
+        match self {
+            Self::Null => Ok(Vec::new()),
+            Self::Array(items) => Ok(items),
+            other => Err(other.mismatch(field, go_type)),
+        }
+    }
+
+    /// The members of an object; none for `null`.
+    pub(crate) fn read_object(self, field: Field, go_type: &str) -> Result<Entries<'a>, DecodeError> {
+        match self {
+            Self::Null => Ok(Entries::new()),
+            Self::Object(entries) => Ok(entries),
+            other => Err(other.mismatch(field, go_type)),
+        }
+    }
+
+    /// Go's sentence for a value of the wrong type.
+    pub(crate) fn mismatch(&self, field: Field, go_type: &str) -> DecodeError {
+        mismatch(self.kind(), field, go_type)
+    }
+}
+
+fn mismatch(value: &str, Field(root, path): Field, go_type: &str) -> DecodeError {
+    DecodeError::new(format!(
+        "json: cannot unmarshal {value} into Go struct field {root}.{path} of type {go_type}"
+    ))
+}

@@ -1,0 +1,109 @@
+//! One error for every dialect: a status and a sentence for the user. How it is put on the wire is the dialect's matter.
+
+use hyper::StatusCode;
+
+use super::decode::DecodeError;
+use crate::inference::Failure;
+
+/// Status of a request that its client gave up; not in the registry, but what Ollama sends.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+
+/// An answer that is an error.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct ApiError {
+    /// HTTP status.
+    pub(crate) status: StatusCode,
+    /// One sentence for the user.
+    pub(crate) message: String,
+}
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
+    /// Ollama's sentence for a model that is not there; clients look for `not found` in it.
+    pub(crate) fn model_not_found(requested: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("model '{requested}' not found"))
+    }
+}
+
+impl From<Failure> for ApiError {
+    fn from(failure: Failure) -> Self {
+        let status = match &failure {
+            Failure::NotFound(_) | Failure::SelectorNotFound(_) => StatusCode::NOT_FOUND,
+            Failure::InvalidName(_) | Failure::Invalid(_) | Failure::ContextExceeded { .. } => StatusCode::BAD_REQUEST,
+            Failure::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Failure::Forbidden(_) => StatusCode::FORBIDDEN,
+            Failure::Load(_) | Failure::Worker(_) | Failure::Unavailable(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Failure::Cancelled => client_closed_request(),
+        };
+        Self::new(status, failure.to_string())
+    }
+}
+
+impl From<DecodeError> for ApiError {
+    fn from(error: DecodeError) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+fn client_closed_request() -> StatusCode {
+    StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or(StatusCode::BAD_REQUEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_has_the_status_that_ollama_gives_it() {
+        for (failure, status, message) in [
+            (
+                Failure::NotFound("hf:o/r:Q9".into()),
+                404,
+                "model 'hf:o/r:Q9' not found",
+            ),
+            (
+                Failure::SelectorNotFound("no Q9 in o/r; there are Q4".into()),
+                404,
+                "no Q9 in o/r; there are Q4",
+            ),
+            (Failure::InvalidName("bad".into()), 400, "bad"),
+            (Failure::Invalid("bad".into()), 400, "bad"),
+            (
+                Failure::ContextExceeded {
+                    prompt_tokens: 1210,
+                    context_tokens: 256,
+                },
+                400,
+                "request (1210 tokens) exceeds the available context size (256 tokens), try increasing it",
+            ),
+            (
+                Failure::Busy,
+                503,
+                "server busy, please try again.  maximum pending requests exceeded",
+            ),
+            (Failure::Forbidden("gated".into()), 403, "gated"),
+            (Failure::Load("no memory".into()), 500, "no memory"),
+            (Failure::Worker("died".into()), 500, "died"),
+            (Failure::Unavailable("disk full".into()), 500, "disk full"),
+            (Failure::Cancelled, 499, "request canceled"),
+        ] {
+            let error = ApiError::from(failure);
+            assert_eq!((error.status.as_u16(), error.message.as_str()), (status, message));
+        }
+    }
+}

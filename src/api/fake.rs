@@ -1,0 +1,247 @@
+//! A provider with a script, and events to put into it.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    inference::{
+        Capability, Delta, Event, Failure, Finish, FinishReason, InferenceRequest, KeepAlive, LoadOptions, ModelCard,
+        ModelDetails, ModelFacts, PullEvent, ResidentModel, TensorFacts, ToolCall, Usage,
+    },
+    provider::{Call, EventStream, Provider, PullStream},
+};
+
+/// Answers every request with the same events, and remembers what it was asked.
+#[derive(Debug)]
+pub(super) struct FakeProvider {
+    pub(super) card: Result<ModelCard, Failure>,
+    /// What `infer` fails with before the first event.
+    pub(super) refusal: Option<Failure>,
+    pub(super) events: Vec<Result<Event, Failure>>,
+    /// Whether the stream stays open after the last event.
+    pub(super) hangs: bool,
+    pub(super) asked: Mutex<Vec<InferenceRequest>>,
+    pub(super) loads: Mutex<Vec<(LoadOptions, Option<KeepAlive>)>>,
+    pub(super) unloads: AtomicUsize,
+    pub(super) deletes: AtomicUsize,
+    /// Held by every open stream.
+    pub(super) lease: Arc<()>,
+}
+
+impl FakeProvider {
+    pub(super) fn new(events: Vec<Event>) -> Self {
+        Self {
+            card: Ok(card("hf:o/r:Q4_K_M")),
+            refusal: None,
+            events: events.into_iter().map(Ok).collect(),
+            hangs: false,
+            asked: Mutex::default(),
+            loads: Mutex::default(),
+            unloads: AtomicUsize::new(0),
+            deletes: AtomicUsize::new(0),
+            lease: Arc::new(()),
+        }
+    }
+
+    pub(super) fn with_capabilities(mut self, capabilities: &[Capability]) -> Self {
+        let mut card = card("hf:o/r:Q4_K_M");
+        card.facts.capabilities = capabilities.to_vec();
+        self.card = Ok(card);
+        self
+    }
+
+    pub(super) fn last_request(&self) -> InferenceRequest {
+        self.asked.lock().unwrap().last().cloned().unwrap()
+    }
+}
+
+impl Provider for FakeProvider {
+    fn list<'a>(&'a self, _: &'a Call) -> BoxFuture<'a, Vec<ModelCard>> {
+        let cards = self.card.clone().into_iter().collect();
+        async move { cards }.boxed()
+    }
+
+    fn resident<'a>(&'a self, _: &'a Call) -> BoxFuture<'a, Vec<ResidentModel>> {
+        async { Vec::new() }.boxed()
+    }
+
+    fn card<'a>(&'a self, _: &'a Call, _: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
+        async { self.card.clone() }.boxed()
+    }
+
+    fn show<'a>(&'a self, _: &'a Call, name: &'a str, _: bool) -> BoxFuture<'a, Result<ModelDetails, Failure>> {
+        async move { self.card.clone().map(|_| details(name)) }.boxed()
+    }
+
+    fn load<'a>(
+        &'a self,
+        _: &'a Call,
+        _: &'a str,
+        options: LoadOptions,
+        keep_alive: Option<KeepAlive>,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        self.loads.lock().unwrap().push((options, keep_alive));
+        async { self.refusal.clone().map_or(Ok(()), Err) }.boxed()
+    }
+
+    fn unload<'a>(&'a self, _: &'a Call, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+        self.unloads.fetch_add(1, Ordering::Relaxed);
+        async { Ok(()) }.boxed()
+    }
+
+    fn infer<'a>(
+        &'a self,
+        _: &'a Call,
+        _: &'a str,
+        request: InferenceRequest,
+    ) -> BoxFuture<'a, Result<EventStream, Failure>> {
+        self.asked.lock().unwrap().push(request);
+        async {
+            if let Some(failure) = &self.refusal {
+                return Err(failure.clone());
+            }
+            let lease = Arc::clone(&self.lease);
+            let tail = if self.hangs {
+                stream::pending().boxed()
+            } else {
+                stream::empty().boxed()
+            };
+            let events = stream::iter(self.events.clone()).chain(tail).map(move |event| {
+                let _held = &lease;
+                event
+            });
+            Ok::<EventStream, _>(Box::pin(events))
+        }
+        .boxed()
+    }
+
+    fn pull<'a>(&'a self, _: &'a Call, _: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
+        async {
+            if let Some(failure) = &self.refusal {
+                return Err(failure.clone());
+            }
+            let events = ["pulling manifest", "success"].map(|status| Ok(PullEvent::Status(status)));
+            Ok::<PullStream, _>(Box::pin(stream::iter(events)))
+        }
+        .boxed()
+    }
+
+    fn delete<'a>(&'a self, _: &'a Call, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+        self.deletes.fetch_add(1, Ordering::Relaxed);
+        async { self.card.clone().map(drop) }.boxed()
+    }
+}
+
+pub(super) fn card(name: &str) -> ModelCard {
+    ModelCard {
+        name: name.to_owned(),
+        modified_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_416_634),
+        size_bytes: 4_920_734_272,
+        digest: "0123456789abcdef".repeat(4),
+        facts: ModelFacts {
+            architecture: "llama".into(),
+            families: vec!["llama".into()],
+            parameter_count: 8_030_261_248,
+            quantization: "Q4_K_M".into(),
+            context_length: 131_072,
+            embedding_length: 4096,
+            capabilities: vec![Capability::Completion, Capability::Tools],
+        },
+    }
+}
+
+pub(super) fn details(name: &str) -> ModelDetails {
+    let model_info = json!({"general.architecture": "llama", "general.basename": "r"});
+    ModelDetails {
+        card: card(name),
+        template: "{{ a }}\n".into(),
+        license: "MIT".into(),
+        system: "You are terse.".into(),
+        parameters: vec![
+            ("stop".into(), "\"<|im_end|>\"".into()),
+            ("temperature".into(), "0.2".into()),
+        ],
+        model_info: model_info.as_object().cloned().unwrap_or_else(Map::new),
+        projector_info: None,
+        tensors: vec![TensorFacts {
+            name: "t".into(),
+            element_type: "Q4_K".into(),
+            shape: vec![4096, 4096],
+        }],
+    }
+}
+
+pub(super) fn delta(delta: Delta) -> Event {
+    Event::Delta(delta)
+}
+
+pub(super) fn text(content: &str) -> Event {
+    delta(Delta {
+        content: content.to_owned(),
+        ..Delta::default()
+    })
+}
+
+pub(super) fn thinking(thinking: &str) -> Event {
+    delta(Delta {
+        thinking: thinking.to_owned(),
+        ..Delta::default()
+    })
+}
+
+/// Calls as id, name and arguments.
+pub(super) fn calls(calls: &[(&str, &str, &str)]) -> Event {
+    let tool_calls = calls
+        .iter()
+        .map(|(id, name, arguments)| ToolCall {
+            id: (*id).to_owned(),
+            name: (*name).to_owned(),
+            arguments: serde_json::from_str(arguments).unwrap(),
+        })
+        .collect();
+    delta(Delta {
+        tool_calls,
+        ..Delta::default()
+    })
+}
+
+pub(super) fn finish(reason: FinishReason, context: &[i32]) -> Event {
+    let usage = Usage {
+        prompt_tokens: 10,
+        cached_tokens: 3,
+        prompt_duration: Duration::from_nanos(20),
+        output_tokens: 2,
+        output_duration: Duration::from_nanos(10),
+        load_duration: Duration::ZERO,
+        total_duration: Duration::from_nanos(40),
+    };
+    Event::Finished(Finish {
+        reason,
+        usage,
+        context: context.to_vec(),
+    })
+}
+
+/// The text with every `created_at` replaced by `T`.
+pub(super) fn mask(bytes: &[u8]) -> String {
+    let mut text = String::from_utf8(bytes.to_vec()).unwrap();
+    let key = "\"created_at\":\"";
+    let mut from = 0;
+    while let Some(at) = text[from..].find(key) {
+        let start = from + at + key.len();
+        let length = text[start..].find('"').unwrap();
+        let value: Value = text[start..start + length].into();
+        assert!(value.as_str().unwrap().ends_with('Z'), "{value}");
+        text.replace_range(start..start + length, "T");
+        from = start;
+    }
+    text
+}

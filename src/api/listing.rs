@@ -1,0 +1,206 @@
+//! Lists that hold upstream's entries and ours. Upstream's are copied byte for byte: whatever fields they have stay.
+
+use std::collections::HashSet;
+
+use hyper::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::Api;
+use crate::{
+    inference::ModelCard,
+    provider::{Call, Owner},
+};
+
+/// One entry of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// What it is told apart by.
+    pub(crate) name: String,
+    /// What the list is sorted by, in whole seconds since 1970.
+    pub(crate) seconds: i64,
+    /// The entry as it is sent.
+    pub(crate) json: Vec<u8>,
+}
+
+/// The keys of an upstream entry that are looked at.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Keys {
+    name: String,
+    id: String,
+    modified_at: String,
+    expires_at: String,
+    created: i64,
+}
+
+#[derive(Deserialize)]
+struct Envelope<'a> {
+    #[serde(borrow, default, alias = "data")]
+    models: Option<Vec<&'a RawValue>>,
+}
+
+/// Upstream's entries; none while it is away, so that our models stay visible.
+pub(crate) async fn of_upstream(api: &Api, call: &Call, path: &str, received: &HeaderMap) -> Vec<Entry> {
+    match api.upstream.get(call, path, received).await {
+        Ok((StatusCode::OK, bytes)) => parse(&bytes),
+        Ok((status, _)) => {
+            tracing::warn!(
+                path,
+                status = status.as_u16(),
+                "Ollama did not answer a listing; showing hf: models only"
+            );
+            Vec::new()
+        }
+        Err(error) => {
+            tracing::debug!(path, error = %error, "Ollama is not reachable; showing hf: models only");
+            Vec::new()
+        }
+    }
+}
+
+fn parse(bytes: &[u8]) -> Vec<Entry> {
+    let Ok(Envelope { models: Some(entries) }) = serde_json::from_slice(bytes) else {
+        return Vec::new();
+    };
+    entries
+        .into_iter()
+        .map(|raw| {
+            let Keys {
+                name,
+                id,
+                modified_at,
+                expires_at,
+                created,
+            } = serde_json::from_str(raw.get()).unwrap_or_default();
+            let stamp = if modified_at.is_empty() {
+                expires_at
+            } else {
+                modified_at
+            };
+            Entry {
+                name: if name.is_empty() { id } else { name },
+                seconds: stamp.parse().map_or(created, jiff::Timestamp::as_second),
+                json: raw.get().as_bytes().to_vec(),
+            }
+        })
+        .collect()
+}
+
+/// Both lists, newest first as Ollama sorts. Where both have a name, ours is the one that a request reaches.
+pub(crate) fn merge(upstream: Vec<Entry>, ours: Vec<Entry>) -> Vec<Entry> {
+    let names: HashSet<String> = ours.iter().map(|entry| entry.name.to_ascii_lowercase()).collect();
+    let mut merged: Vec<Entry> = upstream
+        .into_iter()
+        .filter(|entry| !names.contains(&entry.name.to_ascii_lowercase()))
+        .collect();
+    merged.extend(ours);
+    merged.sort_by_key(|entry| std::cmp::Reverse(entry.seconds));
+    merged
+}
+
+/// The entries as a JSON list.
+pub(crate) fn list(entries: &[Entry]) -> Vec<u8> {
+    let mut json = vec![b'['];
+    for (index, entry) in entries.iter().enumerate() {
+        if index > 0 {
+            json.push(b',');
+        }
+        json.extend_from_slice(&entry.json);
+    }
+    json.push(b']');
+    json
+}
+
+/// Cards of all models that are ours, each with the name to list it under: its own, then those of aliases.
+pub(crate) async fn our_cards(api: &Api, call: &Call) -> Vec<(String, ModelCard)> {
+    let mut cards = Vec::new();
+    if !call.config.hub.enabled {
+        return cards;
+    }
+    for provider in api.registry.providers() {
+        cards.extend(
+            provider
+                .list(call)
+                .await
+                .into_iter()
+                .map(|card| (card.name.clone(), card)),
+        );
+    }
+    for alias in call.config.aliases.keys() {
+        if let Owner::Serve { provider, name } = api.registry.owner(&call.config, alias)
+            && let Ok(card) = provider.card(call, &name).await
+        {
+            cards.push((with_tag(alias), card));
+        }
+    }
+    cards
+}
+
+/// A plain name as Ollama lists it: always with a tag.
+fn with_tag(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    if last.contains(':') {
+        name.to_owned()
+    } else {
+        format!("{name}:latest")
+    }
+}
+
+/// A time in whole seconds since 1970.
+pub(crate) fn unix_seconds(time: std::time::SystemTime) -> i64 {
+    match time.duration_since(std::time::UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        Err(before) => -i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, seconds: i64) -> Entry {
+        Entry {
+            name: name.into(),
+            seconds,
+            json: format!("\"{name}\"").into_bytes(),
+        }
+    }
+
+    #[test]
+    fn upstream_entries_keep_their_bytes() {
+        let body = r#"{"models":[{"name":"a:latest","modified_at":"2026-11-23T06:50:34.024460257Z","new":1.50},{"name":"b:latest","modified_at":"2026-11-23T08:50:35+02:00"}]}"#;
+        let entries = parse(body.as_bytes());
+        assert_eq!(
+            entries[0].json,
+            br#"{"name":"a:latest","modified_at":"2026-11-23T06:50:34.024460257Z","new":1.50}"#
+        );
+        assert_eq!(entries[1].seconds - entries[0].seconds, 1);
+        assert_eq!(
+            parse(br#"{"object":"list","data":[{"id":"x","created":7}]}"#)[0].seconds,
+            7
+        );
+        for body in ["", "{}", "[]", r#"{"models":null}"#, r#"{"object":"list","data":null}"#] {
+            assert_eq!(parse(body.as_bytes()), [], "{body}");
+        }
+    }
+
+    #[test]
+    fn lists_are_merged_newest_first_and_names_are_unique() {
+        let merged = merge(
+            vec![entry("new", 30), entry("Mine:latest", 25), entry("old", 10)],
+            vec![entry("hf:o/r:Q4", 20), entry("mine:latest", 10)],
+        );
+        let names: Vec<&str> = merged.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names, ["new", "hf:o/r:Q4", "old", "mine:latest"]);
+        assert_eq!(list(&merged[..2]), br#"["new","hf:o/r:Q4"]"#);
+        assert_eq!(list(&[]), b"[]");
+    }
+
+    #[test]
+    fn plain_names_are_listed_with_a_tag() {
+        assert_eq!(with_tag("chat"), "chat:latest");
+        assert_eq!(with_tag("chat:8b"), "chat:8b");
+        assert_eq!(with_tag("host:80/a/chat"), "host:80/a/chat:latest");
+    }
+}

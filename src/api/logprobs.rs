@@ -1,0 +1,46 @@
+//! Log-probabilities as both the native and the OpenAI dialect show them.
+
+use serde::Serialize;
+
+use crate::inference::{TokenLogprob, TopLogprob};
+
+/// One token.
+#[derive(Debug, Serialize)]
+pub(crate) struct Logprob {
+    token: String,
+    logprob: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    bytes: Vec<u8>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    top_logprobs: Vec<Alternative>,
+}
+
+#[derive(Debug, Serialize)]
+struct Alternative {
+    token: String,
+    logprob: f64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    bytes: Vec<u8>,
+}
+
+/// The wire form of a list.
+pub(crate) fn wire(entries: Vec<TokenLogprob>) -> Vec<Logprob> {
+    entries
+        .into_iter()
+        .map(|TokenLogprob { bytes, logprob, top }| Logprob {
+            token: String::from_utf8_lossy(&bytes).into_owned(),
+            // Widened first, as there: the digits are those of the 64-bit number.
+            logprob: f64::from(logprob),
+            bytes,
+            top_logprobs: top.into_iter().map(alternative).collect(),
+        })
+        .collect()
+}
+
+fn alternative(TopLogprob { bytes, logprob }: TopLogprob) -> Alternative {
+    Alternative {
+        token: String::from_utf8_lossy(&bytes).into_owned(),
+        logprob: f64::from(logprob),
+        bytes,
+    }
+}

@@ -1,0 +1,143 @@
+//! What is known of a model before it is asked, and the checks that need only that.
+
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+
+use super::{decode::quote, error::ApiError};
+use crate::{
+    config::UnsupportedTools,
+    inference::{Capability, Failure, Think},
+    provider::{Call, Provider},
+};
+
+/// A model that one of our providers serves.
+#[derive(Debug)]
+pub(crate) struct Model {
+    /// Who serves it.
+    pub(crate) provider: Arc<dyn Provider>,
+    /// What the provider calls it.
+    pub(crate) name: String,
+    /// What the client calls it; echoed as it is.
+    pub(crate) requested: String,
+    /// The canonical name, as listed.
+    canonical: String,
+    /// What it can do; `None` as long as its files are not there to tell.
+    capabilities: Option<Vec<Capability>>,
+}
+
+/// Tools after the check, with whether some were left out.
+#[derive(Debug, Default)]
+pub(crate) struct CheckedTools {
+    /// What the model is shown.
+    pub(crate) tools: Vec<Box<RawValue>>,
+    /// Whether the client's tools were left out.
+    pub(crate) ignored: bool,
+}
+
+impl Model {
+    /// Asks the provider for the model's card.
+    pub(crate) async fn find(
+        call: &Call,
+        provider: Arc<dyn Provider>,
+        name: String,
+        requested: String,
+    ) -> Result<Self, ApiError> {
+        let (canonical, capabilities) = match provider.card(call, &name).await {
+            Ok(card) => (card.name, Some(card.facts.capabilities).filter(|list| !list.is_empty())),
+            // It is pulled on first use; until then nothing is known of it.
+            Err(Failure::NotFound(_)) if call.config.hub.auto_pull => (name.clone(), None),
+            Err(failure) => return Err(failure_of(failure, &requested)),
+        };
+        Ok(Self {
+            provider,
+            name,
+            requested,
+            canonical,
+            capabilities,
+        })
+    }
+
+    /// An error of the provider, in terms of the name that the client used.
+    pub(crate) fn failure(&self, failure: Failure) -> ApiError {
+        failure_of(failure, &self.requested)
+    }
+
+    /// Refuses a model that only makes vectors.
+    pub(crate) fn require_text(&self, route: &str) -> Result<(), ApiError> {
+        let only_vectors = self.has(Capability::Embedding) && !self.has(Capability::Completion);
+        if only_vectors {
+            return Err(ApiError::bad_request(format!(
+                "{} does not support {route}",
+                quote(&self.requested)
+            )));
+        }
+        Ok(())
+    }
+
+    /// Refuses a model that cannot fill in the middle.
+    pub(crate) fn require_insert(&self) -> Result<(), ApiError> {
+        if self.lacks(Capability::Insert) {
+            return Err(ApiError::bad_request(format!(
+                "{} does not support insert",
+                self.canonical
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether the model is to reason: a model that can does so unless told otherwise.
+    pub(crate) fn think(&self, asked: Think) -> Result<Think, ApiError> {
+        match asked {
+            Think::On | Think::Level(_) if self.lacks(Capability::Thinking) => Err(ApiError::bad_request(format!(
+                "{} does not support thinking",
+                quote(&self.requested)
+            ))),
+            Think::Unset if self.has(Capability::Thinking) => Ok(Think::On),
+            other => Ok(other),
+        }
+    }
+
+    /// Tools that the model is to see. `required` says that an answer without a call would be wrong.
+    pub(crate) fn tools(
+        &self,
+        call: &Call,
+        tools: Vec<Box<RawValue>>,
+        required: bool,
+    ) -> Result<CheckedTools, ApiError> {
+        if tools.is_empty() || !self.lacks(Capability::Tools) {
+            return Ok(CheckedTools { tools, ignored: false });
+        }
+        if required || call.config.engine.unsupported_tools == UnsupportedTools::Refuse {
+            return Err(ApiError::bad_request(format!(
+                "{} does not support tools",
+                self.canonical
+            )));
+        }
+        tracing::warn!(model.name = %self.canonical, tools = tools.len(), "the model knows no tools: leaving them out");
+        Ok(CheckedTools {
+            tools: Vec::new(),
+            ignored: true,
+        })
+    }
+
+    fn has(&self, capability: Capability) -> bool {
+        self.capabilities
+            .as_ref()
+            .is_some_and(|list| list.contains(&capability))
+    }
+
+    fn lacks(&self, capability: Capability) -> bool {
+        self.capabilities
+            .as_ref()
+            .is_some_and(|list| !list.contains(&capability))
+    }
+}
+
+/// An error in terms of the name that the client used: an alias must not be answered with what it stands for.
+pub(crate) fn failure_of(failure: Failure, requested: &str) -> ApiError {
+    match failure {
+        Failure::NotFound(_) => ApiError::model_not_found(requested),
+        other => other.into(),
+    }
+}

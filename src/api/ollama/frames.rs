@@ -1,0 +1,414 @@
+//! Frames and whole answers of `/api/chat` and `/api/generate`. Field order is the wire's.
+
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::{
+    api::{
+        error::ApiError,
+        logprobs::{self, Logprob},
+        reply,
+        stream::{Answer, Encoder},
+    },
+    http::go_json,
+    inference::{Event, Finish, FinishReason, ToolCall},
+    stdx::timestamp,
+};
+
+/// Which of the two routes a frame is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// `message`
+    Chat,
+    /// `response`
+    Generate,
+}
+
+/// Makes the frames of one answer.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    route: Route,
+    /// As the client sent it.
+    model: String,
+    /// Tool calls are counted over the whole answer.
+    tool_calls: usize,
+}
+
+#[derive(Serialize)]
+struct ChatFrame<'a> {
+    model: &'a str,
+    created_at: String,
+    message: WireMessage,
+    done: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    done_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    logprobs: Vec<Logprob>,
+    #[serde(skip_serializing_if = "is_zero")]
+    total_duration: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    load_duration: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    prompt_eval_count: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    prompt_eval_duration: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    eval_count: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    eval_duration: u64,
+}
+
+#[derive(Serialize)]
+struct GenerateFrame<'a> {
+    model: &'a str,
+    created_at: String,
+    response: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    thinking: String,
+    done: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    done_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    context: Vec<i32>,
+    #[serde(skip_serializing_if = "is_zero")]
+    total_duration: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    load_duration: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    prompt_eval_count: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    prompt_eval_duration: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    eval_count: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    eval_duration: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<WireToolCall>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    logprobs: Vec<Logprob>,
+}
+
+#[derive(Serialize)]
+struct WireMessage {
+    role: &'static str,
+    content: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    thinking: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<WireToolCall>,
+}
+
+#[derive(Serialize)]
+struct WireToolCall {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    id: String,
+    function: WireFunction,
+}
+
+#[derive(Serialize)]
+struct WireFunction {
+    index: usize,
+    name: String,
+    arguments: Map<String, Value>,
+}
+
+/// What a frame says, before the route gives it its shape.
+#[derive(Default)]
+struct Frame {
+    content: String,
+    thinking: String,
+    tool_calls: Vec<WireToolCall>,
+    logprobs: Vec<Logprob>,
+    done_reason: Option<&'static str>,
+    metrics: Metrics,
+    context: Vec<i32>,
+}
+
+/// Counts, and durations in nanoseconds; zero is left out.
+#[derive(Default)]
+struct Metrics {
+    total_duration: u64,
+    load_duration: u64,
+    prompt_eval_count: u64,
+    prompt_eval_duration: u64,
+    eval_count: u64,
+    eval_duration: u64,
+}
+
+impl Frames {
+    pub(crate) fn new(route: Route, model: String) -> Self {
+        Self {
+            route,
+            model,
+            tool_calls: 0,
+        }
+    }
+
+    /// The reply to a request that only loads or unloads.
+    pub(crate) fn residency(self, reason: &'static str) -> Vec<u8> {
+        self.encode(Frame {
+            done_reason: Some(reason),
+            ..Frame::default()
+        })
+    }
+
+    /// A whole answer.
+    pub(crate) fn whole(mut self, answer: Answer) -> Vec<u8> {
+        let Answer {
+            content,
+            thinking,
+            tool_calls,
+            logprobs,
+            finish,
+        } = answer;
+        let tool_calls = self.number(tool_calls);
+        let last = Frame {
+            content,
+            thinking,
+            tool_calls,
+            logprobs: logprobs::wire(logprobs),
+            ..last_frame(finish)
+        };
+        self.encode(last)
+    }
+
+    fn number(&mut self, calls: Vec<ToolCall>) -> Vec<WireToolCall> {
+        let first = self.tool_calls;
+        self.tool_calls += calls.len();
+        calls
+            .into_iter()
+            .zip(first..)
+            .map(|(ToolCall { id, name, arguments }, index)| WireToolCall {
+                id,
+                function: WireFunction {
+                    index,
+                    name,
+                    arguments: go_json::tool_arguments(arguments),
+                },
+            })
+            .collect()
+    }
+
+    fn encode(&self, frame: Frame) -> Vec<u8> {
+        let Frame {
+            content,
+            thinking,
+            tool_calls,
+            logprobs,
+            done_reason,
+            metrics,
+            context,
+        } = frame;
+        let Metrics {
+            total_duration,
+            load_duration,
+            prompt_eval_count,
+            prompt_eval_duration,
+            eval_count,
+            eval_duration,
+        } = metrics;
+        let created_at = timestamp::rfc3339_utc(SystemTime::now());
+        let done = done_reason.is_some();
+        match self.route {
+            Route::Chat => reply::encode(&ChatFrame {
+                model: &self.model,
+                created_at,
+                message: WireMessage {
+                    role: "assistant",
+                    content,
+                    thinking,
+                    tool_calls,
+                },
+                done,
+                done_reason,
+                logprobs,
+                total_duration,
+                load_duration,
+                prompt_eval_count,
+                prompt_eval_duration,
+                eval_count,
+                eval_duration,
+            }),
+            Route::Generate => reply::encode(&GenerateFrame {
+                model: &self.model,
+                created_at,
+                response: content,
+                thinking,
+                done,
+                done_reason,
+                context,
+                total_duration,
+                load_duration,
+                prompt_eval_count,
+                prompt_eval_duration,
+                eval_count,
+                eval_duration,
+                tool_calls,
+                logprobs,
+            }),
+        }
+    }
+}
+
+impl Encoder for Frames {
+    fn event(&mut self, event: Event, out: &mut Vec<u8>) {
+        let frame = match event {
+            Event::Delta(delta) => Frame {
+                content: delta.content,
+                thinking: delta.thinking,
+                tool_calls: self.number(delta.tool_calls),
+                logprobs: logprobs::wire(delta.logprobs),
+                ..Frame::default()
+            },
+            Event::Finished(finish) => last_frame(finish),
+        };
+        if frame.says_something() {
+            out.extend_from_slice(&self.encode(frame));
+            out.push(b'\n');
+        }
+    }
+
+    fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>) {
+        reply::native_error_frame(error, out);
+    }
+}
+
+impl Frame {
+    fn says_something(&self) -> bool {
+        self.done_reason.is_some()
+            || !(self.content.is_empty()
+                && self.thinking.is_empty()
+                && self.tool_calls.is_empty()
+                && self.logprobs.is_empty())
+    }
+}
+
+fn last_frame(finish: Finish) -> Frame {
+    let Finish { reason, usage, context } = finish;
+    Frame {
+        // A finished tool call is a stop like any other on this wire.
+        done_reason: Some(match reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        }),
+        metrics: Metrics {
+            total_duration: nanoseconds(usage.total_duration),
+            load_duration: nanoseconds(usage.load_duration),
+            prompt_eval_count: u64::from(usage.prompt_tokens),
+            prompt_eval_duration: nanoseconds(usage.prompt_duration),
+            eval_count: u64::from(usage.output_tokens),
+            eval_duration: nanoseconds(usage.output_duration),
+        },
+        context,
+        ..Frame::default()
+    }
+}
+
+/// At least one: a zero would be left out, and clients divide by it.
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).max(1)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::fake::{calls, delta, finish, mask, text, thinking},
+        inference::{Delta, TokenLogprob, TopLogprob},
+    };
+
+    fn encode(route: Route, events: Vec<Event>) -> String {
+        let mut frames = Frames::new(route, "hf:o/r".into());
+        let mut out = Vec::new();
+        for event in events {
+            frames.event(event, &mut out);
+        }
+        mask(&out)
+    }
+
+    #[test]
+    fn a_chat_frame_has_the_golden_form() {
+        assert_eq!(
+            encode(Route::Chat, vec![text("Hi")]),
+            "{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"message\":{\"role\":\"assistant\",\"content\":\"Hi\"},\"done\":false}\n"
+        );
+        assert_eq!(
+            encode(Route::Chat, vec![thinking("Hm")]),
+            "{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"message\":{\"role\":\"assistant\",\"content\":\"\",\"thinking\":\"Hm\"},\"done\":false}\n"
+        );
+        assert_eq!(encode(Route::Chat, vec![text("")]), "");
+    }
+
+    #[test]
+    fn the_last_frame_of_a_chat_has_all_metrics() {
+        assert_eq!(
+            encode(Route::Chat, vec![finish(FinishReason::Stop, &[])]),
+            "{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"message\":{\"role\":\"assistant\",\"content\":\"\"},\"done\":true,\"done_reason\":\"stop\",\"total_duration\":40,\"load_duration\":1,\"prompt_eval_count\":10,\"prompt_eval_duration\":20,\"eval_count\":2,\"eval_duration\":10}\n"
+        );
+    }
+
+    #[test]
+    fn the_last_frame_of_generate_has_the_context() {
+        assert_eq!(
+            encode(Route::Generate, vec![text("x"), finish(FinishReason::Length, &[1, 2])]),
+            "{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"response\":\"x\",\"done\":false}\n{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"response\":\"\",\"done\":true,\"done_reason\":\"length\",\"context\":[1,2],\"total_duration\":40,\"load_duration\":1,\"prompt_eval_count\":10,\"prompt_eval_duration\":20,\"eval_count\":2,\"eval_duration\":10}\n"
+        );
+    }
+
+    #[test]
+    fn tool_calls_are_numbered_over_the_whole_answer() {
+        let frames = encode(
+            Route::Chat,
+            vec![
+                calls(&[("c1", "f", r#"{"b":1,"a":"<x>","o":{"z":1,"y":2}}"#)]),
+                calls(&[("c2", "g", "{}")]),
+            ],
+        );
+        assert_eq!(
+            frames,
+            "{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"message\":{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{\"id\":\"c1\",\"function\":{\"index\":0,\"name\":\"f\",\"arguments\":{\"b\":1,\"a\":\"\\u003cx\\u003e\",\"o\":{\"y\":2,\"z\":1}}}}]},\"done\":false}\n{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"message\":{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{\"id\":\"c2\",\"function\":{\"index\":1,\"name\":\"g\",\"arguments\":{}}}]},\"done\":false}\n"
+        );
+    }
+
+    #[test]
+    fn logprobs_carry_bytes_and_alternatives() {
+        let logprob = TokenLogprob {
+            bytes: b"I".to_vec(),
+            logprob: -2.228_43,
+            top: vec![TopLogprob {
+                bytes: vec![0xf0],
+                logprob: -3.5,
+            }],
+        };
+        let event = delta(Delta {
+            content: "I".into(),
+            logprobs: vec![logprob],
+            ..Delta::default()
+        });
+        assert_eq!(
+            encode(Route::Generate, vec![event]),
+            "{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"response\":\"I\",\"done\":false,\"logprobs\":[{\"token\":\"I\",\"logprob\":-2.2284300327301025,\"bytes\":[73],\"top_logprobs\":[{\"token\":\"\u{fffd}\",\"logprob\":-3.5,\"bytes\":[240]}]}]}\n"
+        );
+    }
+
+    #[test]
+    fn load_replies_hold_no_metrics() {
+        let chat = Frames::new(Route::Chat, "m".into()).residency("load");
+        assert_eq!(
+            mask(&chat),
+            r#"{"model":"m","created_at":"T","message":{"role":"assistant","content":""},"done":true,"done_reason":"load"}"#
+        );
+        let generate = Frames::new(Route::Generate, "m".into()).residency("unload");
+        assert_eq!(
+            mask(&generate),
+            r#"{"model":"m","created_at":"T","response":"","done":true,"done_reason":"unload"}"#
+        );
+    }
+}

@@ -1,0 +1,150 @@
+//! `POST /api/generate`
+
+use hyper::Response;
+
+use super::{
+    chat::{answer, residency, unload},
+    frames::Route,
+    go_template::{Template, TemplateError, Values},
+    request::GenerateRequest,
+};
+use crate::{
+    api::{dispatch::Target, error::ApiError, model::Model},
+    http::body::Body,
+    inference::{Message, Prompt},
+    provider::Call,
+};
+
+/// The checks that need no model.
+pub(crate) fn check(body: &[u8]) -> Result<(), ApiError> {
+    GenerateRequest::decode(body)?.common.check_range()
+}
+
+/// Answers for a model of ours.
+pub(crate) async fn generate(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
+    let Target {
+        provider, name, body, ..
+    } = target;
+    let mut request = GenerateRequest::decode(body.bytes())?;
+    drop(body);
+    request.common.check_range()?;
+    let model = Model::find(call, provider, name, request.common.model.clone()).await?;
+    if request.prompt.is_empty() && request.common.unloads() {
+        return unload(call, &model, Route::Generate).await;
+    }
+    let is_shaped = !request.template.is_empty() || !request.system.is_empty() || !request.context.is_empty();
+    if request.raw && is_shaped {
+        return Err(ApiError::bad_request(
+            "raw mode does not support template, system, or context",
+        ));
+    }
+    let think = model.think(request.common.think)?;
+    model.require_text("generate")?;
+    if !request.suffix.is_empty() {
+        model.require_insert()?;
+    }
+    let options = request.common.take_options()?;
+    if request.prompt.is_empty() {
+        let keep_alive = request.common.keep_alive;
+        model
+            .provider
+            .load(call, &model.name, options.load, keep_alive)
+            .await
+            .map_err(|error| model.failure(error))?;
+        return Ok(residency(&model, Route::Generate, "load"));
+    }
+    let streams = request.common.streams();
+    let return_context = !request.raw;
+    let GenerateRequest {
+        common,
+        prompt,
+        suffix,
+        system,
+        template,
+        context,
+        raw,
+        images,
+    } = request;
+    let prompt = Parts {
+        prompt,
+        suffix,
+        system,
+        template,
+        context,
+        raw,
+        images,
+    }
+    .into_prompt()?;
+    let inference = common.into_inference(prompt, options, think, return_context)?;
+    answer(call, &model, inference, Route::Generate, streams).await
+}
+
+/// What a prompt is made of.
+struct Parts {
+    prompt: String,
+    suffix: String,
+    system: String,
+    template: String,
+    context: Vec<i32>,
+    raw: bool,
+    images: Vec<Vec<u8>>,
+}
+
+impl Parts {
+    fn into_prompt(self) -> Result<Prompt, ApiError> {
+        let Self {
+            prompt,
+            suffix,
+            system,
+            template,
+            context,
+            raw,
+            images,
+        } = self;
+        let as_text = raw || !suffix.is_empty() || !template.is_empty();
+        if as_text && !images.is_empty() {
+            return Err(ApiError::bad_request(
+                "images together with raw, suffix or template are not supported for hf: models",
+            ));
+        }
+        if as_text && !context.is_empty() {
+            return Err(ApiError::bad_request(
+                "context together with suffix or template is not supported for hf: models",
+            ));
+        }
+        if !template.is_empty() {
+            let values = Values { system, prompt, suffix };
+            let text = Template::parse(&template)
+                .and_then(|template| template.render(&values))
+                .map_err(template_error)?;
+            return Ok(Prompt::Raw { text });
+        }
+        if !suffix.is_empty() {
+            return Ok(Prompt::Infill { prefix: prompt, suffix });
+        }
+        if raw {
+            return Ok(Prompt::Raw { text: prompt });
+        }
+        let mut messages = Vec::with_capacity(2);
+        if !system.is_empty() {
+            messages.push(Message::text("system", system));
+        }
+        messages.push(Message {
+            media: images,
+            ..Message::text("user", prompt)
+        });
+        Ok(Prompt::Chat {
+            messages,
+            tools: Vec::new(),
+            context,
+        })
+    }
+}
+
+/// What Ollama cannot parse either is its 500; what only we do not know is the client's to change.
+fn template_error(error: TemplateError) -> ApiError {
+    match &error {
+        TemplateError::Syntax(_) => ApiError::internal(error.to_string()),
+        TemplateError::Unsupported(_) | TemplateError::TooLong => ApiError::bad_request(error.to_string()),
+    }
+}

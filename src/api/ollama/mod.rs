@@ -1,0 +1,23 @@
+//! The native dialect (`/api/*`): shapes, order of checks and error texts of Ollama.
+
+mod chat;
+mod delete;
+mod details;
+mod frames;
+mod generate;
+mod go_template;
+mod ps;
+mod pull;
+mod request;
+mod show;
+mod tags;
+mod version;
+
+pub(crate) use chat::{chat, check as check_chat};
+pub(crate) use delete::delete;
+pub(crate) use generate::{check as check_generate, generate};
+pub(crate) use ps::ps;
+pub(crate) use pull::pull;
+pub(crate) use show::show;
+pub(crate) use tags::tags;
+pub(crate) use version::{root, version};

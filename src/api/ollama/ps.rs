@@ -1,0 +1,122 @@
+//! `GET /api/ps`
+
+use std::time::{Duration, SystemTime};
+
+use hyper::{HeaderMap, Response};
+use serde::Serialize;
+
+use super::{details::Details, tags::models};
+use crate::{
+    api::{
+        Api,
+        listing::{self, Entry},
+        reply,
+    },
+    http::body::Body,
+    inference::ResidentModel,
+    provider::Call,
+    stdx::timestamp,
+};
+
+/// "For ever" as Ollama has it: the longest time that Go can count, some 292 years.
+const FOREVER: Duration = Duration::from_nanos(i64::MAX as u64);
+
+#[derive(Serialize)]
+struct PsEntry<'a> {
+    name: &'a str,
+    model: &'a str,
+    size: u64,
+    digest: &'a str,
+    details: Details<'a>,
+    expires_at: String,
+    size_vram: u64,
+    context_length: u32,
+}
+
+/// Upstream's resident models and ours, the one that stays longest first.
+pub(crate) async fn ps(api: &Api, call: &Call, received: &HeaderMap) -> Response<Body> {
+    let (upstream, ours) = futures_util::join!(
+        listing::of_upstream(api, call, "/api/ps", received),
+        our_entries(api, call)
+    );
+    models(&listing::merge(upstream, ours))
+}
+
+async fn our_entries(api: &Api, call: &Call) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for provider in api.registry.providers() {
+        entries.extend(
+            provider
+                .resident(call)
+                .await
+                .iter()
+                .map(|model| entry(model, SystemTime::now())),
+        );
+    }
+    entries
+}
+
+fn entry(resident: &ResidentModel, now: SystemTime) -> Entry {
+    let ResidentModel {
+        card,
+        size_bytes,
+        device_bytes,
+        expires_at,
+        context_length,
+    } = resident;
+    let expires_at = expires_at.or_else(|| now.checked_add(FOREVER)).unwrap_or(now);
+    Entry {
+        name: card.name.clone(),
+        seconds: listing::unix_seconds(expires_at),
+        json: reply::encode(&PsEntry {
+            name: &card.name,
+            model: &card.name,
+            size: *size_bytes,
+            digest: &card.digest,
+            details: Details::of(&card.facts),
+            expires_at: timestamp::rfc3339_local(expires_at),
+            size_vram: (*device_bytes).min(*size_bytes),
+            context_length: *context_length,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::fake::card;
+
+    #[test]
+    fn an_entry_has_the_golden_form() {
+        let resident = ResidentModel {
+            card: card("hf:o/r:Q4_K_M"),
+            size_bytes: 100,
+            device_bytes: 200,
+            expires_at: None,
+            context_length: 4096,
+        };
+        let entry = entry(&resident, SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000));
+        let json: serde_json::Value = serde_json::from_slice(&entry.json).unwrap();
+        let keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(
+            keys,
+            [
+                "name",
+                "model",
+                "size",
+                "digest",
+                "details",
+                "expires_at",
+                "size_vram",
+                "context_length"
+            ]
+        );
+        assert_eq!(
+            json["details"].to_string(),
+            r#"{"parent_model":"","format":"gguf","family":"llama","families":["llama"],"parameter_size":"8.0B","quantization_level":"Q4_K_M"}"#
+        );
+        assert_eq!(json["size_vram"], 100, "never above the size");
+        let year: i32 = json["expires_at"].as_str().unwrap()[..4].parse().unwrap();
+        assert!((2300..2400).contains(&year), "{year}");
+    }
+}

@@ -1,0 +1,206 @@
+//! `POST /api/pull`
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+use crate::{
+    api::{
+        decode::{DecodeError, Field, entries_of},
+        dispatch::Target,
+        error::ApiError,
+        model::failure_of,
+        reply::{self, JSON},
+    },
+    http::body::{self, Body},
+    inference::PullEvent,
+    provider::{Call, PullStream},
+};
+
+/// Hex digits of a digest that a status line shows.
+const SHORT_DIGEST: usize = 12;
+
+#[derive(Serialize)]
+struct Progress<'a> {
+    status: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
+    #[serde(skip_serializing_if = "is_zero")]
+    total: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    completed: u64,
+}
+
+/// Downloads a model of ours. The download goes on only as long as somebody reads.
+pub(crate) async fn pull(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
+    let Target {
+        provider,
+        name,
+        requested,
+        body,
+        ..
+    } = target;
+    let streams = wants_stream(body.bytes())?;
+    drop(body);
+    let progress = provider
+        .pull(call, &name)
+        .await
+        .map_err(|failure| failure_of(failure, &requested))?;
+    if streams {
+        Ok(reply::ndjson(frames(progress, requested)))
+    } else {
+        last(progress, &requested).await
+    }
+}
+
+fn wants_stream(body: &[u8]) -> Result<bool, DecodeError> {
+    let mut stream = None;
+    for (key, node) in entries_of(body, "api.PullRequest")? {
+        if key.eq_ignore_ascii_case("stream") {
+            node.read_optional_bool(&mut stream, Field("PullRequest", "stream"))?;
+        }
+    }
+    Ok(stream != Some(false))
+}
+
+fn frames(progress: PullStream, requested: String) -> Body {
+    body::stream(futures_util::stream::unfold(Some(progress), move |state| {
+        let requested = requested.clone();
+        async move {
+            let mut progress = state?;
+            let mut out = Vec::new();
+            let rest = match progress.next().await? {
+                Ok(event) => {
+                    push_frame(&event, &mut out);
+                    Some(progress)
+                }
+                Err(failure) => {
+                    tracing::warn!(model.name = %requested, error = %failure, "a pull broke off");
+                    reply::native_error_frame(&failure_of(failure, &requested), &mut out);
+                    None
+                }
+            };
+            Some((Ok(Bytes::from(out)), rest))
+        }
+    }))
+}
+
+/// Waits for the end; only the last object is sent.
+async fn last(mut progress: PullStream, requested: &str) -> Result<Response<Body>, ApiError> {
+    let mut line = Vec::new();
+    while let Some(event) = progress.next().await {
+        match event {
+            Ok(event) => {
+                line.clear();
+                push_frame(&event, &mut line);
+            }
+            Err(failure) => return Ok(reply::native_stream_error(&failure_of(failure, requested))),
+        }
+    }
+    line.pop(); // the line feed
+    Ok(reply::bytes(StatusCode::OK, JSON, line))
+}
+
+fn push_frame(event: &PullEvent, out: &mut Vec<u8>) {
+    match event {
+        PullEvent::Status(status) => {
+            reply::push_line(
+                &Progress {
+                    status,
+                    digest: None,
+                    total: 0,
+                    completed: 0,
+                },
+                out,
+            );
+        }
+        PullEvent::File {
+            digest,
+            total,
+            completed,
+        } => {
+            let short = digest.get(..SHORT_DIGEST).unwrap_or(digest);
+            let progress = Progress {
+                status: &format!("pulling {short}"),
+                digest: Some(format!("sha256:{digest}")),
+                total: *total,
+                completed: *completed,
+            };
+            reply::push_line(&progress, out);
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream;
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::inference::Failure;
+
+    fn events() -> Vec<Result<PullEvent, Failure>> {
+        let digest = "0123456789abcdef".repeat(4);
+        vec![
+            Ok(PullEvent::Status("pulling manifest")),
+            Ok(PullEvent::File {
+                digest: digest.clone(),
+                total: 100,
+                completed: 0,
+            }),
+            Ok(PullEvent::File {
+                digest,
+                total: 100,
+                completed: 100,
+            }),
+            Ok(PullEvent::Status("success")),
+        ]
+    }
+
+    async fn text(body: Body) -> String {
+        String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn progress_is_one_frame_an_event() {
+        let frames = text(frames(Box::pin(stream::iter(events())), "hf:o/r".into())).await;
+        let digest = "0123456789abcdef".repeat(4);
+        let expected = format!(
+            "{{\"status\":\"pulling manifest\"}}\n{{\"status\":\"pulling 0123456789ab\",\"digest\":\"sha256:{digest}\",\"total\":100}}\n{{\"status\":\"pulling 0123456789ab\",\"digest\":\"sha256:{digest}\",\"total\":100,\"completed\":100}}\n{{\"status\":\"success\"}}\n"
+        );
+        assert_eq!(frames, expected);
+    }
+
+    #[tokio::test]
+    async fn without_a_stream_only_the_last_object_is_sent() {
+        let response = last(Box::pin(stream::iter(events())), "hf:o/r").await.unwrap();
+        assert_eq!(response.headers()["content-type"], "application/json");
+        assert_eq!(text(response.into_body()).await, "{\"status\":\"success\"}");
+    }
+
+    #[tokio::test]
+    async fn an_error_is_a_frame_in_a_stream_and_a_status_without_one() {
+        let broken = || {
+            let mut broken = events();
+            broken[2] = Err(Failure::Unavailable("the Hub does not answer".into()));
+            Box::pin(stream::iter(broken))
+        };
+        let frames = text(frames(broken(), "hf:o/r".into())).await;
+        assert!(
+            frames.ends_with("\n{\"error\":\"the Hub does not answer\"}\n"),
+            "{frames}"
+        );
+        let response = last(broken(), "hf:o/r").await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(
+            text(response.into_body()).await,
+            "{\"error\":\"the Hub does not answer\"}"
+        );
+    }
+}

@@ -1,0 +1,370 @@
+//! Bodies of `/api/chat` and `/api/generate`.
+
+use serde_json::value::RawValue;
+
+use crate::{
+    api::{
+        decode::{DecodeError, Field, Node, entries_of},
+        error::ApiError,
+        options::Options,
+        values::{self, FormatField},
+    },
+    inference::{InferenceRequest, KeepAlive, Message, Prompt, Role, Think, ToolCall},
+};
+
+/// Messages in one request.
+const MAX_MESSAGES: usize = 1 << 16;
+
+/// Token ids in `context`.
+const MAX_CONTEXT: usize = 1 << 20;
+
+/// Fields that both routes have.
+#[derive(Debug, Default)]
+pub(crate) struct Common {
+    pub(crate) model: String,
+    pub(crate) stream: Option<bool>,
+    pub(crate) format: FormatField,
+    pub(crate) keep_alive: Option<KeepAlive>,
+    /// A bad option is answered late, after the checks of the model.
+    options: Option<Result<Options, ApiError>>,
+    pub(crate) think: Think,
+    truncate: Option<bool>,
+    shift: Option<bool>,
+    logprobs: bool,
+    top_logprobs: Option<i64>,
+    debug_render_only: bool,
+}
+
+/// `POST /api/generate`
+#[derive(Debug, Default)]
+pub(crate) struct GenerateRequest {
+    pub(crate) common: Common,
+    pub(crate) prompt: String,
+    pub(crate) suffix: String,
+    pub(crate) system: String,
+    pub(crate) template: String,
+    pub(crate) context: Vec<i32>,
+    pub(crate) raw: bool,
+    pub(crate) images: Vec<Vec<u8>>,
+}
+
+/// `POST /api/chat`
+#[derive(Debug, Default)]
+pub(crate) struct ChatRequest {
+    pub(crate) common: Common,
+    pub(crate) messages: Vec<Message>,
+    pub(crate) tools: Vec<Box<RawValue>>,
+}
+
+impl Common {
+    /// Takes a field that is one of these; gives back any other.
+    fn read<'a>(&mut self, root: &'static str, key: &str, node: Node<'a>) -> Result<Option<Node<'a>>, DecodeError> {
+        match key {
+            "model" => node.read_string(&mut self.model, Field(root, "model"))?,
+            "stream" => node.read_optional_bool(&mut self.stream, Field(root, "stream"))?,
+            "format" => self.format = FormatField::read(&node)?,
+            "keep_alive" => self.keep_alive = values::keep_alive(&node)?,
+            "options" => {
+                let entries = node.read_object(Field(root, "options"), "map[string]interface {}")?;
+                self.options = Some(Options::read(entries));
+            }
+            "think" => self.think = values::think(&node)?,
+            "truncate" => node.read_optional_bool(&mut self.truncate, Field(root, "truncate"))?,
+            "shift" => node.read_optional_bool(&mut self.shift, Field(root, "shift"))?,
+            "logprobs" => node.read_bool(&mut self.logprobs, Field(root, "logprobs"))?,
+            "top_logprobs" => node.read_int(&mut self.top_logprobs, Field(root, "top_logprobs"))?,
+            "_debug_render_only" => {
+                node.read_bool(&mut self.debug_render_only, Field(root, "_debug_render_only"))?;
+            }
+            _ => return Ok(Some(node)),
+        }
+        Ok(None)
+    }
+
+    /// The check that comes before the model is looked up.
+    pub(crate) fn check_range(&self) -> Result<(), ApiError> {
+        values::top_logprobs(self.top_logprobs.unwrap_or(0)).map(drop)
+    }
+
+    /// Whether the client wants frames; it does unless it says no.
+    pub(crate) fn streams(&self) -> bool {
+        self.stream != Some(false)
+    }
+
+    /// Whether the model is to be unloaded.
+    pub(crate) fn unloads(&self) -> bool {
+        self.keep_alive.is_some_and(KeepAlive::is_zero)
+    }
+
+    /// The options, or the error that they are.
+    pub(crate) fn take_options(&mut self) -> Result<Options, ApiError> {
+        if self.debug_render_only {
+            return Err(ApiError::bad_request(
+                "_debug_render_only is not supported for hf: models",
+            ));
+        }
+        self.options.take().unwrap_or_else(|| Ok(Options::default()))
+    }
+
+    /// The neutral request.
+    pub(crate) fn into_inference(
+        self,
+        prompt: Prompt,
+        options: Options,
+        think: Think,
+        return_context: bool,
+    ) -> Result<InferenceRequest, ApiError> {
+        let top_logprobs = values::top_logprobs(self.top_logprobs.unwrap_or(0))?;
+        Ok(InferenceRequest {
+            prompt,
+            sampling: options.sampling,
+            load: options.load,
+            format: self.format.into_format()?,
+            think,
+            keep_alive: self.keep_alive,
+            truncate: self.truncate.unwrap_or(true),
+            shift: self.shift.unwrap_or(true),
+            logprobs: self.logprobs.then_some(top_logprobs),
+            return_context,
+        })
+    }
+}
+
+impl GenerateRequest {
+    pub(crate) fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        const ROOT: &str = "GenerateRequest";
+        let mut request = Self::default();
+        for (key, node) in entries_of(body, "api.GenerateRequest")? {
+            let key = key.to_ascii_lowercase();
+            let Some(node) = request.common.read(ROOT, &key, node)? else {
+                continue;
+            };
+            match key.as_str() {
+                "prompt" => node.read_string(&mut request.prompt, Field(ROOT, "prompt"))?,
+                "suffix" => node.read_string(&mut request.suffix, Field(ROOT, "suffix"))?,
+                "system" => node.read_string(&mut request.system, Field(ROOT, "system"))?,
+                "template" => node.read_string(&mut request.template, Field(ROOT, "template"))?,
+                "context" => request.context = token_ids(node, Field(ROOT, "context"))?,
+                "raw" => node.read_bool(&mut request.raw, Field(ROOT, "raw"))?,
+                "images" => request.images = values::media(node, Field(ROOT, "images"))?,
+                _ => {}
+            }
+        }
+        Ok(request)
+    }
+}
+
+impl ChatRequest {
+    pub(crate) fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        const ROOT: &str = "ChatRequest";
+        let mut request = Self::default();
+        for (key, node) in entries_of(body, "api.ChatRequest")? {
+            let key = key.to_ascii_lowercase();
+            let Some(node) = request.common.read(ROOT, &key, node)? else {
+                continue;
+            };
+            match key.as_str() {
+                "messages" => request.messages = messages(node)?,
+                "tools" => request.tools = values::tools(node, Field(ROOT, "tools"))?,
+                _ => {}
+            }
+        }
+        Ok(request)
+    }
+}
+
+fn token_ids(node: Node<'_>, field: Field) -> Result<Vec<i32>, DecodeError> {
+    let items = node.read_array(field, "[]int")?;
+    if items.len() > MAX_CONTEXT {
+        return Err(DecodeError::new(format!(
+            "context holds more than {MAX_CONTEXT} tokens"
+        )));
+    }
+    items
+        .into_iter()
+        .map(|item| {
+            let mut id = None;
+            item.read_int(&mut id, field)?;
+            i32::try_from(id.unwrap_or(0)).map_err(|_| DecodeError::new("context holds a number that is no token"))
+        })
+        .collect()
+}
+
+fn messages(node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
+    let items = node.read_array(Field("ChatRequest", "messages"), "[]api.Message")?;
+    if items.len() > MAX_MESSAGES {
+        return Err(DecodeError::new(format!(
+            "the request holds more than {MAX_MESSAGES} messages"
+        )));
+    }
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| message(index, item))
+        .collect()
+}
+
+fn message(index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
+    const ROOT: &str = "ChatRequest";
+    let mut message = Message::text("", "");
+    for (key, node) in node.read_object(Field(ROOT, "messages"), "api.Message")? {
+        match key.to_ascii_lowercase().as_str() {
+            "role" => {
+                let mut role = String::new();
+                node.read_string(&mut role, Field(ROOT, "messages.role"))?;
+                message.role = Role(role.to_lowercase());
+            }
+            "content" => node.read_string(&mut message.content, Field(ROOT, "messages.content"))?,
+            "thinking" => node.read_string(&mut message.thinking, Field(ROOT, "messages.thinking"))?,
+            "images" => message.media = values::media(node, Field(ROOT, "messages.images"))?,
+            "tool_calls" => message.tool_calls = tool_calls(index, node)?,
+            "tool_name" => node.read_string(&mut message.tool_name, Field(ROOT, "messages.tool_name"))?,
+            "tool_call_id" => node.read_string(&mut message.tool_call_id, Field(ROOT, "messages.tool_call_id"))?,
+            _ => {}
+        }
+    }
+    Ok(message)
+}
+
+fn tool_calls(message: usize, node: Node<'_>) -> Result<Vec<ToolCall>, DecodeError> {
+    let field = Field("ChatRequest", "messages.tool_calls");
+    let items = node.read_array(field, "[]api.ToolCall")?;
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| tool_call(message, index, item, field))
+        .collect()
+}
+
+fn tool_call(message: usize, index: usize, node: Node<'_>, field: Field) -> Result<ToolCall, DecodeError> {
+    const FUNCTION: Field = Field("ChatRequest", "messages.tool_calls.function");
+    const ARGUMENTS: Field = Field("ChatRequest", "messages.tool_calls.function.arguments");
+    let mut call = ToolCall {
+        id: String::new(),
+        name: String::new(),
+        arguments: serde_json::Map::new(),
+    };
+    for (key, node) in node.read_object(field, "api.ToolCall")? {
+        match key.to_ascii_lowercase().as_str() {
+            "id" => node.read_string(&mut call.id, Field("ChatRequest", "messages.tool_calls.id"))?,
+            "function" => {
+                for (key, node) in node.read_object(FUNCTION, "api.ToolCallFunction")? {
+                    match key.to_ascii_lowercase().as_str() {
+                        "name" => {
+                            node.read_string(
+                                &mut call.name,
+                                Field("ChatRequest", "messages.tool_calls.function.name"),
+                            )?;
+                        }
+                        "arguments" => match values::plain_value(&node)? {
+                            serde_json::Value::Object(arguments) => call.arguments = arguments,
+                            serde_json::Value::Null => {}
+                            _ => return Err(node.mismatch(ARGUMENTS, "api.ToolCallFunctionArguments")),
+                        },
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if call.id.is_empty() {
+        // Older servers gave none. Counted, not random: the rendered prompt has to be the same on every turn.
+        call.id = format!("call_{message}_{index}");
+    }
+    Ok(call)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chat_error(body: &str) -> String {
+        ChatRequest::decode(body.as_bytes()).unwrap_err().to_string()
+    }
+
+    fn generate_error(body: &str) -> String {
+        GenerateRequest::decode(body.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn wrong_types_are_answered_in_the_words_of_go() {
+        for (body, expected) in [
+            (
+                "[]",
+                "json: cannot unmarshal array into Go value of type api.ChatRequest",
+            ),
+            (
+                r#"{"stream":"yes"}"#,
+                "json: cannot unmarshal string into Go struct field ChatRequest.stream of type bool",
+            ),
+            (
+                r#"{"messages":[{"role":"user","content":[{"type":"text"}]}]}"#,
+                "json: cannot unmarshal array into Go struct field ChatRequest.messages.content of type string",
+            ),
+            (
+                r#"{"messages":{"role":"user"}}"#,
+                "json: cannot unmarshal object into Go struct field ChatRequest.messages of type []api.Message",
+            ),
+            (
+                r#"{"top_logprobs":1.5}"#,
+                "json: cannot unmarshal number 1.5 into Go struct field ChatRequest.top_logprobs of type int",
+            ),
+            (
+                r#"{"messages":[{"images":["data:x"]}]}"#,
+                "illegal base64 data at input byte 4",
+            ),
+        ] {
+            assert_eq!(chat_error(body), expected);
+        }
+        for (body, expected) in [
+            (
+                r#"{"prompt":5}"#,
+                "json: cannot unmarshal number into Go struct field GenerateRequest.prompt of type string",
+            ),
+            (r#"{"keep_alive":"soon"}"#, "time: invalid duration \"soon\""),
+            (r#"{"images":["%%%"]}"#, "illegal base64 data at input byte 0"),
+        ] {
+            assert_eq!(generate_error(body), expected);
+        }
+        let arguments = chat_error(r#"{"messages":[{"tool_calls":[{"function":{"name":"f","arguments":"{}"}}]}]}"#);
+        assert!(arguments.starts_with("json: cannot unmarshal string"), "{arguments}");
+    }
+
+    #[test]
+    fn keys_come_in_any_case_and_the_last_duplicate_wins() {
+        let request = GenerateRequest::decode(
+            br#"{"MODEL":"a","model":"b","model":null,"Prompt":"x","extra":{},"RAW":true} trailing"#,
+        )
+        .unwrap();
+        assert_eq!(
+            (request.common.model.as_str(), request.prompt.as_str(), request.raw),
+            ("b", "x", true)
+        );
+    }
+
+    #[test]
+    fn a_message_is_read_whole() {
+        let request = ChatRequest::decode(
+            br#"{"messages":[{"role":"ASSISTANT","content":null,"thinking":"t","tool_calls":[{"function":{"index":0,"name":"f","arguments":{"b":1,"a":2}}}]},{"role":"tool","content":"r","tool_name":"f","tool_call_id":"c","images":["aGk="]}]}"#,
+        )
+        .unwrap();
+        let [assistant, tool] = &request.messages[..] else {
+            panic!()
+        };
+        assert_eq!(
+            (assistant.role.0.as_str(), assistant.content.as_str()),
+            ("assistant", "")
+        );
+        assert_eq!(assistant.tool_calls[0].id, "call_0_0");
+        assert_eq!(assistant.tool_calls[0].arguments.keys().collect::<Vec<_>>(), ["b", "a"]);
+        assert_eq!((tool.tool_name.as_str(), tool.tool_call_id.as_str()), ("f", "c"));
+        assert_eq!(tool.media, [b"hi"]);
+    }
+
+    #[test]
+    fn a_body_of_null_is_an_empty_request() {
+        let request = ChatRequest::decode(b"null").unwrap();
+        assert!(request.common.model.is_empty() && request.common.streams());
+    }
+}

@@ -1,0 +1,291 @@
+//! `POST /api/show`
+
+use hyper::{Response, header::USER_AGENT};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::details::{Details, capabilities};
+use crate::{
+    api::{
+        decode::{DecodeError, Field, Node, entries_of},
+        dispatch::Target,
+        error::ApiError,
+        model::failure_of,
+        reply,
+    },
+    http::body::Body,
+    inference::{ModelDetails, TensorFacts},
+    provider::Call,
+    stdx::timestamp,
+};
+
+/// Column at which the value of a parameter begins.
+const PARAMETER_WIDTH: usize = 30;
+
+/// Copilot tells models apart by this key, and expects the name that it asked for.
+const COPILOT: &str = "GitHubCopilotChat/";
+
+#[derive(Serialize)]
+struct ShowReply<'a> {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    license: &'a str,
+    modelfile: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    parameters: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    template: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    system: &'a str,
+    details: Details<'a>,
+    model_info: &'a Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    projector_info: Option<&'a Map<String, Value>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tensors: Vec<Tensor<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    capabilities: Vec<&'static str>,
+    modified_at: String,
+}
+
+#[derive(Serialize)]
+struct Tensor<'a> {
+    name: &'a str,
+    r#type: &'a str,
+    shape: &'a [u64],
+}
+
+/// What a request asks for beside the name; the last three replace what the model has, in the reply only.
+#[derive(Debug, Default)]
+struct ShowRequest {
+    verbose: bool,
+    system: String,
+    template: String,
+    parameters: Vec<(String, String)>,
+}
+
+impl ShowRequest {
+    fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        const ROOT: &str = "ShowRequest";
+        let mut request = Self::default();
+        for (key, node) in entries_of(body, "api.ShowRequest")? {
+            match key.to_ascii_lowercase().as_str() {
+                "verbose" => node.read_bool(&mut request.verbose, Field(ROOT, "verbose"))?,
+                "system" => node.read_string(&mut request.system, Field(ROOT, "system"))?,
+                "template" => node.read_string(&mut request.template, Field(ROOT, "template"))?,
+                "options" => {
+                    let entries = node.read_object(Field(ROOT, "options"), "map[string]interface {}")?;
+                    request.parameters = entries
+                        .into_iter()
+                        .flat_map(|(key, value)| spell(&key, value))
+                        .collect();
+                }
+                _ => {}
+            }
+        }
+        Ok(request)
+    }
+}
+
+/// One line for each value; strings in quotes.
+fn spell(key: &str, value: Node<'_>) -> Vec<(String, String)> {
+    match value {
+        Node::Array(items) => items.iter().map(|item| (key.to_owned(), item.to_json())).collect(),
+        Node::Null => Vec::new(),
+        other => vec![(key.to_owned(), other.to_json())],
+    }
+}
+
+/// Everything that is known of a model of ours.
+pub(crate) async fn show(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
+    let Target {
+        provider,
+        name,
+        requested,
+        headers,
+        body,
+    } = target;
+    let request = ShowRequest::decode(body.bytes())?;
+    drop(body);
+    let mut details = provider
+        .show(call, &name, request.verbose)
+        .await
+        .map_err(|failure| failure_of(failure, &requested))?;
+    override_with(&mut details, request);
+    if headers
+        .get(USER_AGENT)
+        .is_some_and(|agent| agent.as_bytes().starts_with(COPILOT.as_bytes()))
+    {
+        details
+            .model_info
+            .insert("general.basename".to_owned(), Value::String(requested));
+    }
+    Ok(reply::native(&wire(&details)))
+}
+
+fn override_with(details: &mut ModelDetails, request: ShowRequest) {
+    let ShowRequest {
+        verbose: _,
+        system,
+        template,
+        parameters,
+    } = request;
+    if !system.is_empty() {
+        details.system = system;
+    }
+    if !template.is_empty() {
+        details.template = template;
+    }
+    if !parameters.is_empty() {
+        details
+            .parameters
+            .retain(|(key, _)| !parameters.iter().any(|(replaced, _)| replaced == key));
+        details.parameters.extend(parameters);
+    }
+}
+
+fn wire(details: &ModelDetails) -> ShowReply<'_> {
+    let ModelDetails {
+        card,
+        template,
+        license,
+        system,
+        parameters,
+        model_info,
+        projector_info,
+        tensors,
+    } = details;
+    ShowReply {
+        license,
+        modelfile: modelfile(details),
+        parameters: parameter_lines(parameters),
+        template,
+        system,
+        details: Details::of(&card.facts),
+        model_info,
+        projector_info: projector_info.as_ref(),
+        tensors: tensors
+            .iter()
+            .map(
+                |TensorFacts {
+                     name,
+                     element_type,
+                     shape,
+                 }| Tensor {
+                    name,
+                    r#type: element_type,
+                    shape,
+                },
+            )
+            .collect(),
+        capabilities: capabilities(&card.facts),
+        modified_at: timestamp::rfc3339_local(card.modified_at),
+    }
+}
+
+fn parameter_lines(parameters: &[(String, String)]) -> String {
+    let lines: Vec<String> = parameters
+        .iter()
+        .map(|(key, value)| format!("{key:<PARAMETER_WIDTH$} {value}"))
+        .collect();
+    lines.join("\n")
+}
+
+fn modelfile(details: &ModelDetails) -> String {
+    let name = &details.card.name;
+    let mut text = format!(
+        "# Modelfile generated by \"ollama show\"\n# To build a new Modelfile based on this, replace FROM with:\n# FROM {name}\n\nFROM {name}\n"
+    );
+    let mut push = |instruction: &str, argument: &str| {
+        if !argument.is_empty() {
+            text.push_str(&format!("{instruction} {}\n", quote(argument)));
+        }
+    };
+    push("TEMPLATE", &details.template);
+    push("SYSTEM", &details.system);
+    for (key, value) in &details.parameters {
+        let bare: Option<String> = serde_json::from_str(value).ok();
+        push(&format!("PARAMETER {key}"), bare.as_deref().unwrap_or(value));
+    }
+    push("LICENSE", &details.license);
+    text
+}
+
+/// Quotes as a Modelfile does: only where line breaks or outer blanks make it necessary.
+fn quote(argument: &str) -> String {
+    let needs_quotes = argument.contains('\n') || argument.starts_with(' ') || argument.ends_with(' ');
+    match (needs_quotes, argument.contains('"')) {
+        (false, _) => argument.to_owned(),
+        (true, false) => format!("\"{argument}\""),
+        (true, true) => format!("\"\"\"{argument}\"\"\""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::fake::{card, details};
+
+    #[test]
+    fn fields_come_in_the_order_of_the_wire() {
+        let bytes = reply::encode(&wire(&details("hf:o/r:Q4_K_M")));
+        let json: Value = serde_json::from_slice(&bytes).unwrap();
+        let keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(
+            keys,
+            [
+                "license",
+                "modelfile",
+                "parameters",
+                "template",
+                "system",
+                "details",
+                "model_info",
+                "tensors",
+                "capabilities",
+                "modified_at"
+            ]
+        );
+        assert_eq!(
+            json["modelfile"],
+            "# Modelfile generated by \"ollama show\"\n# To build a new Modelfile based on this, replace FROM with:\n# FROM hf:o/r:Q4_K_M\n\nFROM hf:o/r:Q4_K_M\nTEMPLATE \"{{ a }}\n\"\nSYSTEM You are terse.\nPARAMETER stop <|im_end|>\nPARAMETER temperature 0.2\nLICENSE MIT\n"
+        );
+        assert_eq!(
+            json["parameters"],
+            "stop                           \"<|im_end|>\"\ntemperature                    0.2"
+        );
+        assert_eq!(
+            json["tensors"][0].to_string(),
+            r#"{"name":"t","type":"Q4_K","shape":[4096,4096]}"#
+        );
+    }
+
+    #[test]
+    fn a_model_without_facts_still_has_what_clients_need() {
+        let bare = ModelDetails {
+            card: card("hf:o/r:Q4_K_M"),
+            template: String::new(),
+            license: String::new(),
+            system: String::new(),
+            parameters: Vec::new(),
+            model_info: Map::new(),
+            projector_info: None,
+            tensors: Vec::new(),
+        };
+        let json: Value = serde_json::from_slice(&reply::encode(&wire(&bare))).unwrap();
+        assert_eq!(json["model_info"], Value::Object(Map::new()));
+        assert!(json.get("parameters").is_none() && json.get("license").is_none());
+    }
+
+    #[test]
+    fn a_request_replaces_what_it_names() {
+        let request =
+            ShowRequest::decode(br#"{"model":"m","system":"S","options":{"stop":["a\"b","c"],"top_k":1}}"#).unwrap();
+        let mut details = details("m");
+        override_with(&mut details, request);
+        assert_eq!(details.system, "S");
+        assert_eq!(
+            parameter_lines(&details.parameters),
+            "temperature                    0.2\nstop                           \"a\\\"b\"\nstop                           \"c\"\ntop_k                          1"
+        );
+    }
+}

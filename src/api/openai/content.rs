@@ -1,0 +1,267 @@
+//! Messages of `/v1/chat/completions`: text, content parts, images as data URIs, calls and results of tools.
+
+use crate::{
+    api::{
+        decode::{DecodeError, Field, Node, decode_base64},
+        values,
+    },
+    inference::{Message, Role, ToolCall},
+};
+
+const ROOT: &str = "ChatCompletionRequest";
+
+/// Messages in one request.
+const MAX_MESSAGES: usize = 1 << 16;
+
+/// Image types that a data URI may name; none at all is fine too.
+const IMAGE_TYPES: [&str; 5] = ["image/jpeg", "image/jpg", "image/png", "image/webp", ""];
+
+/// Reads the list.
+pub(super) fn messages(node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
+    let items = node.read_array(Field(ROOT, "messages"), "[]openai.Message")?;
+    if items.len() > MAX_MESSAGES {
+        return Err(DecodeError::new(format!(
+            "the request holds more than {MAX_MESSAGES} messages"
+        )));
+    }
+    let mut messages = Vec::with_capacity(items.len());
+    for (index, item) in items.into_iter().enumerate() {
+        let mut message = message(index, item)?;
+        if message.tool_name.is_empty() && !message.tool_call_id.is_empty() {
+            message.tool_name = name_of_call(&messages, &message.tool_call_id);
+        }
+        messages.push(message);
+    }
+    Ok(messages)
+}
+
+/// The tool that the latest call with this id named.
+fn name_of_call(messages: &[Message], id: &str) -> String {
+    messages
+        .iter()
+        .rev()
+        .flat_map(|message| &message.tool_calls)
+        .find(|call| call.id == id)
+        .map(|call| call.name.clone())
+        .unwrap_or_default()
+}
+
+fn message(index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
+    let mut message = Message::text("", "");
+    let mut content = Node::Null;
+    for (key, node) in node.read_object(Field(ROOT, "messages"), "openai.Message")? {
+        match key.to_ascii_lowercase().as_str() {
+            "role" => {
+                let mut role = String::new();
+                node.read_string(&mut role, Field(ROOT, "messages.role"))?;
+                message.role = Role(role.to_lowercase());
+            }
+            "content" => content = node,
+            "reasoning" | "reasoning_content" => {
+                node.read_string(&mut message.thinking, Field(ROOT, "messages.reasoning"))?;
+            }
+            "tool_calls" => message.tool_calls = tool_calls(index, node)?,
+            "name" => node.read_string(&mut message.tool_name, Field(ROOT, "messages.name"))?,
+            "tool_call_id" => node.read_string(&mut message.tool_call_id, Field(ROOT, "messages.tool_call_id"))?,
+            _ => {}
+        }
+    }
+    if message.role.0 != "tool" {
+        // A user's own name is no tool.
+        message.tool_name.clear();
+    }
+    match content {
+        Node::String(text) => message.content = text.into_owned(),
+        Node::Array(parts) => read_parts(parts, &mut message)?,
+        Node::Null if !message.tool_calls.is_empty() => {}
+        other => {
+            return Err(DecodeError::new(format!(
+                "invalid message content type: {}",
+                other.go_type()
+            )));
+        }
+    }
+    Ok(message)
+}
+
+/// Parts become one message: texts one below the other, images in order. (A message for each part, as Ollama makes them,
+/// breaks templates that want user and assistant to alternate.)
+fn read_parts(parts: Vec<Node<'_>>, message: &mut Message) -> Result<(), DecodeError> {
+    for part in parts {
+        let Node::Object(members) = part else {
+            return Err(bad_part());
+        };
+        let (mut kind, mut payload) = (String::new(), None);
+        for (key, node) in members {
+            match (key.as_ref(), node) {
+                ("type", Node::String(text)) => kind = text.into_owned(),
+                ("text" | "image_url" | "input_audio", node) => payload = Some(node),
+                _ => {}
+            }
+        }
+        match (kind.as_str(), payload) {
+            ("text", Some(Node::String(text))) => {
+                if !message.content.is_empty() {
+                    message.content.push('\n');
+                }
+                message.content.push_str(&text);
+            }
+            ("image_url", Some(Node::String(url))) => message.media.push(image(&url)?),
+            ("image_url", Some(Node::Object(members))) => {
+                let url = member(members, "url").ok_or_else(bad_part)?;
+                message.media.push(image(&url)?);
+            }
+            ("input_audio", Some(Node::Object(members))) => {
+                let data = member(members, "data").ok_or_else(bad_part)?;
+                message.media.push(decode_base64(&data).map_err(|_| bad_part())?);
+            }
+            _ => return Err(bad_part()),
+        }
+    }
+    Ok(())
+}
+
+fn bad_part() -> DecodeError {
+    DecodeError::new("invalid message format")
+}
+
+fn member<'a>(members: Vec<(std::borrow::Cow<'a, str>, Node<'a>)>, name: &str) -> Option<std::borrow::Cow<'a, str>> {
+    members.into_iter().rev().find_map(|(key, node)| match node {
+        Node::String(text) if key == name => Some(text),
+        _ => None,
+    })
+}
+
+/// The bytes behind a data URI.
+fn image(url: &str) -> Result<Vec<u8>, DecodeError> {
+    if url.starts_with("http://") || url.starts_with("https://") {
+        return Err(DecodeError::new(
+            "image URLs are not currently supported, please use base64 encoded data instead",
+        ));
+    }
+    let bad = || DecodeError::new("invalid image input");
+    let (kind, data) = url
+        .strip_prefix("data:")
+        .and_then(|rest| rest.split_once(";base64,"))
+        .ok_or_else(bad)?;
+    if !IMAGE_TYPES.contains(&kind) {
+        return Err(bad());
+    }
+    decode_base64(data).map_err(|_| bad())
+}
+
+fn tool_calls(message: usize, node: Node<'_>) -> Result<Vec<ToolCall>, DecodeError> {
+    let items = node.read_array(Field(ROOT, "messages.tool_calls"), "[]openai.ToolCall")?;
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| tool_call(message, index, item))
+        .collect()
+}
+
+fn tool_call(message: usize, index: usize, node: Node<'_>) -> Result<ToolCall, DecodeError> {
+    let mut call = ToolCall {
+        id: String::new(),
+        name: String::new(),
+        arguments: serde_json::Map::new(),
+    };
+    for (key, node) in node.read_object(Field(ROOT, "messages.tool_calls"), "openai.ToolCall")? {
+        match key.to_ascii_lowercase().as_str() {
+            "id" => node.read_string(&mut call.id, Field(ROOT, "messages.tool_calls.id"))?,
+            "function" => {
+                for (key, node) in node.read_object(Field(ROOT, "messages.tool_calls.function"), "struct")? {
+                    match key.to_ascii_lowercase().as_str() {
+                        "name" => node.read_string(&mut call.name, Field(ROOT, "messages.tool_calls.function.name"))?,
+                        "arguments" => call.arguments = arguments(&node)?,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if call.id.is_empty() {
+        // Counted, not random: the rendered prompt has to be the same on every turn.
+        call.id = format!("call_{message}_{index}");
+    }
+    Ok(call)
+}
+
+/// A JSON object in a string; an object as it is does no harm.
+fn arguments(node: &Node<'_>) -> Result<serde_json::Map<String, serde_json::Value>, DecodeError> {
+    let bad = || DecodeError::new("invalid tool call arguments");
+    match node {
+        Node::String(text) => serde_json::from_str(text).map_err(|_| bad()),
+        Node::Object(_) => match values::plain_value(node)? {
+            serde_json::Value::Object(arguments) => Ok(arguments),
+            _ => Err(bad()),
+        },
+        _ => Err(bad()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::decode::entries_of;
+
+    fn read(json: &str) -> Result<Vec<Message>, DecodeError> {
+        let body = format!("{{\"messages\":{json}}}");
+        let (_, node) = entries_of(body.as_bytes(), "test")?.remove(0);
+        messages(node)
+    }
+
+    #[test]
+    fn parts_become_one_message() {
+        let messages = read(
+            r#"[{"role":"user","content":[{"type":"text","text":"a"},{"type":"image_url","image_url":{"url":"data:image/png;base64,aGk="}},{"type":"image_url","image_url":"data:;base64,aGo="},{"type":"text","text":"b"}]}]"#,
+        )
+        .unwrap();
+        assert_eq!(messages.len(), 1);
+        assert_eq!(messages[0].content, "a\nb");
+        assert_eq!(messages[0].media, [b"hi", b"hj"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_in_the_words_of_the_shim() {
+        for (json, expected) in [
+            (
+                r#"[{"role":"user","content":[{"type":"video"}]}]"#,
+                "invalid message format",
+            ),
+            (r#"[{"role":"user","content":["x"]}]"#, "invalid message format"),
+            (r#"[{"role":"user"}]"#, "invalid message content type: <nil>"),
+            (
+                r#"[{"role":"user","content":5}]"#,
+                "invalid message content type: float64",
+            ),
+            (
+                r#"[{"role":"user","content":[{"type":"image_url","image_url":{"url":"http://x/y.png"}}]}]"#,
+                "image URLs are not currently supported, please use base64 encoded data instead",
+            ),
+            (
+                r#"[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/gif;base64,aGk="}}]}]"#,
+                "invalid image input",
+            ),
+            (
+                r#"[{"role":"assistant","tool_calls":[{"id":"c","function":{"name":"f","arguments":"{"}}]}]"#,
+                "invalid tool call arguments",
+            ),
+        ] {
+            assert_eq!(read(json).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_tool_result_finds_the_name_of_its_tool() {
+        let messages = read(
+            r#"[{"role":"assistant","tool_calls":[{"id":"c1","type":"function","function":{"name":"f","arguments":"{\"b\":1}"}}]},{"role":"tool","tool_call_id":"c1","content":"r"},{"role":"tool","tool_call_id":"c2","name":"g","content":"r"}]"#,
+        )
+        .unwrap();
+        assert_eq!(messages[0].tool_calls[0].arguments["b"], 1);
+        assert_eq!(
+            (messages[1].tool_name.as_str(), messages[2].tool_name.as_str()),
+            ("f", "g")
+        );
+    }
+}

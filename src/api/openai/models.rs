@@ -1,0 +1,93 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`
+
+use hyper::{HeaderMap, Request, Response, StatusCode};
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+
+use super::{answer, handler_error};
+use crate::{
+    api::{
+        Api,
+        listing::{self, Entry},
+        model::failure_of,
+        reply::{self, JSON},
+    },
+    http::body::Body,
+    inference::ModelCard,
+    provider::{Call, Owner},
+};
+
+#[derive(Serialize)]
+struct WireModel<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: i64,
+    owned_by: &'a str,
+}
+
+impl<'a> WireModel<'a> {
+    fn of(id: &'a str, card: &'a ModelCard) -> Self {
+        let created = listing::unix_seconds(card.modified_at);
+        Self {
+            id,
+            object: "model",
+            created,
+            owned_by: owner(&card.name),
+        }
+    }
+}
+
+/// The organisation of `hf:org/repo…`.
+fn owner(name: &str) -> &str {
+    let rest = name.split_once(':').map_or(name, |(_, rest)| rest);
+    rest.split_once('/').map_or("library", |(owner, _)| owner)
+}
+
+/// Upstream's models and ours, newest first.
+pub(crate) async fn models(api: &Api, call: &Call, received: &HeaderMap) -> Response<Body> {
+    let (upstream, cards) = futures_util::join!(
+        listing::of_upstream(api, call, "/v1/models", received),
+        listing::our_cards(api, call)
+    );
+    let ours = cards
+        .iter()
+        .map(|(name, card)| Entry {
+            name: name.clone(),
+            seconds: listing::unix_seconds(card.modified_at),
+            json: reply::encode(&WireModel::of(name, card)),
+        })
+        .collect();
+    let merged = listing::merge(upstream, ours);
+    let mut json = b"{\"object\":\"list\",\"data\":".to_vec();
+    // An empty list is a nil slice there.
+    if merged.is_empty() {
+        json.extend_from_slice(b"null")
+    } else {
+        json.extend_from_slice(&listing::list(&merged))
+    }
+    json.extend_from_slice(b"}\n");
+    reply::bytes(StatusCode::OK, JSON, json)
+}
+
+/// One model. Ids of ours hold slashes, which clients send encoded or plain.
+pub(crate) async fn model(api: &Api, call: &Call, id: &str, request: Request<Body>) -> Response<Body> {
+    let id = percent_decode_str(id).decode_utf8_lossy();
+    match api.registry.owner(&call.config, &id) {
+        Owner::Forward => api.upstream.forward(call, request).await,
+        Owner::Serve { provider, name } => match provider.card(call, &name).await {
+            Ok(card) => answer(&WireModel::of(&id, &card)),
+            Err(failure) => handler_error(&failure_of(failure, &id)),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_is_the_organisation() {
+        assert_eq!(owner("hf:bartowski/SmolLM2-GGUF:Q4_K_M"), "bartowski");
+        assert_eq!(owner("plain"), "library");
+    }
+}

@@ -1,0 +1,178 @@
+//! The `options` object of the native dialect. Keys are case-sensitive here, unknown ones are ignored, and a value of
+//! the wrong type is answered with 500, as Ollama does.
+
+use super::{
+    decode::{Node, quote},
+    error::ApiError,
+};
+use crate::inference::{LoadOptions, Sampling};
+
+/// Smallest context window that can be asked for, in tokens.
+const MIN_CONTEXT_TOKENS: i64 = 4;
+
+/// Strings that can end an answer.
+const MAX_STOPS: usize = 256;
+
+/// Options of one request.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Options {
+    /// Sampling and length.
+    pub(crate) sampling: Sampling,
+    /// What is fixed when a model is loaded.
+    pub(crate) load: LoadOptions,
+}
+
+impl Options {
+    /// Reads the members of the object.
+    pub(crate) fn read<'a, K: AsRef<str>>(entries: impl IntoIterator<Item = (K, Node<'a>)>) -> Result<Self, ApiError> {
+        let mut options = Self::default();
+        for (key, value) in entries {
+            if value != Node::Null {
+                options.set(key.as_ref(), &value)?;
+            }
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, key: &str, value: &Node<'_>) -> Result<(), ApiError> {
+        let Self { sampling, load } = self;
+        match key {
+            "num_ctx" => load.num_ctx = Some(to_u32(integer(key, value)?.max(MIN_CONTEXT_TOKENS))),
+            "num_batch" => load.num_batch = Some(to_u32(integer(key, value)?)).filter(|tokens| *tokens > 0),
+            "num_gpu" => load.num_gpu = Some(to_i32(integer(key, value)?)),
+            "main_gpu" => load.main_gpu = Some(to_i32(integer(key, value)?)),
+            "use_mmap" => load.use_mmap = Some(boolean(key, value)?),
+            "num_thread" => load.num_thread = Some(to_u32(integer(key, value)?)),
+            "num_keep" => sampling.num_keep = Some(integer(key, value)?),
+            "seed" => sampling.seed = Some(integer(key, value)?),
+            "num_predict" => sampling.num_predict = Some(integer(key, value)?),
+            "top_k" => sampling.top_k = Some(to_i32(integer(key, value)?)),
+            "repeat_last_n" => sampling.repeat_last_n = Some(to_i32(integer(key, value)?)),
+            "top_p" => sampling.top_p = Some(float(key, value)?),
+            "min_p" => sampling.min_p = Some(float(key, value)?),
+            "typical_p" => sampling.typical_p = Some(float(key, value)?),
+            "temperature" => sampling.temperature = Some(float(key, value)?),
+            "repeat_penalty" => sampling.repeat_penalty = Some(float(key, value)?),
+            "presence_penalty" => sampling.presence_penalty = Some(float(key, value)?),
+            "frequency_penalty" => sampling.frequency_penalty = Some(float(key, value)?),
+            "stop" => sampling.stop = Some(strings(key, value)?),
+            unknown => tracing::debug!(option = unknown, "ignoring an option that is not known"),
+        }
+        Ok(())
+    }
+}
+
+fn wrong(key: &str, wanted: &str) -> ApiError {
+    ApiError::internal(format!("option {} must be {wanted}", quote(key)))
+}
+
+/// A whole number; fractions are cut off.
+fn integer(key: &str, value: &Node<'_>) -> Result<i64, ApiError> {
+    let Node::Number(digits) = value else {
+        return Err(wrong(key, "of type integer"));
+    };
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a cast saturates and cuts the fraction off, which is what is wanted"
+    )]
+    digits
+        .parse::<i64>()
+        .ok()
+        .or_else(|| digits.parse::<f64>().ok().map(|number| number as i64))
+        .ok_or_else(|| wrong(key, "of type integer"))
+}
+
+fn float(key: &str, value: &Node<'_>) -> Result<f32, ApiError> {
+    let Node::Number(digits) = value else {
+        return Err(wrong(key, "of type float32"));
+    };
+    digits
+        .parse()
+        .ok()
+        .filter(|number: &f32| number.is_finite())
+        .ok_or_else(|| wrong(key, "of type float32"))
+}
+
+fn boolean(key: &str, value: &Node<'_>) -> Result<bool, ApiError> {
+    match value {
+        Node::Bool(value) => Ok(*value),
+        _ => Err(wrong(key, "of type boolean")),
+    }
+}
+
+fn strings(key: &str, value: &Node<'_>) -> Result<Vec<String>, ApiError> {
+    let Node::Array(items) = value else {
+        return Err(wrong(key, "of type array"));
+    };
+    if items.len() > MAX_STOPS {
+        return Err(ApiError::bad_request(format!(
+            "option {} holds more than {MAX_STOPS} strings",
+            quote(key)
+        )));
+    }
+    items
+        .iter()
+        .map(|item| match item {
+            Node::String(text) => Ok(text.clone().into_owned()),
+            _ => Err(wrong(key, "of an array of strings")),
+        })
+        .collect()
+}
+
+fn to_i32(number: i64) -> i32 {
+    i32::try_from(number).unwrap_or(if number < 0 { i32::MIN } else { i32::MAX })
+}
+
+fn to_u32(number: i64) -> u32 {
+    u32::try_from(number).unwrap_or(if number < 0 { 0 } else { u32::MAX })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::decode::entries_of;
+
+    fn read(json: &str) -> Result<Options, ApiError> {
+        Options::read(entries_of(json.as_bytes(), "test").unwrap())
+    }
+
+    #[test]
+    fn known_options_are_read_and_others_ignored() {
+        let options = read(
+            r#"{"num_ctx":2,"num_predict":-1,"top_k":1.9,"temperature":0,"stop":["a","b"],"mirostat":2,"Seed":7,"num_gpu":null,"use_mmap":false}"#,
+        )
+        .unwrap();
+        let expected = Options {
+            sampling: Sampling {
+                num_predict: Some(-1),
+                top_k: Some(1),
+                temperature: Some(0.0),
+                stop: Some(vec!["a".into(), "b".into()]),
+                ..Sampling::default()
+            },
+            load: LoadOptions {
+                num_ctx: Some(4),
+                use_mmap: Some(false),
+                ..LoadOptions::default()
+            },
+        };
+        assert_eq!(options, expected);
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_a_500_that_names_the_option() {
+        for (json, expected) in [
+            (r#"{"num_ctx":"x"}"#, r#"option "num_ctx" must be of type integer"#),
+            (
+                r#"{"temperature":"hot"}"#,
+                r#"option "temperature" must be of type float32"#,
+            ),
+            (r#"{"use_mmap":1}"#, r#"option "use_mmap" must be of type boolean"#),
+            (r#"{"stop":"x"}"#, r#"option "stop" must be of type array"#),
+            (r#"{"stop":[1]}"#, r#"option "stop" must be of an array of strings"#),
+        ] {
+            let error = read(json).unwrap_err();
+            assert_eq!((error.status.as_u16(), error.message.as_str()), (500, expected));
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Responses that are made here, in the byte forms of each dialect. Forwarded ones never come through this module.
+
+use hyper::{
+    HeaderMap, Response, StatusCode,
+    header::{CONTENT_TYPE, HeaderName, HeaderValue},
+};
+use serde::Serialize;
+
+use super::error::ApiError;
+use crate::http::{
+    body::{self, Body},
+    go_json, ndjson, sse,
+};
+
+/// A native answer in one piece.
+pub(crate) const JSON_UTF8: &str = "application/json; charset=utf-8";
+
+/// What Ollama's streaming code and its OpenAI shim send.
+pub(crate) const JSON: &str = "application/json";
+
+/// Says which parts of a request had no effect.
+const IGNORED: HeaderName = HeaderName::from_static("x-hubllama-ignored");
+
+/// A value in Go's JSON.
+pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
+    go_json::to_vec(value).unwrap_or_else(|error| {
+        // Only a map whose keys are no strings could do that, and no reply has one.
+        tracing::error!(error = %error, "a reply could not be encoded");
+        b"{\"error\":\"the reply could not be encoded\"}".to_vec()
+    })
+}
+
+/// A body with its content type.
+pub(crate) fn bytes(status: StatusCode, content_type: &'static str, bytes: Vec<u8>) -> Response<Body> {
+    with_type(status, content_type, body::full(bytes))
+}
+
+/// A native answer in one piece: no line feed at its end.
+pub(crate) fn native<T: Serialize + ?Sized>(value: &T) -> Response<Body> {
+    bytes(StatusCode::OK, JSON_UTF8, encode(value))
+}
+
+/// A native stream.
+pub(crate) fn ndjson(body: Body) -> Response<Body> {
+    with_type(StatusCode::OK, ndjson::CONTENT_TYPE, body)
+}
+
+/// A stream of server-sent events.
+pub(crate) fn events(body: Body) -> Response<Body> {
+    with_type(StatusCode::OK, sse::CONTENT_TYPE, body)
+}
+
+/// Status 200 and nothing else.
+pub(crate) fn empty() -> Response<Body> {
+    Response::new(body::full(Vec::new()))
+}
+
+/// A native error.
+pub(crate) fn native_error(error: &ApiError) -> Response<Body> {
+    bytes(error.status, JSON_UTF8, encode(&NativeError { error: &error.message }))
+}
+
+/// A native error that came up where a stream would have begun.
+pub(crate) fn native_stream_error(error: &ApiError) -> Response<Body> {
+    bytes(error.status, JSON, encode(&NativeError { error: &error.message }))
+}
+
+/// The frame that ends a native stream which broke off.
+pub(crate) fn native_error_frame(error: &ApiError, out: &mut Vec<u8>) {
+    push_line(&NativeError { error: &error.message }, out);
+}
+
+/// One line of a native stream.
+pub(crate) fn push_line<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) {
+    out.extend_from_slice(&encode(value));
+    out.push(b'\n');
+}
+
+/// Names parts of the request that had no effect, in a header: nothing is cut silently.
+pub(crate) fn mark_ignored(headers: &mut HeaderMap, parts: &[&str]) {
+    if let Ok(value) = HeaderValue::from_str(&parts.join(", "))
+        && !parts.is_empty()
+    {
+        headers.insert(IGNORED, value);
+    }
+}
+
+fn with_type(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+#[derive(Serialize)]
+struct NativeError<'a> {
+    error: &'a str,
+}
