@@ -74,11 +74,19 @@ async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartErro
     let (reload, requests) = ReloadHandle::channel();
     let _watch = reload::watch(&store, reload.clone())?;
     let participants = vec![reload::log_level(log)];
-    tasks.spawn(reload::run(Arc::clone(&store), requests, participants, stop.soft.clone()));
+    tasks.spawn(reload::run(
+        Arc::clone(&store),
+        requests,
+        participants,
+        stop.soft.clone(),
+    ));
     let signals = signals::Signals::install()?;
     tasks.spawn(signals.run(stop.clone(), reload));
 
-    let worker = WorkerCommand { log: config.log.level.clone(), ..WorkerCommand::default() };
+    let worker = WorkerCommand {
+        log: config.log.level.clone(),
+        ..WorkerCommand::default()
+    };
     let lifecycle = Lifecycle::start(worker.clone());
     let hugging_face = HuggingFace::new(Hub::new(&config.state_dir), lifecycle.clone(), Helper::new(worker));
     let api = api(&store, hugging_face, &lifecycle);
@@ -113,13 +121,22 @@ fn api(store: &Arc<ConfigStore>, hugging_face: HuggingFace, lifecycle: &Lifecycl
 }
 
 fn health(lifecycle: &LifecycleHealth, store: &ConfigStore) -> serde_json::Value {
-    let LifecycleHealth { resident, in_transition, waiting, quarantined } = lifecycle;
+    let LifecycleHealth {
+        resident,
+        in_transition,
+        waiting,
+        quarantined,
+    } = lifecycle;
     let quarantined: Vec<_> = quarantined
         .iter()
         .map(|model| json!({ "path": model.path, "deaths": model.deaths, "reason": model.reason }))
         .collect();
     let synchronized = store.status().synchronized;
-    let status = if quarantined.is_empty() && synchronized { "ok" } else { "degraded" };
+    let status = if quarantined.is_empty() && synchronized {
+        "ok"
+    } else {
+        "degraded"
+    };
     json!({
         "status": status,
         "version": env!("CARGO_PKG_VERSION"),

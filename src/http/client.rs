@@ -131,4 +131,3 @@ pub fn install_tls() {
     // An error means that another part of the process has installed the same provider.
     ONCE.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
 }
-

@@ -3,12 +3,12 @@
 //! A [`Provider`] serves neutral requests; a plain name that Ollama answers is not put through one: its bytes are
 //! forwarded as they are.
 
-pub mod ollama;
 mod huggingface;
+pub mod ollama;
 pub mod registry;
 
-pub use ollama::{Ollama, UpstreamError};
 pub use huggingface::HuggingFace;
+pub use ollama::{Ollama, UpstreamError};
 pub use registry::{Owner, Registry};
 
 use std::{fmt, pin::Pin, sync::Arc, time::Instant};
