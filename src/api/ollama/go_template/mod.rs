@@ -148,7 +148,10 @@ mod tests {
                 "{{ range $i, $m := .Messages }}{{ if eq $m.Role \"user\" }}{{ $i }}{{ $m.Content }}{{ $.System }}{{ end }}{{ end }}",
                 "1PS",
             ),
-            ("{{ if eq .System \"A\" \"S\" }}x{{ end }}{{ if ne .System \"S\" }}y{{ end }}", "x"),
+            (
+                "{{ if eq .System \"A\" \"S\" }}x{{ end }}{{ if ne .System \"S\" }}y{{ end }}",
+                "x",
+            ),
             ("{{ range .Tools }}t{{ else }}none{{ end }}", "none"),
             ("plain { } text", "plain { } text"),
         ] {
@@ -166,7 +169,10 @@ mod tests {
             ("{{ foo .Prompt }}", "template: :1: function \"foo\" not defined"),
             ("{{ \"a }}", "template: :1: unterminated quoted string"),
             ("{{ (.Prompt }}", "template: :1: unclosed left paren"),
-            ("{{ if ne .System \"a\" \"b\" }}{{ end }}", "template: :1: wrong number of args"),
+            (
+                "{{ if ne .System \"a\" \"b\" }}{{ end }}",
+                "template: :1: wrong number of args",
+            ),
             ("{{ $x.Y }}", "template: :1: undefined variable \"$x\""),
         ] {
             let error = render(source).unwrap_err();
