@@ -13,8 +13,10 @@ use crate::config::Inputs;
 /// itself. Point a client at the port and use hf:ORG/REPO or hf:ORG/REPO:Q4_K_M as a model name.
 #[derive(Debug, Parser)]
 #[command(version, about, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Settings come from the command line, the environment (HUBLLAMA_*, HF_*, OLLAMA_*), the \
-                        configuration file and defaults, in this order. `hubllama config check` shows all of them.")]
+#[command(
+    after_help = "Settings come from the command line, the environment (HUBLLAMA_*, HF_*, OLLAMA_*), the \
+                        configuration file and defaults, in this order. `hubllama config check` shows all of them."
+)]
 pub(super) struct Arguments {
     /// Configuration file [default: /etc/hubllama/config.toml or ~/.config/hubllama/config.toml]
     #[arg(long, short, global = true, value_name = "FILE")]
@@ -87,7 +89,10 @@ impl Arguments {
         };
         // What stands after the command is nearer than what stands before it.
         let mut add = |key: &str, pick: fn(&ServeArguments) -> &Option<String>| {
-            if let Some(value) = after.and_then(|serve| pick(serve).clone()).or_else(|| pick(&self.serve).clone()) {
+            if let Some(value) = after
+                .and_then(|serve| pick(serve).clone())
+                .or_else(|| pick(&self.serve).clone())
+            {
                 overrides.push((key.to_owned(), value));
             }
         };
@@ -111,9 +116,15 @@ mod tests {
 
     #[test]
     fn options_work_before_and_after_the_command() {
-        for line in [["hubllama", "--listen", "127.0.0.1:1", "serve"], ["hubllama", "serve", "--listen", "127.0.0.1:1"]] {
+        for line in [
+            ["hubllama", "--listen", "127.0.0.1:1", "serve"],
+            ["hubllama", "serve", "--listen", "127.0.0.1:1"],
+        ] {
             let arguments = Arguments::try_parse_from(line).expect("parses");
-            assert_eq!(arguments.inputs().overrides, [("server.listen".to_owned(), "127.0.0.1:1".to_owned())]);
+            assert_eq!(
+                arguments.inputs().overrides,
+                [("server.listen".to_owned(), "127.0.0.1:1".to_owned())]
+            );
         }
     }
 }

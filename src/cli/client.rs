@@ -21,11 +21,27 @@ impl Daemon {
     pub(super) async fn find(config: &Config) -> anyhow::Result<Option<Self>> {
         crate::http::client::install_tls();
         // Never through a proxy: it is on this machine.
-        let client = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_TIMEOUT).build()?;
-        for address in config.server.listen.iter().filter(|address| !address.starts_with("unix:")) {
-            let base = format!("http://{}", address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:"));
+        let client = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .build()?;
+        for address in config
+            .server
+            .listen
+            .iter()
+            .filter(|address| !address.starts_with("unix:"))
+        {
+            let base = format!(
+                "http://{}",
+                address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
+            );
             // `/health` is ours alone: an Ollama that was moved to this port does not have it.
-            match client.get(format!("{base}/health")).timeout(CONNECT_TIMEOUT).send().await {
+            match client
+                .get(format!("{base}/health"))
+                .timeout(CONNECT_TIMEOUT)
+                .send()
+                .await
+            {
                 Ok(reply) if reply.status().is_success() => return Ok(Some(Self { client, base })),
                 _ => {}
             }
@@ -49,7 +65,12 @@ impl Daemon {
         body: &serde_json::Value,
         mut line: impl FnMut(serde_json::Value),
     ) -> anyhow::Result<()> {
-        let mut reply = self.client.post(format!("{}{path}", self.base)).json(body).send().await?;
+        let mut reply = self
+            .client
+            .post(format!("{}{path}", self.base))
+            .json(body)
+            .send()
+            .await?;
         if !reply.status().is_success() {
             return decode(reply).await.map(drop);
         }
@@ -71,7 +92,10 @@ impl Daemon {
 
 async fn decode(reply: reqwest::Response) -> anyhow::Result<serde_json::Value> {
     let status = reply.status();
-    let value: serde_json::Value = reply.json().await.with_context(|| format!("the daemon answered {status}"))?;
+    let value: serde_json::Value = reply
+        .json()
+        .await
+        .with_context(|| format!("the daemon answered {status}"))?;
     match value.get("error").and_then(|error| error.as_str()) {
         Some(error) => Err(anyhow!("{error}")),
         None => Ok(value),

@@ -1,11 +1,12 @@
 //! `hubllama doctor`: what this build and this machine can do, and what is wrong.
 
-use std::{fs, path::Path, process::ExitCode};
+use std::{fs, path::Path, process::ExitCode, sync::Arc, time::Instant};
 
 use super::client::Daemon;
 use crate::{
     config::{self, Inputs},
     hub::Hub,
+    provider::{Call, Ollama},
     stdx::{fs::free_bytes, size::human_bytes},
     worker::build_report,
 };
@@ -20,11 +21,23 @@ pub(super) async fn run(inputs: &Inputs) -> anyhow::Result<ExitCode> {
     let build = build_report();
     row(true, "engine", build.engine);
     row(true, "cpu", build.cpu_features);
-    let backends = if build.gpu_backends.is_empty() { "none".into() } else { build.gpu_backends.join(", ") };
+    let backends = if build.gpu_backends.is_empty() {
+        "none".into()
+    } else {
+        build.gpu_backends.join(", ")
+    };
     row(true, "gpu build", backends);
     for device in &build.devices {
-        let memory = format!("{} of {} free", human_bytes(device.free_bytes), human_bytes(device.total_bytes));
-        row(true, "device", format!("{}: {}, {memory}", device.name, device.description.trim()));
+        let memory = format!(
+            "{} of {} free",
+            human_bytes(device.free_bytes),
+            human_bytes(device.total_bytes)
+        );
+        row(
+            true,
+            "device",
+            format!("{}: {}, {memory}", device.name, device.description.trim()),
+        );
     }
     if build.gpu_backends.is_empty() && !build.machine_gpus.is_empty() {
         let text = format!(
@@ -51,13 +64,25 @@ pub(super) async fn run(inputs: &Inputs) -> anyhow::Result<ExitCode> {
     }
     match Daemon::find(&config).await? {
         Some(daemon) => row(true, "daemon", format!("running at {}", daemon.base())),
-        None => row(true, "daemon", format!("not running at {}", config.server.listen.join(", "))),
+        None => row(
+            true,
+            "daemon",
+            format!("not running at {}", config.server.listen.join(", ")),
+        ),
     }
     if config.ollama.enabled {
         let url = &config.ollama.url;
-        match crate::provider::ollama::reachable(&config.ollama).await {
-            Ok(version) => row(true, "ollama", format!("{url} answers, version {version}")),
-            Err(error) => row(false, "ollama", format!("{url} does not answer ({error}); plain names will get a 502")),
+        let call = Call {
+            config: Arc::new(config.clone()),
+            arrived: Instant::now(),
+        };
+        match Ollama::new().reachable(&call).await {
+            Ok(_) => row(true, "ollama", format!("{url} answers")),
+            Err(error) => row(
+                false,
+                "ollama",
+                format!("{url} does not answer ({error}); plain names will get a 502"),
+            ),
         }
     }
     if config.hub.enabled {
@@ -65,12 +90,16 @@ pub(super) async fn run(inputs: &Inputs) -> anyhow::Result<ExitCode> {
         if config.hub.offline {
             row(true, "hub", format!("{endpoint}, offline by configuration"));
         } else {
-            match Hub::new(config.state_dir.clone()).reachable(&config.hub).await {
+            match Hub::new(&config.state_dir).reachable(&config.hub).await {
                 Ok(_) => row(true, "hub", format!("{endpoint} answers")),
                 Err(error) => row(false, "hub", format!("{error}")),
             }
         }
-        let token = if config.hub.token.is_some() { "found" } else { "none (only public repositories)" };
+        let token = if config.hub.token.is_some() {
+            "found"
+        } else {
+            "none (only public repositories)"
+        };
         row(true, "hub token", token.into());
     }
     println!();
@@ -79,7 +108,11 @@ pub(super) async fn run(inputs: &Inputs) -> anyhow::Result<ExitCode> {
         1 => println!("One thing needs attention: the line marked with !"),
         _ => println!("{troubles} things need attention: the lines marked with !"),
     }
-    Ok(if troubles == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if troubles == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// The nearest folder that exists: what a new one would be made in.

@@ -27,9 +27,14 @@ pub fn main() -> ExitCode {
         return run_worker(role);
     }
     let inputs = arguments.inputs();
-    match arguments.command.unwrap_or(Command::Serve(args::ServeArguments::default())) {
+    match arguments
+        .command
+        .unwrap_or(Command::Serve(args::ServeArguments::default()))
+    {
         Command::Serve(_) => serve(inputs),
-        Command::Config { command: ConfigCommand::Check } => check(&inputs),
+        Command::Config {
+            command: ConfigCommand::Check,
+        } => check(&inputs),
         Command::Doctor => with_runtime(doctor::run(&inputs)),
         Command::Pull { name } => with_runtime(models::pull(&inputs, &name)),
         Command::List => with_runtime(models::list(&inputs)),
@@ -53,7 +58,11 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 fn check(inputs: &Inputs) -> ExitCode {
     let report = config::check_report(inputs);
     print!("{}", report.text);
-    if report.good { ExitCode::SUCCESS } else { ExitCode::from(EXIT_CONFIG) }
+    if report.good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_CONFIG)
+    }
 }
 
 fn serve(inputs: Inputs) -> ExitCode {

@@ -26,20 +26,32 @@ pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode
                     let number = |key: &str| frame.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
                     match frame.get("digest").and_then(|digest| digest.as_str()) {
                         Some(digest) => bars.file(digest, number("total"), number("completed")),
-                        None => bars.status(frame.get("status").and_then(|status| status.as_str()).unwrap_or_default()),
+                        None => bars.status(
+                            frame
+                                .get("status")
+                                .and_then(|status| status.as_str())
+                                .unwrap_or_default(),
+                        ),
                     }
                 })
                 .await?;
         }
         None => {
-            eprintln!("no daemon is running; pulling {name} into {}", config.hub.cache_dir.display());
+            eprintln!(
+                "no daemon is running; pulling {name} into {}",
+                config.hub.cache_dir.display()
+            );
             let name = HfName::parse(name)?;
-            let hub = Hub::new(config.state_dir.clone());
+            let hub = Hub::new(&config.state_dir);
             let mut events = hub.pull(&config.hub, &name);
             while let Some(event) = events.next().await {
                 match event? {
                     PullEvent::Status(status) => bars.status(status),
-                    PullEvent::File { digest, total, completed } => bars.file(&digest, total, completed),
+                    PullEvent::File {
+                        digest,
+                        total,
+                        completed,
+                    } => bars.file(&digest, total, completed),
                 }
             }
         }
@@ -49,21 +61,45 @@ pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode
 
 pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
-    let mut rows = vec![["NAME".to_owned(), "SIZE".into(), "QUANTIZATION".into(), "MODIFIED".into()]];
+    let mut rows = vec![[
+        "NAME".to_owned(),
+        "SIZE".into(),
+        "QUANTIZATION".into(),
+        "MODIFIED".into(),
+    ]];
     match Daemon::find(&config).await? {
         Some(daemon) => {
             let listing = daemon.get("/api/tags").await?;
-            for model in listing.get("models").and_then(|models| models.as_array()).into_iter().flatten() {
-                let text = |pointer: &str| model.pointer(pointer).and_then(|text| text.as_str()).unwrap_or("-").to_owned();
+            for model in listing
+                .get("models")
+                .and_then(|models| models.as_array())
+                .into_iter()
+                .flatten()
+            {
+                let text = |pointer: &str| {
+                    model
+                        .pointer(pointer)
+                        .and_then(|text| text.as_str())
+                        .unwrap_or("-")
+                        .to_owned()
+                };
                 let size = model.get("size").and_then(serde_json::Value::as_u64).unwrap_or(0);
                 let modified = text("/modified_at").chars().take(16).collect();
-                rows.push([text("/name"), human_bytes(size), text("/details/quantization_level"), modified]);
+                rows.push([
+                    text("/name"),
+                    human_bytes(size),
+                    text("/details/quantization_level"),
+                    modified,
+                ]);
             }
         }
         None => {
             eprintln!("no daemon is running; listing {}", config.hub.cache_dir.display());
-            for model in Hub::new(config.state_dir.clone()).list(&config.hub).await {
-                let modified = crate::stdx::timestamp::rfc3339_local(model.modified_at).chars().take(16).collect();
+            for model in Hub::new(&config.state_dir).list(&config.hub).await {
+                let modified = crate::stdx::timestamp::rfc3339_local(model.modified_at)
+                    .chars()
+                    .take(16)
+                    .collect();
                 let label = model.canonical.rsplit(':').next().unwrap_or("-").to_owned();
                 rows.push([model.canonical, human_bytes(model.size_bytes), label, modified]);
             }
@@ -76,7 +112,10 @@ pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
         }
     }
     for [name, size, label, modified] in &rows {
-        println!("{name:0$}  {size:>1$}  {label:2$}  {modified}", widths[0], widths[1], widths[2]);
+        println!(
+            "{name:0$}  {size:>1$}  {label:2$}  {modified}",
+            widths[0], widths[1], widths[2]
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -114,4 +153,3 @@ impl Bars {
         }
     }
 }
-

@@ -163,7 +163,8 @@ impl Walk<'_> {
             match (key.read)(&mut model, &raw(value.get_ref())) {
                 Ok(()) => {
                     let origin = self.origin(&name.span());
-                    self.found.origins.insert(format!("{path}.{}", key.name), origin);
+                    let set = key.sets.iter().map(|set| (format!("{path}.{set}"), origin.clone()));
+                    self.found.origins.extend(set);
                 }
                 Err(sentence) => self.problem(name.span(), &full, sentence),
             }

@@ -270,7 +270,7 @@ impl Merge {
                 before.rank() < origin.rank() || matches!(before, Origin::Environment { .. }) && *before != origin
             });
         }
-        if let Some(hidden) = hidden.filter(|hidden| hidden.rank() <= origin.rank()) {
+        if let Some(hidden) = hidden {
             self.shadowed.push(Shadowed {
                 key: key.name.to_owned(),
                 hidden,

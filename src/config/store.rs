@@ -79,7 +79,7 @@ pub struct Status {
 /// Holds the configuration in force.
 pub struct ConfigStore {
     inputs: Inputs,
-    current: ArcSwap<Config>,
+    current: Arc<ArcSwap<Config>>,
     /// Never held while files are read or components prepare.
     state: Mutex<State>,
     /// One reload at a time; held from its load to its swap.
@@ -103,7 +103,7 @@ impl ConfigStore {
     pub fn open(inputs: Inputs) -> Result<Self, Problems> {
         let loaded = load(&inputs)?;
         keep_backup(&loaded);
-        let current = ArcSwap::from_pointee(loaded.config.clone());
+        let current = Arc::new(ArcSwap::from_pointee(loaded.config.clone()));
         let state = State {
             loaded,
             loaded_at: SystemTime::now(),
@@ -117,6 +117,12 @@ impl ConfigStore {
             state: Mutex::new(state),
             reloading: Mutex::new(()),
         })
+    }
+
+    /// The live value itself, for who takes a snapshot with each request.
+    #[must_use]
+    pub fn live(&self) -> Arc<ArcSwap<Config>> {
+        Arc::clone(&self.current)
     }
 
     /// The configuration in force. A request takes it once and keeps it to its end.

@@ -3,3 +3,156 @@
 pub mod reload;
 pub mod signals;
 pub mod systemd;
+
+use std::{io, sync::Arc};
+
+use serde_json::json;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    api::Api,
+    config::{Config, ConfigStore, Inputs, Problems, ReloadHandle},
+    hub::Hub,
+    lifecycle::{Helper, Lifecycle, LifecycleHealth, WorkerCommand},
+    observability::{self, LogControl},
+    provider::{HuggingFace, Registry, ollama::Ollama},
+    server::{BindError, ServeError, Server, Stop},
+};
+
+/// Threads that serve connections: the work of the daemon is small, and the cores belong to the models.
+const MAX_RUNTIME_THREADS: usize = 4;
+
+/// Why the daemon did not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is wrong.
+    #[error("{0}")]
+    Config(Problems),
+    /// A listener cannot be opened.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A listener broke.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The system refuses threads, signals or files.
+    #[error("the daemon cannot start")]
+    Io(#[from] io::Error),
+    /// The log cannot be set up.
+    #[error("the log cannot be set up: {0}")]
+    Log(String),
+}
+
+/// Runs the daemon until a signal ends it.
+///
+/// # Errors
+/// When it cannot start, or a listener breaks.
+pub fn run(inputs: Inputs) -> Result<(), StartError> {
+    let store = Arc::new(ConfigStore::open(inputs).map_err(StartError::Config)?);
+    let log = observability::init(&store.current().log).map_err(StartError::Log)?;
+    crate::http::client::install_tls();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(MAX_RUNTIME_THREADS))
+        .thread_name("hubllama")
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve(store, log))
+}
+
+/// Builds everything, in the order in which it depends on each other, and takes it down in the other order.
+async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartError> {
+    let config = store.current();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "hubllama starts");
+    for notice in store.notices() {
+        tracing::warn!("{notice}");
+    }
+    // Sockets first: when the name is taken, nothing else has to be undone.
+    let server = Server::bind(&config.server).await?;
+    let stop = Stop::default();
+    let tasks = TaskTracker::new();
+
+    let (reload, requests) = ReloadHandle::channel();
+    let _watch = reload::watch(&store, reload.clone())?;
+    let participants = vec![reload::log_level(log)];
+    tasks.spawn(reload::run(
+        Arc::clone(&store),
+        requests,
+        participants,
+        stop.soft.clone(),
+    ));
+    let signals = signals::Signals::install()?;
+    tasks.spawn(signals.run(stop.clone(), reload));
+
+    let worker = WorkerCommand {
+        log: config.log.level.clone(),
+        ..WorkerCommand::default()
+    };
+    let lifecycle = Lifecycle::start(worker.clone());
+    let hugging_face = HuggingFace::new(Hub::new(&config.state_dir), lifecycle.clone(), Helper::new(worker));
+    let api = api(&store, hugging_face, &lifecycle);
+
+    for address in server.addresses() {
+        tracing::info!(%address, "listening");
+    }
+    announce(&config);
+    systemd::ready();
+    let outcome = server.run(Arc::new(api), store.live(), stop.clone()).await;
+
+    systemd::stopping();
+    stop.soft.cancel();
+    lifecycle.stop().await;
+    stop.hard.cancel();
+    tasks.close();
+    tasks.wait().await;
+    tracing::info!("hubllama ends");
+    Ok(outcome?)
+}
+
+fn api(store: &Arc<ConfigStore>, hugging_face: HuggingFace, lifecycle: &Lifecycle) -> Api {
+    let (health_of, settings) = (lifecycle.clone(), Arc::clone(store));
+    let described = Arc::clone(store);
+    Api {
+        registry: Registry::new(Arc::new(hugging_face)),
+        upstream: Arc::new(Ollama::new()),
+        config: store.live(),
+        health: Arc::new(move || health(&health_of.health(), &settings)),
+        config_status: Arc::new(move || described.describe()),
+    }
+}
+
+fn health(lifecycle: &LifecycleHealth, store: &ConfigStore) -> serde_json::Value {
+    let LifecycleHealth {
+        resident,
+        in_transition,
+        waiting,
+        quarantined,
+    } = lifecycle;
+    let quarantined: Vec<_> = quarantined
+        .iter()
+        .map(|model| json!({ "path": model.path, "deaths": model.deaths, "reason": model.reason }))
+        .collect();
+    let synchronized = store.status().synchronized;
+    let status = if quarantined.is_empty() && synchronized {
+        "ok"
+    } else {
+        "degraded"
+    };
+    json!({
+        "status": status,
+        "version": env!("CARGO_PKG_VERSION"),
+        "models": { "resident": resident, "in_transition": in_transition, "waiting": waiting },
+        "quarantined": quarantined,
+        "config_synchronized": synchronized,
+    })
+}
+
+fn announce(config: &Config) {
+    match config.ollama.enabled {
+        true => tracing::info!(upstream = config.ollama.url, "plain names go to Ollama"),
+        false => tracing::info!("plain names are not served: ollama.enabled is false"),
+    }
+    match config.hub.enabled {
+        true => tracing::info!(cache = %config.hub.cache_dir.display(), "hf: names are served from the Hub"),
+        false => tracing::info!("hf: names are not served: hub.enabled is false"),
+    }
+}

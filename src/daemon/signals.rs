@@ -3,29 +3,11 @@
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
-use crate::config::{Reason, ReloadHandle};
-
-/// The two steps of a stop. Cheap to clone; all clones are one.
-#[derive(Clone, Debug, Default)]
-pub struct Stop {
-    /// Take nothing new, finish what runs.
-    pub soft: CancellationToken,
-    /// Drop everything. Never cancelled before `soft`.
-    pub hard: CancellationToken,
-}
-
-impl Stop {
-    /// Asks for the next step: the first call is soft, the second hard.
-    pub fn advance(&self) {
-        if self.soft.is_cancelled() {
-            self.hard.cancel();
-        } else {
-            self.soft.cancel();
-        }
-    }
-}
+use crate::{
+    config::{Reason, ReloadHandle},
+    server::Stop,
+};
 
 /// The signals that the daemon handles. From [`Signals::install`] on they no longer end the process by themselves.
 #[derive(Debug)]

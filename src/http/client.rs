@@ -1,6 +1,10 @@
 //! The pooled HTTP/1.1 client that talks to upstream servers: no proxy, no redirects, no total time limit.
 
-use std::{fmt, sync::OnceLock, time::Duration};
+use std::{
+    fmt,
+    sync::{Once, OnceLock},
+    time::Duration,
+};
 
 use hyper::{Request, Response, body::Incoming, http::uri::Scheme};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -120,4 +124,10 @@ fn tls_client(connect_timeout: Duration) -> Result<TlsClient, String> {
         .enable_http1()
         .wrap_connector(connector(connect_timeout));
     Ok(builder().build(connector))
+}
+/// Makes ring the process's TLS provider, once.
+pub fn install_tls() {
+    static ONCE: Once = Once::new();
+    // An error means that another part of the process has installed the same provider.
+    ONCE.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
 }

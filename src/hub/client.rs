@@ -1,19 +1,25 @@
 //! Questions to the Hub over HTTP: what a repository is, what it holds, where a file lies. No file is written here.
 
 use std::{
-    sync::{Arc, Mutex, Once, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use reqwest::{
     Method, Response, StatusCode,
-    header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, LINK, LOCATION, RANGE, RETRY_AFTER},
+    header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, RANGE},
     redirect::Policy,
 };
-use serde::Deserialize;
 use url::Url;
 
-use super::{cache, error::HubError, name, resolve::RepoFile};
+use super::{
+    backoff::Backoff,
+    cache,
+    error::HubError,
+    name,
+    resolve::RepoFile,
+    wire::{EntryWire, ErrorWire, InfoWire, WhoWire, etag, next_page, number, redirect, retry_after},
+};
 use crate::config::HubConfig;
 
 /// Redirects of one request; huggingface.co uses two.
@@ -24,9 +30,6 @@ const MAX_JSON_BYTES: usize = 32 << 20;
 const MAX_ERROR_BYTES: usize = 4 << 10;
 /// Pages of a listing; the Hub puts a thousand entries on each.
 const MAX_PAGES: usize = 200;
-/// The longest wait between two tries, whatever the server asks for.
-const MAX_WAIT: Duration = Duration::from_secs(60);
-
 /// The connection pool, rebuilt when the setting that is fixed at its construction changes.
 #[derive(Debug, Default)]
 pub(crate) struct Pool(Mutex<Option<(Duration, reqwest::Client)>>);
@@ -74,55 +77,13 @@ pub(crate) struct About<'a> {
     pub(crate) path: &'a str,
 }
 
-/// Counts tries and waits between them.
-#[derive(Debug)]
-pub(crate) struct Backoff {
-    left: u32,
-    attempts: u32,
-    delay: Duration,
-    first_delay: Duration,
-}
-
-#[derive(Deserialize)]
-struct InfoWire {
-    id: Option<String>,
-    sha: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct EntryWire {
-    #[serde(rename = "type")]
-    kind: String,
-    path: String,
-    #[serde(default)]
-    size: u64,
-    oid: Option<String>,
-    lfs: Option<LfsWire>,
-}
-
-#[derive(Deserialize)]
-struct LfsWire {
-    oid: Option<String>,
-    size: Option<u64>,
-}
-
-#[derive(Deserialize)]
-struct ErrorWire {
-    error: String,
-}
-
-#[derive(Deserialize)]
-struct WhoWire {
-    name: String,
-}
-
 impl Pool {
     fn client(&self, connect_timeout: Duration) -> Result<reqwest::Client, HubError> {
         let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, client)) = cached.as_ref().filter(|(timeout, _)| *timeout == connect_timeout) {
             return Ok(client.clone());
         }
-        install_tls();
+        crate::http::client::install_tls();
         // HTTP/1 gives each range a connection, and so a window, of its own. Redirects are followed by hand, because the
         // token must not travel and because the Hub's headers are on the first answer.
         let client = reqwest::Client::builder()
@@ -135,12 +96,6 @@ impl Pool {
         *cached = Some((connect_timeout, client.clone()));
         Ok(client)
     }
-}
-
-fn install_tls() {
-    static ONCE: Once = Once::new();
-    // An error means that another part of the process has installed the same provider.
-    ONCE.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
 }
 
 impl Client {
@@ -499,67 +454,6 @@ struct Refusal<'a> {
     url: &'a Url,
 }
 
-impl Backoff {
-    fn new(config: &HubConfig) -> Self {
-        let HubConfig {
-            retry_attempts: attempts,
-            retry_delay,
-            ..
-        } = *config;
-        Self {
-            left: attempts,
-            attempts,
-            delay: retry_delay,
-            first_delay: retry_delay,
-        }
-    }
-
-    /// Starts to count anew, after a try that got somewhere.
-    pub(crate) fn reset(&mut self) {
-        self.left = self.attempts;
-        self.delay = self.first_delay;
-    }
-
-    /// Waits before the next try, or gives the error back where another try is of no use or none is left.
-    pub(crate) async fn wait(&mut self, error: HubError) -> Result<(), HubError> {
-        if !error.is_transient() {
-            return Err(error);
-        }
-        self.wait_anyway(error).await
-    }
-
-    /// Like [`Backoff::wait`], for an error that the caller has done something about.
-    pub(crate) async fn wait_anyway(&mut self, error: HubError) -> Result<(), HubError> {
-        if self.left == 0 {
-            return Err(error);
-        }
-        self.left -= 1;
-        // Jitter keeps ranges that failed together from coming back together.
-        let jittered = self.delay.mul_f64(rand::random_range(0.75..1.25));
-        let asked = match &error {
-            HubError::RateLimited { retry_after } => retry_after.unwrap_or_default(),
-            _ => Duration::ZERO,
-        };
-        self.delay = (self.delay * 2).min(MAX_WAIT);
-        tracing::debug!(%error, tries_left = self.left, "request to the Hub is tried again");
-        tokio::time::sleep(jittered.max(asked).min(MAX_WAIT)).await;
-        Ok(())
-    }
-}
-
-impl EntryWire {
-    fn into_file(self) -> Option<RepoFile> {
-        let is_safe = name::is_safe_path(&self.path);
-        let (lfs_oid, lfs_size) = self.lfs.map_or((None, None), |lfs| (lfs.oid, lfs.size));
-        is_safe.then(|| RepoFile {
-            size: lfs_size.unwrap_or(self.size),
-            oid: self.oid.filter(|oid| cache::is_hex(oid, 40)),
-            lfs_sha256: lfs_oid.filter(|oid| cache::is_hex(oid, 64)),
-            path: self.path,
-        })
-    }
-}
-
 fn extend<'a>(url: &mut Url, segments: impl IntoIterator<Item = &'a str>) -> Result<(), HubError> {
     match url.path_segments_mut() {
         Ok(mut path) => {
@@ -568,47 +462,6 @@ fn extend<'a>(url: &mut Url, segments: impl IntoIterator<Item = &'a str>) -> Res
         }
         Err(()) => Err(HubError::Endpoint("it has no path".into())),
     }
-}
-
-/// Where a redirect leads; a step down from https would expose what was asked for.
-fn redirect(response: &Response) -> Result<Option<Url>, HubError> {
-    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-        return Ok(None);
-    }
-    let from = response.url();
-    let target = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-    match target.and_then(|target| from.join(target).ok()) {
-        Some(next) if next.scheme() == "https" || (next.scheme() == "http" && from.scheme() == "http") => {
-            Ok(Some(next))
-        }
-        _ => Err(HubError::Protocol {
-            host: host(from),
-            problem: "it redirects to an address that cannot be used".into(),
-        }),
-    }
-}
-
-fn etag(headers: &HeaderMap, name: &str) -> Option<String> {
-    let value = headers.get(name)?.to_str().ok()?;
-    let value = value.strip_prefix("W/").unwrap_or(value).trim_matches('"');
-    (cache::is_hex(value, 64) || cache::is_hex(value, 40)).then(|| value.to_owned())
-}
-
-fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
-    headers.get(name)?.to_str().ok()?.parse().ok()
-}
-
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    number(headers, RETRY_AFTER.as_str()).map(|seconds| Duration::from_secs(seconds).min(MAX_WAIT))
-}
-
-/// The target of `Link: <…>; rel="next"`.
-fn next_page(headers: &HeaderMap) -> Option<String> {
-    let links = headers.get(LINK)?.to_str().ok()?;
-    links.split('<').skip(1).find_map(|link| {
-        let (target, parameters) = link.split_once('>')?;
-        parameters.contains("rel=\"next\"").then(|| target.to_owned())
-    })
 }
 
 fn host(url: &Url) -> String {
@@ -674,22 +527,6 @@ mod tests {
             let error = Client::new(&Pool::default(), Arc::new(config)).unwrap_err();
             assert!(matches!(error, HubError::Endpoint(_)), "{endpoint}: {error}");
         }
-    }
-
-    #[test]
-    fn headers() {
-        let mut headers = HeaderMap::new();
-        headers.insert("etag", format!("W/\"{}\"", "a".repeat(40)).parse().unwrap());
-        headers.insert("x-linked-etag", "\"../../etc\"".parse().unwrap());
-        headers.insert(
-            LINK,
-            "<http://h/a?b=1>; rel=\"prev\", <http://h/a?c=,2>; rel=\"next\""
-                .parse()
-                .unwrap(),
-        );
-        assert_eq!(etag(&headers, "etag"), Some("a".repeat(40)));
-        assert_eq!(etag(&headers, "x-linked-etag"), None, "it would become a file name");
-        assert_eq!(next_page(&headers).as_deref(), Some("http://h/a?c=,2"));
     }
 
     #[test]

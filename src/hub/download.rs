@@ -18,7 +18,8 @@ use tokio::{sync::watch, task::AbortHandle};
 use url::Url;
 
 use super::{
-    client::{About, Backoff, Client},
+    backoff::Backoff,
+    client::{About, Client},
     error::HubError,
     ledger::Ledger,
     partial::{BlobLock, Partial},

@@ -4,6 +4,7 @@
 //! [`Hub`] answers three questions: what is here ([`Hub::locate`], [`Hub::list`]; no network), bring it ([`Hub::pull`]),
 //! take it away ([`Hub::delete`]). What is in the files is not known here.
 
+mod backoff;
 mod cache;
 mod client;
 mod disk;
@@ -15,6 +16,7 @@ mod partial;
 mod pull;
 mod remove;
 pub mod resolve;
+mod wire;
 
 use std::{
     path::{Path, PathBuf},

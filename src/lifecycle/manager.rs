@@ -579,10 +579,20 @@ impl Manager {
     }
 
     fn health(&self) -> LifecycleHealth {
-        let resident = self.entries.values().filter(|entry| matches!(entry.state, State::Ready(_))).count();
-        let quarantined = self.deaths.iter().filter(|(_, (deaths, ..))| *deaths >= policy::DEATHS_TO_QUARANTINE).map(
-            |(path, (deaths, _, reason))| Quarantined { path: path.clone(), deaths: *deaths, reason: reason.clone() },
-        );
+        let resident = self
+            .entries
+            .values()
+            .filter(|entry| matches!(entry.state, State::Ready(_)))
+            .count();
+        let quarantined = self
+            .deaths
+            .iter()
+            .filter(|(_, (deaths, ..))| *deaths >= policy::DEATHS_TO_QUARANTINE)
+            .map(|(path, (deaths, _, reason))| Quarantined {
+                path: path.clone(),
+                deaths: *deaths,
+                reason: reason.clone(),
+            });
         LifecycleHealth {
             resident,
             in_transition: self.entries.len() - resident,

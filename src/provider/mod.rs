@@ -3,9 +3,11 @@
 //! A [`Provider`] serves neutral requests; a plain name that Ollama answers is not put through one: its bytes are
 //! forwarded as they are.
 
+mod huggingface;
 pub mod ollama;
 pub mod registry;
 
+pub use huggingface::HuggingFace;
 pub use ollama::{Ollama, UpstreamError};
 pub use registry::{Owner, Registry};
 

@@ -49,8 +49,19 @@ const REPORTED_REQUESTS: usize = 5;
 pub struct Stop {
     /// Accept nothing new, and let streams end within `server.shutdown_timeout`.
     pub soft: CancellationToken,
-    /// Drop what is left.
+    /// Drop what is left. Never cancelled before `soft`.
     pub hard: CancellationToken,
+}
+
+impl Stop {
+    /// Asks for the next step: the first call is soft, the second hard.
+    pub fn advance(&self) {
+        if self.soft.is_cancelled() {
+            self.hard.cancel();
+        } else {
+            self.soft.cancel();
+        }
+    }
 }
 
 /// Why a server ended before it was told to.

@@ -31,7 +31,10 @@ pub fn build_report() -> BuildReport {
     BuildReport {
         engine: llama::version(),
         cpu_features: llama::cpu_features(),
-        gpu_backends: backends.into_iter().filter_map(|(name, built)| built.then_some(name)).collect(),
+        gpu_backends: backends
+            .into_iter()
+            .filter_map(|(name, built)| built.then_some(name))
+            .collect(),
         devices: llama::devices(),
         machine_gpus: machine_gpus(Path::new("/sys/class/drm")),
     }

@@ -39,7 +39,16 @@ impl Answering {
         stall_timeout: Duration,
     ) -> Self {
         let stalled = Box::pin(tokio::time::sleep(stall_timeout));
-        Self { stream, first: Some(first), _lease: lease, arrived, load_duration, stall_timeout, stalled, ended: false }
+        Self {
+            stream,
+            first: Some(first),
+            _lease: lease,
+            arrived,
+            load_duration,
+            stall_timeout,
+            stalled,
+            ended: false,
+        }
     }
 
     fn stamp(&self, event: Event) -> Event {

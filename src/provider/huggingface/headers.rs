@@ -60,7 +60,9 @@ impl HeaderCache {
         }
         let (files, projector) = (local.files.clone(), local.mmproj.clone());
         let read = move || read(&files, projector.as_deref());
-        let header = tokio::task::spawn_blocking(read).await.map_err(|error| Failure::Load(error.to_string()))?;
+        let header = tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|error| Failure::Load(error.to_string()))?;
         if let Err(reason) = &header {
             tracing::warn!(path = %path.display(), reason, "unreadable model file");
         }
@@ -74,7 +76,8 @@ impl HeaderCache {
 }
 
 fn open_all(files: &[PathBuf]) -> Result<Vec<Header>, String> {
-    let open = |path: &PathBuf| Header::open(path).map_err(|error| format!("{} is no usable GGUF: {error}", name(path)));
+    let open =
+        |path: &PathBuf| Header::open(path).map_err(|error| format!("{} is no usable GGUF: {error}", name(path)));
     files.iter().map(open).collect()
 }
 
@@ -95,7 +98,10 @@ fn read(files: &[PathBuf], projector: Option<&Path>) -> Result<Arc<ModelHeader>,
         bos: gguf::bos_token(first).unwrap_or_default(),
         eos: gguf::eos_token(first).unwrap_or_default(),
         kv_bytes_per_token: kv_bytes_per_token(first),
-        refusal: shards.iter().find_map(|shard| gguf::precheck(shard).err()).map(|refusal| refusal.to_string()),
+        refusal: shards
+            .iter()
+            .find_map(|shard| gguf::precheck(shard).err())
+            .map(|refusal| refusal.to_string()),
     }))
 }
 
@@ -106,21 +112,40 @@ fn kv_bytes_per_token(header: &Header) -> u64 {
     let heads = number("attention.head_count").unwrap_or(1).max(1);
     let kv_heads = number("attention.head_count_kv").unwrap_or(heads);
     let width = number("embedding_length").unwrap_or(0) / heads;
-    let (key, value) = (number("attention.key_length").unwrap_or(width), number("attention.value_length").unwrap_or(width));
-    layers.saturating_mul(kv_heads).saturating_mul(key.saturating_add(value)).saturating_mul(2)
+    let (key, value) = (
+        number("attention.key_length").unwrap_or(width),
+        number("attention.value_length").unwrap_or(width),
+    );
+    layers
+        .saturating_mul(kv_heads)
+        .saturating_mul(key.saturating_add(value))
+        .saturating_mul(2)
 }
 
 type Details = (Map<String, Value>, Vec<TensorFacts>, String, Option<Map<String, Value>>);
 
 /// Everything that `/api/show` tells of the files: header keys, tensors, licence, the projector's keys.
-pub(super) async fn details(files: Vec<PathBuf>, projector: Option<PathBuf>, verbose: bool) -> Result<Details, Failure> {
+pub(super) async fn details(
+    files: Vec<PathBuf>,
+    projector: Option<PathBuf>,
+    verbose: bool,
+) -> Result<Details, Failure> {
     let read = move || -> Result<Details, String> {
         let shards = open_all(&files)?;
         let info = gguf::model_info_of_shards(&shards, verbose);
         let tensors = shards.iter().flat_map(gguf::tensors).collect();
-        let license = info.get("general.license").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let license = info
+            .get("general.license")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
         let projector = projector.and_then(|path| Header::open(&path).ok());
-        Ok((info, tensors, license, projector.map(|header| gguf::model_info(&header, verbose))))
+        Ok((
+            info,
+            tensors,
+            license,
+            projector.map(|header| gguf::model_info(&header, verbose)),
+        ))
     };
     tokio::task::spawn_blocking(read)
         .await

@@ -18,8 +18,8 @@ use super::{Call, EventStream, Provider, PullStream};
 use crate::{
     hub::{HfName, Hub, HubError, LocalModel},
     inference::{
-        Event, Failure, Format, InferenceRequest, KeepAlive, LoadOptions, Message, ModelCard, ModelDetails,
-        ModelFacts, Prompt, ResidentModel,
+        Event, Failure, Format, InferenceRequest, KeepAlive, LoadOptions, Message, ModelCard, ModelDetails, ModelFacts,
+        Prompt, ResidentModel,
     },
     lifecycle::{Helper, JobStream, Lease, Lifecycle, Limits, Wanted},
     worker::protocol::{ChatSyntax, Job, JobPrompt, LoadSpec},
@@ -59,7 +59,11 @@ impl Located {
 
     /// The file that llama.cpp is given: it finds the other shards beside the first.
     fn path(&self) -> Result<PathBuf, Failure> {
-        self.local.files.first().cloned().ok_or_else(|| Failure::Load("the model has no files".into()))
+        self.local
+            .files
+            .first()
+            .cloned()
+            .ok_or_else(|| Failure::Load("the model has no files".into()))
     }
 }
 
@@ -67,7 +71,12 @@ impl HuggingFace {
     /// Joins the parts.
     #[must_use]
     pub fn new(hub: Hub, lifecycle: Lifecycle, helper: Helper) -> Self {
-        Self { hub, lifecycle, helper, headers: Arc::default() }
+        Self {
+            hub,
+            lifecycle,
+            helper,
+            headers: Arc::default(),
+        }
     }
 
     /// Finds a model on disk; downloads it first if the configuration names it or lets any name be pulled.
@@ -157,21 +166,34 @@ impl HuggingFace {
             return Err(Failure::Invalid("not a conversation".into()));
         };
         loop {
-            let think = if request.format.is_some() { prompt::without_thinking() } else { prompt::thinking(request.think) };
+            let think = if request.format.is_some() {
+                prompt::without_thinking()
+            } else {
+                prompt::thinking(request.think)
+            };
             let render = prompt::render_job(header, &messages, tools, think)?;
             let mut rendered = self.helper.render(render).await?;
             let text = std::mem::take(&mut rendered.prompt);
             let mut job = job.clone();
             job.stop.append(&mut rendered.additional_stops.clone());
-            job.prompt = JobPrompt::Text { text, context: context.clone() };
+            job.prompt = JobPrompt::Text {
+                text,
+                context: context.clone(),
+            };
             let reads_format =
                 !tools.is_empty() || rendered.supports_thinking || !rendered.thinking_start_tag.is_empty();
             if reads_format && request.format.is_none() {
-                job.chat = Some(ChatSyntax { rendered, tools: !tools.is_empty() });
+                job.chat = Some(ChatSyntax {
+                    rendered,
+                    tools: !tools.is_empty(),
+                });
             }
             match start(lease, job).await {
                 Err(Failure::ContextExceeded { .. }) if request.truncate && prompt::drop_oldest(&mut messages) => {
-                    tracing::debug!(left = messages.len(), "the conversation does not fit; its oldest turn was dropped");
+                    tracing::debug!(
+                        left = messages.len(),
+                        "the conversation does not fit; its oldest turn was dropped"
+                    );
                 }
                 other => return other,
             }
@@ -210,7 +232,15 @@ impl Provider for HuggingFace {
     }
 
     fn resident<'a>(&'a self, _: &'a Call) -> BoxFuture<'a, Vec<ResidentModel>> {
-        async move { self.lifecycle.residents().await.into_iter().map(|resident| resident.model).collect() }.boxed()
+        async move {
+            self.lifecycle
+                .residents()
+                .await
+                .into_iter()
+                .map(|resident| resident.model)
+                .collect()
+        }
+        .boxed()
     }
 
     fn card<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
@@ -287,7 +317,9 @@ impl Provider for HuggingFace {
             let lease = self.acquire(call, &located, &settings, request.keep_alive).await?;
             let load_duration = call.arrived.elapsed();
             let context = match settings.requested_context {
-                Some(_) => settings.context_length(&located.header.facts).min(lease.loaded().context_length),
+                Some(_) => settings
+                    .context_length(&located.header.facts)
+                    .min(lease.loaded().context_length),
                 None => lease.loaded().context_length,
             };
             let (sampler, max_tokens, keep, stop) = settings.sampling(&call.config, &request.sampling, context);
@@ -298,7 +330,10 @@ impl Provider for HuggingFace {
             });
             let job = Job {
                 id: 0,
-                prompt: JobPrompt::Text { text: String::new(), context: Vec::new() },
+                prompt: JobPrompt::Text {
+                    text: String::new(),
+                    context: Vec::new(),
+                },
                 sampling: sampler,
                 max_tokens,
                 keep,
@@ -318,11 +353,15 @@ impl Provider for HuggingFace {
                 Prompt::Chat { messages, .. } => {
                     let mut messages = messages.clone();
                     if messages.iter().any(|message| !message.media.is_empty()) {
-                        return Err(Failure::Invalid(format!("{} does not support image input", located.local.canonical)));
+                        return Err(Failure::Invalid(format!(
+                            "{} does not support image input",
+                            located.local.canonical
+                        )));
                     }
-                    if let (Some(system), false) =
-                        (&settings.system, messages.first().is_some_and(|message| message.role.0 == "system"))
-                    {
+                    if let (Some(system), false) = (
+                        &settings.system,
+                        messages.first().is_some_and(|message| message.role.0 == "system"),
+                    ) {
                         messages.insert(0, Message::text("system", system.clone()));
                     }
                     let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
@@ -332,20 +371,27 @@ impl Provider for HuggingFace {
                             call.config.engine.max_prompt_bytes
                         )));
                     }
-                    self.start_chat(&lease, &located.header, &request, messages, &job).await?
+                    self.start_chat(&lease, &located.header, &request, messages, &job)
+                        .await?
                 }
                 Prompt::Raw { text } => {
                     if let Some(failure) = too_long(text) {
                         return Err(failure);
                     }
-                    let prompt = JobPrompt::Text { text: text.clone(), context: Vec::new() };
+                    let prompt = JobPrompt::Text {
+                        text: text.clone(),
+                        context: Vec::new(),
+                    };
                     start(&lease, Job { prompt, ..job }).await?
                 }
                 Prompt::Infill { prefix, suffix } => {
                     if let Some(failure) = too_long(prefix).or_else(|| too_long(suffix)) {
                         return Err(failure);
                     }
-                    let prompt = JobPrompt::Infill { prefix: prefix.clone(), suffix: suffix.clone() };
+                    let prompt = JobPrompt::Infill {
+                        prefix: prefix.clone(),
+                        suffix: suffix.clone(),
+                    };
                     start(&lease, Job { prompt, ..job }).await?
                 }
             };
@@ -382,6 +428,9 @@ fn not_downloaded(name: &str) -> ModelCard {
         modified_at: std::time::SystemTime::UNIX_EPOCH,
         size_bytes: 0,
         digest: "0".repeat(64),
-        facts: ModelFacts { quantization: "unknown".into(), ..ModelFacts::default() },
+        facts: ModelFacts {
+            quantization: "unknown".into(),
+            ..ModelFacts::default()
+        },
     }
 }

@@ -36,7 +36,11 @@ pub(super) fn thinking(think: Think) -> Thinking {
             }),
         ),
     };
-    Thinking { enabled, explicit, effort }
+    Thinking {
+        enabled,
+        explicit,
+        effort,
+    }
 }
 
 /// For constrained answers: the constraint begins with the first token.
@@ -60,7 +64,9 @@ pub(super) fn render_job(
         kwargs.insert("reasoning_effort".into(), format!("\"{effort}\"").into());
     }
     let continues = messages.last().is_some_and(|message| message.role.0 == "assistant");
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
     let input = json!({
         "messages": messages.iter().map(message).collect::<Vec<_>>(),
         "tools": tools,
@@ -69,7 +75,11 @@ pub(super) fn render_job(
         "kwargs": kwargs,
         "now": now,
     });
-    let template = if header.template.is_empty() { NO_TEMPLATE } else { &header.template };
+    let template = if header.template.is_empty() {
+        NO_TEMPLATE
+    } else {
+        &header.template
+    };
     Ok(RenderJob {
         id: 0,
         template: template.to_owned(),
@@ -123,12 +133,19 @@ mod tests {
 
     #[test]
     fn the_oldest_turn_goes_first_system_and_last_stay() {
-        let mut messages: Vec<Message> =
-            [("user", "1"), ("system", "s"), ("assistant", "2"), ("user", "3")].map(|(r, c)| Message::text(r, c)).into();
+        let mut messages: Vec<Message> = [("user", "1"), ("system", "s"), ("assistant", "2"), ("user", "3")]
+            .map(|(r, c)| Message::text(r, c))
+            .into();
         assert!(drop_oldest(&mut messages));
         assert!(drop_oldest(&mut messages));
         assert!(!drop_oldest(&mut messages));
-        assert_eq!(messages.iter().map(|message| message.content.as_str()).collect::<Vec<_>>(), ["s", "3"]);
+        assert_eq!(
+            messages
+                .iter()
+                .map(|message| message.content.as_str())
+                .collect::<Vec<_>>(),
+            ["s", "3"]
+        );
     }
 
     #[test]

@@ -86,11 +86,16 @@ impl Settings {
         let layers = [request, &self.model.sampling, &config.engine.sampling];
         macro_rules! first {
             ($field:ident, $default:expr) => {
-                layers.iter().find_map(|layer| layer.$field.clone()).unwrap_or($default)
+                layers
+                    .iter()
+                    .find_map(|layer| layer.$field.clone())
+                    .unwrap_or($default)
             };
         }
         let sampler = SamplerSettings {
-            seed: u32::try_from(first!(seed, -1) & i64::from(u32::MAX)).ok().filter(|_| first!(seed, -1) >= 0),
+            seed: u32::try_from(first!(seed, -1) & i64::from(u32::MAX))
+                .ok()
+                .filter(|_| first!(seed, -1) >= 0),
             temperature: first!(temperature, 0.8),
             top_k: first!(top_k, 40),
             top_p: first!(top_p, 0.9),
@@ -102,7 +107,9 @@ impl Settings {
             frequency_penalty: first!(frequency_penalty, 0.0),
         };
         let unlimited = context.saturating_mul(UNLIMITED_WINDOWS);
-        let max_tokens = u32::try_from(first!(num_predict, -1)).unwrap_or(unlimited).min(unlimited);
+        let max_tokens = u32::try_from(first!(num_predict, -1))
+            .unwrap_or(unlimited)
+            .min(unlimited);
         let keep = u32::try_from(first!(num_keep, 4)).unwrap_or(context);
         (sampler, max_tokens, keep, first!(stop, Vec::new()))
     }
@@ -130,7 +137,9 @@ impl Settings {
 
 /// Whether two names mean one model: equal but for case, or equal where one has no selector.
 pub(super) fn same_model(canonical: &str, configured: &str) -> bool {
-    let (Ok(canonical), Ok(configured)) = (HfName::parse(canonical), HfName::parse(configured)) else { return false };
+    let (Ok(canonical), Ok(configured)) = (HfName::parse(canonical), HfName::parse(configured)) else {
+        return false;
+    };
     canonical.repo_id().eq_ignore_ascii_case(&configured.repo_id())
         && match (&canonical.selector, &configured.selector) {
             (Some(a), Some(b)) => a.as_str().eq_ignore_ascii_case(b.as_str()),
@@ -156,5 +165,8 @@ pub(super) fn named_models(config: &Config) -> Vec<String> {
 
 /// Whether a name that is not on disk is pulled when it is first used.
 pub(super) fn pulls_on_use(config: &Config, name: &HfName) -> bool {
-    config.hub.auto_pull || named_models(config).iter().any(|configured| same_model(&name.to_string(), configured))
+    config.hub.auto_pull
+        || named_models(config)
+            .iter()
+            .any(|configured| same_model(&name.to_string(), configured))
 }
