@@ -114,9 +114,9 @@ fn load(name: &str) -> Option<Recorded> {
     let header = |wanted: &str| {
         let headers = response["headers"].as_array().unwrap().iter();
         headers
-            .filter(|pair| pair[0].as_str() == Some(wanted))
+            .rev()
+            .find(|pair| pair[0].as_str() == Some(wanted))
             .map(|pair| pair[1].as_str().unwrap().to_owned())
-            .last()
     };
     let chunks = response["chunks"].as_array().unwrap().iter();
     Some(Recorded {
