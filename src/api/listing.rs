@@ -128,13 +128,34 @@ pub(crate) async fn our_cards(api: &Api, call: &Call) -> Vec<(String, ModelCard)
         );
     }
     for alias in call.config.aliases.keys() {
-        if let Owner::Serve { provider, name } = api.registry.owner(&call.config, alias)
-            && let Ok(card) = provider.card(call, &name).await
+        if let Owner::Serve { name, .. } = api.registry.owner(&call.config, alias)
+            && let Some(card) = find_listed(cards.iter().map(|(_, card)| card), &name)
         {
+            let card = card.clone();
             cards.push((with_tag(alias), card));
         }
     }
     cards
+}
+
+/// The listed model that a name means. It is looked for among what is listed, not asked of the provider: a listing must
+/// not begin a download. A name without a selector means the usual one, else any.
+pub(crate) fn find_listed<'a>(cards: impl Iterator<Item = &'a ModelCard>, name: &str) -> Option<&'a ModelCard> {
+    let name = name.to_ascii_lowercase();
+    let name = name.strip_suffix(":latest").unwrap_or(&name);
+    let rank = |card: &ModelCard| {
+        let listed = card.name.to_ascii_lowercase();
+        let selector = listed.strip_prefix(name)?;
+        match selector {
+            "" => Some(0),
+            ":q4_k_m" => Some(1),
+            other => other.starts_with(':').then_some(2),
+        }
+    };
+    cards
+        .filter_map(|card| Some((rank(card)?, card)))
+        .min_by_key(|(rank, _)| *rank)
+        .map(|(_, card)| card)
 }
 
 /// A plain name as Ollama lists it: always with a tag.
@@ -195,6 +216,25 @@ mod tests {
         assert_eq!(names, ["new", "hf:o/r:Q4", "old", "mine:latest"]);
         assert_eq!(list(&merged[..2]), br#"["new","hf:o/r:Q4"]"#);
         assert_eq!(list(&[]), b"[]");
+    }
+
+    #[test]
+    fn a_name_without_a_selector_finds_the_usual_one() {
+        let cards = ["hf:o/r:Q8_0", "hf:o/r:Q4_K_M", "hf:o/r2:Q4_K_M"].map(crate::api::fake::card);
+        for (name, expected) in [
+            ("hf:O/R", Some("hf:o/r:Q4_K_M")),
+            ("hf:o/r:latest", Some("hf:o/r:Q4_K_M")),
+            ("HF:o/r:q8_0", Some("hf:o/r:Q8_0")),
+            ("hf:o/r:Q2_K", None),
+            ("hf:o", None),
+        ] {
+            assert_eq!(
+                find_listed(cards.iter(), name).map(|card| card.name.as_str()),
+                expected,
+                "{name}"
+            );
+        }
+        assert_eq!(find_listed(cards[..1].iter(), "hf:o/r").unwrap().name, "hf:o/r:Q8_0");
     }
 
     #[test]

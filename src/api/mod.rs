@@ -19,6 +19,8 @@ mod nameless;
 mod ollama;
 mod openai;
 mod options;
+#[cfg(test)]
+mod recorded;
 mod reply;
 mod stream;
 #[cfg(test)]

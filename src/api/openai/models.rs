@@ -8,8 +8,8 @@ use super::{answer, handler_error};
 use crate::{
     api::{
         Api,
+        error::ApiError,
         listing::{self, Entry},
-        model::failure_of,
         reply::{self, JSON},
     },
     http::body::Body,
@@ -74,9 +74,9 @@ pub(crate) async fn model(api: &Api, call: &Call, id: &str, request: Request<Bod
     let id = percent_decode_str(id).decode_utf8_lossy();
     match api.registry.owner(&call.config, &id) {
         Owner::Forward => api.upstream.forward(call, request).await,
-        Owner::Serve { provider, name } => match provider.card(call, &name).await {
-            Ok(card) => answer(&WireModel::of(&id, &card)),
-            Err(failure) => handler_error(&failure_of(failure, &id)),
+        Owner::Serve { provider, name } => match listing::find_listed(provider.list(call).await.iter(), &name) {
+            Some(card) => answer(&WireModel::of(&id, card)),
+            None => handler_error(&ApiError::model_not_found(&id)),
         },
     }
 }

@@ -1,0 +1,254 @@
+//! Requests that a real Ollama was recorded answering, sent to a model of ours: what was an error there has the same
+//! status, content type and bytes here; what was an answer has the same keys in the same order.
+
+use std::{path::PathBuf, sync::Arc};
+
+use arc_swap::ArcSwap;
+use http_body_util::BodyExt;
+use hyper::{Method, Request};
+use serde_json::Value;
+
+use super::{
+    Api, Endpoint, Handler,
+    fake::{FakeProvider, calls, finish, text, thinking},
+};
+use crate::{
+    config::{Config, UnsupportedTools},
+    http::body,
+    inference::{Capability, Event, FinishReason},
+    provider::{Ollama, Registry},
+};
+
+const FOLDER: &str = "fixtures/ollama-recordings";
+
+/// What the recorded model is called here, with the tag that Ollama adds in some sentences.
+const NAMES: [(&str, &str); 2] = [
+    ("registry.ollama.ai/library/smollm2:latest", "hf:o/r:Q4_K_M"),
+    ("smollm2", "hf:o/r"),
+];
+
+/// Recorded errors that do not depend on what the engine makes of a request.
+const ERRORS: [&str; 29] = [
+    "generate-array-body",
+    "generate-format-bad",
+    "generate-format-number",
+    "generate-image-bad-base64",
+    "generate-keep-alive-bad",
+    "generate-option-wrong-type",
+    "generate-prompt-wrong-type",
+    "generate-raw-with-template",
+    "generate-stream-string",
+    "generate-suffix",
+    "generate-think-bad",
+    "generate-think-unsupported",
+    "generate-top-logprobs-21",
+    "generate-empty-body",
+    "generate-gzip-body",
+    "generate-no-model",
+    "generate-not-json",
+    "generate-truncated",
+    "chat-content-array",
+    "chat-messages-object",
+    "chat-no-model",
+    "chat-think",
+    "chat-tools",
+    "v1-chat-bad-part",
+    "v1-chat-no-messages",
+    "v1-chat-reasoning-bad",
+    "v1-chat-remote-image",
+    "v1-chat-tools",
+    "v1-chat-wrong-type",
+];
+
+/// Recorded answers, whose shape is compared.
+const ANSWERS: [&str; 22] = [
+    "generate-load",
+    "generate-unload",
+    "generate-once",
+    "generate-stream",
+    "generate-raw",
+    "generate-context",
+    "generate-system",
+    "generate-template",
+    "generate-top-logprobs-alone",
+    "generate-keep-alive-minus-1",
+    "generate-upper-case-keys",
+    "generate-option-float-for-int",
+    "chat-load",
+    "chat-load-empty-messages",
+    "chat-once",
+    "chat-stream",
+    "chat-system-history",
+    "chat-tool-result",
+    "v1-chat",
+    "v1-chat-stream",
+    "v1-chat-stream-usage",
+    "v1-chat-parts",
+];
+
+struct Recorded {
+    endpoint: Endpoint,
+    body: Vec<u8>,
+    status: u64,
+    content_type: String,
+    reply: String,
+}
+
+fn load(name: &str) -> Option<Recorded> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join(FOLDER)
+        .join(format!("{name}.json"));
+    let json: Value = serde_json::from_slice(&std::fs::read(path).ok()?).unwrap();
+    let (request, response) = (&json["request"], &json["response"]);
+    let endpoint = match request["path"].as_str().unwrap() {
+        "/api/chat" => Endpoint::Chat,
+        "/api/generate" => Endpoint::Generate,
+        "/v1/chat/completions" => Endpoint::OpenAiChat,
+        other => panic!("{name}: {other}"),
+    };
+    let body = match (&request["body"]["text"], &request["body"]["base64"]) {
+        (Value::String(text), _) => ours(text).into_bytes(),
+        (_, Value::String(text)) => super::decode::decode_base64(text).unwrap(),
+        _ => Vec::new(),
+    };
+    let header = |wanted: &str| {
+        let headers = response["headers"].as_array().unwrap().iter();
+        headers
+            .rev()
+            .find(|pair| pair[0].as_str() == Some(wanted))
+            .map(|pair| pair[1].as_str().unwrap().to_owned())
+    };
+    let chunks = response["chunks"].as_array().unwrap().iter();
+    Some(Recorded {
+        endpoint,
+        body,
+        status: response["status"].as_u64().unwrap(),
+        content_type: header("Content-Type").unwrap(),
+        reply: ours(&chunks.map(|chunk| chunk["text"].as_str().unwrap()).collect::<String>()),
+    })
+}
+
+fn ours(text: &str) -> String {
+    NAMES
+        .iter()
+        .fold(text.to_owned(), |text, (theirs, ours)| text.replace(theirs, ours))
+}
+
+async fn replay(recorded: &Recorded, events: Vec<Event>, capabilities: &[Capability]) -> (u64, String, String) {
+    let mut config = Config::default();
+    config.ollama.enabled = false;
+    config.engine.unsupported_tools = UnsupportedTools::Refuse;
+    let provider = FakeProvider::new(events).with_capabilities(capabilities);
+    let api = Api {
+        registry: Registry::new(Arc::new(provider)),
+        upstream: Arc::new(Ollama::new()),
+        config: Arc::new(ArcSwap::from_pointee(config)),
+        health: Arc::new(|| Value::Null),
+        config_status: Arc::new(|| Value::Null),
+    };
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("/x")
+        .body(body::full(recorded.body.clone()))
+        .unwrap();
+    let response = api.handle(recorded.endpoint.clone(), request).await;
+    let status = u64::from(response.status().as_u16());
+    let content_type = response.headers()["content-type"].to_str().unwrap().to_owned();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (status, content_type, String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn recorded_errors_come_back_byte_for_byte() {
+    for name in ERRORS {
+        let recorded = load(name).unwrap_or_else(|| panic!("{name} is missing"));
+        let (status, content_type, reply) = replay(&recorded, Vec::new(), &[Capability::Completion]).await;
+        let expected = (recorded.status, recorded.content_type, recorded.reply);
+        assert_eq!((status, content_type, reply), expected, "{name}");
+    }
+}
+
+/// The keys of every line or event, with their nesting; list items by the first.
+fn shape(reply: &str) -> Vec<String> {
+    let mut shapes: Vec<String> = reply
+        .lines()
+        .map(|line| line.strip_prefix("data: ").unwrap_or(line))
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_str(line).map_or_else(|_| line.to_owned(), |value| keys(&value)))
+        .collect();
+    // How many pieces an answer comes in is the engine's matter.
+    shapes.dedup();
+    shapes
+}
+
+fn keys(value: &Value) -> String {
+    match value {
+        Value::Object(map) => {
+            let members: Vec<String> = map
+                .iter()
+                .map(|(key, value)| format!("{key}:{}", keys(value)))
+                .collect();
+            format!("{{{}}}", members.join(","))
+        }
+        Value::Array(items) => format!("[{}]", items.first().map(keys).unwrap_or_default()),
+        Value::Null => "null".to_owned(),
+        Value::Bool(value) => value.to_string(),
+        Value::Number(_) => "n".to_owned(),
+        Value::String(_) => "s".to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn recorded_answers_have_the_same_shape() {
+    for name in ANSWERS {
+        let Some(recorded) = load(name) else {
+            panic!("{name} is missing")
+        };
+        let context: &[i32] = if recorded.reply.contains("\"context\"") {
+            &[1, 2]
+        } else {
+            &[]
+        };
+        let events = vec![text("a"), text("b"), finish(FinishReason::Length, context)];
+        let (status, content_type, reply) =
+            replay(&recorded, events, &[Capability::Completion, Capability::Tools]).await;
+        assert_eq!(
+            (status, content_type),
+            (recorded.status, recorded.content_type),
+            "{name}: {reply}"
+        );
+        assert_eq!(shape(&reply), shape(&recorded.reply), "{name}");
+        assert_eq!(reply.ends_with('\n'), recorded.reply.ends_with('\n'), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn recorded_thoughts_and_calls_have_the_same_shape() {
+    let call = || calls(&[("call_1", "get_weather", r#"{"city":"Paris"}"#)]);
+    let cases: [(&str, Vec<Event>); 8] = [
+        ("think-true-once", vec![thinking("H"), thinking("m"), text("x")]),
+        ("think-true-stream", vec![thinking("H"), thinking("m"), text("x")]),
+        ("think-v1-once", vec![thinking("H"), text("x")]),
+        ("think-v1-stream", vec![thinking("H"), thinking("m"), text("x")]),
+        ("tools-call-once", vec![call()]),
+        ("tools-call-stream", vec![call()]),
+        ("tools-text-then-call-v1-once", vec![text("x"), call()]),
+        ("tools-text-then-call-v1-stream", vec![text("x"), text("y"), call()]),
+    ];
+    for (name, mut events) in cases {
+        let mut recorded = load(name).unwrap_or_else(|| panic!("{name} is missing"));
+        recorded.body = String::from_utf8(recorded.body)
+            .unwrap()
+            .replace("\"toolsmol\"", "\"hf:o/r\"")
+            .into_bytes();
+        events.push(finish(FinishReason::Stop, &[]));
+        let able = [Capability::Completion, Capability::Tools, Capability::Thinking];
+        let (status, content_type, reply) = replay(&recorded, events, &able).await;
+        assert_eq!(
+            (status, content_type),
+            (recorded.status, recorded.content_type),
+            "{name}: {reply}"
+        );
+        assert_eq!(shape(&reply), shape(&recorded.reply), "{name}");
+    }
+}
