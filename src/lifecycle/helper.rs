@@ -36,30 +36,52 @@ impl Helper {
     /// [`Failure::Invalid`] with the template's own sentence; [`Failure::Worker`] if the process died or hung over it.
     pub async fn render(&self, job: RenderJob) -> Result<RenderedChat, Failure> {
         let mut guard = self.worker.lock().await;
-        let worker = match guard.take().filter(|worker| !worker.ended().is_cancelled()) {
-            Some(worker) => worker,
-            None => {
-                Worker::spawn(&self.command, "helper")
-                    .map_err(|error| Failure::Worker(format!("the template helper cannot be started: {error}")))?
-                    .0
-            }
-        };
-        // Left out of the guard until it has answered: if this future is dropped in the middle, the process goes too.
-        let result = tokio::time::timeout(RENDER_TIMEOUT, worker.render(job)).await;
-        match result {
-            Ok(Some(result)) => {
-                *guard = Some(worker);
-                result.map_err(|reason| Failure::Invalid(format!("the model's chat template failed: {reason}")))
-            }
-            Ok(None) => Err(Failure::Worker(
-                "the model's chat template took too much memory to render".into(),
-            )),
-            Err(_) => {
-                worker.kill().await;
-                Err(Failure::Worker(
-                    "the model's chat template took too long to render".into(),
-                ))
+        if let Some(worker) = guard.take().filter(|worker| !worker.ended().is_cancelled()) {
+            let answer = ask(&mut guard, worker, job.clone()).await;
+            // It may have been dead before it was asked, for a reason that is not this conversation's.
+            if !matches!(answer, Err(Silence::Died)) {
+                return verdict(answer);
             }
         }
+        let (worker, _) = Worker::spawn(&self.command, "helper")
+            .map_err(|error| Failure::Worker(format!("the template helper cannot be started: {error}")))?;
+        verdict(ask(&mut guard, worker, job).await)
     }
+}
+
+/// Why there is no answer.
+enum Silence {
+    Died,
+    Hung,
+}
+
+/// Asks a process, and keeps it for the next one if it answers.
+///
+/// Until then it is not in `kept`: if this future is dropped in the middle, the process goes too.
+async fn ask(
+    kept: &mut Option<Worker>,
+    worker: Worker,
+    job: RenderJob,
+) -> Result<Result<RenderedChat, String>, Silence> {
+    match tokio::time::timeout(RENDER_TIMEOUT, worker.render(job)).await {
+        Ok(Some(result)) => {
+            *kept = Some(worker);
+            Ok(result)
+        }
+        Ok(None) => Err(Silence::Died),
+        Err(_) => {
+            worker.kill().await;
+            Err(Silence::Hung)
+        }
+    }
+}
+
+fn verdict(answer: Result<Result<RenderedChat, String>, Silence>) -> Result<RenderedChat, Failure> {
+    let failed = |what: &str| Failure::Worker(format!("the model's chat template took too {what} to render"));
+    answer
+        .map_err(|silence| match silence {
+            Silence::Died => failed("much memory"),
+            Silence::Hung => failed("long"),
+        })?
+        .map_err(|reason| Failure::Invalid(format!("the model's chat template failed: {reason}")))
 }

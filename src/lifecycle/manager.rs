@@ -1,7 +1,7 @@
 //! The task that owns the state: residents, and the requests that wait for one.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     path::PathBuf,
     sync::{
         Arc,
@@ -49,7 +49,7 @@ pub struct Wanted {
 pub struct Limits {
     /// Models in memory at once.
     pub max_loaded: usize,
-    /// Requests that may wait.
+    /// Requests that may wait: for a model to be loaded, and for their turn on each model.
     pub max_queue: usize,
     /// Time without progress after which a load is given up.
     pub load_timeout: Duration,
@@ -125,6 +125,8 @@ pub struct LifecycleHealth {
     pub in_transition: usize,
     /// Requests that wait for a model.
     pub waiting: usize,
+    /// Requests that have one: answers being written, and requests that wait for their turn on it.
+    pub answering: usize,
     /// Models that are refused for a while.
     pub quarantined: Vec<Quarantined>,
 }
@@ -134,6 +136,16 @@ pub struct LifecycleHealth {
 pub struct Lifecycle {
     commands: mpsc::Sender<Command>,
     health: watch::Receiver<LifecycleHealth>,
+    changed: Arc<Notify>,
+}
+
+/// Lets the task look again once a request has its answer or has given up.
+struct WakeOnDrop(Arc<Notify>);
+
+impl Drop for WakeOnDrop {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
 }
 
 impl std::fmt::Debug for Command {
@@ -148,8 +160,14 @@ impl Lifecycle {
     pub fn start(command: WorkerCommand) -> Self {
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
         let (publish, health) = watch::channel(LifecycleHealth::default());
-        tokio::spawn(Manager::new(command, publish).run(receiver));
-        Self { commands, health }
+        let manager = Manager::new(command, publish);
+        let changed = Arc::clone(&manager.changed);
+        tokio::spawn(manager.run(receiver));
+        Self {
+            commands,
+            health,
+            changed,
+        }
     }
 
     /// The fill levels as they were when something last changed.
@@ -163,6 +181,8 @@ impl Lifecycle {
     /// # Errors
     /// [`Failure::Busy`] at once if too many wait; [`Failure::Load`] with the reason.
     pub async fn acquire(&self, wanted: Wanted) -> Result<Lease, Failure> {
+        // Before the channel, so that it is dropped after it: the task is to find the channel closed.
+        let _wake = WakeOnDrop(Arc::clone(&self.changed));
         let (sender, receiver) = oneshot::channel();
         let stopped = || Failure::Unavailable("hubllama is stopping".into());
         self.commands
@@ -215,6 +235,36 @@ struct Ready {
     threads: u32,
 }
 
+impl Ready {
+    fn lease(&mut self, keep_alive: Option<KeepAlive>, changed: &Arc<Notify>) -> Lease {
+        self.keep_alive = keep_alive.unwrap_or(self.keep_alive);
+        self.leases.fetch_add(1, Ordering::AcqRel);
+        Lease {
+            worker: self.worker.clone(),
+            loaded: self.loaded.clone(),
+            count: Arc::clone(&self.leases),
+            changed: Arc::clone(changed),
+        }
+    }
+}
+
+/// What a load has to wait for.
+enum Room {
+    /// Nothing.
+    Free,
+    /// Another load, or a worker that is ending.
+    Later,
+    /// The answers of this resident.
+    AfterUse(PathBuf),
+}
+
+/// Deaths in a row, when the last was, and its reason.
+type Deaths = (u32, Instant, String);
+
+fn is_quarantined((deaths, last, _): &Deaths) -> bool {
+    *deaths >= policy::DEATHS_TO_QUARANTINE && last.elapsed() < policy::QUARANTINE
+}
+
 struct Waiting {
     wanted: Box<Wanted>,
     reply: oneshot::Sender<Result<Lease, Failure>>,
@@ -238,9 +288,9 @@ struct Manager {
     command: WorkerCommand,
     entries: HashMap<PathBuf, Entry>,
     waiting: VecDeque<Waiting>,
-    deaths: HashMap<PathBuf, (u32, Instant, String)>,
+    deaths: HashMap<PathBuf, Deaths>,
     tasks: JoinSet<Outcome>,
-    /// A lease was given back.
+    /// A lease was given back, or a request gave up.
     changed: Arc<Notify>,
     publish: watch::Sender<LifecycleHealth>,
 }
@@ -374,6 +424,9 @@ impl Manager {
     fn evaluate(&mut self) {
         let now = Instant::now();
         self.waiting.retain(|waiting| !waiting.reply.is_closed());
+        // A worker that has just died gets no more requests, also if its last message is still to come.
+        self.entries
+            .retain(|_, entry| !matches!(&entry.state, State::Ready(ready) if ready.worker.ended().is_cancelled()));
         self.note_idle(now);
         self.admit();
         self.note_idle(now);
@@ -410,47 +463,46 @@ impl Manager {
 
     /// Gives leases to those who wait, in order of arrival; starts what has to be started for the others.
     fn admit(&mut self) {
+        // Residents that an earlier request waits to see idle: a later one must not keep them busy.
+        let mut held = HashSet::new();
         for waiting in std::mem::take(&mut self.waiting) {
             let Waiting { wanted, reply } = waiting;
             let path = wanted.spec.path.clone();
             match self.entries.get_mut(&path) {
+                Some(_) if held.contains(&path) => self.waiting.push_back(Waiting { wanted, reply }),
                 Some(Entry {
                     state: State::Ready(ready),
-                    ..
-                }) if wanted
-                    .needs_context
-                    .is_none_or(|needed| needed <= ready.loaded.context_length) =>
-                {
-                    if let Some(keep_alive) = wanted.keep_alive {
-                        ready.keep_alive = keep_alive;
-                    }
-                    ready.leases.fetch_add(1, Ordering::AcqRel);
-                    let lease = Lease {
-                        worker: ready.worker.clone(),
-                        loaded: ready.loaded.clone(),
-                        count: Arc::clone(&ready.leases),
-                        changed: Arc::clone(&self.changed),
-                    };
-                    // If nobody takes it, dropping it gives it back.
-                    let _ = reply.send(Ok(lease));
-                }
-                Some(Entry {
-                    state: State::Ready(ready),
-                    ..
+                    wanted: loaded_for,
                 }) => {
-                    // Too small a context: loaded anew once nobody uses it.
-                    if ready.leases.load(Ordering::Acquire) == 0 {
-                        self.unload(&path);
+                    let leases = ready.leases.load(Ordering::Acquire);
+                    // What was asked for counts too: a model that came out smaller would be loaded anew for ever.
+                    let context = ready.loaded.context_length.max(loaded_for.spec.context_length);
+                    if wanted.needs_context.is_some_and(|needed| needed > context) {
+                        // Loaded anew once nobody uses it.
+                        if leases == 0 {
+                            self.unload(&path);
+                        } else {
+                            held.insert(path);
+                        }
+                        self.waiting.push_back(Waiting { wanted, reply });
+                    } else if leases >= wanted.limits.max_queue.saturating_add(ready.loaded.parallel as usize) {
+                        let _ = reply.send(Err(Failure::Busy));
+                    } else {
+                        // If nobody takes it, dropping it gives it back.
+                        let _ = reply.send(Ok(ready.lease(wanted.keep_alive, &self.changed)));
                     }
-                    self.waiting.push_back(Waiting { wanted, reply });
                 }
                 Some(_) => self.waiting.push_back(Waiting { wanted, reply }),
                 None => match self.make_room(&wanted) {
-                    Ok(true) => {
+                    Ok(Room::Free) => {
                         self.load(&wanted);
                         self.waiting.push_back(Waiting { wanted, reply });
                     }
-                    Ok(false) => self.waiting.push_back(Waiting { wanted, reply }),
+                    Ok(Room::Later) => self.waiting.push_back(Waiting { wanted, reply }),
+                    Ok(Room::AfterUse(victim)) => {
+                        held.insert(victim);
+                        self.waiting.push_back(Waiting { wanted, reply });
+                    }
                     Err(failure) => {
                         let _ = reply.send(Err(failure));
                     }
@@ -460,10 +512,10 @@ impl Manager {
     }
 
     /// Whether a load may start now; evicts an idle resident if that is what it takes.
-    fn make_room(&mut self, wanted: &Wanted) -> Result<bool, Failure> {
-        if let Some((deaths, at, reason)) = self.deaths.get(&wanted.spec.path)
-            && *deaths >= policy::DEATHS_TO_QUARANTINE
-            && at.elapsed() < policy::QUARANTINE
+    fn make_room(&mut self, wanted: &Wanted) -> Result<Room, Failure> {
+        if let Some(death) = self.deaths.get(&wanted.spec.path)
+            && let (deaths, _, reason) = death
+            && is_quarantined(death)
         {
             return Err(Failure::Load(format!(
                 "the model is refused for a minute, since its last {deaths} loads died: {reason}"
@@ -475,10 +527,10 @@ impl Manager {
             .values()
             .any(|entry| !matches!(entry.state, State::Ready(_)))
         {
-            return Ok(false);
+            return Ok(Room::Later);
         }
         if self.entries.len() < wanted.limits.max_loaded.max(1) {
-            return Ok(true);
+            return Ok(Room::Free);
         }
         let (paths, candidates): (Vec<PathBuf>, Vec<Candidate>) = self
             .entries
@@ -495,10 +547,14 @@ impl Manager {
                 _ => None,
             })
             .unzip();
-        if let Some(victim) = policy::victim(&candidates) {
-            self.unload(&paths[victim]);
+        match policy::victim(&candidates) {
+            Some(victim) if candidates[victim].leases == 0 => {
+                self.unload(&paths[victim]);
+                Ok(Room::Later)
+            }
+            Some(victim) => Ok(Room::AfterUse(paths[victim].clone())),
+            None => Ok(Room::Later),
         }
-        Ok(false)
     }
 
     fn load(&mut self, wanted: &Wanted) {
@@ -566,15 +622,17 @@ impl Manager {
         }
     }
 
+    /// When something changes by itself: a model's time is over, or a quarantine.
     fn next_expiry(&self) -> Option<Instant> {
-        self.entries
-            .values()
-            .filter_map(|entry| match &entry.state {
-                State::Ready(ready) => ready
-                    .idle_since
-                    .and_then(|since| policy::expires(since, ready.keep_alive)),
-                _ => None,
-            })
+        let residents = self.entries.values().filter_map(|entry| match &entry.state {
+            State::Ready(ready) => ready
+                .idle_since
+                .and_then(|since| policy::expires(since, ready.keep_alive)),
+            _ => None,
+        });
+        let quarantined = self.deaths.values().filter(|deaths| is_quarantined(deaths));
+        residents
+            .chain(quarantined.map(|(_, last, _)| *last + policy::QUARANTINE))
             .min()
     }
 
@@ -584,19 +642,25 @@ impl Manager {
             .values()
             .filter(|entry| matches!(entry.state, State::Ready(_)))
             .count();
-        let quarantined = self
-            .deaths
-            .iter()
-            .filter(|(_, (deaths, ..))| *deaths >= policy::DEATHS_TO_QUARANTINE)
-            .map(|(path, (deaths, _, reason))| Quarantined {
-                path: path.clone(),
-                deaths: *deaths,
-                reason: reason.clone(),
-            });
+        let leases = |entry: &Entry| match &entry.state {
+            State::Ready(ready) => ready.leases.load(Ordering::Acquire),
+            _ => 0,
+        };
+        let answering = self.entries.values().map(leases).sum();
+        let quarantined =
+            self.deaths
+                .iter()
+                .filter(|(_, deaths)| is_quarantined(deaths))
+                .map(|(path, (deaths, _, reason))| Quarantined {
+                    path: path.clone(),
+                    deaths: *deaths,
+                    reason: reason.clone(),
+                });
         LifecycleHealth {
             resident,
             in_transition: self.entries.len() - resident,
             waiting: self.waiting.len(),
+            answering,
             quarantined: quarantined.collect(),
         }
     }

@@ -109,6 +109,8 @@ impl Worker {
             .env("HUBLLAMA_LOG", &command.log)
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .stdout(Stdio::null())
+            // Ctrl-C in a terminal goes to the whole foreground group; when a worker ends is the daemon's decision.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
         let (read, write) = UnixStream::from_std(ours)?.into_split();
