@@ -12,8 +12,9 @@ use std::{
 
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
-    task::{AbortHandle, JoinSet},
+    task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     policy::{self, Candidate},
@@ -34,8 +35,8 @@ pub struct Wanted {
     pub card: ModelCard,
     /// How to load it. Its path is the identity: two names for one file share one resident.
     pub spec: LoadSpec,
-    /// Tokens of context that the request insists on; a resident with less is loaded anew.
-    pub needs_context: Option<u32>,
+    /// Tokens of context that the request needs; a resident with less is loaded anew.
+    pub needs_context: u32,
     /// Change of the time that the model stays.
     pub keep_alive: Option<KeepAlive>,
     /// That time, where nobody said.
@@ -134,6 +135,17 @@ pub struct LifecycleHealth {
 pub struct Lifecycle {
     commands: mpsc::Sender<Command>,
     health: watch::Receiver<LifecycleHealth>,
+    changed: Arc<Notify>,
+}
+
+/// Wakes the task when a request is over, however it ended: its place in the queue may have become free, or its load
+/// needless.
+struct WakeOnDrop(Arc<Notify>);
+
+impl Drop for WakeOnDrop {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
 }
 
 impl std::fmt::Debug for Command {
@@ -148,8 +160,13 @@ impl Lifecycle {
     pub fn start(command: WorkerCommand) -> Self {
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
         let (publish, health) = watch::channel(LifecycleHealth::default());
-        tokio::spawn(Manager::new(command, publish).run(receiver));
-        Self { commands, health }
+        let changed = Arc::new(Notify::new());
+        tokio::spawn(Manager::new(command, publish, Arc::clone(&changed)).run(receiver));
+        Self {
+            commands,
+            health,
+            changed,
+        }
     }
 
     /// The fill levels as they were when something last changed.
@@ -163,6 +180,8 @@ impl Lifecycle {
     /// # Errors
     /// [`Failure::Busy`] at once if too many wait; [`Failure::Load`] with the reason.
     pub async fn acquire(&self, wanted: Wanted) -> Result<Lease, Failure> {
+        // Declared before the receiver, so dropped after it: the task then sees the request gone.
+        let _wake = WakeOnDrop(Arc::clone(&self.changed));
         let (sender, receiver) = oneshot::channel();
         let stopped = || Failure::Unavailable("hubllama is stopping".into());
         self.commands
@@ -196,13 +215,20 @@ impl Lifecycle {
 }
 
 struct Entry {
+    /// Tells this load of the file from earlier and later ones.
+    id: u64,
     wanted: Wanted,
     state: State,
+    /// Asked for while it was loading.
+    unload_when_ready: bool,
 }
 
 enum State {
-    Loading { task: AbortHandle },
+    Loading {
+        cancel: CancellationToken,
+    },
     Ready(Ready),
+    /// Its process is ending; the place is free when that is done.
     Stopping,
 }
 
@@ -213,6 +239,8 @@ struct Ready {
     keep_alive: KeepAlive,
     idle_since: Option<Instant>,
     threads: u32,
+    /// Takes no new requests: it is to go when those that run have ended.
+    draining: bool,
 }
 
 struct Waiting {
@@ -221,10 +249,10 @@ struct Waiting {
 }
 
 enum Outcome {
-    Loaded(PathBuf, Result<(Worker, LoadedModel), LoadError>),
-    Stopped(PathBuf),
-    /// A worker that nobody asked to end has ended.
-    Died(PathBuf, Worker),
+    Loaded(PathBuf, u64, Result<(Worker, LoadedModel), LoadError>),
+    Stopped(PathBuf, u64),
+    /// A worker's process has ended, asked or not.
+    Ended(PathBuf, u64),
 }
 
 enum LoadError {
@@ -232,6 +260,8 @@ enum LoadError {
     Refused(String),
     /// The process died, hung, or could not be started.
     Died(String),
+    /// Nobody waited for it any more.
+    Cancelled,
 }
 
 struct Manager {
@@ -240,13 +270,15 @@ struct Manager {
     waiting: VecDeque<Waiting>,
     deaths: HashMap<PathBuf, (u32, Instant, String)>,
     tasks: JoinSet<Outcome>,
+    /// Loads so far.
+    loads: u64,
     /// A lease was given back.
     changed: Arc<Notify>,
     publish: watch::Sender<LifecycleHealth>,
 }
 
 impl Manager {
-    fn new(command: WorkerCommand, publish: watch::Sender<LifecycleHealth>) -> Self {
+    fn new(command: WorkerCommand, publish: watch::Sender<LifecycleHealth>, changed: Arc<Notify>) -> Self {
         Self {
             command,
             publish,
@@ -254,7 +286,8 @@ impl Manager {
             waiting: VecDeque::new(),
             deaths: HashMap::new(),
             tasks: JoinSet::new(),
-            changed: Arc::new(Notify::new()),
+            changed,
+            loads: 0,
         }
     }
 
@@ -265,8 +298,12 @@ impl Manager {
                 command = commands.recv() => match command {
                     Some(Command::Acquire(wanted, reply)) => self.enqueue(wanted, reply),
                     Some(Command::Unload(path)) => {
-                        if let Some(Entry { state: State::Ready(ready), .. }) = self.entries.get_mut(&path) {
-                            ready.keep_alive = KeepAlive::ZERO;
+                        if let Some(entry) = self.entries.get_mut(&path) {
+                            match &mut entry.state {
+                                State::Ready(ready) => ready.keep_alive = KeepAlive::ZERO,
+                                State::Loading { .. } => entry.unload_when_ready = true,
+                                State::Stopping => {}
+                            }
                         }
                     }
                     Some(Command::Snapshot(reply)) => { let _ = reply.send(self.residents()); }
@@ -302,11 +339,30 @@ impl Manager {
 
     fn settle(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Loaded(path, Ok((worker, loaded))) => {
+            Outcome::Loaded(path, id, result) => self.loaded(path, id, result),
+            // The number tells an old process's end from that of the one in place.
+            Outcome::Stopped(path, id) | Outcome::Ended(path, id) => {
+                if self.entries.get(&path).is_some_and(|entry| entry.id == id) {
+                    self.entries.remove(&path);
+                }
+            }
+        }
+    }
+
+    fn loaded(&mut self, path: PathBuf, id: u64, result: Result<(Worker, LoadedModel), LoadError>) {
+        let Some(entry) = self.entries.get_mut(&path).filter(|entry| entry.id == id) else {
+            return;
+        };
+        match result {
+            // Given up in the moment in which it became ready.
+            Ok((worker, _)) if matches!(entry.state, State::Stopping) => {
+                self.tasks.spawn(async move {
+                    worker.kill().await;
+                    Outcome::Stopped(path, id)
+                });
+            }
+            Ok((worker, loaded)) => {
                 self.deaths.remove(&path);
-                let Some(entry) = self.entries.get_mut(&path) else {
-                    return;
-                };
                 tracing::info!(
                     model.name = entry.wanted.card.name,
                     context_length = loaded.context_length,
@@ -314,22 +370,28 @@ impl Manager {
                     size_bytes = loaded.size_bytes,
                     "model loaded"
                 );
+                let ended = worker.ended();
                 entry.state = State::Ready(Ready {
-                    worker: worker.clone(),
+                    worker,
                     loaded,
                     leases: Arc::default(),
-                    keep_alive: entry.wanted.default_keep_alive,
+                    keep_alive: match entry.unload_when_ready {
+                        true => KeepAlive::ZERO,
+                        false => entry.wanted.default_keep_alive,
+                    },
                     idle_since: None,
                     threads: entry.wanted.spec.threads,
+                    draining: false,
                 });
                 self.tasks.spawn(async move {
-                    worker.ended().cancelled().await;
-                    Outcome::Died(path, worker)
+                    ended.cancelled().await;
+                    Outcome::Ended(path, id)
                 });
             }
-            Outcome::Loaded(path, Err(error)) => {
+            Err(error) => {
                 self.entries.remove(&path);
                 let reason = match error {
+                    LoadError::Cancelled => return,
                     LoadError::Refused(reason) => reason,
                     LoadError::Died(reason) => {
                         let deaths = self
@@ -345,17 +407,6 @@ impl Manager {
                     &path,
                     &Failure::Load(format!("the model could not be loaded: {reason}")),
                 );
-            }
-            Outcome::Stopped(path) => {
-                self.entries.remove(&path);
-            }
-            Outcome::Died(path, worker) => {
-                // Only if it is still the one in place: a stopped worker ends too.
-                let current = matches!(&self.entries.get(&path), Some(Entry { state: State::Ready(ready), .. })
-                    if ready.worker.ended() == worker.ended());
-                if current {
-                    self.entries.remove(&path);
-                }
             }
         }
     }
@@ -378,14 +429,14 @@ impl Manager {
         self.admit();
         self.note_idle(now);
         self.abandon_loads();
+        self.deaths.retain(|_, (_, at, _)| at.elapsed() < policy::QUARANTINE);
         let expired: Vec<PathBuf> = self
             .entries
             .iter()
             .filter(|(_, entry)| match &entry.state {
-                State::Ready(ready) => ready
-                    .idle_since
-                    .and_then(|since| policy::expires(since, ready.keep_alive))
-                    .is_some_and(|expires| expires <= now),
+                State::Ready(ready) => ready.idle_since.is_some_and(|since| {
+                    ready.draining || policy::expires(since, ready.keep_alive).is_some_and(|expires| expires <= now)
+                }),
                 _ => false,
             })
             .map(|(path, _)| path.clone())
@@ -413,35 +464,30 @@ impl Manager {
         for waiting in std::mem::take(&mut self.waiting) {
             let Waiting { wanted, reply } = waiting;
             let path = wanted.spec.path.clone();
-            match self.entries.get_mut(&path) {
-                Some(Entry {
-                    state: State::Ready(ready),
-                    ..
-                }) if wanted
-                    .needs_context
-                    .is_none_or(|needed| needed <= ready.loaded.context_length) =>
-                {
-                    if let Some(keep_alive) = wanted.keep_alive {
-                        ready.keep_alive = keep_alive;
+            match self
+                .entries
+                .get_mut(&path)
+                .map(|entry| (entry.wanted.needs_context, &mut entry.state))
+            {
+                Some((asked, State::Ready(ready))) if !ready.draining => {
+                    // What was asked for counts too: a model may have been given less than that, and will be again.
+                    if wanted.needs_context <= ready.loaded.context_length.max(asked) {
+                        if let Some(keep_alive) = wanted.keep_alive {
+                            ready.keep_alive = keep_alive;
+                        }
+                        ready.leases.fetch_add(1, Ordering::AcqRel);
+                        let lease = Lease {
+                            worker: ready.worker.clone(),
+                            loaded: ready.loaded.clone(),
+                            count: Arc::clone(&ready.leases),
+                            changed: Arc::clone(&self.changed),
+                        };
+                        // If nobody takes it, dropping it gives it back.
+                        let _ = reply.send(Ok(lease));
+                        continue;
                     }
-                    ready.leases.fetch_add(1, Ordering::AcqRel);
-                    let lease = Lease {
-                        worker: ready.worker.clone(),
-                        loaded: ready.loaded.clone(),
-                        count: Arc::clone(&ready.leases),
-                        changed: Arc::clone(&self.changed),
-                    };
-                    // If nobody takes it, dropping it gives it back.
-                    let _ = reply.send(Ok(lease));
-                }
-                Some(Entry {
-                    state: State::Ready(ready),
-                    ..
-                }) => {
-                    // Too small a context: loaded anew once nobody uses it.
-                    if ready.leases.load(Ordering::Acquire) == 0 {
-                        self.unload(&path);
-                    }
+                    // Too small a context: loaded anew once those that use it are done; who comes later waits too.
+                    ready.draining = true;
                     self.waiting.push_back(Waiting { wanted, reply });
                 }
                 Some(_) => self.waiting.push_back(Waiting { wanted, reply }),
@@ -495,40 +541,48 @@ impl Manager {
                 _ => None,
             })
             .unzip();
-        if let Some(victim) = policy::victim(&candidates) {
-            self.unload(&paths[victim]);
+        match policy::victim(&candidates) {
+            Some(victim) => self.unload(&paths[victim]),
+            // All are in use. One of them takes no new requests, or a busy one would never become idle.
+            None => {
+                if let Some(busy) = policy::next_to_drain(&candidates)
+                    && let Some(Entry {
+                        state: State::Ready(ready),
+                        ..
+                    }) = self.entries.get_mut(&paths[busy])
+                {
+                    ready.draining = true;
+                }
+            }
         }
         Ok(false)
     }
 
     fn load(&mut self, wanted: &Wanted) {
-        let (command, path) = (self.command.clone(), wanted.spec.path.clone());
-        let (spec, timeout) = (wanted.spec.clone(), wanted.limits.load_timeout);
-        let task = self
-            .tasks
-            .spawn(async move { Outcome::Loaded(path, load(&command, spec, timeout).await) });
-        self.entries.insert(
-            wanted.spec.path.clone(),
-            Entry {
-                wanted: wanted.clone(),
-                state: State::Loading { task },
-            },
-        );
+        self.loads += 1;
+        let (id, path, cancel) = (self.loads, wanted.spec.path.clone(), CancellationToken::new());
+        let entry = Entry {
+            id,
+            wanted: wanted.clone(),
+            state: State::Loading { cancel: cancel.clone() },
+            unload_when_ready: false,
+        };
+        self.entries.insert(path.clone(), entry);
+        let (command, spec, timeout) = (self.command.clone(), wanted.spec.clone(), wanted.limits.load_timeout);
+        self.tasks
+            .spawn(async move { Outcome::Loaded(path, id, load(&command, spec, timeout, &cancel).await) });
     }
 
-    /// Ends loads that nobody waits for any more.
+    /// Ends loads that nobody waits for any more. Their place is free when their process is gone.
     fn abandon_loads(&mut self) {
-        let waiting = &self.waiting;
-        self.entries.retain(|path, entry| match &entry.state {
-            State::Loading { task } => {
-                let wanted = waiting.iter().any(|waiting| waiting.wanted.spec.path == *path);
-                if !wanted {
-                    task.abort();
-                }
-                wanted
+        for (path, entry) in &mut self.entries {
+            if let State::Loading { cancel } = &entry.state
+                && !self.waiting.iter().any(|waiting| waiting.wanted.spec.path == *path)
+            {
+                cancel.cancel();
+                entry.state = State::Stopping;
             }
-            _ => true,
-        });
+        }
     }
 
     fn unload(&mut self, path: &PathBuf) {
@@ -537,10 +591,10 @@ impl Manager {
         };
         if let State::Ready(ready) = std::mem::replace(&mut entry.state, State::Stopping) {
             tracing::info!(model.name = entry.wanted.card.name, "model unloaded");
-            let path = path.clone();
+            let (path, id) = (path.clone(), entry.id);
             self.tasks.spawn(async move {
                 ready.worker.kill().await;
-                Outcome::Stopped(path)
+                Outcome::Stopped(path, id)
             });
         }
     }
@@ -558,9 +612,8 @@ impl Manager {
                 && decoding(ready)
             {
                 let grant = policy::thread_grant(cores, count).min(entry.wanted.spec.threads.max(1));
-                if grant != ready.threads {
+                if grant != ready.threads && ready.worker.set_threads(grant) {
                     ready.threads = grant;
-                    ready.worker.set_threads(grant);
                 }
             }
         }
@@ -626,7 +679,7 @@ impl Manager {
         self.waiting.clear();
         for (_, entry) in self.entries.drain() {
             match entry.state {
-                State::Loading { task } => task.abort(),
+                State::Loading { cancel } => cancel.cancel(),
                 State::Ready(ready) => ready.worker.kill().await,
                 State::Stopping => {}
             }
@@ -643,16 +696,41 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// Starts a worker and waits for its model; given up after `timeout` without progress.
-async fn load(command: &WorkerCommand, spec: LoadSpec, timeout: Duration) -> Result<(Worker, LoadedModel), LoadError> {
-    let died = |reason: String| LoadError::Died(reason);
-    let (worker, mut reports) =
-        Worker::spawn(command, "model").map_err(|error| died(format!("the worker cannot be started: {error}")))?;
+/// Starts a worker and waits for its model; given up after `timeout` without progress, or when nobody wants it any
+/// more. Returns when the process of a load that failed is gone, with its memory.
+async fn load(
+    command: &WorkerCommand,
+    spec: LoadSpec,
+    timeout: Duration,
+    cancel: &CancellationToken,
+) -> Result<(Worker, LoadedModel), LoadError> {
+    let (worker, reports) = Worker::spawn(command, "model")
+        .map_err(|error| LoadError::Died(format!("the worker cannot be started: {error}")))?;
+    let result = tokio::select! {
+        result = wait_loaded(&worker, spec, reports, timeout) => result,
+        () = cancel.cancelled() => Err(LoadError::Cancelled),
+    };
+    match result {
+        Ok(loaded) => Ok((worker, loaded)),
+        Err(error) => {
+            worker.kill().await;
+            Err(error)
+        }
+    }
+}
+
+async fn wait_loaded(
+    worker: &Worker,
+    spec: LoadSpec,
+    mut reports: mpsc::Receiver<LoadReport>,
+    timeout: Duration,
+) -> Result<LoadedModel, LoadError> {
+    let died = LoadError::Died;
     worker.load(spec).await.map_err(|failure| died(failure.to_string()))?;
     loop {
         match tokio::time::timeout(timeout, reports.recv()).await {
             Ok(Some(LoadReport::Progress(fraction))) => tracing::debug!(fraction, "loading"),
-            Ok(Some(LoadReport::Loaded(loaded))) => return Ok((worker, loaded)),
+            Ok(Some(LoadReport::Loaded(loaded))) => return Ok(loaded),
             Ok(Some(LoadReport::Failed(reason))) => return Err(LoadError::Refused(reason)),
             Ok(None) => return Err(died("the worker process died while loading".into())),
             Err(_) => return Err(died(format!("no progress for {} s", timeout.as_secs()))),

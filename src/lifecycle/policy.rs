@@ -18,13 +18,21 @@ pub(super) struct Candidate {
 /// The resident that makes room: never one in use; of the idle ones that which was asked to stay the shortest, then
 /// the one idle longest.
 pub(super) fn victim(candidates: &[Candidate]) -> Option<usize> {
-    let stay = |keep_alive| match keep_alive {
-        KeepAlive::For(time) => time,
-        KeepAlive::Forever => Duration::MAX,
-    };
     (0..candidates.len())
         .filter(|&index| candidates[index].leases == 0)
         .min_by_key(|&index| (stay(candidates[index].keep_alive), candidates[index].idle_since))
+}
+
+/// The resident that takes no new requests, where room is needed and all are in use: as [`victim`], the shortest stay.
+pub(super) fn next_to_drain(candidates: &[Candidate]) -> Option<usize> {
+    (0..candidates.len()).min_by_key(|&index| stay(candidates[index].keep_alive))
+}
+
+fn stay(keep_alive: KeepAlive) -> Duration {
+    match keep_alive {
+        KeepAlive::For(time) => time,
+        KeepAlive::Forever => Duration::MAX,
+    }
 }
 
 /// When an idle resident is to go; `None` is never.
