@@ -41,6 +41,17 @@ const OUTGOING_FRAMES: usize = 1024;
 /// Events after the last credit: what was held back, and the end.
 const CREDIT_SLACK: usize = 8;
 
+/// How long a compute thread spins at the end of an operation before it sleeps, in libgomp's own count; its default is
+/// 300,000. Measured with two threads on two cores, tokens a second: with the cores to itself 114 to 122 with this count
+/// and 80 to 111 with the default, with another busy process 28 and 4.
+const SPIN_COUNT: &str = "1000";
+
+/// The variable that sets it, unless the user has chosen for themselves.
+fn spin_count() -> Option<(&'static str, &'static str)> {
+    let chosen = |name| std::env::var_os(name).is_some();
+    (!chosen("GOMP_SPINCOUNT") && !chosen("OMP_WAIT_POLICY")).then_some(("GOMP_SPINCOUNT", SPIN_COUNT))
+}
+
 /// How a worker is started.
 #[derive(Clone, Debug)]
 pub struct WorkerCommand {
@@ -110,6 +121,7 @@ impl Worker {
             .env("HUBLLAMA_LOG", &command.log)
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .stdout(Stdio::null())
+            .envs(spin_count())
             // Ctrl-C in the daemon's terminal is the daemon's to handle: it lets answers end.
             .process_group(0)
             .kill_on_drop(true)
