@@ -50,7 +50,7 @@ pub struct Wanted {
 pub struct Limits {
     /// Models in memory at once.
     pub max_loaded: usize,
-    /// Requests that may wait.
+    /// Requests that may wait: for a model to be loaded, and for their turn on each model.
     pub max_queue: usize,
     /// Time without progress after which a load is given up.
     pub load_timeout: Duration,
@@ -425,6 +425,9 @@ impl Manager {
     fn evaluate(&mut self) {
         let now = Instant::now();
         self.waiting.retain(|waiting| !waiting.reply.is_closed());
+        // A worker that has just died gets no more requests, also if the news of it is still on its way.
+        self.entries
+            .retain(|_, entry| !matches!(&entry.state, State::Ready(ready) if ready.worker.ended().is_cancelled()));
         self.note_idle(now);
         self.admit();
         self.note_idle(now);
@@ -472,6 +475,11 @@ impl Manager {
                 Some((asked, State::Ready(ready))) if !ready.draining => {
                     // What was asked for counts too: a model may have been given less than that, and will be again.
                     if wanted.needs_context <= ready.loaded.context_length.max(asked) {
+                        let room = wanted.limits.max_queue.saturating_add(ready.loaded.parallel as usize);
+                        if ready.leases.load(Ordering::Acquire) >= room {
+                            let _ = reply.send(Err(Failure::Busy));
+                            continue;
+                        }
                         if let Some(keep_alive) = wanted.keep_alive {
                             ready.keep_alive = keep_alive;
                         }
@@ -619,16 +627,16 @@ impl Manager {
         }
     }
 
+    /// When something changes by itself: a model's time is over, or a quarantine.
     fn next_expiry(&self) -> Option<Instant> {
-        self.entries
-            .values()
-            .filter_map(|entry| match &entry.state {
-                State::Ready(ready) => ready
-                    .idle_since
-                    .and_then(|since| policy::expires(since, ready.keep_alive)),
-                _ => None,
-            })
-            .min()
+        let residents = self.entries.values().filter_map(|entry| match &entry.state {
+            State::Ready(ready) => ready
+                .idle_since
+                .and_then(|since| policy::expires(since, ready.keep_alive)),
+            _ => None,
+        });
+        let quarantines = self.deaths.values().map(|(_, last, _)| *last + policy::QUARANTINE);
+        residents.chain(quarantines).min()
     }
 
     fn health(&self) -> LifecycleHealth {
