@@ -73,27 +73,31 @@ impl Shared {
             .await
             .pop()
             .filter(|worker| !worker.ended().is_cancelled());
-        let worker = match idle {
-            Some(worker) => worker,
-            None => {
-                Worker::spawn(&self.command, "helper")
-                    .map_err(|error| Failure::Worker(format!("the template helper cannot be started: {error}")))?
-                    .0
+        if let Some(worker) = idle {
+            // It may have been killed while it was idle, which is not this conversation's fault.
+            if let Some(result) = self.ask(worker, job.clone()).await {
+                return result;
             }
-        };
+        }
+        let (worker, _) = Worker::spawn(&self.command, "helper")
+            .map_err(|error| Failure::Worker(format!("the template helper cannot be started: {error}")))?;
+        let died = || Failure::Worker("the model's chat template took too much memory to render".into());
+        self.ask(worker, job).await.unwrap_or_else(|| Err(died()))
+    }
+
+    /// Asks a process, and keeps it for the next one if it answers. `None` if it died.
+    async fn ask(&self, worker: Worker, job: RenderJob) -> Option<Result<RenderedChat, Failure>> {
         match tokio::time::timeout(RENDER_TIMEOUT, worker.render(job)).await {
             Ok(Some(result)) => {
                 self.idle.lock().await.push(worker);
-                result.map_err(|reason| Failure::Invalid(format!("the model's chat template failed: {reason}")))
+                Some(result.map_err(|reason| Failure::Invalid(format!("the model's chat template failed: {reason}"))))
             }
-            Ok(None) => Err(Failure::Worker(
-                "the model's chat template took too much memory to render".into(),
-            )),
+            Ok(None) => None,
             Err(_) => {
                 worker.kill().await;
-                Err(Failure::Worker(
+                Some(Err(Failure::Worker(
                     "the model's chat template took too long to render".into(),
-                ))
+                )))
             }
         }
     }
