@@ -4,3 +4,4 @@ mod chat;
 mod harness;
 mod hub;
 mod passthrough;
+mod replay;
