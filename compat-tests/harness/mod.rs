@@ -6,3 +6,4 @@ pub(crate) mod fake_hub;
 pub(crate) mod fake_ollama;
 pub(crate) mod hubllama;
 pub(crate) mod raw_http;
+pub(crate) mod recording;

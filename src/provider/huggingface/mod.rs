@@ -350,10 +350,10 @@ impl Provider for HuggingFace {
                 Prompt::Chat { messages, .. } => {
                     let mut messages = messages.clone();
                     if messages.iter().any(|message| !message.media.is_empty()) {
-                        return Err(Failure::Invalid(format!(
-                            "{} does not support image input",
-                            located.local.canonical
-                        )));
+                        // In llama-server's words, which clients of Ollama see.
+                        return Err(Failure::Invalid(
+                            "Multimodal data provided, but model does not support multimodal requests.".into(),
+                        ));
                     }
                     if let (Some(system), false) = (
                         &settings.system,
