@@ -6,4 +6,5 @@ pub(crate) mod fake_hub;
 pub(crate) mod fake_ollama;
 pub(crate) mod hubllama;
 pub(crate) mod raw_http;
+pub(crate) mod recording;
 pub(crate) mod stream;

@@ -138,6 +138,20 @@ fn a_request_that_waits_for_room_is_not_overtaken_for_ever() {
 }
 
 #[test]
+fn a_request_that_waited_for_room_and_went_away_holds_nobody_off() {
+    let daemon = two_models(&format!("{ENGINE}max_loaded_models = 1\n")).start();
+    load(&daemon, MODEL);
+    let mut using = Stream::open(&daemon, "/api/generate", &count(MODEL, ENDLESS));
+    using.frames(2);
+    let gone = Stream::open(&daemon, "/api/generate", &count(SECOND, 3));
+    wait_for_count(&daemon, "waiting", 1);
+    drop(gone);
+    wait_for_count(&daemon, "waiting", 0);
+    assert_answers(&daemon, MODEL);
+    using.frames(2);
+}
+
+#[test]
 fn a_larger_context_loads_anew_and_a_smaller_one_does_not() {
     let daemon = one_model();
     let with_context = |tokens: u32| {

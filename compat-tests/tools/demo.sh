@@ -85,7 +85,7 @@ if [ -z "$model" ]; then
     model=hf:HuggingFaceTB/SmolLM2-135M-Instruct-GGUF:Q4_1
 fi
 
-question='What is the capital of France? Answer in one sentence.'
+question='Explain in one sentence what gravity is.'
 say "
 \$ curl -N http://$address/api/chat -d '{\"model\":\"$model\", …}'
 > $question"

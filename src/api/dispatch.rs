@@ -5,14 +5,14 @@ use std::{io::Read, sync::Arc};
 
 use hyper::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
 
-use super::{Api, Endpoint, error::ApiError, multipart, nameless};
+use super::{Api, Endpoint, error::ApiError, listing, multipart, nameless};
 use crate::{
     http::{
         body::Body,
         peek::{self, Members, PeekError},
         spool::{SpoolError, Spooled},
     },
-    provider::{Call, Owner, Provider},
+    provider::{Call, Owner, Provider, prefers_ollama},
 };
 
 /// Body of a request that is parsed here. Only forwarded ones may be larger: they need not fit in memory.
@@ -91,12 +91,25 @@ impl Api {
             .await
             .map_err(spool_error)?;
         let names = peek_names(&spooled, endpoint, &parts.headers).await?;
-        let named = names
-            .iter()
-            .find_map(|name| match self.registry.owner(&call.config, name) {
-                Owner::Serve { provider, name: served } => Some((provider, served, name.clone())),
-                Owner::Forward => None,
-            });
+        let is_nameless = names.is_empty();
+        let mut named = None;
+        for name in names {
+            if let Owner::Serve {
+                provider,
+                name: served,
+                alias,
+            } = self.registry.owner(&call.config, &name)
+            {
+                if alias
+                    && prefers_ollama(&call.config)
+                    && listing::upstream_has(self, call, &name, &parts.headers).await
+                {
+                    continue;
+                }
+                named = Some((provider, served, name));
+                break;
+            }
+        }
         if let Some((provider, name, requested)) = named {
             let body = Received::load(spooled).await?;
             return Ok(Route::Serve(Target {
@@ -109,7 +122,7 @@ impl Api {
         }
         // Upstream words the error for a request that names nobody; only where it is away, ours has to do.
         let own_answer = match spooled.as_slice() {
-            Some(bytes) if names.is_empty() => nameless::answer(endpoint, bytes),
+            Some(bytes) if is_nameless => nameless::answer(endpoint, bytes),
             _ => None,
         };
         let response = self

@@ -8,8 +8,9 @@ use serde_json::value::RawValue;
 
 use super::Api;
 use crate::{
+    config::Config,
     inference::ModelCard,
-    provider::{Call, Owner},
+    provider::{Call, Owner, prefers_ollama},
 };
 
 /// One entry of a list.
@@ -87,14 +88,27 @@ fn parse(bytes: &[u8]) -> Vec<Entry> {
         .collect()
 }
 
-/// Both lists, newest first as Ollama sorts. Where both have a name, ours is the one that a request reaches.
-pub(crate) fn merge(upstream: Vec<Entry>, ours: Vec<Entry>) -> Vec<Entry> {
-    let names: HashSet<String> = ours.iter().map(|entry| entry.name.to_ascii_lowercase()).collect();
-    let mut merged: Vec<Entry> = upstream
-        .into_iter()
-        .filter(|entry| !names.contains(&entry.name.to_ascii_lowercase()))
-        .collect();
-    merged.extend(ours);
+/// Whether Ollama itself lists a model of this name.
+pub(crate) async fn upstream_has(api: &Api, call: &Call, name: &str, received: &HeaderMap) -> bool {
+    let name = with_tag(name.trim());
+    let listed = of_upstream(api, call, "/api/tags", received).await;
+    listed.iter().any(|entry| entry.name.eq_ignore_ascii_case(&name))
+}
+
+/// Both lists, newest first as Ollama sorts. Where both have a name (an alias of ours), the one stays that a request
+/// reaches.
+pub(crate) fn merge(config: &Config, upstream: Vec<Entry>, ours: Vec<Entry>) -> Vec<Entry> {
+    let (mut merged, weaker) = if prefers_ollama(config) {
+        (upstream, ours)
+    } else {
+        (ours, upstream)
+    };
+    let names: HashSet<String> = merged.iter().map(|entry| entry.name.to_ascii_lowercase()).collect();
+    merged.extend(
+        weaker
+            .into_iter()
+            .filter(|entry| !names.contains(&entry.name.to_ascii_lowercase())),
+    );
     merged.sort_by_key(|entry| std::cmp::Reverse(entry.seconds));
     merged
 }
@@ -179,6 +193,7 @@ pub(crate) fn unix_seconds(time: std::time::SystemTime) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ProviderName;
 
     fn entry(name: &str, seconds: i64) -> Entry {
         Entry {
@@ -208,13 +223,23 @@ mod tests {
 
     #[test]
     fn lists_are_merged_newest_first_and_names_are_unique() {
-        let merged = merge(
-            vec![entry("new", 30), entry("Mine:latest", 25), entry("old", 10)],
-            vec![entry("hf:o/r:Q4", 20), entry("mine:latest", 10)],
+        let merged = |priority: [ProviderName; 2]| {
+            let mut config = Config::default();
+            config.ollama.priority = priority.to_vec();
+            let merged = merge(
+                &config,
+                vec![entry("new", 30), entry("Mine:latest", 25), entry("old", 10)],
+                vec![entry("hf:o/r:Q4", 20), entry("mine:latest", 10)],
+            );
+            merged.into_iter().map(|entry| entry.name).collect::<Vec<_>>()
+        };
+        let (ollama, ours) = (ProviderName::Ollama, ProviderName::HuggingFace);
+        assert_eq!(merged([ollama, ours]), ["new", "Mine:latest", "hf:o/r:Q4", "old"]);
+        assert_eq!(merged([ours, ollama]), ["new", "hf:o/r:Q4", "mine:latest", "old"]);
+        assert_eq!(
+            list(&[entry("new", 2), entry("hf:o/r:Q4", 1)]),
+            br#"["new","hf:o/r:Q4"]"#
         );
-        let names: Vec<&str> = merged.iter().map(|entry| entry.name.as_str()).collect();
-        assert_eq!(names, ["new", "hf:o/r:Q4", "old", "mine:latest"]);
-        assert_eq!(list(&merged[..2]), br#"["new","hf:o/r:Q4"]"#);
         assert_eq!(list(&[]), b"[]");
     }
 

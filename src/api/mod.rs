@@ -153,6 +153,9 @@ impl Api {
             Endpoint::OpenAiModel { id } => openai::model(self, call, &id, request).await,
             Endpoint::Health => admin::status(&self.health),
             Endpoint::Config => admin::status(&self.config_status),
+            Endpoint::Forward if !call.config.ollama.enabled && !is_of_an_api(request.uri().path()) => {
+                reply::page_not_found()
+            }
             Endpoint::Forward => self.upstream.forward(call, request).await,
             by_name => self.answer_by_name(call, &by_name, request).await,
         }
@@ -166,6 +169,11 @@ impl Api {
             Err(error) => in_dialect_of(endpoint, &error),
         }
     }
+}
+
+/// Whether a path could be a route of Ollama's that is only not served here, which deserves a sentence.
+fn is_of_an_api(path: &str) -> bool {
+    path.starts_with("/api/") || path.starts_with("/v1/")
 }
 
 /// Answers for a model of ours.

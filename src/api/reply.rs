@@ -55,6 +55,11 @@ pub(crate) fn empty() -> Response<Body> {
     Response::new(body::full(Vec::new()))
 }
 
+/// What Ollama's router says to a path that it does not know.
+pub(crate) fn page_not_found() -> Response<Body> {
+    bytes(StatusCode::NOT_FOUND, "text/plain", b"404 page not found".to_vec())
+}
+
 /// A native error.
 pub(crate) fn native_error(error: &ApiError) -> Response<Body> {
     bytes(error.status, JSON_UTF8, encode(&NativeError { error: &error.message }))

@@ -82,6 +82,8 @@ async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartErro
     ));
     let signals = signals::Signals::install()?;
     tasks.spawn(signals.run(stop.clone(), reload));
+    // Ticks until the very end: streams may take their time to drain.
+    tasks.spawn(systemd::watchdog(stop.hard.clone()));
 
     let worker = WorkerCommand {
         log: config.log.level.clone(),

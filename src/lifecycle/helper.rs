@@ -1,8 +1,8 @@
-//! The helper process: renders chat templates, which strangers wrote, with bounds on time and memory.
+//! The helper processes: they render chat templates, which strangers wrote, with bounds on time and memory.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 use super::process::{Worker, WorkerCommand};
 use crate::{
@@ -12,76 +12,93 @@ use crate::{
 
 /// A conversation renders in milliseconds; what takes this long is a loop.
 const RENDER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Helper processes at most: one hostile template does not hold up everybody's chat.
+const HELPERS: usize = 2;
+/// Renders that wait for a helper; a render is short, so a longer queue is a fault.
+const MAX_WAITING: usize = 256;
 
-/// Renders conversations, one at a time, in a process that is started when first needed and again after it died.
+/// Renders conversations in processes that are started when first needed and again after they died.
 #[derive(Clone, Debug)]
 pub struct Helper {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     command: WorkerCommand,
-    worker: Arc<Mutex<Option<Worker>>>,
+    /// As many as helpers may run.
+    running: Semaphore,
+    /// As many as may run or wait.
+    admitted: Semaphore,
+    idle: Mutex<Vec<Worker>>,
 }
 
 impl Helper {
-    /// A helper that is not started yet.
+    /// Helpers that are not started yet.
     #[must_use]
     pub fn new(command: WorkerCommand) -> Self {
-        Self {
+        let shared = Shared {
             command,
-            worker: Arc::default(),
+            running: Semaphore::new(HELPERS),
+            admitted: Semaphore::new(HELPERS + MAX_WAITING),
+            idle: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
         }
     }
 
     /// Renders a conversation.
     ///
     /// # Errors
-    /// [`Failure::Invalid`] with the template's own sentence; [`Failure::Worker`] if the process died or hung over it.
+    /// [`Failure::Invalid`] with the template's own sentence; [`Failure::Worker`] if the process died or hung over it;
+    /// [`Failure::Busy`] if too many wait.
     pub async fn render(&self, job: RenderJob) -> Result<RenderedChat, Failure> {
-        let mut guard = self.worker.lock().await;
-        if let Some(worker) = guard.take().filter(|worker| !worker.ended().is_cancelled()) {
-            let answer = ask(&mut guard, worker, job.clone()).await;
-            // It may have been dead before it was asked, for a reason that is not this conversation's.
-            if !matches!(answer, Err(Silence::Died)) {
-                return verdict(answer);
+        let shared = Arc::clone(&self.shared);
+        // A task of its own: a client that leaves in the middle does not cost the next one a new process.
+        let render = tokio::spawn(async move { shared.render(job).await });
+        render
+            .await
+            .unwrap_or_else(|error| Err(Failure::Worker(format!("the template helper failed: {error}"))))
+    }
+}
+
+impl Shared {
+    async fn render(&self, job: RenderJob) -> Result<RenderedChat, Failure> {
+        let _admitted = self.admitted.try_acquire().map_err(|_| Failure::Busy)?;
+        let _running = self.running.acquire().await.map_err(|_| Failure::Busy)?;
+        let idle = self
+            .idle
+            .lock()
+            .await
+            .pop()
+            .filter(|worker| !worker.ended().is_cancelled());
+        if let Some(worker) = idle {
+            // It may have been killed while it was idle, which is not this conversation's fault.
+            if let Some(result) = self.ask(worker, job.clone()).await {
+                return result;
             }
         }
         let (worker, _) = Worker::spawn(&self.command, "helper")
             .map_err(|error| Failure::Worker(format!("the template helper cannot be started: {error}")))?;
-        verdict(ask(&mut guard, worker, job).await)
+        let died = || Failure::Worker("the model's chat template took too much memory to render".into());
+        self.ask(worker, job).await.unwrap_or_else(|| Err(died()))
     }
-}
 
-/// Why there is no answer.
-enum Silence {
-    Died,
-    Hung,
-}
-
-/// Asks a process, and keeps it for the next one if it answers.
-///
-/// Until then it is not in `kept`: if this future is dropped in the middle, the process goes too.
-async fn ask(
-    kept: &mut Option<Worker>,
-    worker: Worker,
-    job: RenderJob,
-) -> Result<Result<RenderedChat, String>, Silence> {
-    match tokio::time::timeout(RENDER_TIMEOUT, worker.render(job)).await {
-        Ok(Some(result)) => {
-            *kept = Some(worker);
-            Ok(result)
-        }
-        Ok(None) => Err(Silence::Died),
-        Err(_) => {
-            worker.kill().await;
-            Err(Silence::Hung)
+    /// Asks a process, and keeps it for the next one if it answers. `None` if it died.
+    async fn ask(&self, worker: Worker, job: RenderJob) -> Option<Result<RenderedChat, Failure>> {
+        match tokio::time::timeout(RENDER_TIMEOUT, worker.render(job)).await {
+            Ok(Some(result)) => {
+                self.idle.lock().await.push(worker);
+                Some(result.map_err(|reason| Failure::Invalid(format!("the model's chat template failed: {reason}"))))
+            }
+            Ok(None) => None,
+            Err(_) => {
+                worker.kill().await;
+                Some(Err(Failure::Worker(
+                    "the model's chat template took too long to render".into(),
+                )))
+            }
         }
     }
-}
-
-fn verdict(answer: Result<Result<RenderedChat, String>, Silence>) -> Result<RenderedChat, Failure> {
-    let failed = |what: &str| Failure::Worker(format!("the model's chat template took too {what} to render"));
-    answer
-        .map_err(|silence| match silence {
-            Silence::Died => failed("much memory"),
-            Silence::Hung => failed("long"),
-        })?
-        .map_err(|reason| Failure::Invalid(format!("the model's chat template failed: {reason}")))
 }

@@ -1,7 +1,7 @@
 //! The task that owns the state: residents, and the requests that wait for one.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     path::PathBuf,
     sync::{
         Arc,
@@ -12,8 +12,9 @@ use std::{
 
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
-    task::{AbortHandle, JoinSet},
+    task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     policy::{self, Candidate},
@@ -34,8 +35,8 @@ pub struct Wanted {
     pub card: ModelCard,
     /// How to load it. Its path is the identity: two names for one file share one resident.
     pub spec: LoadSpec,
-    /// Tokens of context that the request insists on; a resident with less is loaded anew.
-    pub needs_context: Option<u32>,
+    /// Tokens of context that the request needs; a resident with less is loaded anew.
+    pub needs_context: u32,
     /// Change of the time that the model stays.
     pub keep_alive: Option<KeepAlive>,
     /// That time, where nobody said.
@@ -139,7 +140,8 @@ pub struct Lifecycle {
     changed: Arc<Notify>,
 }
 
-/// Lets the task look again once a request has its answer or has given up.
+/// Wakes the task when a request is over, however it ended: its place in the queue may have become free, or its load
+/// needless.
 struct WakeOnDrop(Arc<Notify>);
 
 impl Drop for WakeOnDrop {
@@ -160,9 +162,8 @@ impl Lifecycle {
     pub fn start(command: WorkerCommand) -> Self {
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
         let (publish, health) = watch::channel(LifecycleHealth::default());
-        let manager = Manager::new(command, publish);
-        let changed = Arc::clone(&manager.changed);
-        tokio::spawn(manager.run(receiver));
+        let changed = Arc::new(Notify::new());
+        tokio::spawn(Manager::new(command, publish, Arc::clone(&changed)).run(receiver));
         Self {
             commands,
             health,
@@ -181,7 +182,7 @@ impl Lifecycle {
     /// # Errors
     /// [`Failure::Busy`] at once if too many wait; [`Failure::Load`] with the reason.
     pub async fn acquire(&self, wanted: Wanted) -> Result<Lease, Failure> {
-        // Before the channel, so that it is dropped after it: the task is to find the channel closed.
+        // Declared before the receiver, so dropped after it: the task then sees the request gone.
         let _wake = WakeOnDrop(Arc::clone(&self.changed));
         let (sender, receiver) = oneshot::channel();
         let stopped = || Failure::Unavailable("hubllama is stopping".into());
@@ -216,13 +217,20 @@ impl Lifecycle {
 }
 
 struct Entry {
+    /// Tells this load of the file from earlier and later ones.
+    id: u64,
     wanted: Wanted,
     state: State,
+    /// Asked for while it was loading.
+    unload_when_ready: bool,
 }
 
 enum State {
-    Loading { task: AbortHandle },
+    Loading {
+        cancel: CancellationToken,
+    },
     Ready(Ready),
+    /// Its process is ending; the place is free when that is done.
     Stopping,
 }
 
@@ -233,36 +241,8 @@ struct Ready {
     keep_alive: KeepAlive,
     idle_since: Option<Instant>,
     threads: u32,
-}
-
-impl Ready {
-    fn lease(&mut self, keep_alive: Option<KeepAlive>, changed: &Arc<Notify>) -> Lease {
-        self.keep_alive = keep_alive.unwrap_or(self.keep_alive);
-        self.leases.fetch_add(1, Ordering::AcqRel);
-        Lease {
-            worker: self.worker.clone(),
-            loaded: self.loaded.clone(),
-            count: Arc::clone(&self.leases),
-            changed: Arc::clone(changed),
-        }
-    }
-}
-
-/// What a load has to wait for.
-enum Room {
-    /// Nothing.
-    Free,
-    /// Another load, or a worker that is ending.
-    Later,
-    /// The answers of this resident.
-    AfterUse(PathBuf),
-}
-
-/// Deaths in a row, when the last was, and its reason.
-type Deaths = (u32, Instant, String);
-
-fn is_quarantined((deaths, last, _): &Deaths) -> bool {
-    *deaths >= policy::DEATHS_TO_QUARANTINE && last.elapsed() < policy::QUARANTINE
+    /// Takes no new requests: it is to go when those that run have ended.
+    draining: bool,
 }
 
 struct Waiting {
@@ -271,10 +251,10 @@ struct Waiting {
 }
 
 enum Outcome {
-    Loaded(PathBuf, Result<(Worker, LoadedModel), LoadError>),
-    Stopped(PathBuf),
-    /// A worker that nobody asked to end has ended.
-    Died(PathBuf, Worker),
+    Loaded(PathBuf, u64, Result<(Worker, LoadedModel), LoadError>),
+    Stopped(PathBuf, u64),
+    /// A worker's process has ended, asked or not.
+    Ended(PathBuf, u64),
 }
 
 enum LoadError {
@@ -282,21 +262,25 @@ enum LoadError {
     Refused(String),
     /// The process died, hung, or could not be started.
     Died(String),
+    /// Nobody waited for it any more.
+    Cancelled,
 }
 
 struct Manager {
     command: WorkerCommand,
     entries: HashMap<PathBuf, Entry>,
     waiting: VecDeque<Waiting>,
-    deaths: HashMap<PathBuf, Deaths>,
+    deaths: HashMap<PathBuf, (u32, Instant, String)>,
     tasks: JoinSet<Outcome>,
-    /// A lease was given back, or a request gave up.
+    /// Loads so far.
+    loads: u64,
+    /// A lease was given back.
     changed: Arc<Notify>,
     publish: watch::Sender<LifecycleHealth>,
 }
 
 impl Manager {
-    fn new(command: WorkerCommand, publish: watch::Sender<LifecycleHealth>) -> Self {
+    fn new(command: WorkerCommand, publish: watch::Sender<LifecycleHealth>, changed: Arc<Notify>) -> Self {
         Self {
             command,
             publish,
@@ -304,7 +288,8 @@ impl Manager {
             waiting: VecDeque::new(),
             deaths: HashMap::new(),
             tasks: JoinSet::new(),
-            changed: Arc::new(Notify::new()),
+            changed,
+            loads: 0,
         }
     }
 
@@ -315,8 +300,12 @@ impl Manager {
                 command = commands.recv() => match command {
                     Some(Command::Acquire(wanted, reply)) => self.enqueue(wanted, reply),
                     Some(Command::Unload(path)) => {
-                        if let Some(Entry { state: State::Ready(ready), .. }) = self.entries.get_mut(&path) {
-                            ready.keep_alive = KeepAlive::ZERO;
+                        if let Some(entry) = self.entries.get_mut(&path) {
+                            match &mut entry.state {
+                                State::Ready(ready) => ready.keep_alive = KeepAlive::ZERO,
+                                State::Loading { .. } => entry.unload_when_ready = true,
+                                State::Stopping => {}
+                            }
                         }
                     }
                     Some(Command::Snapshot(reply)) => { let _ = reply.send(self.residents()); }
@@ -352,11 +341,30 @@ impl Manager {
 
     fn settle(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Loaded(path, Ok((worker, loaded))) => {
+            Outcome::Loaded(path, id, result) => self.loaded(path, id, result),
+            // The number tells an old process's end from that of the one in place.
+            Outcome::Stopped(path, id) | Outcome::Ended(path, id) => {
+                if self.entries.get(&path).is_some_and(|entry| entry.id == id) {
+                    self.entries.remove(&path);
+                }
+            }
+        }
+    }
+
+    fn loaded(&mut self, path: PathBuf, id: u64, result: Result<(Worker, LoadedModel), LoadError>) {
+        let Some(entry) = self.entries.get_mut(&path).filter(|entry| entry.id == id) else {
+            return;
+        };
+        match result {
+            // Given up in the moment in which it became ready.
+            Ok((worker, _)) if matches!(entry.state, State::Stopping) => {
+                self.tasks.spawn(async move {
+                    worker.kill().await;
+                    Outcome::Stopped(path, id)
+                });
+            }
+            Ok((worker, loaded)) => {
                 self.deaths.remove(&path);
-                let Some(entry) = self.entries.get_mut(&path) else {
-                    return;
-                };
                 tracing::info!(
                     model.name = entry.wanted.card.name,
                     context_length = loaded.context_length,
@@ -364,22 +372,28 @@ impl Manager {
                     size_bytes = loaded.size_bytes,
                     "model loaded"
                 );
+                let ended = worker.ended();
                 entry.state = State::Ready(Ready {
-                    worker: worker.clone(),
+                    worker,
                     loaded,
                     leases: Arc::default(),
-                    keep_alive: entry.wanted.default_keep_alive,
+                    keep_alive: match entry.unload_when_ready {
+                        true => KeepAlive::ZERO,
+                        false => entry.wanted.default_keep_alive,
+                    },
                     idle_since: None,
                     threads: entry.wanted.spec.threads,
+                    draining: false,
                 });
                 self.tasks.spawn(async move {
-                    worker.ended().cancelled().await;
-                    Outcome::Died(path, worker)
+                    ended.cancelled().await;
+                    Outcome::Ended(path, id)
                 });
             }
-            Outcome::Loaded(path, Err(error)) => {
+            Err(error) => {
                 self.entries.remove(&path);
                 let reason = match error {
+                    LoadError::Cancelled => return,
                     LoadError::Refused(reason) => reason,
                     LoadError::Died(reason) => {
                         let deaths = self
@@ -395,17 +409,6 @@ impl Manager {
                     &path,
                     &Failure::Load(format!("the model could not be loaded: {reason}")),
                 );
-            }
-            Outcome::Stopped(path) => {
-                self.entries.remove(&path);
-            }
-            Outcome::Died(path, worker) => {
-                // Only if it is still the one in place: a stopped worker ends too.
-                let current = matches!(&self.entries.get(&path), Some(Entry { state: State::Ready(ready), .. })
-                    if ready.worker.ended() == worker.ended());
-                if current {
-                    self.entries.remove(&path);
-                }
             }
         }
     }
@@ -424,21 +427,21 @@ impl Manager {
     fn evaluate(&mut self) {
         let now = Instant::now();
         self.waiting.retain(|waiting| !waiting.reply.is_closed());
-        // A worker that has just died gets no more requests, also if its last message is still to come.
+        // A worker that has just died gets no more requests, also if the news of it is still on its way.
         self.entries
             .retain(|_, entry| !matches!(&entry.state, State::Ready(ready) if ready.worker.ended().is_cancelled()));
         self.note_idle(now);
         self.admit();
         self.note_idle(now);
         self.abandon_loads();
+        self.deaths.retain(|_, (_, at, _)| at.elapsed() < policy::QUARANTINE);
         let expired: Vec<PathBuf> = self
             .entries
             .iter()
             .filter(|(_, entry)| match &entry.state {
-                State::Ready(ready) => ready
-                    .idle_since
-                    .and_then(|since| policy::expires(since, ready.keep_alive))
-                    .is_some_and(|expires| expires <= now),
+                State::Ready(ready) => ready.idle_since.is_some_and(|since| {
+                    ready.draining || policy::expires(since, ready.keep_alive).is_some_and(|expires| expires <= now)
+                }),
                 _ => false,
             })
             .map(|(path, _)| path.clone())
@@ -463,46 +466,53 @@ impl Manager {
 
     /// Gives leases to those who wait, in order of arrival; starts what has to be started for the others.
     fn admit(&mut self) {
-        // Residents that an earlier request waits to see idle: a later one must not keep them busy.
-        let mut held = HashSet::new();
+        // Who waited for one to become idle may have gone; who still waits comes before those that it holds off.
+        for entry in self.entries.values_mut() {
+            if let State::Ready(ready) = &mut entry.state {
+                ready.draining = false;
+            }
+        }
         for waiting in std::mem::take(&mut self.waiting) {
             let Waiting { wanted, reply } = waiting;
             let path = wanted.spec.path.clone();
-            match self.entries.get_mut(&path) {
-                Some(_) if held.contains(&path) => self.waiting.push_back(Waiting { wanted, reply }),
-                Some(Entry {
-                    state: State::Ready(ready),
-                    wanted: loaded_for,
-                }) => {
-                    let leases = ready.leases.load(Ordering::Acquire);
-                    // What was asked for counts too: a model that came out smaller would be loaded anew for ever.
-                    let context = ready.loaded.context_length.max(loaded_for.spec.context_length);
-                    if wanted.needs_context.is_some_and(|needed| needed > context) {
-                        // Loaded anew once nobody uses it.
-                        if leases == 0 {
-                            self.unload(&path);
-                        } else {
-                            held.insert(path);
+            match self
+                .entries
+                .get_mut(&path)
+                .map(|entry| (entry.wanted.needs_context, &mut entry.state))
+            {
+                Some((asked, State::Ready(ready))) if !ready.draining => {
+                    // What was asked for counts too: a model may have been given less than that, and will be again.
+                    if wanted.needs_context <= ready.loaded.context_length.max(asked) {
+                        let room = wanted.limits.max_queue.saturating_add(ready.loaded.parallel as usize);
+                        if ready.leases.load(Ordering::Acquire) >= room {
+                            let _ = reply.send(Err(Failure::Busy));
+                            continue;
                         }
-                        self.waiting.push_back(Waiting { wanted, reply });
-                    } else if leases >= wanted.limits.max_queue.saturating_add(ready.loaded.parallel as usize) {
-                        let _ = reply.send(Err(Failure::Busy));
-                    } else {
+                        if let Some(keep_alive) = wanted.keep_alive {
+                            ready.keep_alive = keep_alive;
+                        }
+                        ready.leases.fetch_add(1, Ordering::AcqRel);
+                        let lease = Lease {
+                            worker: ready.worker.clone(),
+                            loaded: ready.loaded.clone(),
+                            count: Arc::clone(&ready.leases),
+                            changed: Arc::clone(&self.changed),
+                        };
                         // If nobody takes it, dropping it gives it back.
-                        let _ = reply.send(Ok(ready.lease(wanted.keep_alive, &self.changed)));
+                        let _ = reply.send(Ok(lease));
+                        continue;
                     }
+                    // Too small a context: loaded anew once those that use it are done; who comes later waits too.
+                    ready.draining = true;
+                    self.waiting.push_back(Waiting { wanted, reply });
                 }
                 Some(_) => self.waiting.push_back(Waiting { wanted, reply }),
                 None => match self.make_room(&wanted) {
-                    Ok(Room::Free) => {
+                    Ok(true) => {
                         self.load(&wanted);
                         self.waiting.push_back(Waiting { wanted, reply });
                     }
-                    Ok(Room::Later) => self.waiting.push_back(Waiting { wanted, reply }),
-                    Ok(Room::AfterUse(victim)) => {
-                        held.insert(victim);
-                        self.waiting.push_back(Waiting { wanted, reply });
-                    }
+                    Ok(false) => self.waiting.push_back(Waiting { wanted, reply }),
                     Err(failure) => {
                         let _ = reply.send(Err(failure));
                     }
@@ -512,10 +522,10 @@ impl Manager {
     }
 
     /// Whether a load may start now; evicts an idle resident if that is what it takes.
-    fn make_room(&mut self, wanted: &Wanted) -> Result<Room, Failure> {
-        if let Some(death) = self.deaths.get(&wanted.spec.path)
-            && let (deaths, _, reason) = death
-            && is_quarantined(death)
+    fn make_room(&mut self, wanted: &Wanted) -> Result<bool, Failure> {
+        if let Some((deaths, at, reason)) = self.deaths.get(&wanted.spec.path)
+            && *deaths >= policy::DEATHS_TO_QUARANTINE
+            && at.elapsed() < policy::QUARANTINE
         {
             return Err(Failure::Load(format!(
                 "the model is refused for a minute, since its last {deaths} loads died: {reason}"
@@ -527,10 +537,10 @@ impl Manager {
             .values()
             .any(|entry| !matches!(entry.state, State::Ready(_)))
         {
-            return Ok(Room::Later);
+            return Ok(false);
         }
         if self.entries.len() < wanted.limits.max_loaded.max(1) {
-            return Ok(Room::Free);
+            return Ok(true);
         }
         let (paths, candidates): (Vec<PathBuf>, Vec<Candidate>) = self
             .entries
@@ -548,43 +558,47 @@ impl Manager {
             })
             .unzip();
         match policy::victim(&candidates) {
-            Some(victim) if candidates[victim].leases == 0 => {
-                self.unload(&paths[victim]);
-                Ok(Room::Later)
+            Some(victim) => self.unload(&paths[victim]),
+            // All are in use. One of them takes no new requests, or a busy one would never become idle.
+            None => {
+                if let Some(busy) = policy::next_to_drain(&candidates)
+                    && let Some(Entry {
+                        state: State::Ready(ready),
+                        ..
+                    }) = self.entries.get_mut(&paths[busy])
+                {
+                    ready.draining = true;
+                }
             }
-            Some(victim) => Ok(Room::AfterUse(paths[victim].clone())),
-            None => Ok(Room::Later),
         }
+        Ok(false)
     }
 
     fn load(&mut self, wanted: &Wanted) {
-        let (command, path) = (self.command.clone(), wanted.spec.path.clone());
-        let (spec, timeout) = (wanted.spec.clone(), wanted.limits.load_timeout);
-        let task = self
-            .tasks
-            .spawn(async move { Outcome::Loaded(path, load(&command, spec, timeout).await) });
-        self.entries.insert(
-            wanted.spec.path.clone(),
-            Entry {
-                wanted: wanted.clone(),
-                state: State::Loading { task },
-            },
-        );
+        self.loads += 1;
+        let (id, path, cancel) = (self.loads, wanted.spec.path.clone(), CancellationToken::new());
+        let entry = Entry {
+            id,
+            wanted: wanted.clone(),
+            state: State::Loading { cancel: cancel.clone() },
+            unload_when_ready: false,
+        };
+        self.entries.insert(path.clone(), entry);
+        let (command, spec, timeout) = (self.command.clone(), wanted.spec.clone(), wanted.limits.load_timeout);
+        self.tasks
+            .spawn(async move { Outcome::Loaded(path, id, load(&command, spec, timeout, &cancel).await) });
     }
 
-    /// Ends loads that nobody waits for any more.
+    /// Ends loads that nobody waits for any more. Their place is free when their process is gone.
     fn abandon_loads(&mut self) {
-        let waiting = &self.waiting;
-        self.entries.retain(|path, entry| match &entry.state {
-            State::Loading { task } => {
-                let wanted = waiting.iter().any(|waiting| waiting.wanted.spec.path == *path);
-                if !wanted {
-                    task.abort();
-                }
-                wanted
+        for (path, entry) in &mut self.entries {
+            if let State::Loading { cancel } = &entry.state
+                && !self.waiting.iter().any(|waiting| waiting.wanted.spec.path == *path)
+            {
+                cancel.cancel();
+                entry.state = State::Stopping;
             }
-            _ => true,
-        });
+        }
     }
 
     fn unload(&mut self, path: &PathBuf) {
@@ -593,10 +607,10 @@ impl Manager {
         };
         if let State::Ready(ready) = std::mem::replace(&mut entry.state, State::Stopping) {
             tracing::info!(model.name = entry.wanted.card.name, "model unloaded");
-            let path = path.clone();
+            let (path, id) = (path.clone(), entry.id);
             self.tasks.spawn(async move {
                 ready.worker.kill().await;
-                Outcome::Stopped(path)
+                Outcome::Stopped(path, id)
             });
         }
     }
@@ -614,9 +628,8 @@ impl Manager {
                 && decoding(ready)
             {
                 let grant = policy::thread_grant(cores, count).min(entry.wanted.spec.threads.max(1));
-                if grant != ready.threads {
+                if grant != ready.threads && ready.worker.set_threads(grant) {
                     ready.threads = grant;
-                    ready.worker.set_threads(grant);
                 }
             }
         }
@@ -630,10 +643,8 @@ impl Manager {
                 .and_then(|since| policy::expires(since, ready.keep_alive)),
             _ => None,
         });
-        let quarantined = self.deaths.values().filter(|deaths| is_quarantined(deaths));
-        residents
-            .chain(quarantined.map(|(_, last, _)| *last + policy::QUARANTINE))
-            .min()
+        let quarantines = self.deaths.values().map(|(_, last, _)| *last + policy::QUARANTINE);
+        residents.chain(quarantines).min()
     }
 
     fn health(&self) -> LifecycleHealth {
@@ -646,21 +657,20 @@ impl Manager {
             State::Ready(ready) => ready.leases.load(Ordering::Acquire),
             _ => 0,
         };
-        let answering = self.entries.values().map(leases).sum();
-        let quarantined =
-            self.deaths
-                .iter()
-                .filter(|(_, deaths)| is_quarantined(deaths))
-                .map(|(path, (deaths, _, reason))| Quarantined {
-                    path: path.clone(),
-                    deaths: *deaths,
-                    reason: reason.clone(),
-                });
+        let quarantined = self
+            .deaths
+            .iter()
+            .filter(|(_, (deaths, ..))| *deaths >= policy::DEATHS_TO_QUARANTINE)
+            .map(|(path, (deaths, _, reason))| Quarantined {
+                path: path.clone(),
+                deaths: *deaths,
+                reason: reason.clone(),
+            });
         LifecycleHealth {
             resident,
             in_transition: self.entries.len() - resident,
             waiting: self.waiting.len(),
-            answering,
+            answering: self.entries.values().map(leases).sum(),
             quarantined: quarantined.collect(),
         }
     }
@@ -690,7 +700,7 @@ impl Manager {
         self.waiting.clear();
         for (_, entry) in self.entries.drain() {
             match entry.state {
-                State::Loading { task } => task.abort(),
+                State::Loading { cancel } => cancel.cancel(),
                 State::Ready(ready) => ready.worker.kill().await,
                 State::Stopping => {}
             }
@@ -707,16 +717,41 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// Starts a worker and waits for its model; given up after `timeout` without progress.
-async fn load(command: &WorkerCommand, spec: LoadSpec, timeout: Duration) -> Result<(Worker, LoadedModel), LoadError> {
-    let died = |reason: String| LoadError::Died(reason);
-    let (worker, mut reports) =
-        Worker::spawn(command, "model").map_err(|error| died(format!("the worker cannot be started: {error}")))?;
+/// Starts a worker and waits for its model; given up after `timeout` without progress, or when nobody wants it any
+/// more. Returns when the process of a load that failed is gone, with its memory.
+async fn load(
+    command: &WorkerCommand,
+    spec: LoadSpec,
+    timeout: Duration,
+    cancel: &CancellationToken,
+) -> Result<(Worker, LoadedModel), LoadError> {
+    let (worker, reports) = Worker::spawn(command, "model")
+        .map_err(|error| LoadError::Died(format!("the worker cannot be started: {error}")))?;
+    let result = tokio::select! {
+        result = wait_loaded(&worker, spec, reports, timeout) => result,
+        () = cancel.cancelled() => Err(LoadError::Cancelled),
+    };
+    match result {
+        Ok(loaded) => Ok((worker, loaded)),
+        Err(error) => {
+            worker.kill().await;
+            Err(error)
+        }
+    }
+}
+
+async fn wait_loaded(
+    worker: &Worker,
+    spec: LoadSpec,
+    mut reports: mpsc::Receiver<LoadReport>,
+    timeout: Duration,
+) -> Result<LoadedModel, LoadError> {
+    let died = LoadError::Died;
     worker.load(spec).await.map_err(|failure| died(failure.to_string()))?;
     loop {
         match tokio::time::timeout(timeout, reports.recv()).await {
             Ok(Some(LoadReport::Progress(fraction))) => tracing::debug!(fraction, "loading"),
-            Ok(Some(LoadReport::Loaded(loaded))) => return Ok((worker, loaded)),
+            Ok(Some(LoadReport::Loaded(loaded))) => return Ok(loaded),
             Ok(Some(LoadReport::Failed(reason))) => return Err(LoadError::Refused(reason)),
             Ok(None) => return Err(died("the worker process died while loading".into())),
             Err(_) => return Err(died(format!("no progress for {} s", timeout.as_secs()))),

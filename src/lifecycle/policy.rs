@@ -15,21 +15,24 @@ pub(super) struct Candidate {
     pub(super) idle_since: Option<Instant>,
 }
 
-/// The resident that makes room: of the idle ones that which was asked to stay the shortest, then the one idle longest.
-/// If all are in use it is the one that the fewest requests use, and it is waited for.
+/// The resident that makes room: never one in use; of the idle ones that which was asked to stay the shortest, then
+/// the one idle longest.
 pub(super) fn victim(candidates: &[Candidate]) -> Option<usize> {
-    let stay = |keep_alive| match keep_alive {
+    (0..candidates.len())
+        .filter(|&index| candidates[index].leases == 0)
+        .min_by_key(|&index| (stay(candidates[index].keep_alive), candidates[index].idle_since))
+}
+
+/// The resident that takes no new requests, where room is needed and all are in use: as [`victim`], the shortest stay.
+pub(super) fn next_to_drain(candidates: &[Candidate]) -> Option<usize> {
+    (0..candidates.len()).min_by_key(|&index| stay(candidates[index].keep_alive))
+}
+
+fn stay(keep_alive: KeepAlive) -> Duration {
+    match keep_alive {
         KeepAlive::For(time) => time,
         KeepAlive::Forever => Duration::MAX,
-    };
-    (0..candidates.len()).min_by_key(|&index| {
-        let Candidate {
-            leases,
-            keep_alive,
-            idle_since,
-        } = candidates[index];
-        (leases, stay(keep_alive), idle_since)
-    })
+    }
 }
 
 /// When an idle resident is to go; `None` is never.
@@ -74,10 +77,9 @@ mod tests {
     }
 
     #[test]
-    fn the_idle_go_before_those_in_use_and_of_these_the_least_used() {
+    fn nobody_in_use_is_evicted() {
         let now = Instant::now();
-        assert_eq!(victim(&[]), None);
-        assert_eq!(victim(&[candidate(2, 0, now), candidate(1, 300, now)]), Some(1));
+        assert_eq!(victim(&[candidate(1, 0, now), candidate(2, 300, now)]), None);
         assert_eq!(victim(&[candidate(1, 0, now), candidate(0, 300, now)]), Some(1));
     }
 

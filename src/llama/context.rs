@@ -7,6 +7,12 @@ use llama_cpp_sys_2 as sys;
 use super::{Batch, Model};
 use crate::inference::{KvCacheType, Switch};
 
+/// llama.cpp's granule of a sequence's context window.
+const CONTEXT_PADDING: u32 = 256;
+/// Tokens in a batch: fewer are slow, more need memory for nothing.
+const MIN_BATCH: u32 = 32;
+const MAX_BATCH: u32 = 16384;
+
 /// Size and placement of a context.
 #[derive(Clone, Debug)]
 pub struct ContextParams {
@@ -70,9 +76,12 @@ impl Context {
     pub fn new(model: Arc<Model>, params: &ContextParams) -> Result<Self, String> {
         // SAFETY: no preconditions.
         let mut raw = unsafe { sys::llama_context_default_params() };
-        raw.n_ctx = params.context_per_sequence.saturating_mul(params.sequences);
-        raw.n_batch = params.batch;
-        raw.n_ubatch = params.batch.min(512);
+        // llama.cpp pads each sequence's part to this, but bounds the batch by the window before it does; a batch larger
+        // than its bound aborts the process.
+        let per_sequence = params.context_per_sequence.max(1).next_multiple_of(CONTEXT_PADDING);
+        raw.n_ctx = per_sequence.saturating_mul(params.sequences);
+        raw.n_batch = params.batch.clamp(MIN_BATCH, MAX_BATCH).min(raw.n_ctx);
+        raw.n_ubatch = raw.n_batch.min(512);
         raw.n_seq_max = params.sequences;
         raw.n_threads = params.threads.try_into().unwrap_or(1);
         raw.n_threads_batch = raw.n_threads;
@@ -86,6 +95,8 @@ impl Context {
         // Each sequence has a part of its own: with long separate contexts that decodes 40 to 60 % faster than one
         // shared pool, and no sequence can starve another.
         raw.kv_unified = false;
+        // A sliding-window layer keeps its window, not the whole context, as llama-server has it.
+        raw.swa_full = false;
         raw.no_perf = true;
         // SAFETY: the model is valid and kept alive by this value.
         let context = unsafe { sys::llama_init_from_model(model.as_ptr(), raw) };
@@ -113,6 +124,19 @@ impl Context {
     pub fn context_per_sequence(&self) -> u32 {
         // SAFETY: the context is valid.
         unsafe { sys::llama_n_ctx_seq(self.raw.as_ptr()) }
+    }
+
+    /// Tokens that one batch may hold.
+    #[must_use]
+    pub fn batch_size(&self) -> usize {
+        // SAFETY: the context is valid.
+        unsafe { sys::llama_n_batch(self.raw.as_ptr()) as usize }
+    }
+
+    /// Waits until the last decode is done: on a device it returns before.
+    pub fn synchronize(&mut self) {
+        // SAFETY: the context is valid.
+        unsafe { sys::llama_synchronize(self.raw.as_ptr()) };
     }
 
     /// Changes the number of compute threads, between decodes.
@@ -178,13 +202,6 @@ impl Context {
     pub fn min_position(&self, sequence: i32) -> i32 {
         // SAFETY: the memory belongs to this context.
         unsafe { sys::llama_memory_seq_pos_min(self.memory(), sequence) }
-    }
-
-    /// Bytes of KV cache and state that would be written if all of it were saved: what the sequences hold now.
-    #[must_use]
-    pub fn state_bytes(&self) -> u64 {
-        // SAFETY: the context is valid.
-        unsafe { sys::llama_state_get_size(self.raw.as_ptr()) as u64 }
     }
 }
 

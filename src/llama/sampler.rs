@@ -126,6 +126,17 @@ impl std::fmt::Debug for Candidates {
 }
 
 impl Candidates {
+    /// Refills the buffer with all tokens.
+    pub fn fill_all(&mut self, logits: &[f32]) {
+        self.data.clear();
+        let candidate = |(id, &logit): (usize, &f32)| sys::llama_token_data {
+            id: id as Token,
+            logit,
+            p: 0.0,
+        };
+        self.data.extend(logits.iter().enumerate().map(candidate));
+    }
+
     /// Refills the buffer with the tokens that `allowed` admits.
     pub fn fill(&mut self, logits: &[f32], allowed: impl Fn(usize) -> bool) {
         self.data.clear();
@@ -163,9 +174,13 @@ pub fn log_softmax_of(logits: &[f32], token: Token, top: usize) -> (f32, Vec<(To
             }
         }
     }
+    // Infinity and NaN have no spelling in JSON; a broken model must not break the frame that carries its answer.
+    let finite = |value: f32| if value.is_finite() { value } else { f32::MIN };
     (
-        chosen,
-        best.into_iter().map(|(id, logit)| (id, logit - log_sum)).collect(),
+        finite(chosen),
+        best.into_iter()
+            .map(|(id, logit)| (id, finite(logit - log_sum)))
+            .collect(),
     )
 }
 

@@ -9,7 +9,7 @@ pub mod registry;
 
 pub use huggingface::HuggingFace;
 pub use ollama::{Ollama, UpstreamError};
-pub use registry::{Owner, Registry};
+pub use registry::{Owner, Registry, prefers_ollama};
 
 use std::{fmt, pin::Pin, sync::Arc, time::Instant};
 

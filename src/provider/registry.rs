@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Provider;
-use crate::config::Config;
+use crate::config::{Config, ProviderName};
 
 /// Who answers for a name.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub enum Owner {
         provider: Arc<dyn Provider>,
         /// The name to ask it for.
         name: String,
+        /// Whether the name that was asked for is an alias: Ollama may have a model of that name too.
+        alias: bool,
     },
 }
 
@@ -47,20 +49,27 @@ impl Registry {
             return Owner::Forward;
         }
         if is_hugging_face(config, name) {
-            return self.serve(name);
+            return self.serve(name, false);
         }
         match alias(config, name) {
-            Some(target) => self.serve(target),
+            Some(target) => self.serve(target, true),
             None => Owner::Forward,
         }
     }
 
-    fn serve(&self, name: &str) -> Owner {
+    fn serve(&self, name: &str, alias: bool) -> Owner {
         Owner::Serve {
             provider: Arc::clone(&self.hugging_face),
             name: name.to_owned(),
+            alias,
         }
     }
+}
+
+/// Whether Ollama answers a name that both know: an alias of ours that is also a model of its.
+#[must_use]
+pub fn prefers_ollama(config: &Config) -> bool {
+    config.ollama.enabled && config.ollama.priority.first() == Some(&ProviderName::Ollama)
 }
 
 fn is_hugging_face(config: &Config, name: &str) -> bool {

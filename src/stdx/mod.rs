@@ -1,5 +1,6 @@
 //! What std lacks, in small named pieces.
 
+pub mod cpu;
 pub mod fs;
 pub mod go_duration;
 mod secret;

@@ -14,7 +14,7 @@ use llguidance::{
 use crate::llama::{Model, Token};
 
 /// Bytes of a schema's text; compiling takes time that grows faster than this.
-const MAX_SCHEMA_BYTES: usize = 256 << 10;
+const MAX_SCHEMA_BYTES: usize = 64 << 10;
 
 /// What all constraints of one model share; made with the first one, since it takes some 100 ms.
 pub(super) struct Constraints {
@@ -57,7 +57,10 @@ impl Constraints {
             return Err(format!("the schema has more than {MAX_SCHEMA_BYTES} bytes"));
         }
         let schema = serde_json::from_str(schema).map_err(|error| error.to_string())?;
-        let parser = self.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
+        // What a stranger wrote is compiled here; a panic over it must not take the model from everybody.
+        let compile = || self.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
+        let parser = std::panic::catch_unwind(std::panic::AssertUnwindSafe(compile))
+            .map_err(|_| "the schema cannot be compiled".to_owned())?;
         let matcher = Matcher::new(parser);
         match matcher.get_error() {
             Some(error) => Err(error),

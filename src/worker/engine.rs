@@ -16,10 +16,12 @@ use super::{
     slot::{Active, Progress, Slot},
 };
 use crate::{
-    inference::{Event, Failure, FinishReason},
+    inference::{Delta, Event, Failure, FinishReason},
     llama::{self, Batch, Candidates, Context, ContextParams, DecodeError, DeviceKind, Model, ModelParams, Token},
 };
 
+/// Time between two signs of life of jobs that give no text.
+const LIFE_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two reports of a load's progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -33,7 +35,7 @@ pub(super) fn run(commands: &Commands, reports: &mut Reports) {
     match load(&spec, reports) {
         Ok((context, loaded)) => {
             reports.send(&Report::Loaded(loaded.clone()));
-            Engine::new(context, &spec, &loaded).run(commands, reports);
+            Engine::new(context, &loaded).run(commands, reports);
         }
         Err(reason) => reports.send(&Report::LoadFailed { reason }),
     }
@@ -71,7 +73,7 @@ fn load(spec: &LoadSpec, reports: &mut Reports) -> Result<(Context, LoadedModel)
     let params = ContextParams {
         context_per_sequence: context_length,
         sequences: spec.parallel.max(1),
-        batch: spec.batch.max(32),
+        batch: spec.batch,
         threads: spec.threads.max(1),
         flash_attention: spec.flash_attention,
         kv_type_k: spec.kv_type_k,
@@ -119,7 +121,8 @@ struct Engine {
     context: Context,
     constraints: Option<Constraints>,
     slots: Vec<Slot>,
-    waiting: VecDeque<Job>,
+    /// Jobs for whom no slot is idle, with their prompts as tokens.
+    waiting: VecDeque<(Job, Vec<Token>)>,
     batch: Batch,
     batch_tokens: usize,
     context_length: u32,
@@ -129,11 +132,12 @@ struct Engine {
     jobs: u64,
     /// What this step produced; one frame carries all of it.
     events: Vec<(u64, Event)>,
+    alive: Instant,
 }
 
 impl Engine {
-    fn new(context: Context, spec: &LoadSpec, loaded: &LoadedModel) -> Self {
-        let batch_tokens = spec.batch.max(32) as usize;
+    fn new(context: Context, loaded: &LoadedModel) -> Self {
+        let batch_tokens = context.batch_size();
         Self {
             model: Arc::clone(context.model()),
             slots: (0..loaded.parallel).map(|_| Slot::default()).collect(),
@@ -147,6 +151,7 @@ impl Engine {
             constraints: None,
             jobs: 0,
             events: Vec::new(),
+            alive: Instant::now(),
             context,
         }
     }
@@ -155,6 +160,7 @@ impl Engine {
         while self.take_commands(commands, reports) {
             self.admit(reports);
             self.step(reports);
+            self.show_life();
             if !self.events.is_empty() {
                 let events = std::mem::take(&mut self.events);
                 reports.send(&Report::Events(events));
@@ -183,7 +189,7 @@ impl Engine {
                 }
             };
             match command {
-                Command::Generate(job) => self.waiting.push_back(*job),
+                Command::Generate(job) => self.accept(*job, reports),
                 Command::Cancel { id } => self.cancel(id),
                 Command::Credit { id, events } => {
                     if let Some(active) = self.active(id) {
@@ -208,7 +214,7 @@ impl Engine {
     }
 
     fn cancel(&mut self, id: u64) {
-        self.waiting.retain(|job| job.id != id);
+        self.waiting.retain(|(job, _)| job.id != id);
         for slot in &mut self.slots {
             if slot.active.as_ref().is_some_and(|active| active.job.id == id) {
                 slot.active = None;
@@ -219,26 +225,35 @@ impl Engine {
     /// Gives waiting jobs to idle slots.
     fn admit(&mut self, reports: &mut Reports) {
         while !self.waiting.is_empty() && self.slots.iter().any(|slot| slot.active.is_none()) {
-            let Some(job) = self.waiting.pop_front() else { return };
+            let Some((job, prompt)) = self.waiting.pop_front() else {
+                return;
+            };
             let id = job.id;
-            if let Err(failure) = self.start(job) {
+            if let Err(failure) = self.start(job, prompt) {
                 reports.send(&Report::Failed { id, failure });
             }
         }
     }
 
-    fn start(&mut self, job: Job) -> Result<(), Failure> {
-        let prompt = self.tokenize(&job.prompt)?;
+    /// Takes a job in, or refuses it at once if its prompt is too long: who asked may want to shorten it.
+    fn accept(&mut self, job: Job, reports: &mut Reports) {
         let limit = job.context_limit.min(self.context_length).max(1);
-        if prompt.len() >= limit as usize {
-            return Err(Failure::ContextExceeded {
-                prompt_tokens: prompt.len() as u32,
+        let prompt = self.tokenize(&job.prompt).and_then(|prompt| match prompt.len() {
+            0 => Err(Failure::Invalid("the prompt has no tokens".into())),
+            length if length >= limit as usize => Err(Failure::ContextExceeded {
+                prompt_tokens: length as u32,
                 context_tokens: limit,
-            });
+            }),
+            _ => Ok(prompt),
+        });
+        match prompt {
+            Ok(prompt) => self.waiting.push_back((job, prompt)),
+            Err(failure) => reports.send(&Report::Failed { id: job.id, failure }),
         }
-        if prompt.is_empty() {
-            return Err(Failure::Invalid("the prompt has no tokens".into()));
-        }
+    }
+
+    fn start(&mut self, job: Job, prompt: Vec<Token>) -> Result<(), Failure> {
+        let limit = job.context_limit.min(self.context_length).max(1);
         let constraint = match &job.schema {
             None => None,
             Some(schema) => {
@@ -375,12 +390,33 @@ impl Engine {
         if let Err(error) = self.context.decode(&mut self.batch) {
             return self.fail_batch(&grants, &error, reports);
         }
+        if prefilled > 0 {
+            self.context.synchronize();
+        }
         self.pace.observe(prefilled, started.elapsed());
         for (index, batch_index) in sampled_at.into_iter().enumerate() {
             if let Some(batch_index) = batch_index {
                 self.sample(index, batch_index, reports);
             }
         }
+    }
+
+    /// Tells everybody who waits that the engine works: a long prompt, a long tool call and a full house give no text
+    /// for a while, and that must not look like a hang. An empty delta is that sign; it costs no credit.
+    fn show_life(&mut self) {
+        if self.batch.is_empty() || self.alive.elapsed() < LIFE_INTERVAL {
+            return;
+        }
+        self.alive = Instant::now();
+        let active = self
+            .slots
+            .iter()
+            .filter_map(|slot| slot.active.as_ref())
+            .filter(|active| active.credit > 0);
+        let ids = active
+            .map(|active| active.job.id)
+            .chain(self.waiting.iter().map(|(job, _)| job.id));
+        self.events.extend(ids.map(|id| (id, Event::Delta(Delta::default()))));
     }
 
     /// Shifts the sequences whose window is full, or ends their answers.

@@ -92,11 +92,13 @@ fn read_commands(socket: UnixStream, sender: &SyncSender<Command>) {
     let mut reader = BufReader::new(socket);
     loop {
         match protocol::read(&mut reader) {
-            Ok(Some(command)) => {
+            Ok(Some(Ok(command))) => {
                 if sender.send(command).is_err() {
                     return;
                 }
             }
+            // One job's command is lost; the other jobs of this worker are not to suffer.
+            Ok(Some(Err(error))) => tracing::error!(%error, "a command does not decode"),
             Ok(None) => break,
             Err(error) => {
                 tracing::error!(%error, "unreadable frame from the daemon");

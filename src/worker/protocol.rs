@@ -250,11 +250,11 @@ pub fn encode<T: Serialize>(value: &T, out: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads one frame; `None` at a clean end.
+/// Reads one frame; `None` at a clean end. The inner error is a whole frame that does not decode: the next one may.
 ///
 /// # Errors
-/// When the stream ends inside a frame, the frame is too large, or it does not decode.
-pub fn read<T: DeserializeOwned>(reader: &mut impl Read) -> io::Result<Option<T>> {
+/// When the stream ends inside a frame, or the frame is too large.
+pub fn read<T: DeserializeOwned>(reader: &mut impl Read) -> io::Result<Option<serde_json::Result<T>>> {
     let mut length = [0u8; 4];
     match reader.read_exact(&mut length) {
         Ok(()) => {}
@@ -273,7 +273,7 @@ pub fn read<T: DeserializeOwned>(reader: &mut impl Read) -> io::Result<Option<T>
     if bytes.len() != length {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    Ok(Some(serde_json::from_slice(&bytes)?))
+    Ok(Some(serde_json::from_slice(&bytes)))
 }
 
 #[cfg(test)]
@@ -288,7 +288,7 @@ mod tests {
         }
         let mut reader = bytes.as_slice();
         for expected in 0..3 {
-            assert!(matches!(read(&mut reader), Ok(Some(Command::Cancel { id })) if id == expected));
+            assert!(matches!(read(&mut reader), Ok(Some(Ok(Command::Cancel { id }))) if id == expected));
         }
         assert!(matches!(read::<Command>(&mut reader), Ok(None)));
     }
@@ -299,6 +299,9 @@ mod tests {
         encode(&Command::Cancel { id: 1 }, &mut bytes).expect("small");
         assert!(read::<Command>(&mut &bytes[..bytes.len() - 1]).is_err());
         assert!(read::<Command>(&mut [0xff; 8].as_slice()).is_err());
-        assert!(read::<Command>(&mut [1, 0, 0, 0, b'x'].as_slice()).is_err());
+        assert!(matches!(
+            read::<Command>(&mut [1, 0, 0, 0, b'x'].as_slice()),
+            Ok(Some(Err(_)))
+        ));
     }
 }

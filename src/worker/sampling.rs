@@ -32,11 +32,8 @@ impl Sampler {
             None
         } else {
             let mut chain = SamplerChain::new().ok_or("no memory for a sampler")?;
-            let last_n = if settings.repeat_last_n < 0 {
-                context as i32
-            } else {
-                settings.repeat_last_n
-            };
+            // A window beyond the context would only be memory that a client makes us allocate.
+            let last_n = u32::try_from(settings.repeat_last_n).map_or(context, |n| n.min(context)) as i32;
             if penalised {
                 chain.penalties(
                     model.vocab_size() as i32,
@@ -76,9 +73,9 @@ impl Sampler {
     /// Chooses the next token. The second value is `false` when a constraint says that the answer is complete with it.
     pub(super) fn sample(&mut self, logits: &[f32], candidates: &mut Candidates) -> Result<(Token, bool), String> {
         let token = match (&mut self.constraint, &mut self.chain) {
-            (None, None) => best(logits.iter().copied().enumerate()),
+            (None, None) => best_of_all(logits),
             (None, Some(chain)) => {
-                candidates.fill(logits, |_| true);
+                candidates.fill_all(logits);
                 chain.sample(candidates)
             }
             (Some(constraint), chain) => {
@@ -105,7 +102,16 @@ impl Sampler {
     }
 }
 
-/// The first of the largest logits; NaN never wins.
+/// The first of the largest logits; NaN never wins. Two passes, since the first is one that vectorises.
+fn best_of_all(logits: &[f32]) -> Option<Token> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    logits
+        .iter()
+        .position(|&logit| logit == largest && logit > f32::NEG_INFINITY)
+        .map(|id| id as Token)
+}
+
+/// The same of some of them.
 fn best(logits: impl Iterator<Item = (usize, f32)>) -> Option<Token> {
     let mut best = None;
     let mut largest = f32::NEG_INFINITY;
@@ -119,11 +125,13 @@ fn best(logits: impl Iterator<Item = (usize, f32)>) -> Option<Token> {
 
 #[cfg(test)]
 mod tests {
-    use super::best;
+    use super::{best, best_of_all};
 
     #[test]
     fn greedy_takes_the_first_of_the_best_and_never_nan() {
         assert_eq!(best([1.0, f32::NAN, 3.0, 3.0].into_iter().enumerate()), Some(2));
         assert_eq!(best([f32::NAN].into_iter().enumerate()), None);
+        assert_eq!(best_of_all(&[1.0, f32::NAN, 3.0, 3.0]), Some(2));
+        assert_eq!(best_of_all(&[f32::NAN, f32::NEG_INFINITY]), None);
     }
 }

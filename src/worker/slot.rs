@@ -154,7 +154,7 @@ impl Active {
     /// The last events of the answer.
     pub(super) fn finish(mut self, reason: FinishReason) -> Vec<Event> {
         let now = Instant::now();
-        let delta = self.answer.finish();
+        let delta = self.answer.finish(reason == FinishReason::Length);
         let mut events: Vec<Event> = self.with_logprobs(delta).map(Event::Delta).into_iter().collect();
         let first = self.first_token.unwrap_or(now);
         let mut context = std::mem::take(&mut self.prompt);

@@ -39,7 +39,7 @@ pub(crate) async fn ps(api: &Api, call: &Call, received: &HeaderMap) -> Response
         listing::of_upstream(api, call, "/api/ps", received),
         our_entries(api, call)
     );
-    models(&listing::merge(upstream, ours))
+    models(&listing::merge(&call.config, upstream, ours))
 }
 
 async fn our_entries(api: &Api, call: &Call) -> Vec<Entry> {

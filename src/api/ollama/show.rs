@@ -22,6 +22,9 @@ use crate::{
 /// Column at which the value of a parameter begins.
 const PARAMETER_WIDTH: usize = 30;
 
+/// Ollama's template for a model that has none.
+const NO_TEMPLATE: &str = "{{ .Prompt }}";
+
 /// Copilot tells models apart by this key, and expects the name that it asked for.
 const COPILOT: &str = "GitHubCopilotChat/";
 
@@ -122,6 +125,7 @@ pub(crate) async fn show(call: &Call, target: Target) -> Result<Response<Body>, 
     Ok(reply::native(&wire(&details)))
 }
 
+/// Puts what the request says in the place of what the model has.
 fn override_with(details: &mut ModelDetails, request: ShowRequest) {
     let ShowRequest {
         verbose: _,
@@ -134,6 +138,9 @@ fn override_with(details: &mut ModelDetails, request: ShowRequest) {
     }
     if !template.is_empty() {
         details.template = template;
+    }
+    if details.template.is_empty() {
+        NO_TEMPLATE.clone_into(&mut details.template);
     }
     if !parameters.is_empty() {
         details
@@ -283,6 +290,9 @@ mod tests {
         let mut details = details("m");
         override_with(&mut details, request);
         assert_eq!(details.system, "S");
+        details.template.clear();
+        override_with(&mut details, ShowRequest::default());
+        assert_eq!(details.template, "{{ .Prompt }}");
         assert_eq!(
             parameter_lines(&details.parameters),
             "temperature                    0.2\nstop                           \"a\\\"b\"\nstop                           \"c\"\ntop_k                          1"

@@ -27,7 +27,7 @@ pub(crate) async fn tags(api: &Api, call: &Call, received: &HeaderMap) -> Respon
             json: reply::encode(&TagsEntry::of(name, card)),
         })
         .collect();
-    models(&listing::merge(upstream, ours))
+    models(&listing::merge(&call.config, upstream, ours))
 }
 
 /// The envelope of both native listings; always a list.

@@ -57,7 +57,7 @@ pub(crate) async fn models(api: &Api, call: &Call, received: &HeaderMap) -> Resp
             json: reply::encode(&WireModel::of(name, card)),
         })
         .collect();
-    let merged = listing::merge(upstream, ours);
+    let merged = listing::merge(&call.config, upstream, ours);
     let mut json = b"{\"object\":\"list\",\"data\":".to_vec();
     // An empty list is a nil slice there.
     if merged.is_empty() {
@@ -74,7 +74,7 @@ pub(crate) async fn model(api: &Api, call: &Call, id: &str, request: Request<Bod
     let id = percent_decode_str(id).decode_utf8_lossy();
     match api.registry.owner(&call.config, &id) {
         Owner::Forward => api.upstream.forward(call, request).await,
-        Owner::Serve { provider, name } => match listing::find_listed(provider.list(call).await.iter(), &name) {
+        Owner::Serve { provider, name, .. } => match listing::find_listed(provider.list(call).await.iter(), &name) {
             Some(card) => answer(&WireModel::of(&id, card)),
             None => handler_error(&ApiError::model_not_found(&id)),
         },

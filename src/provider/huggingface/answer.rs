@@ -13,6 +13,7 @@ use tokio::time::Sleep;
 use crate::{
     inference::{Event, Failure},
     lifecycle::{JobStream, Lease},
+    worker::protocol::Job,
 };
 
 /// Events of a job, with the times that only the daemon knows filled in.
@@ -89,13 +90,38 @@ impl Stream for Answering {
                 Poll::Ready(other)
             }
             Poll::Pending => {
-                ready!(self.stalled.as_mut().poll(context));
+                loop {
+                    ready!(self.stalled.as_mut().poll(context));
+                    // The worker may have given signs of life that are no events.
+                    let deadline = tokio::time::Instant::from_std(self.stream.last_progress() + self.stall_timeout);
+                    if deadline <= tokio::time::Instant::now() {
+                        break;
+                    }
+                    self.stalled.as_mut().reset(deadline);
+                }
                 self.ended = true;
-                let seconds = self.stall_timeout.as_secs();
-                Poll::Ready(Some(Err(Failure::Worker(format!(
-                    "the model gave no token for {seconds} s (engine.stream_timeout)"
-                )))))
+                Poll::Ready(Some(Err(stalled(self.stall_timeout))))
             }
+        }
+    }
+}
+
+fn stalled(timeout: Duration) -> Failure {
+    let seconds = timeout.as_secs();
+    Failure::Worker(format!(
+        "the model gave no sign of life for {seconds} s (engine.stream_timeout)"
+    ))
+}
+
+/// Starts a job and waits for its first event, so that a refusal is still a status.
+pub(super) async fn start(lease: &Lease, job: Job, stall_timeout: Duration) -> Result<(JobStream, Event), Failure> {
+    let mut stream = lease.generate(job).await?;
+    loop {
+        match tokio::time::timeout(stall_timeout, stream.next()).await {
+            Ok(Some(event)) => return event.map(|event| (stream, event)),
+            Ok(None) => return Err(Failure::Worker("the worker gave no answer".into())),
+            Err(_) if stream.last_progress().elapsed() < stall_timeout => {}
+            Err(_) => return Err(stalled(stall_timeout)),
         }
     }
 }

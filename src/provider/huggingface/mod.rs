@@ -10,7 +10,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 
 use self::{
-    answer::Answering,
+    answer::{Answering, start},
     headers::{HeaderCache, ModelHeader},
     settings::Settings,
 };
@@ -22,6 +22,7 @@ use crate::{
         Prompt, ResidentModel,
     },
     lifecycle::{Helper, JobStream, Lease, Lifecycle, Limits, Wanted},
+    stdx::cpu::compute_threads,
     worker::protocol::{ChatSyntax, Job, JobPrompt, LoadSpec},
 };
 
@@ -115,7 +116,7 @@ impl HuggingFace {
         }
         let engine = &call.config.engine;
         let threads = match engine.threads {
-            0 => std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32),
+            0 => compute_threads(),
             threads => threads,
         };
         let context_length = settings.context_length(&located.header.facts);
@@ -137,7 +138,7 @@ impl HuggingFace {
                 mmap: settings.load.use_mmap.unwrap_or(engine.mmap),
                 check_tensors: engine.check_tensors,
             },
-            needs_context: settings.requested_context.map(|_| context_length),
+            needs_context: context_length,
             keep_alive,
             default_keep_alive: settings.keep_alive,
             limits: Limits {
@@ -161,6 +162,7 @@ impl HuggingFace {
         request: &InferenceRequest,
         mut messages: Vec<Message>,
         job: &Job,
+        stall_timeout: Duration,
     ) -> Result<(JobStream, Event), Failure> {
         let Prompt::Chat { tools, context, .. } = &request.prompt else {
             return Err(Failure::Invalid("not a conversation".into()));
@@ -188,25 +190,19 @@ impl HuggingFace {
                     tools: !tools.is_empty(),
                 });
             }
-            match start(lease, job).await {
-                Err(Failure::ContextExceeded { .. }) if request.truncate && prompt::drop_oldest(&mut messages) => {
+            match start(lease, job, stall_timeout).await {
+                Err(Failure::ContextExceeded {
+                    prompt_tokens,
+                    context_tokens,
+                }) if request.truncate && prompt::shorten(&mut messages, prompt_tokens, context_tokens) => {
                     tracing::debug!(
                         left = messages.len(),
-                        "the conversation does not fit; its oldest turn was dropped"
+                        "the conversation does not fit; its oldest turns were dropped"
                     );
                 }
                 other => return other,
             }
         }
-    }
-}
-
-/// Starts a job and waits for its first event, so that a refusal is still a status.
-async fn start(lease: &Lease, job: Job) -> Result<(JobStream, Event), Failure> {
-    let mut stream = lease.generate(job).await?;
-    match stream.next().await {
-        Some(event) => event.map(|event| (stream, event)),
-        None => Err(Failure::Worker("the worker gave no answer".into())),
     }
 }
 
@@ -349,14 +345,15 @@ impl Provider for HuggingFace {
                 let limit = call.config.engine.max_prompt_bytes;
                 (text.len() > limit).then(|| Failure::Invalid(format!("the prompt has more than {limit} bytes")))
             };
+            let stalled = call.config.engine.stream_timeout;
             let (stream, first) = match &request.prompt {
                 Prompt::Chat { messages, .. } => {
                     let mut messages = messages.clone();
                     if messages.iter().any(|message| !message.media.is_empty()) {
-                        return Err(Failure::Invalid(format!(
-                            "{} does not support image input",
-                            located.local.canonical
-                        )));
+                        // In llama-server's words, which clients of Ollama see.
+                        return Err(Failure::Invalid(
+                            "Multimodal data provided, but model does not support multimodal requests.".into(),
+                        ));
                     }
                     if let (Some(system), false) = (
                         &settings.system,
@@ -371,7 +368,7 @@ impl Provider for HuggingFace {
                             call.config.engine.max_prompt_bytes
                         )));
                     }
-                    self.start_chat(&lease, &located.header, &request, messages, &job)
+                    self.start_chat(&lease, &located.header, &request, messages, &job, stalled)
                         .await?
                 }
                 Prompt::Raw { text } => {
@@ -382,7 +379,7 @@ impl Provider for HuggingFace {
                         text: text.clone(),
                         context: Vec::new(),
                     };
-                    start(&lease, Job { prompt, ..job }).await?
+                    start(&lease, Job { prompt, ..job }, stalled).await?
                 }
                 Prompt::Infill { prefix, suffix } => {
                     if let Some(failure) = too_long(prefix).or_else(|| too_long(suffix)) {
@@ -392,10 +389,9 @@ impl Provider for HuggingFace {
                         prefix: prefix.clone(),
                         suffix: suffix.clone(),
                     };
-                    start(&lease, Job { prompt, ..job }).await?
+                    start(&lease, Job { prompt, ..job }, stalled).await?
                 }
             };
-            let stalled: Duration = call.config.engine.stream_timeout;
             Ok(Answering::new(stream, first, lease, call.arrived, load_duration, stalled).boxed())
         }
         .boxed()

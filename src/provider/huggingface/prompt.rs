@@ -114,38 +114,63 @@ fn message(message: &Message) -> Value {
     Value::Object(out)
 }
 
-/// Drops the oldest turn that is not the system's; `false` if only the last turn is left. System turns are kept and
-/// stay in front, as Ollama does.
-pub(super) fn drop_oldest(messages: &mut Vec<Message>) -> bool {
-    let last = messages.len().saturating_sub(1);
-    match messages[..last].iter().position(|message| message.role.0 != "system") {
-        Some(oldest) => {
-            messages.remove(oldest);
-            true
+/// Drops the oldest turns of a conversation that does not fit; `false` if only the last turn is left. System turns are
+/// kept and stay in front, as Ollama does. At least one goes; more only as long as the bytes that are left are clearly
+/// too many still, so that a long conversation takes a few rounds and none loses more than it must.
+pub(super) fn shorten(messages: &mut Vec<Message>, prompt_tokens: u32, context_tokens: u32) -> bool {
+    let bytes = |messages: &[Message]| messages.iter().map(|message| message.content.len() as u64).sum::<u64>();
+    // Tokens are no bytes: a tenth is left to the next round.
+    let excess = u64::from(prompt_tokens.saturating_sub(context_tokens)) * 9 / 10;
+    let mut surplus = (bytes(messages) * excess / u64::from(prompt_tokens.max(1))) as i64;
+    let mut dropped = false;
+    while !dropped || surplus > 0 {
+        let last = messages.len().saturating_sub(1);
+        let Some(oldest) = messages[..last].iter().position(|message| message.role.0 != "system") else {
+            break;
+        };
+        let length = messages[oldest].content.len() as i64;
+        // The first goes whatever its length; a later one only if it goes with room to spare.
+        if dropped && length > surplus {
+            break;
         }
-        None => false,
+        surplus -= length;
+        messages.remove(oldest);
+        dropped = true;
     }
+    dropped
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn conversation(turns: &[(&str, &str)]) -> Vec<Message> {
+        turns
+            .iter()
+            .map(|&(role, content)| Message::text(role, content))
+            .collect()
+    }
+
+    fn contents(messages: &[Message]) -> Vec<&str> {
+        messages.iter().map(|message| message.content.as_str()).collect()
+    }
+
     #[test]
     fn the_oldest_turn_goes_first_system_and_last_stay() {
-        let mut messages: Vec<Message> = [("user", "1"), ("system", "s"), ("assistant", "2"), ("user", "3")]
-            .map(|(r, c)| Message::text(r, c))
-            .into();
-        assert!(drop_oldest(&mut messages));
-        assert!(drop_oldest(&mut messages));
-        assert!(!drop_oldest(&mut messages));
-        assert_eq!(
-            messages
-                .iter()
-                .map(|message| message.content.as_str())
-                .collect::<Vec<_>>(),
-            ["s", "3"]
-        );
+        let mut messages = conversation(&[("user", "1"), ("system", "s"), ("assistant", "2"), ("user", "3")]);
+        assert!(shorten(&mut messages, 11, 10));
+        assert_eq!(contents(&messages), ["s", "2", "3"]);
+        assert!(shorten(&mut messages, 11, 10));
+        assert!(!shorten(&mut messages, 11, 10));
+        assert_eq!(contents(&messages), ["s", "3"]);
+    }
+
+    #[test]
+    fn a_long_conversation_loses_many_turns_at_once_but_never_too_many() {
+        let turn = "x".repeat(100);
+        let mut messages: Vec<Message> = (0..100).map(|_| Message::text("user", turn.clone())).collect();
+        assert!(shorten(&mut messages, 10_000, 1_000));
+        assert!((10..=30).contains(&messages.len()), "{}", messages.len());
     }
 
     #[test]

@@ -15,6 +15,18 @@ const MIN_CONTEXT: u32 = 4;
 /// An answer without a limit ends after this many windows, as Ollama's does.
 const UNLIMITED_WINDOWS: u32 = 10;
 
+/// Smallest multiplicative penalty.
+const MIN_REPEAT_PENALTY: f32 = 1e-3;
+
+/// A number that a wire had no room for is the largest there is: JSON, which carries it to the worker, has no infinity.
+fn finite(number: f32) -> f32 {
+    if number.is_nan() {
+        0.0
+    } else {
+        number.clamp(f32::MIN, f32::MAX)
+    }
+}
+
 /// Settings of one request, but for sampling.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
@@ -96,15 +108,16 @@ impl Settings {
             seed: u32::try_from(first!(seed, -1) & i64::from(u32::MAX))
                 .ok()
                 .filter(|_| first!(seed, -1) >= 0),
-            temperature: first!(temperature, 0.8),
+            temperature: finite(first!(temperature, 0.8)),
             top_k: first!(top_k, 40),
-            top_p: first!(top_p, 0.9),
-            min_p: first!(min_p, 0.0),
-            typical_p: first!(typical_p, 1.0),
+            top_p: finite(first!(top_p, 0.9)),
+            min_p: finite(first!(min_p, 0.0)),
+            typical_p: finite(first!(typical_p, 1.0)),
             repeat_last_n: first!(repeat_last_n, 64),
-            repeat_penalty: first!(repeat_penalty, 1.0),
-            presence_penalty: first!(presence_penalty, 0.0),
-            frequency_penalty: first!(frequency_penalty, 0.0),
+            // Zero would divide by it.
+            repeat_penalty: finite(first!(repeat_penalty, 1.0)).max(MIN_REPEAT_PENALTY),
+            presence_penalty: finite(first!(presence_penalty, 0.0)),
+            frequency_penalty: finite(first!(frequency_penalty, 0.0)),
         };
         let unlimited = context.saturating_mul(UNLIMITED_WINDOWS);
         let max_tokens = u32::try_from(first!(num_predict, -1))

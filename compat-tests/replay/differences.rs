@@ -1,0 +1,113 @@
+//! Where a model of ours answers otherwise than Ollama did, on purpose.
+
+/// What differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Differs {
+    /// Only the words of an error: status, headers and shape are as recorded.
+    Words,
+    /// Only these members, wherever they are.
+    Keys(&'static [&'static str]),
+    /// More than that.
+    Whole,
+}
+
+const PLAIN_NAME: &str = "a plain name is Ollama's, and here none answers";
+const HF_NAME: &str = "a well-formed hf: name is ours, and is looked for";
+const TOO_LONG: &str =
+    "a single message that is longer than the context is refused before the first frame, never cut in silence";
+const TOOLS: &str = "the model's template knows no tools: by default they are left out and the reply says so, since clients send them with every chat";
+const GO_THINKING: &str = "thinking of models with a Go template is not served yet";
+const GO_TOOLS: &str = "tools of models with a Go template are not served yet";
+const CREATED: &str = "models that were made of others are not served yet";
+const SHOWN: &str =
+    "no Modelfile stands behind the model: its licence is what its header says, and it sets no parameters";
+const HUB: &str = "it is the Hub that cannot be reached, not a registry";
+
+/// Name of the recording, what differs, and why.
+pub(super) const DIFFERENCES: &[(&str, Differs, &str)] = &[
+    ("chat-hf-co-name", Differs::Whole, PLAIN_NAME),
+    ("chat-hf-colon-name", Differs::Whole, HF_NAME),
+    ("chat-long-truncated", Differs::Whole, TOO_LONG),
+    ("chat-tools", Differs::Whole, TOOLS),
+    ("chat-tools-stream", Differs::Whole, TOOLS),
+    ("delete-hf-colon", Differs::Whole, HF_NAME),
+    (
+        "double-slash",
+        Differs::Whole,
+        "a doubled slash is read as one: a redirected POST becomes a GET in many clients",
+    ),
+    ("generate-bad-name", Differs::Whole, PLAIN_NAME),
+    (
+        "generate-format-bad-schema",
+        Differs::Words,
+        "another compiler of schemas has other words",
+    ),
+    ("generate-long-truncated", Differs::Whole, TOO_LONG),
+    ("minilm-ps", Differs::Whole, "embedding models are not loaded yet"),
+    (
+        "minilm-show",
+        Differs::Keys(&["model_info", "tensors"]),
+        "the embedding model is a header of our own, with fewer facts",
+    ),
+    ("pull-bad-name", Differs::Whole, PLAIN_NAME),
+    ("pull-hf-colon", Differs::Whole, HF_NAME),
+    ("pull-no-network", Differs::Words, HUB),
+    ("pull-no-network-once", Differs::Words, HUB),
+    ("show-bad-name", Differs::Whole, PLAIN_NAME),
+    ("show-case", Differs::Keys(&["license", "parameters"]), SHOWN),
+    (
+        "show-created",
+        Differs::Keys(&["license", "parameters", "system", "messages", "parent_model"]),
+        CREATED,
+    ),
+    ("show-hf-colon-name", Differs::Whole, HF_NAME),
+    ("show-latest", Differs::Keys(&["license", "parameters"]), SHOWN),
+    ("show-model", Differs::Keys(&["license", "parameters"]), SHOWN),
+    ("show-name-key", Differs::Keys(&["license", "parameters"]), SHOWN),
+    ("show-system-override", Differs::Keys(&["license", "parameters"]), SHOWN),
+    ("show-verbose", Differs::Keys(&["license", "parameters"]), SHOWN),
+    ("tags-three", Differs::Keys(&["parent_model"]), CREATED),
+    ("think-absent-once", Differs::Whole, GO_THINKING),
+    ("think-absent-stream", Differs::Whole, GO_THINKING),
+    ("think-generate", Differs::Whole, GO_THINKING),
+    ("think-high-once", Differs::Whole, GO_THINKING),
+    ("think-high-stream", Differs::Whole, GO_THINKING),
+    ("think-true-once", Differs::Whole, GO_THINKING),
+    ("think-true-stream", Differs::Whole, GO_THINKING),
+    ("think-v1-once", Differs::Whole, GO_THINKING),
+    ("think-v1-stream", Differs::Whole, GO_THINKING),
+    ("tools-call-once", Differs::Whole, GO_TOOLS),
+    ("tools-call-stream", Differs::Whole, GO_TOOLS),
+    ("tools-call-v1-once", Differs::Whole, GO_TOOLS),
+    ("tools-call-v1-stream", Differs::Whole, GO_TOOLS),
+    (
+        "tools-choice-required-v1",
+        Differs::Whole,
+        "a call that is required of a model without tools is refused, since an answer without one would be wrong",
+    ),
+    (
+        "tools-show",
+        Differs::Keys(&["license", "capabilities", "parameters", "parent_model"]),
+        GO_TOOLS,
+    ),
+    ("tools-text-then-call-once", Differs::Whole, GO_TOOLS),
+    ("tools-text-then-call-stream", Differs::Whole, GO_TOOLS),
+    ("tools-text-then-call-v1-once", Differs::Whole, GO_TOOLS),
+    ("tools-text-then-call-v1-stream", Differs::Whole, GO_TOOLS),
+    ("tools-two-calls-once", Differs::Whole, GO_TOOLS),
+    ("tools-two-calls-stream", Differs::Whole, GO_TOOLS),
+    ("tools-two-calls-v1-once", Differs::Whole, GO_TOOLS),
+    ("tools-two-calls-v1-stream", Differs::Whole, GO_TOOLS),
+    (
+        "unknown-path",
+        Differs::Whole,
+        "unknown paths are Ollama's, and here none answers",
+    ),
+    ("v1-chat-tools", Differs::Whole, TOOLS),
+    ("v1-chat-zstd", Differs::Whole, "compressed bodies are not read yet"),
+    (
+        "v1-model-slash",
+        Differs::Whole,
+        "ids contain slashes: this one is a plain name, and here no Ollama answers",
+    ),
+];
