@@ -1,6 +1,7 @@
 //! Tests over sockets: what clients see, and what the servers behind us see.
 
 mod chat;
+mod cli;
 mod clients;
 mod concurrency;
 mod golden;
@@ -8,4 +9,6 @@ mod harness;
 mod hub;
 mod lifecycle;
 mod passthrough;
+mod reload;
 mod replay;
+mod tidy;

@@ -1,3 +1,5 @@
+//! Where a setting came from, and what is wrong with it.
+
 use std::{fmt, path::PathBuf};
 
 use serde::Serialize;

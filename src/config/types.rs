@@ -1,3 +1,5 @@
+//! The configuration as plain data, with its defaults. What may stand in the file is the matter of `keys`.
+
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use crate::{

@@ -1,3 +1,5 @@
+//! Why a container could not be read.
+
 use std::io;
 
 /// Why a GGUF header could not be read or written.

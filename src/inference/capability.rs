@@ -1,3 +1,5 @@
+//! What a model can do, as listings say it.
+
 use serde::{Deserialize, Serialize};
 
 /// What a model can do, in the words that `/api/show` and `/api/tags` use.

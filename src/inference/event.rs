@@ -1,3 +1,5 @@
+//! The answer to a request, step by step.
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};

@@ -1,3 +1,5 @@
+//! Why there is no answer. Which status that is belongs to the dialects.
+
 use serde::{Deserialize, Serialize};
 
 /// Why a provider could not answer, in variants a dialect acts on. The text of each is fit for the user.

@@ -1,3 +1,5 @@
+//! How long a model stays in memory.
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};

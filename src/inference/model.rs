@@ -1,3 +1,5 @@
+//! A model as listings and details show it.
+
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};

@@ -1,3 +1,5 @@
+//! What a request may say about loading and sampling; nothing here has a default.
+
 use serde::{Deserialize, Serialize};
 
 /// Sampling and length of one answer. `None` means that the request did not say; defaults are filled in by the

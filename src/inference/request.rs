@@ -1,3 +1,5 @@
+//! A request after its dialect is taken off.
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 

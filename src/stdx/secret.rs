@@ -1,3 +1,5 @@
+//! A value that never shows in logs.
+
 use std::fmt;
 
 /// A value that must not reach a log, an error text or a page: its `Debug` says `[redacted]`.

@@ -1,0 +1,267 @@
+//! The commands, as a person types them.
+
+use std::{
+    fs::{self, File},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use tempfile::TempDir;
+
+use crate::harness::{
+    fake_hub::{FakeHub, Source},
+    fake_ollama::FakeOllama,
+    hubllama::{Hubllama, MODEL, Setup, gguf, wait_until},
+    raw_http::PATIENCE,
+};
+
+const REPO: &str = "Example-Org/Small-GGUF";
+const NAME: &str = "hf:Example-Org/Small-GGUF:Q4_1";
+
+/// Somebody who calls the command, with a home and a cache of their own.
+struct Caller {
+    home: TempDir,
+    variables: Vec<(&'static str, String)>,
+}
+
+struct Said {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Caller {
+    fn new() -> Self {
+        Self {
+            home: tempfile::tempdir().expect("a folder"),
+            variables: Vec::new(),
+        }
+    }
+
+    fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.variables.push((name, value.into()));
+        self
+    }
+
+    /// Asks the daemon that listens at this one's address.
+    fn of(daemon: &Hubllama) -> Self {
+        Self::new().with("HUBLLAMA_LISTEN", daemon.address().to_string())
+    }
+
+    /// Nobody listens where this one looks for a daemon.
+    fn alone(hub: &FakeHub) -> Self {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = socket.local_addr().expect("an address").to_string();
+        Self::new()
+            .with("HUBLLAMA_LISTEN", address)
+            .with("HF_ENDPOINT", hub.url())
+    }
+
+    fn cache(&self) -> std::path::PathBuf {
+        self.home.path().join("hub")
+    }
+
+    fn run(&self, arguments: &[&str]) -> Said {
+        let (out, err) = (self.home.path().join("stdout"), self.home.path().join("stderr"));
+        let mut child = Command::new(env!("CARGO_BIN_EXE_hubllama"))
+            .args(arguments)
+            .env_clear()
+            .env("HOME", self.home.path())
+            .env("HF_HUB_CACHE", self.cache())
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(File::create(&out).expect("a file"))
+            .stderr(File::create(&err).expect("a file"))
+            .spawn()
+            .expect("the binary starts");
+        let status = wait_until(PATIENCE, || child.try_wait().expect("waits"));
+        if status.is_none() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let read = |path: &Path| fs::read_to_string(path).expect("UTF-8");
+        let (stdout, stderr) = (read(&out), read(&err));
+        let status = status.unwrap_or_else(|| panic!("{arguments:?} does not end: {stdout}{stderr}"));
+        Said {
+            code: status.code(),
+            stdout,
+            stderr,
+        }
+    }
+
+    fn config(&self, text: &str) -> String {
+        let path = self.home.path().join("config.toml");
+        fs::write(&path, text).expect("written");
+        path.display().to_string()
+    }
+}
+
+fn hub() -> FakeHub {
+    let hub = FakeHub::start();
+    hub.add(REPO, "small-Q4_1.gguf", Source::Path(gguf()));
+    hub
+}
+
+#[test]
+fn help_names_every_command_and_no_other() {
+    let said = Caller::new().run(&["--help"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    for command in [
+        "serve",
+        "config",
+        "pull",
+        "list",
+        "doctor",
+        "--config",
+        "--listen",
+        "--upstream",
+    ] {
+        assert!(said.stdout.contains(command), "{command}: {}", said.stdout);
+    }
+    assert!(!said.stdout.contains("worker"), "{}", said.stdout);
+    let version = Caller::new().run(&["--version"]);
+    assert_eq!(version.stdout.trim(), format!("hubllama {}", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn config_check_praises_a_good_file() {
+    let caller = Caller::new();
+    let file = caller.config("[engine]\nmax_queue = 9\n");
+    let said = caller.run(&["config", "check", "--config", &file]);
+    assert_eq!(said.code, Some(0), "{}{}", said.stdout, said.stderr);
+    assert!(said.stdout.contains("The configuration is good."), "{}", said.stdout);
+    assert!(
+        said.stdout.contains(&format!("engine.max_queue = 9  # {file}:2")),
+        "{}",
+        said.stdout
+    );
+}
+
+#[test]
+fn config_check_and_serve_list_every_problem_and_say_so_in_their_exit_status() {
+    let caller = Caller::new().with("RETRY_ATTEMPTS", "several");
+    let file = caller.config("[engine]\nmax_queue = \"many\"\nparalel = 2\n\n[ollama]\nurl = \"nowhere\"\n");
+    let check = caller.run(&["config", "check", "--config", &file]);
+    let serve = caller.run(&["serve", "--config", &file]);
+    for (said, text) in [(&check, &check.stdout), (&serve, &serve.stderr)] {
+        assert_eq!(said.code, Some(78), "{}{}", said.stdout, said.stderr);
+        for problem in [
+            "config.toml:2: engine.max_queue",
+            "config.toml:3: engine.paralel",
+            "config.toml:6: ollama.url",
+            "environment RETRY_ATTEMPTS: hub.retry_attempts",
+        ] {
+            assert!(text.contains(problem), "{problem}: {text}");
+        }
+    }
+}
+
+#[test]
+fn a_configuration_file_that_was_named_has_to_be_there() {
+    let said = Caller::new().run(&["serve", "--config", "/nowhere/config.toml"]);
+    assert_eq!(said.code, Some(78), "{}", said.stderr);
+    assert!(said.stderr.contains("/nowhere/config.toml"), "{}", said.stderr);
+}
+
+#[test]
+fn doctor_says_what_this_build_is_and_what_is_wrong() {
+    let hub = FakeHub::start();
+    let said = Caller::alone(&hub)
+        .with("HUBLLAMA_UPSTREAM", "http://127.0.0.1:9")
+        .run(&["doctor"]);
+    assert_eq!(said.code, Some(1), "{}{}", said.stdout, said.stderr);
+    let row = |name: &str| {
+        let found = said
+            .stdout
+            .lines()
+            .find(|line| line.get(2..).is_some_and(|line| line.starts_with(name)));
+        found.unwrap_or_else(|| panic!("{name}: {}", said.stdout)).to_owned()
+    };
+    assert!(row("version").contains(env!("CARGO_PKG_VERSION")));
+    assert!(row("cpu").len() > 20, "{}", row("cpu"));
+    assert!(row("daemon").contains("not running"));
+    assert!(row("ollama").starts_with('!') && row("ollama").contains("does not answer"));
+    assert!(row("hub ").contains("answers"), "{}", row("hub "));
+}
+
+#[test]
+fn pull_and_list_go_through_the_running_daemon_into_its_cache() {
+    let hub = hub();
+    let daemon = Setup::default().hub(hub.url()).start();
+    let caller = Caller::of(&daemon);
+    let pulled = caller.run(&["pull", NAME]);
+    assert_eq!(pulled.code, Some(0), "{}{}", pulled.stdout, pulled.stderr);
+    assert!(pulled.stderr.contains("success"), "{}", pulled.stderr);
+    let folder = "models--Example-Org--Small-GGUF";
+    assert!(daemon.folder.path().join("hub").join(folder).is_dir());
+    assert!(
+        !caller.cache().join(folder).exists(),
+        "the caller's cache is not touched"
+    );
+    for command in ["list", "ls"] {
+        let listed = caller.run(&[command]);
+        assert_eq!(listed.code, Some(0), "{}", listed.stderr);
+        assert!(
+            listed.stdout.lines().any(|line| line.starts_with(NAME)),
+            "{}",
+            listed.stdout
+        );
+    }
+}
+
+#[test]
+fn list_shows_the_models_of_ollama_too() {
+    let model = r#"{"name":"plain:latest","model":"plain:latest","modified_at":"2026-01-02T03:04:05Z","size":2000000000,"digest":"00","details":{"quantization_level":"Q4_K_M"}}"#;
+    let tags = format!(r#"{{"models":[{model}]}}"#);
+    let ollama = FakeOllama::answering(format!(
+        "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{tags}",
+        tags.len()
+    ));
+    let daemon = Setup::with_model().upstream(ollama.url()).start();
+    let listed = Caller::of(&daemon).run(&["list"]);
+    assert_eq!(listed.code, Some(0), "{}", listed.stderr);
+    let lines: Vec<Vec<&str>> = listed
+        .stdout
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(lines[0], ["NAME", "SIZE", "QUANTIZATION", "MODIFIED"]);
+    let names: Vec<&str> = lines[1..].iter().map(|line| line[0]).collect();
+    assert!(names.contains(&"plain:latest") && names.contains(&MODEL), "{names:?}");
+}
+
+#[test]
+fn pull_and_list_work_without_a_daemon_too() {
+    let hub = hub();
+    let caller = Caller::alone(&hub);
+    let pulled = caller.run(&["pull", NAME]);
+    assert_eq!(pulled.code, Some(0), "{}{}", pulled.stdout, pulled.stderr);
+    assert!(caller.cache().join("models--Example-Org--Small-GGUF").is_dir());
+    let listed = caller.run(&["list"]);
+    assert_eq!(listed.code, Some(0), "{}", listed.stderr);
+    assert!(
+        listed.stdout.lines().any(|line| line.starts_with(NAME)),
+        "{}",
+        listed.stdout
+    );
+}
+
+#[test]
+fn a_name_that_is_not_there_is_one_sentence_and_exit_status_one() {
+    let hub = hub();
+    let daemon = Setup::default().hub(hub.url()).start();
+    for caller in [Caller::of(&daemon), Caller::alone(&hub)] {
+        for name in [
+            "hf:Example-Org/Nothing-GGUF",
+            "hf:Example-Org/Small-GGUF:Q9_9",
+            "hf:Example-Org/Small-GGUF:a:b",
+        ] {
+            let said = caller.run(&["pull", name]);
+            assert_eq!(said.code, Some(1), "{name}: {}{}", said.stdout, said.stderr);
+            let errors: Vec<&str> = said.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+            assert_eq!(errors.len(), 1, "{name}: {}", said.stderr);
+            assert_eq!(said.stderr.lines().last(), Some(errors[0]), "{}", said.stderr);
+            println!("{name}: {}", errors[0]);
+        }
+    }
+}
