@@ -36,11 +36,12 @@ pub(super) struct ModelHeader {
 }
 
 type Stamp = (SystemTime, u64);
+type Kept = (Stamp, Result<Arc<ModelHeader>, String>);
 
 /// Headers by file, read again when the file changes.
 #[derive(Debug, Default)]
 pub(super) struct HeaderCache {
-    kept: Mutex<HashMap<PathBuf, (Stamp, Result<Arc<ModelHeader>, String>)>>,
+    kept: Mutex<HashMap<PathBuf, Kept>>,
 }
 
 impl HeaderCache {
