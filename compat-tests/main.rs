@@ -2,8 +2,10 @@
 
 mod chat;
 mod clients;
+mod concurrency;
 mod golden;
 mod harness;
 mod hub;
+mod lifecycle;
 mod passthrough;
 mod replay;

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     net::SocketAddr,
-    os::unix::fs::symlink,
+    os::unix::{fs::symlink, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, mpsc},
@@ -51,6 +51,10 @@ pub(crate) struct Setup {
     pub(crate) hub: Option<String>,
     /// Put the real model into the cache, as another program would have.
     pub(crate) with_model: bool,
+    /// More files in the cache: repository, name in it, content.
+    pub(crate) files: Vec<(&'static str, &'static str, PathBuf)>,
+    /// In a process group of its own, as a shell starts it.
+    pub(crate) own_group: bool,
 }
 
 impl Setup {
@@ -64,6 +68,12 @@ impl Setup {
 
     pub(crate) fn config(mut self, text: &str) -> Self {
         text.clone_into(&mut self.config);
+        self
+    }
+
+    /// One more file in the cache.
+    pub(crate) fn file(mut self, repo: &'static str, name: &'static str, content: PathBuf) -> Self {
+        self.files.push((repo, name, content));
         self
     }
 
@@ -85,27 +95,38 @@ impl Setup {
         if self.with_model {
             put_model(&cache);
         }
+        for (repo, name, content) in &self.files {
+            put_file(&cache, repo, name, content, &digest_of(name));
+        }
         Hubllama::spawn(folder, &self)
     }
 }
 
-/// Makes the layout that huggingface_hub makes; the blob is a link to the file itself, which is large.
+/// Puts the real model where [`MODEL`] finds it.
 pub(crate) fn put_model(cache: &Path) {
-    let repo = cache.join(format!("models--{}", REPO.replace('/', "--")));
+    put_file(cache, REPO, "SmolLM2-135M-Instruct.Q4_1.gguf", &gguf(), MODEL_SHA256);
+}
+
+/// Makes the layout that huggingface_hub makes; the blob is a link to the file itself, which is large.
+fn put_file(cache: &Path, repo: &str, name: &str, content: &Path, digest: &str) {
+    let repo = cache.join(format!("models--{}", repo.replace('/', "--")));
     let snapshot = repo.join("snapshots").join(COMMIT);
     for folder in [repo.join("blobs"), repo.join("refs"), snapshot.clone()] {
         fs::create_dir_all(folder).expect("folders");
     }
-    let blob = repo.join("blobs").join(MODEL_SHA256);
-    if fs::hard_link(gguf(), &blob).is_err() {
-        fs::copy(gguf(), &blob).expect("the model is copied");
+    let blob = repo.join("blobs").join(digest);
+    if fs::hard_link(content, &blob).is_err() {
+        fs::copy(content, &blob).expect("the model is copied");
     }
-    symlink(
-        format!("../../blobs/{MODEL_SHA256}"),
-        snapshot.join("SmolLM2-135M-Instruct.Q4_1.gguf"),
-    )
-    .expect("a link");
+    symlink(format!("../../blobs/{digest}"), snapshot.join(name)).expect("a link");
     fs::write(repo.join("refs/main"), COMMIT).expect("a ref");
+}
+
+/// Something that looks like a sha256, a different one for each name.
+fn digest_of(name: &str) -> String {
+    let mut digest: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
+    digest.truncate(64);
+    format!("{digest:0<64}")
 }
 
 /// A port of this machine where nobody listens.
@@ -116,10 +137,18 @@ fn dead() -> String {
 
 impl Hubllama {
     fn spawn(folder: TempDir, setup: &Setup) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hubllama"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hubllama"));
+        command
             .args(["serve", "--listen", "127.0.0.1:0", "--config"])
-            .arg(folder.path().join("config.toml"))
-            .args(["--upstream", &setup.upstream.clone().unwrap_or_else(dead)])
+            .arg(folder.path().join("config.toml"));
+        // The argument would hide what the file says.
+        if !setup.config.contains("[ollama]") {
+            command.args(["--upstream", &setup.upstream.clone().unwrap_or_else(dead)]);
+        }
+        if setup.own_group {
+            command.process_group(0);
+        }
+        let mut child = command
             .env_clear()
             .env("HOME", folder.path())
             .env("HUBLLAMA_STATE", folder.path().join("state"))
@@ -181,11 +210,20 @@ impl Hubllama {
 
     /// Processes that it started and that live: workers of models, not the template helper.
     pub(crate) fn workers(&self) -> Vec<i32> {
+        self.children_in_role("model")
+    }
+
+    /// The process that renders templates.
+    pub(crate) fn helpers(&self) -> Vec<i32> {
+        self.children_in_role("helper")
+    }
+
+    fn children_in_role(&self, role: &str) -> Vec<i32> {
         children(self.pid())
             .into_iter()
-            .filter(|pid| {
+            .filter(|&pid| {
                 let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-                line.split('\0').any(|argument| argument == "model")
+                line.split('\0').any(|argument| argument == role) && is_alive(pid)
             })
             .collect()
     }
@@ -221,8 +259,12 @@ impl Hubllama {
 
     /// Ends it with a signal and waits; returns whether it ended by itself in time.
     pub(crate) fn end(&mut self, signal: Signal) -> Option<std::process::ExitStatus> {
-        let pid = Pid::from_raw(self.pid())?;
-        let _ = kill_process(pid, signal);
+        send_signal(self.pid(), signal);
+        self.ended()
+    }
+
+    /// Waits until it has ended; `None` if it did not in time.
+    pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
         wait_until(PATIENCE, || self.child.try_wait().expect("waits"))
     }
 }
@@ -256,6 +298,13 @@ pub(crate) fn children(pid: i32) -> Vec<i32> {
                 .collect::<Vec<i32>>()
         })
         .collect()
+}
+
+/// Sends a signal to a process that a test started; fine if it has ended.
+pub(crate) fn send_signal(pid: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid) {
+        let _ = kill_process(pid, signal);
+    }
 }
 
 /// Whether a process runs; a zombie does not.

@@ -7,3 +7,4 @@ pub(crate) mod fake_ollama;
 pub(crate) mod hubllama;
 pub(crate) mod raw_http;
 pub(crate) mod recording;
+pub(crate) mod stream;

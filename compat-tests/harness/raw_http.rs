@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Longest wait for a byte. A test that needs more has failed.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The head of a request or response.
 #[derive(Clone, Debug)]
@@ -136,7 +136,7 @@ impl Connection {
     }
 
     /// The next chunk, the last one empty; `None` where the connection ended first.
-    fn try_chunk(&mut self) -> Option<Vec<u8>> {
+    pub(crate) fn try_chunk(&mut self) -> Option<Vec<u8>> {
         let size = self.line()?;
         let size = usize::from_str_radix(&size, 16).unwrap_or_else(|_| panic!("no chunk size: {size:?}"));
         let mut chunk = vec![0; size + 2];

@@ -127,6 +127,7 @@ fn health(lifecycle: &LifecycleHealth, store: &ConfigStore) -> serde_json::Value
         resident,
         in_transition,
         waiting,
+        answering,
         quarantined,
     } = lifecycle;
     let quarantined: Vec<_> = quarantined
@@ -142,7 +143,12 @@ fn health(lifecycle: &LifecycleHealth, store: &ConfigStore) -> serde_json::Value
     json!({
         "status": status,
         "version": env!("CARGO_PKG_VERSION"),
-        "models": { "resident": resident, "in_transition": in_transition, "waiting": waiting },
+        "models": {
+            "resident": resident,
+            "in_transition": in_transition,
+            "waiting": waiting,
+            "answering": answering,
+        },
         "quarantined": quarantined,
         "config_synchronized": synchronized,
     })

@@ -126,6 +126,8 @@ pub struct LifecycleHealth {
     pub in_transition: usize,
     /// Requests that wait for a model.
     pub waiting: usize,
+    /// Requests that have one: answers being written, and requests that wait for their turn on it.
+    pub answering: usize,
     /// Models that are refused for a while.
     pub quarantined: Vec<Quarantined>,
 }
@@ -464,6 +466,12 @@ impl Manager {
 
     /// Gives leases to those who wait, in order of arrival; starts what has to be started for the others.
     fn admit(&mut self) {
+        // Who waited for one to become idle may have gone; who still waits comes before those that it holds off.
+        for entry in self.entries.values_mut() {
+            if let State::Ready(ready) = &mut entry.state {
+                ready.draining = false;
+            }
+        }
         for waiting in std::mem::take(&mut self.waiting) {
             let Waiting { wanted, reply } = waiting;
             let path = wanted.spec.path.clone();
@@ -645,6 +653,10 @@ impl Manager {
             .values()
             .filter(|entry| matches!(entry.state, State::Ready(_)))
             .count();
+        let leases = |entry: &Entry| match &entry.state {
+            State::Ready(ready) => ready.leases.load(Ordering::Acquire),
+            _ => 0,
+        };
         let quarantined = self
             .deaths
             .iter()
@@ -658,6 +670,7 @@ impl Manager {
             resident,
             in_transition: self.entries.len() - resident,
             waiting: self.waiting.len(),
+            answering: self.entries.values().map(leases).sum(),
             quarantined: quarantined.collect(),
         }
     }
