@@ -19,7 +19,10 @@ use crate::{
     server::{BindError, ServeError, Server, Stop},
 };
 
-/// Threads that serve connections: the work of the daemon is small, and the cores belong to the models.
+/// Cores for each thread that serves connections: the daemon's work is small, and the cores belong to the models. One
+/// thread relays some 200,000 frames a second; a second one on a small machine mostly takes work away from the first,
+/// which then costs a change of core for each frame.
+const CORES_PER_RUNTIME_THREAD: usize = 4;
 const MAX_RUNTIME_THREADS: usize = 4;
 
 /// Why the daemon did not start, or ended by itself.
@@ -52,7 +55,7 @@ pub fn run(inputs: Inputs) -> Result<(), StartError> {
     crate::http::client::install_tls();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.min(MAX_RUNTIME_THREADS))
+        .worker_threads((cores / CORES_PER_RUNTIME_THREAD).clamp(1, MAX_RUNTIME_THREADS))
         .thread_name("hubllama")
         .enable_all()
         .build()?;

@@ -221,7 +221,7 @@ impl Ollama {
         parts.version = Version::HTTP_11;
         headers::remove_hop_by_hop(&mut parts.headers);
         headers::remove_cors(&mut parts.headers);
-        Ok(Response::from_parts(parts, body::boxed(body)))
+        Ok(Response::from_parts(parts, body))
     }
 
     /// The hop header to send on; `None` where the request has been here before, or nearly everywhere.
