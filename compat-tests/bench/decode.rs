@@ -1,6 +1,14 @@
 //! Tokens per second beside llama.cpp's own server: the same file, the same prompts, the same number of compute threads.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Instant,
+};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -27,6 +35,65 @@ const BEGINNINGS: [&str; 8] = [
     "The planets of the solar system are",
 ];
 
+/// What is decoded, and beside what.
+#[derive(Clone, Copy)]
+struct Load {
+    streams: usize,
+    tokens: u64,
+    /// Whether another program computes at the same time.
+    busy: bool,
+}
+
+const LOADS: [Load; 3] = [
+    Load {
+        streams: 1,
+        tokens: TOKENS,
+        busy: false,
+    },
+    Load {
+        streams: 8,
+        tokens: TOKENS,
+        busy: false,
+    },
+    // Fewer tokens: threads that spin while one of them cannot run make this very slow.
+    Load {
+        streams: 1,
+        tokens: TOKENS / 4,
+        busy: true,
+    },
+];
+
+/// A thread that computes until it is dropped, as another program on the machine would.
+struct Busy {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Busy {
+    fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            while !seen.load(Ordering::Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
 /// Which wire a contender speaks.
 #[derive(Clone, Copy)]
 enum Wire {
@@ -34,7 +101,7 @@ enum Wire {
     LlamaServer,
 }
 
-/// Aggregated rates with one and with eight streams. Target: at least 0.95 of llama-server.
+/// Aggregated rates with one and with eight streams, and with one on a busy machine. Target: at least 0.95 of llama-server.
 pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     let what = "decoding";
     let binaries = binaries();
@@ -51,24 +118,33 @@ pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     let hubllama = Hubllama::start(&binaries.hubllama, "http://127.0.0.1:9", Some(gguf))?;
     let contenders = [(Wire::LlamaServer, peer.address), (Wire::Ollama, hubllama.address)];
     let mut rows = Vec::new();
-    for streams in [1, 8] {
+    for load in LOADS {
+        let _busy = load.busy.then(Busy::start);
         // A reply each to load and to warm up.
         for (wire, address) in contenders {
-            run(decode(wire, address, streams, 0))?;
+            run(decode(wire, address, load, 0))?;
         }
         let mut rates = [const { Vec::new() }; 2];
         for round in 1..=rounds {
             for turn in 0..2 {
                 let which = (round as usize + turn) % 2;
                 let (wire, address) = contenders[which];
-                rates[which].push(run(decode(wire, address, streams, round))?);
+                rates[which].push(run(decode(wire, address, load, round))?);
             }
         }
         let [peer, ours] = rates;
         let figure = median(ours.iter().zip(&peer).map(|(ours, peer)| ours / peer));
         let rate = |values: &[f64]| format!("{:.1} tokens/s", median(values.iter().copied()));
         rows.push(Row {
-            what: format!("decoding, {streams} at once (SmolLM2-135M Q4_1, {threads} threads)"),
+            what: format!(
+                "decoding, {} at once{} (SmolLM2-135M Q4_1, {threads} threads)",
+                load.streams,
+                if load.busy {
+                    ", one core busy with something else"
+                } else {
+                    ""
+                }
+            ),
             peer: format!("llama-server {}", rate(&peer)),
             ours: rate(&ours),
             figure: format!("{figure:.2}"),
@@ -80,7 +156,12 @@ pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
 }
 
 /// Tokens per second over all streams, prompts included.
-async fn decode(wire: Wire, address: SocketAddr, streams: usize, round: u32) -> Result<f64> {
+async fn decode(wire: Wire, address: SocketAddr, load: Load, round: u32) -> Result<f64> {
+    let Load {
+        streams,
+        tokens: wanted,
+        busy,
+    } = load;
     let mut connections = Vec::with_capacity(streams);
     for _ in 0..streams {
         connections.push(Connection::open(address).await?);
@@ -89,8 +170,8 @@ async fn decode(wire: Wire, address: SocketAddr, streams: usize, round: u32) -> 
     let mut tasks = tokio::task::JoinSet::new();
     for (mut connection, beginning) in connections.into_iter().zip(BEGINNINGS) {
         // The number comes first, so that no round finds its prompt in a cache.
-        let prompt = format!("{streams}.{round}. {beginning}");
-        tasks.spawn(async move { reply(wire, &mut connection, &prompt).await });
+        let prompt = format!("{streams}{}.{round}. {beginning}", if busy { "b" } else { "" });
+        tasks.spawn(async move { reply(wire, &mut connection, &prompt, wanted).await });
     }
     let mut tokens = 0;
     while let Some(done) = tasks.join_next().await {
@@ -99,22 +180,22 @@ async fn decode(wire: Wire, address: SocketAddr, streams: usize, round: u32) -> 
     let rate = tokens as f64 / begin.elapsed().as_secs_f64();
     // A model that stops at once would measure prompts, not decoding.
     ensure!(
-        tokens >= streams as u64 * TOKENS / 2,
+        tokens >= streams as u64 * wanted / 2,
         "only {tokens} tokens came from {address}"
     );
     Ok(rate)
 }
 
 /// Streams one reply and returns how many tokens the contender says it has.
-async fn reply(wire: Wire, connection: &mut Connection, prompt: &str) -> Result<u64> {
+async fn reply(wire: Wire, connection: &mut Connection, prompt: &str, tokens: u64) -> Result<u64> {
     let (path, request, key) = match wire {
         Wire::Ollama => {
-            let options = json!({"temperature": 0, "num_predict": TOKENS, "num_ctx": 2048, "repeat_penalty": 1.0});
+            let options = json!({"temperature": 0, "num_predict": tokens, "num_ctx": 2048, "repeat_penalty": 1.0});
             let request = json!({"model": MODEL, "prompt": prompt, "raw": true, "keep_alive": -1, "options": options});
             ("/api/generate", request, "eval_count")
         }
         Wire::LlamaServer => {
-            let request = json!({"prompt": prompt, "temperature": 0, "n_predict": TOKENS, "stream": true});
+            let request = json!({"prompt": prompt, "temperature": 0, "n_predict": tokens, "stream": true});
             ("/completion", request, "tokens_predicted")
         }
     };
