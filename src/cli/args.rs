@@ -62,8 +62,12 @@ pub(super) enum ConfigCommand {
 
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct ServeArguments {
-    /// Where to listen: host:port or unix:/path, several with commas [default: 127.0.0.1:11435,[::1]:11435]
-    #[arg(long, value_name = "ADDRESS")]
+    // Not a doc comment: rustdoc would take the IPv6 address for a link.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        help = "Where to listen: host:port or unix:/path, several with commas [default: 127.0.0.1:11435,[::1]:11435]"
+    )]
     listen: Option<String>,
     /// Base URL of the Ollama that answers plain names [default: http://127.0.0.1:11434]
     #[arg(long, value_name = "URL")]
