@@ -8,8 +8,9 @@ use std::{
 use llama_cpp_sys_2 as sys;
 
 static INIT: Once = Once::new();
-/// The newest error line of llama.cpp's log: its API returns NULL and says why only there.
-static LAST_ERROR: Mutex<String> = Mutex::new(String::new());
+/// The first error line of llama.cpp's log since [`forget_errors`]: its API returns NULL and says why only there, and
+/// what it says after that is that the caller failed too.
+static FIRST_ERROR: Mutex<String> = Mutex::new(String::new());
 /// Longer lines are cut; they hold model paths and template text.
 const MAX_LOG_LINE: usize = 1000;
 
@@ -41,8 +42,10 @@ unsafe extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: 
     match level {
         sys::GGML_LOG_LEVEL_ERROR => {
             tracing::warn!(target: "llama.cpp", "{line}");
-            if let Ok(mut last) = LAST_ERROR.lock() {
-                line.clone_into(&mut last);
+            if let Ok(mut first) = FIRST_ERROR.lock()
+                && first.is_empty()
+            {
+                without_functions(line).clone_into(&mut first);
             }
         }
         sys::GGML_LOG_LEVEL_WARN => tracing::debug!(target: "llama.cpp", "{line}"),
@@ -50,11 +53,28 @@ unsafe extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: 
     }
 }
 
-/// Takes the newest error line of llama.cpp's log, empty if there was none.
-pub fn last_error() -> String {
-    LAST_ERROR
+/// The line without the C functions that it came through, and without words that its reader will say again.
+fn without_functions(mut line: &str) -> &str {
+    while let Some((function, text)) = line.split_once(": ")
+        && (function == "error loading model" || !function.contains(' '))
+    {
+        line = text;
+    }
+    line
+}
+
+/// Begins an attempt: what went wrong before is not its fault.
+pub(super) fn forget_errors() {
+    if let Ok(mut first) = FIRST_ERROR.lock() {
+        first.clear();
+    }
+}
+
+/// Takes the first error line of llama.cpp's log since [`forget_errors`], empty if there was none.
+pub(super) fn first_error() -> String {
+    FIRST_ERROR
         .lock()
-        .map(|mut last| std::mem::take(&mut *last))
+        .map(|mut first| std::mem::take(&mut *first))
         .unwrap_or_default()
 }
 
@@ -147,5 +167,25 @@ pub fn devices() -> Vec<Device> {
                 }
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_told_without_the_function_that_found_it() {
+        for (line, reason) in [
+            (
+                "llama_model_load: error loading model: check: tensor 'x' not found",
+                "tensor 'x' not found",
+            ),
+            ("decode: failed to find a memory slot", "failed to find a memory slot"),
+            ("no function: here", "no function: here"),
+            ("plain", "plain"),
+        ] {
+            assert_eq!(without_functions(line), reason);
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::{ptr::NonNull, sync::Arc};
 
 use llama_cpp_sys_2 as sys;
 
-use super::{Batch, Model};
+use super::{Batch, Model, backend};
 use crate::inference::{KvCacheType, Switch};
 
 /// llama.cpp's granule of a sequence's context window.
@@ -98,12 +98,13 @@ impl Context {
         // A sliding-window layer keeps its window, not the whole context, as llama-server has it.
         raw.swa_full = false;
         raw.no_perf = true;
+        backend::forget_errors();
         // SAFETY: the model is valid and kept alive by this value.
         let context = unsafe { sys::llama_init_from_model(model.as_ptr(), raw) };
         match NonNull::new(context) {
             Some(raw) => Ok(Self { raw, model }),
             None => {
-                let reason = super::last_error();
+                let reason = backend::first_error();
                 Err(if reason.is_empty() {
                     "llama.cpp could not allocate the context".to_owned()
                 } else {
@@ -151,13 +152,14 @@ impl Context {
     /// # Errors
     /// [`DecodeError::NoRoom`] leaves the cache as it was.
     pub fn decode(&mut self, batch: &mut Batch) -> Result<(), DecodeError> {
+        backend::forget_errors();
         // SAFETY: the arrays live in `batch`, which outlives the call; their lengths are equal to `n_tokens`.
         match unsafe { sys::llama_decode(self.raw.as_ptr(), batch.raw()) } {
             0 => Ok(()),
             1 => Err(DecodeError::NoRoom),
             status => Err(DecodeError::Failed {
                 status,
-                reason: super::last_error(),
+                reason: backend::first_error(),
             }),
         }
     }

@@ -12,7 +12,7 @@ mod context;
 mod model;
 mod sampler;
 
-pub use backend::{Device, DeviceKind, cpu_features, devices, init, last_error, supports_gpu_offload, version};
+pub use backend::{Device, DeviceKind, cpu_features, devices, init, supports_gpu_offload, version};
 pub use batch::Batch;
 pub use chat::{ChatParser, ChatTemplate, ParsedCall, ParsedMessage, RenderedChat};
 pub use context::{Context, ContextParams, DecodeError};

@@ -8,6 +8,7 @@ use std::{
 
 use llama_cpp_sys_2 as sys;
 
+use super::backend;
 use crate::config::SplitMode;
 
 /// A token id. Valid ids are non-negative and below [`Model::vocab_size`].
@@ -57,7 +58,7 @@ impl Model {
     /// # Errors
     /// llama.cpp's own sentence.
     pub fn load(path: &Path, params: &ModelParams, mut progress: impl FnMut(f32) -> bool) -> Result<Self, String> {
-        super::init();
+        backend::init();
         let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| "the path holds a NUL".to_owned())?;
         let mut split = params.tensor_split.clone();
         // SAFETY: no preconditions.
@@ -80,13 +81,14 @@ impl Model {
             sys::LLAMA_LOAD_MODE_NONE
         };
         raw.check_tensors = params.check_tensors;
+        backend::forget_errors();
         let mut callback: Progress<'_> = &mut progress;
         raw.progress_callback = Some(on_progress);
         raw.progress_callback_user_data = (&raw mut callback).cast();
         // SAFETY: `path`, `split` and `callback` outlive the call; the callback is not kept by the model.
         let model = unsafe { sys::llama_model_load_from_file(path.as_ptr(), raw) };
         let model = NonNull::new(model).ok_or_else(|| {
-            let reason = super::last_error();
+            let reason = backend::first_error();
             if reason.is_empty() {
                 "llama.cpp could not load the file".to_owned()
             } else {
