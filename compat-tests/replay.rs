@@ -6,16 +6,16 @@ mod shape;
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{BufWriter, Read, Seek, SeekFrom, Write},
     os::unix::fs::symlink,
 };
 
-use hubllama::gguf::{GgmlType, Plan, TensorSpec, Value};
+use hubllama::gguf::{GgmlType, Header, Plan, TensorSpec, Value};
 use regex::{Captures, Regex};
 
 use self::differences::{DIFFERENCES, Differs};
 use crate::harness::{
-    hubllama::{Hubllama, REPO, Setup},
+    hubllama::{Hubllama, REPO, Setup, gguf},
     raw_http::{Connection, Head},
     recording::Recording,
 };
@@ -39,6 +39,12 @@ const V1_MODELS: &str = "/v1/models/";
 
 /// Where the embedding model stands.
 const MINILM_REPO: &str = "sentence-transformers/all-MiniLM-L6-v2-GGUF";
+
+/// Where the model stands that has tools and thinks: the same weights under another chat template.
+const TOOLS_REPO: &str = "Example-Org/Tools-GGUF";
+
+/// Its template.
+const TOOLS_TEMPLATE: &str = include_str!("../fixtures/templates/tools-and-thinking.jinja");
 
 /// Recordings of other paths that are about routing itself.
 const ROUTING: [&str; 4] = ["trailing-slash-", "double-slash", "wrong-method", "unknown-path"];
@@ -100,7 +106,8 @@ fn ours(word: &str) -> Option<String> {
     let name = word.trim_start_matches("registry.ollama.ai/library/");
     let bare = name.trim_end_matches(":latest");
     let repo = match bare {
-        "smollm2" | "mario" | "mario2" | "smollm2-copy" | "toolsmol" => REPO,
+        "smollm2" | "mario" | "mario2" | "smollm2-copy" => REPO,
+        "toolsmol" => TOOLS_REPO,
         "minilm" => MINILM_REPO,
         "SMOLLM2" => return Some(format!("hf:{REPO}").to_uppercase()),
         "nope" | "nope2" => return Some(format!("hf:nobody/{bare}-GGUF:Q4_0")),
@@ -135,23 +142,59 @@ fn start_with_minilm() -> Hubllama {
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).to_vec();
     let weights = TensorSpec::new("token_embd.weight", GgmlType::F16, [384, 58_780]);
     let plan = Plan::new(metadata, vec![weights]).expect("a plan");
-    let folder = daemon.folder.path().join("hub");
-    let repo = folder.join(format!("models--{}", MINILM_REPO.replace('/', "--")));
+    let mut file = in_cache(&daemon, MINILM_REPO, "all-MiniLM-L6-v2-F16.gguf");
+    file.write_all(plan.header()).expect("written");
+    file.set_len(plan.file_len()).expect("a file with a hole");
+    daemon
+}
+
+/// A daemon whose model has tools and thinks: the real one with another template in its header.
+fn start_with_tools() -> Hubllama {
+    let daemon = start();
+    let original = gguf();
+    let header = Header::open(&original).expect("a model");
+    let metadata = header.metadata.iter().map(|(key, value)| {
+        let value = match key {
+            "tokenizer.chat_template" => Value::String(TOOLS_TEMPLATE.into()),
+            _ => value.clone(),
+        };
+        (key.to_owned(), value)
+    });
+    let tensors = header
+        .tensors
+        .iter()
+        .map(|tensor| TensorSpec::new(&tensor.name, tensor.element_type, tensor.dims.clone()));
+    let plan = Plan::new(metadata.collect(), tensors.collect()).expect("a plan");
+    let mut weights = File::open(original).expect("a model");
+    let file = in_cache(&daemon, TOOLS_REPO, "tools-Q4_1.gguf");
+    plan.write(BufWriter::new(file), |tensor, out| {
+        let at = header
+            .tensors
+            .iter()
+            .find(|other| other.name == tensor.name)
+            .expect("the same tensors");
+        weights.seek(SeekFrom::Start(header.data_start + at.offset))?;
+        std::io::copy(&mut (&weights).take(at.byte_len().expect("a size")), out).map(drop)
+    })
+    .expect("written");
+    daemon
+}
+
+/// A new file in a daemon's cache, laid out as huggingface_hub does.
+fn in_cache(daemon: &Hubllama, repo: &str, file: &str) -> File {
+    let repo = daemon
+        .folder
+        .path()
+        .join("hub")
+        .join(format!("models--{}", repo.replace('/', "--")));
     let (commit, blob) = ("c".repeat(40), "b".repeat(64));
     let snapshot = repo.join("snapshots").join(&commit);
     for folder in [repo.join("blobs"), repo.join("refs"), snapshot.clone()] {
         fs::create_dir_all(folder).expect("folders");
     }
-    let mut file = File::create(repo.join("blobs").join(&blob)).expect("a file");
-    file.write_all(plan.header()).expect("written");
-    file.set_len(plan.file_len()).expect("a file with a hole");
-    symlink(
-        format!("../../blobs/{blob}"),
-        snapshot.join("all-MiniLM-L6-v2-F16.gguf"),
-    )
-    .expect("a link");
+    symlink(format!("../../blobs/{blob}"), snapshot.join(file)).expect("a link");
     fs::write(repo.join("refs/main"), commit).expect("a ref");
-    daemon
+    File::create(repo.join("blobs").join(blob)).expect("a file")
 }
 
 /// What is compared of a reply.
@@ -244,10 +287,14 @@ fn first_difference(recorded: &Reply, here: &Reply) -> (String, String) {
 #[test]
 fn every_recorded_exchange_has_its_shape() {
     let names = Names::new();
-    let (alone, with_minilm) = (start(), start_with_minilm());
+    let (alone, with_minilm, with_tools) = (start(), start_with_minilm(), start_with_tools());
     let (mut same, mut different, mut problems) = (0, 0, Vec::new());
     for mut recording in Recording::all().into_iter().filter(is_wanted) {
         let name = recording.name.clone();
+        let is_for_tools = recording
+            .request_body
+            .as_ref()
+            .is_some_and(|body| String::from_utf8_lossy(body).contains("toolsmol"));
         recording.path = names.in_path(&recording.path);
         recording.request_body = recording.request_body.map(|body| names.in_body(body));
         let recorded_body = String::from_utf8(names.in_body(recording.chunks.concat())).expect("UTF-8");
@@ -255,6 +302,7 @@ fn every_recorded_exchange_has_its_shape() {
         let own = name.starts_with(DELETES).then(start);
         let daemon = match &own {
             Some(own) => own,
+            None if is_for_tools => &with_tools,
             None if name.starts_with("minilm-") || name == "tags-two" => &with_minilm,
             None => &alone,
         };
