@@ -4,6 +4,7 @@ mod recordings;
 
 use std::{
     net::{SocketAddr, TcpListener},
+    path::Path,
     sync::{
         Arc, Mutex,
         mpsc::{Receiver, SyncSender, sync_channel},
@@ -12,20 +13,17 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use futures_util::future::BoxFuture;
 use http_body_util::BodyExt;
 use hubllama::{
-    api::{Endpoint, Handler},
+    api::{Api, Handler, Status},
     config::Config,
-    http::{
-        body::{self, Body},
-        peek,
-        spool::Spooled,
-    },
-    provider::{Call, Ollama, UpstreamError},
+    http::body,
+    hub::Hub,
+    lifecycle::{Helper, Lifecycle, WorkerCommand},
+    provider::{Call, HuggingFace, Ollama, Registry, UpstreamError},
     server::Address,
 };
-use hyper::{HeaderMap, Request, Response, StatusCode};
+use hyper::{HeaderMap, Request};
 
 use crate::harness::{
     daemon::Daemon,
@@ -36,46 +34,19 @@ use crate::harness::{
 /// Added by every hop, and left out where headers are compared.
 const HOP: &str = "x-hubllama-hop";
 
-/// What answers in these tests: it does what a dialect does with a plain name.
-fn handler(settings: Arc<ArcSwap<Config>>) -> Arc<dyn Handler> {
-    Arc::new(PassThrough {
-        ollama: Ollama::new(),
-        settings,
+/// What answers in these tests: the daemon's own API. No model of ours is asked for, so no worker is ever started.
+fn handler(config: Arc<ArcSwap<Config>>) -> Arc<dyn Handler> {
+    let worker = WorkerCommand::default();
+    let lifecycle = Lifecycle::start(worker.clone());
+    let hub = Hub::new(Path::new("/nonexistent"));
+    let nothing: Status = Arc::new(|| serde_json::Value::Null);
+    Arc::new(Api {
+        registry: Registry::new(Arc::new(HuggingFace::new(hub, lifecycle, Helper::new(worker)))),
+        upstream: Arc::new(Ollama::new()),
+        config,
+        health: Arc::clone(&nothing),
+        config_status: nothing,
     })
-}
-
-struct PassThrough {
-    ollama: Ollama,
-    settings: Arc<ArcSwap<Config>>,
-}
-
-impl Handler for PassThrough {
-    fn handle(&self, endpoint: Endpoint, request: Request<Body>) -> BoxFuture<'_, Response<Body>> {
-        Box::pin(async move {
-            let call = Call {
-                config: self.settings.load_full(),
-                arrived: Instant::now(),
-            };
-            if endpoint == Endpoint::Forward {
-                return self.ollama.forward(&call, request).await;
-            }
-            let (parts, body) = request.into_parts();
-            let bounds = &call.config.server;
-            match Spooled::read(body, bounds.body_memory_bytes, bounds.max_body_bytes).await {
-                Ok(body) => {
-                    let _ = peek::spooled(&body).await;
-                    self.ollama
-                        .forward(&call, Request::from_parts(parts, body.into_body()))
-                        .await
-                }
-                Err(_) => {
-                    let mut response = Response::new(body::empty());
-                    *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
-                    response
-                }
-            }
-        })
-    }
 }
 
 fn daemon(ollama: &FakeOllama) -> Daemon {

@@ -37,7 +37,11 @@ impl Daemon {
         let addresses = server.addresses();
         let settings = Arc::new(ArcSwap::from_pointee(config));
         let stop = Stop::default();
-        let handler = handler(Arc::clone(&settings));
+        let handler = {
+            // Parts of it may be tasks.
+            let _runtime = runtime.enter();
+            handler(Arc::clone(&settings))
+        };
         let running = runtime.spawn(server.run(handler, Arc::clone(&settings), stop.clone()));
         Self {
             addresses,
