@@ -16,8 +16,8 @@ need() {
 # bindgen loads libclang and reads clang's own headers.
 has_libclang() {
     [ -n "${LIBCLANG_PATH:-}" ] && return
-    command -v clang && return
-    compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' && compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h'
+    # Not libclang-cpp, which is another library.
+    compgen -G '/usr/lib/llvm-*/lib/libclang[-.][0-9s]*' && compgen -G '/usr/lib/llvm-*/lib/clang/*/include/stddef.h'
 }
 
 has_certificates() {
