@@ -88,6 +88,26 @@ fn parse(bytes: &[u8]) -> Vec<Entry> {
         .collect()
 }
 
+/// Upstream's list at `path` and our models, merged; `encode` spells one of ours under the name it is listed by.
+pub(crate) async fn of_both(
+    api: &Api,
+    call: &Call,
+    path: &str,
+    received: &HeaderMap,
+    encode: impl Fn(&str, &ModelCard) -> Vec<u8>,
+) -> Vec<Entry> {
+    let (upstream, cards) = futures_util::join!(of_upstream(api, call, path, received), our_cards(api, call));
+    let ours = cards
+        .iter()
+        .map(|(name, card)| Entry {
+            name: name.clone(),
+            seconds: unix_seconds(card.modified_at),
+            json: encode(name, card),
+        })
+        .collect();
+    merge(&call.config, upstream, ours)
+}
+
 /// Whether Ollama itself lists a model of this name.
 pub(crate) async fn upstream_has(api: &Api, call: &Call, name: &str, received: &HeaderMap) -> bool {
     let name = with_tag(name.trim());

@@ -15,7 +15,7 @@ use crate::{
         stream,
     },
     http::body::Body,
-    inference::{Failure, InferenceRequest, Prompt},
+    inference::{Failure, InferenceRequest, KeepAlive, LoadOptions, Prompt},
     provider::Call,
 };
 
@@ -41,13 +41,7 @@ pub(crate) async fn chat(call: &Call, target: Target) -> Result<Response<Body>, 
     let tools = model.tools(call, request.tools, false)?;
     let options = request.common.take_options()?;
     if request.messages.is_empty() {
-        let keep_alive = request.common.keep_alive;
-        model
-            .provider
-            .load(call, &model.name, options.load, keep_alive)
-            .await
-            .map_err(|error| model.failure(error))?;
-        return Ok(residency(&model, Route::Chat, "load"));
+        return load(call, &model, options.load, request.common.keep_alive, Route::Chat).await;
     }
     let streams = request.common.streams();
     let prompt = Prompt::Chat {
@@ -63,6 +57,22 @@ pub(crate) async fn chat(call: &Call, target: Target) -> Result<Response<Body>, 
     Ok(response)
 }
 
+/// Makes a model resident.
+pub(super) async fn load(
+    call: &Call,
+    model: &Model,
+    options: LoadOptions,
+    keep_alive: Option<KeepAlive>,
+    route: Route,
+) -> Result<Response<Body>, ApiError> {
+    model
+        .provider
+        .load(call, &model.name, options, keep_alive)
+        .await
+        .map_err(|error| model.failure(error))?;
+    Ok(residency(model, route, "load"))
+}
+
 /// Unloads a model; fine if it is not loaded.
 pub(super) async fn unload(call: &Call, model: &Model, route: Route) -> Result<Response<Body>, ApiError> {
     model
@@ -74,7 +84,7 @@ pub(super) async fn unload(call: &Call, model: &Model, route: Route) -> Result<R
 }
 
 /// One object even where a stream was asked for.
-pub(super) fn residency(model: &Model, route: Route, reason: &'static str) -> Response<Body> {
+fn residency(model: &Model, route: Route, reason: &'static str) -> Response<Body> {
     let bytes = Frames::new(route, model.requested.clone()).residency(reason);
     reply::bytes(StatusCode::OK, JSON_UTF8, bytes)
 }

@@ -3,7 +3,7 @@
 use hyper::Response;
 
 use super::{
-    chat::{answer, residency, unload},
+    chat::{answer, load, unload},
     frames::Route,
     go_template::{Template, TemplateError, Values},
     request::GenerateRequest,
@@ -45,13 +45,7 @@ pub(crate) async fn generate(call: &Call, target: Target) -> Result<Response<Bod
     }
     let options = request.common.take_options()?;
     if request.prompt.is_empty() {
-        let keep_alive = request.common.keep_alive;
-        model
-            .provider
-            .load(call, &model.name, options.load, keep_alive)
-            .await
-            .map_err(|error| model.failure(error))?;
-        return Ok(residency(&model, Route::Generate, "load"));
+        return load(call, &model, options.load, request.common.keep_alive, Route::Generate).await;
     }
     let streams = request.common.streams();
     let return_context = !request.raw;

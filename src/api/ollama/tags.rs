@@ -10,24 +10,14 @@ use crate::{
         reply::{self, JSON_UTF8},
     },
     http::body::Body,
+    inference::ModelCard,
     provider::Call,
 };
 
 /// Upstream's models and ours, newest first.
 pub(crate) async fn tags(api: &Api, call: &Call, received: &HeaderMap) -> Response<Body> {
-    let (upstream, cards) = futures_util::join!(
-        listing::of_upstream(api, call, "/api/tags", received),
-        listing::our_cards(api, call)
-    );
-    let ours = cards
-        .iter()
-        .map(|(name, card)| Entry {
-            name: name.clone(),
-            seconds: listing::unix_seconds(card.modified_at),
-            json: reply::encode(&TagsEntry::of(name, card)),
-        })
-        .collect();
-    models(&listing::merge(&call.config, upstream, ours))
+    let encode = |name: &str, card: &ModelCard| reply::encode(&TagsEntry::of(name, card));
+    models(&listing::of_both(api, call, "/api/tags", received, encode).await)
 }
 
 /// The envelope of both native listings; always a list.

@@ -9,7 +9,7 @@ use crate::{
     api::{
         Api,
         error::ApiError,
-        listing::{self, Entry},
+        listing,
         reply::{self, JSON},
     },
     http::body::Body,
@@ -45,19 +45,8 @@ fn owner(name: &str) -> &str {
 
 /// Upstream's models and ours, newest first.
 pub(crate) async fn models(api: &Api, call: &Call, received: &HeaderMap) -> Response<Body> {
-    let (upstream, cards) = futures_util::join!(
-        listing::of_upstream(api, call, "/v1/models", received),
-        listing::our_cards(api, call)
-    );
-    let ours = cards
-        .iter()
-        .map(|(name, card)| Entry {
-            name: name.clone(),
-            seconds: listing::unix_seconds(card.modified_at),
-            json: reply::encode(&WireModel::of(name, card)),
-        })
-        .collect();
-    let merged = listing::merge(&call.config, upstream, ours);
+    let encode = |name: &str, card: &ModelCard| reply::encode(&WireModel::of(name, card));
+    let merged = listing::of_both(api, call, "/v1/models", received, encode).await;
     let mut json = b"{\"object\":\"list\",\"data\":".to_vec();
     // An empty list is a nil slice there.
     if merged.is_empty() {
