@@ -13,10 +13,10 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     inference::{
-        Capability, Delta, Event, Failure, Finish, FinishReason, InferenceRequest, KeepAlive, LoadOptions, ModelCard,
-        ModelDetails, ModelFacts, PullEvent, ResidentModel, TensorFacts, ToolCall, Usage,
+        Capability, Delta, EmbedRequest, Embeddings, Event, Failure, Finish, FinishReason, InferenceRequest, KeepAlive, LoadOptions, ModelCard,
+        ModelDetails, ModelFacts, Prompt, PullEvent, ResidentModel, TensorFacts, TextToken, ToolCall, Usage,
     },
-    provider::{Call, EventStream, Provider, PullStream},
+    provider::{Call, EventStream, Provider, PullStream, TokenizeRequest},
 };
 
 /// Answers every request with the same events, and remembers what it was asked.
@@ -29,6 +29,8 @@ pub(super) struct FakeProvider {
     /// Whether the stream stays open after the last event.
     pub(super) hangs: bool,
     pub(super) asked: Mutex<Vec<InferenceRequest>>,
+    /// What `embed` was asked.
+    pub(super) embedded: Mutex<Vec<EmbedRequest>>,
     pub(super) loads: Mutex<Vec<(LoadOptions, Option<KeepAlive>)>>,
     pub(super) unloads: AtomicUsize,
     pub(super) deletes: AtomicUsize,
@@ -44,6 +46,7 @@ impl FakeProvider {
             events: events.into_iter().map(Ok).collect(),
             hangs: false,
             asked: Mutex::default(),
+            embedded: Mutex::default(),
             loads: Mutex::default(),
             unloads: AtomicUsize::new(0),
             deletes: AtomicUsize::new(0),
@@ -119,6 +122,78 @@ impl Provider for FakeProvider {
                 event
             });
             Ok::<EventStream, _>(Box::pin(events))
+        }
+        .boxed()
+    }
+
+    /// One vector for each input: its length in bytes, then 0.5; a token for each byte.
+    fn embed<'a>(
+        &'a self,
+        _: &'a Call,
+        _: &'a str,
+        request: EmbedRequest,
+    ) -> BoxFuture<'a, Result<Embeddings, Failure>> {
+        self.embedded.lock().unwrap().push(request.clone());
+        async move {
+            if let Some(failure) = &self.refusal {
+                return Err(failure.clone());
+            }
+            Ok(Embeddings {
+                vectors: request.inputs.iter().map(|text| vec![text.len() as f32, 0.5]).collect(),
+                prompt_tokens: request.inputs.iter().map(|text| text.len() as u32).sum(),
+                load_duration: Duration::from_nanos(1),
+                total_duration: Duration::from_nanos(2),
+            })
+        }
+        .boxed()
+    }
+
+    /// The contents of all messages, a line each.
+    fn render<'a>(
+        &'a self,
+        _: &'a Call,
+        _: &'a str,
+        request: InferenceRequest,
+    ) -> BoxFuture<'a, Result<String, Failure>> {
+        async move {
+            Ok(match request.prompt {
+                Prompt::Chat { messages, .. } => messages.into_iter().map(|message| message.content + "\n").collect(),
+                Prompt::Raw { text } => text,
+                Prompt::Infill { prefix, suffix } => prefix + &suffix,
+            })
+        }
+        .boxed()
+    }
+
+    /// One token for each byte.
+    fn tokenize<'a>(
+        &'a self,
+        _: &'a Call,
+        _: &'a str,
+        request: TokenizeRequest,
+    ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
+        async move {
+            let token = |byte: u8| TextToken {
+                id: i32::from(byte),
+                bytes: vec![byte],
+            };
+            Ok(request.text.bytes().map(token).collect())
+        }
+        .boxed()
+    }
+
+    fn detokenize<'a>(
+        &'a self,
+        _: &'a Call,
+        _: &'a str,
+        tokens: Vec<i32>,
+    ) -> BoxFuture<'a, Result<String, Failure>> {
+        async move {
+            tokens
+                .into_iter()
+                .map(|token| u8::try_from(token).map(char::from))
+                .collect::<Result<_, _>>()
+                .map_err(|_| Failure::Invalid("no such token".into()))
         }
         .boxed()
     }
@@ -225,6 +300,7 @@ pub(super) fn finish(reason: FinishReason, context: &[i32]) -> Event {
     };
     Event::Finished(Finish {
         reason,
+        stop_string: None,
         usage,
         context: context.to_vec(),
     })

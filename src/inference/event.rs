@@ -80,6 +80,9 @@ pub enum FinishReason {
 pub struct Finish {
     /// Why it ended.
     pub reason: FinishReason,
+    /// The stop string of the request that ended it; it is not part of the text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_string: Option<String>,
     /// What it cost.
     pub usage: Usage,
     /// Rendered prompt and answer as token ids, where the request asked for them.

@@ -5,6 +5,7 @@
 //! Everything is serialisable, because requests and events also cross the socket to a worker process.
 
 mod capability;
+mod embedding;
 mod event;
 mod failure;
 mod keep_alive;
@@ -13,9 +14,10 @@ mod options;
 mod request;
 
 pub use capability::Capability;
+pub use embedding::{EmbedRequest, Embeddings, Normalisation, TextToken};
 pub use event::{Delta, Event, Finish, FinishReason, TokenLogprob, ToolCall, TopLogprob, Usage};
 pub use failure::Failure;
 pub use keep_alive::KeepAlive;
 pub use model::{ModelCard, ModelDetails, ModelFacts, PullEvent, ResidentModel, TensorFacts};
 pub use options::{KvCacheType, LoadOptions, Sampling, Switch};
-pub use request::{Format, InferenceRequest, Message, Prompt, Role, Think, ThinkLevel};
+pub use request::{Format, InferenceRequest, Message, Prompt, Role, Think, ThinkLevel, ToolChoice};

@@ -33,6 +33,8 @@ pub struct Sampling {
     pub frequency_penalty: Option<f32>,
     /// Strings that end the answer; they are not part of it. `Some` replaces the model's own.
     pub stop: Option<Vec<String>>,
+    /// Added to the logit of a token before it is chosen: token id and bias. -100 bans a token, 100 forces it.
+    pub logit_bias: Vec<(i32, f32)>,
 }
 
 /// Options that are fixed when a model is loaded. A change of one that matters reloads the model.

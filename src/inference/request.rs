@@ -18,6 +18,8 @@ pub struct InferenceRequest {
     pub format: Option<Format>,
     /// Whether the model is to reason first.
     pub think: Think,
+    /// Reasoning tokens at most; the reasoning is ended for the model when they are spent. `None` is no limit.
+    pub thinking_budget: Option<u32>,
     /// How long the model stays resident afterwards; `None` leaves what is in force.
     pub keep_alive: Option<KeepAlive>,
     /// Drop the oldest messages of a chat that does not fit the context window.
@@ -39,6 +41,10 @@ pub enum Prompt {
         messages: Vec<Message>,
         /// Tool definitions as the client sent them (OpenAI's shape), order of keys kept.
         tools: Vec<Box<RawValue>>,
+        /// Whether the model may, must or must not call one of them.
+        tool_choice: ToolChoice,
+        /// Whether one answer may hold more than one call.
+        parallel_tool_calls: bool,
         /// Token ids of an earlier answer, put in front of the rendered prompt.
         context: Vec<i32>,
     },
@@ -54,6 +60,20 @@ pub enum Prompt {
         /// Text after the gap.
         suffix: String,
     },
+}
+
+/// Whether a model may, must or must not call a tool.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// As it likes.
+    #[default]
+    Auto,
+    /// Not at all; it is not shown the tools.
+    None,
+    /// At least one.
+    Required,
+    /// This one.
+    Function(String),
 }
 
 /// Who speaks.

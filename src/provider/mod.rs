@@ -18,7 +18,8 @@ use futures_util::{Stream, future::BoxFuture};
 use crate::{
     config::Config,
     inference::{
-        Event, Failure, InferenceRequest, KeepAlive, LoadOptions, ModelCard, ModelDetails, PullEvent, ResidentModel,
+        EmbedRequest, Embeddings, Event, Failure, InferenceRequest, KeepAlive, LoadOptions, ModelCard, ModelDetails,
+        PullEvent, ResidentModel, TextToken,
     },
 };
 
@@ -36,6 +37,17 @@ pub struct Call {
     pub config: Arc<Config>,
     /// When the request arrived.
     pub arrived: Instant,
+}
+
+/// A text to cut into tokens.
+#[derive(Clone, Debug)]
+pub struct TokenizeRequest {
+    /// The text.
+    pub text: String,
+    /// Add the tokens that the model wants around every text (as BOS).
+    pub add_special: bool,
+    /// Read the text of control tokens as those tokens.
+    pub parse_special: bool,
 }
 
 /// Serves models by name. Names are passed as the client wrote them, blanks trimmed.
@@ -72,6 +84,38 @@ pub trait Provider: fmt::Debug + Send + Sync {
         name: &'a str,
         request: InferenceRequest,
     ) -> BoxFuture<'a, Result<EventStream, Failure>>;
+
+    /// Turns texts into vectors.
+    fn embed<'a>(
+        &'a self,
+        call: &'a Call,
+        name: &'a str,
+        request: EmbedRequest,
+    ) -> BoxFuture<'a, Result<Embeddings, Failure>>;
+
+    /// The prompt that [`Self::infer`] would give the model, as text; needs no weights.
+    fn render<'a>(
+        &'a self,
+        call: &'a Call,
+        name: &'a str,
+        request: InferenceRequest,
+    ) -> BoxFuture<'a, Result<String, Failure>>;
+
+    /// The tokens of a text.
+    fn tokenize<'a>(
+        &'a self,
+        call: &'a Call,
+        name: &'a str,
+        request: TokenizeRequest,
+    ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>>;
+
+    /// The text of token ids; ids that the vocabulary does not have are [`Failure::Invalid`].
+    fn detokenize<'a>(
+        &'a self,
+        call: &'a Call,
+        name: &'a str,
+        tokens: Vec<i32>,
+    ) -> BoxFuture<'a, Result<String, Failure>>;
 
     /// Downloads a model.
     fn pull<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>>;

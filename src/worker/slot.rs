@@ -169,7 +169,12 @@ impl Active {
             output_duration: now.duration_since(first),
             ..Usage::default()
         };
-        events.push(Event::Finished(Finish { reason, usage, context }));
+        events.push(Event::Finished(Finish {
+            reason,
+            stop_string: None,
+            usage,
+            context,
+        }));
         events
     }
 

@@ -15,7 +15,7 @@ use crate::{
         stream,
     },
     http::body::Body,
-    inference::{Failure, InferenceRequest, KeepAlive, LoadOptions, Prompt},
+    inference::{Failure, InferenceRequest, KeepAlive, LoadOptions, Prompt, ToolChoice},
     provider::Call,
 };
 
@@ -47,6 +47,8 @@ pub(crate) async fn chat(call: &Call, target: Target) -> Result<Response<Body>, 
     let prompt = Prompt::Chat {
         messages: request.messages,
         tools: tools.tools,
+        tool_choice: ToolChoice::Auto,
+        parallel_tool_calls: true,
         context: Vec::new(),
     };
     let inference = request.common.into_inference(prompt, options, think, false)?;

@@ -286,7 +286,9 @@ impl Frame {
 }
 
 fn last_frame(finish: Finish) -> Frame {
-    let Finish { reason, usage, context } = finish;
+    let Finish {
+            reason, usage, context, ..
+        } = finish;
     Frame {
         // A finished tool call is a stop like any other on this wire.
         done_reason: Some(match reason {

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     api::{dispatch::Target, error::ApiError, model::Model},
     http::body::Body,
-    inference::{Message, Prompt},
+    inference::{Message, Prompt, ToolChoice},
     provider::Call,
 };
 
@@ -130,6 +130,8 @@ impl Parts {
         Ok(Prompt::Chat {
             messages,
             tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            parallel_tool_calls: true,
             context,
         })
     }

@@ -124,6 +124,7 @@ impl Common {
             load: options.load,
             format: self.format.into_format()?,
             think,
+            thinking_budget: None,
             keep_alive: self.keep_alive,
             truncate: self.truncate.unwrap_or(true),
             shift: self.shift.unwrap_or(true),

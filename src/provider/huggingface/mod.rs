@@ -14,12 +14,12 @@ use self::{
     headers::{HeaderCache, ModelHeader},
     settings::Settings,
 };
-use super::{Call, EventStream, Provider, PullStream};
+use super::{Call, EventStream, Provider, PullStream, TokenizeRequest};
 use crate::{
     hub::{HfName, Hub, HubError, LocalModel},
     inference::{
-        Event, Failure, Format, InferenceRequest, KeepAlive, LoadOptions, Message, ModelCard, ModelDetails, ModelFacts,
-        Prompt, ResidentModel,
+        EmbedRequest, Embeddings, Event, Failure, Format, InferenceRequest, KeepAlive, LoadOptions, Message, ModelCard,
+        ModelDetails, ModelFacts, Prompt, ResidentModel, TextToken,
     },
     lifecycle::{Helper, JobStream, Lease, Lifecycle, Limits, Wanted},
     stdx::cpu::compute_threads,
@@ -395,6 +395,42 @@ impl Provider for HuggingFace {
             Ok(Answering::new(stream, first, lease, call.arrived, load_duration, stalled).boxed())
         }
         .boxed()
+    }
+
+    fn embed<'a>(
+        &'a self,
+        _call: &'a Call,
+        name: &'a str,
+        _request: EmbedRequest,
+    ) -> BoxFuture<'a, Result<Embeddings, Failure>> {
+        async move { Err(Failure::Unavailable(format!("{name}: no embeddings from hf: models yet"))) }.boxed()
+    }
+
+    fn render<'a>(
+        &'a self,
+        _call: &'a Call,
+        name: &'a str,
+        _request: InferenceRequest,
+    ) -> BoxFuture<'a, Result<String, Failure>> {
+        async move { Err(Failure::Unavailable(format!("{name}: not for hf: models yet"))) }.boxed()
+    }
+
+    fn tokenize<'a>(
+        &'a self,
+        _call: &'a Call,
+        name: &'a str,
+        _request: TokenizeRequest,
+    ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
+        async move { Err(Failure::Unavailable(format!("{name}: not for hf: models yet"))) }.boxed()
+    }
+
+    fn detokenize<'a>(
+        &'a self,
+        _call: &'a Call,
+        name: &'a str,
+        _tokens: Vec<i32>,
+    ) -> BoxFuture<'a, Result<String, Failure>> {
+        async move { Err(Failure::Unavailable(format!("{name}: not for hf: models yet"))) }.boxed()
     }
 
     fn pull<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
