@@ -1,0 +1,337 @@
+//! The consumer that makes a file: all cores, positioned writes, and either the whole file or none.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{ConvertError, Recipe, VirtualGguf, recipe::Scratch};
+use crate::stdx::fs::free_bytes;
+
+/// More threads than this only wait for the disk.
+const MAX_THREADS: usize = 8;
+
+/// Is called from several threads with the bytes written so far and those of the whole file.
+pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
+
+/// Some rows of a tensor.
+struct Step {
+    tensor: usize,
+    rows: Range<u64>,
+}
+
+/// Steps in the order of the file, given out to whoever asks.
+struct Steps<'a> {
+    recipes: &'a [Recipe],
+    next: Mutex<(usize, u64)>,
+}
+
+impl Steps<'_> {
+    fn take(&self) -> Option<Step> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let (tensor, start) = *next;
+        let recipe = self.recipes.get(tensor)?;
+        let end = (start + recipe.rows_per_step()).min(recipe.row_count());
+        *next = if end == recipe.row_count() { (tensor + 1, 0) } else { (tensor, end) };
+        Some(Step {
+            tensor,
+            rows: start..end,
+        })
+    }
+}
+
+/// Writes the file.
+pub(super) fn write(
+    model: &VirtualGguf,
+    path: &Path,
+    progress: Progress<'_>,
+    cancel: &CancellationToken,
+) -> Result<(), ConvertError> {
+    let needed = model.file_len();
+    let free = free_bytes(path).map_err(ConvertError::io(path, "written"))?;
+    if free < needed {
+        return Err(ConvertError::Space {
+            path: path.to_owned(),
+            needed,
+            free,
+        });
+    }
+    let failed = || ConvertError::io(path, "written");
+    let part = Part::create(path).map_err(failed())?;
+    // The padding between tensors is never written: a file that grows is zero.
+    part.file.set_len(needed).map_err(failed())?;
+    part.file.write_all_at(model.header(), 0).map_err(failed())?;
+    fill(model, &part.file, path, progress, cancel)?;
+    part.file.sync_all().map_err(failed())?;
+    if cancel.is_cancelled() {
+        return Err(ConvertError::Cancelled);
+    }
+    part.finish(path).map_err(failed())
+}
+
+fn fill(
+    model: &VirtualGguf,
+    file: &File,
+    path: &Path,
+    progress: Progress<'_>,
+    cancel: &CancellationToken,
+) -> Result<(), ConvertError> {
+    let steps = Steps {
+        recipes: model.recipes(),
+        next: Mutex::default(),
+    };
+    let written = AtomicU64::new(model.header().len() as u64);
+    let failed = AtomicBool::new(false);
+    let running = AtomicUsize::new(0);
+    let work = || -> Result<(), ConvertError> {
+        running.fetch_add(1, Ordering::Relaxed);
+        let (mut scratch, mut bytes) = (Scratch::default(), Vec::new());
+        while let Some(step) = steps.take() {
+            if cancel.is_cancelled() {
+                return Err(ConvertError::Cancelled);
+            }
+            if failed.load(Ordering::Relaxed) {
+                break;
+            }
+            let recipe = &model.recipes()[step.tensor];
+            recipe.produce(step.rows.clone(), &mut scratch, &mut bytes)?;
+            let offset = model.data_offset(step.tensor) + step.rows.start * recipe.row_bytes();
+            file.write_all_at(&bytes, offset)
+                .map_err(ConvertError::io(path, "written"))?;
+            let done = written.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
+            progress(done, model.file_len());
+        }
+        Ok(())
+    };
+    let work = || work().inspect_err(|_| failed.store(true, Ordering::Relaxed));
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads)
+            .map(|number| {
+                thread::Builder::new()
+                    .name(format!("convert-{number}"))
+                    .spawn_scoped(scope, work)
+            })
+            .collect();
+        let mut result = work();
+        for other in others {
+            // A thread that could not be started is only missed.
+            let Ok(other) = other else { continue };
+            let other = other.join().unwrap_or_else(|_| {
+                Err(ConvertError::Io {
+                    path: path.to_owned(),
+                    what: "written",
+                    error: io::Error::other("a thread of the conversion panicked"),
+                })
+            });
+            result = result.and(other);
+        }
+        result
+    })
+}
+
+/// A file that has no name yet, or where the file system cannot do that, a hidden one.
+#[derive(Debug)]
+struct Part {
+    file: File,
+    /// Removed when dropped.
+    name: Option<PathBuf>,
+}
+
+impl Part {
+    fn create(path: &Path) -> io::Result<Self> {
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::fs::{CWD, Mode, OFlags, openat};
+            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+            // Not even a kill leaves anything of it behind.
+            if let Ok(file) = openat(CWD, folder_of(path), flags, Mode::from_raw_mode(0o666)) {
+                return Ok(Self {
+                    file: file.into(),
+                    name: None,
+                });
+            }
+        }
+        let name = temporary_name(path)?;
+        let file = OpenOptions::new().write(true).create_new(true).open(&name)?;
+        Ok(Self {
+            file,
+            name: Some(name),
+        })
+    }
+
+    /// Gives the file its name, in place of any other file of that name.
+    fn finish(mut self, path: &Path) -> io::Result<()> {
+        if self.name.is_none() {
+            // A link cannot replace a file, a rename can.
+            let name = temporary_name(path)?;
+            self.link(&name)?;
+            self.name = Some(name);
+        }
+        if let Some(name) = &self.name {
+            fs::rename(name, path)?;
+            self.name = None;
+        }
+        // The name is durable only when the folder is.
+        File::open(folder_of(path))?.sync_all()
+    }
+
+    #[cfg(target_os = "linux")]
+    fn link(&self, name: &Path) -> io::Result<()> {
+        use std::os::fd::AsRawFd;
+
+        use rustix::fs::{AtFlags, CWD, linkat};
+        let open = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        Ok(linkat(CWD, open, CWD, name, AtFlags::SYMLINK_FOLLOW)?)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn link(&self, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            // Best effort: the first error is the one to report.
+            let _ = fs::remove_file(name);
+        }
+    }
+}
+
+fn temporary_name(path: &Path) -> io::Result<PathBuf> {
+    static COUNTER: AtomicU64 = AtomicU64::new(0);
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    let name = format!(".{}.{}-{number}.part", name.to_string_lossy(), std::process::id());
+    Ok(folder_of(path).join(name))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|folder| !folder.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        convert::{
+            VirtualGguf,
+            recipe::Rows,
+            safetensors::{open, tests::file},
+        },
+        gguf::{GgmlType, Header, TensorSpec, Value},
+    };
+
+    fn folder_with(dtype: &str, element: &[u8]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let data = element.repeat(3 * 64);
+        let header = format!(
+            r#"{{"t":{{"dtype":"{dtype}","shape":[3,64],"data_offsets":[0,{}]}}}}"#,
+            data.len()
+        );
+        fs::write(folder.path().join("model.safetensors"), file(&header, &data)).unwrap();
+        folder
+    }
+
+    fn model(folder: &Path, kind: GgmlType) -> VirtualGguf {
+        let source = open(folder).unwrap().remove("t").unwrap();
+        let spec = |name| TensorSpec::new(name, kind, [64, 3]);
+        let metadata = vec![("general.architecture".to_owned(), Value::String("test".to_owned()))];
+        let recipes = vec![
+            Recipe::rows(spec("a.weight"), vec![Rows::all(&source)]),
+            Recipe::values("b.weight", vec![1.0; 3]),
+            Recipe::rows(spec("c.weight"), vec![Rows::all(&source)]),
+        ];
+        VirtualGguf::new(metadata, recipes).unwrap()
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_file_is_what_was_planned() {
+        let folder = folder_with("F32", &1.5f32.to_le_bytes());
+        let out = folder.path().join("out.gguf");
+        fs::write(&out, "an older file").unwrap();
+        for kind in [GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0] {
+            let model = model(folder.path(), kind);
+            let last = AtomicU64::new(0);
+            let progress = |done: u64, total: u64| {
+                assert!(done <= total);
+                last.fetch_max(done, Ordering::Relaxed);
+            };
+            model.write(&out, &progress, &CancellationToken::new()).unwrap();
+            let bytes = fs::read(&out).unwrap();
+            assert_eq!(bytes.len() as u64, model.file_len());
+            assert!(last.load(Ordering::Relaxed) > model.file_len() - 64);
+            let header = Header::open(&out).unwrap();
+            assert_eq!(header.tensors.len(), 3);
+            let at = (header.data_start + header.tensors[1].offset) as usize;
+            assert_eq!(bytes[at..at + 12], [0, 0, 0x80, 0x3f].repeat(3));
+            assert!(bytes[at + 12..at + 32].iter().all(|byte| *byte == 0));
+            let first = header.data_start as usize;
+            let last = (header.data_start + header.tensors[2].offset) as usize;
+            let length = header.tensors[0].byte_len().unwrap() as usize;
+            assert_eq!(bytes[first..first + length], bytes[last..last + length]);
+        }
+        assert_eq!(names(folder.path()), ["model.safetensors", "out.gguf"]);
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_failed_or_was_cancelled() {
+        let folder = folder_with("F32", &1e9f32.to_le_bytes());
+        let out = folder.path().join("out.gguf");
+        let quiet = |_, _| {};
+        let error = model(folder.path(), GgmlType::F16).write(&out, &quiet, &CancellationToken::new());
+        assert!(matches!(error, Err(ConvertError::Number { .. })));
+        let cancel = CancellationToken::new();
+        let during = |_, _| cancel.cancel();
+        let error = model(folder.path(), GgmlType::F32).write(&out, &during, &cancel);
+        assert!(matches!(error, Err(ConvertError::Cancelled)));
+        let model = model(folder.path(), GgmlType::F32);
+        assert!(model.write(&folder.path().join("none/out.gguf"), &quiet, &CancellationToken::new()).is_err());
+        assert!(model.write(Path::new("/"), &quiet, &CancellationToken::new()).is_err());
+        // The checkpoint shrinks under the conversion.
+        fs::write(folder.path().join("model.safetensors"), "x").unwrap();
+        assert!(model.write(&out, &quiet, &CancellationToken::new()).is_err());
+        assert_eq!(names(folder.path()), ["model.safetensors"]);
+    }
+
+    /// Where unnamed files are not to be had.
+    #[test]
+    fn a_named_part_is_renamed_or_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("out");
+        let named = || {
+            let name = temporary_name(&out).unwrap();
+            Part {
+                file: File::create_new(&name).unwrap(),
+                name: Some(name),
+            }
+        };
+        drop(named());
+        assert_eq!(names(folder.path()), Vec::<String>::new());
+        named().finish(&out).unwrap();
+        assert_eq!(names(folder.path()), ["out"]);
+    }
+}
