@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::Inputs;
+use crate::{config::Inputs, convert::TargetType};
 
 /// Makes every existing Ollama client speak Hugging Face.
 ///
@@ -44,6 +44,17 @@ pub(super) enum Command {
     /// List models, through the running daemon where there is one
     #[command(visible_alias = "ls")]
     List,
+    /// Make a GGUF file from a safetensors checkpoint; needs no daemon
+    Convert {
+        /// The folder of a checkpoint, or hf:ORG/REPO where its files are in the cache
+        checkpoint: String,
+        /// Type of the weights: auto (as they are stored), F32, F16, BF16 or Q8_0
+        #[arg(long = "type", value_name = "TYPE", default_value_t)]
+        target: TargetType,
+        /// Where to write [default: NAME-TYPE.gguf in this folder]
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Say what this build and this machine can do, and what is wrong
     Doctor,
     /// Hold one model (started by the daemon)

@@ -2,6 +2,7 @@
 
 mod args;
 mod client;
+mod convert;
 mod doctor;
 mod models;
 
@@ -35,6 +36,11 @@ pub fn main() -> ExitCode {
         Command::Config {
             command: ConfigCommand::Check,
         } => check(&inputs),
+        Command::Convert {
+            checkpoint,
+            target,
+            output,
+        } => with_runtime(convert::run(&inputs, checkpoint, target, output)),
         Command::Doctor => with_runtime(doctor::run(&inputs)),
         Command::Pull { name } => with_runtime(models::pull(&inputs, &name)),
         Command::List => with_runtime(models::list(&inputs)),

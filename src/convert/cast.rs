@@ -62,11 +62,22 @@ pub(super) fn check_finite(owner: Owner<'_>, dtype: Dtype, bytes: &[u8]) -> Resu
 /// Appends the numbers of stored bytes. Exact but for F64. Types that no weight can be made from were refused earlier.
 pub(super) fn decode(dtype: Dtype, bytes: &[u8], out: &mut Vec<f32>) {
     match dtype {
-        Dtype::F64 => out.extend(bytes.as_chunks().0.iter().map(|number| f64::from_le_bytes(*number) as f32)),
+        Dtype::F64 => out.extend(
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|number| f64::from_le_bytes(*number) as f32),
+        ),
         Dtype::F32 => out.extend(bytes.as_chunks().0.iter().map(|number| f32::from_le_bytes(*number))),
         Dtype::F16 => {
             let start = out.len();
-            let halves: Vec<f16> = bytes.as_chunks().0.iter().map(|number| f16::from_le_bytes(*number)).collect();
+            let halves: Vec<f16> = bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|number| f16::from_le_bytes(*number))
+                .collect();
             out.resize(start + halves.len(), 0.0);
             halves.convert_to_f32_slice(&mut out[start..]);
         }
@@ -147,7 +158,12 @@ mod tests {
     }
 
     fn words(bytes: &[u8]) -> Vec<u16> {
-        bytes.as_chunks().0.iter().map(|word| u16::from_le_bytes(*word)).collect()
+        bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|word| u16::from_le_bytes(*word))
+            .collect()
     }
 
     #[test]
@@ -162,7 +178,10 @@ mod tests {
             f32::from_bits(0x3f80_8001),
             f32::from_bits(0x0000_8000),
         ];
-        assert_eq!(words(&encoded(GgmlType::BF16, &numbers)), [0x3f80, 0x3f82, 0x3f81, 0x0000]);
+        assert_eq!(
+            words(&encoded(GgmlType::BF16, &numbers)),
+            [0x3f80, 0x3f82, 0x3f81, 0x0000]
+        );
     }
 
     #[test]

@@ -26,7 +26,11 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ConvertError> {
 
 /// The bytes of a file, or `None` if there is none.
 pub(super) fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, ConvertError> {
-    if path.is_file() { read(path, limit).map(Some) } else { Ok(None) }
+    if path.is_file() {
+        read(path, limit).map(Some)
+    } else {
+        Ok(None)
+    }
 }
 
 /// A text, or `None` if there is no such file.

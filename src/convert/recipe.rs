@@ -21,6 +21,8 @@ const MAX_ROW_ELEMENTS: u64 = 16 << 20;
 #[derive(Clone, Debug)]
 pub struct Recipe {
     spec: TensorSpec,
+    /// Elements of a row: those of the fastest dimension, unless the tensor is made of smaller pieces.
+    row: u64,
     content: Content,
     /// Added to every number: norms that are stored as the difference from one.
     add: f32,
@@ -132,6 +134,13 @@ impl Stored {
         self.dtype.element_bytes().unwrap_or(1)
     }
 
+    /// A vector as a matrix of one column.
+    pub(super) fn as_column(&self) -> Self {
+        let mut column = self.clone();
+        column.shape.push(1);
+        column
+    }
+
     fn read(&self, elements: Range<u64>, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         let start = out.len();
         let bytes = (elements.end - elements.start) * self.element_bytes();
@@ -147,6 +156,7 @@ impl Recipe {
     /// A tensor made of stored rows, one part behind the other. `dims` has the fastest dimension first.
     pub(super) fn rows(spec: TensorSpec, parts: Vec<Rows>) -> Self {
         Self {
+            row: spec.dims.first().copied().unwrap_or(1),
             spec,
             content: Content::Rows(parts),
             add: 0.0,
@@ -156,6 +166,7 @@ impl Recipe {
     /// A matrix whose rows are a stored matrix's columns.
     pub(super) fn columns(spec: TensorSpec, source: &Stored) -> Self {
         Self {
+            row: spec.dims.first().copied().unwrap_or(1),
             spec,
             content: Content::Columns(source.clone()),
             add: 0.0,
@@ -165,6 +176,7 @@ impl Recipe {
     /// A vector that is not in the checkpoint.
     pub(super) fn values(name: &str, values: Vec<f32>) -> Self {
         Self {
+            row: values.len() as u64,
             spec: TensorSpec::new(name, GgmlType::F32, [values.len() as u64]),
             content: Content::Values(values),
             add: 0.0,
@@ -174,6 +186,12 @@ impl Recipe {
     /// Adds a number to every element.
     pub(super) fn plus(mut self, add: f32) -> Self {
         self.add = add;
+        self
+    }
+
+    /// A vector of the same elements, in the same pieces: what happens to a matrix's rows happens to its bias's elements.
+    pub(super) fn flattened(mut self) -> Self {
+        self.spec.dims = vec![self.spec.dims.iter().product()];
         self
     }
 
@@ -200,18 +218,19 @@ impl Recipe {
     /// Number of rows.
     #[must_use]
     pub fn row_count(&self) -> u64 {
-        self.spec.dims.iter().skip(1).product()
+        self.spec
+            .dims
+            .iter()
+            .product::<u64>()
+            .checked_div(self.row)
+            .unwrap_or(0)
     }
 
     /// Bytes of one row of the result.
     #[must_use]
     pub fn row_bytes(&self) -> u64 {
         let kind = self.spec.element_type;
-        self.row_elements() / kind.block_elements() * kind.block_bytes()
-    }
-
-    fn row_elements(&self) -> u64 {
-        self.spec.dims.first().copied().unwrap_or(1)
+        self.row / kind.block_elements() * kind.block_bytes()
     }
 
     /// Refuses what could not be made later: every part must give rows of the right length, all parts together all rows.
@@ -222,7 +241,7 @@ impl Recipe {
                 return Err(ConvertError::Quantized(format!("{:?} is {name}", source.name)));
             }
         }
-        let elements = self.row_elements();
+        let elements = self.row;
         if elements == 0 || elements > MAX_ROW_ELEMENTS || self.row_count() == 0 {
             return wrong(format!("would have the dimensions {:?}", self.spec.dims));
         }
@@ -244,7 +263,7 @@ impl Recipe {
 
     /// Rows that are worth one step of work, at most.
     pub(super) fn rows_per_step(&self) -> u64 {
-        let stored_bytes = |source: &Stored| self.row_elements() * source.element_bytes();
+        let stored_bytes = |source: &Stored| self.row * source.element_bytes();
         let widest = self.sources().map(stored_bytes).max().unwrap_or(1);
         let rows = (STEP_BYTES / widest.max(self.row_bytes()).max(1)).max(1);
         match &self.content {

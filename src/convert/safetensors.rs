@@ -75,16 +75,6 @@ impl Dtype {
         }
     }
 
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::F64 => "F64",
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::BF16 => "BF16",
-            Self::Other(name, _) => name,
-        }
-    }
-
     /// Bytes of one element; `None` for what no weight can be made from.
     pub(super) fn element_bytes(self) -> Option<u64> {
         match self {
@@ -155,7 +145,10 @@ fn read_index(path: &Path) -> Result<(Vec<String>, WeightMap), ConvertError> {
     }
     // The index was written by a stranger: nothing outside the folder is opened.
     if let Some(name) = names.iter().find(|name| !is_plain(name)) {
-        return Err(ConvertError::damaged(path, format!("{name:?} is not the name of a shard")));
+        return Err(ConvertError::damaged(
+            path,
+            format!("{name:?} is not the name of a shard"),
+        ));
     }
     Ok((names, index.weight_map))
 }
@@ -196,11 +189,7 @@ fn shard_total(name: &str) -> Option<usize> {
     total.parse().ok().filter(|total| (1..=MAX_SHARDS).contains(total))
 }
 
-fn read_shards(
-    folder: &Path,
-    names: &[String],
-    index: Option<(&Path, &WeightMap)>,
-) -> Result<Tensors, ConvertError> {
+fn read_shards(folder: &Path, names: &[String], index: Option<(&Path, &WeightMap)>) -> Result<Tensors, ConvertError> {
     let mut all = Tensors::new();
     for name in names {
         let path = folder.join(name);
@@ -224,7 +213,10 @@ fn read_shards(
                 ));
             }
             if all.len() > MAX_TENSORS {
-                return Err(ConvertError::damaged(&path, format!("there are more than {MAX_TENSORS} tensors")));
+                return Err(ConvertError::damaged(
+                    &path,
+                    format!("there are more than {MAX_TENSORS} tensors"),
+                ));
             }
         }
     }
@@ -333,7 +325,10 @@ fn check_layout(entries: &[(String, Entry)], data_bytes: u64) -> Result<(), Stri
         }
         let (start, end) = entry.data_offsets;
         let needed = Dtype::parse(&entry.dtype).and_then(|dtype| {
-            let elements = entry.shape.iter().try_fold(1u64, |product, dim| product.checked_mul(*dim))?;
+            let elements = entry
+                .shape
+                .iter()
+                .try_fold(1u64, |product, dim| product.checked_mul(*dim))?;
             let bits = elements.checked_mul(dtype.bits())?;
             bits.is_multiple_of(8).then_some(bits / 8)
         });
@@ -362,7 +357,10 @@ fn check_layout(entries: &[(String, Entry)], data_bytes: u64) -> Result<(), Stri
         ));
     }
     if position < data_bytes {
-        return Err(format!("{} bytes at its end belong to no tensor", data_bytes - position));
+        return Err(format!(
+            "{} bytes at its end belong to no tensor",
+            data_bytes - position
+        ));
     }
     Ok(())
 }
@@ -412,7 +410,11 @@ pub(super) mod tests {
             (format!(r#"{{"a":{one}}}"#), 17, "1 bytes at its end"),
             (format!(r#"{{"a":{one},"a":{one}}}"#), 16, "occurs twice"),
             (format!(r#"{{"a":{one},"b":{one}}}"#), 16, "overlaps"),
-            (format!(r#"{{"a":{}}}"#, entry("F32", "[4]", 4, 20)), 20, "bytes 0 to 4 belong to no tensor"),
+            (
+                format!(r#"{{"a":{}}}"#, entry("F32", "[4]", 4, 20)),
+                20,
+                "bytes 0 to 4 belong to no tensor",
+            ),
             (format!(r#"{{"a":{}}}"#, entry("F32", "[4]", 0, 12)), 12, "cannot lie"),
             (format!(r#"{{"a":{}}}"#, entry("F32", "[4]", 16, 0)), 16, "cannot lie"),
             (format!(r#"{{"a":{}}}"#, entry("F99", "[4]", 0, 16)), 16, "cannot lie"),
@@ -430,7 +432,11 @@ pub(super) mod tests {
             (format!(r#"{{"{}":{one}}}"#, "x".repeat(600)), 16, "too long a name"),
             ("[1]".to_owned(), 0, "does not parse"),
             ("{".to_owned(), 0, "does not parse"),
-            (format!("{}1{}", "[".repeat(5000), "]".repeat(5000)), 0, "does not parse"),
+            (
+                format!("{}1{}", "[".repeat(5000), "]".repeat(5000)),
+                0,
+                "does not parse",
+            ),
         ] {
             let error = read(&file(&header, &vec![0; data])).expect_err(&header).to_string();
             assert!(error.contains(reason), "{error:?} does not say {reason:?}");
@@ -481,12 +487,18 @@ pub(super) mod tests {
             (sharded(&[(ONE, &["a"])], Some(&map)), format!("{TWO} is missing")),
             (sharded(&[(ONE, &["a"])], None), format!("{TWO} is missing")),
             (sharded(&[], None), "has no model.safetensors".to_owned()),
-            (sharded(&[(ONE, &["a"]), (TWO, &[])], Some(&map)), "which it has not".to_owned()),
+            (
+                sharded(&[(ONE, &["a"]), (TWO, &[])], Some(&map)),
+                "which it has not".to_owned(),
+            ),
             (
                 sharded(&[(ONE, &["a", "x"]), (TWO, &["b"])], Some(&map)),
                 "does not say that".to_owned(),
             ),
-            (sharded(&[(ONE, &["a"]), (TWO, &["a"])], None), "in two files".to_owned()),
+            (
+                sharded(&[(ONE, &["a"]), (TWO, &["a"])], None),
+                "in two files".to_owned(),
+            ),
             (
                 sharded(&[], Some(r#""a":"../secret.safetensors""#)),
                 "not the name of a shard".to_owned(),

@@ -42,7 +42,11 @@ impl Steps<'_> {
         let (tensor, start) = *next;
         let recipe = self.recipes.get(tensor)?;
         let end = (start + recipe.rows_per_step()).min(recipe.row_count());
-        *next = if end == recipe.row_count() { (tensor + 1, 0) } else { (tensor, end) };
+        *next = if end == recipe.row_count() {
+            (tensor + 1, 0)
+        } else {
+            (tensor, end)
+        };
         Some(Step {
             tensor,
             rows: start..end,
@@ -164,10 +168,7 @@ impl Part {
         }
         let name = temporary_name(path)?;
         let file = OpenOptions::new().write(true).create_new(true).open(&name)?;
-        Ok(Self {
-            file,
-            name: Some(name),
-        })
+        Ok(Self { file, name: Some(name) })
     }
 
     /// Gives the file its name, in place of any other file of that name.
@@ -309,7 +310,11 @@ mod tests {
         let error = model(folder.path(), GgmlType::F32).write(&out, &during, &cancel);
         assert!(matches!(error, Err(ConvertError::Cancelled)));
         let model = model(folder.path(), GgmlType::F32);
-        assert!(model.write(&folder.path().join("none/out.gguf"), &quiet, &CancellationToken::new()).is_err());
+        assert!(
+            model
+                .write(&folder.path().join("none/out.gguf"), &quiet, &CancellationToken::new())
+                .is_err()
+        );
         assert!(model.write(Path::new("/"), &quiet, &CancellationToken::new()).is_err());
         // The checkpoint shrinks under the conversion.
         fs::write(folder.path().join("model.safetensors"), "x").unwrap();
