@@ -30,6 +30,9 @@ use crate::gguf::{GgmlType, TensorSpec, Value};
 /// llama.cpp's own limit.
 const MAX_BLOCKS: u64 = 512;
 
+/// Architectures for which the engine does not take the embedding where there is no output matrix.
+const NEVER_TIED: [&str; 3] = ["olmo2", "olmoe", "qwen2moe"];
+
 /// A file in the making.
 #[derive(Debug)]
 pub(super) struct Build<'a> {
@@ -44,6 +47,7 @@ pub(super) struct Build<'a> {
     pub(super) tokenizer: tokenizer::Choice,
     /// Rows of the token embedding.
     pub(super) vocabulary: u64,
+    embedding: Option<Stored>,
 }
 
 /// Reads the configuration and the tensors as the architecture wants them.
@@ -57,6 +61,7 @@ pub(super) fn build<'a>(folder: &'a Path, config: &'a Config, tensors: Tensors) 
         recipes: Vec::new(),
         tokenizer: tokenizer::Choice::default(),
         vocabulary: 0,
+        embedding: None,
     };
     let family: fn(&mut Build<'_>) -> Result<(), ConvertError> = match config.architecture() {
         "LlamaForCausalLM" | "LLaMAForCausalLM" | "LlamaModel" => llama::llama,
@@ -196,18 +201,23 @@ impl Build<'_> {
         }
         self.vocabulary = rows;
         self.add("token_embd.weight", &source);
+        self.embedding = Some(source);
         Ok(())
     }
 
-    /// Takes the output matrix where it is stored; else the engine takes the embedding.
+    /// Takes the output matrix where it is stored; else the embedding is it, too.
     fn take_output(&mut self, name: &str, hidden: u64) -> Result<(), ConvertError> {
         if self.has(name) {
             let source = self.take(name, &[self.vocabulary, hidden])?;
             self.add("output.weight", &source);
-        } else if self.config.flag("tie_word_embeddings") == Some(false)
-            && self.config.architecture().ends_with("ForCausalLM")
-        {
+            return Ok(());
+        }
+        let is_tied = self.config.flag("tie_word_embeddings") != Some(false);
+        if !is_tied && self.config.architecture().ends_with("ForCausalLM") {
             return Err(ConvertError::Weights(format!("the tensor {name:?} is missing")));
+        }
+        if let Some(embedding) = self.embedding.take().filter(|_| NEVER_TIED.contains(&self.arch)) {
+            self.add("output.weight", &embedding);
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use super::{
     decoder::{ATTENTION, Change, Class, Decoder, Dim, HeadDim, MLP, NORMS, Weight},
     experts::Experts,
     llama::LLAMA,
+    qwen::shares_are_normalised,
 };
 use crate::{convert::ConvertError, gguf::Value};
 
@@ -45,6 +46,7 @@ pub(super) fn olmo2(build: &mut Build<'_>) -> Result<(), ConvertError> {
 }
 
 pub(super) fn olmoe(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    shares_are_normalised(build, false)?;
     let experts = Experts {
         router: "mlp.gate",
         folder: "mlp.experts",

@@ -72,6 +72,7 @@ pub(super) fn qwen3(build: &mut Build<'_>) -> Result<(), ConvertError> {
 
 pub(super) fn qwen3_moe(build: &mut Build<'_>) -> Result<(), ConvertError> {
     all_layers_have_experts(build)?;
+    shares_are_normalised(build, true)?;
     decoder(QWEN3_MOE, &[NORMS, ATTENTION, HEAD_NORMS], Some(EXPERTS)).build(build)?;
     let inner = build.config.count(EXPERTS.size_keys)?;
     build.put_integer("expert_feed_forward_length", inner)
@@ -79,6 +80,7 @@ pub(super) fn qwen3_moe(build: &mut Build<'_>) -> Result<(), ConvertError> {
 
 pub(super) fn qwen2_moe(build: &mut Build<'_>) -> Result<(), ConvertError> {
     all_layers_have_experts(build)?;
+    shares_are_normalised(build, false)?;
     let experts = Experts { count: 60, ..EXPERTS };
     let sizes = decoder(QWEN2_MOE, &[NORMS, BIASED_ATTENTION], Some(experts)).build(build)?;
     let shared = build.config.count(&["shared_expert_intermediate_size"])?;
@@ -107,6 +109,17 @@ fn all_layers_have_experts(build: &Build<'_>) -> Result<(), ConvertError> {
         return Err(ConvertError::Config(
             "some layers have no experts, which the engine cannot load".to_owned(),
         ));
+    }
+    Ok(())
+}
+
+/// Whether the shares of the chosen experts are scaled to a sum of one: each architecture does it in one way in the engine.
+pub(super) fn shares_are_normalised(build: &Build<'_>, expected: bool) -> Result<(), ConvertError> {
+    // False is what the classes take for granted.
+    if build.config.flag("norm_topk_prob").unwrap_or(false) != expected {
+        return Err(ConvertError::Config(format!(
+            "norm_topk_prob is not {expected}, as it is in every model of this architecture that the engine knows"
+        )));
     }
     Ok(())
 }
