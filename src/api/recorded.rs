@@ -22,13 +22,15 @@ use crate::{
 const FOLDER: &str = "fixtures/ollama-recordings";
 
 /// What the recorded model is called here, with the tag that Ollama adds in some sentences.
-const NAMES: [(&str, &str); 2] = [
+const NAMES: [(&str, &str); 4] = [
     ("registry.ollama.ai/library/smollm2:latest", "hf:o/r:Q4_K_M"),
     ("smollm2", "hf:o/r"),
+    ("toolsmol", "hf:o/r"),
+    ("minilm", "hf:o/r"),
 ];
 
 /// Recorded errors that do not depend on what the engine makes of a request.
-const ERRORS: [&str; 29] = [
+const ERRORS: [&str; 36] = [
     "generate-array-body",
     "generate-format-bad",
     "generate-format-number",
@@ -52,16 +54,23 @@ const ERRORS: [&str; 29] = [
     "chat-no-model",
     "chat-think",
     "chat-tools",
+    "minilm-v1-tokens",
+    "tools-result-v1-bad-arguments",
     "v1-chat-bad-part",
+    "v1-chat-empty-body",
     "v1-chat-no-messages",
     "v1-chat-reasoning-bad",
     "v1-chat-remote-image",
     "v1-chat-tools",
     "v1-chat-wrong-type",
+    "v1-embeddings-bad-format",
+    "v1-embeddings-no-input",
+    "v1-embeddings-tokens",
+    "v1-chat-no-model",
 ];
 
 /// Recorded answers, whose shape is compared.
-const ANSWERS: [&str; 22] = [
+const ANSWERS: [&str; 36] = [
     "generate-load",
     "generate-unload",
     "generate-once",
@@ -84,6 +93,20 @@ const ANSWERS: [&str; 22] = [
     "v1-chat-stream",
     "v1-chat-stream-usage",
     "v1-chat-parts",
+    "v1-chat-json-object",
+    "v1-chat-json-schema",
+    "v1-chat-length",
+    "v1-completions",
+    "v1-completions-stream",
+    "v1-responses",
+    "v1-responses-items",
+    "v1-responses-no-input",
+    "v1-responses-stream",
+    "think-v1-effort-none",
+    "tools-result-v1",
+    "minilm-v1-base64-dim4",
+    "minilm-v1-empty",
+    "minilm-v1",
 ];
 
 struct Recorded {
@@ -104,6 +127,9 @@ fn load(name: &str) -> Option<Recorded> {
         "/api/chat" => Endpoint::Chat,
         "/api/generate" => Endpoint::Generate,
         "/v1/chat/completions" => Endpoint::OpenAiChat,
+        "/v1/completions" => Endpoint::OpenAiCompletions,
+        "/v1/embeddings" => Endpoint::OpenAiEmbeddings,
+        "/v1/responses" => Endpoint::OpenAiResponses,
         other => panic!("{name}: {other}"),
     };
     let body = match (&request["body"]["text"], &request["body"]["base64"]) {
@@ -173,7 +199,7 @@ fn shape(reply: &str) -> Vec<String> {
     let mut shapes: Vec<String> = reply
         .lines()
         .map(|line| line.strip_prefix("data: ").unwrap_or(line))
-        .filter(|line| !line.is_empty())
+        .filter(|line| !line.is_empty() && !line.starts_with("event: "))
         .map(|line| serde_json::from_str(line).map_or_else(|_| line.to_owned(), |value| keys(&value)))
         .collect();
     // How many pieces an answer comes in is the engine's matter.
@@ -225,22 +251,23 @@ async fn recorded_answers_have_the_same_shape() {
 #[tokio::test]
 async fn recorded_thoughts_and_calls_have_the_same_shape() {
     let call = || calls(&[("call_1", "get_weather", r#"{"city":"Paris"}"#)]);
-    let cases: [(&str, Vec<Event>); 8] = [
+    let cases: [(&str, Vec<Event>); 13] = [
         ("think-true-once", vec![thinking("H"), thinking("m"), text("x")]),
         ("think-true-stream", vec![thinking("H"), thinking("m"), text("x")]),
         ("think-v1-once", vec![thinking("H"), text("x")]),
         ("think-v1-stream", vec![thinking("H"), thinking("m"), text("x")]),
         ("tools-call-once", vec![call()]),
         ("tools-call-stream", vec![call()]),
+        ("think-responses-stream", vec![thinking("H"), thinking("m"), text("x")]),
+        ("tools-call-responses-stream", vec![call()]),
+        ("tools-two-calls-responses-stream", vec![call(), call()]),
+        ("tools-call-v1-once", vec![call()]),
+        ("tools-two-calls-v1-stream", vec![call(), call()]),
         ("tools-text-then-call-v1-once", vec![text("x"), call()]),
         ("tools-text-then-call-v1-stream", vec![text("x"), text("y"), call()]),
     ];
     for (name, mut events) in cases {
-        let mut recorded = load(name).unwrap_or_else(|| panic!("{name} is missing"));
-        recorded.body = String::from_utf8(recorded.body)
-            .unwrap()
-            .replace("\"toolsmol\"", "\"hf:o/r\"")
-            .into_bytes();
+        let recorded = load(name).unwrap_or_else(|| panic!("{name} is missing"));
         events.push(finish(FinishReason::Stop, &[]));
         let able = [Capability::Completion, Capability::Tools, Capability::Thinking];
         let (status, content_type, reply) = replay(&recorded, events, &able).await;
