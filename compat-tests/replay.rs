@@ -21,7 +21,7 @@ use crate::harness::{
 };
 
 /// Routes that are ours. The others go to Ollama as they are, or belong to other parts.
-const ROUTES: [&str; 11] = [
+const ROUTES: [&str; 14] = [
     "/",
     "/api/version",
     "/api/tags",
@@ -33,6 +33,9 @@ const ROUTES: [&str; 11] = [
     "/api/delete",
     "/v1/models",
     "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/audio/transcriptions",
 ];
 
 const V1_MODELS: &str = "/v1/models/";

@@ -12,6 +12,8 @@ mod embeddings;
 mod models;
 mod request;
 mod responses;
+#[cfg(test)]
+mod tests;
 mod tools;
 mod transcriptions;
 
