@@ -74,6 +74,12 @@ pub enum Endpoint {
     Embed,
     /// `POST /api/embeddings`
     Embeddings,
+    /// `POST /api/tokenize`
+    Tokenize,
+    /// `POST /api/detokenize`
+    Detokenize,
+    /// `POST /api/apply_template`
+    ApplyTemplate,
     /// `POST /v1/chat/completions`
     OpenAiChat,
     /// `POST /v1/completions`
@@ -184,6 +190,11 @@ async fn serve(call: &Call, endpoint: &Endpoint, target: Target) -> Response<Bod
         Endpoint::Show => ollama::show(call, target).await,
         Endpoint::Pull => ollama::pull(call, target).await,
         Endpoint::Delete => ollama::delete(call, target).await,
+        Endpoint::Embed => ollama::embed(call, target).await,
+        Endpoint::Embeddings => ollama::embeddings(call, target).await,
+        Endpoint::Tokenize => ollama::tokenize(call, target).await,
+        Endpoint::Detokenize => ollama::detokenize(call, target).await,
+        Endpoint::ApplyTemplate => ollama::apply_template(call, target).await,
         Endpoint::OpenAiChat => return openai::chat(call, target).await,
         other => Err(not_served(other, &target.requested)),
     };
