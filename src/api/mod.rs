@@ -99,6 +99,8 @@ pub enum Endpoint {
     },
     /// `POST /v1/messages`
     AnthropicMessages,
+    /// `POST /v1/messages/count_tokens`
+    AnthropicCountTokens,
     /// `GET /health`
     Health,
     /// `GET /config`
@@ -195,6 +197,8 @@ async fn serve(call: &Call, endpoint: &Endpoint, target: Target) -> Response<Bod
         Endpoint::Tokenize => ollama::tokenize(call, target).await,
         Endpoint::Detokenize => ollama::detokenize(call, target).await,
         Endpoint::ApplyTemplate => ollama::apply_template(call, target).await,
+        Endpoint::AnthropicMessages => return anthropic::messages(call, target).await,
+        Endpoint::AnthropicCountTokens => return anthropic::count_tokens(call, target).await,
         Endpoint::OpenAiChat => return openai::chat(call, target).await,
         other => Err(not_served(other, &target.requested)),
     };
@@ -226,7 +230,7 @@ fn in_dialect_of(endpoint: &Endpoint, error: &ApiError) -> Response<Body> {
         | Endpoint::OpenAiTranscriptions
         | Endpoint::OpenAiModels
         | Endpoint::OpenAiModel { .. } => openai::shim_error(error),
-        Endpoint::AnthropicMessages => anthropic::error(error),
+        Endpoint::AnthropicMessages | Endpoint::AnthropicCountTokens => anthropic::error(error),
         _ => reply::native_error(error),
     }
 }

@@ -29,7 +29,8 @@ pub(crate) fn answer(endpoint: &Endpoint, body: &[u8]) -> Option<Response<Body>>
         Endpoint::OpenAiCompletions | Endpoint::OpenAiEmbeddings | Endpoint::OpenAiResponses => {
             Some(openai::shim_error(&well_formed().err().unwrap_or_else(required)))
         }
-        Endpoint::AnthropicMessages => Some(anthropic::error(&well_formed().err().unwrap_or_else(required))),
+        Endpoint::AnthropicMessages => Some(anthropic::nameless(body)),
+        Endpoint::AnthropicCountTokens => Some(anthropic::nameless_count(body)),
         _ => None,
     }
 }

@@ -13,7 +13,7 @@ use crate::api::Endpoint;
 /// Methods as the `Allow` header lists them, path pattern, and what it means (given what the pattern's `{…}` matched).
 type Route = (&'static str, &'static str, fn(&str) -> Endpoint);
 
-const TABLE: [Route; 27] = [
+const TABLE: [Route; 28] = [
     ("HEAD, GET", "/", |_| Endpoint::Root),
     ("HEAD, GET", "/api/version", |_| Endpoint::Version),
     ("HEAD, GET", "/api/tags", |_| Endpoint::Tags),
@@ -41,6 +41,7 @@ const TABLE: [Route; 27] = [
         id: id.to_owned(),
     }),
     ("POST", "/v1/messages", |_| Endpoint::AnthropicMessages),
+    ("POST", "/v1/messages/count_tokens", |_| Endpoint::AnthropicCountTokens),
     ("GET", "/health", |_| Endpoint::Health),
     ("GET", "/config", |_| Endpoint::Config),
 ];
