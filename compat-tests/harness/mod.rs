@@ -5,6 +5,8 @@ pub(crate) mod daemon;
 pub(crate) mod fake_hub;
 pub(crate) mod fake_ollama;
 pub(crate) mod hubllama;
+pub(crate) mod minilm;
 pub(crate) mod raw_http;
 pub(crate) mod recording;
 pub(crate) mod stream;
+pub(crate) mod tools_model;
