@@ -2,6 +2,7 @@
 //! stops when its handle is dropped.
 
 pub(crate) mod daemon;
+pub(crate) mod facts;
 pub(crate) mod fake_hub;
 pub(crate) mod fake_ollama;
 pub(crate) mod hubllama;

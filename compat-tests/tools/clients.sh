@@ -8,14 +8,14 @@ clients=$ROOT/compat-tests/clients
 deps=$TARGET/test-deps
 mkdir -p "$deps"
 
-requirements=$clients/requirements.txt
+requirements=$clients/python/requirements.txt
 venv=$deps/venv
 if ! cmp -s "$requirements" "$venv/requirements.txt"; then
     say "installing the Python clients that the tests call us with"
     rm -rf "$venv"
     python3 -m venv "$venv"
     "$venv/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes --only-binary :all: \
-        --requirement "$requirements" >&2 || die "pip could not install compat-tests/clients/requirements.txt"
+        --requirement "$requirements" >&2 || die "pip could not install compat-tests/clients/python/requirements.txt"
     # Last, so that a broken installation is made again.
     cp "$requirements" "$venv/requirements.txt"
 fi
@@ -25,14 +25,14 @@ if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
     "$TOOLS/apt.sh" nodejs npm
 fi
 javascript=$deps/javascript
-if ! cmp -s "$clients/package-lock.json" "$javascript/installed.json"; then
+if ! cmp -s "$clients/javascript/package-lock.json" "$javascript/installed.json"; then
     say "installing the JavaScript clients that the tests call us with"
     rm -rf "$javascript"
     mkdir -p "$javascript"
-    cp "$clients/package.json" "$clients/package-lock.json" "$javascript/"
+    cp "$clients/javascript/package.json" "$clients/javascript/package-lock.json" "$javascript/"
     (cd "$javascript" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2) ||
-        die "npm could not install compat-tests/clients/package-lock.json"
-    cp "$clients/package-lock.json" "$javascript/installed.json"
+        die "npm could not install compat-tests/clients/javascript/package-lock.json"
+    cp "$clients/javascript/package-lock.json" "$javascript/installed.json"
 fi
 
 # Go is not installed for the tests: its version must be at least what the module asks for, and Debian's often is not.
