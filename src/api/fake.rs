@@ -13,8 +13,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     inference::{
-        Capability, Delta, EmbedRequest, Embeddings, Event, Failure, Finish, FinishReason, InferenceRequest, KeepAlive, LoadOptions, ModelCard,
-        ModelDetails, ModelFacts, Prompt, PullEvent, ResidentModel, TensorFacts, TextToken, ToolCall, Usage,
+        Capability, Delta, EmbedRequest, Embeddings, Event, Failure, Finish, FinishReason, InferenceRequest, KeepAlive,
+        LoadOptions, ModelCard, ModelDetails, ModelFacts, Prompt, PullEvent, ResidentModel, TensorFacts, TextToken,
+        ToolCall, Usage,
     },
     provider::{Call, EventStream, Provider, PullStream, TokenizeRequest},
 };
@@ -182,12 +183,7 @@ impl Provider for FakeProvider {
         .boxed()
     }
 
-    fn detokenize<'a>(
-        &'a self,
-        _: &'a Call,
-        _: &'a str,
-        tokens: Vec<i32>,
-    ) -> BoxFuture<'a, Result<String, Failure>> {
+    fn detokenize<'a>(&'a self, _: &'a Call, _: &'a str, tokens: Vec<i32>) -> BoxFuture<'a, Result<String, Failure>> {
         async move {
             tokens
                 .into_iter()

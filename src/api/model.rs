@@ -105,10 +105,11 @@ impl Model {
         tools: Vec<Box<RawValue>>,
         required: bool,
     ) -> Result<CheckedTools, ApiError> {
-        if tools.is_empty() || !self.lacks(Capability::Tools) {
+        let policy = call.config.engine.unsupported_tools;
+        if tools.is_empty() || !self.lacks(Capability::Tools) || policy == UnsupportedTools::Prompt {
             return Ok(CheckedTools { tools, ignored: false });
         }
-        if required || call.config.engine.unsupported_tools == UnsupportedTools::Refuse {
+        if required || policy == UnsupportedTools::Refuse {
             return Err(ApiError::bad_request(format!(
                 "{} does not support tools",
                 self.canonical

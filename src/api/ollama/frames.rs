@@ -287,8 +287,8 @@ impl Frame {
 
 fn last_frame(finish: Finish) -> Frame {
     let Finish {
-            reason, usage, context, ..
-        } = finish;
+        reason, usage, context, ..
+    } = finish;
     Frame {
         // A finished tool call is a stop like any other on this wire.
         done_reason: Some(match reason {
