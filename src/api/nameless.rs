@@ -15,8 +15,14 @@ pub(crate) fn answer(endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> O
     match endpoint {
         Endpoint::Chat => native(ollama::check_chat(body), required()),
         Endpoint::Generate => native(ollama::check_generate(body), ApiError::model_not_found("")),
-        Endpoint::Embed => native(well_formed(), ApiError::model_not_found("")),
-        Endpoint::Show | Endpoint::Delete | Endpoint::Push | Endpoint::Embeddings => native(well_formed(), required()),
+        Endpoint::Embed => native(ollama::check_embed(body), ApiError::model_not_found("")),
+        Endpoint::Embeddings => native(ollama::check_embeddings(body), required()),
+        Endpoint::Show
+        | Endpoint::Delete
+        | Endpoint::Push
+        | Endpoint::Tokenize
+        | Endpoint::Detokenize
+        | Endpoint::ApplyTemplate => native(well_formed(), required()),
         Endpoint::Pull | Endpoint::Create => native(well_formed(), ApiError::bad_request("invalid model name")),
         Endpoint::Copy => native(well_formed(), ApiError::bad_request("source \"\" is invalid")),
         Endpoint::OpenAiChat => Some(openai::nameless_chat(body)),
@@ -24,7 +30,8 @@ pub(crate) fn answer(endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> O
         Endpoint::OpenAiEmbeddings => Some(openai::nameless_embeddings(body)),
         Endpoint::OpenAiResponses => Some(openai::nameless_responses(body)),
         Endpoint::OpenAiTranscriptions => Some(openai::nameless_transcriptions(headers, body)),
-        Endpoint::AnthropicMessages => Some(anthropic::error(&well_formed().err().unwrap_or_else(required))),
+        Endpoint::AnthropicMessages => Some(anthropic::nameless(body)),
+        Endpoint::AnthropicCountTokens => Some(anthropic::nameless_count(body)),
         _ => None,
     }
 }

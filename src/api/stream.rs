@@ -190,10 +190,14 @@ impl Pieces {
 }
 
 /// Waits for the whole answer.
-pub(crate) async fn collect(mut events: EventStream) -> Result<Answer, ApiError> {
+pub(crate) async fn collect<S, E>(mut events: S) -> Result<Answer, ApiError>
+where
+    S: Stream<Item = Result<Event, E>> + Unpin,
+    E: Into<ApiError>,
+{
     let mut pieces = Pieces::default();
     while let Some(event) = events.next().await {
-        let event = event?;
+        let event = event.map_err(Into::into)?;
         let ended = event.is_last();
         pieces.add(event);
         if ended {

@@ -59,7 +59,8 @@ pub(super) fn repeat(request: InferenceRequest, count: usize) -> Vec<InferenceRe
     requests
 }
 
-/// Starts answers. The first goes ahead until its prompt is evaluated: the others then find that in the model's cache.
+/// Starts answers. The first goes ahead until its first event, so that what cannot be answered fails once and with its
+/// status. Those that wait for a place find their prompt in the cache of whoever left it.
 pub(super) fn start(
     model: &Model,
     call: &Call,

@@ -188,7 +188,7 @@ impl Common {
         match (self.level()?, self.template_thinks) {
             (Think::Unset, Some(false)) => Ok(Think::Off),
             // A variable that a template does not know is no error.
-            (Think::Unset, Some(true)) => model.think(Think::On).or_else(|_| model.think(Think::Unset)),
+            (Think::Unset, Some(true)) => Ok(model.think_if_able(Think::On).think),
             (asked, _) => model.think(asked),
         }
     }
@@ -200,7 +200,11 @@ impl Common {
         think: Think,
         top_p: Option<f32>,
     ) -> Result<InferenceRequest, ApiError> {
-        let Options { mut sampling, mut load } = self.options.unwrap_or_else(|| Ok(Options::default()))?;
+        let Options {
+            mut sampling,
+            mut load,
+            thinking_budget,
+        } = self.options.unwrap_or_else(|| Ok(Options::default()))?;
         if let Some(tokens) = self.max_completion_tokens.or(self.max_tokens) {
             sampling.num_predict = Some(tokens);
         }
@@ -225,7 +229,7 @@ impl Common {
             load,
             format: None,
             think,
-            thinking_budget: self.thinking_budget,
+            thinking_budget: self.thinking_budget.or(thinking_budget),
             keep_alive: self.keep_alive,
             truncate: true,
             shift: true,
