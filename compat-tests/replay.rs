@@ -16,7 +16,7 @@ use crate::harness::{
 };
 
 /// Routes that are ours. The others go to Ollama as they are, or belong to other parts.
-const ROUTES: [&str; 14] = [
+const ROUTES: [&str; 15] = [
     "/",
     "/api/version",
     "/api/tags",
@@ -29,6 +29,7 @@ const ROUTES: [&str; 14] = [
     "/v1/models",
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/embeddings",
     "/v1/responses",
     "/v1/audio/transcriptions",
 ];

@@ -23,6 +23,7 @@ const SHOWN: &str =
 const MULTIMODAL: &str =
     "a model that cannot hear is known before its engine is asked, whose words Ollama wraps once more";
 const INDEXES: &str = "Ollama gives a message and the call behind it the same index and never ends the message, which clients that put items together by index cannot follow";
+const DECODERS: &str = "models that write text make vectors too";
 const HUB: &str = "it is the Hub that cannot be reached, not a registry";
 
 /// Name of the recording, what differs, and why.
@@ -83,6 +84,8 @@ pub(super) const DIFFERENCES: &[(&str, Differs, &str)] = &[
     ("v1-chat-tools", Differs::Whole, TOOLS),
     ("v1-chat-zstd", Differs::Whole, "compressed bodies are not read yet"),
     ("v1-completions-list", Differs::Whole, "lists of prompts are answered"),
+    ("v1-embeddings", Differs::Whole, DECODERS),
+    ("v1-embeddings-base64", Differs::Whole, DECODERS),
     (
         "v1-model-slash",
         Differs::Whole,

@@ -4,9 +4,10 @@
 use regex::Regex;
 use serde_json::Value;
 
-/// Keys whose strings are the model's words, a time, a hash, or facts of the one model that was recorded.
-const FREE_KEYS: [&str; 14] = [
+/// Keys whose strings are the model's words or its numbers, a time, a hash, or facts of the one model that was recorded.
+const FREE_KEYS: [&str; 15] = [
     "content",
+    "embedding",
     "encrypted_content",
     "thinking",
     "reasoning",
