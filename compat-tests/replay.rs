@@ -21,7 +21,7 @@ use crate::harness::{
 };
 
 /// Routes that are ours. The others go to Ollama as they are, or belong to other parts.
-const ROUTES: [&str; 11] = [
+const ROUTES: [&str; 15] = [
     "/",
     "/api/version",
     "/api/tags",
@@ -31,8 +31,12 @@ const ROUTES: [&str; 11] = [
     "/api/generate",
     "/api/pull",
     "/api/delete",
+    "/api/embed",
+    "/api/embeddings",
     "/v1/models",
     "/v1/chat/completions",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
 ];
 
 const V1_MODELS: &str = "/v1/models/";
