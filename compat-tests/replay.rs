@@ -16,7 +16,7 @@ use crate::harness::{
 };
 
 /// Routes that are ours. The others go to Ollama as they are, or belong to other parts.
-const ROUTES: [&str; 14] = [
+const ROUTES: [&str; 18] = [
     "/",
     "/api/version",
     "/api/tags",
@@ -26,11 +26,15 @@ const ROUTES: [&str; 14] = [
     "/api/generate",
     "/api/pull",
     "/api/delete",
+    "/api/embed",
+    "/api/embeddings",
     "/v1/models",
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
     "/v1/audio/transcriptions",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
 ];
 
 const V1_MODELS: &str = "/v1/models/";
