@@ -5,11 +5,12 @@
 //! not looked at. It is no validator: what it cannot follow is [`PeekError::NotAnObject`], and what it skips may be
 //! wrong. Memory is the same for any body.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::{
+    collections::BTreeSet,
+    io::{self, BufRead, BufReader, Read},
+};
 
 use memchr::memchr2;
-
-use super::spool::Spooled;
 
 /// Decoded bytes of a value that are kept. The longest legal model name is a fifth of it.
 pub const MAX_VALUE_BYTES: usize = 2048;
@@ -18,7 +19,30 @@ pub const MAX_VALUE_BYTES: usize = 2048;
 const MAX_DEPTH: usize = 10_000;
 
 /// Decoded bytes of a key that are kept: more than the longest key that is looked for.
-const MAX_KEY_BYTES: usize = 16;
+const MAX_KEY_BYTES: usize = 32;
+
+/// Members beside those of [`Members`] that are looked for, each with what it may hold without asking for anything.
+///
+/// They are the ones that Ollama's `/v1` routes leave out of what they make of a request, on one of them at least.
+const ASKS: [(&str, Nothing); 17] = [
+    ("best_of", Nothing::One),
+    ("chat_template_kwargs", Nothing::Empty),
+    ("keep_alive", Nothing::Null),
+    ("logit_bias", Nothing::Empty),
+    ("max_completion_tokens", Nothing::Null),
+    ("max_output_tokens", Nothing::Null),
+    ("min_p", Nothing::Null),
+    ("n", Nothing::One),
+    ("num_ctx", Nothing::Null),
+    ("options", Nothing::Empty),
+    ("parallel_tool_calls", Nothing::True),
+    ("repeat_penalty", Nothing::Null),
+    ("think", Nothing::Null),
+    ("thinking_budget", Nothing::Null),
+    ("tool_choice", Nothing::Auto),
+    ("top_k", Nothing::Null),
+    ("truncate", Nothing::Null),
+];
 
 /// Bytes that are read from a file at once.
 const READ_BYTES: usize = 64 << 10;
@@ -38,6 +62,32 @@ pub struct Members {
     pub destination: Option<String>,
     /// `stream`
     pub stream: Option<bool>,
+    /// Those of the members that Ollama's `/v1` routes leave out which hold more than a default.
+    pub asks: BTreeSet<&'static str>,
+}
+
+/// What asks for nothing, beside `null`.
+#[derive(Clone, Copy)]
+enum Nothing {
+    Null,
+    Empty,
+    One,
+    True,
+    /// The word, alone or as the `type` of an object.
+    Auto,
+}
+
+impl Nothing {
+    fn is(self, value: &Value) -> bool {
+        match (self, value) {
+            (_, Value::Null)
+            | (Self::Empty, Value::Empty)
+            | (Self::One, Value::One)
+            | (Self::True, Value::Bool(true)) => true,
+            (Self::Auto, Value::Text(word)) => word.is_empty() || word == "auto",
+            _ => false,
+        }
+    }
 }
 
 /// Why nothing could be said of a body.
@@ -49,19 +99,6 @@ pub enum PeekError {
     /// Reading it failed.
     #[error("the body could not be read")]
     Read(#[from] io::Error),
-}
-
-/// Looks through a body, off the async threads where it lies in a file.
-pub async fn spooled(body: &Spooled) -> Result<Members, PeekError> {
-    match body.as_slice() {
-        Some(bytes) => scan_slice(bytes),
-        None => {
-            let reader = body.reader();
-            tokio::task::spawn_blocking(move || scan(reader))
-                .await
-                .map_err(io::Error::other)?
-        }
-    }
 }
 
 /// Looks through the first JSON value of `reader`. Strings longer than [`MAX_VALUE_BYTES`] are returned cut.
@@ -83,10 +120,24 @@ struct Scanner<R> {
 
 /// A value in as much detail as its member needs.
 enum Value {
+    /// A string; of an object, where that is asked for, its `type`.
     Text(String),
     Bool(bool),
+    /// The number 1.
+    One,
     Null,
+    /// An object or array without members.
+    Empty,
     Other,
+}
+
+/// How much of a value is wanted.
+#[derive(Clone, Copy)]
+enum Want {
+    Nothing,
+    Value,
+    /// Of an object its `type`.
+    Type,
 }
 
 impl<R: BufRead> Scanner<R> {
@@ -97,9 +148,26 @@ impl<R: BufRead> Scanner<R> {
             b'n' if matches!(self.scalar(b'n')?, Value::Null) => return Ok(found),
             _ => return Err(PeekError::NotAnObject),
         }
+        self.members(|scanner, key| {
+            let member = key.and_then(Member::of);
+            let value = scanner.value(member.map_or(Want::Nothing, Member::want))?;
+            if let Some(member) = member {
+                member.set(&mut found, value);
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Goes through the rest of an object: `visit` gets each key, if it is no longer than any that is looked for, and
+    /// reads the value.
+    fn members(
+        &mut self,
+        mut visit: impl FnMut(&mut Self, Option<&str>) -> Result<(), PeekError>,
+    ) -> Result<(), PeekError> {
         let mut byte = self.token()?;
         if byte == b'}' {
-            return Ok(found);
+            return Ok(());
         }
         loop {
             if byte != b'"' {
@@ -109,26 +177,54 @@ impl<R: BufRead> Scanner<R> {
             if self.token()? != b':' {
                 return Err(PeekError::NotAnObject);
             }
-            let member = if cut { None } else { Member::of(&key) };
-            let value = self.value(member.is_some())?;
-            if let Some(member) = member {
-                member.set(&mut found, value);
-            }
+            visit(self, (!cut).then_some(&key))?;
             match self.token()? {
                 b',' => byte = self.token()?,
-                b'}' => return Ok(found),
+                b'}' => return Ok(()),
                 _ => return Err(PeekError::NotAnObject),
             }
         }
     }
 
-    fn value(&mut self, wanted: bool) -> Result<Value, PeekError> {
-        match self.token()? {
-            b'"' if wanted => Ok(Value::Text(self.text(MAX_VALUE_BYTES)?.0)),
-            b'"' => self.skip_text().map(|()| Value::Other),
-            b'{' | b'[' => self.skip_nested().map(|()| Value::Other),
-            first @ (b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => self.scalar(first),
+    fn value(&mut self, want: Want) -> Result<Value, PeekError> {
+        match (self.token()?, want) {
+            (b'"', Want::Nothing) => self.skip_text().map(|()| Value::Other),
+            (b'"', _) => Ok(Value::Text(self.text(MAX_VALUE_BYTES)?.0)),
+            (b'{', Want::Type) => self.kind(),
+            (b'{' | b'[', _) => self.nested(),
+            (first @ (b'-' | b'0'..=b'9' | b't' | b'f' | b'n'), _) => self.scalar(first),
             _ => Err(PeekError::NotAnObject),
+        }
+    }
+
+    /// The `type` of the object whose rest this is.
+    fn kind(&mut self) -> Result<Value, PeekError> {
+        let mut kind = Value::Other;
+        self.members(|scanner, key| {
+            match key {
+                Some(key) if fold(key) == "type" => kind = scanner.value(Want::Value)?,
+                _ => {
+                    scanner.value(Want::Nothing)?;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(match kind {
+            Value::Text(_) => kind,
+            _ => Value::Other,
+        })
+    }
+
+    /// Skips the rest of an object or array.
+    fn nested(&mut self) -> Result<Value, PeekError> {
+        match self.token()? {
+            b'}' | b']' => Ok(Value::Empty),
+            b'"' => {
+                self.skip_text()?;
+                self.skip_nested(1)
+            }
+            b'{' | b'[' => self.skip_nested(2),
+            _ => self.skip_nested(1),
         }
     }
 
@@ -168,6 +264,7 @@ impl<R: BufRead> Scanner<R> {
             b"true" => Value::Bool(true),
             b"false" => Value::Bool(false),
             b"null" => Value::Null,
+            b"1" => Value::One,
             [b'-' | b'0'..=b'9', ..] => Value::Other,
             _ => return Err(PeekError::NotAnObject),
         })
@@ -194,9 +291,8 @@ impl<R: BufRead> Scanner<R> {
         }
     }
 
-    /// Skips the rest of an object or array.
-    fn skip_nested(&mut self) -> Result<(), PeekError> {
-        let mut depth = 1usize;
+    /// Skips to the end of an object or array that is this deep in others.
+    fn skip_nested(&mut self, mut depth: usize) -> Result<Value, PeekError> {
         loop {
             let buffer = self.filled()?;
             let Some(at) = buffer
@@ -213,7 +309,7 @@ impl<R: BufRead> Scanner<R> {
                 b'"' => self.skip_text()?,
                 b'{' | b'[' if depth == MAX_DEPTH => return Err(PeekError::NotAnObject),
                 b'{' | b'[' => depth += 1,
-                _ if depth == 1 => return Ok(()),
+                _ if depth == 1 => return Ok(Value::Other),
                 _ => depth -= 1,
             }
         }
@@ -347,44 +443,60 @@ enum Member {
     Source,
     Destination,
     Stream,
+    Asks(&'static str, Nothing),
 }
 
 impl Member {
     fn of(key: &str) -> Option<Self> {
-        Some(match fold(key).as_str() {
+        let key = fold(key);
+        Some(match key.as_str() {
             "model" => Self::Model,
             "name" => Self::Name,
             "from" => Self::From,
             "source" => Self::Source,
             "destination" => Self::Destination,
             "stream" => Self::Stream,
-            _ => return None,
+            _ => {
+                let (name, nothing) = ASKS.into_iter().find(|(name, _)| *name == key)?;
+                Self::Asks(name, nothing)
+            }
         })
     }
 
-    fn set(self, members: &mut Members, value: Value) {
-        if matches!(value, Value::Null) {
-            return;
+    fn want(self) -> Want {
+        match self {
+            Self::Asks(_, Nothing::Auto) => Want::Type,
+            _ => Want::Value,
         }
-        let slot = match self {
-            Self::Model => &mut members.model,
-            Self::Name => &mut members.name,
-            Self::From => &mut members.from,
-            Self::Source => &mut members.source,
-            Self::Destination => &mut members.destination,
-            Self::Stream => {
-                members.stream = if let Value::Bool(stream) = value {
-                    Some(stream)
+    }
+
+    fn set(self, members: &mut Members, value: Value) {
+        let slot = match (self, &value) {
+            (Self::Asks(name, nothing), value) => {
+                if nothing.is(value) {
+                    members.asks.remove(name);
                 } else {
-                    None
+                    members.asks.insert(name);
+                }
+                return;
+            }
+            (_, Value::Null) => return,
+            (Self::Stream, value) => {
+                members.stream = match value {
+                    Value::Bool(stream) => Some(*stream),
+                    _ => None,
                 };
                 return;
             }
+            (Self::Model, _) => &mut members.model,
+            (Self::Name, _) => &mut members.name,
+            (Self::From, _) => &mut members.from,
+            (Self::Source, _) => &mut members.source,
+            (Self::Destination, _) => &mut members.destination,
         };
-        *slot = if let Value::Text(text) = value {
-            Some(text)
-        } else {
-            None
+        *slot = match value {
+            Value::Text(text) => Some(text),
+            _ => None,
         };
     }
 }
@@ -449,6 +561,7 @@ mod tests {
             source: text("s"),
             destination: text("d"),
             stream: Some(false),
+            asks: BTreeSet::new(),
         };
         assert_eq!(scan_slice(body.as_bytes()).unwrap(), expected);
         assert_eq!(scan_slice(br#"{"stream":true,"stream":"yes"}"#).unwrap().stream, None);
@@ -456,6 +569,42 @@ mod tests {
             scan_slice(br#"{"stream":true,"stream":null}"#).unwrap().stream,
             Some(true)
         );
+    }
+
+    #[test]
+    fn members_that_ask_for_something_are_told_from_those_that_do_not() {
+        for (body, expected) in [
+            (r#"{"num_ctx":2048,"model":"a"}"#, &["num_ctx"][..]),
+            (
+                r#"{"Num_Ctx":0,"THIN\u212a":false,"\u212aeep_alive":"0"}"#,
+                &["keep_alive", "num_ctx", "think"],
+            ),
+            (r#"{"num_ctx":null,"think":null,"keep_alive":null}"#, &[]),
+            (r#"{"num_ctx":1,"num_ctx":null}"#, &[]),
+            (r#"{"num_ctx":null,"num_ctx":1}"#, &["num_ctx"]),
+            (r#"{"n":1,"best_of":1}"#, &[]),
+            (r#"{"n":2,"best_of":10}"#, &["best_of", "n"]),
+            (r#"{"n":2,"N":1}"#, &[]),
+            (r#"{"parallel_tool_calls":true}"#, &[]),
+            (r#"{"parallel_tool_calls":false}"#, &["parallel_tool_calls"]),
+            (r#"{"options":{},"logit_bias": { } ,"chat_template_kwargs":[ ]}"#, &[]),
+            (
+                r#"{"options":{"a":{}},"logit_bias":{"1":2}}"#,
+                &["logit_bias", "options"],
+            ),
+            (r#"{"tool_choice":"auto"}"#, &[]),
+            (r#"{"tool_choice":{"x":[{"type":"any"}],"TYPE":"auto"}}"#, &[]),
+            (r#"{"tool_choice":"none"}"#, &["tool_choice"]),
+            (
+                r#"{"tool_choice":{"type":"function","function":{"type":"auto"}}}"#,
+                &["tool_choice"],
+            ),
+            (r#"{"tool_choice":{}}"#, &["tool_choice"]),
+            (r#"{"messages":[{"num_ctx":1,"think":true}],"a":{"n":2}}"#, &[]),
+        ] {
+            let found = scan_slice(body.as_bytes()).unwrap();
+            assert_eq!(found.asks.into_iter().collect::<Vec<_>>(), expected, "{body}");
+        }
     }
 
     #[test]
@@ -549,7 +698,12 @@ mod tests {
                 "source",
                 "destination",
                 "stream",
-                "prompt"
+                "prompt",
+                "num_ctx",
+                "n",
+                "options",
+                "tool_choice",
+                "parallel_tool_calls",
             ])
             .prop_map(str::to_owned),
             any::<String>(),
@@ -561,11 +715,24 @@ mod tests {
         let mut found = Members::default();
         for (key, value) in members {
             if let Some(member) = Member::of(key) {
+                let is_object = value.is_object();
                 let value = match value {
                     serde_json::Value::String(text) => Value::Text(text.clone()),
                     serde_json::Value::Bool(value) => Value::Bool(*value),
                     serde_json::Value::Null => Value::Null,
+                    serde_json::Value::Number(number) if number.as_i64() == Some(1) => Value::One,
+                    serde_json::Value::Array(items) if items.is_empty() => Value::Empty,
+                    serde_json::Value::Object(entries) if entries.is_empty() => Value::Empty,
+                    serde_json::Value::Object(entries) => match entries.iter().rfind(|(key, _)| fold(key) == "type") {
+                        Some((_, serde_json::Value::String(kind))) => Value::Text(kind.clone()),
+                        _ => Value::Other,
+                    },
                     _ => Value::Other,
+                };
+                // Only of a choice the type is looked for.
+                let value = match (member.want(), value) {
+                    (Want::Value, Value::Text(_)) if is_object => Value::Other,
+                    (_, value) => value,
                 };
                 member.set(&mut found, value);
             }
