@@ -6,6 +6,7 @@ mod clients;
 mod concurrency;
 mod golden;
 mod harness;
+mod honest_v1;
 mod hub;
 mod lifecycle;
 mod passthrough;

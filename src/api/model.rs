@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::{decode::quote, error::ApiError};
 use crate::{
     config::UnsupportedTools,
-    inference::{Capability, Failure, Think},
+    inference::{Capability, Failure, InferenceRequest, Think},
     provider::{Call, Provider},
 };
 
@@ -61,6 +61,15 @@ impl Model {
     /// An error of the provider, in terms of the name that the client used.
     pub(crate) fn failure(&self, failure: Failure) -> ApiError {
         failure_of(failure, &self.requested)
+    }
+
+    /// Adds what the provider has no way to honour to what has no effect in any case.
+    pub(crate) fn note_dropped(&self, request: &InferenceRequest, ignored: &mut Vec<&'static str>) {
+        for part in self.provider.drops(request) {
+            if !ignored.contains(&part) {
+                ignored.push(part);
+            }
+        }
     }
 
     /// Refuses a model that only makes vectors.

@@ -63,7 +63,7 @@ pub(crate) async fn peek(spooled: &Spooled, endpoint: &Endpoint, parts: &Parts) 
     };
     match members {
         Ok(members) => Ok(Peeked {
-            asks_more: left_out(endpoint).iter().any(|name| members.asks.contains(name)),
+            asks_more: asks_more(endpoint, &members),
             names: deciding(endpoint, members),
             coding,
         }),
@@ -118,9 +118,9 @@ impl Coding {
     }
 }
 
-/// The members that Ollama's reading of a route leaves out and ours does not.
-fn left_out(endpoint: &Endpoint) -> &'static [&'static str] {
-    match endpoint {
+/// Whether a body asks for something that Ollama's reading of the route leaves out and ours does not.
+fn asks_more(endpoint: &Endpoint, members: &Members) -> bool {
+    let left_out: &[&str] = match endpoint {
         Endpoint::OpenAiChat => &[
             "chat_template_kwargs",
             "keep_alive",
@@ -132,11 +132,46 @@ fn left_out(endpoint: &Endpoint) -> &'static [&'static str] {
             "options",
             "parallel_tool_calls",
             "think",
-            "tool_choice",
+            "thinking_budget_tokens",
             "top_k",
         ],
+        Endpoint::OpenAiCompletions => &[
+            "chat_template_kwargs",
+            "keep_alive",
+            "logit_bias",
+            "logprobs",
+            "max_completion_tokens",
+            "min_p",
+            "n",
+            "num_ctx",
+            "options",
+            "reasoning_effort",
+            "think",
+            "thinking_budget_tokens",
+            "top_k",
+        ],
+        Endpoint::OpenAiEmbeddings => &["keep_alive", "num_ctx", "options", "truncate"],
+        Endpoint::OpenAiResponses => &[
+            "chat_template_kwargs",
+            "keep_alive",
+            "min_p",
+            "num_ctx",
+            "options",
+            "think",
+            "top_k",
+        ],
+        Endpoint::AnthropicMessages => &["keep_alive", "num_ctx", "options", "output_config", "output_format"],
         _ => &[],
-    }
+    };
+    let choice = members.tool_choice.as_deref().unwrap_or_default();
+    left_out.iter().any(|name| members.asks.contains(name))
+        || match endpoint {
+            Endpoint::OpenAiChat => !matches!(choice, "" | "auto"),
+            // Ollama cannot force a call on any route, and on these it has tools of its own (a search of the web) that
+            // its native ones lack: only what can be had is worth leaving them.
+            Endpoint::OpenAiResponses | Endpoint::AnthropicMessages => choice == "none",
+            _ => false,
+        }
 }
 
 /// The names of a body that decide who answers an endpoint, those that are blank left out.
@@ -297,6 +332,41 @@ mod tests {
                 "{uri} {content_type}"
             );
         }
+    }
+
+    #[test]
+    fn what_ollama_leaves_out_depends_on_the_route() {
+        let asks = |endpoint: &Endpoint, body: &str| asks_more(endpoint, &peek::scan_slice(body.as_bytes()).unwrap());
+        let (chat, messages, vectors) = (
+            Endpoint::OpenAiChat,
+            Endpoint::AnthropicMessages,
+            Endpoint::OpenAiEmbeddings,
+        );
+        for (body, expected) in [
+            (r#"{"num_ctx":5}"#, [true, true, true]),
+            (r#"{"top_k":5}"#, [true, false, false]),
+            (r#"{"truncate":false}"#, [false, false, true]),
+            (r#"{"tool_choice":"none"}"#, [true, true, false]),
+            (
+                r#"{"tool_choice":{"type":"tool","name":"web_search"}}"#,
+                [true, false, false],
+            ),
+            (r#"{"tool_choice":{"type":"auto"}}"#, [false, false, false]),
+            (
+                r#"{"temperature":0,"stream":true,"max_tokens":5,"n":1}"#,
+                [false, false, false],
+            ),
+        ] {
+            assert_eq!(
+                [&chat, &messages, &vectors].map(|endpoint| asks(endpoint, body)),
+                expected,
+                "{body}"
+            );
+        }
+        assert!(
+            !asks(&Endpoint::Chat, r#"{"options":{"num_ctx":5}}"#),
+            "the native routes read it"
+        );
     }
 
     /// A body of some route, with what has to be found in it.

@@ -25,21 +25,21 @@ const MAX_KEY_BYTES: usize = 32;
 ///
 /// They are the ones that Ollama's `/v1` routes leave out of what they make of a request, on one of them at least.
 const ASKS: [(&str, Nothing); 17] = [
-    ("best_of", Nothing::One),
     ("chat_template_kwargs", Nothing::Empty),
     ("keep_alive", Nothing::Null),
     ("logit_bias", Nothing::Empty),
+    ("logprobs", Nothing::Null),
     ("max_completion_tokens", Nothing::Null),
-    ("max_output_tokens", Nothing::Null),
     ("min_p", Nothing::Null),
     ("n", Nothing::One),
     ("num_ctx", Nothing::Null),
     ("options", Nothing::Empty),
+    ("output_config", Nothing::NoFormat),
+    ("output_format", Nothing::Null),
     ("parallel_tool_calls", Nothing::True),
-    ("repeat_penalty", Nothing::Null),
+    ("reasoning_effort", Nothing::Null),
     ("think", Nothing::Null),
-    ("thinking_budget", Nothing::Null),
-    ("tool_choice", Nothing::Auto),
+    ("thinking_budget_tokens", Nothing::Null),
     ("top_k", Nothing::Null),
     ("truncate", Nothing::Null),
 ];
@@ -62,6 +62,8 @@ pub struct Members {
     pub destination: Option<String>,
     /// `stream`
     pub stream: Option<bool>,
+    /// `tool_choice`: the word, or the `type` of the object
+    pub tool_choice: Option<String>,
     /// Those of the members that Ollama's `/v1` routes leave out which hold more than a default.
     pub asks: BTreeSet<&'static str>,
 }
@@ -73,20 +75,19 @@ enum Nothing {
     Empty,
     One,
     True,
-    /// The word, alone or as the `type` of an object.
-    Auto,
+    /// An object without the member `format`.
+    NoFormat,
 }
 
 impl Nothing {
     fn is(self, value: &Value) -> bool {
-        match (self, value) {
+        matches!(
+            (self, value),
             (_, Value::Null)
-            | (Self::Empty, Value::Empty)
-            | (Self::One, Value::One)
-            | (Self::True, Value::Bool(true)) => true,
-            (Self::Auto, Value::Text(word)) => word.is_empty() || word == "auto",
-            _ => false,
-        }
+                | (Self::Empty | Self::NoFormat, Value::Empty)
+                | (Self::One, Value::One)
+                | (Self::True, Value::Bool(true))
+        )
     }
 }
 
@@ -118,9 +119,9 @@ struct Scanner<R> {
     input: R,
 }
 
-/// A value in as much detail as its member needs.
+/// A value in as much detail as its member needs. Where a member of an object is wanted, that one stands for the object,
+/// and [`Value::Empty`] for an object that lacks it.
 enum Value {
-    /// A string; of an object, where that is asked for, its `type`.
     Text(String),
     Bool(bool),
     /// The number 1.
@@ -136,8 +137,8 @@ enum Value {
 enum Want {
     Nothing,
     Value,
-    /// Of an object its `type`.
-    Type,
+    /// Of an object this member.
+    Member(&'static str),
 }
 
 impl<R: BufRead> Scanner<R> {
@@ -190,29 +191,25 @@ impl<R: BufRead> Scanner<R> {
         match (self.token()?, want) {
             (b'"', Want::Nothing) => self.skip_text().map(|()| Value::Other),
             (b'"', _) => Ok(Value::Text(self.text(MAX_VALUE_BYTES)?.0)),
-            (b'{', Want::Type) => self.kind(),
+            (b'{', Want::Member(name)) => self.member(name),
             (b'{' | b'[', _) => self.nested(),
             (first @ (b'-' | b'0'..=b'9' | b't' | b'f' | b'n'), _) => self.scalar(first),
             _ => Err(PeekError::NotAnObject),
         }
     }
 
-    /// The `type` of the object whose rest this is.
-    fn kind(&mut self) -> Result<Value, PeekError> {
-        let mut kind = Value::Other;
+    /// One member of the object whose rest this is.
+    fn member(&mut self, name: &str) -> Result<Value, PeekError> {
+        let mut found = Value::Empty;
         self.members(|scanner, key| {
-            match key {
-                Some(key) if fold(key) == "type" => kind = scanner.value(Want::Value)?,
-                _ => {
-                    scanner.value(Want::Nothing)?;
-                }
+            let wanted = key.is_some_and(|key| fold(key) == name);
+            let value = scanner.value(if wanted { Want::Value } else { Want::Nothing })?;
+            if wanted {
+                found = value;
             }
             Ok(())
         })?;
-        Ok(match kind {
-            Value::Text(_) => kind,
-            _ => Value::Other,
-        })
+        Ok(found)
     }
 
     /// Skips the rest of an object or array.
@@ -443,6 +440,7 @@ enum Member {
     Source,
     Destination,
     Stream,
+    ToolChoice,
     Asks(&'static str, Nothing),
 }
 
@@ -456,6 +454,7 @@ impl Member {
             "source" => Self::Source,
             "destination" => Self::Destination,
             "stream" => Self::Stream,
+            "tool_choice" => Self::ToolChoice,
             _ => {
                 let (name, nothing) = ASKS.into_iter().find(|(name, _)| *name == key)?;
                 Self::Asks(name, nothing)
@@ -465,7 +464,8 @@ impl Member {
 
     fn want(self) -> Want {
         match self {
-            Self::Asks(_, Nothing::Auto) => Want::Type,
+            Self::ToolChoice => Want::Member("type"),
+            Self::Asks(_, Nothing::NoFormat) => Want::Member("format"),
             _ => Want::Value,
         }
     }
@@ -493,6 +493,7 @@ impl Member {
             (Self::From, _) => &mut members.from,
             (Self::Source, _) => &mut members.source,
             (Self::Destination, _) => &mut members.destination,
+            (Self::ToolChoice, _) => &mut members.tool_choice,
         };
         *slot = match value {
             Value::Text(text) => Some(text),
@@ -513,262 +514,4 @@ fn fold(key: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn model(body: &str) -> Option<String> {
-        scan_slice(body.as_bytes()).unwrap().model
-    }
-
-    #[test]
-    fn the_model_is_found() {
-        for (body, expected) in [
-            (r#"{"model":"a"}"#, Some("a")),
-            (
-                r#" {"prompt":"x\"}","Model" : "a" , "options":{"model":"no"}}"#,
-                Some("a"),
-            ),
-            (r#"{"model":"a","MODEL":"b"}"#, Some("b")),
-            (r#"{"model":"a","model":null}"#, Some("a")),
-            (r#"{"model":"a","model":5}"#, None),
-            (r#"{"model":"a"} {"model":"b"}"#, Some("a")),
-            (r#"{"model":"a"}]]"#, Some("a")),
-            (r#"{"mod\u0065l":"hf:\u006f\/r"}"#, Some("hf:o/r")),
-            (r#"{"model":"\ud83d\ude00"}"#, Some("😀")),
-            (r#"{"model":"\ud83dx\ud83d"}"#, Some("\u{fffd}x\u{fffd}")),
-            (r#"{"model":"\ud83d\ud83d\ude00\u0041"}"#, Some("\u{fffd}😀A")),
-            (r#"{"model":"\ude00"}"#, Some("\u{fffd}")),
-            (r#"{"models":"a","mode":"b","modelmodelmodelmodel":"c"}"#, None),
-            (r#"{"a":[[{"model":"x"}],"]"],"b":-1e5,"c":true,"model":""}"#, Some("")),
-            ("{}", None),
-            ("null", None),
-            (" null ", None),
-        ] {
-            assert_eq!(model(body).as_deref(), expected, "{body}");
-        }
-    }
-
-    #[test]
-    fn every_member_is_found() {
-        let body = r#"{"model":"m","name":"n","from":"f","\u017fource":"s","deſtination":"d","stream":false}"#;
-        let text = |text: &str| Some(text.to_owned());
-        let expected = Members {
-            model: text("m"),
-            name: text("n"),
-            from: text("f"),
-            source: text("s"),
-            destination: text("d"),
-            stream: Some(false),
-            asks: BTreeSet::new(),
-        };
-        assert_eq!(scan_slice(body.as_bytes()).unwrap(), expected);
-        assert_eq!(scan_slice(br#"{"stream":true,"stream":"yes"}"#).unwrap().stream, None);
-        assert_eq!(
-            scan_slice(br#"{"stream":true,"stream":null}"#).unwrap().stream,
-            Some(true)
-        );
-    }
-
-    #[test]
-    fn members_that_ask_for_something_are_told_from_those_that_do_not() {
-        for (body, expected) in [
-            (r#"{"num_ctx":2048,"model":"a"}"#, &["num_ctx"][..]),
-            (
-                r#"{"Num_Ctx":0,"THIN\u212a":false,"\u212aeep_alive":"0"}"#,
-                &["keep_alive", "num_ctx", "think"],
-            ),
-            (r#"{"num_ctx":null,"think":null,"keep_alive":null}"#, &[]),
-            (r#"{"num_ctx":1,"num_ctx":null}"#, &[]),
-            (r#"{"num_ctx":null,"num_ctx":1}"#, &["num_ctx"]),
-            (r#"{"n":1,"best_of":1}"#, &[]),
-            (r#"{"n":2,"best_of":10}"#, &["best_of", "n"]),
-            (r#"{"n":2,"N":1}"#, &[]),
-            (r#"{"parallel_tool_calls":true}"#, &[]),
-            (r#"{"parallel_tool_calls":false}"#, &["parallel_tool_calls"]),
-            (r#"{"options":{},"logit_bias": { } ,"chat_template_kwargs":[ ]}"#, &[]),
-            (
-                r#"{"options":{"a":{}},"logit_bias":{"1":2}}"#,
-                &["logit_bias", "options"],
-            ),
-            (r#"{"tool_choice":"auto"}"#, &[]),
-            (r#"{"tool_choice":{"x":[{"type":"any"}],"TYPE":"auto"}}"#, &[]),
-            (r#"{"tool_choice":"none"}"#, &["tool_choice"]),
-            (
-                r#"{"tool_choice":{"type":"function","function":{"type":"auto"}}}"#,
-                &["tool_choice"],
-            ),
-            (r#"{"tool_choice":{}}"#, &["tool_choice"]),
-            (r#"{"messages":[{"num_ctx":1,"think":true}],"a":{"n":2}}"#, &[]),
-        ] {
-            let found = scan_slice(body.as_bytes()).unwrap();
-            assert_eq!(found.asks.into_iter().collect::<Vec<_>>(), expected, "{body}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_object_is_said_so() {
-        let deep = format!("{{\"a\":{}", "[".repeat(MAX_DEPTH + 1));
-        for body in [
-            "",
-            "  ",
-            "\u{feff}{\"model\":\"a\"}",
-            "model=a",
-            "[]",
-            "\"model\"",
-            "nul",
-            "nullx",
-            "{",
-            "{\"model\"",
-            "{\"model\":",
-            "{\"model\":\"a",
-            "{\"model\":\"a\"",
-            "{\"model\":\"a\",}",
-            "{\"model\" \"a\"}",
-            "{model:\"a\"}",
-            "{\"model\":}",
-            "{\"model\":\"\\x\"}",
-            "{\"model\":\"\\u12g4\"}",
-            "{\"a\":[1,2}",
-            "{\"a\":1 \"model\":\"b\"}",
-            &deep,
-        ] {
-            let brief = &body[..body.len().min(40)];
-            assert!(
-                matches!(scan_slice(body.as_bytes()), Err(PeekError::NotAnObject)),
-                "{brief}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_long_value_is_cut_between_characters() {
-        let body = format!("{{\"model\":\"hf:{}\"}}", "é".repeat(MAX_VALUE_BYTES));
-        let found = model(&body).unwrap();
-        assert!(found.starts_with("hf:é") && found.len() >= MAX_VALUE_BYTES - 1 && found.len() <= MAX_VALUE_BYTES);
-        assert!(found.chars().skip(3).all(|char| char == 'é'));
-    }
-
-    /// A reader that gives at most so many bytes at a time.
-    struct Pieces<'a> {
-        bytes: &'a [u8],
-        sizes: std::iter::Cycle<std::vec::IntoIter<usize>>,
-    }
-
-    impl Read for Pieces<'_> {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            let size = self.sizes.next().unwrap_or(1).min(buffer.len());
-            self.bytes.read(&mut buffer[..size])
-        }
-    }
-
-    fn in_pieces(bytes: &[u8], sizes: Vec<usize>) -> Result<Members, PeekError> {
-        scan(Pieces {
-            bytes,
-            sizes: sizes.into_iter().cycle(),
-        })
-    }
-
-    fn any_value() -> impl Strategy<Value = serde_json::Value> {
-        let leaf = prop_oneof![
-            Just(serde_json::Value::Null),
-            any::<bool>().prop_map(Into::into),
-            any::<i64>().prop_map(Into::into),
-            any::<f32>().prop_map(|number| serde_json::json!(number)),
-            any::<String>().prop_map(Into::into),
-            "[\\[\\]{}\"\\\\,: a]{0,12}".prop_map(Into::into),
-        ];
-        leaf.prop_recursive(4, 32, 4, |inner| {
-            prop_oneof![
-                prop::collection::vec(inner.clone(), 0..4).prop_map(Into::into),
-                prop::collection::vec((any::<String>(), inner), 0..4)
-                    .prop_map(|members| serde_json::Value::Object(members.into_iter().collect())),
-            ]
-        })
-    }
-
-    fn any_key() -> impl Strategy<Value = String> {
-        prop_oneof![
-            prop::sample::select(vec![
-                "model",
-                "Model",
-                "name",
-                "FROM",
-                "source",
-                "destination",
-                "stream",
-                "prompt",
-                "num_ctx",
-                "n",
-                "options",
-                "tool_choice",
-                "parallel_tool_calls",
-            ])
-            .prop_map(str::to_owned),
-            any::<String>(),
-        ]
-    }
-
-    /// What serde_json and the rules of this module make of the members, one after the other.
-    fn expected(members: &[(String, serde_json::Value)]) -> Members {
-        let mut found = Members::default();
-        for (key, value) in members {
-            if let Some(member) = Member::of(key) {
-                let is_object = value.is_object();
-                let value = match value {
-                    serde_json::Value::String(text) => Value::Text(text.clone()),
-                    serde_json::Value::Bool(value) => Value::Bool(*value),
-                    serde_json::Value::Null => Value::Null,
-                    serde_json::Value::Number(number) if number.as_i64() == Some(1) => Value::One,
-                    serde_json::Value::Array(items) if items.is_empty() => Value::Empty,
-                    serde_json::Value::Object(entries) if entries.is_empty() => Value::Empty,
-                    serde_json::Value::Object(entries) => match entries.iter().rfind(|(key, _)| fold(key) == "type") {
-                        Some((_, serde_json::Value::String(kind))) => Value::Text(kind.clone()),
-                        _ => Value::Other,
-                    },
-                    _ => Value::Other,
-                };
-                // Only of a choice the type is looked for.
-                let value = match (member.want(), value) {
-                    (Want::Value, Value::Text(_)) if is_object => Value::Other,
-                    (_, value) => value,
-                };
-                member.set(&mut found, value);
-            }
-        }
-        found
-    }
-
-    proptest! {
-        #[test]
-        fn valid_objects_read_as_serde_json_reads_them(
-            members in prop::collection::vec((any_key(), any_value()), 0..8),
-            blank in "[ \t\r\n]{0,3}",
-            sizes in prop::collection::vec(1usize..9, 1..5),
-        ) {
-            let mut body = format!("{blank}{{");
-            for (at, (key, value)) in members.iter().enumerate() {
-                let comma = if at == 0 { "" } else { "," };
-                body += &format!("{comma}{blank}{}{blank}:{blank}{value}{blank}", serde_json::json!(key));
-            }
-            body += "}";
-            prop_assert!(serde_json::from_str::<serde_json::Value>(&body).is_ok());
-            prop_assert_eq!(scan_slice(body.as_bytes()).unwrap(), expected(&members));
-            prop_assert_eq!(in_pieces(body.as_bytes(), sizes).unwrap(), expected(&members));
-        }
-
-        #[test]
-        fn the_way_a_body_is_cut_changes_nothing(
-            body in prop_oneof![
-                "\\{(\"(model|na\\\\u006de)\":(\"[a\\\\\"u0]{0,6}\"|[0-9tn\\[\\]]{1,3}),?){0,3}\\}?.{0,2}".prop_map(String::into_bytes),
-                prop::collection::vec(any::<u8>(), 0..64),
-            ],
-            sizes in prop::collection::vec(1usize..9, 1..5),
-        ) {
-            let whole = scan_slice(&body).map_err(|error| error.to_string());
-            let pieces = in_pieces(&body, sizes).map_err(|error| error.to_string());
-            prop_assert_eq!(whole, pieces);
-        }
-    }
-}
+mod tests;

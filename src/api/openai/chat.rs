@@ -73,6 +73,7 @@ async fn answer(call: &Call, target: Target, mut request: ChatCompletionRequest)
     }
     let (streams, include_usage) = (request.stream, request.include_usage);
     let inference = request.into_inference(checked.tools, think)?;
+    model.note_dropped(&inference, &mut ignored);
     let events = model
         .provider
         .infer(call, &model.name, inference)
