@@ -35,6 +35,15 @@ pub(crate) struct CheckedTools {
     pub(crate) ignored: bool,
 }
 
+/// Reasoning after the check, with whether the wish for it was left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CheckedThink {
+    /// What the model is told.
+    pub(crate) think: Think,
+    /// Whether the client's wish was left out.
+    pub(crate) ignored: bool,
+}
+
 impl Model {
     /// Asks the provider for the model's card.
     pub(crate) async fn find(
@@ -107,6 +116,17 @@ impl Model {
         }
     }
 
+    /// The same for a wire on which a model that cannot reason simply does not.
+    pub(crate) fn think_if_able(&self, asked: Think) -> CheckedThink {
+        match self.think(asked) {
+            Ok(think) => CheckedThink { think, ignored: false },
+            Err(_) => CheckedThink {
+                think: Think::Unset,
+                ignored: true,
+            },
+        }
+    }
+
     /// Tools that the model is to see. `required` says that an answer without a call would be wrong.
     pub(crate) fn tools(
         &self,
@@ -114,10 +134,11 @@ impl Model {
         tools: Vec<Box<RawValue>>,
         required: bool,
     ) -> Result<CheckedTools, ApiError> {
-        if tools.is_empty() || !self.lacks(Capability::Tools) {
+        let policy = call.config.engine.unsupported_tools;
+        if tools.is_empty() || !self.lacks(Capability::Tools) || policy == UnsupportedTools::Prompt {
             return Ok(CheckedTools { tools, ignored: false });
         }
-        if required || call.config.engine.unsupported_tools == UnsupportedTools::Refuse {
+        if required || policy == UnsupportedTools::Refuse {
             return Err(ApiError::bad_request(format!(
                 "{} does not support tools",
                 self.canonical

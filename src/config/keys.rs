@@ -141,6 +141,7 @@ pub(super) const KEYS: &[Key<Config>] = &[
     key!("engine.check_tensors", engine.check_tensors, Flag),
     key!("engine.max_prompt_bytes", engine.max_prompt_bytes, Size),
     key!("engine.unsupported_tools", engine.unsupported_tools, Choice),
+    key!("engine.json_schemas", engine.json_schemas, Choice),
     key!(
         "engine.sampling.num_predict",
         engine.sampling.num_predict,

@@ -55,3 +55,14 @@ pub enum Failure {
     #[error("request canceled")]
     Cancelled,
 }
+
+impl Failure {
+    /// A worker that computes nothing any more.
+    #[must_use]
+    pub fn no_sign_of_life(timeout: std::time::Duration) -> Self {
+        let seconds = timeout.as_secs();
+        Self::Worker(format!(
+            "the model gave no sign of life for {seconds} s (engine.stream_timeout)"
+        ))
+    }
+}

@@ -55,6 +55,11 @@ impl Answer {
         self.text.stopped()
     }
 
+    /// The stop string that was found.
+    pub(super) fn stopped_by(&self) -> Option<&str> {
+        self.text.stopped_by()
+    }
+
     /// Adds the bytes of one token; returns what can be shown now.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Delta {
         let text = self.text.push(bytes);
