@@ -4,13 +4,11 @@
 //! forwarded as they are. (Unless `ollama.honest_v1` is on, and a request asks for what Ollama would leave out.)
 
 mod huggingface;
-mod native;
 pub mod ollama;
 pub mod registry;
 
 pub use huggingface::HuggingFace;
-pub use native::Native;
-pub use ollama::{Ollama, UpstreamError};
+pub use ollama::{Native, Ollama, UpstreamError};
 pub use registry::{Owner, Registry, prefers_ollama};
 
 use std::{fmt, pin::Pin, sync::Arc, time::Instant};

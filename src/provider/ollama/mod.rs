@@ -1,7 +1,11 @@
 //! The real Ollama: requests go to it and replies come back as they are.
 //!
-//! Nothing here reads a body. What is left out of the headers is what belongs to one connection, and what our own
+//! Nothing but `native` reads a body. What is left out of the headers is what belongs to one connection, and what our own
 //! server answers for (CORS); what is added is one header that lets a chain of daemons notice that it is a ring.
+
+mod native;
+
+pub use native::Native;
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,7 +37,7 @@ const HOP_HEADER: HeaderName = HeaderName::from_static("x-hubllama-hop");
 const MAX_HOPS: usize = 8;
 
 /// Bytes of a listing that is fetched to be merged with ours.
-pub(super) const MAX_LISTING_BYTES: usize = 16 << 20;
+const MAX_LISTING_BYTES: usize = 16 << 20;
 
 /// Time for a listing: clients wait for the merged one.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -168,7 +172,7 @@ impl Ollama {
     }
 
     /// Sends a JSON document of our own making; resolves at the head of the reply. `headers` are sent with it.
-    pub(super) async fn post(
+    async fn post(
         &self,
         call: &Call,
         path: &'static str,
@@ -259,7 +263,7 @@ impl Ollama {
 }
 
 /// All of a body that has no more than `limit` bytes.
-pub(super) async fn whole(config: &OllamaConfig, body: Body, limit: usize) -> Result<Bytes, UpstreamError> {
+async fn whole(config: &OllamaConfig, body: Body, limit: usize) -> Result<Bytes, UpstreamError> {
     let url = || config.url.clone();
     if body.size_hint().lower() > limit as u64 {
         return Err(UpstreamError::TooLarge { url: url(), limit });

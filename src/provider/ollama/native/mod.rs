@@ -22,16 +22,14 @@ use self::{
     details::{Entry, Listing, Show},
     request::{Ask, AskDetails, AskVector, AskVectors, WireOptions},
 };
-use super::{
-    Call, EventStream, Provider, PullStream, TokenizeRequest,
-    ollama::{MAX_LISTING_BYTES, Ollama, UpstreamError, whole},
-};
+use super::{MAX_LISTING_BYTES, Ollama, UpstreamError, whole};
 use crate::{
     http::body::Body,
     inference::{
         EmbedRequest, Embeddings, Failure, InferenceRequest, KeepAlive, LoadOptions, ModelCard, ModelDetails,
         Normalisation, Prompt, ResidentModel, TextToken, ToolChoice,
     },
+    provider::{Call, EventStream, Provider, PullStream, TokenizeRequest},
 };
 
 /// Bytes of the reply to `/api/show`; the tensors of a large model are a few of them.
