@@ -10,7 +10,10 @@ export CARGO_TARGET_DIR := $(TARGET)
 
 # Where the tests find what `make test-deps` prepared.
 export HUBLLAMA_TEST_GGUF := $(TARGET)/test-deps/SmolLM2-135M-Instruct.Q4_1.gguf
+export HUBLLAMA_TEST_MINILM := $(TARGET)/test-deps/all-MiniLM-L6-v2.F16.gguf
 export HUBLLAMA_TEST_PYTHON := $(TARGET)/test-deps/venv/bin/python
+export HUBLLAMA_TEST_JAVASCRIPT := $(TARGET)/test-deps/javascript
+export HUBLLAMA_TEST_GO_CLIENT := $(TARGET)/test-deps/go-client
 export HUBLLAMA_TEST_NGINX := $(TARGET)/peers/nginx
 # Another llama-server can be compared with: make bench LLAMA_SERVER=/path/to/llama-server
 export LLAMA_SERVER ?= $(TARGET)/peers/llama-server
@@ -41,7 +44,8 @@ clean-demo: ## Remove what the demo made
 
 test-deps: deps
 	@$(TOOLS)/model.sh >/dev/null
-	@$(TOOLS)/clients.sh >/dev/null
+	@$(TOOLS)/minilm.sh >/dev/null
+	@$(TOOLS)/clients.sh
 	@$(TOOLS)/nginx.sh
 
 test: test-deps fmt clippy doc unit compat doctest units ## Everything that CI checks

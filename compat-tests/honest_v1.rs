@@ -87,7 +87,10 @@ fn chat(more: &Value) -> Value {
 fn native(ollama: &FakeOllama) -> (String, Value) {
     let asked = ollama.received();
     assert_eq!(path_of(&asked), "/api/show", "{:?}", asked.head);
-    assert_eq!(serde_json::from_slice::<Value>(&asked.body).unwrap(), json!({"model": "m"}));
+    assert_eq!(
+        serde_json::from_slice::<Value>(&asked.body).unwrap(),
+        json!({"model": "m"})
+    );
     let request = ollama.received();
     let body = serde_json::from_slice(&request.body).expect("JSON");
     (path_of(&request).to_owned(), body)

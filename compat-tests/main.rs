@@ -4,6 +4,7 @@ mod chat;
 mod cli;
 mod clients;
 mod concurrency;
+mod embeddings;
 mod golden;
 mod harness;
 mod honest_v1;

@@ -4,24 +4,19 @@
 mod differences;
 mod shape;
 
-use std::{
-    fs::{self, File},
-    io::{BufWriter, Read, Seek, SeekFrom, Write},
-    os::unix::fs::symlink,
-};
-
-use hubllama::gguf::{GgmlType, Header, Plan, TensorSpec, Value};
 use regex::{Captures, Regex};
 
 use self::differences::{DIFFERENCES, Differs};
 use crate::harness::{
-    hubllama::{Hubllama, REPO, Setup, gguf},
+    hubllama::{Hubllama, REPO, Setup},
+    minilm,
     raw_http::{Connection, Head},
     recording::Recording,
+    tools_model,
 };
 
 /// Routes that are ours. The others go to Ollama as they are, or belong to other parts.
-const ROUTES: [&str; 11] = [
+const ROUTES: [&str; 14] = [
     "/",
     "/api/version",
     "/api/tags",
@@ -33,18 +28,12 @@ const ROUTES: [&str; 11] = [
     "/api/delete",
     "/v1/models",
     "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/audio/transcriptions",
 ];
 
 const V1_MODELS: &str = "/v1/models/";
-
-/// Where the embedding model stands.
-const MINILM_REPO: &str = "sentence-transformers/all-MiniLM-L6-v2-GGUF";
-
-/// Where the model stands that has tools and thinks: the same weights under another chat template.
-const TOOLS_REPO: &str = "Example-Org/Tools-GGUF";
-
-/// Its template.
-const TOOLS_TEMPLATE: &str = include_str!("../fixtures/templates/tools-and-thinking.jinja");
 
 /// Recordings of other paths that are about routing itself.
 const ROUTING: [&str; 4] = ["trailing-slash-", "double-slash", "wrong-method", "unknown-path"];
@@ -107,94 +96,23 @@ fn ours(word: &str) -> Option<String> {
     let bare = name.trim_end_matches(":latest");
     let repo = match bare {
         "smollm2" | "mario" | "mario2" | "smollm2-copy" => REPO,
-        "toolsmol" => TOOLS_REPO,
-        "minilm" => MINILM_REPO,
+        "toolsmol" => tools_model::REPO,
+        "minilm" => minilm::REPO,
         "SMOLLM2" => return Some(format!("hf:{REPO}").to_uppercase()),
         "nope" | "nope2" => return Some(format!("hf:nobody/{bare}-GGUF:Q4_0")),
         _ => return None,
     };
     let selector = match (bare == name, repo) {
         (true, _) => "",
-        (false, MINILM_REPO) => ":F16",
+        (false, minilm::REPO) => ":F16",
         (false, _) => ":Q4_1",
     };
     Some(format!("hf:{repo}{selector}"))
 }
 
 /// A daemon with the model. One thread: with more, each token waits for the slowest core, and tests share theirs.
-fn start() -> Hubllama {
-    Setup::with_model().config("[engine]\nthreads = 1\n").start()
-}
-
-/// A daemon that also has an embedding model, as far as its header goes: nothing that is replayed loads it.
-fn start_with_minilm() -> Hubllama {
-    let daemon = start();
-    let text = |text: &str| Value::String(text.into());
-    let metadata = [
-        ("general.architecture", text("bert")),
-        ("general.file_type", Value::U32(1)),
-        ("bert.block_count", Value::U32(6)),
-        ("bert.context_length", Value::U32(512)),
-        ("bert.embedding_length", Value::U32(384)),
-        ("bert.attention.head_count", Value::U32(12)),
-        ("bert.pooling_type", Value::U32(1)),
-    ];
-    let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).to_vec();
-    let weights = TensorSpec::new("token_embd.weight", GgmlType::F16, [384, 58_780]);
-    let plan = Plan::new(metadata, vec![weights]).expect("a plan");
-    let mut file = in_cache(&daemon, MINILM_REPO, "all-MiniLM-L6-v2-F16.gguf");
-    file.write_all(plan.header()).expect("written");
-    file.set_len(plan.file_len()).expect("a file with a hole");
-    daemon
-}
-
-/// A daemon whose model has tools and thinks: the real one with another template in its header.
-fn start_with_tools() -> Hubllama {
-    let daemon = start();
-    let original = gguf();
-    let header = Header::open(&original).expect("a model");
-    let metadata = header.metadata.iter().map(|(key, value)| {
-        let value = match key {
-            "tokenizer.chat_template" => Value::String(TOOLS_TEMPLATE.into()),
-            _ => value.clone(),
-        };
-        (key.to_owned(), value)
-    });
-    let tensors = header
-        .tensors
-        .iter()
-        .map(|tensor| TensorSpec::new(&tensor.name, tensor.element_type, tensor.dims.clone()));
-    let plan = Plan::new(metadata.collect(), tensors.collect()).expect("a plan");
-    let mut weights = File::open(original).expect("a model");
-    let file = in_cache(&daemon, TOOLS_REPO, "tools-Q4_1.gguf");
-    plan.write(BufWriter::new(file), |tensor, out| {
-        let at = header
-            .tensors
-            .iter()
-            .find(|other| other.name == tensor.name)
-            .expect("the same tensors");
-        weights.seek(SeekFrom::Start(header.data_start + at.offset))?;
-        std::io::copy(&mut (&weights).take(at.byte_len().expect("a size")), out).map(drop)
-    })
-    .expect("written");
-    daemon
-}
-
-/// A new file in a daemon's cache, laid out as huggingface_hub does.
-fn in_cache(daemon: &Hubllama, repo: &str, file: &str) -> File {
-    let repo = daemon
-        .folder
-        .path()
-        .join("hub")
-        .join(format!("models--{}", repo.replace('/', "--")));
-    let (commit, blob) = ("c".repeat(40), "b".repeat(64));
-    let snapshot = repo.join("snapshots").join(&commit);
-    for folder in [repo.join("blobs"), repo.join("refs"), snapshot.clone()] {
-        fs::create_dir_all(folder).expect("folders");
-    }
-    symlink(format!("../../blobs/{blob}"), snapshot.join(file)).expect("a link");
-    fs::write(repo.join("refs/main"), commit).expect("a ref");
-    File::create(repo.join("blobs").join(blob)).expect("a file")
+fn setup() -> Setup {
+    Setup::with_model().config("[engine]\nthreads = 1\n")
 }
 
 /// What is compared of a reply.
@@ -287,7 +205,11 @@ fn first_difference(recorded: &Reply, here: &Reply) -> (String, String) {
 #[test]
 fn every_recorded_exchange_has_its_shape() {
     let names = Names::new();
-    let (alone, with_minilm, with_tools) = (start(), start_with_minilm(), start_with_tools());
+    let (alone, with_minilm, with_tools) = (
+        setup().start(),
+        setup().with_minilm().start(),
+        setup().with_tools().start(),
+    );
     let (mut same, mut different, mut problems) = (0, 0, Vec::new());
     for mut recording in Recording::all().into_iter().filter(is_wanted) {
         let name = recording.name.clone();
@@ -299,7 +221,7 @@ fn every_recorded_exchange_has_its_shape() {
         recording.request_body = recording.request_body.map(|body| names.in_body(body));
         let recorded_body = String::from_utf8(names.in_body(recording.chunks.concat())).expect("UTF-8");
 
-        let own = name.starts_with(DELETES).then(start);
+        let own = name.starts_with(DELETES).then(|| setup().start());
         let daemon = match &own {
             Some(own) => own,
             None if is_for_tools => &with_tools,

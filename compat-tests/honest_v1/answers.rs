@@ -56,7 +56,10 @@ fn a_frame_arrives_before_the_next_is_let_go() {
     let mut next = || {
         open.send(()).expect("the script waits");
         let chunk = chunk(&mut stream);
-        assert_eq!((&chunk["object"], &chunk["model"]), (&json!("chat.completion.chunk"), &json!("m")));
+        assert_eq!(
+            (&chunk["object"], &chunk["model"]),
+            (&json!("chat.completion.chunk"), &json!("m"))
+        );
         chunk["choices"][0]["delta"].clone()
     };
     assert_eq!(next(), json!({"role": "assistant", "content": "", "reasoning": "Hm"}));
@@ -69,7 +72,11 @@ fn a_frame_arrives_before_the_next_is_let_go() {
     assert_eq!(next(), json!({}), "the end");
     let usage = chunk(&mut stream);
     assert_eq!(
-        (&usage["choices"], &usage["usage"]["prompt_tokens"], &usage["usage"]["completion_tokens"]),
+        (
+            &usage["choices"],
+            &usage["usage"]["prompt_tokens"],
+            &usage["usage"]["completion_tokens"]
+        ),
         (&json!([]), &json!(10), &json!(2))
     );
     assert_eq!(event(&mut stream).as_deref(), Some("[DONE]"));
@@ -82,7 +89,10 @@ fn a_whole_answer_has_thinking_text_and_calls() {
     let ollama = playing(&[THINKING, TEXT, CALLS, LAST]);
     let daemon = daemon(&ollama);
     let (head, body) = daemon.post(CHAT, &asked(&json!({})));
-    assert_eq!((head.status(), head.header("content-type")), (200, Some("application/json")));
+    assert_eq!(
+        (head.status(), head.header("content-type")),
+        (200, Some("application/json"))
+    );
     let answer: Value = serde_json::from_str(&body).expect("JSON");
     let choice = &answer["choices"][0];
     assert_eq!(choice["finish_reason"], "tool_calls");
@@ -98,7 +108,10 @@ fn a_whole_answer_has_thinking_text_and_calls() {
             ],
         })
     );
-    assert_eq!(answer["usage"], json!({"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}));
+    assert_eq!(
+        answer["usage"],
+        json!({"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12})
+    );
 }
 
 #[test]
@@ -115,7 +128,10 @@ fn a_conversation_with_calls_and_pictures_goes_there_in_native_form() {
         ]},
         {"role": "tool", "tool_call_id": "c1", "content": "7"},
     ]);
-    assert_eq!(daemon.post(CHAT, &asked(&json!({ "messages": messages }))).0.status(), 200);
+    assert_eq!(
+        daemon.post(CHAT, &asked(&json!({ "messages": messages }))).0.status(),
+        200
+    );
     let (_, body) = super::native(&ollama);
     assert_eq!(
         body["messages"],
@@ -134,11 +150,18 @@ fn several_answers_are_several_requests() {
     let ollama = playing(&[TEXT, LAST]);
     let daemon = daemon(&ollama);
     let (head, body) = daemon.post(CHAT, &chat(&json!({"n": 3, "seed": 5})));
-    assert_eq!((head.status(), head.header("x-hubllama-ignored")), (200, None), "{body}");
+    assert_eq!(
+        (head.status(), head.header("x-hubllama-ignored")),
+        (200, None),
+        "{body}"
+    );
     let answer: Value = serde_json::from_str(&body).expect("JSON");
     let choices = answer["choices"].as_array().expect("a list");
     assert_eq!(choices.len(), 3);
-    assert!(choices.iter().all(|choice| choice["message"]["content"] == "Hi <you>"), "{body}");
+    assert!(
+        choices.iter().all(|choice| choice["message"]["content"] == "Hi <you>"),
+        "{body}"
+    );
     assert_eq!(path_of(&ollama.received()), "/api/show");
     let mut seeds: Vec<Value> = (0..3)
         .map(|_| {
@@ -186,7 +209,10 @@ fn errors_keep_their_status_and_their_words() {
         ),
         (
             knows(),
-            sized("400 Bad Request", &said("registry.ollama.ai/library/m:latest does not support tools")),
+            sized(
+                "400 Bad Request",
+                &said("registry.ollama.ai/library/m:latest does not support tools"),
+            ),
             400,
             "invalid_request_error",
             "registry.ollama.ai/library/m:latest does not support tools",
@@ -203,14 +229,20 @@ fn errors_keep_their_status_and_their_words() {
         ),
         (
             knows(),
-            sized("401 Unauthorized", r#"{"error":"unauthorized","signin_url":"https://x"}"#),
+            sized(
+                "401 Unauthorized",
+                r#"{"error":"unauthorized","signin_url":"https://x"}"#,
+            ),
             401,
             "api_error",
             "unauthorized",
         ),
         (
             knows(),
-            sized("500 Internal Server Error", &said("llama runner process has terminated")),
+            sized(
+                "500 Internal Server Error",
+                &said("llama runner process has terminated"),
+            ),
             500,
             "api_error",
             "llama runner process has terminated",

@@ -33,28 +33,63 @@ fn each_field_that_ollama_leaves_out_arrives_at_its_native_route() {
         (json!({"keep_alive": -1}), "/keep_alive", json!(-1)),
         (json!({"think": false}), "/think", json!(false)),
         (json!({"think": "high"}), "/think", json!("high")),
-        (json!({"chat_template_kwargs": {"enable_thinking": false}}), "/think", json!(false)),
-        (json!({"options": {"num_gpu": 0, "repeat_penalty": 1.5}}), "/options/num_gpu", json!(0)),
-        (json!({"options": {"temperature": 0.25}}), "/options/temperature", json!(0.25)),
+        (
+            json!({"chat_template_kwargs": {"enable_thinking": false}}),
+            "/think",
+            json!(false),
+        ),
+        (
+            json!({"options": {"num_gpu": 0, "repeat_penalty": 1.5}}),
+            "/options/num_gpu",
+            json!(0),
+        ),
+        (
+            json!({"options": {"temperature": 0.25}}),
+            "/options/temperature",
+            json!(0.25),
+        ),
         (json!({"max_completion_tokens": 9}), "/options/num_predict", json!(9)),
         (json!({"top_k": 7}), "/options/top_k", json!(7)),
         (json!({"min_p": 0.5}), "/options/min_p", json!(0.5)),
         // With it comes what Ollama does read on this route.
-        (json!({"num_ctx": 512, "max_tokens": 3, "seed": 5}), "/options/seed", json!(5)),
+        (
+            json!({"num_ctx": 512, "max_tokens": 3, "seed": 5}),
+            "/options/seed",
+            json!(5),
+        ),
         (json!({"num_ctx": 512}), "/options/temperature", json!(1.0)),
         (json!({"num_ctx": 512}), "/options/top_p", json!(1.0)),
         (json!({"num_ctx": 512, "stop": "end"}), "/options/stop", json!(["end"])),
-        (json!({"num_ctx": 512, "reasoning_effort": "low"}), "/think", json!("low")),
-        (json!({"num_ctx": 512, "response_format": {"type": "json_object"}}), "/format", json!("json")),
+        (
+            json!({"num_ctx": 512, "reasoning_effort": "low"}),
+            "/think",
+            json!("low"),
+        ),
+        (
+            json!({"num_ctx": 512, "response_format": {"type": "json_object"}}),
+            "/format",
+            json!("json"),
+        ),
         (json!({"num_ctx": 512, "tools": tools()}), "/tools", tools()),
-        (json!({"num_ctx": 512, "logprobs": true, "top_logprobs": 2}), "/top_logprobs", json!(2)),
+        (
+            json!({"num_ctx": 512, "logprobs": true, "top_logprobs": 2}),
+            "/top_logprobs",
+            json!(2),
+        ),
     ] {
         let (head, answer) = succeeds(&daemon, CHAT, &chat(&more));
         assert_eq!(answer["choices"][0]["message"]["content"], "Hi");
         assert_eq!(head.header("x-hubllama-ignored"), None, "{more}");
         let (path, body) = native(&ollama);
-        assert_eq!((path.as_str(), body.pointer(place)), ("/api/chat", Some(&expected)), "{more}: {body}");
-        assert_eq!((&body["model"], &body["messages"][0]["content"]), (&json!("m"), &json!("x")));
+        assert_eq!(
+            (path.as_str(), body.pointer(place)),
+            ("/api/chat", Some(&expected)),
+            "{more}: {body}"
+        );
+        assert_eq!(
+            (&body["model"], &body["messages"][0]["content"]),
+            (&json!("m"), &json!("x"))
+        );
     }
     let none = chat(&json!({"tools": tools(), "tool_choice": "none"}));
     let (head, _) = succeeds(&daemon, CHAT, &none);
@@ -79,7 +114,11 @@ fn what_ollama_cannot_do_on_any_route_is_named() {
         (json!({"logit_bias": {"1": 5}, "stream": true}), "logit_bias"),
     ] {
         let (head, text) = daemon.post(CHAT, &chat(&more));
-        assert_eq!((head.status(), head.header("x-hubllama-ignored")), (200, Some(expected)), "{more}: {text}");
+        assert_eq!(
+            (head.status(), head.header("x-hubllama-ignored")),
+            (200, Some(expected)),
+            "{more}: {text}"
+        );
         let (_, body) = native(&ollama);
         assert_eq!(body.get("tools").is_some(), more.get("tools").is_some());
     }
@@ -124,7 +163,11 @@ fn the_setting_is_off_by_default_and_follows_the_file() {
     for honest in [true, false] {
         daemon.write_config(&config(&ollama, honest));
         let seen = wait_until(PATIENCE, || (is_passed() != honest).then_some(()));
-        assert!(seen.is_some(), "honest_v1 = {honest} did not take effect:\n{}", daemon.log());
+        assert!(
+            seen.is_some(),
+            "honest_v1 = {honest} did not take effect:\n{}",
+            daemon.log()
+        );
     }
 }
 
@@ -142,13 +185,21 @@ fn the_headers_of_the_client_reach_ollama_as_on_a_pass_through() {
     ));
     let head = client.head();
     assert_eq!(head.status(), 200);
-    assert_eq!(head.header("access-control-allow-origin"), Some("http://localhost:3000"));
+    assert_eq!(
+        head.header("access-control-allow-origin"),
+        Some("http://localhost:3000")
+    );
     for path in ["/api/show", "/api/chat"] {
         let received = ollama.received();
         assert_eq!(received.head.line, format!("POST {path} HTTP/1.1"));
         let header = |name: &str| received.head.header(name);
         assert_eq!(
-            [header("authorization"), header("user-agent"), header("x-mine"), header("content-type")],
+            [
+                header("authorization"),
+                header("user-agent"),
+                header("x-mine"),
+                header("content-type")
+            ],
             [Some("Bearer mine"), Some("me/1"), Some("1"), Some("application/json")]
         );
         assert_eq!(header("host"), Some(ollama.address().to_string().as_str()));
@@ -181,7 +232,12 @@ fn a_ring_of_daemons_is_noticed() {
     let daemon = daemon(&ollama);
     let (head, _) = succeeds(&daemon, CHAT, &chat(&json!({"num_ctx": 512})));
     assert_eq!(head.status(), 200);
-    let hop = ollama.received().head.header("x-hubllama-hop").expect("a hop").to_owned();
+    let hop = ollama
+        .received()
+        .head
+        .header("x-hubllama-hop")
+        .expect("a hop")
+        .to_owned();
     let body = chat(&json!({"num_ctx": 512})).to_string();
     let mut client = Connection::open(daemon.address());
     client.send(format!(
@@ -197,11 +253,17 @@ fn a_ring_of_daemons_is_noticed() {
 fn the_other_routes_have_such_fields_too() {
     let ollama = ollama(|request, connection| match path_of(request) {
         "/api/embed" => connection
-            .try_send(sized("200 OK", r#"{"model":"m","embeddings":[[0.5,-0.5]],"prompt_eval_count":3}"#))
+            .try_send(sized(
+                "200 OK",
+                r#"{"model":"m","embeddings":[[0.5,-0.5]],"prompt_eval_count":3}"#,
+            ))
             .is_ok(),
         "/api/generate" => super::frames(
             connection,
-            &[r#"{"response":"Hi","done":false}"#, r#"{"response":"","done":true,"done_reason":"stop"}"#],
+            &[
+                r#"{"response":"Hi","done":false}"#,
+                r#"{"response":"","done":true,"done_reason":"stop"}"#,
+            ],
         ),
         _ => super::frames(connection, &[r#"{"message":{"content":"Hi"},"done":false}"#, LAST]),
     });
@@ -222,7 +284,10 @@ fn the_other_routes_have_such_fields_too() {
     );
     assert_eq!(answer["choices"][0]["text"], "Hi");
     let (path, body) = native(&ollama);
-    assert_eq!((path.as_str(), &body["suffix"], &body["keep_alive"]), ("/api/generate", &json!("y"), &json!(0)));
+    assert_eq!(
+        (path.as_str(), &body["suffix"], &body["keep_alive"]),
+        ("/api/generate", &json!("y"), &json!(0))
+    );
 
     let (_, answer) = succeeds(
         &daemon,
@@ -231,9 +296,13 @@ fn the_other_routes_have_such_fields_too() {
     );
     assert_eq!(answer["data"][0]["embedding"], json!([0.5, -0.5]));
     let (path, body) = native(&ollama);
-    assert_eq!((path.as_str(), &body["truncate"], &body["input"]), ("/api/embed", &json!(false), &json!(["x"])));
+    assert_eq!(
+        (path.as_str(), &body["truncate"], &body["input"]),
+        ("/api/embed", &json!(false), &json!(["x"]))
+    );
 
-    let message = json!({"model": "m", "max_tokens": 5, "num_ctx": 512, "messages": [{"role": "user", "content": "x"}]});
+    let message =
+        json!({"model": "m", "max_tokens": 5, "num_ctx": 512, "messages": [{"role": "user", "content": "x"}]});
     let (_, answer) = succeeds(&daemon, "/v1/messages", &message);
     assert_eq!(answer["content"][0]["text"], "Hi");
     let (path, body) = native(&ollama);

@@ -76,7 +76,12 @@ fn packed_bodies_of_plain_names_pass_untouched() {
             b"no zstd at all".to_vec(),
             zstd(format!(r#"{{"model":"hf:o/r","x":"{}"}}"#, " ".repeat(21 << 20))),
         ] {
-            passes(&daemon, &ollama, &post(path, "Content-Encoding: zstd\r\n", &body), &body);
+            passes(
+                &daemon,
+                &ollama,
+                &post(path, "Content-Encoding: zstd\r\n", &body),
+                &body,
+            );
         }
         let body = br#"{"model":"plain","input":"x","tools":[{"type":"web_search"}],"max_tokens":1}"#;
         passes(&daemon, &ollama, &post(path, "", body), body);
@@ -87,7 +92,12 @@ fn packed_bodies_of_plain_names_pass_untouched() {
     for parts in [[model, file], [file, model]] {
         let body = form(&parts);
         let headers = "Content-Type: multipart/form-data; boundary=\"X;Y\"\r\n";
-        passes(&daemon, &ollama, &post("/v1/audio/transcriptions", headers, &body), &body);
+        passes(
+            &daemon,
+            &ollama,
+            &post("/v1/audio/transcriptions", headers, &body),
+            &body,
+        );
     }
 }
 
@@ -98,9 +108,15 @@ fn packed_bodies_of_hf_names_are_found_and_only_where_ollama_unpacks() {
     let daemon = daemon(&ollama.url());
     let ours = |head: &Head, body: &[u8], what: &str| {
         let body = String::from_utf8_lossy(body).into_owned();
-        assert!(head.status() != 200 && body.contains("hf:o/r"), "{what}: {} {body}", head.line);
+        assert!(
+            head.status() != 200 && body.contains("hf:o/r"),
+            "{what}: {} {body}",
+            head.line
+        );
     };
-    let body = zstd(r#"{"MODEL":"hf:o/r","messages":[{"role":"user","content":"x"}],"input":"x","prompt":"x","max_tokens":1}"#);
+    let body = zstd(
+        r#"{"MODEL":"hf:o/r","messages":[{"role":"user","content":"x"}],"input":"x","prompt":"x","max_tokens":1}"#,
+    );
     for path in V1 {
         let (head, reply) = exchange(daemon.address(), &post(path, "Content-Encoding: zstd\r\n", &body));
         ours(&head, &reply, path);
@@ -127,8 +143,18 @@ fn a_body_that_does_not_unpack_is_explained_here_while_ollama_is_away() {
     drop(socket);
     let too_long = zstd(format!("{{\"model\":\"hf:o/r\",\"x\":\"{}\"}}", " ".repeat(21 << 20)));
     for (path, body, status, expected) in [
-        (V1[0], &b"{\"model\":\"hf:o/r\"}"[..], 400, "invalid input: magic number mismatch"),
-        (V1[4], b"{\"model\":\"hf:o/r\"}", 400, "invalid input: magic number mismatch"),
+        (
+            V1[0],
+            &b"{\"model\":\"hf:o/r\"}"[..],
+            400,
+            "invalid input: magic number mismatch",
+        ),
+        (
+            V1[4],
+            b"{\"model\":\"hf:o/r\"}",
+            400,
+            "invalid input: magic number mismatch",
+        ),
         (V1[0], &too_long, 400, "http: request body too large"),
         (V1[0], &zstd("{\"model\":"), 400, "unexpected EOF"),
         (V1[0], &zstd("{\"model\":\"plain\"}"), 502, "does not answer"),

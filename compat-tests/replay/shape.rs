@@ -7,7 +7,7 @@ use serde_json::Value;
 /// Keys whose strings are the model's words, a time, a hash, or facts of the one model that was recorded.
 const FREE_KEYS: [&str; 14] = [
     "content",
-    "response",
+    "encrypted_content",
     "thinking",
     "reasoning",
     "token",
@@ -22,11 +22,14 @@ const FREE_KEYS: [&str; 14] = [
     "owned_by",
 ];
 
+/// Keys whose strings are the model's words where they are strings; objects of the same name hold words of the wire.
+const WORDS: [&str; 3] = ["delta", "response", "text"];
+
 /// Objects whose members' strings are facts of the model.
 const FREE_OBJECTS: [&str; 2] = ["model_info", "tensors"];
 
 /// Beginnings of generated ids.
-const IDS: [&str; 2] = ["chatcmpl-", "call_"];
+const IDS: [&str; 7] = ["chatcmpl-", "cmpl-", "call_", "resp_", "msg_", "rs_", "fc_"];
 
 /// Why an answer ended: where the model had other words, it may have come to an end of its own.
 const ENDS: [&str; 2] = ["stop", "length"];
@@ -38,25 +41,29 @@ const CUT: &str = "*cut";
 /// one of `without` are left out, wherever they are.
 pub(super) fn kinds(content_type: Option<&str>, body: &str, without: &[&str]) -> Vec<String> {
     let content_type = content_type.unwrap_or_default();
-    let frames: Vec<(&str, &str)> = if content_type == "text/event-stream" {
-        body.split_inclusive("\n\n")
-            .map(|event| event.strip_prefix("data: ").unwrap_or(event))
-            .map(|event| event.split_at(event.trim_end().len()))
-            .collect()
+    let are_events = content_type == "text/event-stream";
+    let frames: Vec<&str> = if are_events {
+        body.split_inclusive("\n\n").collect()
     } else if content_type == "application/x-ndjson" {
-        body.split_inclusive('\n')
-            .map(|line| line.split_at(line.trim_end().len()))
-            .collect()
+        body.split_inclusive('\n').collect()
     } else if content_type.starts_with("application/json") {
-        vec![body.split_at(body.trim_end().len())]
+        vec![body]
     } else {
         return vec![body.to_owned()];
     };
     let mut kinds: Vec<String> = frames
         .into_iter()
-        .map(|(frame, end)| match serde_json::from_str(frame) {
-            Ok(value) => format!("{}{}", shape(&value, "", false, without), end.escape_debug()),
-            Err(_) => format!("{frame}{}", end.escape_debug()),
+        .map(|frame| {
+            // Of an event, its name and what comes with it.
+            let (name, frame) = match frame.split_once("data: ") {
+                Some((name, data)) if are_events => (name, data),
+                _ => ("", frame),
+            };
+            let (frame, end) = frame.split_at(frame.trim_end().len());
+            match serde_json::from_str(frame) {
+                Ok(value) => format!("{name}{}{}", shape(&value, "", false, without), end.escape_debug()),
+                Err(_) => format!("{name}{frame}{}", end.escape_debug()),
+            }
         })
         .collect();
     kinds.dedup();
@@ -84,6 +91,7 @@ fn shape(value: &Value, key: &str, is_free: bool, without: &[&str]) -> String {
             }
             format!("[{}]", shapes.join(", "))
         }
+        Value::String(_) if WORDS.contains(&key) => "text".to_owned(),
         Value::String(text) if is_free || IDS.iter().any(|start| text.starts_with(start)) => "text".to_owned(),
         Value::String(text) if matches!(key, "done_reason" | "finish_reason") && ENDS.contains(&text.as_str()) => {
             "ended".to_owned()

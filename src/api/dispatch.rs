@@ -78,7 +78,7 @@ impl Api {
         }
         // Upstream words the error for a request that names nobody; only where it is away, ours has to do.
         let own_answer = match peeked.names.is_empty() {
-            true => own_answer(endpoint, &spooled, peeked.coding).await,
+            true => own_answer(endpoint, &parts.headers, &spooled, peeked.coding).await,
             false => None,
         };
         let response = self
@@ -122,10 +122,15 @@ impl Api {
 }
 
 /// Our words for a body that names nobody, where it is no longer than what is kept in memory.
-async fn own_answer(endpoint: &Endpoint, spooled: &Spooled, coding: Coding) -> Option<Response<Body>> {
+async fn own_answer(
+    endpoint: &Endpoint,
+    headers: &HeaderMap,
+    spooled: &Spooled,
+    coding: Coding,
+) -> Option<Response<Body>> {
     spooled.in_memory()?;
     match peeked::text(spooled, coding).await {
-        Ok(bytes) => nameless::answer(endpoint, &bytes),
+        Ok(bytes) => nameless::answer(endpoint, headers, &bytes),
         Err(error) => Some(in_dialect_of(endpoint, &error)),
     }
 }

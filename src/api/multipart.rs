@@ -1,5 +1,5 @@
-//! The `model` field of a multipart form (RFC 7578). The form itself is not parsed here; only who answers is decided, by
-//! what Go's reader would find.
+//! Multipart forms (RFC 7578), as Go's reader takes them: the `model` field of one that is still being read, which decides
+//! who answers it, and the parts of one that is in memory.
 
 use std::io::{self, BufRead};
 
@@ -11,6 +11,20 @@ const MAX_NAME_BYTES: usize = 4 << 10;
 
 /// Bytes of a line that are looked at together; a longer one comes in pieces.
 const MAX_LINE_BYTES: usize = 8 << 10;
+
+/// Parts of one form.
+const MAX_PARTS: usize = 1000;
+
+/// One part of a form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part<'a> {
+    /// The field's name.
+    pub(crate) name: String,
+    /// Whether it is a file.
+    pub(crate) is_file: bool,
+    /// What it holds.
+    pub(crate) bytes: &'a [u8],
+}
 
 /// The boundary that a content type names.
 pub(crate) fn boundary(content_type: &str) -> Option<String> {
@@ -24,14 +38,27 @@ pub(crate) fn boundary(content_type: &str) -> Option<String> {
 
 /// The value of the field `model`, wherever in the form it is. Memory is the same for any form: a file may precede it.
 pub(crate) fn model(reader: impl BufRead, boundary: &str) -> Option<String> {
-    Form {
-        delimiter: format!("--{boundary}").into_bytes(),
-        reader,
-        line: Vec::new(),
-        tail: *b"\r\n",
-        line_end: None,
+    Form::new(reader, boundary).model()
+}
+
+/// The parts of a whole form; `None` if it breaks off, or has more than anybody sends.
+pub(crate) fn parts<'a>(form: &'a [u8], boundary: &str) -> Option<Vec<Part<'a>>> {
+    let mut reader = Form::new(form, boundary);
+    let mut parts = Vec::new();
+    let mut follows = reader.skip_part()?;
+    while follows {
+        if parts.len() == MAX_PARTS {
+            return None;
+        }
+        let Disposition { name, is_file } = reader.disposition()?;
+        let start = form.len() - reader.reader.len();
+        follows = reader.skip_part()?;
+        // The delimiter has been read, and the end of the line before it is no content.
+        let behind = reader.reader.len() + reader.line.len() + reader.line_end().len();
+        let bytes = &form[start..form.len().saturating_sub(behind).max(start)];
+        parts.extend(name.map(|name| Part { name, is_file, bytes }));
     }
-    .model()
+    Some(parts)
 }
 
 /// A form that is read line by line.
@@ -53,19 +80,42 @@ enum Line {
     LastDelimiter,
 }
 
+/// What the headers of a part say.
+#[derive(Default)]
+struct Disposition {
+    name: Option<String>,
+    /// A part with the name of a file is a file, whatever else it is called.
+    is_file: bool,
+}
+
 impl<R: BufRead> Form<R> {
+    fn new(reader: R, boundary: &str) -> Self {
+        Self {
+            delimiter: format!("--{boundary}").into_bytes(),
+            reader,
+            line: Vec::new(),
+            tail: *b"\r\n",
+            line_end: None,
+        }
+    }
+
     fn model(&mut self) -> Option<String> {
         while self.skip_part()? {
-            if self.is_model()? {
+            let Disposition { name, is_file } = self.disposition()?;
+            if name.as_deref() == Some("model") && !is_file {
                 return self.value();
             }
         }
         None
     }
 
+    fn line_end(&self) -> &'static [u8] {
+        self.line_end.unwrap_or(b"\n")
+    }
+
     /// Reads on to the next line or piece of a line; `None` at the end of the form.
     fn next(&mut self) -> Option<Line> {
-        let starts = self.tail.ends_with(self.line_end.unwrap_or(b"\n"));
+        let starts = self.tail.ends_with(self.line_end());
         self.line.clear();
         let mut limited = io::Read::take(&mut self.reader, MAX_LINE_BYTES as u64);
         limited.read_until(b'\n', &mut self.line).ok()?;
@@ -105,27 +155,28 @@ impl<R: BufRead> Form<R> {
         }
     }
 
-    /// Reads the headers of a part.
-    fn is_model(&mut self) -> Option<bool> {
-        let (mut is_model, mut read) = (false, 0);
+    /// Reads the headers of a part. Where they are too long, nothing is known of it.
+    fn disposition(&mut self) -> Option<Disposition> {
+        let (mut found, mut read) = (Disposition::default(), 0);
         loop {
             self.next()?;
             read += self.line.len();
             if read > MAX_PART_HEADER_BYTES {
-                return Some(false);
+                return Some(Disposition::default());
             }
             let Ok(line) = std::str::from_utf8(self.line.trim_ascii_end()) else {
                 continue;
             };
             if line.is_empty() {
-                return Some(is_model);
+                return Some(found);
             }
             if let Some((name, value)) = line.split_once(':')
                 && name.eq_ignore_ascii_case("content-disposition")
             {
-                // A part with the name of a file is a file, whatever else it is called.
-                is_model = parameter(value, |name| name == "name").as_deref() == Some("model")
-                    && parameter(value, |name| name.starts_with("filename")).is_none();
+                found = Disposition {
+                    name: parameter(value, |name| name == "name"),
+                    is_file: parameter(value, |name| name.starts_with("filename")).is_some(),
+                };
             }
         }
     }
@@ -139,7 +190,7 @@ impl<R: BufRead> Form<R> {
                 return None;
             }
         }
-        let value = value.strip_suffix(self.line_end.unwrap_or(b"\n"))?;
+        let value = value.strip_suffix(self.line_end())?;
         String::from_utf8(value.to_vec()).ok()
     }
 }
@@ -291,6 +342,37 @@ mod tests {
         let ended = [b"--XY--\r\n".to_vec(), named("a")].concat();
         assert_eq!(find(&ended), None, "what follows the last delimiter is no part");
         assert_eq!(find(&form(&[named(&"n".repeat(MAX_NAME_BYTES + 1))])), None);
+    }
+
+    #[test]
+    fn a_whole_form_has_its_parts() {
+        let whole = form(&[file(b"-\r\n-"), named("hf:o/r:Q4"), part("x=y", b"nameless"), named("")]);
+        let field = |bytes| Part {
+            name: "model".into(),
+            is_file: false,
+            bytes,
+        };
+        let expected = [
+            Part {
+                name: "file".into(),
+                is_file: true,
+                bytes: b"-\r\n-",
+            },
+            field(b"hf:o/r:Q4"),
+            field(b""),
+        ];
+        assert_eq!(parts(&whole, "XY").unwrap(), expected);
+        let with_preamble = [b"preamble\r\n", &whole[..]].concat();
+        assert_eq!(parts(&with_preamble, "XY").unwrap(), expected);
+        assert_eq!(parts(b"--XY--\r\n", "XY"), Some(Vec::new()));
+        assert_eq!(parts(&whole[..whole.len() - 8], "XY"), None);
+        assert_eq!(parts(&whole, "AB"), None);
+        assert_eq!(parts(b"", "XY"), None);
+        // Nothing at all between the headers and the delimiter.
+        let empty = b"--XY\r\ncontent-disposition: form-data; name=\"a\"; filename=\"\"\r\n\r\n--XY--";
+        let found = parts(empty, "XY").unwrap();
+        assert_eq!((found[0].is_file, found[0].bytes), (true, &b""[..]));
+        assert_eq!(parts(&form(&vec![named("a"); MAX_PARTS + 1]), "XY"), None);
     }
 
     #[test]
