@@ -7,6 +7,7 @@ mod concurrency;
 mod embeddings;
 mod golden;
 mod harness;
+mod honest_v1;
 mod hub;
 mod lifecycle;
 mod passthrough;

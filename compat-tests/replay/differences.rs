@@ -96,7 +96,6 @@ pub(super) const DIFFERENCES: &[(&str, Differs, &str)] = &[
         "unknown paths are Ollama's, and here none answers",
     ),
     ("v1-chat-tools", Differs::Whole, TOOLS),
-    ("v1-chat-zstd", Differs::Whole, "compressed bodies are not read yet"),
     ("v1-completions-list", Differs::Whole, "lists of prompts are answered"),
     (
         "v1-model-slash",
