@@ -5,7 +5,7 @@ use regex::Regex;
 use serde_json::Value;
 
 /// Keys whose strings are the model's words, a time, a hash, or facts of the one model that was recorded.
-const FREE_KEYS: [&str; 16] = [
+const FREE_KEYS: [&str; 15] = [
     "content",
     "encrypted_content",
     "partial_json",
