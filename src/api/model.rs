@@ -35,6 +35,15 @@ pub(crate) struct CheckedTools {
     pub(crate) ignored: bool,
 }
 
+/// Reasoning after the check, with whether the wish for it was left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CheckedThink {
+    /// What the model is told.
+    pub(crate) think: Think,
+    /// Whether the client's wish was left out.
+    pub(crate) ignored: bool,
+}
+
 impl Model {
     /// Asks the provider for the model's card.
     pub(crate) async fn find(
@@ -95,6 +104,17 @@ impl Model {
             ))),
             Think::Unset if self.has(Capability::Thinking) => Ok(Think::On),
             other => Ok(other),
+        }
+    }
+
+    /// The same for a wire on which a model that cannot reason simply does not.
+    pub(crate) fn think_if_able(&self, asked: Think) -> CheckedThink {
+        match self.think(asked) {
+            Ok(think) => CheckedThink { think, ignored: false },
+            Err(_) => CheckedThink {
+                think: Think::Unset,
+                ignored: true,
+            },
         }
     }
 

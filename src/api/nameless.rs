@@ -15,15 +15,22 @@ pub(crate) fn answer(endpoint: &Endpoint, body: &[u8]) -> Option<Response<Body>>
     match endpoint {
         Endpoint::Chat => native(ollama::check_chat(body), required()),
         Endpoint::Generate => native(ollama::check_generate(body), ApiError::model_not_found("")),
-        Endpoint::Embed => native(well_formed(), ApiError::model_not_found("")),
-        Endpoint::Show | Endpoint::Delete | Endpoint::Push | Endpoint::Embeddings => native(well_formed(), required()),
+        Endpoint::Embed => native(ollama::check_embed(body), ApiError::model_not_found("")),
+        Endpoint::Embeddings => native(ollama::check_embeddings(body), required()),
+        Endpoint::Show
+        | Endpoint::Delete
+        | Endpoint::Push
+        | Endpoint::Tokenize
+        | Endpoint::Detokenize
+        | Endpoint::ApplyTemplate => native(well_formed(), required()),
         Endpoint::Pull | Endpoint::Create => native(well_formed(), ApiError::bad_request("invalid model name")),
         Endpoint::Copy => native(well_formed(), ApiError::bad_request("source \"\" is invalid")),
         Endpoint::OpenAiChat => Some(openai::nameless_chat(body)),
         Endpoint::OpenAiCompletions | Endpoint::OpenAiEmbeddings | Endpoint::OpenAiResponses => {
             Some(openai::shim_error(&well_formed().err().unwrap_or_else(required)))
         }
-        Endpoint::AnthropicMessages => Some(anthropic::error(&well_formed().err().unwrap_or_else(required))),
+        Endpoint::AnthropicMessages => Some(anthropic::nameless(body)),
+        Endpoint::AnthropicCountTokens => Some(anthropic::nameless_count(body)),
         _ => None,
     }
 }

@@ -23,10 +23,10 @@ use crate::{
     provider::{Ollama, Registry},
 };
 
-const UTF8: &str = "application/json; charset=utf-8";
-const NO_CAPABILITY: &[Capability] = &[Capability::Completion];
-const THINKER: &[Capability] = &[Capability::Completion, Capability::Thinking, Capability::Insert];
-const VECTORS: &[Capability] = &[Capability::Embedding];
+pub(super) const UTF8: &str = "application/json; charset=utf-8";
+pub(super) const NO_CAPABILITY: &[Capability] = &[Capability::Completion];
+pub(super) const THINKER: &[Capability] = &[Capability::Completion, Capability::Thinking, Capability::Insert];
+pub(super) const VECTORS: &[Capability] = &[Capability::Embedding];
 
 /// A port that nobody listens on.
 fn nowhere() -> String {
@@ -44,7 +44,7 @@ fn api(provider: &Arc<FakeProvider>, config: Config) -> Api {
     }
 }
 
-fn alone(provider: FakeProvider) -> (Arc<FakeProvider>, Api) {
+pub(super) fn alone(provider: FakeProvider) -> (Arc<FakeProvider>, Api) {
     let mut config = Config::default();
     config.ollama.url = nowhere();
     let provider = Arc::new(provider);
@@ -56,7 +56,7 @@ fn simple() -> Vec<Event> {
     vec![text("Hi"), text(" <you>"), finish(FinishReason::Stop, &[1, 2])]
 }
 
-async fn send(api: &Api, endpoint: Endpoint, body: &str) -> Response<Body> {
+pub(super) async fn send(api: &Api, endpoint: Endpoint, body: &str) -> Response<Body> {
     let request = Request::builder()
         .method(Method::POST)
         .uri("/x")
@@ -65,7 +65,7 @@ async fn send(api: &Api, endpoint: Endpoint, body: &str) -> Response<Body> {
     api.handle(endpoint, request).await
 }
 
-async fn read(response: Response<Body>) -> (u16, String, String) {
+pub(super) async fn read(response: Response<Body>) -> (u16, String, String) {
     let status = response.status().as_u16();
     let kind = response
         .headers()
@@ -75,17 +75,17 @@ async fn read(response: Response<Body>) -> (u16, String, String) {
     (status, kind.unwrap_or_default(), mask(&bytes))
 }
 
-async fn check(provider: FakeProvider, endpoint: Endpoint, body: &str, expected: (u16, &str, &str)) {
+pub(super) async fn check(provider: FakeProvider, endpoint: Endpoint, body: &str, expected: (u16, &str, &str)) {
     let (_, api) = alone(provider);
     let (status, kind, text) = read(send(&api, endpoint.clone(), body).await).await;
     assert_eq!((status, kind.as_str(), text.as_str()), expected, "{endpoint:?} {body}");
 }
 
-fn body(fields: &str) -> String {
+pub(super) fn body(fields: &str) -> String {
     format!("{{\"model\":\"hf:o/r\"{fields}}}")
 }
 
-const CHAT: &str = r#","messages":[{"role":"user","content":"x"}]"#;
+pub(super) const CHAT: &str = r#","messages":[{"role":"user","content":"x"}]"#;
 const FIRST: &str = "{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"message\":{\"role\":\"assistant\",\"content\":\"Hi\"},\"done\":false}\n";
 const METRICS: &str = "\"total_duration\":40,\"load_duration\":1,\"prompt_eval_count\":10,\"prompt_eval_duration\":20,\"eval_count\":2,\"eval_duration\":10}";
 
@@ -242,13 +242,6 @@ async fn errors_of_requests_have_the_status_and_the_words_of_ollama() {
             body(""),
             400,
             "hf:o/r cannot be pushed: it comes from the Hugging Face Hub; upload it there instead",
-        ),
-        (
-            card(NO_CAPABILITY),
-            Endpoint::Embed,
-            body(""),
-            501,
-            "hf:o/r is not served on this route: it is not implemented for hf: models yet",
         ),
     ];
     for (provider, endpoint, request, status, message) in cases {

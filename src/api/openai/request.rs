@@ -203,7 +203,11 @@ impl ChatCompletionRequest {
 
     /// The neutral request, with the tools that are left after the check of the model.
     pub(super) fn into_inference(self, tools: Vec<Box<RawValue>>, think: Think) -> Result<InferenceRequest, ApiError> {
-        let Options { mut sampling, mut load } = self.options.unwrap_or_else(|| Ok(Options::default()))?;
+        let Options {
+            mut sampling,
+            mut load,
+            thinking_budget,
+        } = self.options.unwrap_or_else(|| Ok(Options::default()))?;
         if let Some(tokens) = self.max_completion_tokens.or(self.max_tokens) {
             sampling.num_predict = Some(tokens);
         }
@@ -235,7 +239,7 @@ impl ChatCompletionRequest {
             load,
             format: self.format.into_format()?,
             think,
-            thinking_budget: None,
+            thinking_budget,
             keep_alive: self.keep_alive,
             truncate: true,
             shift: true,

@@ -22,8 +22,8 @@ use crate::{
     config::Config,
     hub::{HfName, Hub, HubError, LocalModel},
     inference::{
-        EmbedRequest, Embeddings, Event, Failure, InferenceRequest, KeepAlive, LoadOptions, Message, ModelCard,
-        ModelDetails, ModelFacts, Prompt, ResidentModel, TextToken,
+        Capability, EmbedRequest, Embeddings, Event, Failure, InferenceRequest, KeepAlive, LoadOptions, Message,
+        ModelCard, ModelDetails, ModelFacts, Prompt, ResidentModel, TextToken,
     },
     lifecycle::{Helper, JobStream, Lease, Lifecycle, Limits, Wanted},
     stdx::cpu::compute_threads,
@@ -141,6 +141,7 @@ impl HuggingFace {
                 kv_type_v: settings.kv_type_v,
                 mmap: settings.load.use_mmap.unwrap_or(engine.mmap),
                 check_tensors: engine.check_tensors,
+                embeds_only: !located.header.facts.capabilities.contains(&Capability::Completion),
             },
             needs_context: context_length,
             keep_alive,
