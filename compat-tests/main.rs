@@ -3,6 +3,7 @@
 mod chat;
 mod cli;
 mod clients;
+mod compatibility;
 mod concurrency;
 mod embeddings;
 mod harness;
@@ -13,3 +14,4 @@ mod reload;
 mod replay;
 mod scenarios;
 mod tidy;
+mod traps;

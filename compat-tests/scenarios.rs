@@ -20,8 +20,8 @@ use crate::harness::{
     tools_model,
 };
 
-/// The kind of fact that is kept: for each route, what was checked of it.
-pub(crate) const FACT: &str = "route";
+/// The kind of fact that is kept of each file: lines of a route and what was checked of it.
+pub(crate) const FACT: &str = "scenarios";
 
 /// Names the base URL of a real Ollama.
 const OLLAMA: &str = "OLLAMA_TEST_URL";
@@ -70,8 +70,9 @@ const ONE_JSON: &str = "application/json; charset=utf-8";
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct File {
-    /// What they have in common.
-    pub(crate) about: String,
+    /// What they have in common, for readers.
+    #[serde(rename = "about")]
+    _about: String,
     /// More lines for the daemon's configuration.
     #[serde(default)]
     config: String,
@@ -299,17 +300,15 @@ fn error_body(step: &Step, words: &str) -> String {
     escaped(json!({"error": words}))
 }
 
-/// The route of a step, as the table in `docs/compatibility.md` has it.
-fn route(step: &Step) -> String {
-    let (method, path) = step.send.split_once(' ').expect("a method and a path");
-    let path = path.split('?').next().unwrap_or_default();
-    if path.starts_with("/v1/models/") {
-        return format!("{method} /v1/models/{{model}}");
+/// The route of a request, as the table in `docs/compatibility.md` has it.
+pub(crate) fn route(request: &str) -> String {
+    let request = request.split('?').next().unwrap_or_default();
+    for (start, variable) in [("/v1/models/", "model"), ("/api/blobs/", "digest")] {
+        if let Some((method, _)) = request.split_once(start) {
+            return format!("{method}{start}{{{variable}}}");
+        }
     }
-    if path.starts_with("/api/blobs/") {
-        return format!("{method} /api/blobs/{{digest}}");
-    }
-    format!("{method} {path}")
+    request.to_owned()
 }
 
 fn run(name: &str) {
@@ -324,7 +323,7 @@ fn run(name: &str) {
     let config = format!("[engine]\nthreads = 1\ncontext_length = 2048\n{}", file.config);
     let daemon = setup.config(&config).start();
     let ours = Server::new(daemon.address(), NAMES.map(|(mark, ours, _)| (mark, ours)).into());
-    let mut routes: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut checked = Vec::new();
     let mut problems = String::new();
     for scenario in &file.scenarios {
         for step in &scenario.steps {
@@ -332,16 +331,14 @@ fn run(name: &str) {
                 let _ = writeln!(problems, "{}: {}\n    {difference}", scenario.what, step.send);
             }
         }
-        let first = scenario.steps.last().expect("a step");
-        routes.entry(route(first)).or_default().push(scenario.what.clone());
+        let first = scenario.steps.first().expect("a step");
+        checked.push(format!("{}\t{}", route(&first.send), scenario.what));
     }
     if let Ok(url) = std::env::var(OLLAMA) {
         compare_with_ollama(&url, &file);
     }
     assert!(problems.is_empty(), "{problems}\nthe daemon's log:\n{}", daemon.log());
-    for (route, checks) in routes {
-        facts::put(FACT, &format!("{name} {route}"), &checks);
-    }
+    facts::put(FACT, name, &checked);
 }
 
 /// Prints what a real Ollama answers otherwise. It may: that is what the reasons in the files are about.

@@ -92,6 +92,7 @@ mod tests {
         form
     }
 
+    // Trap 62
     #[test]
     fn the_model_is_found_behind_a_file_of_any_size() {
         for file_bytes in [

@@ -16,6 +16,7 @@ pub fn frame(json: impl AsRef<[u8]>) -> Bytes {
 
 #[cfg(test)]
 mod tests {
+    // Trap 3
     #[test]
     fn a_frame_ends_with_a_line_feed() {
         assert_eq!(super::frame("{}"), "{}\n");

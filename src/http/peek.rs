@@ -410,6 +410,7 @@ mod tests {
         scan_slice(body.as_bytes()).unwrap().model
     }
 
+    // Traps 27, 62
     #[test]
     fn the_model_is_found() {
         for (body, expected) in [

@@ -315,6 +315,7 @@ mod tests {
         ChatCompletionRequest::decode(json.as_bytes()).unwrap()
     }
 
+    // Trap 39
     #[test]
     fn absent_temperature_and_top_p_are_one_on_this_wire() {
         let request = decode("{}").into_inference(Vec::new(), Think::Unset).unwrap();
