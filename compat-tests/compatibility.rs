@@ -26,7 +26,8 @@ fn path() -> &'static Path {
 
 /// What a run has kept of a fact.
 fn fact(kind: &str, name: &str) -> Vec<String> {
-    facts::get(kind, name).unwrap_or_else(|| panic!("{name} has not been checked yet: `make compat` runs all tests first"))
+    facts::get(kind, name)
+        .unwrap_or_else(|| panic!("{name} has not been checked yet: `make compat` runs all tests first"))
 }
 
 fn cell(text: &str) -> String {
@@ -47,7 +48,11 @@ fn routes(out: &mut String) {
     }
     out.push_str("\n## Routes\n\n| route | recordings | scenarios |\n|---|---|---|\n");
     for (route, (recordings, checks)) in routes {
-        let recordings = if recordings == 0 { String::new() } else { recordings.to_string() };
+        let recordings = if recordings == 0 {
+            String::new()
+        } else {
+            recordings.to_string()
+        };
         let _ = writeln!(out, "| `{route}` | {recordings} | {} |", cell(&checks.join("; ")));
     }
 }

@@ -58,7 +58,10 @@ const MASKS: [(&str, &str); 17] = [
     (r#""request_id":"req_[0-9a-f]{24}""#, r#""request_id":"req_⟨i⟩""#),
     (r#""digest":"(sha256:)?[0-9a-f]{64}""#, r#""digest":"$1⟨64hex⟩""#),
     (r#"pulling [0-9a-f]{12}""#, r#"pulling ⟨12hex⟩""#),
-    (r#""(content|response|text|delta|thinking)":"(?:[^"\\]|\\.)+""#, r#""$1":"⟨text⟩""#),
+    (
+        r#""(content|response|text|delta|thinking)":"(?:[^"\\]|\\.)+""#,
+        r#""$1":"⟨text⟩""#,
+    ),
     (r"\[-?\d+(\.\d+)?(e-?\d+)?(,-?\d+(\.\d+)?(e-?\d+)?){7,}\]", "[⟨vector⟩]"),
     (r#""embedding":"[A-Za-z0-9+/]{20,}=*""#, r#""embedding":"⟨base64⟩""#),
     (r#""version":"\d+\.\d+\.\d+(-[^"]*)?""#, r#""version":"⟨v⟩""#),
@@ -138,7 +141,12 @@ impl File {
         };
         paths
             .iter()
-            .map(|path| (path.file_stem().expect("a name").to_string_lossy().into_owned(), read(path)))
+            .map(|path| {
+                (
+                    path.file_stem().expect("a name").to_string_lossy().into_owned(),
+                    read(path),
+                )
+            })
             .collect()
     }
 }
@@ -168,9 +176,9 @@ impl Server {
             Value::String(text) => text.clone(),
             json => json.to_string(),
         };
-        let whole = parts()
-            .into_iter()
-            .fold(text, |text, (mark, part)| text.replace(&format!("\"{mark}\""), &part.to_string()));
+        let whole = parts().into_iter().fold(text, |text, (mark, part)| {
+            text.replace(&format!("\"{mark}\""), &part.to_string())
+        });
         self.named(&whole)
     }
 
@@ -185,9 +193,9 @@ impl Server {
             .names
             .iter()
             .fold(body.to_owned(), |text, (mark, name)| text.replace(name, mark));
-        self.masks
-            .iter()
-            .fold(body, |text, (pattern, mask)| pattern.replace_all(&text, *mask).into_owned())
+        self.masks.iter().fold(body, |text, (pattern, mask)| {
+            pattern.replace_all(&text, *mask).into_owned()
+        })
     }
 
     fn send(&self, step: &Step) -> (Head, String) {
@@ -205,7 +213,11 @@ impl Server {
         let mut connection = Connection::open(self.address);
         connection.send(request);
         let head = connection.head();
-        let body = if step.send.starts_with("HEAD ") { Vec::new() } else { connection.body(&head) };
+        let body = if step.send.starts_with("HEAD ") {
+            Vec::new()
+        } else {
+            connection.body(&head)
+        };
         (head, String::from_utf8(body).expect("UTF-8"))
     }
 
@@ -227,7 +239,11 @@ impl Server {
             of_error.or_else(|| body_is_expected.then(|| ONE_JSON.to_owned()))
         });
         if let Some(expected) = &expected_type {
-            compare("content type", &Some(&**expected).filter(|kind| !kind.is_empty()), &content_type);
+            compare(
+                "content type",
+                &Some(&**expected).filter(|kind| !kind.is_empty()),
+                &content_type,
+            );
         }
         for (name, value) in &step.has {
             compare(name, &value.as_deref(), &head.header(name));
@@ -266,7 +282,11 @@ fn parts() -> [(&'static str, Value); 5] {
 
 /// The frames of a masked body, those that are alike once.
 fn frames_of(body: &str) -> Vec<&str> {
-    let end = if body.starts_with("data: ") || body.starts_with("event: ") { "\n\n" } else { "\n" };
+    let end = if body.starts_with("data: ") || body.starts_with("event: ") {
+        "\n\n"
+    } else {
+        "\n"
+    };
     let mut frames: Vec<&str> = body.split_inclusive(end).collect();
     frames.dedup();
     frames
@@ -287,11 +307,14 @@ fn error_body(step: &Step, words: &str) -> String {
     };
     let escaped = |value: Value| {
         let text = value.to_string();
-        text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
+        text.replace('<', "\\u003c")
+            .replace('>', "\\u003e")
+            .replace('&', "\\u0026")
     };
     if path.starts_with("/v1/messages") {
         let error = json!({"type": kind("api_error"), "message": words});
-        return escaped(json!({"type": "error", "error": error, "request_id": "req_⟨i⟩"})) + if step.late { "\n" } else { "" };
+        return escaped(json!({"type": "error", "error": error, "request_id": "req_⟨i⟩"}))
+            + if step.late { "\n" } else { "" };
     }
     if path.starts_with("/v1/") {
         let error = json!({"message": words, "type": kind("api_error"), "param": null, "code": null});
@@ -377,5 +400,17 @@ macro_rules! files {
 }
 
 files![
-    anthropic, chat, cors, decoding, embed, empty, generate, golden, models, openai, refused_tools, routing, values,
+    anthropic,
+    chat,
+    cors,
+    decoding,
+    embed,
+    empty,
+    generate,
+    golden,
+    models,
+    openai,
+    refused_tools,
+    routing,
+    values,
 ];

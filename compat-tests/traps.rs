@@ -67,7 +67,8 @@ fn answer(daemon: &Hubllama, path: &str, request: &Value) -> Value {
 fn bodies_of_many_megabytes_are_read() {
     let daemon = Setup::with_model().config(ENGINE).start();
     // Read to its end, since the word that it is refused for stands there.
-    let request = json!({"model": MODEL, "messages": [{"role": "user", "content": "x".repeat(24 << 20)}], "think": "hard"});
+    let request =
+        json!({"model": MODEL, "messages": [{"role": "user", "content": "x".repeat(24 << 20)}], "think": "hard"});
     let (head, body) = daemon.post("/api/chat", &request);
     assert_eq!(head.status(), 400, "{body}");
     assert!(body.contains("invalid think value"), "{body}");
@@ -83,11 +84,21 @@ fn frames_are_short_and_hold_no_error_and_the_last_one_is_done() {
     });
     let mut stream = Stream::open(&daemon, "/api/generate", &request);
     let lines: Vec<String> = std::iter::from_fn(|| stream.line()).collect();
-    assert!(lines.iter().all(|line| !line.is_empty() && line.len() < 1 << 20), "{lines:#?}");
-    let frames: Vec<Value> = lines.iter().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert!(
+        lines.iter().all(|line| !line.is_empty() && line.len() < 1 << 20),
+        "{lines:#?}"
+    );
+    let frames: Vec<Value> = lines
+        .iter()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
     assert!(frames.iter().all(|frame| frame.get("error").is_none()), "{frames:#?}");
     let done: Vec<bool> = frames.iter().map(|frame| frame["done"] == true).collect();
-    assert_eq!(done.iter().position(|done| *done), Some(frames.len() - 1), "{frames:#?}");
+    assert_eq!(
+        done.iter().position(|done| *done),
+        Some(frames.len() - 1),
+        "{frames:#?}"
+    );
 }
 
 // Traps 7, 8, 66
@@ -109,8 +120,15 @@ fn calls_have_ids_of_their_own_in_every_dialect_and_none_of_their_text_gets_out(
         calls.iter().filter_map(id).collect()
     };
     assert_eq!((calls.len(), ids_of(&calls).len()), (2, 2), "{frames:#?}");
-    assert!(calls.iter().all(|call| call["function"]["arguments"].is_object()), "{calls:?}");
-    let leaked = |frame: &Value| frame["message"]["content"].as_str().is_some_and(|text| text.contains("tool_call"));
+    assert!(
+        calls.iter().all(|call| call["function"]["arguments"].is_object()),
+        "{calls:?}"
+    );
+    let leaked = |frame: &Value| {
+        frame["message"]["content"]
+            .as_str()
+            .is_some_and(|text| text.contains("tool_call"))
+    };
     assert!(!frames.iter().any(leaked), "{frames:#?}");
 
     let openai = json!({
@@ -118,9 +136,16 @@ fn calls_have_ids_of_their_own_in_every_dialect_and_none_of_their_text_gets_out(
         "temperature": 0, "max_tokens": 90,
     });
     let whole = answer(&daemon, "/v1/chat/completions", &openai);
-    let calls: Vec<&Value> = whole["choices"][0]["message"]["tool_calls"].as_array().into_iter().flatten().collect();
+    let calls: Vec<&Value> = whole["choices"][0]["message"]["tool_calls"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .collect();
     assert_eq!((calls.len(), ids_of(&calls).len()), (2, 2), "{whole}");
-    assert!(calls.iter().all(|call| call["function"]["arguments"].is_string()), "{whole}");
+    assert!(
+        calls.iter().all(|call| call["function"]["arguments"].is_string()),
+        "{whole}"
+    );
 
     let mut function = tool()["function"].take();
     let schema = function["parameters"].take();
@@ -176,7 +201,11 @@ fn no_request_with_an_hf_name_reaches_ollama() {
     ];
     for (method, path) in routes {
         // The last of several keys is the one that counts, in any case.
-        let (head, body) = daemon.request(method, path, r#"{"model":"llama3.2","MODEL":" HF:nobody/none-GGUF:Q4_0"}"#);
+        let (head, body) = daemon.request(
+            method,
+            path,
+            r#"{"model":"llama3.2","MODEL":" HF:nobody/none-GGUF:Q4_0"}"#,
+        );
         assert_ne!(head.status(), 502, "{path}: {body}");
     }
     for body in [
@@ -218,17 +247,28 @@ fn repetition_costs_nothing_unless_a_request_says_so() {
 #[test]
 fn a_model_that_the_configuration_names_is_listed_before_it_is_there() {
     let named = "hf:nobody/later-GGUF:Q4_0";
-    let daemon = Setup::default().config(&format!("[aliases]\nlater = \"{named}\"\n")).start();
+    let daemon = Setup::default()
+        .config(&format!("[aliases]\nlater = \"{named}\"\n"))
+        .start();
     let tags = daemon.get_json("/api/tags");
-    let names: Vec<&Value> = tags["models"].as_array().into_iter().flatten().map(|entry| &entry["name"]).collect();
-    assert!(names.contains(&&json!(named)) && names.contains(&&json!("later:latest")), "{tags}");
+    let names: Vec<&Value> = tags["models"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|entry| &entry["name"])
+        .collect();
+    assert!(
+        names.contains(&&json!(named)) && names.contains(&&json!("later:latest")),
+        "{tags}"
+    );
 }
 
 // Trap 67
 #[test]
 fn the_next_turn_evaluates_only_what_is_new() {
     let daemon = Setup::with_model().config(ENGINE).start();
-    let mut messages = vec![json!({"role": "user", "content": "The quick brown fox jumps over the lazy dog. ".repeat(40)})];
+    let mut messages =
+        vec![json!({"role": "user", "content": "The quick brown fox jumps over the lazy dog. ".repeat(40)})];
     let turn = |messages: &[Value]| {
         let request = json!({
             "model": MODEL, "messages": messages, "stream": false, "options": {"temperature": 0, "num_predict": 8},
@@ -241,6 +281,9 @@ fn the_next_turn_evaluates_only_what_is_new() {
     let number = |reply: &Value, key: &str| reply[key].as_u64().expect("a number");
     // The count is of the whole prompt; the time tells what was evaluated.
     assert!(number(&second, "prompt_eval_count") > number(&first, "prompt_eval_count") + 8);
-    let (first, second) = (number(&first, "prompt_eval_duration"), number(&second, "prompt_eval_duration"));
+    let (first, second) = (
+        number(&first, "prompt_eval_duration"),
+        number(&second, "prompt_eval_duration"),
+    );
     assert!(second < first / 3, "{second} ns after {first} ns");
 }

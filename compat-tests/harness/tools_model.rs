@@ -24,7 +24,8 @@ pub(crate) const FILE: &str = "tools-Q4_1.gguf";
 const TEMPLATE: &str = include_str!("../../fixtures/templates/tools-and-thinking.jinja");
 
 /// One call, as the template has it; `CITY` is the one that was asked about.
-pub(crate) const CALL: &str = "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"CITY\"}}\n</tool_call>";
+pub(crate) const CALL: &str =
+    "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"CITY\"}}\n</tool_call>";
 /// A thought and an answer.
 pub(crate) const THOUGHT: &str = "<think>\nThe user asks about CITY.\n</think>\n\nIt is sunny.";
 
@@ -41,7 +42,9 @@ pub(crate) fn history(answer: &str) -> Json {
             json!({"role": "assistant", "content": answer.replace("CITY", city)}),
         ]
     });
-    turns.chain([json!({"role": "user", "content": "Weather in Paris?"})]).collect()
+    turns
+        .chain([json!({"role": "user", "content": "Weather in Paris?"})])
+        .collect()
 }
 
 /// The tool that is called.

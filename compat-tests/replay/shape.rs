@@ -5,7 +5,7 @@ use regex::Regex;
 use serde_json::Value;
 
 /// Keys whose strings are the model's words, a time, a hash, or facts of the one model that was recorded.
-const FREE_KEYS: [&str; 14] = [
+const FREE_KEYS: [&str; 18] = [
     "content",
     "response",
     "thinking",
@@ -20,13 +20,17 @@ const FREE_KEYS: [&str; 14] = [
     "template",
     "version",
     "owned_by",
+    "text",
+    "delta",
+    "partial_json",
+    "embedding",
 ];
 
-/// Objects whose members' strings are facts of the model.
-const FREE_OBJECTS: [&str; 2] = ["model_info", "tensors"];
+/// Objects whose members' strings are facts of the model, or its words.
+const FREE_OBJECTS: [&str; 4] = ["model_info", "tensors", "arguments", "input"];
 
 /// Beginnings of generated ids.
-const IDS: [&str; 2] = ["chatcmpl-", "call_"];
+const IDS: [&str; 8] = ["chatcmpl-", "cmpl-", "call_", "msg_", "req_", "resp_", "fc_", "rs_"];
 
 /// Why an answer ended: where the model had other words, it may have come to an end of its own.
 const ENDS: [&str; 2] = ["stop", "length"];
@@ -40,7 +44,11 @@ pub(super) fn kinds(content_type: Option<&str>, body: &str, without: &[&str]) ->
     let content_type = content_type.unwrap_or_default();
     let frames: Vec<(&str, &str)> = if content_type == "text/event-stream" {
         body.split_inclusive("\n\n")
-            .map(|event| event.strip_prefix("data: ").unwrap_or(event))
+            .map(|event| match event.split_once("data: ") {
+                // The name of an event stands in its data too.
+                Some((before, data)) if before.is_empty() || before.starts_with("event: ") => data,
+                _ => event,
+            })
             .map(|event| event.split_at(event.trim_end().len()))
             .collect()
     } else if content_type == "application/x-ndjson" {
@@ -64,7 +72,7 @@ pub(super) fn kinds(content_type: Option<&str>, body: &str, without: &[&str]) ->
 }
 
 fn shape(value: &Value, key: &str, is_free: bool, without: &[&str]) -> String {
-    let is_free = is_free || FREE_KEYS.contains(&key) || FREE_OBJECTS.contains(&key);
+    let is_free = is_free || FREE_OBJECTS.contains(&key);
     match value {
         Value::Object(map) => {
             let members: Vec<String> = map
@@ -84,11 +92,15 @@ fn shape(value: &Value, key: &str, is_free: bool, without: &[&str]) -> String {
             }
             format!("[{}]", shapes.join(", "))
         }
-        Value::String(text) if is_free || IDS.iter().any(|start| text.starts_with(start)) => "text".to_owned(),
+        Value::String(text)
+            if is_free || FREE_KEYS.contains(&key) || IDS.iter().any(|start| text.starts_with(start)) =>
+        {
+            "text".to_owned()
+        }
         Value::String(text) if matches!(key, "done_reason" | "finish_reason") && ENDS.contains(&text.as_str()) => {
             "ended".to_owned()
         }
-        Value::String(text) if key == "error" => format!("{:?}", sentence(text)),
+        Value::String(text) if matches!(key, "error" | "message") => format!("{:?}", sentence(text)),
         Value::Number(_) => "number".to_owned(),
         other => other.to_string(),
     }

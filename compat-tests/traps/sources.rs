@@ -36,11 +36,19 @@ pub(super) fn named() -> Vec<(u8, String)> {
         let shown = path.strip_prefix(root).expect("below the root");
         let shown = shown.strip_prefix("compat-tests").unwrap_or(shown).display();
         let lines: Vec<&str> = text.lines().collect();
-        for (at, numbers) in lines.iter().enumerate().filter_map(|(at, line)| Some((at, comment.captures(line)?))) {
-            let below = lines[at + 1..].iter().position(|line| name.is_match(line)).map(|below| at + 1 + below);
+        for (at, numbers) in lines
+            .iter()
+            .enumerate()
+            .filter_map(|(at, line)| Some((at, comment.captures(line)?)))
+        {
+            let below = lines[at + 1..]
+                .iter()
+                .position(|line| name.is_match(line))
+                .map(|below| at + 1 + below);
             // A few attributes may stand between, nothing else.
             let test = below.filter(|below| {
-                below - at <= 4 && (attribute.is_empty() || lines[at + 1..*below].iter().any(|line| line.contains(attribute)))
+                below - at <= 4
+                    && (attribute.is_empty() || lines[at + 1..*below].iter().any(|line| line.contains(attribute)))
             });
             let test = test.unwrap_or_else(|| panic!("{shown}:{}: no test follows this comment", at + 1));
             let test = name.captures(lines[test]).expect("it matched")[1].replace('_', " ");
