@@ -5,9 +5,9 @@ use regex::Regex;
 use serde_json::Value;
 
 /// Keys whose strings are the model's words, a time, a hash, or facts of the one model that was recorded.
-const FREE_KEYS: [&str; 18] = [
+const FREE_KEYS: [&str; 16] = [
     "content",
-    "response",
+    "encrypted_content",
     "thinking",
     "reasoning",
     "token",
@@ -20,17 +20,18 @@ const FREE_KEYS: [&str; 18] = [
     "template",
     "version",
     "owned_by",
-    "text",
-    "delta",
     "partial_json",
     "embedding",
 ];
+
+/// Keys whose strings are the model's words where they are strings; objects of the same name hold words of the wire.
+const WORDS: [&str; 3] = ["delta", "response", "text"];
 
 /// Objects whose members' strings are facts of the model, or its words.
 const FREE_OBJECTS: [&str; 4] = ["model_info", "tensors", "arguments", "input"];
 
 /// Beginnings of generated ids.
-const IDS: [&str; 8] = ["chatcmpl-", "cmpl-", "call_", "msg_", "req_", "resp_", "fc_", "rs_"];
+const IDS: [&str; 8] = ["chatcmpl-", "cmpl-", "call_", "resp_", "msg_", "rs_", "fc_", "req_"];
 
 /// Why an answer ended: where the model had other words, it may have come to an end of its own.
 const ENDS: [&str; 2] = ["stop", "length"];
@@ -42,29 +43,29 @@ const CUT: &str = "*cut";
 /// one of `without` are left out, wherever they are.
 pub(super) fn kinds(content_type: Option<&str>, body: &str, without: &[&str]) -> Vec<String> {
     let content_type = content_type.unwrap_or_default();
-    let frames: Vec<(&str, &str)> = if content_type == "text/event-stream" {
-        body.split_inclusive("\n\n")
-            .map(|event| match event.split_once("data: ") {
-                // The name of an event stands in its data too.
-                Some((before, data)) if before.is_empty() || before.starts_with("event: ") => data,
-                _ => event,
-            })
-            .map(|event| event.split_at(event.trim_end().len()))
-            .collect()
+    let are_events = content_type == "text/event-stream";
+    let frames: Vec<&str> = if are_events {
+        body.split_inclusive("\n\n").collect()
     } else if content_type == "application/x-ndjson" {
-        body.split_inclusive('\n')
-            .map(|line| line.split_at(line.trim_end().len()))
-            .collect()
+        body.split_inclusive('\n').collect()
     } else if content_type.starts_with("application/json") {
-        vec![body.split_at(body.trim_end().len())]
+        vec![body]
     } else {
         return vec![body.to_owned()];
     };
     let mut kinds: Vec<String> = frames
         .into_iter()
-        .map(|(frame, end)| match serde_json::from_str(frame) {
-            Ok(value) => format!("{}{}", shape(&value, "", false, without), end.escape_debug()),
-            Err(_) => format!("{frame}{}", end.escape_debug()),
+        .map(|frame| {
+            // Of an event, its name and what comes with it.
+            let (name, frame) = match frame.split_once("data: ") {
+                Some((name, data)) if are_events => (name, data),
+                _ => ("", frame),
+            };
+            let (frame, end) = frame.split_at(frame.trim_end().len());
+            match serde_json::from_str(frame) {
+                Ok(value) => format!("{name}{}{}", shape(&value, "", false, without), end.escape_debug()),
+                Err(_) => format!("{name}{frame}{}", end.escape_debug()),
+            }
         })
         .collect();
     kinds.dedup();
@@ -92,11 +93,8 @@ fn shape(value: &Value, key: &str, is_free: bool, without: &[&str]) -> String {
             }
             format!("[{}]", shapes.join(", "))
         }
-        Value::String(text)
-            if is_free || FREE_KEYS.contains(&key) || IDS.iter().any(|start| text.starts_with(start)) =>
-        {
-            "text".to_owned()
-        }
+        Value::String(_) if WORDS.contains(&key) => "text".to_owned(),
+        Value::String(text) if is_free || FREE_KEYS.contains(&key) || IDS.iter().any(|start| text.starts_with(start)) => "text".to_owned(),
         Value::String(text) if matches!(key, "done_reason" | "finish_reason") && ENDS.contains(&text.as_str()) => {
             "ended".to_owned()
         }

@@ -122,7 +122,7 @@ impl Api {
         }
         // Upstream words the error for a request that names nobody; only where it is away, ours has to do.
         let own_answer = match spooled.as_slice() {
-            Some(bytes) if is_nameless => nameless::answer(endpoint, bytes),
+            Some(bytes) if is_nameless => nameless::answer(endpoint, &parts.headers, bytes),
             _ => None,
         };
         let response = self

@@ -1,4 +1,5 @@
-//! The `model` field of a multipart form (RFC 7578). The form itself is not parsed here; only who answers is decided.
+//! Multipart forms (RFC 7578): the `model` field of one that is still being read, which decides who answers it, and the
+//! parts of one that is in memory.
 
 use std::io::Read;
 
@@ -75,6 +76,66 @@ fn model_of_part(part: &[u8]) -> Option<String> {
         .filter(|name| !name.trim().is_empty())
 }
 
+/// Parts of one form.
+const MAX_PARTS: usize = 1000;
+
+/// One part of a form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part<'a> {
+    /// The field's name.
+    pub(crate) name: &'a str,
+    /// Whether it is a file.
+    pub(crate) is_file: bool,
+    /// What it holds.
+    pub(crate) bytes: &'a [u8],
+}
+
+/// The parts of a whole form; `None` if it breaks off, or has more than anybody sends.
+pub(crate) fn parts<'a>(form: &'a [u8], boundary: &str) -> Option<Vec<Part<'a>>> {
+    let delimiter = format!("\r\n--{boundary}");
+    // What precedes the first delimiter is no part, and neither is the line break before it.
+    let first = delimiter[2..].as_bytes();
+    let mut rest = if form.starts_with(first) {
+        &form[first.len()..]
+    } else {
+        &form[find(form, delimiter.as_bytes())? + delimiter.len()..]
+    };
+    let mut parts = Vec::new();
+    while !rest.starts_with(b"--") {
+        let content = &rest[find(rest, b"\r\n")? + 2..];
+        let end = find(content, delimiter.as_bytes())?;
+        if parts.len() == MAX_PARTS {
+            return None;
+        }
+        parts.extend(part(&content[..end]));
+        rest = &content[end + delimiter.len()..];
+    }
+    Some(parts)
+}
+
+/// A part; `None` if it has no name.
+fn part(content: &[u8]) -> Option<Part<'_>> {
+    let head_end = find(&content[..content.len().min(MAX_PART_HEADER_BYTES)], b"\r\n\r\n")?;
+    let head = std::str::from_utf8(&content[..head_end]).ok()?;
+    let disposition = head.lines().find(|line| {
+        line.get(.."content-disposition:".len())
+            .is_some_and(|start| start.eq_ignore_ascii_case("content-disposition:"))
+    })?;
+    let parameter = |wanted: &str| {
+        disposition.split(';').find_map(|parameter| {
+            let (key, value) = parameter.split_once('=')?;
+            key.trim()
+                .eq_ignore_ascii_case(wanted)
+                .then_some(value.trim().trim_matches('"'))
+        })
+    };
+    Some(Part {
+        name: parameter("name")?,
+        is_file: parameter("filename").is_some(),
+        bytes: &content[head_end + 4..],
+    })
+}
+
 fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
     memchr::memmem::find(haystack, needle)
 }
@@ -112,6 +173,39 @@ mod tests {
         }
         assert_eq!(model(&form(10)[..], "AB"), None);
         assert_eq!(model(&b""[..], "XY"), None);
+    }
+
+    #[test]
+    fn a_whole_form_has_its_parts() {
+        let form = form(3);
+        let expected = [
+            Part {
+                name: "file",
+                is_file: true,
+                bytes: b"---",
+            },
+            Part {
+                name: "model",
+                is_file: false,
+                bytes: b"hf:o/r:Q4",
+            },
+        ];
+        assert_eq!(parts(&form, "XY").unwrap(), expected);
+        let with_preamble = [b"preamble\r\n", &form[..]].concat();
+        assert_eq!(parts(&with_preamble, "XY").unwrap(), expected);
+        assert_eq!(parts(b"--XY--\r\n", "XY"), Some(Vec::new()));
+        assert_eq!(parts(&form[..form.len() - 8], "XY"), None);
+        assert_eq!(parts(&form, "AB"), None);
+        assert_eq!(parts(b"", "XY"), None);
+        let empty = b"--XY\r\ncontent-disposition: form-data; name=\"file\"; filename=\"\"\r\n\r\n\r\n--XY--";
+        assert_eq!(
+            parts(empty, "XY").unwrap(),
+            [Part {
+                name: "file",
+                is_file: true,
+                bytes: b""
+            }]
+        );
     }
 
     #[test]

@@ -487,20 +487,6 @@ async fn openai_errors_differ_by_who_found_them() {
         ),
     )
     .await;
-    check(
-        FakeProvider::new(simple()),
-        Endpoint::OpenAiEmbeddings,
-        &body(""),
-        (
-            501,
-            UTF8,
-            &shim(
-                "hf:o/r is not served on this route: it is not implemented for hf: models yet",
-                "api_error",
-            ),
-        ),
-    )
-    .await;
 }
 
 #[tokio::test]
