@@ -3,9 +3,9 @@
 mod chat;
 mod cli;
 mod clients;
+mod compatibility;
 mod concurrency;
 mod embeddings;
-mod golden;
 mod harness;
 mod honest_v1;
 mod hub;
@@ -13,4 +13,6 @@ mod lifecycle;
 mod passthrough;
 mod reload;
 mod replay;
+mod scenarios;
 mod tidy;
+mod traps;

@@ -1,5 +1,7 @@
 //! Where a model of ours answers otherwise than Ollama did, on purpose.
 
+use std::fmt;
+
 /// What differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Differs {
@@ -9,6 +11,16 @@ pub(super) enum Differs {
     Keys(&'static [&'static str]),
     /// More than that.
     Whole,
+}
+
+impl fmt::Display for Differs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Words => f.write_str("the words of the error"),
+            Self::Keys(keys) => write!(f, "`{}`", keys.join("`, `")),
+            Self::Whole => f.write_str("the reply"),
+        }
+    }
 }
 
 const PLAIN_NAME: &str = "a plain name is Ollama's, and here none answers";

@@ -268,6 +268,7 @@ mod tests {
         model(form, "XY")
     }
 
+    // Trap 62
     #[test]
     fn the_model_is_found_before_and_behind_a_file_of_any_size() {
         for file_bytes in [

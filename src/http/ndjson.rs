@@ -98,6 +98,7 @@ mod tests {
         Lines::new(body::stream(stream::iter(chunks)), limit)
     }
 
+    // Trap 3
     #[test]
     fn a_frame_ends_with_a_line_feed() {
         assert_eq!(super::frame("{}"), "{}\n");

@@ -481,6 +481,7 @@ mod tests {
         );
     }
 
+    // Trap 65
     #[test]
     fn an_error_in_the_stream_is_an_event_of_its_own() {
         let mut out = Vec::new();

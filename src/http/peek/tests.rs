@@ -6,6 +6,7 @@ fn model(body: &str) -> Option<String> {
     scan_slice(body.as_bytes()).unwrap().model
 }
 
+// Traps 27, 62
 #[test]
 fn the_model_is_found() {
     for (body, expected) in [
