@@ -22,7 +22,7 @@ use crate::{
         stream,
     },
     http::body::Body,
-    inference::ToolChoice,
+    inference::{InferenceRequest, Prompt, ToolChoice},
     provider::Call,
 };
 
@@ -69,8 +69,11 @@ async fn answer(
     let mut ignored = std::mem::take(&mut request.common.ignored);
     let tools = shown_tools(&model, call, tools, &mut ignored)?;
     let (streams, include_usage) = (request.common.stream, request.common.include_usage);
-    let count = request.common.choices()?;
+    let (count, only_renders) = (request.common.choices()?, request.only_renders);
     let inference = request.into_inference(tools, think)?;
+    if only_renders {
+        return render(call, &model, inference).await;
+    }
     model.note_dropped(&inference, &mut ignored);
     let requests = choices::repeat(inference, count);
     let pending = choices::start(&model, call, requests);
@@ -84,6 +87,22 @@ async fn answer(
     };
     reply::mark_ignored(response.headers_mut(), &ignored);
     Ok(response)
+}
+
+/// The prompt that the model would be given, in one piece also where a stream was asked for.
+async fn render(call: &Call, model: &Model, inference: InferenceRequest) -> Result<Response<Body>, ApiError> {
+    let images = match &inference.prompt {
+        Prompt::Chat { messages, .. } => messages.iter().map(|message| message.media.len()).sum(),
+        Prompt::Raw { .. } | Prompt::Infill { .. } => 0,
+    };
+    let prompt = model
+        .provider
+        .render(call, &model.name, inference)
+        .await
+        .map_err(|failure| model.failure(failure))?;
+    let created = listing::unix_seconds(SystemTime::now());
+    let bytes = Chunks::new(model.requested.clone(), false, created, 1).rendered(prompt, images);
+    Ok(reply::bytes(StatusCode::OK, JSON, bytes))
 }
 
 /// The tools that this model is shown. Where it knows none and they are left out, there is nothing to choose either.

@@ -82,6 +82,16 @@ struct Completion<'a> {
     system_fingerprint: &'static str,
     choices: Vec<Choice>,
     usage: WireUsage,
+    #[serde(rename = "_debug_info", skip_serializing_if = "Option::is_none")]
+    debug_info: Option<DebugInfo>,
+}
+
+/// What a model would have been given.
+#[derive(Serialize)]
+struct DebugInfo {
+    rendered_template: String,
+    #[serde(skip_serializing_if = "is_zero")]
+    image_count: usize,
 }
 
 #[derive(Serialize)]
@@ -164,7 +174,31 @@ impl Chunks {
                 logprobs: wire_logprobs(answer.logprobs),
             });
         }
-        let completion = Completion {
+        self.encode_whole(choices, None)
+    }
+
+    /// The prompt instead of an answer to it.
+    pub(super) fn rendered(self, prompt: String, images: usize) -> Vec<u8> {
+        let choice = Choice {
+            index: 0,
+            message: WireMessage {
+                role: "",
+                content: String::new(),
+                reasoning: String::new(),
+                tool_calls: Vec::new(),
+            },
+            finish_reason: None,
+            logprobs: None,
+        };
+        let debug_info = DebugInfo {
+            rendered_template: prompt,
+            image_count: images,
+        };
+        self.encode_whole(vec![choice], Some(debug_info))
+    }
+
+    fn encode_whole(&self, choices: Vec<Choice>, debug_info: Option<DebugInfo>) -> Vec<u8> {
+        let mut bytes = reply::encode(&Completion {
             id: &self.id,
             object: "chat.completion",
             created: self.created,
@@ -172,8 +206,8 @@ impl Chunks {
             system_fingerprint: FINGERPRINT,
             choices,
             usage: usage(self.bill.total()),
-        };
-        let mut bytes = reply::encode(&completion);
+            debug_info,
+        });
         bytes.push(b'\n');
         bytes
     }
@@ -311,6 +345,11 @@ impl Encoder<ChoiceEvent> for Chunks {
     fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>) {
         out.extend_from_slice(&sse::data(reply::encode(&envelope(error))));
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 fn finish_reason(reason: FinishReason, has_calls: bool) -> &'static str {
@@ -482,6 +521,14 @@ mod tests {
     }
 
     // Trap 65
+    #[test]
+    fn a_rendered_prompt_is_shown_as_debug_information() {
+        assert_eq!(
+            String::from_utf8(chunks(false).rendered("<p>".into(), 0)).unwrap(),
+            "{\"id\":\"chatcmpl-7\",\"object\":\"chat.completion\",\"created\":9,\"model\":\"m\",\"system_fingerprint\":\"fp_ollama\",\"choices\":[{\"index\":0,\"message\":{\"role\":\"\",\"content\":\"\"},\"finish_reason\":null}],\"usage\":{\"prompt_tokens\":0,\"completion_tokens\":0,\"total_tokens\":0},\"_debug_info\":{\"rendered_template\":\"\\u003cp\\u003e\"}}\n"
+        );
+    }
+
     #[test]
     fn an_error_in_the_stream_is_an_event_of_its_own() {
         let mut out = Vec::new();

@@ -43,6 +43,8 @@ pub(super) struct ChatCompletionRequest {
     format: FormatField,
     logprobs: bool,
     top_logprobs: Option<i64>,
+    /// Show the rendered prompt instead of answering it.
+    pub(super) only_renders: bool,
 }
 
 /// Tools as the model is to see them.
@@ -71,6 +73,7 @@ impl ChatCompletionRequest {
             format: FormatField::Unset,
             logprobs: false,
             top_logprobs: None,
+            only_renders: false,
         };
         for (key, node) in entries_of(body, "openai.ChatCompletionRequest")? {
             let key = key.to_ascii_lowercase();
@@ -101,6 +104,7 @@ impl ChatCompletionRequest {
             "stop" => self.common.stop = stops(node, |_| Ok(()))?,
             "logprobs" => node.read_bool(&mut self.logprobs, Field(ROOT, "logprobs"))?,
             "top_logprobs" => node.read_int(&mut self.top_logprobs, Field(ROOT, "top_logprobs"))?,
+            "_debug_render_only" => node.read_bool(&mut self.only_renders, Field(ROOT, "_debug_render_only"))?,
             _ => {
                 if let Some(name) = WITHOUT_EFFECT.iter().find(|name| **name == key)
                     && node != Node::Null

@@ -448,6 +448,23 @@ async fn tools_of_a_model_without_are_left_out_and_their_choice_with_them() {
 }
 
 #[tokio::test]
+async fn a_prompt_can_be_looked_at() {
+    let house = simple(TEXT);
+    let reply = house
+        .ask(
+            Endpoint::OpenAiChat,
+            r#","messages":[{"role":"user","content":[{"type":"text","text":"x"},{"type":"image_url","image_url":"data:;base64,aGk="}]}],"stream":true,"_debug_render_only":true"#,
+        )
+        .await;
+    assert_eq!((reply.status, reply.kind()), (200, HANDLER));
+    assert_eq!(
+        reply.json()["_debug_info"].to_string(),
+        r#"{"rendered_template":"x\n","image_count":1}"#
+    );
+    assert!(house.provider.asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn reasoning_is_asked_for_in_many_ways() {
     let high = Think::Level(ThinkLevel::High);
     for (fields, able, unable) in [

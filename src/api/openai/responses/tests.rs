@@ -1,6 +1,7 @@
 //! The order of events, and what whole responses hold.
 
 use futures_util::{StreamExt, stream};
+use proptest::prelude::*;
 use serde_json::Value;
 
 use super::{echo::Echo, events::Events, whole};
@@ -311,4 +312,68 @@ async fn a_whole_response_without_words_has_an_empty_message() {
 async fn a_whole_response_that_breaks_off_is_an_error() {
     let steps = stream::iter([Ok(text("a"))]).boxed();
     assert!(whole(steps, &Echo::default(), "resp_7".into()).await.is_err());
+}
+
+/// Thoughts, text and calls of the last event's response, ids left out.
+fn content(events: &[(String, String)]) -> Vec<String> {
+    output(events)
+        .into_iter()
+        .map(|mut item| {
+            item.as_object_mut().unwrap().remove("id");
+            item.to_string()
+        })
+        .collect()
+}
+
+proptest! {
+    #[test]
+    fn the_output_does_not_depend_on_how_the_answer_was_cut(
+        parts in proptest::collection::vec((0..3u8, "[ \n]{0,2}[a-zé]{0,4}[ \n]{0,2}"), 0..8),
+        cuts in proptest::collection::vec(any::<bool>(), 64),
+    ) {
+        // Neighbours of one kind are one, whoever cut them.
+        let mut joined: Vec<(u8, String)> = Vec::new();
+        for (kind, words) in parts {
+            match joined.last_mut() {
+                Some((last, text)) if *last == kind && kind < 2 => text.push_str(&words),
+                _ => joined.push((kind, words)),
+            }
+        }
+        let event = |kind: u8, words: &str| match kind {
+            0 => text(words),
+            1 => thinking(words),
+            _ => calls(&[("c", "f", "{}")]),
+        };
+        let whole = joined.iter().map(|(kind, words)| event(*kind, words));
+        let mut cut = Vec::new();
+        let mut cuts = cuts.into_iter().cycle();
+        for (kind, words) in &joined {
+            if *kind == 2 {
+                cut.push(event(2, ""));
+                continue;
+            }
+            let mut piece = String::new();
+            for character in words.chars() {
+                piece.push(character);
+                if cuts.next() == Some(true) {
+                    cut.push(event(*kind, &std::mem::take(&mut piece)));
+                }
+            }
+            cut.push(event(*kind, &piece));
+        }
+        let whole = events_of(whole.chain([end()]).collect(), None);
+        let cut = events_of(cut.into_iter().chain([end()]).collect(), None);
+        prop_assert_eq!(content(&whole), content(&cut));
+        // What the deltas say is what the items hold in the end.
+        let said: String = cut
+            .iter()
+            .filter(|(name, _)| name == "response.output_text.delta")
+            .map(|(_, data)| json(data)["delta"].as_str().unwrap().to_owned())
+            .collect();
+        let held: String = output(&cut)
+            .iter()
+            .filter_map(|item| item["content"][0]["text"].as_str())
+            .collect();
+        prop_assert_eq!(said, held);
+    }
 }
