@@ -3,13 +3,16 @@
 mod chat;
 mod cli;
 mod clients;
+mod compatibility;
 mod concurrency;
 mod embeddings;
-mod golden;
 mod harness;
+mod honest_v1;
 mod hub;
 mod lifecycle;
 mod passthrough;
 mod reload;
 mod replay;
+mod scenarios;
 mod tidy;
+mod traps;

@@ -71,6 +71,7 @@ async fn answer(
     let (streams, include_usage) = (request.common.stream, request.common.include_usage);
     let (count, only_renders) = (request.common.choices()?, request.only_renders);
     let inference = request.into_inference(tools, think)?;
+    model.note_dropped(&inference, &mut ignored);
     let created = listing::unix_seconds(SystemTime::now());
     let chunks = Chunks::new(model.requested.clone(), include_usage, created, count);
     let mut response = if only_renders {

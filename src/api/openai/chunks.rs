@@ -520,6 +520,7 @@ mod tests {
         );
     }
 
+    // Trap 65
     #[test]
     fn a_rendered_prompt_is_shown_as_debug_information() {
         assert_eq!(

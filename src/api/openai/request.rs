@@ -191,6 +191,7 @@ mod tests {
         request.into_inference(tools, Think::Unset).unwrap()
     }
 
+    // Trap 39
     #[test]
     fn absent_temperature_and_top_p_are_one_on_this_wire() {
         let sampling = inference("{}").sampling;
