@@ -13,3 +13,4 @@ mod passthrough;
 mod reload;
 mod replay;
 mod tidy;
+mod tokens;
