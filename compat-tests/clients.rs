@@ -49,7 +49,9 @@ fn scripts() -> PathBuf {
 fn prepared(variable: &str) -> Option<OsString> {
     let found = env::var_os(variable).filter(|path| Path::new(path).exists());
     if found.is_none() {
-        println!("skipped: {variable} names nothing that is there; `make test` prepares it, and says why where it cannot");
+        println!(
+            "skipped: {variable} names nothing that is there; `make test` prepares it, and says why where it cannot"
+        );
     }
     found
 }
@@ -87,7 +89,10 @@ fn start() -> (FakeHub, Hubllama) {
     let sha256 = hub.add("Example-Org/Pulled-GGUF", "pulled-Q4_1.gguf", Source::Path(gguf()));
     assert_eq!(sha256, MODEL_SHA256);
     let setup = Setup::with_model().with_tools().with_minilm();
-    let daemon = setup.hub(hub.url()).config("[engine]\nthreads = 1\ncontext_length = 2048\n").start();
+    let daemon = setup
+        .hub(hub.url())
+        .config("[engine]\nthreads = 1\ncontext_length = 2048\n")
+        .start();
     (hub, daemon)
 }
 

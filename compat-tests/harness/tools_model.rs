@@ -11,6 +11,7 @@ use std::{
 };
 
 use hubllama::gguf::{Header, Plan, TensorSpec, Value};
+use serde_json::{Value as Json, json};
 use sha2::{Digest as _, Sha256};
 
 /// The repository that it stands in, in a daemon's cache.
@@ -21,6 +22,38 @@ pub(crate) const MODEL: &str = "hf:Example-Org/Tools-GGUF:Q4_1";
 pub(crate) const FILE: &str = "tools-Q4_1.gguf";
 
 const TEMPLATE: &str = include_str!("../../fixtures/templates/tools-and-thinking.jinja");
+
+/// One call, as the template has it; `CITY` is the one that was asked about.
+pub(crate) const CALL: &str =
+    "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"CITY\"}}\n</tool_call>";
+/// A thought and an answer.
+pub(crate) const THOUGHT: &str = "<think>\nThe user asks about CITY.\n</think>\n\nIt is sunny.";
+
+/// Two calls: the city that was asked about, and London.
+pub(crate) fn two_calls() -> String {
+    format!("{CALL}\n{}", CALL.replace("CITY", "London"))
+}
+
+/// A conversation in which every question got this answer, with one more question at its end, about Paris.
+pub(crate) fn history(answer: &str) -> Json {
+    let turns = ["Rome", "Oslo", "Bern", "Lima", "Cairo"].into_iter().flat_map(|city| {
+        [
+            json!({"role": "user", "content": format!("Weather in {city}?")}),
+            json!({"role": "assistant", "content": answer.replace("CITY", city)}),
+        ]
+    });
+    turns
+        .chain([json!({"role": "user", "content": "Weather in Paris?"})])
+        .collect()
+}
+
+/// The tool that is called.
+pub(crate) fn tool() -> Json {
+    json!({"type": "function", "function": {
+        "name": "get_weather", "description": "Weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    }})
+}
 
 /// The file; written beside the original by the first test that asks, unless an earlier run did.
 pub(crate) fn gguf() -> PathBuf {

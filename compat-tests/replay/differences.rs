@@ -1,5 +1,7 @@
 //! Where a model of ours answers otherwise than Ollama did, on purpose.
 
+use std::fmt;
+
 /// What differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Differs {
@@ -11,6 +13,16 @@ pub(super) enum Differs {
     Whole,
 }
 
+impl fmt::Display for Differs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Words => f.write_str("the words of the error"),
+            Self::Keys(keys) => write!(f, "`{}`", keys.join("`, `")),
+            Self::Whole => f.write_str("the reply"),
+        }
+    }
+}
+
 const PLAIN_NAME: &str = "a plain name is Ollama's, and here none answers";
 const HF_NAME: &str = "a well-formed hf: name is ours, and is looked for";
 const TOO_LONG: &str =
@@ -20,6 +32,9 @@ const OTHER_TEMPLATE: &str = "the recorded model was made with a Go template, ou
 const CREATED: &str = "models that were made of others are not served yet";
 const SHOWN: &str =
     "no Modelfile stands behind the model: its licence is what its header says, and it sets no parameters";
+const MULTIMODAL: &str =
+    "a model that cannot hear is known before its engine is asked, whose words Ollama wraps once more";
+const INDEXES: &str = "Ollama gives a message and the call behind it the same index and never ends the message, which clients that put items together by index cannot follow";
 const VECTORS: &str = "models that generate text make good vectors too: they are not refused";
 const HUB: &str = "it is the Hub that cannot be reached, not a registry";
 
@@ -86,16 +101,18 @@ pub(super) const DIFFERENCES: &[(&str, Differs, &str)] = &[
         Differs::Keys(&["license", "capabilities", "parameters", "parent_model"]),
         OTHER_TEMPLATE,
     ),
+    ("tools-text-then-call-responses-stream", Differs::Whole, INDEXES),
     (
         "unknown-path",
         Differs::Whole,
         "unknown paths are Ollama's, and here none answers",
     ),
     ("v1-chat-tools", Differs::Whole, TOOLS),
-    ("v1-chat-zstd", Differs::Whole, "compressed bodies are not read yet"),
+    ("v1-completions-list", Differs::Whole, "lists of prompts are answered"),
     (
         "v1-model-slash",
         Differs::Whole,
         "ids contain slashes: this one is a plain name, and here no Ollama answers",
     ),
+    ("v1-transcriptions-text-model", Differs::Words, MULTIMODAL),
 ];

@@ -7,9 +7,8 @@ use serde_json::Value;
 /// Keys whose strings are the model's words, a time, a hash, or facts of the one model that was recorded.
 const FREE_KEYS: [&str; 16] = [
     "content",
-    "text",
+    "encrypted_content",
     "partial_json",
-    "response",
     "thinking",
     "reasoning",
     "token",
@@ -22,13 +21,27 @@ const FREE_KEYS: [&str; 16] = [
     "template",
     "version",
     "owned_by",
+    "embedding",
 ];
 
-/// Objects whose members' strings are facts of the model.
-const FREE_OBJECTS: [&str; 2] = ["model_info", "tensors"];
+/// Keys whose strings are the model's words where they are strings; objects of the same name hold words of the wire.
+const WORDS: [&str; 3] = ["delta", "response", "text"];
+
+/// Objects whose members' strings are facts of the model, or its words.
+const FREE_OBJECTS: [&str; 4] = ["model_info", "tensors", "arguments", "input"];
 
 /// Beginnings of generated ids.
-const IDS: [&str; 5] = ["chatcmpl-", "call_", "msg_", "req_", "toolu_"];
+const IDS: [&str; 9] = [
+    "chatcmpl-",
+    "cmpl-",
+    "call_",
+    "resp_",
+    "msg_",
+    "rs_",
+    "fc_",
+    "req_",
+    "toolu_",
+];
 
 /// Why an answer ended: where the model had other words, it may have come to an end of its own.
 const ENDS: [&str; 4] = ["stop", "length", "end_turn", "max_tokens"];
@@ -77,7 +90,7 @@ fn unnamed(text: &str) -> (&str, &str, &str) {
 }
 
 fn shape(value: &Value, key: &str, is_free: bool, without: &[&str]) -> String {
-    let is_free = is_free || FREE_KEYS.contains(&key) || FREE_OBJECTS.contains(&key);
+    let is_free = is_free || FREE_OBJECTS.contains(&key);
     match value {
         Value::Object(map) => {
             let members: Vec<String> = map
@@ -97,13 +110,18 @@ fn shape(value: &Value, key: &str, is_free: bool, without: &[&str]) -> String {
             }
             format!("[{}]", shapes.join(", "))
         }
-        Value::String(text) if is_free || IDS.iter().any(|start| text.starts_with(start)) => "text".to_owned(),
+        Value::String(_) if WORDS.contains(&key) => "text".to_owned(),
+        Value::String(text)
+            if is_free || FREE_KEYS.contains(&key) || IDS.iter().any(|start| text.starts_with(start)) =>
+        {
+            "text".to_owned()
+        }
         Value::String(text)
             if matches!(key, "done_reason" | "finish_reason" | "stop_reason") && ENDS.contains(&text.as_str()) =>
         {
             "ended".to_owned()
         }
-        Value::String(text) if key == "error" => format!("{:?}", sentence(text)),
+        Value::String(text) if matches!(key, "error" | "message") => format!("{:?}", sentence(text)),
         Value::Number(_) => "number".to_owned(),
         other => other.to_string(),
     }

@@ -19,6 +19,7 @@ mod nameless;
 mod ollama;
 mod openai;
 mod options;
+mod peeked;
 #[cfg(test)]
 mod recorded;
 mod reply;
@@ -200,6 +201,10 @@ async fn serve(call: &Call, endpoint: &Endpoint, target: Target) -> Response<Bod
         Endpoint::AnthropicMessages => return anthropic::messages(call, target).await,
         Endpoint::AnthropicCountTokens => return anthropic::count_tokens(call, target).await,
         Endpoint::OpenAiChat => return openai::chat(call, target).await,
+        Endpoint::OpenAiCompletions => return openai::completions(call, target).await,
+        Endpoint::OpenAiEmbeddings => return openai::embeddings(call, target).await,
+        Endpoint::OpenAiResponses => return openai::responses(call, target).await,
+        Endpoint::OpenAiTranscriptions => return openai::transcriptions(call, target).await,
         other => Err(not_served(other, &target.requested)),
     };
     answer.unwrap_or_else(|error| in_dialect_of(endpoint, &error))

@@ -22,14 +22,15 @@ use crate::{
 const FOLDER: &str = "fixtures/ollama-recordings";
 
 /// What the recorded model is called here, with the tag that Ollama adds in some sentences.
-const NAMES: [(&str, &str); 3] = [
+const NAMES: [(&str, &str); 4] = [
     ("registry.ollama.ai/library/smollm2:latest", "hf:o/r:Q4_K_M"),
     ("smollm2", "hf:o/r"),
+    ("toolsmol", "hf:o/r"),
     ("minilm", "hf:o/r"),
 ];
 
 /// Recorded errors that do not depend on what the engine makes of a request.
-const ERRORS: [&str; 36] = [
+const ERRORS: [&str; 43] = [
     "anthropic-empty-body",
     "anthropic-no-max-tokens",
     "anthropic-no-messages",
@@ -60,16 +61,23 @@ const ERRORS: [&str; 36] = [
     "chat-no-model",
     "chat-think",
     "chat-tools",
+    "minilm-v1-tokens",
+    "tools-result-v1-bad-arguments",
     "v1-chat-bad-part",
+    "v1-chat-empty-body",
     "v1-chat-no-messages",
     "v1-chat-reasoning-bad",
     "v1-chat-remote-image",
     "v1-chat-tools",
     "v1-chat-wrong-type",
+    "v1-embeddings-bad-format",
+    "v1-embeddings-no-input",
+    "v1-embeddings-tokens",
+    "v1-chat-no-model",
 ];
 
 /// Recorded answers, whose shape is compared.
-const ANSWERS: [&str; 36] = [
+const ANSWERS: [&str; 50] = [
     "anthropic-once",
     "anthropic-stream",
     "anthropic-system-blocks",
@@ -106,6 +114,20 @@ const ANSWERS: [&str; 36] = [
     "v1-chat-stream",
     "v1-chat-stream-usage",
     "v1-chat-parts",
+    "v1-chat-json-object",
+    "v1-chat-json-schema",
+    "v1-chat-length",
+    "v1-completions",
+    "v1-completions-stream",
+    "v1-responses",
+    "v1-responses-items",
+    "v1-responses-no-input",
+    "v1-responses-stream",
+    "think-v1-effort-none",
+    "tools-result-v1",
+    "minilm-v1-base64-dim4",
+    "minilm-v1-empty",
+    "minilm-v1",
 ];
 
 struct Recorded {
@@ -128,6 +150,9 @@ fn load(name: &str) -> Option<Recorded> {
         "/api/embed" => Endpoint::Embed,
         "/api/embeddings" => Endpoint::Embeddings,
         "/v1/chat/completions" => Endpoint::OpenAiChat,
+        "/v1/completions" => Endpoint::OpenAiCompletions,
+        "/v1/embeddings" => Endpoint::OpenAiEmbeddings,
+        "/v1/responses" => Endpoint::OpenAiResponses,
         "/v1/messages" => Endpoint::AnthropicMessages,
         other => panic!("{name}: {other}"),
     };
@@ -291,7 +316,7 @@ async fn recorded_thoughts_and_calls_have_the_same_shape() {
             ("call_2", "f", r#"{"city":"Rome"}"#),
         ])
     };
-    let cases: [(&str, Vec<Event>); 16] = [
+    let cases: [(&str, Vec<Event>); 21] = [
         ("think-anthropic-once", vec![thinking("H"), thinking("m"), text("x")]),
         ("think-anthropic-stream", vec![thinking("H"), thinking("m"), text("x")]),
         ("tools-call-anthropic-once", vec![call()]),
@@ -306,15 +331,16 @@ async fn recorded_thoughts_and_calls_have_the_same_shape() {
         ("think-v1-stream", vec![thinking("H"), thinking("m"), text("x")]),
         ("tools-call-once", vec![call()]),
         ("tools-call-stream", vec![call()]),
+        ("think-responses-stream", vec![thinking("H"), thinking("m"), text("x")]),
+        ("tools-call-responses-stream", vec![call()]),
+        ("tools-two-calls-responses-stream", vec![call(), call()]),
+        ("tools-call-v1-once", vec![call()]),
+        ("tools-two-calls-v1-stream", vec![call(), call()]),
         ("tools-text-then-call-v1-once", vec![text("x"), call()]),
         ("tools-text-then-call-v1-stream", vec![text("x"), text("y"), call()]),
     ];
     for (name, mut events) in cases {
-        let mut recorded = load(name).unwrap_or_else(|| panic!("{name} is missing"));
-        recorded.body = String::from_utf8(recorded.body)
-            .unwrap()
-            .replace("\"toolsmol\"", "\"hf:o/r\"")
-            .into_bytes();
+        let recorded = load(name).unwrap_or_else(|| panic!("{name} is missing"));
         events.push(finish(FinishReason::Stop, &[]));
         let able = [Capability::Completion, Capability::Tools, Capability::Thinking];
         let (status, content_type, reply) = replay(&recorded, events, &able).await;

@@ -107,6 +107,7 @@ async fn check(
         ignored.push("thinking");
     }
     let inference = request.into_inference(tools.tools, think.think)?;
+    model.note_dropped(&inference, &mut ignored);
     Ok(Checked {
         model,
         inference,
@@ -127,20 +128,16 @@ async fn infer(
         inference,
         ignored,
     } = check(call, provider, name, request).await?;
-    let events = model
-        .provider
-        .infer(call, &model.name, inference)
-        .await
-        .map_err(|failure| model.failure(failure))?;
+    let pending = model.start(call, inference);
     let writer = MessageWriter::new(model.requested, stop_sequences, estimated_tokens);
     let mut response = if streams {
-        let mut response = reply::events(stream::body(events, writer));
+        let mut response = stream::sse_response(pending, writer).await?;
         response
             .headers_mut()
             .insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         response
     } else {
-        let answer = stream::collect(events).await?;
+        let answer = stream::collect(pending.await?).await?;
         reply::bytes(StatusCode::OK, JSON, writer.whole(answer))
     };
     reply::mark_ignored(response.headers_mut(), &ignored);

@@ -376,6 +376,7 @@ mod tests {
         assert_eq!(encode(Route::Chat, vec![text("")]), "");
     }
 
+    // Traps 10, 11
     #[test]
     fn the_last_frame_of_a_chat_has_all_metrics() {
         assert_eq!(
@@ -392,6 +393,7 @@ mod tests {
         );
     }
 
+    // Trap 7
     #[test]
     fn tool_calls_are_numbered_over_the_whole_answer() {
         let frames = encode(
