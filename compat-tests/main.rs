@@ -7,6 +7,7 @@ mod compatibility;
 mod concurrency;
 mod embeddings;
 mod harness;
+mod honest_v1;
 mod hub;
 mod lifecycle;
 mod passthrough;

@@ -1,5 +1,6 @@
 //! A plain name goes to Ollama as the bytes that came, and its reply comes back as the bytes it sent.
 
+mod packed;
 mod recordings;
 
 use std::{

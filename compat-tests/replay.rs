@@ -4,9 +4,13 @@
 mod differences;
 mod shape;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::Read};
 
 use regex::{Captures, Regex};
+use ruzstd::{
+    decoding::StreamingDecoder,
+    encoding::{CompressionLevel, compress_to_vec},
+};
 
 use self::differences::{DIFFERENCES, Differs};
 use crate::harness::{
@@ -76,6 +80,9 @@ const ALONE: [&str; 6] = [
     "tags-three",
 ];
 
+/// The first bytes of a compressed body.
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
 /// Calls the recorded models what they are called here; a name that Ollama did not have is one that we do not have.
 struct Names {
     words: Regex,
@@ -103,6 +110,12 @@ impl Names {
     }
 
     fn in_body(&self, body: Vec<u8>) -> Vec<u8> {
+        if body.starts_with(&ZSTD_MAGIC) {
+            let mut text = Vec::new();
+            let mut decoder = StreamingDecoder::new(&body[..]).expect("a frame");
+            decoder.read_to_end(&mut text).expect("a whole frame");
+            return compress_to_vec(&self.in_body(text)[..], CompressionLevel::Fastest);
+        }
         match String::from_utf8(body) {
             Ok(text) => self.replace(&text).into_bytes(),
             Err(not_text) => not_text.into_bytes(),

@@ -8,6 +8,7 @@ use serde_json::Value;
 const FREE_KEYS: [&str; 16] = [
     "content",
     "encrypted_content",
+    "partial_json",
     "thinking",
     "reasoning",
     "token",
@@ -20,7 +21,6 @@ const FREE_KEYS: [&str; 16] = [
     "template",
     "version",
     "owned_by",
-    "partial_json",
     "embedding",
 ];
 
@@ -31,10 +31,20 @@ const WORDS: [&str; 3] = ["delta", "response", "text"];
 const FREE_OBJECTS: [&str; 4] = ["model_info", "tensors", "arguments", "input"];
 
 /// Beginnings of generated ids.
-const IDS: [&str; 8] = ["chatcmpl-", "cmpl-", "call_", "resp_", "msg_", "rs_", "fc_", "req_"];
+const IDS: [&str; 9] = [
+    "chatcmpl-",
+    "cmpl-",
+    "call_",
+    "resp_",
+    "msg_",
+    "rs_",
+    "fc_",
+    "req_",
+    "toolu_",
+];
 
 /// Why an answer ended: where the model had other words, it may have come to an end of its own.
-const ENDS: [&str; 2] = ["stop", "length"];
+const ENDS: [&str; 4] = ["stop", "length", "end_turn", "max_tokens"];
 
 /// Put by the recorder where it cut a list.
 const CUT: &str = "*cut";
@@ -43,33 +53,40 @@ const CUT: &str = "*cut";
 /// one of `without` are left out, wherever they are.
 pub(super) fn kinds(content_type: Option<&str>, body: &str, without: &[&str]) -> Vec<String> {
     let content_type = content_type.unwrap_or_default();
-    let are_events = content_type == "text/event-stream";
-    let frames: Vec<&str> = if are_events {
-        body.split_inclusive("\n\n").collect()
+    // The name of an event, its data, the bytes behind it.
+    let frames: Vec<(&str, &str, &str)> = if content_type == "text/event-stream" {
+        body.split_inclusive("\n\n").map(event).collect()
     } else if content_type == "application/x-ndjson" {
-        body.split_inclusive('\n').collect()
+        body.split_inclusive('\n').map(unnamed).collect()
     } else if content_type.starts_with("application/json") {
-        vec![body]
+        vec![unnamed(body)]
     } else {
         return vec![body.to_owned()];
     };
     let mut kinds: Vec<String> = frames
         .into_iter()
-        .map(|frame| {
-            // Of an event, its name and what comes with it.
-            let (name, frame) = match frame.split_once("data: ") {
-                Some((name, data)) if are_events => (name, data),
-                _ => ("", frame),
-            };
-            let (frame, end) = frame.split_at(frame.trim_end().len());
-            match serde_json::from_str(frame) {
-                Ok(value) => format!("{name}{}{}", shape(&value, "", false, without), end.escape_debug()),
-                Err(_) => format!("{name}{frame}{}", end.escape_debug()),
-            }
+        .map(|(name, frame, end)| match serde_json::from_str(frame) {
+            Ok(value) => format!("{name}{}{}", shape(&value, "", false, without), end.escape_debug()),
+            Err(_) => format!("{name}{frame}{}", end.escape_debug()),
         })
         .collect();
     kinds.dedup();
     kinds
+}
+
+/// A server-sent event: its name with the line feed behind it, its data and its end.
+fn event(text: &str) -> (&str, &str, &str) {
+    let (name, rest) = match text.find("data: ") {
+        Some(at) if text.starts_with("event: ") => text.split_at(at),
+        _ => ("", text),
+    };
+    let (_, data, end) = unnamed(rest.strip_prefix("data: ").unwrap_or(rest));
+    (name, data, end)
+}
+
+fn unnamed(text: &str) -> (&str, &str, &str) {
+    let (data, end) = text.split_at(text.trim_end().len());
+    ("", data, end)
 }
 
 fn shape(value: &Value, key: &str, is_free: bool, without: &[&str]) -> String {
@@ -94,8 +111,14 @@ fn shape(value: &Value, key: &str, is_free: bool, without: &[&str]) -> String {
             format!("[{}]", shapes.join(", "))
         }
         Value::String(_) if WORDS.contains(&key) => "text".to_owned(),
-        Value::String(text) if is_free || FREE_KEYS.contains(&key) || IDS.iter().any(|start| text.starts_with(start)) => "text".to_owned(),
-        Value::String(text) if matches!(key, "done_reason" | "finish_reason") && ENDS.contains(&text.as_str()) => {
+        Value::String(text)
+            if is_free || FREE_KEYS.contains(&key) || IDS.iter().any(|start| text.starts_with(start)) =>
+        {
+            "text".to_owned()
+        }
+        Value::String(text)
+            if matches!(key, "done_reason" | "finish_reason" | "stop_reason") && ENDS.contains(&text.as_str()) =>
+        {
             "ended".to_owned()
         }
         Value::String(text) if matches!(key, "error" | "message") => format!("{:?}", sentence(text)),

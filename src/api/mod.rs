@@ -19,6 +19,7 @@ mod nameless;
 mod ollama;
 mod openai;
 mod options;
+mod peeked;
 #[cfg(test)]
 mod recorded;
 mod reply;

@@ -73,6 +73,15 @@ impl Model {
         failure_of(failure, &self.requested)
     }
 
+    /// Adds what the provider has no way to honour to what has no effect in any case.
+    pub(crate) fn note_dropped(&self, request: &InferenceRequest, ignored: &mut Vec<&'static str>) {
+        for part in self.provider.drops(request) {
+            if !ignored.contains(&part) {
+                ignored.push(part);
+            }
+        }
+    }
+
     /// Starts an answer; resolves when its first event is there. The future owns all that it needs: it may go on inside a
     /// response body.
     pub(crate) fn start(&self, call: &Call, request: InferenceRequest) -> BoxFuture<'static, Result<Steps, ApiError>> {

@@ -107,6 +107,7 @@ async fn check(
         ignored.push("thinking");
     }
     let inference = request.into_inference(tools.tools, think.think)?;
+    model.note_dropped(&inference, &mut ignored);
     Ok(Checked {
         model,
         inference,

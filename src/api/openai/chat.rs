@@ -70,7 +70,9 @@ async fn answer(
     let tools = shown_tools(&model, call, tools, &mut ignored)?;
     let (streams, include_usage) = (request.common.stream, request.common.include_usage);
     let count = request.common.choices()?;
-    let requests = choices::repeat(request.into_inference(tools, think)?, count);
+    let inference = request.into_inference(tools, think)?;
+    model.note_dropped(&inference, &mut ignored);
+    let requests = choices::repeat(inference, count);
     let pending = choices::start(&model, call, requests);
     let created = listing::unix_seconds(SystemTime::now());
     let chunks = Chunks::new(model.requested, include_usage, created, count);

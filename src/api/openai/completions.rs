@@ -71,9 +71,12 @@ async fn answer(call: &Call, target: Target, mut request: CompletionRequest) -> 
         return residency(call, model, request.common).await;
     }
     let (streams, include_usage) = (request.common.stream, request.common.include_usage);
-    let ignored = std::mem::take(&mut request.common.ignored);
+    let mut ignored = std::mem::take(&mut request.common.ignored);
     let answers = request.common.choices()?;
     let requests = request.into_inferences(think)?;
+    for request in &requests {
+        model.note_dropped(request, &mut ignored);
+    }
     let prompts = requests.len();
     let requests: Vec<InferenceRequest> = requests
         .into_iter()

@@ -91,11 +91,11 @@ impl Form {
         let boundary = content_type
             .and_then(multipart::boundary)
             .ok_or_else(|| unreadable("request Content-Type isn't multipart/form-data"))?;
-        let parts = multipart::parts(body, boundary).ok_or_else(|| unreadable("multipart: NextPart: EOF"))?;
+        let parts = multipart::parts(body, &boundary).ok_or_else(|| unreadable("multipart: NextPart: EOF"))?;
         let mut form = Self::default();
         let mut file = None;
         for part in parts {
-            match part.name {
+            match part.name.as_str() {
                 "file" if part.is_file => file = file.or(Some(part.bytes)),
                 _ if part.is_file => {}
                 name => form.set(name, &part),

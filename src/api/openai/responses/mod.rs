@@ -85,7 +85,7 @@ async fn answer(
         if is_empty {
             settled(call, &model, request).await?
         } else {
-            started(call, &model, request, tools, think)?
+            started(call, &model, request, tools, think, &mut ignored)?
         }
     };
     let id = format!("resp_{}", random());
@@ -109,8 +109,10 @@ fn started(
     request: ResponsesRequest,
     tools: Tools,
     think: Think,
+    ignored: &mut Vec<&'static str>,
 ) -> Result<(Pending, Echo), ApiError> {
     let (inference, echo) = request.into_inference(tools, think)?;
+    model.note_dropped(&inference, ignored);
     Ok((model.start(call, inference), echo))
 }
 
