@@ -18,8 +18,8 @@ use futures_util::{Stream, future::BoxFuture};
 use crate::{
     config::Config,
     inference::{
-        EmbedRequest, Embeddings, Event, Failure, InferenceRequest, KeepAlive, LoadOptions, ModelCard, ModelDetails,
-        PullEvent, ResidentModel, TextToken,
+        EmbedRequest, Embeddings, Event, Failure, InferenceRequest, KeepAlive, LoadOptions, Message, ModelCard,
+        ModelDetails, PullEvent, ResidentModel, TextToken,
     },
 };
 
@@ -48,6 +48,15 @@ pub struct TokenizeRequest {
     pub add_special: bool,
     /// Read the text of control tokens as those tokens.
     pub parse_special: bool,
+}
+
+/// What a client put before every conversation with a model of its own making.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Preset<'a> {
+    /// System prompt; empty if there is none.
+    pub system: &'a str,
+    /// Turns that come before the request's.
+    pub messages: &'a [Message],
 }
 
 /// Serves models by name. Names are passed as the client wrote them, blanks trimmed.
@@ -119,6 +128,12 @@ pub trait Provider: fmt::Debug + Send + Sync {
 
     /// Downloads a model.
     fn pull<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>>;
+
+    /// What stands before every conversation with this provider's model; [`Self::infer`] puts it there by itself. Only a
+    /// provider of one model has any.
+    fn preset(&self) -> Option<Preset<'_>> {
+        None
+    }
 
     /// Removes a model from disk, or from the listing where its files are not ours.
     fn delete<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>>;

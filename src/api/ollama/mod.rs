@@ -5,7 +5,6 @@ mod delete;
 mod details;
 mod frames;
 mod generate;
-mod go_template;
 mod ps;
 mod pull;
 mod request;
