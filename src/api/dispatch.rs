@@ -12,7 +12,7 @@ use crate::{
         peek::{self, Members, PeekError},
         spool::{SpoolError, Spooled},
     },
-    provider::{Call, Owner, Provider, prefers_ollama},
+    provider::{Call, Kind, Owner, Provider, prefers_ollama},
 };
 
 /// Body of a request that is parsed here. Only forwarded ones may be larger: they need not fit in memory.
@@ -32,6 +32,8 @@ pub(crate) struct Target {
     pub(crate) provider: Arc<dyn Provider>,
     /// The name to ask the provider for.
     pub(crate) name: String,
+    /// How the name came to be ours.
+    pub(crate) kind: Kind,
     /// The name as the client sent it.
     pub(crate) requested: String,
     /// Headers of the request.
@@ -97,24 +99,19 @@ impl Api {
             if let Owner::Serve {
                 provider,
                 name: served,
-                alias,
-            } = self.registry.owner(&call.config, &name)
+                kind,
+            } = self.owner_of(call, &name, &parts.headers).await
             {
-                if alias
-                    && prefers_ollama(&call.config)
-                    && listing::upstream_has(self, call, &name, &parts.headers).await
-                {
-                    continue;
-                }
-                named = Some((provider, served, name));
+                named = Some((provider, served, kind, name));
                 break;
             }
         }
-        if let Some((provider, name, requested)) = named {
+        if let Some((provider, name, kind, requested)) = named {
             let body = Received::load(spooled).await?;
             return Ok(Route::Serve(Target {
                 provider,
                 name,
+                kind,
                 requested,
                 headers: parts.headers,
                 body,
@@ -133,6 +130,20 @@ impl Api {
             Some(answer) if response.status() == StatusCode::BAD_GATEWAY || !call.config.ollama.enabled => answer,
             _ => response,
         }))
+    }
+
+    /// Who answers a name; Ollama, where it has the same plain name and goes first.
+    pub(crate) async fn owner_of(&self, call: &Call, name: &str, received: &HeaderMap) -> Owner {
+        match self.registry.owner(&call.config, name) {
+            Owner::Serve { kind, .. }
+                if kind.is_plain()
+                    && prefers_ollama(&call.config)
+                    && listing::upstream_has(self, call, name, received).await =>
+            {
+                Owner::Forward
+            }
+            owner => owner,
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     provider::{Ollama, Registry},
 };
 
-const UTF8: &str = "application/json; charset=utf-8";
+pub(super) const UTF8: &str = "application/json; charset=utf-8";
 const NO_CAPABILITY: &[Capability] = &[Capability::Completion];
 const THINKER: &[Capability] = &[Capability::Completion, Capability::Thinking, Capability::Insert];
 const VECTORS: &[Capability] = &[Capability::Embedding];
@@ -34,7 +34,7 @@ fn nowhere() -> String {
     format!("http://{}", listener.local_addr().unwrap())
 }
 
-fn api(provider: &Arc<FakeProvider>, config: Config) -> Api {
+pub(super) fn api(provider: &Arc<FakeProvider>, config: Config) -> Api {
     Api {
         registry: Registry::new(provider.clone()),
         upstream: Arc::new(Ollama::new()),
@@ -44,7 +44,7 @@ fn api(provider: &Arc<FakeProvider>, config: Config) -> Api {
     }
 }
 
-fn alone(provider: FakeProvider) -> (Arc<FakeProvider>, Api) {
+pub(super) fn alone(provider: FakeProvider) -> (Arc<FakeProvider>, Api) {
     let mut config = Config::default();
     config.ollama.url = nowhere();
     let provider = Arc::new(provider);
@@ -52,11 +52,11 @@ fn alone(provider: FakeProvider) -> (Arc<FakeProvider>, Api) {
     (provider, api)
 }
 
-fn simple() -> Vec<Event> {
+pub(super) fn simple() -> Vec<Event> {
     vec![text("Hi"), text(" <you>"), finish(FinishReason::Stop, &[1, 2])]
 }
 
-async fn send(api: &Api, endpoint: Endpoint, body: &str) -> Response<Body> {
+pub(super) async fn send(api: &Api, endpoint: Endpoint, body: &str) -> Response<Body> {
     let request = Request::builder()
         .method(Method::POST)
         .uri("/x")
@@ -65,7 +65,7 @@ async fn send(api: &Api, endpoint: Endpoint, body: &str) -> Response<Body> {
     api.handle(endpoint, request).await
 }
 
-async fn read(response: Response<Body>) -> (u16, String, String) {
+pub(super) async fn read(response: Response<Body>) -> (u16, String, String) {
     let status = response.status().as_u16();
     let kind = response
         .headers()
@@ -609,7 +609,7 @@ async fn the_pages_of_the_daemon_are_json() {
 }
 
 /// Answers every connection with the same body, and hands over what it was sent.
-async fn upstream(reply: &'static str) -> (String, tokio::sync::mpsc::Receiver<String>) {
+pub(super) async fn upstream(reply: &'static str) -> (String, tokio::sync::mpsc::Receiver<String>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (sender, received) = tokio::sync::mpsc::channel(8);

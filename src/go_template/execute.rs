@@ -152,7 +152,7 @@ impl<'a> Executor<'a, '_> {
             Value::Nothing => Items::Count(0),
             _ => {
                 return Err(TemplateError::Execution(
-                    ": range can't iterate over something that is no list".to_owned(),
+                    "range can't iterate over something that is no list".to_owned(),
                 ));
             }
         };
@@ -190,7 +190,7 @@ impl<'a> Executor<'a, '_> {
                 let mut known = self.variables.iter_mut().rev();
                 let (_, place) = known
                     .find(|(name, _)| *name == variable.name)
-                    .ok_or_else(|| TemplateError::Execution(format!(": undefined variable: {}", variable.name)))?;
+                    .ok_or_else(|| TemplateError::Execution(format!("undefined variable: {}", variable.name)))?;
                 *place = value.clone();
             }
             None => {}
@@ -282,7 +282,7 @@ impl<'a> Items<'a> {
 
 fn member<'a>(value: &Value<'a>, name: &str) -> Result<Value<'a>, TemplateError> {
     value.member(name).ok_or_else(|| match value {
-        Value::Nothing => TemplateError::Execution(format!(": nil pointer evaluating interface {{}}.{name}")),
-        _ => TemplateError::Execution(format!(": can't evaluate field {name}")),
+        Value::Nothing => TemplateError::Execution(format!("nil pointer evaluating interface {{}}.{name}")),
+        _ => TemplateError::Execution(format!("can't evaluate field {name}")),
     })
 }

@@ -87,7 +87,7 @@ impl Function {
     }
 
     fn fails(self, why: &str) -> TemplateError {
-        TemplateError::Execution(format!(": error calling {}: {why}", self.name()))
+        TemplateError::Execution(format!("error calling {}: {why}", self.name()))
     }
 
     /// Calls it with evaluated arguments; `and` and `or` look at no more than they must, and are not called here.

@@ -3,13 +3,15 @@
 //! A [`Provider`] serves neutral requests; a plain name that Ollama answers is not put through one: its bytes are
 //! forwarded as they are.
 
+mod aliases;
 mod huggingface;
 pub mod ollama;
 pub mod registry;
 
+pub use aliases::{Alias, AliasError, AliasSettings, Aliases, Layer, PlainName};
 pub use huggingface::HuggingFace;
 pub use ollama::{Ollama, UpstreamError};
-pub use registry::{Owner, Registry, prefers_ollama};
+pub use registry::{Kind, Owner, Registry, prefers_ollama};
 
 use std::{fmt, pin::Pin, sync::Arc, time::Instant};
 

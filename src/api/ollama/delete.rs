@@ -5,7 +5,7 @@ use hyper::Response;
 use crate::{
     api::{dispatch::Target, error::ApiError, model::failure_of, reply},
     http::body::Body,
-    provider::Call,
+    provider::{Call, Kind},
 };
 
 /// Removes a model of ours. Success has no body.
@@ -14,9 +14,10 @@ pub(crate) async fn delete(call: &Call, target: Target) -> Result<Response<Body>
         provider,
         name,
         requested,
+        kind,
         ..
     } = target;
-    if requested.trim() != name {
+    if kind == Kind::Configured {
         return Err(ApiError::bad_request(format!(
             "{requested} is an alias of {name} in the configuration; remove it there, or delete {name}"
         )));

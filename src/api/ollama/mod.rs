@@ -1,7 +1,10 @@
 //! The native dialect (`/api/*`): shapes, order of checks and error texts of Ollama.
 
 mod chat;
+mod copy;
+mod create;
 mod delete;
+mod destination;
 mod details;
 mod frames;
 mod generate;
@@ -13,6 +16,8 @@ mod tags;
 mod version;
 
 pub(crate) use chat::{chat, check as check_chat};
+pub(crate) use copy::copy;
+pub(crate) use create::create;
 pub(crate) use delete::delete;
 pub(crate) use generate::{check as check_generate, generate};
 pub(crate) use ps::ps;

@@ -14,6 +14,7 @@ use self::{
     headers::{HeaderCache, ModelHeader},
     settings::Settings,
 };
+pub(super) use self::prompt::shorten;
 use super::{Call, EventStream, Provider, PullStream, TokenizeRequest};
 use crate::{
     hub::{HfName, Hub, HubError, LocalModel},
@@ -55,6 +56,7 @@ impl Located {
             size_bytes: self.local.size_bytes,
             digest: self.local.digest.clone(),
             facts: self.header.facts.clone(),
+            parent_model: String::new(),
         }
     }
 
@@ -256,6 +258,8 @@ impl Provider for HuggingFace {
             let projector = located.local.mmproj.clone();
             let (model_info, tensors, license, projector_info) = headers::details(files, projector, verbose).await?;
             Ok(ModelDetails {
+                from: located.local.canonical.clone(),
+                messages: Vec::new(),
                 template: located.header.template.clone(),
                 license,
                 system: settings.system.clone().unwrap_or_default(),
@@ -464,5 +468,6 @@ fn not_downloaded(name: &str) -> ModelCard {
             quantization: "unknown".into(),
             ..ModelFacts::default()
         },
+        parent_model: String::new(),
     }
 }
