@@ -47,6 +47,12 @@ fn ollama_s_python_client_pulls_chats_and_deletes() {
 }
 
 #[test]
+fn ollama_s_python_client_makes_copies_and_deletes_models() {
+    let daemon = Setup::with_model().config("[engine]\nthreads = 1\n").start();
+    run("ollama_python_create.py", &daemon, &[MODEL]);
+}
+
+#[test]
 fn openai_s_python_client_chats() {
     let daemon = Setup::with_model().config("[engine]\nthreads = 1\n").start();
     run("openai_python.py", &daemon, &[MODEL]);

@@ -21,7 +21,7 @@ use crate::harness::{
 };
 
 /// Routes that are ours. The others go to Ollama as they are, or belong to other parts.
-const ROUTES: [&str; 11] = [
+const ROUTES: [&str; 14] = [
     "/",
     "/api/version",
     "/api/tags",
@@ -30,6 +30,9 @@ const ROUTES: [&str; 11] = [
     "/api/chat",
     "/api/generate",
     "/api/pull",
+    "/api/push",
+    "/api/create",
+    "/api/copy",
     "/api/delete",
     "/v1/models",
     "/v1/chat/completions",
@@ -64,8 +67,11 @@ const STATES: [(&str, &str); 5] = [
     ("generate-unload", r#"{"model":"smollm2"}"#),
 ];
 
-/// Recordings that take the model away; each gets a daemon of its own.
-const DELETES: &str = "delete-";
+/// Recordings that change what is there; each gets a daemon of its own.
+const CHANGES: [&str; 3] = ["create-", "copy-", "delete-"];
+
+/// Recordings of models that were made of another, beside those that are called so.
+const OF_CREATED: [&str; 4] = ["tags-three", "delete-mario", "delete-mario2", "delete-smollm2-copy"];
 
 /// Calls the recorded models what they are called here; a name that Ollama did not have is one that we do not have.
 struct Names {
@@ -106,11 +112,11 @@ fn ours(word: &str) -> Option<String> {
     let name = word.trim_start_matches("registry.ollama.ai/library/");
     let bare = name.trim_end_matches(":latest");
     let repo = match bare {
-        "smollm2" | "mario" | "mario2" | "smollm2-copy" => REPO,
+        "smollm2" => REPO,
         "toolsmol" => TOOLS_REPO,
         "minilm" => MINILM_REPO,
         "SMOLLM2" => return Some(format!("hf:{REPO}").to_uppercase()),
-        "nope" | "nope2" => return Some(format!("hf:nobody/{bare}-GGUF:Q4_0")),
+        "nope" | "nope2" | "nope-not-here" => return Some(format!("hf:nobody/{bare}-GGUF:Q4_0")),
         _ => return None,
     };
     let selector = match (bare == name, repo) {
@@ -124,6 +130,19 @@ fn ours(word: &str) -> Option<String> {
 /// A daemon with the model. One thread: with more, each token waits for the slowest core, and tests share theirs.
 fn start() -> Hubllama {
     Setup::with_model().config("[engine]\nthreads = 1\n").start()
+}
+
+/// A daemon where the models have been made that were made in the recordings, in their order.
+fn start_with_created() -> Hubllama {
+    let (daemon, names) = (start(), Names::new());
+    for name in ["create-from", "copy-ok", "create-from-once"] {
+        let mut recordings = Recording::all().into_iter();
+        let mut recording = recordings.find(|other| other.name == name).expect("recorded");
+        recording.request_body = recording.request_body.map(|body| names.in_body(body));
+        let (head, body) = play(&daemon, &recording);
+        assert_eq!(head.status(), 200, "{name}: {body}");
+    }
+    daemon
 }
 
 /// A daemon that also has an embedding model, as far as its header goes: nothing that is replayed loads it.
@@ -288,6 +307,7 @@ fn first_difference(recorded: &Reply, here: &Reply) -> (String, String) {
 fn every_recorded_exchange_has_its_shape() {
     let names = Names::new();
     let (alone, with_minilm, with_tools) = (start(), start_with_minilm(), start_with_tools());
+    let with_created = start_with_created();
     let (mut same, mut different, mut problems) = (0, 0, Vec::new());
     for mut recording in Recording::all().into_iter().filter(is_wanted) {
         let name = recording.name.clone();
@@ -299,9 +319,15 @@ fn every_recorded_exchange_has_its_shape() {
         recording.request_body = recording.request_body.map(|body| names.in_body(body));
         let recorded_body = String::from_utf8(names.in_body(recording.chunks.concat())).expect("UTF-8");
 
-        let own = name.starts_with(DELETES).then(start);
+        let is_of_created = name.ends_with("-created") || OF_CREATED.contains(&name.as_str());
+        let changes = CHANGES.iter().any(|start| name.starts_with(start));
+        let own = changes.then(|| match is_of_created {
+            true => start_with_created(),
+            false => start(),
+        });
         let daemon = match &own {
             Some(own) => own,
+            None if is_of_created => &with_created,
             None if is_for_tools => &with_tools,
             None if name.starts_with("minilm-") || name == "tags-two" => &with_minilm,
             None => &alone,
