@@ -13,8 +13,9 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     inference::{
-        Capability, Delta, EmbedRequest, Embeddings, Event, Failure, Finish, FinishReason, InferenceRequest, KeepAlive, LoadOptions, ModelCard,
-        ModelDetails, ModelFacts, Prompt, PullEvent, ResidentModel, TensorFacts, TextToken, ToolCall, Usage,
+        Capability, Delta, EmbedRequest, Embeddings, Event, Failure, Finish, FinishReason, InferenceRequest, KeepAlive,
+        LoadOptions, ModelCard, ModelDetails, ModelFacts, Prompt, PullEvent, ResidentModel, TensorFacts, TextToken,
+        ToolCall, Usage,
     },
     provider::{Call, EventStream, Provider, PullStream, TokenizeRequest},
 };
@@ -31,6 +32,10 @@ pub(super) struct FakeProvider {
     pub(super) asked: Mutex<Vec<InferenceRequest>>,
     /// What `embed` was asked.
     pub(super) embedded: Mutex<Vec<EmbedRequest>>,
+    /// What `embed` answers instead of a vector that depends on the text.
+    pub(super) vector: Option<Vec<f32>>,
+    /// What `tokenize` was asked.
+    pub(super) tokenized: Mutex<Vec<TokenizeRequest>>,
     pub(super) loads: Mutex<Vec<(LoadOptions, Option<KeepAlive>)>>,
     pub(super) unloads: AtomicUsize,
     pub(super) deletes: AtomicUsize,
@@ -47,6 +52,8 @@ impl FakeProvider {
             hangs: false,
             asked: Mutex::default(),
             embedded: Mutex::default(),
+            vector: None,
+            tokenized: Mutex::default(),
             loads: Mutex::default(),
             unloads: AtomicUsize::new(0),
             deletes: AtomicUsize::new(0),
@@ -139,7 +146,11 @@ impl Provider for FakeProvider {
                 return Err(failure.clone());
             }
             Ok(Embeddings {
-                vectors: request.inputs.iter().map(|text| vec![text.len() as f32, 0.5]).collect(),
+                vectors: request
+                    .inputs
+                    .iter()
+                    .map(|text| self.vector.clone().unwrap_or_else(|| vec![text.len() as f32, 0.5]))
+                    .collect(),
                 prompt_tokens: request.inputs.iter().map(|text| text.len() as u32).sum(),
                 load_duration: Duration::from_nanos(1),
                 total_duration: Duration::from_nanos(2),
@@ -172,6 +183,7 @@ impl Provider for FakeProvider {
         _: &'a str,
         request: TokenizeRequest,
     ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
+        self.tokenized.lock().unwrap().push(request.clone());
         async move {
             let token = |byte: u8| TextToken {
                 id: i32::from(byte),
@@ -182,12 +194,7 @@ impl Provider for FakeProvider {
         .boxed()
     }
 
-    fn detokenize<'a>(
-        &'a self,
-        _: &'a Call,
-        _: &'a str,
-        tokens: Vec<i32>,
-    ) -> BoxFuture<'a, Result<String, Failure>> {
+    fn detokenize<'a>(&'a self, _: &'a Call, _: &'a str, tokens: Vec<i32>) -> BoxFuture<'a, Result<String, Failure>> {
         async move {
             tokens
                 .into_iter()

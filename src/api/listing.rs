@@ -249,6 +249,7 @@ mod tests {
         }
     }
 
+    // Trap 56
     #[test]
     fn lists_are_merged_newest_first_and_names_are_unique() {
         let merged = |priority: [ProviderName; 2]| {

@@ -21,6 +21,7 @@ mod nameless;
 mod ollama;
 mod openai;
 mod options;
+mod peeked;
 #[cfg(test)]
 mod recorded;
 mod reply;
@@ -76,6 +77,12 @@ pub enum Endpoint {
     Embed,
     /// `POST /api/embeddings`
     Embeddings,
+    /// `POST /api/tokenize`
+    Tokenize,
+    /// `POST /api/detokenize`
+    Detokenize,
+    /// `POST /api/apply_template`
+    ApplyTemplate,
     /// `POST /v1/chat/completions`
     OpenAiChat,
     /// `POST /v1/completions`
@@ -95,6 +102,8 @@ pub enum Endpoint {
     },
     /// `POST /v1/messages`
     AnthropicMessages,
+    /// `POST /v1/messages/count_tokens`
+    AnthropicCountTokens,
     /// `GET /health`
     Health,
     /// `GET /config`
@@ -190,7 +199,18 @@ async fn serve(call: &Call, endpoint: &Endpoint, target: Target) -> Response<Bod
         Endpoint::Show => ollama::show(call, target).await,
         Endpoint::Pull => ollama::pull(call, target).await,
         Endpoint::Delete => ollama::delete(call, target).await,
+        Endpoint::Embed => ollama::embed(call, target).await,
+        Endpoint::Embeddings => ollama::embeddings(call, target).await,
+        Endpoint::Tokenize => ollama::tokenize(call, target).await,
+        Endpoint::Detokenize => ollama::detokenize(call, target).await,
+        Endpoint::ApplyTemplate => ollama::apply_template(call, target).await,
+        Endpoint::AnthropicMessages => return anthropic::messages(call, target).await,
+        Endpoint::AnthropicCountTokens => return anthropic::count_tokens(call, target).await,
         Endpoint::OpenAiChat => return openai::chat(call, target).await,
+        Endpoint::OpenAiCompletions => return openai::completions(call, target).await,
+        Endpoint::OpenAiEmbeddings => return openai::embeddings(call, target).await,
+        Endpoint::OpenAiResponses => return openai::responses(call, target).await,
+        Endpoint::OpenAiTranscriptions => return openai::transcriptions(call, target).await,
         other => Err(not_served(other, &target.requested)),
     };
     answer.unwrap_or_else(|error| in_dialect_of(endpoint, &error))
@@ -223,7 +243,7 @@ fn in_dialect_of(endpoint: &Endpoint, error: &ApiError) -> Response<Body> {
         | Endpoint::OpenAiTranscriptions
         | Endpoint::OpenAiModels
         | Endpoint::OpenAiModel { .. } => openai::shim_error(error),
-        Endpoint::AnthropicMessages => anthropic::error(error),
+        Endpoint::AnthropicMessages | Endpoint::AnthropicCountTokens => anthropic::error(error),
         _ => reply::native_error(error),
     }
 }

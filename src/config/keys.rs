@@ -83,6 +83,7 @@ pub(super) const KEYS: &[Key<Config>] = &[
     key!("ollama.connect_timeout", ollama.connect_timeout, Time),
     key!("ollama.fallback_version", ollama.fallback_version, Text),
     key!("ollama.priority", ollama.priority, List<Choice>),
+    key!("ollama.honest_v1", ollama.honest_v1, Flag),
     key!("hub.enabled", hub.enabled, Flag),
     key!("hub.endpoint", hub.endpoint, Text),
     key!("hub.token", hub.token, Hidden),
@@ -140,6 +141,7 @@ pub(super) const KEYS: &[Key<Config>] = &[
     key!("engine.check_tensors", engine.check_tensors, Flag),
     key!("engine.max_prompt_bytes", engine.max_prompt_bytes, Size),
     key!("engine.unsupported_tools", engine.unsupported_tools, Choice),
+    key!("engine.json_schemas", engine.json_schemas, Choice),
     key!(
         "engine.sampling.num_predict",
         engine.sampling.num_predict,

@@ -60,6 +60,8 @@ pub struct OllamaConfig {
     pub fallback_version: String,
     /// Who answers where both know a plain name.
     pub priority: Vec<ProviderName>,
+    /// Send a request on `/v1` that holds what Ollama leaves out there to its native route, instead of passing it on.
+    pub honest_v1: bool,
 }
 
 /// One side of the house.
@@ -144,6 +146,8 @@ pub struct EngineConfig {
     pub max_prompt_bytes: usize,
     /// What to do with tools where the model's template knows none.
     pub unsupported_tools: UnsupportedTools,
+    /// What to do with the parts of a JSON schema that cannot be enforced.
+    pub json_schemas: JsonSchemas,
     /// Sampling defaults.
     pub sampling: Sampling,
 }
@@ -170,6 +174,19 @@ pub enum UnsupportedTools {
     Ignore,
     /// Refuse the request, as Ollama does.
     Refuse,
+    /// Teach them in the system prompt, and read calls from the answer.
+    Prompt,
+}
+
+/// What to do with the parts of a JSON schema that cannot be enforced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JsonSchemas {
+    /// Leave them out and say so in the log.
+    #[default]
+    Relaxed,
+    /// Refuse the request.
+    Strict,
 }
 
 /// `[models."hf:…"]`: settings of one model; `None` leaves the engine's.
@@ -235,6 +252,7 @@ impl Default for OllamaConfig {
             connect_timeout: Duration::from_secs(5),
             fallback_version: "0.13.5".into(),
             priority: vec![ProviderName::Ollama, ProviderName::HuggingFace],
+            honest_v1: false,
         }
     }
 }
@@ -281,6 +299,7 @@ impl Default for EngineConfig {
             check_tensors: true,
             max_prompt_bytes: 16 << 20,
             unsupported_tools: UnsupportedTools::Ignore,
+            json_schemas: JsonSchemas::Relaxed,
             sampling: Sampling::default(),
         }
     }

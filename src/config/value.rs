@@ -4,7 +4,7 @@ use std::{fmt::Display, path::PathBuf, time::Duration};
 
 use serde_json::{Value as Json, json};
 
-use super::{LogFormat, ProviderName, SplitMode, UnsupportedTools, suggest::hint};
+use super::{JsonSchemas, LogFormat, ProviderName, SplitMode, UnsupportedTools, suggest::hint};
 use crate::{
     inference::{KeepAlive, KvCacheType, Switch},
     stdx::{Secret, go_duration, go_duration::GoDuration},
@@ -306,7 +306,15 @@ impl Named for SplitMode {
 }
 
 impl Named for UnsupportedTools {
-    const NAMES: &'static [(&'static str, Self)] = &[("ignore", Self::Ignore), ("refuse", Self::Refuse)];
+    const NAMES: &'static [(&'static str, Self)] = &[
+        ("ignore", Self::Ignore),
+        ("refuse", Self::Refuse),
+        ("prompt", Self::Prompt),
+    ];
+}
+
+impl Named for JsonSchemas {
+    const NAMES: &'static [(&'static str, Self)] = &[("relaxed", Self::Relaxed), ("strict", Self::Strict)];
 }
 
 impl Named for LogFormat {
@@ -437,7 +445,10 @@ mod tests {
         );
         assert_eq!(
             <Choice as Codec<UnsupportedTools>>::read(&word("refues")),
-            Err("expected one of \"ignore\", \"refuse\", found \"refues\" (did you mean \"refuse\"?)".into())
+            Err(
+                "expected one of \"ignore\", \"refuse\", \"prompt\", found \"refues\" (did you mean \"refuse\"?)"
+                    .into()
+            )
         );
     }
 

@@ -43,7 +43,26 @@ pub enum Failure {
     /// Something that the request depends on (the Hub, the disk) failed; status 500.
     #[error("{0}")]
     Unavailable(String),
+    /// Another server, which was asked for the answer, refused with this status and these words.
+    #[error("{message}")]
+    Upstream {
+        /// HTTP status.
+        status: u16,
+        /// Its words.
+        message: String,
+    },
     /// The request was given up by its client; status 499.
     #[error("request canceled")]
     Cancelled,
+}
+
+impl Failure {
+    /// A worker that computes nothing any more.
+    #[must_use]
+    pub fn no_sign_of_life(timeout: std::time::Duration) -> Self {
+        let seconds = timeout.as_secs();
+        Self::Worker(format!(
+            "the model gave no sign of life for {seconds} s (engine.stream_timeout)"
+        ))
+    }
 }

@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     policy::{self, Candidate},
-    process::{JobStream, LoadReport, Worker, WorkerCommand},
+    process::{DIED, JobStream, LoadReport, Worker, WorkerCommand},
 };
 use crate::{
     inference::{Failure, KeepAlive, ModelCard, ResidentModel},
-    worker::protocol::{Job, LoadSpec, LoadedModel},
+    worker::protocol::{Job, LoadSpec, LoadedModel, Question, Reply},
 };
 
 /// Requests on their way to the task.
@@ -80,6 +80,23 @@ impl Lease {
     /// When the worker has died.
     pub async fn generate(&self, job: Job) -> Result<JobStream, Failure> {
         self.worker.generate(job).await
+    }
+
+    /// Asks the model something that is not answered by a stream.
+    ///
+    /// # Errors
+    /// What the worker says; [`Failure::Worker`] when it has died, or has given no sign of life for `stall_timeout`.
+    pub async fn ask(&self, question: Question, stall_timeout: Duration) -> Result<Reply, Failure> {
+        let reply = self.worker.ask(question);
+        tokio::pin!(reply);
+        loop {
+            match tokio::time::timeout(stall_timeout, &mut reply).await {
+                Ok(Some(reply)) => return reply,
+                Ok(None) => return Err(Failure::Worker(DIED.into())),
+                Err(_) if self.worker.silence() < stall_timeout => {}
+                Err(_) => return Err(Failure::no_sign_of_life(stall_timeout)),
+            }
+        }
     }
 }
 

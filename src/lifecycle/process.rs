@@ -10,7 +10,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures_util::Stream;
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     inference::{Delta, Event, Failure},
     worker::protocol::{
-        self, Command, Job, LoadSpec, LoadedModel, MAX_FRAME_BYTES, PROTOCOL_VERSION, RenderJob, RenderedChat, Report,
+        self, Command, Job, LoadSpec, LoadedModel, MAX_FRAME_BYTES, PROTOCOL_VERSION, Question, Reply, Report,
         STREAM_CREDIT,
     },
 };
@@ -89,7 +89,9 @@ struct Inner {
 #[derive(Debug)]
 struct Shared {
     jobs: Mutex<HashMap<u64, mpsc::Sender<Result<Event, Failure>>>>,
-    renders: Mutex<HashMap<u64, oneshot::Sender<Result<RenderedChat, String>>>>,
+    questions: Mutex<HashMap<u64, oneshot::Sender<Result<Reply, Failure>>>>,
+    /// When the process last said anything.
+    heard: Mutex<Instant>,
     /// Cancelled when the process has ended.
     ended: CancellationToken,
     /// Cancelled to end it.
@@ -131,7 +133,8 @@ impl Worker {
         let (load_sender, load) = mpsc::channel(16);
         let shared = Arc::new(Shared {
             jobs: Mutex::default(),
-            renders: Mutex::default(),
+            questions: Mutex::default(),
+            heard: Mutex::new(Instant::now()),
             ended: CancellationToken::new(),
             kill: CancellationToken::new(),
         });
@@ -192,16 +195,37 @@ impl Worker {
         Ok(stream)
     }
 
-    /// Renders a conversation (helper role). `None` if the process died over it.
-    pub(super) async fn render(&self, mut job: RenderJob) -> Option<Result<RenderedChat, String>> {
-        job.id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let (sender, result) = oneshot::channel();
-        lock(&self.inner.shared.renders).insert(job.id, sender);
+    /// Asks something. `None` if the process died over it. Dropping the future takes the question back.
+    pub(super) async fn ask(&self, question: Question) -> Option<Result<Reply, Failure>> {
+        let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sender, reply) = oneshot::channel();
+        lock(&self.inner.shared.questions).insert(id, sender);
+        let asked = Asked { worker: self, id };
         if self.inner.shared.ended.is_cancelled() {
             return None;
         }
-        self.send(&Command::Render(Box::new(job))).await.ok()?;
-        result.await.ok()
+        let question = Box::new(question);
+        self.send(&Command::Ask { id, question }).await.ok()?;
+        let reply = reply.await.ok();
+        drop(asked);
+        reply
+    }
+
+    /// Time since the process last said anything.
+    pub(super) fn silence(&self) -> Duration {
+        lock(&self.inner.shared.heard).elapsed()
+    }
+
+    /// Tells the process something, now if its queue has room, else as soon as it has.
+    fn tell(&self, command: &Command) {
+        let mut frame = Vec::new();
+        if protocol::encode(command, &mut frame).is_err() {
+            return;
+        }
+        if let Err(mpsc::error::TrySendError::Full(frame)) = self.inner.outgoing.try_send(frame) {
+            let outgoing = self.inner.outgoing.clone();
+            tokio::spawn(async move { outgoing.send(frame).await });
+        }
     }
 
     /// Ends the process, whatever it is doing, and waits until it is gone.
@@ -219,6 +243,20 @@ impl Worker {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.kill.cancel();
+    }
+}
+
+/// A question under way; dropping it before the reply has come takes it back.
+struct Asked<'a> {
+    worker: &'a Worker,
+    id: u64,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if lock(&self.worker.inner.shared.questions).remove(&self.id).is_some() {
+            self.worker.tell(&Command::Cancel { id: self.id });
+        }
     }
 }
 
@@ -262,7 +300,7 @@ async fn supervise(mut child: Child, socket: OwnedReadHalf, shared: Arc<Shared>,
     shared.ended.cancel();
     // Dropping the senders ends the streams; a stream without its last event reports the death.
     lock(&shared.jobs).clear();
-    lock(&shared.renders).clear();
+    lock(&shared.questions).clear();
 }
 
 async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sender<LoadReport>) -> std::io::Result<()> {
@@ -289,6 +327,7 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
                 continue;
             }
         };
+        *lock(&shared.heard) = Instant::now();
         match report {
             Report::Hello {
                 version: PROTOCOL_VERSION,
@@ -324,11 +363,12 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
                     let _ = sender.try_send(Err(failure));
                 }
             }
-            Report::Rendered { id, result } => {
-                if let Some(sender) = lock(&shared.renders).remove(&id) {
-                    let _ = sender.send(result.map(|rendered| *rendered));
+            Report::Answered { id, result } => {
+                if let Some(sender) = lock(&shared.questions).remove(&id) {
+                    let _ = sender.send(result);
                 }
             }
+            Report::Alive => {}
         }
     }
 }
@@ -356,17 +396,6 @@ impl JobStream {
     pub fn last_progress(&self) -> Instant {
         self.progress
     }
-
-    fn tell(&self, command: &Command) {
-        let mut frame = Vec::new();
-        if protocol::encode(command, &mut frame).is_err() {
-            return;
-        }
-        if let Err(mpsc::error::TrySendError::Full(frame)) = self.worker.inner.outgoing.try_send(frame) {
-            let outgoing = self.worker.inner.outgoing.clone();
-            tokio::spawn(async move { outgoing.send(frame).await });
-        }
-    }
 }
 
 impl Stream for JobStream {
@@ -388,7 +417,7 @@ impl Stream for JobStream {
                 self.taken += 1;
                 if self.taken >= STREAM_CREDIT / 2 {
                     let events = std::mem::take(&mut self.taken);
-                    self.tell(&Command::Credit { id: self.id, events });
+                    self.worker.tell(&Command::Credit { id: self.id, events });
                 }
             }
             Ok(Event::Finished(_)) | Err(_) => self.finished = true,
@@ -401,7 +430,7 @@ impl Drop for JobStream {
     fn drop(&mut self) {
         if !self.finished {
             lock(&self.worker.inner.shared.jobs).remove(&self.id);
-            self.tell(&Command::Cancel { id: self.id });
+            self.worker.tell(&Command::Cancel { id: self.id });
         }
     }
 }

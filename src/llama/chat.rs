@@ -83,6 +83,24 @@ pub struct RenderedChat {
     pub additional_stops: Vec<String>,
     /// The output parser, serialised; empty means plain text.
     pub parser: String,
+    /// Whether the answer's text stands between markers of the format.
+    pub wraps_content: bool,
+    /// GBNF of well-formed answers; empty if there is none.
+    pub grammar: String,
+    /// Whether the grammar sleeps until one of its triggers comes.
+    pub grammar_lazy: bool,
+    /// What wakes it.
+    pub grammar_triggers: Vec<GrammarTrigger>,
+}
+
+/// What wakes a lazy grammar.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GrammarTrigger {
+    /// llama.cpp's number: 0 a token, 1 a word, 2 a pattern, 3 a pattern of the whole text.
+    #[serde(rename = "type")]
+    pub kind: u8,
+    /// The word or pattern.
+    pub value: String,
 }
 
 impl ChatTemplate {

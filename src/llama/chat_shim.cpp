@@ -48,6 +48,17 @@ common_json strings(const std::vector<std::string> & list) {
     return out;
 }
 
+// Whether the format puts the answer's text between markers of its own, so that a constraint on the text alone does not fit.
+// The markers are those by which `common/chat` tells these formats (gpt-oss and its kin, Muse, Command, Functionary, Kimi K3).
+bool wraps_content(const std::string & source) {
+    for (const char * marker : {"<|channel|>", "<atem:function_calls>", "<|START_TEXT|>", ">>>all", "<|end_of_msg|>"}) {
+        if (source.find(marker) != std::string::npos) {
+            return true;
+        }
+    }
+    return false;
+}
+
 // What the parser needs of the parameters that `apply` returned.
 struct parser_state {
     common_chat_parser_params params;
@@ -87,7 +98,8 @@ char * hubllama_chat_describe(const void * templates, char ** error) {
 }
 
 // input: {"messages": […OpenAI…], "tools": […OpenAI…], "tool_choice": "auto", "parallel_tool_calls": bool,
-//         "enable_thinking": bool, "kwargs": {"name": "json text"}, "now": seconds since 1970}
+//         "enable_thinking": bool, "kwargs": {"name": "json text"}, "now": seconds since 1970,
+//         "json_schema": "json text", which is put into the grammar of formats that wrap the answer's text and ignored else}
 char * hubllama_chat_apply(const void * templates, const char * input, char ** error) {
     return guarded<char *>(error, nullptr, [&]() {
         const auto * tmpls = static_cast<const common_chat_templates *>(templates);
@@ -115,6 +127,10 @@ char * hubllama_chat_apply(const void * templates, const char * input, char ** e
                 inputs.chat_template_kwargs[key] = value.get<std::string>();
             }
         }
+        const bool wraps = wraps_content(common_chat_templates_source(tmpls));
+        if (wraps) {
+            inputs.json_schema = in.value("json_schema", "");
+        }
         const common_chat_params params = common_chat_templates_apply(tmpls, inputs);
         common_json out = common_json::object();
         out["prompt"] = params.prompt;
@@ -126,6 +142,7 @@ char * hubllama_chat_apply(const void * templates, const char * input, char ** e
         out["preserved_tokens"] = strings(params.preserved_tokens);
         out["additional_stops"] = strings(params.additional_stops);
         out["parser"] = params.parser;
+        out["wraps_content"] = wraps;
         out["grammar"] = params.grammar;
         out["grammar_lazy"] = params.grammar_lazy;
         common_json triggers = common_json::array();

@@ -13,10 +13,22 @@ const CONTEXT_PADDING: u32 = 256;
 const MIN_BATCH: u32 = 32;
 const MAX_BATCH: u32 = 16384;
 
+/// What a context computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContextPurpose {
+    /// Logits of the next token.
+    Generate,
+    /// One vector for each sequence, pooled as the file says. Where it says nothing: the vector of the last token, which alone
+    /// has seen the whole text, or the mean where every token has.
+    Embed,
+}
+
 /// Size and placement of a context.
 #[derive(Clone, Debug)]
 pub struct ContextParams {
-    /// Context window of one sequence in tokens.
+    /// What it computes.
+    pub purpose: ContextPurpose,
+    /// Context window of one sequence in tokens. Sequences of an embedding context share one window.
     pub context_per_sequence: u32,
     /// Sequences that are decoded at once.
     pub sequences: u32,
@@ -79,9 +91,16 @@ impl Context {
         // llama.cpp pads each sequence's part to this, but bounds the batch by the window before it does; a batch larger
         // than its bound aborts the process.
         let per_sequence = params.context_per_sequence.max(1).next_multiple_of(CONTEXT_PADDING);
-        raw.n_ctx = per_sequence.saturating_mul(params.sequences);
+        raw.n_ctx = match params.purpose {
+            ContextPurpose::Generate => per_sequence.saturating_mul(params.sequences),
+            ContextPurpose::Embed => per_sequence,
+        };
         raw.n_batch = params.batch.clamp(MIN_BATCH, MAX_BATCH).min(raw.n_ctx);
-        raw.n_ubatch = raw.n_batch.min(512);
+        raw.n_ubatch = match params.purpose {
+            ContextPurpose::Generate => raw.n_batch.min(512),
+            // Attention that looks both ways, and pooling, need all of a sequence in one physical batch.
+            ContextPurpose::Embed => raw.n_batch,
+        };
         raw.n_seq_max = params.sequences;
         raw.n_threads = params.threads.try_into().unwrap_or(1);
         raw.n_threads_batch = raw.n_threads;
@@ -93,14 +112,29 @@ impl Context {
         raw.type_k = kv_type(params.kv_type_k);
         raw.type_v = kv_type(params.kv_type_v);
         // Each sequence has a part of its own: with long separate contexts that decodes 40 to 60 % faster than one
-        // shared pool, and no sequence can starve another.
-        raw.kv_unified = false;
+        // shared pool, and no sequence can starve another. Vectors are made of many short sequences at once instead.
+        raw.kv_unified = params.purpose == ContextPurpose::Embed;
+        raw.embeddings = params.purpose == ContextPurpose::Embed;
         // A sliding-window layer keeps its window, not the whole context, as llama-server has it.
         raw.swa_full = false;
         raw.no_perf = true;
+        let context = Self::allocate(Arc::clone(&model), raw)?;
+        if params.purpose == ContextPurpose::Embed && !context.pools() {
+            drop(context);
+            raw.pooling_type = if model.is_causal() {
+                sys::LLAMA_POOLING_TYPE_LAST
+            } else {
+                sys::LLAMA_POOLING_TYPE_MEAN
+            };
+            return Self::allocate(model, raw);
+        }
+        Ok(context)
+    }
+
+    fn allocate(model: Arc<Model>, params: sys::llama_context_params) -> Result<Self, String> {
         backend::forget_errors();
         // SAFETY: the model is valid and kept alive by this value.
-        let context = unsafe { sys::llama_init_from_model(model.as_ptr(), raw) };
+        let context = unsafe { sys::llama_init_from_model(model.as_ptr(), params) };
         match NonNull::new(context) {
             Some(raw) => Ok(Self { raw, model }),
             None => {
@@ -111,6 +145,32 @@ impl Context {
                     reason
                 })
             }
+        }
+    }
+
+    /// Whether each sequence gives one vector.
+    fn pools(&self) -> bool {
+        // SAFETY: the context is valid.
+        unsafe { sys::llama_pooling_type(self.raw.as_ptr()) != sys::LLAMA_POOLING_TYPE_NONE }
+    }
+
+    /// The vector of a sequence of the last batch; `None` in a context that makes none.
+    #[must_use]
+    pub fn embedding(&self, sequence: i32) -> Option<&[f32]> {
+        // SAFETY: llama.cpp returns NULL for a sequence that the last batch did not have; otherwise the vector has the model's
+        // width and stays until the next decode, which needs `&mut self`.
+        unsafe {
+            let vector = sys::llama_get_embeddings_seq(self.raw.as_ptr(), sequence);
+            (!vector.is_null()).then(|| std::slice::from_raw_parts(vector, self.model.embedding_width()))
+        }
+    }
+
+    /// Empties the cache of all sequences.
+    pub fn clear(&mut self) {
+        let memory = self.memory();
+        if !memory.is_null() {
+            // SAFETY: the memory belongs to this context; models without a cache have none.
+            unsafe { sys::llama_memory_clear(memory, false) };
         }
     }
 

@@ -9,12 +9,14 @@ mod backend;
 mod batch;
 mod chat;
 mod context;
+mod grammar;
 mod model;
 mod sampler;
 
 pub use backend::{Device, DeviceKind, cpu_features, devices, init, supports_gpu_offload, version};
 pub use batch::Batch;
-pub use chat::{ChatParser, ChatTemplate, ParsedCall, ParsedMessage, RenderedChat};
-pub use context::{Context, ContextParams, DecodeError};
+pub use chat::{ChatParser, ChatTemplate, GrammarTrigger, ParsedCall, ParsedMessage, RenderedChat};
+pub use context::{Context, ContextParams, ContextPurpose, DecodeError};
+pub use grammar::{Grammar, Trigger};
 pub use model::{Model, ModelParams, Token};
 pub use sampler::{Candidates, SamplerChain, log_softmax_of};

@@ -105,7 +105,7 @@ impl Model {
         self.raw.as_ptr()
     }
 
-    fn vocab_ptr(&self) -> *const sys::llama_vocab {
+    pub(super) fn vocab_ptr(&self) -> *const sys::llama_vocab {
         self.vocab.as_ptr()
     }
 
@@ -137,6 +137,51 @@ impl Model {
     pub fn is_recurrent(&self) -> bool {
         // SAFETY: the model is valid.
         unsafe { sys::llama_model_is_recurrent(self.as_ptr()) || sys::llama_model_is_hybrid(self.as_ptr()) }
+    }
+
+    /// Tokens that the file says are never to be chosen.
+    #[must_use]
+    pub fn suppressed_tokens(&self) -> Vec<Token> {
+        let mut count = 0;
+        // SAFETY: the vocabulary is valid; the list has `count` entries and lives as long as it.
+        unsafe {
+            let list = sys::llama_vocab_get_suppress_tokens(self.vocab_ptr(), &raw mut count);
+            match usize::try_from(count) {
+                Ok(count) if count > 0 && !list.is_null() => std::slice::from_raw_parts(list, count).to_vec(),
+                _ => Vec::new(),
+            }
+        }
+    }
+
+    /// Width of the vectors that it makes.
+    #[must_use]
+    pub fn embedding_width(&self) -> usize {
+        // SAFETY: the model is valid.
+        unsafe { sys::llama_model_n_embd_out(self.as_ptr()) }
+            .try_into()
+            .unwrap_or(0)
+    }
+
+    /// Whether a token sees only what comes before it, as in models that generate.
+    #[must_use]
+    pub fn is_causal(&self) -> bool {
+        let key = |architecture: String| format!("{architecture}.attention.causal");
+        self.metadata("general.architecture")
+            .and_then(|architecture| self.metadata(&key(architecture)))
+            .is_none_or(|value| value != "false")
+    }
+
+    /// A value of the file's metadata as text; `None` if it is not there.
+    #[must_use]
+    pub fn metadata(&self, key: &str) -> Option<String> {
+        let key = CString::new(key).ok()?;
+        let mut buffer = [0u8; 256];
+        // SAFETY: the buffer is as long as stated; llama.cpp ends it with NUL.
+        let length = unsafe {
+            sys::llama_model_meta_val_str(self.as_ptr(), key.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
+        };
+        let length = usize::try_from(length).ok()?.min(buffer.len() - 1);
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
     }
 
     /// Whether it has an encoder that must run before the decoder.

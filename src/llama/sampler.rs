@@ -71,6 +71,18 @@ impl SamplerChain {
         self.add(unsafe { sys::llama_sampler_init_temp(temperature) });
     }
 
+    /// Adds a bias to the logits of some tokens; ids outside the vocabulary do nothing.
+    pub fn logit_bias(&mut self, vocab_size: i32, biases: &[(Token, f32)]) {
+        let biases: Vec<sys::llama_logit_bias> = biases
+            .iter()
+            .filter(|(token, _)| (0..vocab_size).contains(token))
+            .map(|&(token, bias)| sys::llama_logit_bias { token, bias })
+            .collect();
+        let count = i32::try_from(biases.len()).unwrap_or(0);
+        // SAFETY: the list has `count` entries and is copied.
+        self.add(unsafe { sys::llama_sampler_init_logit_bias(vocab_size, count, biases.as_ptr()) });
+    }
+
     /// Chooses the most probable token.
     pub fn greedy(&mut self) {
         // SAFETY: plain values.
@@ -85,12 +97,7 @@ impl SamplerChain {
 
     /// Applies the chain and returns the chosen token, or `None` if nothing was left to choose from.
     pub fn sample(&mut self, candidates: &mut Candidates) -> Option<Token> {
-        let mut array = sys::llama_token_data_array {
-            data: candidates.data.as_mut_ptr(),
-            size: candidates.data.len(),
-            selected: -1,
-            sorted: false,
-        };
+        let mut array = candidates.raw();
         // SAFETY: the array describes `candidates`, which outlives the call; samplers may reorder and shorten it.
         unsafe { sys::llama_sampler_apply(self.raw.as_ptr(), &raw mut array) };
         let selected = usize::try_from(array.selected)
@@ -126,6 +133,49 @@ impl std::fmt::Debug for Candidates {
 }
 
 impl Candidates {
+    pub(super) fn raw(&mut self) -> sys::llama_token_data_array {
+        sys::llama_token_data_array {
+            data: self.data.as_mut_ptr(),
+            size: self.data.len(),
+            selected: -1,
+            sorted: false,
+        }
+    }
+
+    /// Refills the buffer with one token.
+    pub fn fill_one(&mut self, token: Token) {
+        self.data.clear();
+        self.data.push(sys::llama_token_data {
+            id: token,
+            logit: 0.0,
+            p: 0.0,
+        });
+    }
+
+    /// Whether no candidate is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty()
+    }
+
+    /// The first of the most probable candidates; NaN never wins.
+    #[must_use]
+    pub fn best(&self) -> Option<Token> {
+        let mut best: Option<&sys::llama_token_data> = None;
+        for candidate in &self.data {
+            let largest = best.map_or(f32::NEG_INFINITY, |best| best.logit);
+            if candidate.logit > largest {
+                best = Some(candidate);
+            }
+        }
+        best.map(|candidate| candidate.id)
+    }
+
+    /// Takes out the candidates that a grammar has ruled out.
+    pub(super) fn drop_impossible(&mut self) {
+        self.data.retain(|candidate| candidate.logit > f32::NEG_INFINITY);
+    }
+
     /// Refills the buffer with all tokens.
     pub fn fill_all(&mut self, logits: &[f32]) {
         self.data.clear();

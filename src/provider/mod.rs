@@ -1,7 +1,7 @@
 //! Who answers for a model name.
 //!
 //! A [`Provider`] serves neutral requests; a plain name that Ollama answers is not put through one: its bytes are
-//! forwarded as they are.
+//! forwarded as they are. (Unless `ollama.honest_v1` is on, and a request asks for what Ollama would leave out.)
 
 mod aliases;
 mod huggingface;
@@ -10,7 +10,7 @@ pub mod registry;
 
 pub use aliases::{Alias, AliasError, AliasSettings, Aliases, Layer, PlainName};
 pub use huggingface::HuggingFace;
-pub use ollama::{Ollama, UpstreamError};
+pub use ollama::{Native, Ollama, UpstreamError};
 pub use registry::{Kind, Owner, Registry, prefers_ollama};
 
 use std::{fmt, pin::Pin, sync::Arc, time::Instant};
@@ -87,6 +87,13 @@ pub trait Provider: fmt::Debug + Send + Sync {
 
     /// Unloads a model as soon as it is idle; fine if it is not resident.
     fn unload<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Parts of a request that [`Self::infer`] has no way to honour, by the names that they have on the wires. A dialect
+    /// tells them to the client.
+    fn drops(&self, request: &InferenceRequest) -> Vec<&'static str> {
+        let _ = request;
+        Vec::new()
+    }
 
     /// Starts an answer. Resolves when its first event is there, so that everything that can fail before it is still a status.
     fn infer<'a>(

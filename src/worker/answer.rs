@@ -55,6 +55,11 @@ impl Answer {
         self.text.stopped()
     }
 
+    /// The stop string that was found.
+    pub(super) fn stopped_by(&self) -> Option<&str> {
+        self.text.stopped_by()
+    }
+
     /// Adds the bytes of one token; returns what can be shown now.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Delta {
         let text = self.text.push(bytes);
@@ -226,6 +231,7 @@ mod tests {
         all
     }
 
+    // Trap 66
     #[test]
     fn a_call_cut_into_pieces_is_one_call() {
         let text = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>";

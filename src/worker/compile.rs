@@ -3,10 +3,13 @@
 use std::collections::VecDeque;
 
 use super::{
-    Commands, Reports,
-    protocol::{Command, RenderJob, Report},
+    Input, Inputs, Reports,
+    protocol::{Command, Question, RenderJob, Reply, Report},
 };
-use crate::llama::{ChatTemplate, RenderedChat};
+use crate::{
+    inference::Failure,
+    llama::{ChatTemplate, RenderedChat},
+};
 
 /// Compiled templates that are kept; compiling one takes a millisecond or two.
 const KEPT_TEMPLATES: usize = 8;
@@ -14,17 +17,20 @@ const KEPT_TEMPLATES: usize = 8;
 type Key = (String, String, String);
 
 /// Serves render jobs until the socket closes.
-pub(super) fn run(commands: &Commands, reports: &mut Reports) {
+pub(super) fn run(inputs: &Inputs, reports: &mut Reports) {
     let mut kept: VecDeque<(Key, ChatTemplate)> = VecDeque::new();
-    while let Ok(command) = commands.recv() {
-        match command {
-            Command::Render(job) => {
-                let id = job.id;
-                let result = render(&mut kept, *job).map(Box::new);
-                reports.send(&Report::Rendered { id, result });
-            }
-            other => tracing::warn!(?other, "the helper only renders"),
-        }
+    while let Ok(input) = inputs.recv() {
+        let Input::Command(Command::Ask { id, question }) = input else {
+            tracing::warn!(?input, "the helper only renders");
+            continue;
+        };
+        let result = match *question {
+            Question::Render(job) => render(&mut kept, job)
+                .map(|rendered| Reply::Rendered(Box::new(rendered)))
+                .map_err(|reason| Failure::Invalid(format!("the model's chat template failed: {reason}"))),
+            _ => Err(Failure::Worker("the helper only renders".into())),
+        };
+        reports.send(&Report::Answered { id, result });
     }
 }
 

@@ -1,97 +1,299 @@
-//! The loop of a model worker.
+//! The loop of a model worker: commands in, decode steps, reports out.
 
 use std::{
-    collections::VecDeque,
-    sync::{Arc, mpsc::TryRecvError},
+    collections::HashSet,
+    sync::{
+        Arc,
+        mpsc::{SyncSender, TryRecvError, sync_channel},
+    },
+    thread,
     time::{Duration, Instant},
 };
 
 use super::{
-    Commands, Reports,
-    constraint::Constraints,
-    prefix::{Offer, choose, common_prefix},
-    protocol::{Command, Job, JobPrompt, LoadSpec, LoadedModel, Report},
-    sampling::Sampler,
-    scheduler::{Limits, PrefillPace, plan},
-    slot::{Active, Progress, Slot},
+    Input, Inputs, Reports,
+    embed::{Embedder, SEQUENCES},
+    generation::Generation,
+    prepare::{self, Task, Windows},
+    protocol::{Command, LoadSpec, LoadedModel, Report},
 };
 use crate::{
-    inference::{Delta, Event, Failure, FinishReason},
-    llama::{self, Batch, Candidates, Context, ContextParams, DecodeError, DeviceKind, Model, ModelParams, Token},
+    inference::Failure,
+    llama::{self, Context, ContextParams, ContextPurpose, DeviceKind, Model, ModelParams},
 };
 
 /// Time between two signs of life of jobs that give no text.
-const LIFE_INTERVAL: Duration = Duration::from_secs(1);
+pub(super) const LIFE_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two reports of a load's progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// Jobs whose prompts wait to be tokenised; the daemon bounds what it sends to far less.
+const PREPARE_QUEUE: usize = 4096;
+/// Grammars and schemas are compiled by recursive parsers.
+const PREPARE_STACK_BYTES: usize = 64 << 20;
+/// Tokens of a text that becomes a vector. Their attention is computed in one piece, so memory grows with the square.
+const MAX_EMBED_WINDOW: u32 = 8192;
+/// Tokens in a batch of texts, where one text does not need more.
+const EMBED_BATCH: u32 = 1024;
 
 /// Loads the model that the first command names and serves it until the socket closes.
-pub(super) fn run(commands: &Commands, reports: &mut Reports) {
-    let Ok(Command::Load(spec)) = commands.recv() else {
+pub(super) fn run(inputs: &Inputs, sender: &SyncSender<Input>, reports: &mut Reports) {
+    let Ok(Input::Command(Command::Load(spec))) = inputs.recv() else {
         return reports.send(&Report::LoadFailed {
             reason: "the first command was not a load".into(),
         });
     };
-    match load(&spec, reports) {
-        Ok((context, loaded)) => {
-            reports.send(&Report::Loaded(loaded.clone()));
-            Engine::new(context, &loaded).run(commands, reports);
+    match Engine::load(&spec, sender, reports) {
+        Ok((engine, loaded)) => {
+            reports.send(&Report::Loaded(loaded));
+            engine.run(inputs, reports);
         }
         Err(reason) => reports.send(&Report::LoadFailed { reason }),
     }
 }
 
-fn load(spec: &LoadSpec, reports: &mut Reports) -> Result<(Context, LoadedModel), String> {
-    let device_before = device_memory_used();
-    let params = ModelParams {
-        gpu_layers: spec.gpu_layers,
-        main_gpu: spec.main_gpu,
-        split_mode: spec.split_mode,
-        tensor_split: spec.tensor_split.clone(),
-        mmap: spec.mmap,
-        check_tensors: spec.check_tensors,
-    };
-    let mut reported = Instant::now();
-    let model = Model::load(&spec.path, &params, |fraction| {
-        if reported.elapsed() >= PROGRESS_INTERVAL {
-            reported = Instant::now();
-            reports.send(&Report::Progress { fraction });
+struct Engine {
+    model: Arc<Model>,
+    /// `None` in a model that makes vectors only.
+    generation: Option<Generation>,
+    /// Made when the first vectors are asked for; a model that makes nothing else has it from the start.
+    embedder: Option<Embedder>,
+    embed_params: ContextParams,
+    preparing: SyncSender<Task>,
+    /// What was given to the thread that prepares and has not come back; what is cancelled meanwhile is taken out.
+    pending: HashSet<u64>,
+}
+
+impl Engine {
+    fn load(spec: &LoadSpec, sender: &SyncSender<Input>, reports: &mut Reports) -> Result<(Self, LoadedModel), String> {
+        let device_before = device_memory_used();
+        let params = ModelParams {
+            gpu_layers: spec.gpu_layers,
+            main_gpu: spec.main_gpu,
+            split_mode: spec.split_mode,
+            tensor_split: spec.tensor_split.clone(),
+            mmap: spec.mmap,
+            check_tensors: spec.check_tensors,
+        };
+        let mut reported = Instant::now();
+        let model = Model::load(&spec.path, &params, |fraction| {
+            if reported.elapsed() >= PROGRESS_INTERVAL {
+                reported = Instant::now();
+                reports.send(&Report::Progress { fraction });
+            }
+            true
+        })?;
+        if model.has_encoder() {
+            return Err("encoder-decoder models are not supported".into());
         }
-        true
-    })?;
-    if model.has_encoder() {
-        return Err("encoder-decoder models are not supported".into());
+        let model = Arc::new(model);
+        let weights = model.size_bytes();
+        let context_length = match (spec.context_length, model.train_context()) {
+            (0, trained) => trained,
+            (wanted, 0) => wanted,
+            (wanted, trained) => wanted.min(trained),
+        };
+        let host_before = anonymous_memory();
+        let params = ContextParams {
+            purpose: ContextPurpose::Generate,
+            context_per_sequence: context_length,
+            sequences: spec.parallel.max(1),
+            batch: spec.batch,
+            threads: spec.threads.max(1),
+            flash_attention: spec.flash_attention,
+            kv_type_k: spec.kv_type_k,
+            kv_type_v: spec.kv_type_v,
+        };
+        let embed_window = context_length.min(MAX_EMBED_WINDOW);
+        let embed_params = ContextParams {
+            purpose: ContextPurpose::Embed,
+            context_per_sequence: embed_window.max(EMBED_BATCH),
+            sequences: SEQUENCES,
+            batch: embed_window.max(EMBED_BATCH),
+            ..params.clone()
+        };
+        let embeds_only = spec.embeds_only;
+        let mut loaded = LoadedModel {
+            context_length,
+            parallel: 1,
+            can_shift: false,
+            infill: model.infill_tokens().is_some(),
+            embeds_only,
+            size_bytes: 0,
+            device_bytes: 0,
+        };
+        let (generation, embedder) = if embeds_only {
+            loaded.context_length = embed_window;
+            (None, Some(Embedder::new(&model, &embed_params)?))
+        } else {
+            let context = Context::new(Arc::clone(&model), &params)?;
+            loaded.context_length = context.context_per_sequence();
+            loaded.parallel = params.sequences;
+            loaded.can_shift = context.can_shift() && !model.is_recurrent();
+            (Some(Generation::new(context, &loaded)), None)
+        };
+        loaded.device_bytes = device_memory_used().saturating_sub(device_before);
+        let host_bytes = anonymous_memory().saturating_sub(host_before);
+        loaded.size_bytes = (weights + host_bytes).max(loaded.device_bytes);
+        let windows = Windows {
+            generate: loaded.context_length,
+            embed: embed_window,
+            embeds_only,
+        };
+        let engine = Self {
+            preparing: start_preparing(&model, windows, sender)?,
+            model,
+            generation,
+            embedder,
+            embed_params,
+            pending: HashSet::new(),
+        };
+        Ok((engine, loaded))
     }
-    let model = Arc::new(model);
-    let weights = model.size_bytes();
-    let context_length = match (spec.context_length, model.train_context()) {
-        (0, trained) => trained,
-        (wanted, 0) => wanted,
-        (wanted, trained) => wanted.min(trained),
-    };
-    let host_before = anonymous_memory();
-    let params = ContextParams {
-        context_per_sequence: context_length,
-        sequences: spec.parallel.max(1),
-        batch: spec.batch,
-        threads: spec.threads.max(1),
-        flash_attention: spec.flash_attention,
-        kv_type_k: spec.kv_type_k,
-        kv_type_v: spec.kv_type_v,
-    };
-    let context = Context::new(Arc::clone(&model), &params)?;
-    let device_bytes = device_memory_used().saturating_sub(device_before);
-    let host_bytes = anonymous_memory().saturating_sub(host_before);
-    let size_bytes = (weights + host_bytes).max(device_bytes);
-    let loaded = LoadedModel {
-        context_length: context.context_per_sequence(),
-        parallel: params.sequences,
-        can_shift: context.can_shift() && !model.is_recurrent(),
-        infill: model.infill_tokens().is_some(),
-        size_bytes,
-        device_bytes,
-    };
-    Ok((context, loaded))
+
+    fn run(mut self, inputs: &Inputs, reports: &mut Reports) {
+        while self.take_inputs(inputs, reports) {
+            if let Some(generation) = &mut self.generation {
+                generation.advance(reports);
+            }
+            if let Some(embedder) = self.embedder.as_mut().filter(|embedder| embedder.is_busy()) {
+                embedder.step(|report| reports.send(&report));
+            }
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.generation.as_ref().is_some_and(Generation::is_busy)
+            || self.embedder.as_ref().is_some_and(Embedder::is_busy)
+    }
+
+    /// Takes what has arrived; waits if there is nothing to compute. `false` when the socket is closed.
+    fn take_inputs(&mut self, inputs: &Inputs, reports: &mut Reports) -> bool {
+        loop {
+            let input = if self.is_busy() {
+                match inputs.try_recv() {
+                    Ok(input) => input,
+                    Err(TryRecvError::Empty) => return true,
+                    Err(TryRecvError::Disconnected) => return false,
+                }
+            } else {
+                match inputs.recv() {
+                    Ok(input) => input,
+                    Err(_) => return false,
+                }
+            };
+            match input {
+                Input::Command(command) => self.obey(command, reports),
+                Input::Prepared(id, prepared) => {
+                    if !self.pending.remove(&id) {
+                        continue;
+                    }
+                    match (prepared, &mut self.generation) {
+                        (Ok(prepared), Some(generation)) => generation.push(*prepared),
+                        (Ok(_), None) => {}
+                        (Err(failure), _) => reports.send(&Report::Failed { id, failure }),
+                    }
+                }
+                Input::Embed(task) => {
+                    if self.pending.remove(&task.id()) {
+                        self.embed(task, reports);
+                    }
+                }
+                Input::Report(report) => {
+                    if let Report::Answered { id, .. } = &report {
+                        self.pending.remove(id);
+                    }
+                    reports.send(&report);
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command, reports: &mut Reports) {
+        match command {
+            Command::Generate(job) => {
+                let id = job.id;
+                if self.prepare(id, Task::Job(job)).is_err() {
+                    reports.send(&Report::Failed {
+                        id,
+                        failure: Failure::Busy,
+                    });
+                }
+            }
+            Command::Ask { id, question } => {
+                if self.prepare(id, Task::Question(id, question)).is_err() {
+                    reports.send(&Report::Answered {
+                        id,
+                        result: Err(Failure::Busy),
+                    });
+                }
+            }
+            Command::Cancel { id } => {
+                self.pending.remove(&id);
+                if let Some(generation) = &mut self.generation {
+                    generation.cancel(id);
+                }
+                if let Some(embedder) = &mut self.embedder {
+                    embedder.cancel(id);
+                }
+            }
+            Command::Credit { id, events } => {
+                if let Some(generation) = &mut self.generation {
+                    generation.credit(id, events);
+                }
+            }
+            Command::SetThreads { threads } => {
+                self.embed_params.threads = threads;
+                if let Some(generation) = &mut self.generation {
+                    generation.set_threads(threads);
+                }
+                if let Some(embedder) = &mut self.embedder {
+                    embedder.set_threads(threads);
+                }
+            }
+            Command::Load(_) => reports.send(&Report::LoadFailed {
+                reason: "this worker holds a model already".into(),
+            }),
+        }
+    }
+
+    /// Hands something to the thread that prepares; an error if too much waits for it.
+    fn prepare(&mut self, id: u64, task: Task) -> Result<(), ()> {
+        self.preparing.try_send(task).map_err(|_| ())?;
+        self.pending.insert(id);
+        Ok(())
+    }
+
+    fn embed(&mut self, task: super::embed::EmbedTask, reports: &mut Reports) {
+        let embedder = match &mut self.embedder {
+            Some(embedder) => embedder,
+            empty => match Embedder::new(&self.model, &self.embed_params) {
+                Ok(embedder) => empty.insert(embedder),
+                Err(reason) => {
+                    let failure = Failure::Load(format!("no memory to make vectors with: {reason}"));
+                    return reports.send(&Report::Answered {
+                        id: task.id(),
+                        result: Err(failure),
+                    });
+                }
+            },
+        };
+        embedder.push(task);
+    }
+}
+
+fn start_preparing(
+    model: &Arc<Model>,
+    windows: Windows,
+    engine: &SyncSender<Input>,
+) -> Result<SyncSender<Task>, String> {
+    let (sender, tasks) = sync_channel(PREPARE_QUEUE);
+    let (model, engine) = (Arc::clone(model), engine.clone());
+    thread::Builder::new()
+        .name("prepare".into())
+        .stack_size(PREPARE_STACK_BYTES)
+        .spawn(move || prepare::run(&model, windows, &tasks, &engine))
+        .map_err(|error| format!("a thread could not be started: {error}"))?;
+    Ok(sender)
 }
 
 /// Bytes in use on all devices with memory of their own.
@@ -114,397 +316,4 @@ fn anonymous_memory() -> u64 {
         .map_while(|field| field.parse::<u64>().ok());
     let (resident, shared) = (fields.next().unwrap_or(0), fields.next().unwrap_or(0));
     resident.saturating_sub(shared) * rustix::param::page_size() as u64
-}
-
-struct Engine {
-    model: Arc<Model>,
-    context: Context,
-    constraints: Option<Constraints>,
-    slots: Vec<Slot>,
-    /// Jobs for whom no slot is idle, with their prompts as tokens.
-    waiting: VecDeque<(Job, Vec<Token>)>,
-    batch: Batch,
-    batch_tokens: usize,
-    context_length: u32,
-    can_shift: bool,
-    pace: PrefillPace,
-    candidates: Candidates,
-    jobs: u64,
-    /// What this step produced; one frame carries all of it.
-    events: Vec<(u64, Event)>,
-    alive: Instant,
-}
-
-impl Engine {
-    fn new(context: Context, loaded: &LoadedModel) -> Self {
-        let batch_tokens = context.batch_size();
-        Self {
-            model: Arc::clone(context.model()),
-            slots: (0..loaded.parallel).map(|_| Slot::default()).collect(),
-            waiting: VecDeque::new(),
-            batch: Batch::new(batch_tokens),
-            batch_tokens,
-            context_length: loaded.context_length,
-            can_shift: loaded.can_shift,
-            pace: PrefillPace::new(),
-            candidates: Candidates::default(),
-            constraints: None,
-            jobs: 0,
-            events: Vec::new(),
-            alive: Instant::now(),
-            context,
-        }
-    }
-
-    fn run(mut self, commands: &Commands, reports: &mut Reports) {
-        while self.take_commands(commands, reports) {
-            self.admit(reports);
-            self.step(reports);
-            self.show_life();
-            if !self.events.is_empty() {
-                let events = std::mem::take(&mut self.events);
-                reports.send(&Report::Events(events));
-            }
-        }
-    }
-
-    /// Takes what has arrived; waits if there is nothing to decode. `false` when the socket is closed.
-    fn take_commands(&mut self, commands: &Commands, reports: &mut Reports) -> bool {
-        loop {
-            let busy = self.slots.iter().any(|slot| {
-                let demand = slot.demand();
-                demand.decode || demand.prefill > 0
-            });
-            let can_admit = !self.waiting.is_empty() && self.slots.iter().any(|slot| slot.active.is_none());
-            let command = if busy || can_admit {
-                match commands.try_recv() {
-                    Ok(command) => command,
-                    Err(TryRecvError::Empty) => return true,
-                    Err(TryRecvError::Disconnected) => return false,
-                }
-            } else {
-                match commands.recv() {
-                    Ok(command) => command,
-                    Err(_) => return false,
-                }
-            };
-            match command {
-                Command::Generate(job) => self.accept(*job, reports),
-                Command::Cancel { id } => self.cancel(id),
-                Command::Credit { id, events } => {
-                    if let Some(active) = self.active(id) {
-                        active.credit = active.credit.saturating_add(events);
-                    }
-                }
-                Command::SetThreads { threads } => self.context.set_threads(threads),
-                Command::Load(_) | Command::Render(_) => {
-                    reports.send(&Report::LoadFailed {
-                        reason: "this worker holds a model already".into(),
-                    });
-                }
-            }
-        }
-    }
-
-    fn active(&mut self, id: u64) -> Option<&mut Active> {
-        self.slots
-            .iter_mut()
-            .filter_map(|slot| slot.active.as_mut())
-            .find(|active| active.job.id == id)
-    }
-
-    fn cancel(&mut self, id: u64) {
-        self.waiting.retain(|(job, _)| job.id != id);
-        for slot in &mut self.slots {
-            if slot.active.as_ref().is_some_and(|active| active.job.id == id) {
-                slot.active = None;
-            }
-        }
-    }
-
-    /// Gives waiting jobs to idle slots.
-    fn admit(&mut self, reports: &mut Reports) {
-        while !self.waiting.is_empty() && self.slots.iter().any(|slot| slot.active.is_none()) {
-            let Some((job, prompt)) = self.waiting.pop_front() else {
-                return;
-            };
-            let id = job.id;
-            if let Err(failure) = self.start(job, prompt) {
-                reports.send(&Report::Failed { id, failure });
-            }
-        }
-    }
-
-    /// Takes a job in, or refuses it at once if its prompt is too long: who asked may want to shorten it.
-    fn accept(&mut self, job: Job, reports: &mut Reports) {
-        let limit = job.context_limit.min(self.context_length).max(1);
-        let prompt = self.tokenize(&job.prompt).and_then(|prompt| match prompt.len() {
-            0 => Err(Failure::Invalid("the prompt has no tokens".into())),
-            length if length >= limit as usize => Err(Failure::ContextExceeded {
-                prompt_tokens: length as u32,
-                context_tokens: limit,
-            }),
-            _ => Ok(prompt),
-        });
-        match prompt {
-            Ok(prompt) => self.waiting.push_back((job, prompt)),
-            Err(failure) => reports.send(&Report::Failed { id: job.id, failure }),
-        }
-    }
-
-    fn start(&mut self, job: Job, prompt: Vec<Token>) -> Result<(), Failure> {
-        let limit = job.context_limit.min(self.context_length).max(1);
-        let constraint = match &job.schema {
-            None => None,
-            Some(schema) => {
-                let constraints = match &mut self.constraints {
-                    Some(constraints) => constraints,
-                    empty => empty.insert(Constraints::new(&self.model).map_err(Failure::Worker)?),
-                };
-                let invalid = |reason| Failure::Invalid(format!("invalid JSON schema in format: {reason}"));
-                Some(constraints.compile(schema).map_err(invalid)?)
-            }
-        };
-        let sampler = Sampler::new(&self.model, &job.sampling, constraint, limit, &prompt).map_err(Failure::Worker)?;
-        let offers: Vec<Offer<'_>> = self
-            .slots
-            .iter()
-            .map(|slot| Offer {
-                idle: slot.active.is_none(),
-                cached: &slot.cached,
-                last_used: slot.last_used,
-            })
-            .collect();
-        let Some(index) = choose(&offers, &prompt) else {
-            return Err(Failure::Worker("no sequence is idle".into()));
-        };
-        self.jobs += 1;
-        let reused = self.reuse(index, &prompt);
-        let slot = &mut self.slots[index];
-        slot.last_used = self.jobs;
-        let active = Active::new(job, prompt, reused, sampler, &self.model, self.jobs).map_err(Failure::Worker)?;
-        slot.active = Some(active);
-        Ok(())
-    }
-
-    fn tokenize(&self, prompt: &JobPrompt) -> Result<Vec<Token>, Failure> {
-        let tokens = |text: &str, add_special| self.model.tokenize(text, add_special, true).map_err(Failure::Invalid);
-        match prompt {
-            JobPrompt::Text { text, context } => {
-                let vocabulary = self.model.vocab_size();
-                if context
-                    .iter()
-                    .any(|&token| usize::try_from(token).map_or(true, |id| id >= vocabulary))
-                {
-                    return Err(Failure::Invalid(
-                        "context holds a token id that the model does not have".into(),
-                    ));
-                }
-                let mut all = context.clone();
-                all.extend(tokens(text, context.is_empty())?);
-                // A template that writes the BOS token itself must not get a second one.
-                if let (Some(bos), true) = (self.model.bos(), self.model.adds_bos())
-                    && all.starts_with(&[bos, bos])
-                {
-                    all.remove(0);
-                }
-                Ok(all)
-            }
-            JobPrompt::Infill { prefix, suffix } => {
-                let Some((pre, suf, mid)) = self.model.infill_tokens() else {
-                    return Err(Failure::Invalid(
-                        "the model's vocabulary has no fill-in-the-middle tokens".into(),
-                    ));
-                };
-                let mut all = Vec::new();
-                if let (Some(bos), true) = (self.model.bos(), self.model.adds_bos()) {
-                    all.push(bos);
-                }
-                all.push(pre);
-                all.extend(self.model.tokenize(prefix, false, false).map_err(Failure::Invalid)?);
-                all.push(suf);
-                all.extend(self.model.tokenize(suffix, false, false).map_err(Failure::Invalid)?);
-                all.push(mid);
-                Ok(all)
-            }
-        }
-    }
-
-    /// Cuts a slot's cache back to what the prompt can use, and returns how many tokens that is.
-    fn reuse(&mut self, index: usize, prompt: &[Token]) -> usize {
-        let sequence = index as i32;
-        // At least one token is decoded again: its logits are what the first sampled token comes from.
-        let mut shared = common_prefix(&self.slots[index].cached, prompt).min(prompt.len() - 1);
-        if shared > 0 {
-            // A sliding-window cache has forgotten what lies before its window: continuing there needs all of the window.
-            let window = self.model.sliding_window() as usize;
-            let oldest = usize::try_from(self.context.min_position(sequence)).unwrap_or(usize::MAX);
-            if window > 0 && oldest > shared.saturating_sub(window) {
-                shared = 0;
-            }
-        }
-        if shared < self.slots[index].cached.len() && !self.context.remove(sequence, shared as i32, -1) {
-            // Recurrent state cannot be cut at any place.
-            self.context.remove(sequence, -1, -1);
-            shared = 0;
-        }
-        self.slots[index].cached.truncate(shared);
-        shared
-    }
-
-    /// One decode over all sequences that have something to decode.
-    fn step(&mut self, reports: &mut Reports) {
-        self.make_room();
-        let demands: Vec<_> = self.slots.iter().map(Slot::demand).collect();
-        let limits = Limits {
-            batch: self.batch_tokens,
-            prefill_beside_decode: self.pace.beside_decode(self.batch_tokens),
-        };
-        let grants = plan(&demands, limits);
-        self.batch.clear();
-        let mut sampled_at: Vec<Option<i32>> = vec![None; self.slots.len()];
-        let mut prefilled = 0;
-        for (index, &grant) in grants.iter().enumerate() {
-            let slot = &mut self.slots[index];
-            let Some(active) = &mut slot.active else { continue };
-            for _ in 0..grant {
-                let (token, last) = match active.next.take() {
-                    Some(token) => (token, true),
-                    None => {
-                        let Some(token) = active.prompt_left.pop() else { break };
-                        prefilled += 1;
-                        (token, active.prompt_left.is_empty())
-                    }
-                };
-                let added = self.batch.add(token, slot.cached.len() as i32, index as i32, last);
-                slot.cached.push(token);
-                if last {
-                    sampled_at[index] = added;
-                }
-            }
-        }
-        if self.batch.is_empty() {
-            return;
-        }
-        let started = Instant::now();
-        if let Err(error) = self.context.decode(&mut self.batch) {
-            return self.fail_batch(&grants, &error, reports);
-        }
-        if prefilled > 0 {
-            self.context.synchronize();
-        }
-        self.pace.observe(prefilled, started.elapsed());
-        for (index, batch_index) in sampled_at.into_iter().enumerate() {
-            if let Some(batch_index) = batch_index {
-                self.sample(index, batch_index, reports);
-            }
-        }
-    }
-
-    /// Tells everybody who waits that the engine works: a long prompt, a long tool call and a full house give no text
-    /// for a while, and that must not look like a hang. An empty delta is that sign; it costs no credit.
-    fn show_life(&mut self) {
-        if self.batch.is_empty() || self.alive.elapsed() < LIFE_INTERVAL {
-            return;
-        }
-        self.alive = Instant::now();
-        let active = self
-            .slots
-            .iter()
-            .filter_map(|slot| slot.active.as_ref())
-            .filter(|active| active.credit > 0);
-        let ids = active
-            .map(|active| active.job.id)
-            .chain(self.waiting.iter().map(|(job, _)| job.id));
-        self.events.extend(ids.map(|id| (id, Event::Delta(Delta::default()))));
-    }
-
-    /// Shifts the sequences whose window is full, or ends their answers.
-    fn make_room(&mut self) {
-        for index in 0..self.slots.len() {
-            let slot = &mut self.slots[index];
-            let Some(active) = &slot.active else { continue };
-            let limit = active.job.context_limit.min(self.context_length) as usize;
-            if active.next.is_none() || slot.cached.len() < limit {
-                continue;
-            }
-            let keep = (active.job.keep as usize + usize::from(self.model.adds_bos())).min(limit / 2);
-            let discard = (slot.cached.len() - keep) / 2;
-            let sequence = index as i32;
-            let shifted = active.job.shift
-                && self.can_shift
-                && discard > 0
-                && self.context.remove(sequence, keep as i32, (keep + discard) as i32);
-            if shifted {
-                self.context.shift(
-                    sequence,
-                    (keep + discard) as i32,
-                    slot.cached.len() as i32,
-                    -(discard as i32),
-                );
-                slot.cached.drain(keep..keep + discard);
-            } else {
-                self.finish(index, FinishReason::Length);
-            }
-        }
-    }
-
-    fn sample(&mut self, index: usize, batch_index: i32, reports: &mut Reports) {
-        let Some(active) = &mut self.slots[index].active else {
-            return;
-        };
-        let id = active.job.id;
-        if active.job.max_tokens == 0 {
-            return self.finish(index, FinishReason::Length);
-        }
-        let sampled = match self.context.logits(batch_index) {
-            Some(logits) => active
-                .sampler
-                .sample(logits, &mut self.candidates)
-                .map(|(token, goes_on)| (token, goes_on, logits)),
-            None => Err("llama.cpp returned no logits".to_owned()),
-        };
-        match sampled {
-            Ok((token, goes_on, logits)) => {
-                let (delta, progress) = active.take(token, logits, goes_on, &self.model);
-                if let Some(delta) = delta {
-                    active.credit = active.credit.saturating_sub(1);
-                    self.events.push((id, Event::Delta(delta)));
-                }
-                if let Progress::Ended(reason) = progress {
-                    self.finish(index, reason);
-                }
-            }
-            Err(reason) => {
-                self.slots[index].active = None;
-                reports.send(&Report::Failed {
-                    id,
-                    failure: Failure::Worker(reason),
-                });
-            }
-        }
-    }
-
-    fn finish(&mut self, index: usize, reason: FinishReason) {
-        if let Some(active) = self.slots[index].active.take() {
-            let id = active.job.id;
-            self.events
-                .extend(active.finish(reason).into_iter().map(|event| (id, event)));
-        }
-    }
-
-    /// A decode failed: its sequences lose job and cache, the others go on.
-    fn fail_batch(&mut self, grants: &[usize], error: &DecodeError, reports: &mut Reports) {
-        tracing::error!(%error, "decode failed");
-        for (index, _) in grants.iter().enumerate().filter(|&(_, &grant)| grant > 0) {
-            self.context.remove(index as i32, -1, -1);
-            self.slots[index].cached.clear();
-            if let Some(active) = self.slots[index].active.take() {
-                reports.send(&Report::Failed {
-                    id: active.job.id,
-                    failure: Failure::Worker(error.to_string()),
-                });
-            }
-        }
-    }
 }

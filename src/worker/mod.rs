@@ -3,18 +3,23 @@
 //! It is this same binary, started again as `hubllama worker` with one end of a Unix socket pair as its standard input.
 //! It ends when that socket closes. `protocol` is all that the daemon's side shares with it.
 //!
-//! A reader thread takes frames off the socket; the engine thread owns model and context as locals and runs the loop
-//! of `engine`: take commands, admit, plan, decode, sample, emit. Everything that decides is pure and has no llama
-//! type in it: `scheduler`, `prefix`, `output`.
+//! A reader thread takes frames off the socket; a thread that prepares (`prepare`) tokenises prompts and compiles schemas and
+//! grammars; the engine thread owns model and contexts as locals and runs the loop of `engine`: take inputs, admit, plan,
+//! decode, sample, emit. Everything that decides is pure and has no llama type in it: `scheduler`, `prefix`, `output`,
+//! `reasoning`.
 
 mod answer;
 mod compile;
 mod constraint;
+mod embed;
 mod engine;
+mod generation;
 mod inspect;
 mod output;
 mod prefix;
+mod prepare;
 pub mod protocol;
+mod reasoning;
 mod sampling;
 mod scheduler;
 mod slot;
@@ -26,11 +31,13 @@ use std::{
     thread,
 };
 
+use embed::EmbedTask;
 pub use inspect::{BuildReport, build_report};
+use prepare::Prepared;
 use protocol::{Command, PROTOCOL_VERSION, Report};
 
-/// Commands that wait for the engine between two decode steps.
-const COMMAND_QUEUE: usize = 4096;
+/// Inputs that wait for the engine between two decode steps.
+const INPUT_QUEUE: usize = 4096;
 /// Template engines, grammar compilers and parsers recurse over what strangers wrote.
 const ENGINE_STACK_BYTES: usize = 64 << 20;
 /// Address space of the helper: a template that doubles a string dies here, not in the machine's memory.
@@ -63,11 +70,12 @@ pub fn run(role: WorkerRole) -> std::io::Result<()> {
             },
         )?;
     }
-    let (sender, receiver) = sync_channel(COMMAND_QUEUE);
+    let (sender, receiver) = sync_channel(INPUT_QUEUE);
     let reader = socket.try_clone()?;
+    let to_engine = sender.clone();
     thread::Builder::new()
         .name("socket".into())
-        .spawn(move || read_commands(reader, &sender))?;
+        .spawn(move || read_commands(reader, &to_engine))?;
     let engine = thread::Builder::new()
         .name("engine".into())
         .stack_size(ENGINE_STACK_BYTES)
@@ -77,7 +85,7 @@ pub fn run(role: WorkerRole) -> std::io::Result<()> {
                 version: PROTOCOL_VERSION,
             });
             match role {
-                WorkerRole::Model => engine::run(&receiver, &mut reports),
+                WorkerRole::Model => engine::run(&receiver, &sender, &mut reports),
                 WorkerRole::Helper => compile::run(&receiver, &mut reports),
             }
         })?;
@@ -88,12 +96,12 @@ pub fn run(role: WorkerRole) -> std::io::Result<()> {
 
 /// Forwards commands until the socket closes; then ends the process at once, whatever the engine is doing: a load or
 /// a decode step cannot be interrupted otherwise, and nobody is left to read its result.
-fn read_commands(socket: UnixStream, sender: &SyncSender<Command>) {
+fn read_commands(socket: UnixStream, sender: &SyncSender<Input>) {
     let mut reader = BufReader::new(socket);
     loop {
         match protocol::read(&mut reader) {
             Ok(Some(Ok(command))) => {
-                if sender.send(command).is_err() {
+                if sender.send(Input::Command(command)).is_err() {
                     return;
                 }
             }
@@ -139,4 +147,17 @@ impl Reports {
     }
 }
 
-type Commands = Receiver<Command>;
+/// What reaches the engine thread.
+#[derive(Debug)]
+enum Input {
+    /// From the daemon.
+    Command(Command),
+    /// A job that can be started, or why not.
+    Prepared(u64, Result<Box<Prepared>, crate::inference::Failure>),
+    /// Texts that are cut into tokens.
+    Embed(EmbedTask),
+    /// To be passed on to the daemon.
+    Report(Report),
+}
+
+type Inputs = Receiver<Input>;

@@ -10,7 +10,7 @@ pub(super) struct TextStream {
     partial: Vec<u8>,
     /// Text whose end may be the beginning of a stop string.
     held: String,
-    stopped: bool,
+    stopped_by: Option<String>,
 }
 
 impl TextStream {
@@ -24,12 +24,17 @@ impl TextStream {
 
     /// Whether a stop string was found. Nothing is added to the text after that.
     pub(super) fn stopped(&self) -> bool {
-        self.stopped
+        self.stopped_by.is_some()
+    }
+
+    /// The stop string that was found.
+    pub(super) fn stopped_by(&self) -> Option<&str> {
+        self.stopped_by.as_deref()
     }
 
     /// Adds the bytes of one token; returns the text that is now certain.
     pub(super) fn push(&mut self, bytes: &[u8]) -> String {
-        if self.stopped {
+        if self.stopped() {
             return String::new();
         }
         self.partial.extend_from_slice(bytes);
@@ -39,12 +44,12 @@ impl TextStream {
 
     /// Ends the text: what was held back is certain now, and the beginning of a code point that never came is U+FFFD.
     pub(super) fn finish(&mut self) -> String {
-        if self.stopped {
+        if self.stopped() {
             return String::new();
         }
         let rest = String::from_utf8_lossy(&std::mem::take(&mut self.partial)).into_owned();
         let mut text = self.add(&rest);
-        if !self.stopped {
+        if !self.stopped() {
             text.push_str(&std::mem::take(&mut self.held));
         }
         text
@@ -55,9 +60,13 @@ impl TextStream {
             return text.to_owned();
         }
         self.held.push_str(text);
-        // The earliest stop string ends the answer; of two at one place it does not matter which.
-        if let Some(end) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
-            self.stopped = true;
+        // The earliest stop string ends the answer; of two at one place the first that was asked for.
+        let found = self
+            .stops
+            .iter()
+            .filter_map(|stop| Some((self.held.find(stop.as_str())?, stop)));
+        if let Some((end, stop)) = found.min_by_key(|&(end, _)| end) {
+            self.stopped_by = Some(stop.clone());
             self.held.truncate(end);
             return std::mem::take(&mut self.held);
         }

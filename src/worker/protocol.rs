@@ -10,6 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::inference::TextToken;
 pub use crate::llama::RenderedChat;
 use crate::{
     config::SplitMode,
@@ -17,7 +18,7 @@ use crate::{
 };
 
 /// Changes with every change of the types below.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// The largest frame: the largest prompt with every byte escaped, and room for the rest.
 pub const MAX_FRAME_BYTES: usize = 256 << 20;
 /// Events of one stream that may be on their way to the daemon; at zero its sequence is parked, not the batch.
@@ -48,8 +49,67 @@ pub enum Command {
         /// At least one.
         threads: u32,
     },
+    /// Answer with something other than a stream.
+    Ask {
+        /// Unique among the worker's jobs.
+        id: u64,
+        /// What is asked.
+        question: Box<Question>,
+    },
+}
+
+/// What is answered at once, not as a stream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Question {
     /// Render a conversation (helper role).
-    Render(Box<RenderJob>),
+    Render(RenderJob),
+    /// Turn texts into vectors.
+    Embed(EmbedJob),
+    /// Cut a text into tokens.
+    Tokenize {
+        /// The text.
+        text: String,
+        /// Add the tokens that the model wants around every text.
+        add_special: bool,
+        /// Read the text of control tokens as those tokens.
+        parse_special: bool,
+    },
+    /// The text of tokens.
+    Detokenize {
+        /// Their ids.
+        tokens: Vec<i32>,
+    },
+}
+
+/// The answer to a [`Question`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// To [`Question::Render`].
+    Rendered(Box<RenderedChat>),
+    /// To [`Question::Embed`].
+    Embedded {
+        /// One vector for each input, as the model gives it.
+        vectors: Vec<Vec<f32>>,
+        /// Tokens of all inputs, after cutting.
+        tokens: u32,
+    },
+    /// To [`Question::Tokenize`].
+    Tokens(Vec<TextToken>),
+    /// To [`Question::Detokenize`].
+    Text(String),
+}
+
+/// Texts to turn into vectors.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EmbedJob {
+    /// One vector each.
+    pub inputs: Vec<String>,
+    /// Cut what does not fit instead of refusing it.
+    pub truncate: bool,
+    /// Tokens of one input at most; the loaded window bounds it too.
+    pub context_limit: u32,
 }
 
 /// Worker to daemon.
@@ -82,13 +142,15 @@ pub enum Report {
         /// Why.
         failure: Failure,
     },
-    /// The answer to [`Command::Render`].
-    Rendered {
+    /// The answer to [`Command::Ask`].
+    Answered {
         /// The job.
         id: u64,
-        /// The template engine's sentence if it failed.
-        result: Result<Box<RenderedChat>, String>,
+        /// Or why there is none.
+        result: Result<Reply, Failure>,
     },
+    /// The worker is at work on something that gives no events.
+    Alive,
 }
 
 /// What to load and how.
@@ -122,6 +184,8 @@ pub struct LoadSpec {
     pub mmap: bool,
     /// Refuse NaN and infinite weights.
     pub check_tensors: bool,
+    /// Whether the model makes vectors only, no text.
+    pub embeds_only: bool,
 }
 
 /// What was loaded.
@@ -135,6 +199,8 @@ pub struct LoadedModel {
     pub can_shift: bool,
     /// Whether the vocabulary has fill-in-the-middle tokens.
     pub infill: bool,
+    /// Whether it makes vectors only, no text.
+    pub embeds_only: bool,
     /// Weights, KV cache and compute buffers in bytes.
     pub size_bytes: u64,
     /// The part of it on devices.
@@ -164,10 +230,36 @@ pub struct Job {
     pub logprobs: Option<u8>,
     /// Return prompt and answer as token ids.
     pub return_context: bool,
-    /// How to read the answer; `None` is plain text.
+    /// How to read the answer; `None` is plain text. A grammar in it is in force.
     pub chat: Option<ChatSyntax>,
-    /// JSON text of a schema that the answer must satisfy; `{}` is any JSON value.
-    pub schema: Option<String>,
+    /// How reasoning is marked; `None` if there can be none.
+    pub reasoning: Option<ReasoningSyntax>,
+    /// What the answer must satisfy, once the reasoning is over.
+    pub schema: Option<Schema>,
+}
+
+/// A JSON schema.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Schema {
+    /// Its JSON text; `{}` is any JSON value.
+    pub text: String,
+    /// Refuse what cannot be enforced, instead of leaving it out.
+    pub strict: bool,
+}
+
+/// How reasoning is marked in an answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReasoningSyntax {
+    /// As `<think>`.
+    pub start: String,
+    /// As `</think>`; the first is the one that is written for a model whose budget is spent.
+    pub ends: Vec<String>,
+    /// Whether the prompt ends inside the reasoning.
+    pub begins_inside: bool,
+    /// Whether the model may begin to reason by itself.
+    pub expected: bool,
+    /// Tokens of reasoning at most.
+    pub budget: Option<u32>,
 }
 
 /// What to continue.
@@ -214,13 +306,12 @@ pub struct SamplerSettings {
     pub repeat_penalty: f32,
     pub presence_penalty: f32,
     pub frequency_penalty: f32,
+    pub logit_bias: Vec<(i32, f32)>,
 }
 
 /// A conversation to render.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RenderJob {
-    /// Unique among the helper's jobs.
-    pub id: u64,
     /// The template's source.
     pub template: String,
     /// Text of the beginning-of-sequence token.

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::{
     answer::Answer,
+    prepare::Prepared,
     protocol::{Job, STREAM_CREDIT},
     sampling::Sampler,
     scheduler::Demand,
@@ -70,16 +71,14 @@ pub(super) enum Progress {
 }
 
 impl Active {
-    /// A new job in a slot; `prompt_left` is what the slot's cache does not have.
-    pub(super) fn new(
-        job: Job,
-        prompt: Vec<Token>,
-        cached: usize,
-        sampler: Sampler,
-        model: &Model,
-        arrival: u64,
-    ) -> Result<Self, String> {
-        let answer = Answer::new(&job.stop, job.chat.as_ref())?;
+    /// A new job in a slot whose cache has the first `cached` tokens of the prompt.
+    pub(super) fn new(prepared: Prepared, cached: usize, model: &Model, arrival: u64) -> Self {
+        let Prepared {
+            job,
+            prompt,
+            sampler,
+            answer,
+        } = prepared;
         let preserved = job.chat.as_ref().map_or_else(Vec::new, |chat| {
             let single = |text: &String| match model.tokenize(text, false, true).ok()?.as_slice() {
                 &[token] => Some(token),
@@ -89,7 +88,7 @@ impl Active {
         });
         let mut prompt_left = prompt[cached..].to_vec();
         prompt_left.reverse();
-        Ok(Self {
+        Self {
             prompt_left,
             prompt_tokens: prompt.len() as u32,
             cached_tokens: cached as u32,
@@ -105,7 +104,7 @@ impl Active {
             started: Instant::now(),
             first_token: None,
             job,
-        })
+        }
     }
 
     /// Takes a sampled token: shows its text, decides whether the answer goes on.
@@ -171,7 +170,7 @@ impl Active {
         };
         events.push(Event::Finished(Finish {
             reason,
-            stop_string: None,
+            stop_string: self.answer.stopped_by().map(str::to_owned),
             usage,
             context,
         }));

@@ -5,7 +5,7 @@ use hyper::Response;
 use crate::{
     api::{dispatch::Target, error::ApiError, model::failure_of, reply},
     http::body::Body,
-    provider::{Call, Kind},
+    provider::Call,
 };
 
 /// Removes a model of ours. Success has no body.
@@ -14,10 +14,10 @@ pub(crate) async fn delete(call: &Call, target: Target) -> Result<Response<Body>
         provider,
         name,
         requested,
-        kind,
+        is_configured,
         ..
     } = target;
-    if kind == Kind::Configured {
+    if is_configured {
         return Err(ApiError::bad_request(format!(
             "{requested} is an alias of {name} in the configuration; remove it there, or delete {name}"
         )));

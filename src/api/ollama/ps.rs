@@ -86,6 +86,7 @@ mod tests {
     use super::*;
     use crate::api::fake::card;
 
+    // Traps 53, 54, 55
     #[test]
     fn an_entry_has_the_golden_form() {
         let resident = ResidentModel {

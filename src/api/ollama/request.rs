@@ -15,7 +15,7 @@ use crate::{
 /// Messages in one request.
 const MAX_MESSAGES: usize = 1 << 16;
 
-/// Token ids in `context`.
+/// Token ids in one list.
 const MAX_CONTEXT: usize = 1 << 20;
 
 /// What Ollama says to `arguments` that are no object, the string that OpenAI's API has there among them.
@@ -35,7 +35,7 @@ pub(crate) struct Common {
     shift: Option<bool>,
     logprobs: bool,
     top_logprobs: Option<i64>,
-    debug_render_only: bool,
+    pub(crate) debug_render_only: bool,
 }
 
 /// `POST /api/generate`
@@ -101,11 +101,6 @@ impl Common {
 
     /// The options, or the error that they are.
     pub(crate) fn take_options(&mut self) -> Result<Options, ApiError> {
-        if self.debug_render_only {
-            return Err(ApiError::bad_request(
-                "_debug_render_only is not supported for hf: models",
-            ));
-        }
         self.options.take().unwrap_or_else(|| Ok(Options::default()))
     }
 
@@ -124,7 +119,7 @@ impl Common {
             load: options.load,
             format: self.format.into_format()?,
             think,
-            thinking_budget: None,
+            thinking_budget: options.thinking_budget,
             keep_alive: self.keep_alive,
             truncate: self.truncate.unwrap_or(true),
             shift: self.shift.unwrap_or(true),
@@ -177,11 +172,13 @@ impl ChatRequest {
     }
 }
 
-fn token_ids(node: Node<'_>, field: Field) -> Result<Vec<i32>, DecodeError> {
+/// A list of token ids.
+pub(super) fn token_ids(node: Node<'_>, field: Field) -> Result<Vec<i32>, DecodeError> {
     let items = node.read_array(field, "[]int")?;
     if items.len() > MAX_CONTEXT {
         return Err(DecodeError::new(format!(
-            "context holds more than {MAX_CONTEXT} tokens"
+            "{} holds more than {MAX_CONTEXT} tokens",
+            field.1
         )));
     }
     items
@@ -189,7 +186,8 @@ fn token_ids(node: Node<'_>, field: Field) -> Result<Vec<i32>, DecodeError> {
         .map(|item| {
             let mut id = None;
             item.read_int(&mut id, field)?;
-            i32::try_from(id.unwrap_or(0)).map_err(|_| DecodeError::new("context holds a number that is no token"))
+            i32::try_from(id.unwrap_or(0))
+                .map_err(|_| DecodeError::new(format!("{} holds a number that is no token", field.1)))
         })
         .collect()
 }

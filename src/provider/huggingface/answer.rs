@@ -100,17 +100,10 @@ impl Stream for Answering {
                     self.stalled.as_mut().reset(deadline);
                 }
                 self.ended = true;
-                Poll::Ready(Some(Err(stalled(self.stall_timeout))))
+                Poll::Ready(Some(Err(Failure::no_sign_of_life(self.stall_timeout))))
             }
         }
     }
-}
-
-fn stalled(timeout: Duration) -> Failure {
-    let seconds = timeout.as_secs();
-    Failure::Worker(format!(
-        "the model gave no sign of life for {seconds} s (engine.stream_timeout)"
-    ))
 }
 
 /// Starts a job and waits for its first event, so that a refusal is still a status.
@@ -121,7 +114,7 @@ pub(super) async fn start(lease: &Lease, job: Job, stall_timeout: Duration) -> R
             Ok(Some(event)) => return event.map(|event| (stream, event)),
             Ok(None) => return Err(Failure::Worker("the worker gave no answer".into())),
             Err(_) if stream.last_progress().elapsed() < stall_timeout => {}
-            Err(_) => return Err(stalled(stall_timeout)),
+            Err(_) => return Err(Failure::no_sign_of_life(stall_timeout)),
         }
     }
 }

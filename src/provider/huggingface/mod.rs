@@ -1,9 +1,12 @@
 //! Serves hf: names: the one place that joins hub (files), lifecycle (a lease on a resident worker) and worker.
 
 mod answer;
+mod chat;
 mod headers;
 mod prompt;
 mod settings;
+mod taught_tools;
+mod vectors;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -17,14 +20,15 @@ use self::{
 pub(super) use self::prompt::shorten;
 use super::{Call, EventStream, Provider, PullStream, TokenizeRequest};
 use crate::{
+    config::Config,
     hub::{HfName, Hub, HubError, LocalModel},
     inference::{
-        EmbedRequest, Embeddings, Event, Failure, Format, InferenceRequest, KeepAlive, LoadOptions, Message, ModelCard,
-        ModelDetails, ModelFacts, Prompt, ResidentModel, TextToken,
+        Capability, EmbedRequest, Embeddings, Event, Failure, InferenceRequest, KeepAlive, LoadOptions, Message,
+        ModelCard, ModelDetails, ModelFacts, Prompt, ResidentModel, TextToken,
     },
     lifecycle::{Helper, JobStream, Lease, Lifecycle, Limits, Wanted},
     stdx::cpu::compute_threads,
-    worker::protocol::{ChatSyntax, Job, JobPrompt, LoadSpec},
+    worker::protocol::{EmbedJob, Job, JobPrompt, LoadSpec, Question, Reply},
 };
 
 /// Models in memory at once where nobody said, as Ollama has it without a GPU.
@@ -139,6 +143,7 @@ impl HuggingFace {
                 kv_type_v: settings.kv_type_v,
                 mmap: settings.load.use_mmap.unwrap_or(engine.mmap),
                 check_tensors: engine.check_tensors,
+                embeds_only: !located.header.facts.capabilities.contains(&Capability::Completion),
             },
             needs_context: context_length,
             keep_alive,
@@ -159,40 +164,28 @@ impl HuggingFace {
     /// Renders a conversation, tokenises it in the worker, and drops its oldest turns while it does not fit.
     async fn start_chat(
         &self,
+        call: &Call,
         lease: &Lease,
         header: &ModelHeader,
         request: &InferenceRequest,
         mut messages: Vec<Message>,
         job: &Job,
-        stall_timeout: Duration,
     ) -> Result<(JobStream, Event), Failure> {
-        let Prompt::Chat { tools, context, .. } = &request.prompt else {
+        let Prompt::Chat { context, .. } = &request.prompt else {
             return Err(Failure::Invalid("not a conversation".into()));
         };
         loop {
-            let think = if request.format.is_some() {
-                prompt::without_thinking()
-            } else {
-                prompt::thinking(request.think)
-            };
-            let render = prompt::render_job(header, &messages, tools, think)?;
-            let mut rendered = self.helper.render(render).await?;
-            let text = std::mem::take(&mut rendered.prompt);
+            let conversation = chat::converse(&self.helper, &call.config, header, request, &messages).await?;
             let mut job = job.clone();
-            job.stop.append(&mut rendered.additional_stops.clone());
+            job.stop.extend(conversation.stops);
             job.prompt = JobPrompt::Text {
-                text,
+                text: conversation.text,
                 context: context.clone(),
             };
-            let reads_format =
-                !tools.is_empty() || rendered.supports_thinking || !rendered.thinking_start_tag.is_empty();
-            if reads_format && request.format.is_none() {
-                job.chat = Some(ChatSyntax {
-                    rendered,
-                    tools: !tools.is_empty(),
-                });
-            }
-            match start(lease, job, stall_timeout).await {
+            job.chat = conversation.syntax;
+            job.reasoning = conversation.reasoning;
+            job.schema = conversation.schema;
+            match start(lease, job, call.config.engine.stream_timeout).await {
                 Err(Failure::ContextExceeded {
                     prompt_tokens,
                     context_tokens,
@@ -205,6 +198,63 @@ impl HuggingFace {
                 other => return other,
             }
         }
+    }
+
+    /// Asks a model's worker something that needs no settings.
+    async fn ask(&self, call: &Call, name: &str, question: Question) -> Result<Reply, Failure> {
+        let (_, _, lease) = self.lease_for(call, name, &LoadOptions::default(), None).await?;
+        lease.ask(question, call.config.engine.stream_timeout).await
+    }
+
+    /// A lease for a request that is not about generating.
+    async fn lease_for(
+        &self,
+        call: &Call,
+        name: &str,
+        load: &LoadOptions,
+        keep_alive: Option<KeepAlive>,
+    ) -> Result<(Located, Settings, Lease), Failure> {
+        let located = self.locate(call, name).await?;
+        let settings = Settings::resolve(&call.config, &located.local.canonical, load);
+        let lease = self.acquire(call, &located, &settings, keep_alive).await?;
+        Ok((located, settings, lease))
+    }
+
+    /// The texts of a request, refused before anything else is done with them if they are too long.
+    fn check_length(config: &Config, texts: impl IntoIterator<Item = usize>) -> Result<(), Failure> {
+        let limit = config.engine.max_prompt_bytes;
+        let bytes: usize = texts.into_iter().sum();
+        if bytes > limit {
+            return Err(Failure::Invalid(format!("the prompt has more than {limit} bytes")));
+        }
+        Ok(())
+    }
+}
+
+/// The messages of a conversation with the configured system prompt.
+fn with_system(settings: &Settings, messages: &[Message]) -> Result<Vec<Message>, Failure> {
+    if messages.iter().any(|message| !message.media.is_empty()) {
+        // In llama-server's words, which clients of Ollama see.
+        return Err(Failure::Invalid(
+            "Multimodal data provided, but model does not support multimodal requests.".into(),
+        ));
+    }
+    let mut messages = messages.to_vec();
+    let has_system = messages.first().is_some_and(|message| message.role.0 == "system");
+    if let (Some(system), false) = (&settings.system, has_system) {
+        messages.insert(0, Message::text("system", system.clone()));
+    }
+    Ok(messages)
+}
+
+fn prompt_lengths(prompt: &Prompt) -> Vec<usize> {
+    match prompt {
+        Prompt::Chat { messages, tools, .. } => {
+            let texts = messages.iter().map(|message| message.content.len());
+            texts.chain(tools.iter().map(|tool| tool.get().len())).collect()
+        }
+        Prompt::Raw { text } => vec![text.len()],
+        Prompt::Infill { prefix, suffix } => vec![prefix.len(), suffix.len()],
     }
 }
 
@@ -313,21 +363,12 @@ impl Provider for HuggingFace {
     ) -> BoxFuture<'a, Result<EventStream, Failure>> {
         async move {
             let located = self.locate(call, name).await?;
+            Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
             let settings = Settings::resolve(&call.config, &located.local.canonical, &request.load);
             let lease = self.acquire(call, &located, &settings, request.keep_alive).await?;
             let load_duration = call.arrived.elapsed();
-            let context = match settings.requested_context {
-                Some(_) => settings
-                    .context_length(&located.header.facts)
-                    .min(lease.loaded().context_length),
-                None => lease.loaded().context_length,
-            };
+            let context = settings.window(&located.header.facts, lease.loaded().context_length);
             let (sampler, max_tokens, keep, stop) = settings.sampling(&call.config, &request.sampling, context);
-            let schema = request.format.as_ref().map(|format| match format {
-                // The word asks for an object in every client's documentation.
-                Format::Json => r#"{"type":"object"}"#.to_owned(),
-                Format::Schema(schema) => schema.get().to_owned(),
-            });
             let job = Job {
                 id: 0,
                 prompt: JobPrompt::Text {
@@ -343,42 +384,17 @@ impl Provider for HuggingFace {
                 logprobs: request.logprobs,
                 return_context: request.return_context,
                 chat: None,
-                schema,
-            };
-            let too_long = |text: &str| {
-                let limit = call.config.engine.max_prompt_bytes;
-                (text.len() > limit).then(|| Failure::Invalid(format!("the prompt has more than {limit} bytes")))
+                reasoning: None,
+                schema: chat::plain_schema(&call.config, &request),
             };
             let stalled = call.config.engine.stream_timeout;
             let (stream, first) = match &request.prompt {
                 Prompt::Chat { messages, .. } => {
-                    let mut messages = messages.clone();
-                    if messages.iter().any(|message| !message.media.is_empty()) {
-                        // In llama-server's words, which clients of Ollama see.
-                        return Err(Failure::Invalid(
-                            "Multimodal data provided, but model does not support multimodal requests.".into(),
-                        ));
-                    }
-                    if let (Some(system), false) = (
-                        &settings.system,
-                        messages.first().is_some_and(|message| message.role.0 == "system"),
-                    ) {
-                        messages.insert(0, Message::text("system", system.clone()));
-                    }
-                    let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
-                    if bytes > call.config.engine.max_prompt_bytes {
-                        return Err(Failure::Invalid(format!(
-                            "the conversation has more than {} bytes",
-                            call.config.engine.max_prompt_bytes
-                        )));
-                    }
-                    self.start_chat(&lease, &located.header, &request, messages, &job, stalled)
+                    let messages = with_system(&settings, messages)?;
+                    self.start_chat(call, &lease, &located.header, &request, messages, &job)
                         .await?
                 }
                 Prompt::Raw { text } => {
-                    if let Some(failure) = too_long(text) {
-                        return Err(failure);
-                    }
                     let prompt = JobPrompt::Text {
                         text: text.clone(),
                         context: Vec::new(),
@@ -386,9 +402,6 @@ impl Provider for HuggingFace {
                     start(&lease, Job { prompt, ..job }, stalled).await?
                 }
                 Prompt::Infill { prefix, suffix } => {
-                    if let Some(failure) = too_long(prefix).or_else(|| too_long(suffix)) {
-                        return Err(failure);
-                    }
                     let prompt = JobPrompt::Infill {
                         prefix: prefix.clone(),
                         suffix: suffix.clone(),
@@ -403,38 +416,99 @@ impl Provider for HuggingFace {
 
     fn embed<'a>(
         &'a self,
-        _call: &'a Call,
+        call: &'a Call,
         name: &'a str,
-        _request: EmbedRequest,
+        request: EmbedRequest,
     ) -> BoxFuture<'a, Result<Embeddings, Failure>> {
-        async move { Err(Failure::Unavailable(format!("{name}: no embeddings from hf: models yet"))) }.boxed()
+        async move {
+            Self::check_length(&call.config, request.inputs.iter().map(String::len))?;
+            let (located, settings, lease) = self.lease_for(call, name, &request.load, request.keep_alive).await?;
+            let load_duration = call.arrived.elapsed();
+            let context_limit = settings.window(&located.header.facts, lease.loaded().context_length);
+            let question = Question::Embed(EmbedJob {
+                inputs: request.inputs,
+                truncate: request.truncate,
+                context_limit,
+            });
+            let reply = lease.ask(question, call.config.engine.stream_timeout).await?;
+            let Reply::Embedded { mut vectors, tokens } = reply else {
+                return Err(unexpected_reply());
+            };
+            let unit = vectors::is_unit(request.normalisation, located.header.scales_vectors);
+            for vector in &mut vectors {
+                vectors::finish(vector, request.dimensions, unit)?;
+            }
+            let at_least = |duration: Duration| duration.max(Duration::from_nanos(1));
+            Ok(Embeddings {
+                vectors,
+                prompt_tokens: tokens,
+                load_duration: at_least(load_duration),
+                total_duration: at_least(call.arrived.elapsed()),
+            })
+        }
+        .boxed()
     }
 
     fn render<'a>(
         &'a self,
-        _call: &'a Call,
+        call: &'a Call,
         name: &'a str,
-        _request: InferenceRequest,
+        request: InferenceRequest,
     ) -> BoxFuture<'a, Result<String, Failure>> {
-        async move { Err(Failure::Unavailable(format!("{name}: not for hf: models yet"))) }.boxed()
+        async move {
+            let located = self.locate(call, name).await?;
+            Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
+            let settings = Settings::resolve(&call.config, &located.local.canonical, &request.load);
+            match &request.prompt {
+                Prompt::Chat { messages, .. } => {
+                    let messages = with_system(&settings, messages)?;
+                    let conversation =
+                        chat::converse(&self.helper, &call.config, &located.header, &request, &messages).await?;
+                    Ok(conversation.text)
+                }
+                Prompt::Raw { text } => Ok(text.clone()),
+                Prompt::Infill { .. } => Err(Failure::Invalid(
+                    "a prompt with a suffix is made of tokens and has no text to show".into(),
+                )),
+            }
+        }
+        .boxed()
     }
 
     fn tokenize<'a>(
         &'a self,
-        _call: &'a Call,
+        call: &'a Call,
         name: &'a str,
-        _request: TokenizeRequest,
+        request: TokenizeRequest,
     ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
-        async move { Err(Failure::Unavailable(format!("{name}: not for hf: models yet"))) }.boxed()
+        async move {
+            Self::check_length(&call.config, [request.text.len()])?;
+            let question = Question::Tokenize {
+                text: request.text,
+                add_special: request.add_special,
+                parse_special: request.parse_special,
+            };
+            match self.ask(call, name, question).await? {
+                Reply::Tokens(tokens) => Ok(tokens),
+                _ => Err(unexpected_reply()),
+            }
+        }
+        .boxed()
     }
 
     fn detokenize<'a>(
         &'a self,
-        _call: &'a Call,
+        call: &'a Call,
         name: &'a str,
-        _tokens: Vec<i32>,
+        tokens: Vec<i32>,
     ) -> BoxFuture<'a, Result<String, Failure>> {
-        async move { Err(Failure::Unavailable(format!("{name}: not for hf: models yet"))) }.boxed()
+        async move {
+            match self.ask(call, name, Question::Detokenize { tokens }).await? {
+                Reply::Text(text) => Ok(text),
+                _ => Err(unexpected_reply()),
+            }
+        }
+        .boxed()
     }
 
     fn pull<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
@@ -455,6 +529,10 @@ impl Provider for HuggingFace {
         }
         .boxed()
     }
+}
+
+fn unexpected_reply() -> Failure {
+    Failure::Worker("the worker answered something else than it was asked".into())
 }
 
 /// The card of a model that the configuration names and nobody has pulled yet.

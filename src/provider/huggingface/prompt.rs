@@ -21,6 +21,13 @@ pub(super) struct Thinking {
     effort: Option<&'static str>,
 }
 
+impl Thinking {
+    /// Whether the model may reason.
+    pub(super) fn is_enabled(self) -> bool {
+        self.enabled
+    }
+}
+
 pub(super) fn thinking(think: Think) -> Thinking {
     let (enabled, explicit, effort) = match think {
         Think::Unset => (true, false, None),
@@ -43,17 +50,40 @@ pub(super) fn thinking(think: Think) -> Thinking {
     }
 }
 
-/// For constrained answers: the constraint begins with the first token.
-pub(super) fn without_thinking() -> Thinking {
-    thinking(Think::Off)
+/// What a conversation is rendered with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rendering<'a> {
+    pub(super) tools: &'a [Box<RawValue>],
+    /// Whether the answer must hold a call.
+    pub(super) call_required: bool,
+    pub(super) parallel_calls: bool,
+    pub(super) thinking: Thinking,
+    /// JSON text of the schema that the answer must satisfy.
+    pub(super) schema: Option<&'a str>,
 }
 
 pub(super) fn render_job(
     header: &ModelHeader,
     messages: &[Message],
-    tools: &[Box<RawValue>],
-    thinking: Thinking,
+    rendering: Rendering<'_>,
 ) -> Result<RenderJob, Failure> {
+    let template = if header.template.is_empty() {
+        NO_TEMPLATE
+    } else {
+        &header.template
+    };
+    job(template, &header.bos, &header.eos, messages, rendering)
+}
+
+/// A job for any template.
+pub(super) fn job(
+    template: &str,
+    bos: &str,
+    eos: &str,
+    messages: &[Message],
+    rendering: Rendering<'_>,
+) -> Result<RenderJob, Failure> {
+    let thinking = rendering.thinking;
     let mut kwargs = Map::new();
     if thinking.explicit {
         // Values are JSON text: this is how `common/chat` takes them. `thinking` is DeepSeek's and Granite's spelling.
@@ -69,22 +99,19 @@ pub(super) fn render_job(
         .map_or(0, |since| since.as_secs());
     let input = json!({
         "messages": messages.iter().map(message).collect::<Vec<_>>(),
-        "tools": tools,
+        "tools": rendering.tools,
+        "tool_choice": if rendering.call_required { "required" } else { "auto" },
+        "parallel_tool_calls": rendering.parallel_calls,
+        "json_schema": rendering.schema.unwrap_or_default(),
         "enable_thinking": thinking.enabled,
         "continue_final_message": continues,
         "kwargs": kwargs,
         "now": now,
     });
-    let template = if header.template.is_empty() {
-        NO_TEMPLATE
-    } else {
-        &header.template
-    };
     Ok(RenderJob {
-        id: 0,
         template: template.to_owned(),
-        bos: header.bos.clone(),
-        eos: header.eos.clone(),
+        bos: bos.to_owned(),
+        eos: eos.to_owned(),
         input: serde_json::to_string(&input).map_err(|error| Failure::Invalid(error.to_string()))?,
     })
 }

@@ -36,7 +36,7 @@ pub(super) struct Settings {
     pub(super) kv_type_k: KvCacheType,
     pub(super) kv_type_v: KvCacheType,
     /// Context that the request itself asked for.
-    pub(super) requested_context: Option<u32>,
+    requested_context: Option<u32>,
     pub(super) load: LoadOptions,
     default_context: u32,
     parallel: u32,
@@ -81,6 +81,14 @@ impl Settings {
         }
     }
 
+    /// Context window of a request on a model that is loaded with `loaded` tokens: smaller if the request asked for less.
+    pub(super) fn window(&self, facts: &ModelFacts, loaded: u32) -> u32 {
+        match self.requested_context {
+            Some(_) => self.context_length(facts).min(loaded),
+            None => loaded,
+        }
+    }
+
     pub(super) fn parallel(&self, kv_bytes_per_token: u64, context_length: u32) -> u32 {
         match self.parallel {
             0 => lifecycle::default_parallel(kv_bytes_per_token, context_length),
@@ -118,6 +126,7 @@ impl Settings {
             repeat_penalty: finite(first!(repeat_penalty, 1.0)).max(MIN_REPEAT_PENALTY),
             presence_penalty: finite(first!(presence_penalty, 0.0)),
             frequency_penalty: finite(first!(frequency_penalty, 0.0)),
+            logit_bias: request.logit_bias.clone(),
         };
         let unlimited = context.saturating_mul(UNLIMITED_WINDOWS);
         let max_tokens = u32::try_from(first!(num_predict, -1))

@@ -1,7 +1,11 @@
 //! The real Ollama: requests go to it and replies come back as they are.
 //!
-//! Nothing here reads a body. What is left out of the headers is what belongs to one connection, and what our own
+//! Nothing but `native` reads a body. What is left out of the headers is what belongs to one connection, and what our own
 //! server answers for (CORS); what is added is one header that lets a chain of daemons notice that it is a ring.
+
+mod native;
+
+pub use native::Native;
 
 use std::{sync::Arc, time::Duration};
 
@@ -70,17 +74,19 @@ pub enum UpstreamError {
         #[source]
         source: ClientError,
     },
-    /// A listing took longer than its bound, or its body broke off.
+    /// An answer that is read whole took longer than its bound, or its body broke off.
     #[error("Ollama at {url} did not finish its answer")]
     Unfinished {
         /// The setting.
         url: String,
     },
-    /// A listing is longer than its bound.
-    #[error("the answer of Ollama at {url} is longer than {MAX_LISTING_BYTES} bytes")]
+    /// An answer that is read whole is longer than its bound.
+    #[error("the answer of Ollama at {url} is longer than {limit} bytes")]
     TooLarge {
         /// The setting.
         url: String,
+        /// The bound.
+        limit: usize,
     },
 }
 
@@ -153,22 +159,9 @@ impl Ollama {
             request.headers_mut().append(HOP_HEADER, value.clone());
         }
         let fetch = async {
-            let (parts, body) = self.exchange(config, request).await?.into_parts();
-            let too_large = || UpstreamError::TooLarge {
-                url: config.url.clone(),
-            };
-            if body.size_hint().lower() > MAX_LISTING_BYTES as u64 {
-                return Err(too_large());
-            }
-            // Boxed: the compiler cannot see that a future over the generic body may cross threads.
-            let limited = body::boxed(Limited::new(body, MAX_LISTING_BYTES));
-            match limited.collect().await {
-                Ok(whole) => Ok((parts.status, whole.to_bytes())),
-                Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-                Err(_) => Err(UpstreamError::Unfinished {
-                    url: config.url.clone(),
-                }),
-            }
+            let response = self.exchange(config, request).await?;
+            let status = response.status();
+            Ok((status, whole(config, response.into_body(), MAX_LISTING_BYTES).await?))
         };
         match tokio::time::timeout(LISTING_TIMEOUT, fetch).await {
             Ok(result) => result,
@@ -176,6 +169,24 @@ impl Ollama {
                 url: config.url.clone(),
             }),
         }
+    }
+
+    /// Sends a JSON document of our own making; resolves at the head of the reply. `headers` are sent with it.
+    async fn post(
+        &self,
+        call: &Call,
+        path: &'static str,
+        headers: &HeaderMap,
+        json: Vec<u8>,
+    ) -> Result<Response<Body>, UpstreamError> {
+        let mut request = Request::new(body::full(json));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = Uri::from_static(path);
+        *request.headers_mut() = headers.clone();
+        request
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.exchange(&call.config.ollama, request).await
     }
 
     /// Whether Ollama answers at all; the status is what it says of its version.
@@ -248,6 +259,21 @@ impl Ollama {
         let client = Arc::new(Client::new(connect_timeout));
         self.client.store(Some(Arc::clone(&client)));
         client
+    }
+}
+
+/// All of a body that has no more than `limit` bytes.
+async fn whole(config: &OllamaConfig, body: Body, limit: usize) -> Result<Bytes, UpstreamError> {
+    let url = || config.url.clone();
+    if body.size_hint().lower() > limit as u64 {
+        return Err(UpstreamError::TooLarge { url: url(), limit });
+    }
+    // Boxed: the compiler cannot see that a future over the generic body may cross threads.
+    let limited = body::boxed(Limited::new(body, limit));
+    match limited.collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(UpstreamError::TooLarge { url: url(), limit }),
+        Err(_) => Err(UpstreamError::Unfinished { url: url() }),
     }
 }
 

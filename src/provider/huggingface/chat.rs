@@ -1,0 +1,235 @@
+//! A conversation as what a worker needs: the prompt, how to read the answer, and what the answer must look like.
+
+use serde_json::value::RawValue;
+
+use super::{
+    headers::ModelHeader,
+    prompt::{self, Rendering, Thinking},
+    taught_tools,
+};
+use crate::{
+    config::{Config, JsonSchemas, UnsupportedTools},
+    inference::{Capability, Failure, Format, InferenceRequest, Message, Prompt, ToolChoice},
+    lifecycle::Helper,
+    worker::protocol::{ChatSyntax, ReasoningSyntax, RenderedChat, Schema},
+};
+
+/// A rendered conversation.
+#[derive(Debug)]
+pub(super) struct Conversation {
+    pub(super) text: String,
+    /// Stop strings of the template, beside the request's.
+    pub(super) stops: Vec<String>,
+    /// `None` if the answer is plain text.
+    pub(super) syntax: Option<ChatSyntax>,
+    pub(super) reasoning: Option<ReasoningSyntax>,
+    pub(super) schema: Option<Schema>,
+}
+
+/// What a chat request says of tools.
+#[derive(Clone, Copy, Debug)]
+struct Tools<'a> {
+    definitions: &'a [Box<RawValue>],
+    choice: &'a ToolChoice,
+    parallel: bool,
+    /// Whether they have to be taught, since the template knows none.
+    taught: bool,
+}
+
+/// Renders a conversation.
+pub(super) async fn converse(
+    helper: &Helper,
+    config: &Config,
+    header: &ModelHeader,
+    request: &InferenceRequest,
+    messages: &[Message],
+) -> Result<Conversation, Failure> {
+    let Prompt::Chat {
+        tools,
+        tool_choice,
+        parallel_tool_calls,
+        ..
+    } = &request.prompt
+    else {
+        return Err(Failure::Invalid("not a conversation".into()));
+    };
+    let knows_tools = header.facts.capabilities.contains(&Capability::Tools);
+    let definitions: &[_] = match tool_choice {
+        ToolChoice::None => &[],
+        _ => tools,
+    };
+    let tools = Tools {
+        definitions,
+        choice: tool_choice,
+        parallel: *parallel_tool_calls,
+        taught: !definitions.is_empty() && !knows_tools && config.engine.unsupported_tools == UnsupportedTools::Prompt,
+    };
+    let schema = schema(config, request.format.as_ref());
+    let thinking = prompt::thinking(request.think);
+    let mut rendered = render(helper, header, messages, tools, thinking, schema.as_ref()).await?;
+    let text = std::mem::take(&mut rendered.prompt);
+    let stops = std::mem::take(&mut rendered.additional_stops);
+    let reasoning = reasoning(&rendered, thinking, request.thinking_budget);
+    if request.thinking_budget.is_some() && reasoning.is_none() {
+        tracing::debug!("the chat template marks no reasoning: the thinking budget has no effect");
+    }
+    let has_tools = !tools.definitions.is_empty();
+    let reads_format = has_tools || rendered.supports_thinking || reasoning.is_some() || rendered.wraps_content;
+    // Where the format wraps the text, the schema is in the grammar.
+    let in_grammar = schema.is_some() && rendered.wraps_content && !rendered.grammar.is_empty();
+    Ok(Conversation {
+        text,
+        stops,
+        reasoning,
+        schema: schema.filter(|_| !in_grammar),
+        syntax: reads_format.then_some(ChatSyntax {
+            rendered,
+            tools: has_tools,
+        }),
+    })
+}
+
+async fn render(
+    helper: &Helper,
+    header: &ModelHeader,
+    messages: &[Message],
+    tools: Tools<'_>,
+    thinking: Thinking,
+    schema: Option<&Schema>,
+) -> Result<RenderedChat, Failure> {
+    let rendering = Rendering {
+        tools: tools.definitions,
+        call_required: *tools.choice == ToolChoice::Required,
+        parallel_calls: tools.parallel,
+        thinking,
+        schema: schema.map(|schema| schema.text.as_str()),
+    };
+    let chosen = match tools.choice {
+        ToolChoice::Function(name) => vec![find(tools.definitions, name)?],
+        _ => Vec::new(),
+    };
+    // The model sees all tools, and may write one: the grammar is that of a conversation that has no other.
+    let narrowed = Rendering {
+        tools: &chosen,
+        call_required: true,
+        ..rendering
+    };
+    let mut rendered = if tools.taught {
+        let must = matches!(tools.choice, ToolChoice::Required | ToolChoice::Function(_));
+        let taught = taught_tools::teach(messages, tools.definitions, must);
+        let plain = Rendering {
+            tools: &[],
+            ..rendering
+        };
+        let prompt = helper.render(prompt::render_job(header, &taught, plain)?).await?;
+        let format = if chosen.is_empty() { rendering } else { narrowed };
+        RenderedChat {
+            prompt: prompt.prompt,
+            additional_stops: prompt.additional_stops,
+            ..helper.render(taught_tools::format_job(format)?).await?
+        }
+    } else {
+        helper.render(prompt::render_job(header, messages, rendering)?).await?
+    };
+    if !chosen.is_empty() && !tools.taught {
+        let narrow = helper.render(prompt::render_job(header, messages, narrowed)?).await?;
+        rendered = RenderedChat {
+            prompt: rendered.prompt,
+            ..narrow
+        };
+    }
+    let must = matches!(tools.choice, ToolChoice::Required | ToolChoice::Function(_)) && !tools.definitions.is_empty();
+    if must && rendered.grammar.is_empty() {
+        return Err(Failure::Invalid(
+            "tool_choice cannot be kept: the model's chat template has no format for tool calls".into(),
+        ));
+    }
+    Ok(rendered)
+}
+
+/// The definition of one tool.
+fn find(definitions: &[Box<RawValue>], name: &str) -> Result<Box<RawValue>, Failure> {
+    let is_it = |definition: &&Box<RawValue>| {
+        serde_json::from_str::<serde_json::Value>(definition.get())
+            .is_ok_and(|tool| tool["function"]["name"].as_str() == Some(name))
+    };
+    definitions
+        .iter()
+        .find(is_it)
+        .cloned()
+        .ok_or_else(|| Failure::Invalid(format!("tool_choice names {name:?}, which is not among the tools")))
+}
+
+fn schema(config: &Config, format: Option<&Format>) -> Option<Schema> {
+    let strict = config.engine.json_schemas == JsonSchemas::Strict;
+    let text = match format? {
+        // The word asks for an object in every client's documentation.
+        Format::Json => r#"{"type":"object"}"#.to_owned(),
+        Format::Schema(schema) => schema.get().to_owned(),
+    };
+    Some(Schema { text, strict })
+}
+
+/// The constraint of an answer that no template shapes.
+pub(super) fn plain_schema(config: &Config, request: &InferenceRequest) -> Option<Schema> {
+    schema(config, request.format.as_ref())
+}
+
+/// How the answer marks its reasoning; `None` if the template has no tags for it.
+fn reasoning(rendered: &RenderedChat, thinking: Thinking, budget: Option<u32>) -> Option<ReasoningSyntax> {
+    let start = &rendered.thinking_start_tag;
+    let ends = &rendered.thinking_end_tags;
+    if start.is_empty() || ends.is_empty() {
+        return None;
+    }
+    let prompt = &rendered.generation_prompt;
+    let opened = prompt.rfind(start.as_str());
+    let closed = ends.iter().filter_map(|end| prompt.rfind(end.as_str())).max();
+    let begins_inside = opened.is_some() && opened > closed;
+    Some(ReasoningSyntax {
+        start: start.clone(),
+        ends: ends.clone(),
+        begins_inside,
+        expected: thinking.is_enabled() && !begins_inside && closed.is_none(),
+        budget,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::Think;
+
+    fn rendered(generation_prompt: &str) -> RenderedChat {
+        RenderedChat {
+            generation_prompt: generation_prompt.into(),
+            thinking_start_tag: "<think>".into(),
+            thinking_end_tags: vec!["</think>".into()],
+            ..RenderedChat::default()
+        }
+    }
+
+    fn read(generation_prompt: &str, think: Think) -> (bool, bool) {
+        let syntax = reasoning(&rendered(generation_prompt), prompt::thinking(think), None).unwrap();
+        (syntax.begins_inside, syntax.expected)
+    }
+
+    #[test]
+    fn the_end_of_the_prompt_says_where_the_answer_begins() {
+        assert_eq!(read("<|im_start|>assistant\n", Think::On), (false, true));
+        assert_eq!(read("<|im_start|>assistant\n", Think::Off), (false, false));
+        assert_eq!(read("<|im_start|>assistant\n<think>\n", Think::On), (true, false));
+        assert_eq!(
+            read("<|im_start|>assistant\n<think>\n\n</think>\n\n", Think::Off),
+            (false, false)
+        );
+        assert!(reasoning(&RenderedChat::default(), prompt::thinking(Think::On), None).is_none());
+    }
+
+    #[test]
+    fn a_tool_is_found_by_its_name() {
+        let tools = [RawValue::from_string(r#"{"type":"function","function":{"name":"f"}}"#.into()).unwrap()];
+        assert!(find(&tools, "f").is_ok());
+        assert!(matches!(find(&tools, "g"), Err(Failure::Invalid(reason)) if reason.contains("\"g\"")));
+    }
+}

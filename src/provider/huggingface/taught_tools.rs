@@ -1,0 +1,106 @@
+//! Tools for a model whose chat template knows none: taught in the system prompt, in the words and tags of Hermes' format, which
+//! many models have seen, and read from the answer by the parser of a template that has that format.
+
+use serde_json::value::RawValue;
+
+use super::prompt::{self, Rendering};
+use crate::{
+    inference::{Failure, Message},
+    worker::protocol::RenderJob,
+};
+
+/// A template of that format. Only the parser and the grammar that `common/chat` derives from it are used.
+const FORMAT: &str = "{%- for message in messages -%}\
+    <|im_start|>{{ message.role }}\n\
+    {%- if message.tool_calls -%}\
+        {%- for call in message.tool_calls -%}\
+            \n<tool_call>\n{\"name\": \"{{ call.function.name }}\", \"arguments\": {{ call.function.arguments | tojson }}}\n</tool_call>\
+        {%- endfor -%}\
+    {%- else -%}\
+        \n{{ message.content }}\
+    {%- endif -%}\
+    <|im_end|>\n\
+    {%- endfor -%}\
+    {%- if tools -%}<tools>{{ tools | tojson }}</tools>{%- endif -%}\
+    {%- if add_generation_prompt -%}<|im_start|>assistant\n{%- endif -%}";
+
+/// The job that yields parser and grammar.
+pub(super) fn format_job(rendering: Rendering<'_>) -> Result<RenderJob, Failure> {
+    prompt::job(FORMAT, "", "", &[Message::text("user", "")], rendering)
+}
+
+/// The conversation with the tools in its system prompt, and with earlier calls and results as plain text.
+pub(super) fn teach(messages: &[Message], tools: &[Box<RawValue>], call_required: bool) -> Vec<Message> {
+    let mut lesson = String::from(
+        "You may call functions to help with the user's request. The functions are described here as JSON schemas:\n<tools>\n",
+    );
+    for tool in tools {
+        lesson.push_str(tool.get());
+        lesson.push('\n');
+    }
+    lesson.push_str(
+        "</tools>\nTo call a function, write a JSON object with its name and arguments between tags, as this:\n<tool_call>\n\
+         {\"name\": \"function name\", \"arguments\": {\"argument\": \"value\"}}\n</tool_call>\n",
+    );
+    lesson.push_str(if call_required {
+        "Answer with such a call."
+    } else {
+        "Call a function only where it helps; otherwise answer in plain text."
+    });
+    let mut taught = Vec::with_capacity(messages.len() + 1);
+    let mut rest = messages;
+    if let Some((first, others)) = messages.split_first()
+        && first.role.0 == "system"
+    {
+        lesson = format!("{}\n\n{lesson}", first.content);
+        rest = others;
+    }
+    taught.push(Message::text("system", lesson));
+    taught.extend(rest.iter().map(in_plain_text));
+    taught
+}
+
+fn in_plain_text(message: &Message) -> Message {
+    let mut plain = message.clone();
+    for call in plain.tool_calls.drain(..) {
+        let call = serde_json::json!({"name": call.name, "arguments": call.arguments});
+        if !plain.content.is_empty() {
+            plain.content.push('\n');
+        }
+        plain.content.push_str(&format!("<tool_call>\n{call}\n</tool_call>"));
+    }
+    if plain.role.0 == "tool" {
+        return Message::text("user", format!("<tool_response>\n{}\n</tool_response>", plain.content));
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::ToolCall;
+
+    #[test]
+    fn calls_and_results_become_text_and_the_system_prompt_stays() {
+        let tool = RawValue::from_string(r#"{"type":"function","function":{"name":"f"}}"#.into()).unwrap();
+        let mut call = Message::text("assistant", "");
+        call.tool_calls.push(ToolCall {
+            id: "c".into(),
+            name: "f".into(),
+            arguments: serde_json::Map::new(),
+        });
+        let messages = [Message::text("system", "Be brief."), call, Message::text("tool", "42")];
+        let taught = teach(&messages, &[tool], false);
+        assert!(taught[0].content.starts_with("Be brief.\n\n"), "{}", taught[0].content);
+        assert!(taught[0].content.contains(r#""name":"f""#));
+        assert_eq!(
+            taught[1].content,
+            "<tool_call>\n{\"name\":\"f\",\"arguments\":{}}\n</tool_call>"
+        );
+        assert_eq!(
+            (taught[2].role.0.as_str(), taught[2].content.as_str()),
+            ("user", "<tool_response>\n42\n</tool_response>")
+        );
+        assert!(taught[1].tool_calls.is_empty());
+    }
+}

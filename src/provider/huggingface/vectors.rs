@@ -1,0 +1,96 @@
+//! Vectors as clients want them: shortened and scaled. Pure.
+
+use crate::{
+    gguf::{Header, Value},
+    inference::{Failure, Normalisation},
+};
+
+/// Shortens and scales a vector in place.
+///
+/// # Errors
+/// When it holds numbers that are none: the model is broken.
+pub(super) fn finish(vector: &mut Vec<f32>, dimensions: Option<u32>, unit: bool) -> Result<(), Failure> {
+    if vector.iter().any(|number| !number.is_finite()) {
+        return Err(Failure::Invalid("embedding contains NaN or Inf values".into()));
+    }
+    let shortened = dimensions
+        .and_then(|count| usize::try_from(count).ok())
+        .filter(|&count| count > 0 && count < vector.len());
+    if unit {
+        scale(vector);
+    }
+    if let Some(count) = shortened {
+        vector.truncate(count);
+        scale(vector);
+    }
+    Ok(())
+}
+
+/// To Euclidean length 1; a vector of zeros stays.
+fn scale(vector: &mut [f32]) {
+    let square: f64 = vector.iter().map(|&number| f64::from(number).powi(2)).sum();
+    if square > 0.0 {
+        let length = square.sqrt();
+        for number in vector {
+            *number = (f64::from(*number) / length) as f32;
+        }
+    }
+}
+
+/// Whether vectors are scaled to length 1.
+pub(super) fn is_unit(normalisation: Normalisation, scaled_by_file: bool) -> bool {
+    match normalisation {
+        Normalisation::Unit => true,
+        Normalisation::AsModel => scaled_by_file,
+    }
+}
+
+/// Whether the old `/api/embeddings` scales the vectors of a file, by Ollama's rules: BERT-like files with pooling say so or have
+/// a default, which is no for nomic-bert and for BERT with a vocabulary that is not WordPiece; all others are scaled.
+pub(super) fn scaled_by_file(header: &Header) -> bool {
+    let pools = header.hyperparameter("pooling_type").is_some();
+    let says = |default: bool| {
+        header
+            .hyperparameter("normalize_embeddings")
+            .and_then(Value::as_bool)
+            .unwrap_or(default)
+    };
+    match header.architecture() {
+        "bert" if pools => {
+            let wordpiece = header
+                .get("tokenizer.ggml.model")
+                .and_then(Value::as_str)
+                .is_some_and(|model| model == "bert");
+            wordpiece && says(true)
+        }
+        "nomic-bert" | "nomic-bert-moe" if pools => says(false),
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vectors_are_shortened_and_then_scaled_again() {
+        let mut vector = vec![3.0, 4.0, 12.0];
+        finish(&mut vector, Some(2), true).unwrap();
+        assert!(
+            (vector[0] - 0.6).abs() < 1e-6 && (vector[1] - 0.8).abs() < 1e-6,
+            "{vector:?}"
+        );
+        let mut whole = vec![3.0, 4.0];
+        finish(&mut whole, Some(2), false).unwrap();
+        assert_eq!(whole, [3.0, 4.0]);
+        let mut zeros = vec![0.0; 3];
+        finish(&mut zeros, None, true).unwrap();
+        assert_eq!(zeros, [0.0; 3]);
+    }
+
+    #[test]
+    fn broken_numbers_are_refused() {
+        assert!(finish(&mut vec![1.0, f32::NAN], None, true).is_err());
+        assert!(finish(&mut vec![f32::INFINITY], None, false).is_err());
+    }
+}

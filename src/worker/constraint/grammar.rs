@@ -1,0 +1,221 @@
+//! GBNF of well-formed tool calls, as `common/chat` writes it for a template.
+
+use std::sync::Arc;
+
+use crate::llama::{Candidates, Grammar, GrammarTrigger, Model, RenderedChat, SamplerChain, Token, Trigger};
+
+/// llama.cpp's numbers of the kinds of triggers.
+const TOKEN: u8 = 0;
+const WORD: u8 = 1;
+const PATTERN: u8 = 2;
+const PATTERN_FULL: u8 = 3;
+
+/// The state of one answer's grammar.
+#[derive(Debug)]
+pub(super) struct CallGrammar {
+    model: Arc<Model>,
+    grammar: Grammar,
+    awake: Awake,
+}
+
+/// Whether a grammar is in force.
+#[derive(Debug)]
+enum Awake {
+    /// From the first token on, or since a trigger came.
+    Always,
+    /// llama.cpp looks for the triggers in the whole text at each token.
+    Searching,
+    /// All triggers are words, which are looked for here, in the end of the text only.
+    Listening {
+        words: Vec<String>,
+        /// The last tokens, with the length of each one's text.
+        tokens: Vec<(Token, usize)>,
+        text: Vec<u8>,
+        longest: usize,
+    },
+}
+
+impl CallGrammar {
+    /// The grammar of a rendered conversation; `None` if it has none.
+    pub(super) fn new(model: &Arc<Model>, rendered: &RenderedChat) -> Result<Option<Self>, String> {
+        if rendered.grammar.is_empty() {
+            return Ok(None);
+        }
+        let (grammar, awake) = if rendered.grammar_lazy {
+            let triggers: Vec<Trigger> = rendered
+                .grammar_triggers
+                .iter()
+                .filter_map(|trigger| read_trigger(model, rendered, trigger))
+                .collect();
+            if triggers.is_empty() {
+                return Ok(None);
+            }
+            let words_only = rendered.grammar_triggers.iter().all(|trigger| trigger.kind == WORD);
+            let awake = if words_only {
+                let words: Vec<String> = rendered
+                    .grammar_triggers
+                    .iter()
+                    .map(|trigger| trigger.value.clone())
+                    .collect();
+                Awake::Listening {
+                    longest: words.iter().map(String::len).max().unwrap_or(0),
+                    words,
+                    tokens: Vec::new(),
+                    text: Vec::new(),
+                }
+            } else {
+                Awake::Searching
+            };
+            (Grammar::new(model, &rendered.grammar, Some(&triggers))?, awake)
+        } else {
+            let mut grammar = Grammar::new(model, &rendered.grammar, None)?;
+            // The template has written the beginning of what the grammar describes.
+            for token in prefill(model, &rendered.generation_prompt)? {
+                grammar.accept(token)?;
+            }
+            (grammar, Awake::Always)
+        };
+        Ok(Some(Self {
+            model: Arc::clone(model),
+            grammar,
+            awake,
+        }))
+    }
+
+    /// Whether a token may come next. Looking at the one that was chosen is a hundred times cheaper than ruling out all the
+    /// others first, and it is nearly always right.
+    pub(super) fn admits(&mut self, token: Token, candidates: &mut Candidates) -> bool {
+        if matches!(self.awake, Awake::Listening { .. }) {
+            return true;
+        }
+        candidates.fill_one(token);
+        self.grammar.apply(candidates);
+        !candidates.is_empty()
+    }
+
+    /// Chooses among the tokens that may come next.
+    pub(super) fn choose(
+        &mut self,
+        logits: &[f32],
+        chain: Option<&mut SamplerChain>,
+        candidates: &mut Candidates,
+    ) -> Option<Token> {
+        candidates.fill_all(logits);
+        self.grammar.apply(candidates);
+        match chain {
+            Some(chain) => chain.sample(candidates),
+            None => candidates.best(),
+        }
+    }
+
+    /// Advances by a token that was written.
+    pub(super) fn accept(&mut self, token: Token) -> Result<(), String> {
+        // An end of the answer is not part of the text, and llama.cpp would abort where the grammar is not at its end.
+        if self.model.is_end_of_generation(token) {
+            return Ok(());
+        }
+        let Awake::Listening {
+            words,
+            tokens,
+            text,
+            longest,
+        } = &mut self.awake
+        else {
+            return self.grammar.accept(token);
+        };
+        let before = text.len();
+        self.model.append_piece(token, true, text);
+        tokens.push((token, text.len() - before));
+        let heard = words
+            .iter()
+            .any(|word| memchr::memmem::find(text, word.as_bytes()).is_some());
+        if heard {
+            // llama.cpp finds the word again, in these few tokens instead of the whole answer.
+            let replay = std::mem::take(tokens);
+            self.awake = Awake::Always;
+            return replay.into_iter().try_for_each(|(token, _)| self.grammar.accept(token));
+        }
+        // Tokens that cannot be part of a word that is still to come are forgotten.
+        while let Some(&(_, length)) = tokens.first()
+            && text.len() - length >= *longest
+        {
+            text.drain(..length);
+            tokens.remove(0);
+        }
+        Ok(())
+    }
+
+    /// Tokens that begin a call, where a call can be told from other text by its first token.
+    pub(super) fn openings(&self) -> Vec<Vec<Token>> {
+        let Awake::Listening { words, .. } = &self.awake else {
+            return Vec::new();
+        };
+        words
+            .iter()
+            // A bare object could be the answer itself.
+            .filter(|word| !word.starts_with(['{', '[', '"']))
+            .filter_map(|word| self.model.tokenize(word, false, true).ok())
+            .filter(|tokens| !tokens.is_empty())
+            .collect()
+    }
+}
+
+/// A trigger in the form that llama.cpp's sampler takes; a word that is one control token is told by its id.
+fn read_trigger(model: &Model, rendered: &RenderedChat, trigger: &GrammarTrigger) -> Option<Trigger> {
+    let value = &trigger.value;
+    let single = |text: &str| match model.tokenize(text, false, true).ok()?.as_slice() {
+        &[token] => Some(token),
+        _ => None,
+    };
+    match trigger.kind {
+        WORD if rendered.preserved_tokens.contains(value) => match single(value) {
+            Some(token) => Some(Trigger::Token(token)),
+            None => Some(Trigger::Pattern(escape(value))),
+        },
+        WORD => Some(Trigger::Pattern(escape(value))),
+        PATTERN => Some(Trigger::Pattern(value.clone())),
+        PATTERN_FULL => Some(Trigger::Pattern(format!(
+            "^{}$",
+            value.trim_start_matches('^').trim_end_matches('$')
+        ))),
+        TOKEN => single(value).map(Trigger::Token),
+        _ => None,
+    }
+}
+
+/// A word as a pattern of ECMAScript, which `std::regex` speaks.
+fn escape(word: &str) -> String {
+    let mut out = String::with_capacity(word.len());
+    for letter in word.chars() {
+        if r".^$|()*+?[]{}\".contains(letter) {
+            out.push('\\');
+        }
+        out.push(letter);
+    }
+    out
+}
+
+/// The tokens of the prompt's tail that belong to the answer.
+fn prefill(model: &Model, generation_prompt: &str) -> Result<Vec<Token>, String> {
+    let mut tokens = model.tokenize(generation_prompt, false, true)?;
+    // Some tokenizers put a blank in front of the first control token, which the template did not write.
+    if let Some(&first) = tokens.first() {
+        let piece = model.detokenize(&[first], true);
+        let blank = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_whitespace);
+        if blank(piece.first()) && !blank(generation_prompt.as_bytes().first()) {
+            tokens.remove(0);
+        }
+    }
+    Ok(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escape;
+
+    #[test]
+    fn words_are_escaped_for_ecmascript() {
+        assert_eq!(escape("[TOOL_CALLS]"), r"\[TOOL_CALLS\]");
+        assert_eq!(escape("<tool_call>{"), r"<tool_call>\{");
+    }
+}

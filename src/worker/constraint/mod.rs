@@ -1,0 +1,194 @@
+//! What an answer must look like: JSON of a schema, well-formed tool calls, or either.
+//!
+//! A schema begins with the answer's text, so it rests while the model reasons. A grammar of calls is `common/chat`'s own: a
+//! lazy one sleeps until the model begins a call, any other describes the whole answer with its reasoning.
+
+mod grammar;
+mod schema;
+
+use std::sync::Arc;
+
+pub(super) use self::schema::SchemaCompiler;
+use self::{grammar::CallGrammar, schema::SchemaMask};
+use super::protocol::{ChatSyntax, ReasoningSyntax};
+use crate::llama::{Candidates, Model, SamplerChain, Token};
+
+/// The constraint of one answer and how far the answer is.
+#[derive(Debug)]
+pub(super) struct Constraint {
+    schema: Option<SchemaMask>,
+    calls: Option<CallGrammar>,
+    /// Whether the grammar of calls is one of the whole answer.
+    whole: bool,
+    place: Place,
+    openings: Vec<Opening>,
+}
+
+/// How far an answer is that must satisfy a schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// Nothing was written yet: a way around the schema may be taken.
+    Start,
+    /// This many tokens of an opening were written; the rest of it follows.
+    Opening { index: usize, written: usize },
+    /// In the text that the schema describes.
+    Body,
+}
+
+/// What may come in the place of JSON.
+#[derive(Debug)]
+struct Opening {
+    tokens: Vec<Token>,
+    leads_to: LeadsTo,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LeadsTo {
+    Reasoning,
+    Call,
+}
+
+impl Constraint {
+    /// What a job asks for; `None` if it may write what it likes.
+    pub(super) fn new(
+        model: &Arc<Model>,
+        schema: Option<SchemaMask>,
+        chat: Option<&ChatSyntax>,
+        reasoning: Option<&ReasoningSyntax>,
+    ) -> Result<Option<Self>, String> {
+        let calls = match chat {
+            Some(chat) => CallGrammar::new(model, &chat.rendered)?,
+            None => None,
+        };
+        if schema.is_none() && calls.is_none() {
+            return Ok(None);
+        }
+        let whole = chat.is_some_and(|chat| !chat.rendered.grammar_lazy);
+        let mut openings = Vec::new();
+        if schema.is_some() {
+            if let Some(reasoning) = reasoning.filter(|reasoning| reasoning.expected) {
+                openings.push(Opening {
+                    tokens: model.tokenize(&reasoning.start, false, true)?,
+                    leads_to: LeadsTo::Reasoning,
+                });
+            }
+            let words = calls.iter().flat_map(CallGrammar::openings);
+            openings.extend(words.map(|tokens| Opening {
+                tokens,
+                leads_to: LeadsTo::Call,
+            }));
+            openings.retain(|opening| !opening.tokens.is_empty());
+        }
+        Ok(Some(Self {
+            schema,
+            calls,
+            whole,
+            place: Place::Start,
+            openings,
+        }))
+    }
+
+    /// Whether it lets the model write what it likes while it reasons.
+    pub(super) fn rests_while_reasoning(&self) -> bool {
+        self.schema.is_some() || !self.whole
+    }
+
+    /// Chooses the next token; `None` if none is left.
+    pub(super) fn choose(
+        &mut self,
+        logits: &[f32],
+        mut chain: Option<&mut SamplerChain>,
+        candidates: &mut Candidates,
+    ) -> Result<Option<Token>, String> {
+        if let Some(schema) = &mut self.schema {
+            if let Place::Opening { index, written } = self.place {
+                return Ok(self.openings[index].tokens.get(written).copied());
+            }
+            let mask = schema.mask()?;
+            let openings: &[Opening] = if self.place == Place::Start {
+                &self.openings
+            } else {
+                &[]
+            };
+            let opens = |id: usize| {
+                openings
+                    .iter()
+                    .any(|opening| usize::try_from(opening.tokens[0]) == Ok(id))
+            };
+            candidates.fill(logits, |id| {
+                (id < mask.len() && mask.is_allowed(id as u32)) || opens(id)
+            });
+            return Ok(match chain {
+                Some(chain) => chain.sample(candidates),
+                None => candidates.best(),
+            });
+        }
+        let free = match &mut chain {
+            Some(chain) => {
+                candidates.fill_all(logits);
+                chain.sample(candidates)
+            }
+            None => super::sampling::best_of_all(logits),
+        };
+        let (Some(calls), Some(token)) = (&mut self.calls, free) else {
+            return Ok(free);
+        };
+        if calls.admits(token, candidates) {
+            return Ok(free);
+        }
+        Ok(calls.choose(logits, chain, candidates))
+    }
+
+    /// Advances by a written token; `false` when the answer is complete with it.
+    pub(super) fn accept(&mut self, token: Token) -> Result<bool, String> {
+        if self.schema.is_some() {
+            let (index, written) = match self.place {
+                Place::Opening { index, written } => (Some(index), written),
+                Place::Start => (self.openings.iter().position(|opening| opening.tokens[0] == token), 0),
+                Place::Body => (None, 0),
+            };
+            match index {
+                Some(index) => self.go_on_opening(index, written + 1),
+                None => {
+                    self.place = Place::Body;
+                    return match &mut self.schema {
+                        Some(schema) => schema.accept(token),
+                        None => Ok(true),
+                    };
+                }
+            }
+        }
+        self.tell_calls(&[token]);
+        Ok(true)
+    }
+
+    fn go_on_opening(&mut self, index: usize, written: usize) {
+        let opening = &self.openings[index];
+        if written < opening.tokens.len() {
+            self.place = Place::Opening { index, written };
+            return;
+        }
+        match opening.leads_to {
+            // The tokens that began the call are told to the grammar one by one, as they come.
+            LeadsTo::Call => self.schema = None,
+            LeadsTo::Reasoning => self.openings.retain(|opening| opening.leads_to != LeadsTo::Reasoning),
+        }
+        self.place = Place::Start;
+    }
+
+    /// The reasoning has ended with these tokens, which may also begin a call.
+    pub(super) fn after_reasoning(&mut self, end: &[Token]) {
+        if self.rests_while_reasoning() {
+            self.tell_calls(end);
+        }
+    }
+
+    /// A model that leaves the format of calls keeps its words: the grammar gives up, not the answer.
+    fn tell_calls(&mut self, tokens: &[Token]) {
+        let Some(calls) = &mut self.calls else { return };
+        if let Err(reason) = tokens.iter().try_for_each(|&token| calls.accept(token)) {
+            tracing::warn!(reason, "the grammar of tool calls gives up");
+            self.calls = None;
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! JSON schemas as token masks.
+//!
+//! llguidance's `Matcher` is driven directly: the adapters that make it a llama.cpp sampler fail open (a mask error
+//! would let every token through).
+
+use std::sync::Arc;
+
+use llguidance::{
+    JsonCompileOptions, Matcher, ParserFactory,
+    api::TopLevelGrammar,
+    toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie},
+};
+use serde_json::Value;
+
+use crate::llama::{Model, Token};
+
+/// Bytes of a schema's text; compiling takes time that grows faster than this.
+const MAX_SCHEMA_BYTES: usize = 64 << 10;
+
+/// Keywords of a schema that only narrow what is allowed, and that may be left out where they cannot be enforced.
+const DROPPABLE: [&str; 2] = ["pattern", "patternProperties"];
+
+/// What all schemas of one model share; made with the first one, since it takes some 100 ms.
+pub(in crate::worker) struct SchemaCompiler {
+    factory: ParserFactory,
+}
+
+impl SchemaCompiler {
+    /// Reads the vocabulary.
+    pub(in crate::worker) fn new(model: &Model) -> Result<Self, String> {
+        let eos = model.eos().ok_or("the model has no end-of-sequence token")?;
+        let mut words: Vec<Vec<u8>> = Vec::with_capacity(model.vocab_size());
+        for token in 0..model.vocab_size() as Token {
+            let mut word = Vec::new();
+            model.append_piece(token, false, &mut word);
+            if word.is_empty() {
+                // A control token: its text must never be mistaken for text that the grammar wants.
+                word.push(TokTrie::SPECIAL_TOKEN_MARKER);
+                model.append_piece(token, true, &mut word);
+            }
+            words.push(word);
+        }
+        let ends: Vec<u32> = (0..model.vocab_size() as Token)
+            .filter(|&token| model.is_end_of_generation(token))
+            .map(|token| token as u32)
+            .collect();
+        let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, eos as u32), &words);
+        let trie = if ends.is_empty() {
+            trie
+        } else {
+            trie.with_eos_tokens(&ends)
+        };
+        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let factory = ParserFactory::new_simple(&environment).map_err(|error| error.to_string())?;
+        Ok(Self { factory })
+    }
+
+    /// Compiles a schema; `{}` admits any JSON value. What cannot be enforced is refused if `strict`, else left out and named
+    /// in the log.
+    pub(in crate::worker) fn compile(&self, schema: &str, strict: bool) -> Result<SchemaMask, String> {
+        if schema.len() > MAX_SCHEMA_BYTES {
+            return Err(format!("the schema has more than {MAX_SCHEMA_BYTES} bytes"));
+        }
+        let schema: Value = serde_json::from_str(schema).map_err(|error| error.to_string())?;
+        match self.compile_value(schema.clone(), strict) {
+            Err(reason) if !strict => {
+                // Patterns with look-around, for one, are no regular language.
+                let mut looser = schema;
+                if !drop_keywords(&mut looser) {
+                    return Err(reason);
+                }
+                let mask = self.compile_value(looser, strict).map_err(|_| reason.clone())?;
+                tracing::warn!(reason, "a pattern of a JSON schema is not enforced");
+                Ok(mask)
+            }
+            compiled => compiled,
+        }
+    }
+
+    fn compile_value(&self, mut schema: Value, strict: bool) -> Result<SchemaMask, String> {
+        let options = JsonCompileOptions {
+            lenient: !strict,
+            ..JsonCompileOptions::default()
+        };
+        if schema.is_object() {
+            options.apply_to(&mut schema);
+        }
+        // What a stranger wrote is compiled here; a panic over it must not take the model from everybody.
+        let compile = || self.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
+        let parser = std::panic::catch_unwind(std::panic::AssertUnwindSafe(compile))
+            .map_err(|_| "the schema cannot be compiled".to_owned())?;
+        let mut matcher = Matcher::new(parser);
+        if let Some(error) = matcher.get_error() {
+            return Err(error);
+        }
+        for warning in matcher.grammar_warnings() {
+            tracing::warn!(warning, "a part of a JSON schema is not enforced");
+        }
+        Ok(SchemaMask { matcher })
+    }
+}
+
+/// Takes the keywords out that may be left out; `false` if there are none. Names of properties are no keywords.
+fn drop_keywords(schema: &mut Value) -> bool {
+    match schema {
+        Value::Object(members) => {
+            let before = members.len();
+            members.retain(|key, value| !(DROPPABLE.contains(&key.as_str()) && is_keyword_value(key, value)));
+            let mut dropped = members.len() < before;
+            for (key, value) in members {
+                if matches!(
+                    key.as_str(),
+                    "properties" | "$defs" | "definitions" | "dependentSchemas"
+                ) {
+                    let Value::Object(named) = value else { continue };
+                    for schema in named.values_mut() {
+                        dropped |= drop_keywords(schema);
+                    }
+                } else if !matches!(key.as_str(), "enum" | "const" | "default" | "examples") {
+                    dropped |= drop_keywords(value);
+                }
+            }
+            dropped
+        }
+        Value::Array(items) => items
+            .iter_mut()
+            .fold(false, |dropped, item| drop_keywords(item) | dropped),
+        _ => false,
+    }
+}
+
+fn is_keyword_value(key: &str, value: &Value) -> bool {
+    match key {
+        "pattern" => value.is_string(),
+        _ => value.is_object(),
+    }
+}
+
+impl std::fmt::Debug for SchemaCompiler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SchemaCompiler")
+    }
+}
+
+/// The state of one constrained answer.
+pub(in crate::worker) struct SchemaMask {
+    matcher: Matcher,
+}
+
+impl std::fmt::Debug for SchemaMask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SchemaMask")
+    }
+}
+
+impl SchemaMask {
+    /// The tokens that may come next; only end-of-generation ones where the answer is complete.
+    pub(super) fn mask(&mut self) -> Result<SimpleVob, String> {
+        self.matcher.compute_mask_or_eos().map_err(|error| error.to_string())
+    }
+
+    /// Advances by the chosen token; `false` when the answer is complete.
+    pub(super) fn accept(&mut self, token: Token) -> Result<bool, String> {
+        self.matcher
+            .consume_token(token as u32)
+            .map_err(|error| error.to_string())?;
+        Ok(!self.matcher.is_stopped())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::drop_keywords;
+
+    #[test]
+    fn patterns_are_dropped_where_they_are_keywords_and_nowhere_else() {
+        let mut schema = json!({
+            "type": "object",
+            "properties": {
+                "pattern": {"type": "string", "pattern": "(?=x)"},
+                "kind": {"enum": [{"pattern": "kept"}]},
+            },
+            "$defs": {"d": {"items": [{"pattern": "y"}]}},
+        });
+        assert!(drop_keywords(&mut schema));
+        let expected = json!({
+            "type": "object",
+            "properties": {
+                "pattern": {"type": "string"},
+                "kind": {"enum": [{"pattern": "kept"}]},
+            },
+            "$defs": {"d": {"items": [{}]}},
+        });
+        assert_eq!(schema, expected);
+        assert!(!drop_keywords(&mut schema));
+    }
+}

@@ -1,0 +1,175 @@
+//! Vectors of texts: the inputs of all requests that wait, as many as fit into one batch.
+
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+use super::protocol::{Reply, Report};
+use crate::{
+    inference::Failure,
+    llama::{Batch, Context, ContextParams, Model, Token},
+};
+
+/// Texts in one batch.
+pub(super) const SEQUENCES: u32 = 64;
+
+/// One request's texts.
+#[derive(Debug)]
+pub(super) struct EmbedTask {
+    id: u64,
+    inputs: Vec<Vec<Token>>,
+    tokens: u32,
+    /// Index of the next input that was not put into a batch.
+    next: usize,
+    vectors: Vec<Vec<f32>>,
+    failure: Option<Failure>,
+}
+
+impl EmbedTask {
+    pub(super) fn new(id: u64, inputs: Vec<Vec<Token>>) -> Self {
+        let tokens = inputs.iter().map(Vec::len).sum::<usize>();
+        Self {
+            id,
+            tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
+            vectors: vec![Vec::new(); inputs.len()],
+            inputs,
+            next: 0,
+            failure: None,
+        }
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn is_done(&self) -> bool {
+        self.next == self.inputs.len() || self.failure.is_some()
+    }
+}
+
+/// The context that makes vectors, and the requests that wait for it.
+#[derive(Debug)]
+pub(super) struct Embedder {
+    context: Context,
+    batch: Batch,
+    queue: VecDeque<EmbedTask>,
+    /// When something was last said to the daemon.
+    alive: Instant,
+}
+
+impl Embedder {
+    pub(super) fn new(model: &Arc<Model>, params: &ContextParams) -> Result<Self, String> {
+        let context = Context::new(Arc::clone(model), params)?;
+        let batch = Batch::new(context.batch_size());
+        Ok(Self {
+            context,
+            batch,
+            queue: VecDeque::new(),
+            alive: Instant::now(),
+        })
+    }
+
+    pub(super) fn set_threads(&mut self, threads: u32) {
+        self.context.set_threads(threads);
+    }
+
+    pub(super) fn is_busy(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    pub(super) fn push(&mut self, task: EmbedTask) {
+        self.queue.push_back(task);
+    }
+
+    pub(super) fn cancel(&mut self, id: u64) {
+        self.queue.retain(|task| task.id != id);
+    }
+
+    /// Computes one batch and hands back what became complete.
+    pub(super) fn step(&mut self, mut report: impl FnMut(Report)) {
+        let room = self.context.batch_size();
+        let sequences = SEQUENCES as usize;
+        let next = |task: &EmbedTask| task.inputs[task.next..].iter().take(sequences).map(Vec::len).collect();
+        let plan = plan(self.queue.iter().map(next), room, sequences);
+        self.batch.clear();
+        // Task, input and sequence of each text in the batch.
+        let mut placed = Vec::new();
+        for (task, count) in plan.into_iter().enumerate() {
+            for _ in 0..count {
+                let sequence = placed.len() as i32;
+                let waiting = &mut self.queue[task];
+                for (position, &token) in waiting.inputs[waiting.next].iter().enumerate() {
+                    self.batch.add(token, position as i32, sequence, true);
+                }
+                placed.push((task, waiting.next, sequence));
+                waiting.next += 1;
+            }
+        }
+        if !self.batch.is_empty() {
+            self.context.clear();
+            let decoded = self.context.decode(&mut self.batch);
+            for (task, input, sequence) in placed {
+                let task = &mut self.queue[task];
+                match (&decoded, self.context.embedding(sequence)) {
+                    (Ok(()), Some(vector)) => task.vectors[input] = vector.to_vec(),
+                    (Ok(()), None) => task.failure = Some(Failure::Worker("the model gave no vector".into())),
+                    (Err(error), _) => task.failure = Some(Failure::Worker(error.to_string())),
+                }
+            }
+        }
+        while let Some(position) = self.queue.iter().position(EmbedTask::is_done) {
+            let Some(task) = self.queue.remove(position) else { break };
+            let result = match task.failure {
+                Some(failure) => Err(failure),
+                None => Ok(Reply::Embedded {
+                    vectors: task.vectors,
+                    tokens: task.tokens,
+                }),
+            };
+            self.alive = Instant::now();
+            report(Report::Answered { id: task.id, result });
+        }
+        if self.alive.elapsed() > super::engine::LIFE_INTERVAL {
+            self.alive = Instant::now();
+            report(Report::Alive);
+        }
+    }
+}
+
+/// How many of each task's next texts go into a batch of `room` tokens and `sequences` texts: in order of arrival, and no text
+/// is passed over for a later one of its own task. Texts are never longer than a batch. Pure.
+fn plan(lengths: impl Iterator<Item = Vec<usize>>, mut room: usize, mut sequences: usize) -> Vec<usize> {
+    lengths
+        .map(|texts| {
+            let mut count = 0;
+            for length in texts {
+                if length > room || sequences == 0 {
+                    break;
+                }
+                room -= length;
+                sequences -= 1;
+                count += 1;
+            }
+            count
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plan;
+
+    #[test]
+    fn texts_of_several_requests_share_a_batch() {
+        let lengths = vec![vec![10, 10], vec![100], vec![5]];
+        assert_eq!(plan(lengths.into_iter(), 30, 64), [2, 0, 1]);
+    }
+
+    #[test]
+    fn a_batch_has_room_for_so_many_texts() {
+        assert_eq!(plan(vec![vec![1; 5], vec![1]].into_iter(), 512, 3), [3, 0]);
+    }
+
+    #[test]
+    fn a_text_that_fills_the_batch_goes_alone() {
+        assert_eq!(plan(vec![vec![512, 1], vec![1]].into_iter(), 512, 64), [1, 0]);
+    }
+}

@@ -1,0 +1,315 @@
+//! The sequences of a model that generates: who decodes what in each step, and what becomes of the sampled tokens.
+
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+use super::{
+    Reports,
+    engine::LIFE_INTERVAL,
+    prefix::{Offer, choose, common_prefix},
+    prepare::Prepared,
+    protocol::{LoadedModel, Report},
+    scheduler::{Limits, PrefillPace, plan},
+    slot::{Active, Progress, Slot},
+};
+use crate::{
+    inference::{Delta, Event, Failure, FinishReason},
+    llama::{Batch, Candidates, Context, DecodeError, Model, Token},
+};
+
+/// The context, its sequences and the jobs that wait for one.
+pub(super) struct Generation {
+    model: Arc<Model>,
+    context: Context,
+    slots: Vec<Slot>,
+    /// Jobs for whom no slot is idle.
+    waiting: VecDeque<Prepared>,
+    batch: Batch,
+    batch_tokens: usize,
+    context_length: u32,
+    can_shift: bool,
+    pace: PrefillPace,
+    candidates: Candidates,
+    jobs: u64,
+    /// What this step produced; one frame carries all of it.
+    events: Vec<(u64, Event)>,
+    alive: Instant,
+}
+
+impl Generation {
+    pub(super) fn new(context: Context, loaded: &LoadedModel) -> Self {
+        let batch_tokens = context.batch_size();
+        Self {
+            model: Arc::clone(context.model()),
+            slots: (0..loaded.parallel).map(|_| Slot::default()).collect(),
+            waiting: VecDeque::new(),
+            batch: Batch::new(batch_tokens),
+            batch_tokens,
+            context_length: loaded.context_length,
+            can_shift: loaded.can_shift,
+            pace: PrefillPace::new(),
+            candidates: Candidates::default(),
+            jobs: 0,
+            events: Vec::new(),
+            alive: Instant::now(),
+            context,
+        }
+    }
+
+    /// Whether there is something to decode, or a job that can be started.
+    pub(super) fn is_busy(&self) -> bool {
+        let decodes = self.slots.iter().any(|slot| {
+            let demand = slot.demand();
+            demand.decode || demand.prefill > 0
+        });
+        decodes || (!self.waiting.is_empty() && self.slots.iter().any(|slot| slot.active.is_none()))
+    }
+
+    pub(super) fn set_threads(&mut self, threads: u32) {
+        self.context.set_threads(threads);
+    }
+
+    /// Takes a job in.
+    pub(super) fn push(&mut self, prepared: Prepared) {
+        self.waiting.push_back(prepared);
+    }
+
+    /// The reader of a job took events; as many more may be sent.
+    pub(super) fn credit(&mut self, id: u64, events: u32) {
+        let active = self.slots.iter_mut().filter_map(|slot| slot.active.as_mut());
+        if let Some(active) = active.into_iter().find(|active| active.job.id == id) {
+            active.credit = active.credit.saturating_add(events);
+        }
+    }
+
+    pub(super) fn cancel(&mut self, id: u64) {
+        self.waiting.retain(|prepared| prepared.job.id != id);
+        for slot in &mut self.slots {
+            if slot.active.as_ref().is_some_and(|active| active.job.id == id) {
+                slot.active = None;
+            }
+        }
+    }
+
+    /// Starts jobs that wait, decodes once, and sends what came of it.
+    pub(super) fn advance(&mut self, reports: &mut Reports) {
+        self.admit(reports);
+        self.step(reports);
+        self.show_life();
+        if !self.events.is_empty() {
+            let events = std::mem::take(&mut self.events);
+            reports.send(&Report::Events(events));
+        }
+    }
+
+    /// Gives waiting jobs to idle slots.
+    fn admit(&mut self, reports: &mut Reports) {
+        while self.slots.iter().any(|slot| slot.active.is_none()) {
+            let Some(prepared) = self.waiting.pop_front() else {
+                return;
+            };
+            let id = prepared.job.id;
+            if let Err(failure) = self.start(prepared) {
+                reports.send(&Report::Failed { id, failure });
+            }
+        }
+    }
+
+    fn start(&mut self, prepared: Prepared) -> Result<(), Failure> {
+        let offers: Vec<Offer<'_>> = self
+            .slots
+            .iter()
+            .map(|slot| Offer {
+                idle: slot.active.is_none(),
+                cached: &slot.cached,
+                last_used: slot.last_used,
+            })
+            .collect();
+        let Some(index) = choose(&offers, &prepared.prompt) else {
+            return Err(Failure::Worker("no sequence is idle".into()));
+        };
+        self.jobs += 1;
+        let reused = self.reuse(index, &prepared.prompt);
+        let slot = &mut self.slots[index];
+        slot.last_used = self.jobs;
+        slot.active = Some(Active::new(prepared, reused, &self.model, self.jobs));
+        Ok(())
+    }
+
+    /// Cuts a slot's cache back to what the prompt can use, and returns how many tokens that is.
+    fn reuse(&mut self, index: usize, prompt: &[Token]) -> usize {
+        let sequence = index as i32;
+        // At least one token is decoded again: its logits are what the first sampled token comes from.
+        let mut shared = common_prefix(&self.slots[index].cached, prompt).min(prompt.len() - 1);
+        if shared > 0 {
+            // A sliding-window cache has forgotten what lies before its window: continuing there needs all of the window.
+            let window = self.model.sliding_window() as usize;
+            let oldest = usize::try_from(self.context.min_position(sequence)).unwrap_or(usize::MAX);
+            if window > 0 && oldest > shared.saturating_sub(window) {
+                shared = 0;
+            }
+        }
+        if shared < self.slots[index].cached.len() && !self.context.remove(sequence, shared as i32, -1) {
+            // Recurrent state cannot be cut at any place.
+            self.context.remove(sequence, -1, -1);
+            shared = 0;
+        }
+        self.slots[index].cached.truncate(shared);
+        shared
+    }
+
+    /// One decode over all sequences that have something to decode.
+    fn step(&mut self, reports: &mut Reports) {
+        self.make_room();
+        let demands: Vec<_> = self.slots.iter().map(Slot::demand).collect();
+        let limits = Limits {
+            batch: self.batch_tokens,
+            prefill_beside_decode: self.pace.beside_decode(self.batch_tokens),
+        };
+        let grants = plan(&demands, limits);
+        self.batch.clear();
+        let mut sampled_at: Vec<Option<i32>> = vec![None; self.slots.len()];
+        let mut prefilled = 0;
+        for (index, &grant) in grants.iter().enumerate() {
+            let slot = &mut self.slots[index];
+            let Some(active) = &mut slot.active else { continue };
+            for _ in 0..grant {
+                let (token, last) = match active.next.take() {
+                    Some(token) => (token, true),
+                    None => {
+                        let Some(token) = active.prompt_left.pop() else { break };
+                        prefilled += 1;
+                        (token, active.prompt_left.is_empty())
+                    }
+                };
+                let added = self.batch.add(token, slot.cached.len() as i32, index as i32, last);
+                slot.cached.push(token);
+                if last {
+                    sampled_at[index] = added;
+                }
+            }
+        }
+        if self.batch.is_empty() {
+            return;
+        }
+        let started = Instant::now();
+        if let Err(error) = self.context.decode(&mut self.batch) {
+            return self.fail_batch(&grants, &error, reports);
+        }
+        if prefilled > 0 {
+            self.context.synchronize();
+        }
+        self.pace.observe(prefilled, started.elapsed());
+        for (index, batch_index) in sampled_at.into_iter().enumerate() {
+            if let Some(batch_index) = batch_index {
+                self.sample(index, batch_index, reports);
+            }
+        }
+    }
+
+    /// Tells everybody who waits that the engine works: a long prompt, a long tool call and a full house give no text
+    /// for a while, and that must not look like a hang. An empty delta is that sign; it costs no credit.
+    fn show_life(&mut self) {
+        if self.batch.is_empty() || self.alive.elapsed() < LIFE_INTERVAL {
+            return;
+        }
+        self.alive = Instant::now();
+        let active = self
+            .slots
+            .iter()
+            .filter_map(|slot| slot.active.as_ref())
+            .filter(|active| active.credit > 0);
+        let ids = active
+            .map(|active| active.job.id)
+            .chain(self.waiting.iter().map(|prepared| prepared.job.id));
+        self.events.extend(ids.map(|id| (id, Event::Delta(Delta::default()))));
+    }
+
+    /// Shifts the sequences whose window is full, or ends their answers.
+    fn make_room(&mut self) {
+        for index in 0..self.slots.len() {
+            let slot = &mut self.slots[index];
+            let Some(active) = &slot.active else { continue };
+            let limit = active.job.context_limit.min(self.context_length) as usize;
+            if active.next.is_none() || slot.cached.len() < limit {
+                continue;
+            }
+            let keep = (active.job.keep as usize + usize::from(self.model.adds_bos())).min(limit / 2);
+            let discard = (slot.cached.len() - keep) / 2;
+            let sequence = index as i32;
+            let shifted = active.job.shift
+                && self.can_shift
+                && discard > 0
+                && self.context.remove(sequence, keep as i32, (keep + discard) as i32);
+            if shifted {
+                self.context.shift(
+                    sequence,
+                    (keep + discard) as i32,
+                    slot.cached.len() as i32,
+                    -(discard as i32),
+                );
+                slot.cached.drain(keep..keep + discard);
+            } else {
+                self.finish(index, FinishReason::Length);
+            }
+        }
+    }
+
+    fn sample(&mut self, index: usize, batch_index: i32, reports: &mut Reports) {
+        let Some(active) = &mut self.slots[index].active else {
+            return;
+        };
+        let id = active.job.id;
+        if active.job.max_tokens == 0 {
+            return self.finish(index, FinishReason::Length);
+        }
+        let sampled = match self.context.logits(batch_index) {
+            Some(logits) => active
+                .sampler
+                .sample(logits, &mut self.candidates)
+                .map(|(token, goes_on)| (token, goes_on, logits)),
+            None => Err("llama.cpp returned no logits".to_owned()),
+        };
+        match sampled {
+            Ok((token, goes_on, logits)) => {
+                let (delta, progress) = active.take(token, logits, goes_on, &self.model);
+                if let Some(delta) = delta {
+                    active.credit = active.credit.saturating_sub(1);
+                    self.events.push((id, Event::Delta(delta)));
+                }
+                if let Progress::Ended(reason) = progress {
+                    self.finish(index, reason);
+                }
+            }
+            Err(reason) => {
+                self.slots[index].active = None;
+                reports.send(&Report::Failed {
+                    id,
+                    failure: Failure::Worker(reason),
+                });
+            }
+        }
+    }
+
+    fn finish(&mut self, index: usize, reason: FinishReason) {
+        if let Some(active) = self.slots[index].active.take() {
+            let id = active.job.id;
+            self.events
+                .extend(active.finish(reason).into_iter().map(|event| (id, event)));
+        }
+    }
+
+    /// A decode failed: its sequences lose job and cache, the others go on.
+    fn fail_batch(&mut self, grants: &[usize], error: &DecodeError, reports: &mut Reports) {
+        tracing::error!(%error, "decode failed");
+        for (index, _) in grants.iter().enumerate().filter(|&(_, &grant)| grant > 0) {
+            self.context.remove(index as i32, -1, -1);
+            self.slots[index].cached.clear();
+            if let Some(active) = self.slots[index].active.take() {
+                reports.send(&Report::Failed {
+                    id: active.job.id,
+                    failure: Failure::Worker(error.to_string()),
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! What can be done before a job needs the engine: tokenising its prompt, compiling its schema and grammar, building its
+//! sampler and reader. A thread of its own does it, so that a long prompt or a large schema delays nobody's next token.
+
+use std::sync::{
+    Arc,
+    mpsc::{Receiver, SyncSender},
+};
+
+use super::{
+    Input,
+    answer::Answer,
+    constraint::{Constraint, SchemaCompiler},
+    embed::EmbedTask,
+    protocol::{EmbedJob, Job, JobPrompt, Question, Reply, Report, Schema},
+    sampling::Sampler,
+};
+use crate::{
+    inference::{Failure, TextToken},
+    llama::{Model, Token},
+};
+
+/// Texts of one embedding request.
+const MAX_INPUTS: usize = 65_536;
+
+/// What the thread is given.
+#[derive(Debug)]
+pub(super) enum Task {
+    Job(Box<Job>),
+    Question(u64, Box<Question>),
+}
+
+/// A job that can be started.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) job: Job,
+    pub(super) prompt: Vec<Token>,
+    pub(super) sampler: Sampler,
+    pub(super) answer: Answer,
+}
+
+/// The windows of the loaded model, in tokens.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Windows {
+    /// Of a generating sequence.
+    pub(super) generate: u32,
+    /// Of a text that becomes a vector.
+    pub(super) embed: u32,
+    /// Whether the model makes vectors only.
+    pub(super) embeds_only: bool,
+}
+
+/// Works until the engine is gone.
+pub(super) fn run(model: &Arc<Model>, windows: Windows, tasks: &Receiver<Task>, engine: &SyncSender<Input>) {
+    let mut workshop = Workshop {
+        model: Arc::clone(model),
+        windows,
+        schemas: None,
+    };
+    while let Ok(task) = tasks.recv() {
+        let done = match task {
+            Task::Job(job) => {
+                let id = job.id;
+                Input::Prepared(id, workshop.prepare(*job).map(Box::new))
+            }
+            Task::Question(id, question) => match workshop.answer(*question) {
+                Ok(Outcome::Reply(reply)) => Input::Report(Report::Answered { id, result: Ok(reply) }),
+                Ok(Outcome::Embed(inputs)) => Input::Embed(EmbedTask::new(id, inputs)),
+                Err(failure) => Input::Report(Report::Answered {
+                    id,
+                    result: Err(failure),
+                }),
+            },
+        };
+        if engine.send(done).is_err() {
+            return;
+        }
+    }
+}
+
+enum Outcome {
+    Reply(Reply),
+    Embed(Vec<Vec<Token>>),
+}
+
+struct Workshop {
+    model: Arc<Model>,
+    windows: Windows,
+    schemas: Option<SchemaCompiler>,
+}
+
+impl Workshop {
+    /// Refuses a prompt that is too long before anything else: who asked may want to shorten it.
+    fn prepare(&mut self, job: Job) -> Result<Prepared, Failure> {
+        if self.windows.embeds_only {
+            return Err(Failure::Invalid("the model makes vectors, no text".into()));
+        }
+        let limit = job.context_limit.min(self.windows.generate).max(1);
+        let prompt = self.tokenize(&job.prompt)?;
+        if prompt.is_empty() {
+            return Err(Failure::Invalid("the prompt has no tokens".into()));
+        }
+        if prompt.len() >= limit as usize {
+            return Err(Failure::ContextExceeded {
+                prompt_tokens: prompt.len() as u32,
+                context_tokens: limit,
+            });
+        }
+        let schema = match &job.schema {
+            None => None,
+            Some(Schema { text, strict }) => {
+                let schemas = match &mut self.schemas {
+                    Some(schemas) => schemas,
+                    empty => empty.insert(SchemaCompiler::new(&self.model).map_err(Failure::Worker)?),
+                };
+                let invalid = |reason| Failure::Invalid(format!("invalid JSON schema in format: {reason}"));
+                Some(schemas.compile(text, *strict).map_err(invalid)?)
+            }
+        };
+        let constraint = Constraint::new(&self.model, schema, job.chat.as_ref(), job.reasoning.as_ref())
+            .map_err(|reason| Failure::Invalid(format!("the tools cannot be made into a grammar: {reason}")))?;
+        let sampler = Sampler::new(
+            &self.model,
+            &job.sampling,
+            job.reasoning.clone(),
+            constraint,
+            limit,
+            &prompt,
+        )
+        .map_err(Failure::Worker)?;
+        let answer = Answer::new(&job.stop, job.chat.as_ref()).map_err(Failure::Worker)?;
+        Ok(Prepared {
+            job,
+            prompt,
+            sampler,
+            answer,
+        })
+    }
+
+    fn tokenize(&self, prompt: &JobPrompt) -> Result<Vec<Token>, Failure> {
+        let tokens = |text: &str, add_special| self.model.tokenize(text, add_special, true).map_err(Failure::Invalid);
+        match prompt {
+            JobPrompt::Text { text, context } => {
+                self.check_ids(context)?;
+                let mut all = context.clone();
+                all.extend(tokens(text, context.is_empty())?);
+                // A template that writes the BOS token itself must not get a second one.
+                if let (Some(bos), true) = (self.model.bos(), self.model.adds_bos())
+                    && all.starts_with(&[bos, bos])
+                {
+                    all.remove(0);
+                }
+                Ok(all)
+            }
+            JobPrompt::Infill { prefix, suffix } => {
+                let Some((pre, suf, mid)) = self.model.infill_tokens() else {
+                    return Err(Failure::Invalid(
+                        "the model's vocabulary has no fill-in-the-middle tokens".into(),
+                    ));
+                };
+                let mut all = Vec::new();
+                if let (Some(bos), true) = (self.model.bos(), self.model.adds_bos()) {
+                    all.push(bos);
+                }
+                all.push(pre);
+                all.extend(self.model.tokenize(prefix, false, false).map_err(Failure::Invalid)?);
+                all.push(suf);
+                all.extend(self.model.tokenize(suffix, false, false).map_err(Failure::Invalid)?);
+                all.push(mid);
+                Ok(all)
+            }
+        }
+    }
+
+    /// Refuses token ids that the vocabulary does not have; llama.cpp would throw.
+    fn check_ids(&self, tokens: &[Token]) -> Result<(), Failure> {
+        let vocabulary = self.model.vocab_size();
+        match tokens
+            .iter()
+            .find(|&&token| usize::try_from(token).map_or(true, |id| id >= vocabulary))
+        {
+            None => Ok(()),
+            Some(token) => Err(Failure::Invalid(format!(
+                "{token} is no token of the model: it has {vocabulary}"
+            ))),
+        }
+    }
+
+    fn answer(&self, question: Question) -> Result<Outcome, Failure> {
+        let reply = match question {
+            Question::Render(_) => return Err(Failure::Worker("a model's worker does not render".into())),
+            Question::Embed(job) => return self.texts(&job).map(Outcome::Embed),
+            Question::Tokenize {
+                text,
+                add_special,
+                parse_special,
+            } => {
+                let tokens = self
+                    .model
+                    .tokenize(&text, add_special, parse_special)
+                    .map_err(Failure::Invalid)?;
+                let token = |id| TextToken {
+                    id,
+                    bytes: self.model.detokenize(&[id], true),
+                };
+                Reply::Tokens(tokens.into_iter().map(token).collect())
+            }
+            Question::Detokenize { tokens } => {
+                self.check_ids(&tokens)?;
+                let bytes = self.model.detokenize(&tokens, true);
+                Reply::Text(String::from_utf8_lossy(&bytes).into_owned())
+            }
+        };
+        Ok(Outcome::Reply(reply))
+    }
+
+    /// The tokens of texts that become vectors, cut to the window.
+    fn texts(&self, job: &EmbedJob) -> Result<Vec<Vec<Token>>, Failure> {
+        if job.inputs.len() > MAX_INPUTS {
+            return Err(Failure::Invalid(format!(
+                "the request has more than {MAX_INPUTS} inputs; send them in several"
+            )));
+        }
+        let limit = job.context_limit.min(self.windows.embed) as usize;
+        job.inputs
+            .iter()
+            .map(|text| {
+                let mut tokens = self.model.tokenize(text, true, false).map_err(Failure::Invalid)?;
+                if tokens.len() > limit {
+                    if !job.truncate {
+                        return Err(Failure::Invalid("the input length exceeds the context length".into()));
+                    }
+                    self.cut(&mut tokens, limit);
+                    if tokens.is_empty() {
+                        return Err(Failure::Invalid(
+                            "input after truncation exceeds maximum context length".into(),
+                        ));
+                    }
+                }
+                if tokens.is_empty() {
+                    // A model that puts nothing around a text needs something to look at for an empty one.
+                    tokens.extend(self.model.bos().or(self.model.eos()));
+                }
+                Ok(tokens)
+            })
+            .collect()
+    }
+
+    /// Cuts a text's tokens but keeps the one that the model wants at its end.
+    fn cut(&self, tokens: &mut Vec<Token>, limit: usize) {
+        let wants_end = self.model.tokenize("", true, false).unwrap_or_default();
+        let end = tokens.last().copied().filter(|last| wants_end.last() == Some(last));
+        if limit < wants_end.len() {
+            return tokens.clear();
+        }
+        tokens.truncate(limit);
+        if let (Some(end), Some(last)) = (end, tokens.last_mut()) {
+            *last = end;
+        }
+    }
+}
