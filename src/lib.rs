@@ -37,6 +37,7 @@
 //! | 3 | [`provider`] | the `Provider` trait, the registry, `ollama`, `huggingface` |
 //! | 2 | [`lifecycle`] | which models are resident: leases, keep-alive, eviction, worker supervision |
 //! | 2 | [`worker`] | the child process: scheduler, slots, prefix reuse, sampling; `protocol` is shared with lifecycle |
+//! | 1 | [`go_template`] | templates as Ollama writes them, filled with a conversation |
 //! | 1 | [`hub`] | names, resolving, downloading, the shared cache |
 //! | 1 | [`observability`] | logging |
 //! | 0 | [`config`] | plain data: types, load, validate, diff, watch |
@@ -62,6 +63,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod gguf;
+pub mod go_template;
 pub mod http;
 pub mod hub;
 pub mod inference;

@@ -284,6 +284,13 @@ impl Hubllama {
         self.ended()
     }
 
+    /// Ends it with a signal and starts another in the same folders. Nobody answers as Ollama or as the Hub then.
+    pub(crate) fn again(mut self, signal: Signal) -> Self {
+        self.end(signal).expect("it ends");
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
+        Self::spawn(folder, &Setup::default())
+    }
+
     /// Waits until it has ended; `None` if it did not in time.
     pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
         wait_until(PATIENCE, || self.child.try_wait().expect("waits"))

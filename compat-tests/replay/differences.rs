@@ -29,7 +29,6 @@ const TOO_LONG: &str =
     "a single message that is longer than the context is refused before the first frame, never cut in silence";
 const TOOLS: &str = "the model's template knows no tools: by default they are left out and the reply says so, since clients send them with every chat";
 const OTHER_TEMPLATE: &str = "the recorded model was made with a Go template, ours has a Jinja one in its file";
-const CREATED: &str = "models that were made of others are not served yet";
 const SHOWN: &str =
     "no Modelfile stands behind the model: its licence is what its header says, and it sets no parameters";
 const MULTIMODAL: &str =
@@ -56,6 +55,7 @@ pub(super) const DIFFERENCES: &[(&str, Differs, &str)] = &[
     ("chat-long-truncated", Differs::Whole, TOO_LONG),
     ("chat-tools", Differs::Whole, TOOLS),
     ("chat-tools-stream", Differs::Whole, TOOLS),
+    ("create-no-from", Differs::Whole, PLAIN_NAME),
     ("delete-hf-colon", Differs::Whole, HF_NAME),
     (
         "double-slash",
@@ -82,20 +82,19 @@ pub(super) const DIFFERENCES: &[(&str, Differs, &str)] = &[
     ("pull-hf-colon", Differs::Whole, HF_NAME),
     ("pull-no-network", Differs::Words, HUB),
     ("pull-no-network-once", Differs::Words, HUB),
+    (
+        "push-no-namespace",
+        Differs::Whole,
+        "a model of the Hub is not pushed to a registry, and nothing is begun",
+    ),
     ("show-bad-name", Differs::Whole, PLAIN_NAME),
     ("show-case", Differs::Keys(&["license", "parameters"]), SHOWN),
-    (
-        "show-created",
-        Differs::Keys(&["license", "parameters", "system", "messages", "parent_model"]),
-        CREATED,
-    ),
     ("show-hf-colon-name", Differs::Whole, HF_NAME),
     ("show-latest", Differs::Keys(&["license", "parameters"]), SHOWN),
     ("show-model", Differs::Keys(&["license", "parameters"]), SHOWN),
     ("show-name-key", Differs::Keys(&["license", "parameters"]), SHOWN),
     ("show-system-override", Differs::Keys(&["license", "parameters"]), SHOWN),
     ("show-verbose", Differs::Keys(&["license", "parameters"]), SHOWN),
-    ("tags-three", Differs::Keys(&["parent_model"]), CREATED),
     (
         "tools-show",
         Differs::Keys(&["license", "capabilities", "parameters", "parent_model"]),

@@ -46,6 +46,9 @@ const IDS: [&str; 9] = [
 /// Why an answer ended: where the model had other words, it may have come to an end of its own.
 const ENDS: [&str; 4] = ["stop", "length", "end_turn", "max_tokens"];
 
+/// Beginning of a digest in a sentence.
+const DIGEST: &str = "sha256:";
+
 /// Put by the recorder where it cut a list.
 const CUT: &str = "*cut";
 
@@ -122,6 +125,10 @@ fn shape(value: &Value, key: &str, is_free: bool, without: &[&str]) -> String {
             "ended".to_owned()
         }
         Value::String(text) if matches!(key, "error" | "message") => format!("{:?}", sentence(text)),
+        Value::String(text) if text.contains(DIGEST) => {
+            let digest = Regex::new("sha256:[0-9a-f]{64}").expect("a pattern");
+            format!("{:?}", digest.replace_all(text, "a digest"))
+        }
         Value::Number(_) => "number".to_owned(),
         other => other.to_string(),
     }

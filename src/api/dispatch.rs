@@ -17,7 +17,7 @@ use crate::{
         body::Body,
         spool::{SpoolError, Spooled},
     },
-    provider::{Call, Native, Owner, Provider, prefers_ollama},
+    provider::{Call, Kind, Native, Owner, Provider, prefers_ollama},
 };
 
 /// Where a request goes.
@@ -34,12 +34,22 @@ pub(crate) struct Target {
     pub(crate) provider: Arc<dyn Provider>,
     /// The name to ask the provider for.
     pub(crate) name: String,
+    /// Whether the name is an alias of the configuration.
+    pub(crate) is_configured: bool,
     /// The name as the client sent it.
     pub(crate) requested: String,
     /// Headers of the request.
     pub(crate) headers: HeaderMap,
     /// The whole body.
     pub(crate) body: Received,
+}
+
+/// Who of us answers, and for what.
+struct Found {
+    provider: Arc<dyn Provider>,
+    name: String,
+    is_configured: bool,
+    requested: String,
 }
 
 /// A body in memory, unpacked.
@@ -66,11 +76,18 @@ impl Api {
             .await
             .map_err(spool_error)?;
         let peeked = peeked::peek(&spooled, endpoint, &parts).await?;
-        if let Some((provider, name, requested)) = self.owner(call, &peeked, &parts.headers).await {
+        if let Some(found) = self.owner(call, &peeked, &parts.headers).await {
             let body = Received(peeked::text(&spooled, peeked.coding).await?);
+            let Found {
+                provider,
+                name,
+                is_configured,
+                requested,
+            } = found;
             return Ok(Route::Serve(Target {
                 provider,
                 name,
+                is_configured,
                 requested,
                 headers: parts.headers,
                 body,
@@ -91,24 +108,35 @@ impl Api {
         }))
     }
 
-    /// Who of us answers, under which name, and what the client calls it; `None` is upstream, with the bytes that came.
-    async fn owner(
-        &self,
-        call: &Call,
-        peeked: &Peeked,
-        headers: &HeaderMap,
-    ) -> Option<(Arc<dyn Provider>, String, String)> {
+    /// Who answers a name; Ollama, where it has the same plain name and goes first.
+    pub(crate) async fn owner_of(&self, call: &Call, name: &str, received: &HeaderMap) -> Owner {
+        match self.registry.owner(&call.config, name) {
+            Owner::Serve { kind, .. }
+                if kind.is_plain()
+                    && prefers_ollama(&call.config)
+                    && listing::upstream_has(self, call, name, received).await =>
+            {
+                Owner::Forward
+            }
+            owner => owner,
+        }
+    }
+
+    /// Who of us answers; `None` is upstream, with the bytes that came.
+    async fn owner(&self, call: &Call, peeked: &Peeked, headers: &HeaderMap) -> Option<Found> {
         for name in &peeked.names {
             if let Owner::Serve {
                 provider,
                 name: served,
-                alias,
-            } = self.registry.owner(&call.config, name)
+                kind,
+            } = self.owner_of(call, name, headers).await
             {
-                if alias && prefers_ollama(&call.config) && listing::upstream_has(self, call, name, headers).await {
-                    continue;
-                }
-                return Some((provider, served, name.clone()));
+                return Some(Found {
+                    provider,
+                    name: served,
+                    is_configured: kind == Kind::Configured,
+                    requested: name.clone(),
+                });
             }
         }
         let ollama = &call.config.ollama;
@@ -117,7 +145,12 @@ impl Api {
         }
         let name = peeked.names.first()?;
         let native = Native::new(Arc::clone(&self.upstream), headers);
-        Some((Arc::new(native), name.clone(), name.clone()))
+        Some(Found {
+            provider: Arc::new(native),
+            name: name.clone(),
+            is_configured: false,
+            requested: name.clone(),
+        })
     }
 }
 

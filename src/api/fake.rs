@@ -237,6 +237,7 @@ pub(super) fn card(name: &str) -> ModelCard {
             embedding_length: 4096,
             capabilities: vec![Capability::Completion, Capability::Tools],
         },
+        parent_model: String::new(),
     }
 }
 
@@ -244,6 +245,8 @@ pub(super) fn details(name: &str) -> ModelDetails {
     let model_info = json!({"general.architecture": "llama", "general.basename": "r"});
     ModelDetails {
         card: card(name),
+        from: name.to_owned(),
+        messages: Vec::new(),
         template: "{{ a }}\n".into(),
         license: "MIT".into(),
         system: "You are terse.".into(),

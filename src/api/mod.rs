@@ -5,6 +5,8 @@
 //! providers'.
 
 mod admin;
+#[cfg(test)]
+mod alias_tests;
 mod anthropic;
 mod decode;
 mod dispatch;
@@ -174,7 +176,11 @@ impl Api {
     async fn answer_by_name(&self, call: &Call, endpoint: &Endpoint, request: Request<Body>) -> Response<Body> {
         match self.route(call, endpoint, request).await {
             Ok(Route::Answered(response)) => response,
-            Ok(Route::Serve(target)) => serve(call, endpoint, target).await,
+            Ok(Route::Serve(target)) => match endpoint {
+                Endpoint::Create => native(ollama::create(self, call, target).await),
+                Endpoint::Copy => native(ollama::copy(self, call, target).await),
+                _ => serve(call, endpoint, target).await,
+            },
             Err(error) => in_dialect_of(endpoint, &error),
         }
     }
@@ -210,14 +216,16 @@ async fn serve(call: &Call, endpoint: &Endpoint, target: Target) -> Response<Bod
     answer.unwrap_or_else(|error| in_dialect_of(endpoint, &error))
 }
 
+/// An answer or an error of the native dialect.
+fn native(answer: Result<Response<Body>, ApiError>) -> Response<Body> {
+    answer.unwrap_or_else(|error| reply::native_error(&error))
+}
+
 /// What an hf: model does not do.
 fn not_served(endpoint: &Endpoint, requested: &str) -> ApiError {
     match endpoint {
         Endpoint::Push => ApiError::bad_request(format!(
             "{requested} cannot be pushed: it comes from the Hugging Face Hub; upload it there instead"
-        )),
-        Endpoint::Create | Endpoint::Copy => ApiError::bad_request(format!(
-            "{requested} cannot be the source or target of a create or copy; give it a name of its own under [aliases] in the configuration"
         )),
         _ => ApiError::new(
             hyper::StatusCode::NOT_IMPLEMENTED,

@@ -34,7 +34,7 @@ fn nowhere() -> String {
     format!("http://{}", listener.local_addr().unwrap())
 }
 
-fn api(provider: &Arc<FakeProvider>, config: Config) -> Api {
+pub(super) fn api(provider: &Arc<FakeProvider>, config: Config) -> Api {
     Api {
         registry: Registry::new(provider.clone()),
         upstream: Arc::new(Ollama::new()),
@@ -52,7 +52,7 @@ pub(super) fn alone(provider: FakeProvider) -> (Arc<FakeProvider>, Api) {
     (provider, api)
 }
 
-fn simple() -> Vec<Event> {
+pub(super) fn simple() -> Vec<Event> {
     vec![text("Hi"), text(" <you>"), finish(FinishReason::Stop, &[1, 2])]
 }
 
@@ -590,7 +590,7 @@ async fn the_pages_of_the_daemon_are_json() {
 }
 
 /// Answers every connection with the same body, and hands over what it was sent.
-async fn upstream(reply: &'static str) -> (String, tokio::sync::mpsc::Receiver<String>) {
+pub(super) async fn upstream(reply: &'static str) -> (String, tokio::sync::mpsc::Receiver<String>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (sender, received) = tokio::sync::mpsc::channel(8);

@@ -5,14 +5,14 @@ use hyper::Response;
 use super::{
     chat::{answer, load, render, unload},
     frames::Route,
-    go_template::{Template, TemplateError, Values},
     request::GenerateRequest,
 };
 use crate::{
     api::{dispatch::Target, error::ApiError, model::Model, reply},
+    go_template::{Template, TemplateError},
     http::body::Body,
-    inference::{Message, Prompt, ToolChoice},
-    provider::Call,
+    inference::{Message, Prompt, Think, ToolChoice},
+    provider::{Call, Preset},
 };
 
 /// The checks that need no model.
@@ -62,6 +62,11 @@ pub(crate) async fn generate(call: &Call, target: Target) -> Result<Response<Bod
         raw,
         images,
     } = request;
+    let mut preset = model.provider.preset().unwrap_or_default();
+    if !earlier.is_empty() {
+        // A conversation that goes on has had them.
+        preset.messages = &[];
+    }
     let mut prompt = Parts {
         prompt,
         suffix,
@@ -71,7 +76,7 @@ pub(crate) async fn generate(call: &Call, target: Target) -> Result<Response<Bod
         raw,
         images,
     }
-    .into_prompt()?;
+    .into_prompt(preset, think)?;
     if let Prompt::Raw { text } = &mut prompt {
         text.insert_str(0, &earlier);
     }
@@ -112,7 +117,8 @@ struct Parts {
 }
 
 impl Parts {
-    fn into_prompt(self) -> Result<Prompt, ApiError> {
+    /// `preset` is what stands before the prompt where the request's template takes the place of the model's.
+    fn into_prompt(self, preset: Preset<'_>, think: Think) -> Result<Prompt, ApiError> {
         let Self {
             prompt,
             suffix,
@@ -134,10 +140,18 @@ impl Parts {
             ));
         }
         if !template.is_empty() {
-            let values = Values { system, prompt, suffix };
-            let text = Template::parse(&template)
-                .and_then(|template| template.render(&values))
-                .map_err(template_error)?;
+            let template = Template::parse(&template).map_err(template_error)?;
+            let text = if suffix.is_empty() {
+                let system = if system.is_empty() { preset.system } else { &system };
+                let mut messages = Vec::with_capacity(preset.messages.len() + 2);
+                messages.extend((!system.is_empty()).then(|| Message::text("system", system)));
+                messages.extend_from_slice(preset.messages);
+                messages.push(Message::text("user", prompt));
+                template.render(&messages, think)
+            } else {
+                template.render_infill(&prompt, &suffix, think)
+            };
+            let text = text.map_err(template_error)?;
             return Ok(Prompt::Raw { text });
         }
         if !suffix.is_empty() {
@@ -167,7 +181,7 @@ impl Parts {
 /// What Ollama cannot parse either is its 500; what only we do not know is the client's to change.
 fn template_error(error: TemplateError) -> ApiError {
     match &error {
-        TemplateError::Syntax(_) => ApiError::internal(error.to_string()),
+        TemplateError::Syntax(_) | TemplateError::Execution(_) => ApiError::internal(error.to_string()),
         TemplateError::Unsupported(_) | TemplateError::TooLong => ApiError::bad_request(error.to_string()),
     }
 }

@@ -73,7 +73,7 @@ fn entry(resident: &ResidentModel, now: SystemTime) -> Entry {
             model: &card.name,
             size: *size_bytes,
             digest: &card.digest,
-            details: Details::of(&card.facts),
+            details: Details::of(card),
             expires_at: timestamp::rfc3339_local(expires_at),
             size_vram: (*device_bytes).min(*size_bytes),
             context_length: *context_length,

@@ -17,6 +17,7 @@ use self::{
     headers::{HeaderCache, ModelHeader},
     settings::Settings,
 };
+pub(super) use self::prompt::shorten;
 use super::{Call, EventStream, Provider, PullStream, TokenizeRequest};
 use crate::{
     config::Config,
@@ -59,6 +60,7 @@ impl Located {
             size_bytes: self.local.size_bytes,
             digest: self.local.digest.clone(),
             facts: self.header.facts.clone(),
+            parent_model: String::new(),
         }
     }
 
@@ -306,6 +308,8 @@ impl Provider for HuggingFace {
             let projector = located.local.mmproj.clone();
             let (model_info, tensors, license, projector_info) = headers::details(files, projector, verbose).await?;
             Ok(ModelDetails {
+                from: located.local.canonical.clone(),
+                messages: Vec::new(),
                 template: located.header.template.clone(),
                 license,
                 system: settings.system.clone().unwrap_or_default(),
@@ -542,5 +546,6 @@ fn not_downloaded(name: &str) -> ModelCard {
             quantization: "unknown".into(),
             ..ModelFacts::default()
         },
+        parent_model: String::new(),
     }
 }

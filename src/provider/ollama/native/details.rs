@@ -38,6 +38,7 @@ pub(super) struct Entry {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Details {
+    parent_model: String,
     family: String,
     #[serde(deserialize_with = "or_default")]
     families: Vec<String>,
@@ -76,6 +77,7 @@ struct Tensor {
 
 impl Entry {
     pub(super) fn into_card(self) -> ModelCard {
+        let parent_model = self.details.parent_model.clone();
         let facts = self.details.facts(self.capabilities);
         ModelCard {
             name: self.name,
@@ -83,6 +85,7 @@ impl Entry {
             size_bytes: self.size,
             digest: self.digest,
             facts,
+            parent_model,
         }
     }
 
@@ -119,6 +122,7 @@ impl Details {
 impl Show {
     /// The card; the reply says neither the size nor the digest.
     pub(super) fn into_card(self, name: &str) -> ModelCard {
+        let parent_model = self.details.parent_model.clone();
         let mut facts = self.details.facts(self.capabilities);
         let number = |key: &str| self.model_info.get(key).and_then(Value::as_u64).unwrap_or(0);
         if let Some(Value::String(architecture)) = self.model_info.get("general.architecture") {
@@ -133,6 +137,7 @@ impl Show {
             size_bytes: 0,
             digest: String::new(),
             facts,
+            parent_model,
         }
     }
 
@@ -147,6 +152,9 @@ impl Show {
             shape: tensor.shape,
         };
         ModelDetails {
+            from: name.to_owned(),
+            // Ollama puts its own turns in front by itself.
+            messages: Vec::new(),
             template: std::mem::take(&mut self.template),
             license: std::mem::take(&mut self.license),
             system: std::mem::take(&mut self.system),
