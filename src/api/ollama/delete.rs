@@ -14,9 +14,10 @@ pub(crate) async fn delete(call: &Call, target: Target) -> Result<Response<Body>
         provider,
         name,
         requested,
+        is_configured,
         ..
     } = target;
-    if requested.trim() != name {
+    if is_configured {
         return Err(ApiError::bad_request(format!(
             "{requested} is an alias of {name} in the configuration; remove it there, or delete {name}"
         )));
