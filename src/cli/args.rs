@@ -48,7 +48,7 @@ pub(super) enum Command {
     Convert {
         /// The folder of a checkpoint, or hf:ORG/REPO where its files are in the cache
         checkpoint: String,
-        /// Type of the weights: auto (as they are stored), F32, F16, BF16 or Q8_0
+        /// Type of the weights: auto (as they are stored), F32, F16, BF16, Q8_0, Q4_K_M, Q6_K and others of llama.cpp
         #[arg(long = "type", value_name = "TYPE", default_value_t)]
         target: TargetType,
         /// Where to write [default: NAME-TYPE.gguf in this folder]
@@ -92,6 +92,7 @@ pub(super) struct ServeArguments {
 pub(super) enum Role {
     Model,
     Helper,
+    Quantizer,
 }
 
 impl Arguments {

@@ -4,17 +4,18 @@ use std::{
     io::IsTerminal,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::{Mutex, PoisonError},
     time::Instant,
 };
 
 use anyhow::{Context, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{self, Inputs},
-    convert::{Planned, TargetType, plan},
+    convert::TargetType,
     hub::HfName,
+    lifecycle::{Conversion, Stage, WorkerCommand},
     stdx::size::human_bytes,
 };
 
@@ -24,55 +25,54 @@ pub(super) async fn run(
     target: TargetType,
     output: Option<PathBuf>,
 ) -> anyhow::Result<ExitCode> {
-    let (folder, name) = find(inputs, &checkpoint)?;
-    let cancel = CancellationToken::new();
-    let stop = cancel.clone();
-    tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            stop.cancel();
-        }
-    });
-    let work = move || convert(&folder, &name, target, output, &cancel);
-    tokio::task::spawn_blocking(work)
-        .await
-        .context("the conversion panicked")?
-}
-
-fn convert(
-    folder: &Path,
-    name: &str,
-    target: TargetType,
-    output: Option<PathBuf>,
-    cancel: &CancellationToken,
-) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let Planned {
-        model,
-        file_type,
-        notes,
-    } = plan(folder, name, target)?;
-    for note in notes {
+    let (folder, name) = find(inputs, &checkpoint)?;
+    let shows = std::io::stderr().is_terminal();
+    if !shows {
+        eprintln!("converting {} to {target}", folder.display());
+    }
+    let conversion = Conversion {
+        folder,
+        name,
+        target,
+        output,
+    };
+    let bar = ProgressBar::new(0);
+    bar.set_style(ProgressStyle::with_template(
+        "{prefix:10} {wide_bar} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} {eta:>4}",
+    )?);
+    let command = WorkerCommand {
+        log: "warn".into(),
+        ..WorkerCommand::default()
+    };
+    let show = bar.clone();
+    let last = Mutex::new(None);
+    let work = conversion.run(&command, move |stage, done, all| {
+        // Threads report in any order; the lock keeps the bar from starting a stage twice.
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.replace(stage) != Some(stage) {
+            show.reset();
+            show.set_length(all);
+            show.set_prefix(match stage {
+                Stage::Converting => "converting",
+                Stage::Quantizing => "quantizing",
+            });
+        }
+        show.set_position(done);
+    });
+    let converted = tokio::select! {
+        converted = work => converted?,
+        _ = tokio::signal::ctrl_c() => bail!("interrupted; nothing was written"),
+    };
+    bar.finish_and_clear();
+    for note in converted.notes {
         eprintln!("note: {note}");
     }
-    let output = output.unwrap_or_else(|| PathBuf::from(format!("{name}-{file_type}.gguf")));
-    let bar = ProgressBar::new(model.file_len());
-    let style = "{prefix} {wide_bar} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} {eta:>4}";
-    bar.set_style(ProgressStyle::with_template(style)?);
-    bar.set_prefix(file_type);
-    if !std::io::stderr().is_terminal() {
-        eprintln!(
-            "converting {} to {file_type}: {} of {} tensors",
-            folder.display(),
-            human_bytes(model.file_len()),
-            model.recipes().len()
-        );
-    }
-    model.write(&output, &|done, _| bar.set_position(done), cancel)?;
-    bar.finish_and_clear();
     eprintln!(
-        "wrote {} ({}, {file_type}) in {:.1} s",
-        output.display(),
-        human_bytes(model.file_len()),
+        "wrote {} ({}, {}) in {:.1} s",
+        converted.output.display(),
+        human_bytes(converted.bytes),
+        converted.file_type,
         started.elapsed().as_secs_f64()
     );
     Ok(ExitCode::SUCCESS)

@@ -74,6 +74,9 @@ pub enum ConvertError {
         /// Bytes that are free.
         free: u64,
     },
+    /// llama.cpp, or the process in which it runs.
+    #[error("{0}")]
+    Engine(String),
     /// The caller changed its mind.
     #[error("the conversion was cancelled")]
     Cancelled,

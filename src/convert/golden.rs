@@ -22,13 +22,16 @@ const MAX_LISTED: usize = 16;
 /// Tensors that are computed; the last bit of a power or a root is the platform's.
 const COMPUTED: [&str; 1] = ["rope_freqs.weight"];
 
+/// Dimensions, and for each type of a file the tensor's type and the beginning of its content's sha256.
+type GoldenTensor = (Vec<u64>, BTreeMap<String, (String, String)>);
+
 #[derive(Deserialize)]
 struct Golden {
     tokenizer: String,
     prompt: Vec<i32>,
     logits: Vec<f32>,
     keys: BTreeMap<String, (String, Json)>,
-    tensors: BTreeMap<String, (Vec<u64>, BTreeMap<String, (String, String)>)>,
+    tensors: BTreeMap<String, GoldenTensor>,
 }
 
 fn read(name: &str) -> Golden {

@@ -23,6 +23,6 @@ mod write;
 
 pub use error::ConvertError;
 pub use model::VirtualGguf;
-pub use plan::{Planned, TargetType, plan};
+pub use plan::{Planned, Quantization, TargetType, plan};
 pub use recipe::{Recipe, Scratch};
 pub use write::Progress;

@@ -5,7 +5,10 @@ use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 use super::{ConvertError, Recipe, write};
-use crate::gguf::{self, Header, Plan, TensorSpec, Value};
+use crate::{
+    gguf::{self, Header, Plan, TensorSpec, Value},
+    stdx::new_file::NewFile,
+};
 
 /// A GGUF file that exists only as a plan. Its size and every offset are known; no weight has been read.
 #[derive(Debug)]
@@ -46,6 +49,27 @@ impl VirtualGguf {
     #[must_use]
     pub fn data_offset(&self, tensor: usize) -> u64 {
         self.plan.header().len() as u64 + self.plan.tensors()[tensor].offset
+    }
+
+    /// Writes the content of a file that has no name yet, on all cores and in any order.
+    ///
+    /// # Errors
+    /// As [`VirtualGguf::write`].
+    pub fn write_into(
+        &self,
+        new: &NewFile,
+        progress: write::Progress<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<(), ConvertError> {
+        write::write_into(self, new, progress, cancel)
+    }
+
+    /// Refuses to begin what would fill the disk: this file, and `more` bytes.
+    ///
+    /// # Errors
+    /// If there is not as much space where `path` will be.
+    pub fn check_space(&self, path: &Path, more: u64) -> Result<(), ConvertError> {
+        write::check_space(path, self.file_len().saturating_add(more))
     }
 
     /// Writes the file, on all cores and in any order, but so that `path` holds all of it or is untouched.

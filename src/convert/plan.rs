@@ -18,7 +18,7 @@ const FULL_PRECISION: [&str; 4] = ["ffn_gate_inp", "ffn_gate_inp_shexp", "positi
 const PHI3_TOKENS: [&str; 4] = ["</s>", "<unk>", "<s>", "<|endoftext|>"];
 
 /// In which type most weights are written. Vectors, norms and routers are always F32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum TargetType {
     /// The one that most of the checkpoint's numbers have.
     #[default]
@@ -31,6 +31,55 @@ pub enum TargetType {
     Bf16,
     /// 8 bits in blocks of 32 with a scale.
     Q8_0,
+    /// A mix that llama.cpp makes. The plan is that of the file that it is made from, in the stored type.
+    Quantized(Quantization),
+}
+
+/// A mix of types that llama.cpp makes from a file of 16 or 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quantization {
+    /// As `Q4_K_M`.
+    pub name: &'static str,
+    /// llama.cpp's number.
+    pub file_type: u32,
+    /// About how many bits a weight has.
+    bits: f64,
+}
+
+/// Those that need no sample of what the model will be used for.
+const QUANTIZATIONS: &[Quantization] = &[
+    quantization("Q4_0", 2, 4.6),
+    quantization("Q4_1", 3, 5.1),
+    quantization("Q5_0", 8, 5.6),
+    quantization("Q5_1", 9, 6.1),
+    quantization("Q2_K", 10, 3.2),
+    quantization("Q3_K_S", 11, 3.6),
+    quantization("Q3_K_M", 12, 4.0),
+    quantization("Q3_K_L", 13, 4.3),
+    quantization("Q4_K_S", 14, 4.7),
+    quantization("Q4_K_M", 15, 4.9),
+    quantization("Q5_K_S", 16, 5.6),
+    quantization("Q5_K_M", 17, 5.8),
+    quantization("Q6_K", 18, 6.6),
+    quantization("IQ4_NL", 25, 4.6),
+    quantization("IQ4_XS", 30, 4.4),
+];
+
+const fn quantization(name: &'static str, file_type: u32, bits: f64) -> Quantization {
+    Quantization { name, file_type, bits }
+}
+
+impl Quantization {
+    /// About how many bytes the file will have that is made from a model.
+    #[must_use]
+    pub fn estimate(&self, model: &VirtualGguf) -> u64 {
+        let weights: u64 = model
+            .recipes()
+            .iter()
+            .map(|recipe| recipe.spec().dims.iter().product::<u64>())
+            .sum();
+        model.header().len() as u64 + (weights as f64 * self.bits / 8.0) as u64
+    }
 }
 
 impl FromStr for TargetType {
@@ -43,7 +92,16 @@ impl FromStr for TargetType {
             "F16" => Self::F16,
             "BF16" => Self::Bf16,
             "Q8_0" => Self::Q8_0,
-            _ => return Err(format!("{text:?} is none of auto, F32, F16, BF16 and Q8_0")),
+            other => {
+                let Some(found) = QUANTIZATIONS.iter().find(|mix| mix.name == other) else {
+                    let names: Vec<&str> = QUANTIZATIONS.iter().map(|mix| mix.name).collect();
+                    return Err(format!(
+                        "{text:?} is none of auto, F32, F16, BF16, Q8_0, {}",
+                        names.join(", ")
+                    ));
+                };
+                Self::Quantized(*found)
+            }
         })
     }
 }
@@ -84,7 +142,7 @@ impl FileType {
             TargetType::F16 => GgmlType::F16,
             TargetType::Bf16 => GgmlType::BF16,
             TargetType::Q8_0 => GgmlType::Q8_0,
-            TargetType::Stored => most_stored(recipes),
+            TargetType::Stored | TargetType::Quantized(_) => most_stored(recipes),
         })
     }
 
@@ -191,6 +249,7 @@ impl fmt::Display for TargetType {
             Self::F16 => "F16",
             Self::Bf16 => "BF16",
             Self::Q8_0 => "Q8_0",
+            Self::Quantized(mix) => mix.name,
         })
     }
 }
@@ -210,7 +269,11 @@ mod tests {
         ] {
             assert_eq!(kind.to_string().to_lowercase().parse(), Ok(kind));
         }
-        assert!("Q4_K_M".parse::<TargetType>().unwrap_err().contains("none of"));
+        for mix in QUANTIZATIONS {
+            assert_eq!(mix.name.parse(), Ok(TargetType::Quantized(*mix)));
+            assert_eq!(file_type_name(mix.file_type.into()), Some(mix.name));
+        }
+        assert!("IQ1_S".parse::<TargetType>().unwrap_err().contains("none of"));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! The consumer that makes a file: all cores, positioned writes, and either the whole file or none.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::File,
     io,
     ops::Range,
     os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -16,7 +16,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{ConvertError, Recipe, VirtualGguf, recipe::Scratch};
-use crate::stdx::fs::free_bytes;
+use crate::stdx::{fs::free_bytes, new_file::NewFile};
 
 /// More threads than this only wait for the disk.
 const MAX_THREADS: usize = 8;
@@ -54,14 +54,24 @@ impl Steps<'_> {
     }
 }
 
-/// Writes the file.
+/// Writes the file and gives it its name.
 pub(super) fn write(
     model: &VirtualGguf,
     path: &Path,
     progress: Progress<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), ConvertError> {
-    let needed = model.file_len();
+    check_space(path, model.file_len())?;
+    let new = NewFile::create(path).map_err(ConvertError::io(path, "written"))?;
+    write_into(model, &new, progress, cancel)?;
+    if cancel.is_cancelled() {
+        return Err(ConvertError::Cancelled);
+    }
+    new.finish().map_err(ConvertError::io(path, "written"))
+}
+
+/// Refuses what would fill the disk.
+pub(super) fn check_space(path: &Path, needed: u64) -> Result<(), ConvertError> {
     let free = free_bytes(path).map_err(ConvertError::io(path, "written"))?;
     if free < needed {
         return Err(ConvertError::Space {
@@ -70,17 +80,22 @@ pub(super) fn write(
             free,
         });
     }
+    Ok(())
+}
+
+/// Writes the content of a file that has no name yet.
+pub(super) fn write_into(
+    model: &VirtualGguf,
+    new: &NewFile,
+    progress: Progress<'_>,
+    cancel: &CancellationToken,
+) -> Result<(), ConvertError> {
+    let (file, path) = (new.file(), new.destination());
     let failed = || ConvertError::io(path, "written");
-    let part = Part::create(path).map_err(failed())?;
     // The padding between tensors is never written: a file that grows is zero.
-    part.file.set_len(needed).map_err(failed())?;
-    part.file.write_all_at(model.header(), 0).map_err(failed())?;
-    fill(model, &part.file, path, progress, cancel)?;
-    part.file.sync_all().map_err(failed())?;
-    if cancel.is_cancelled() {
-        return Err(ConvertError::Cancelled);
-    }
-    part.finish(path).map_err(failed())
+    file.set_len(model.file_len()).map_err(failed())?;
+    file.write_all_at(model.header(), 0).map_err(failed())?;
+    fill(model, file, path, progress, cancel)
 }
 
 fn fill(
@@ -144,89 +159,10 @@ fn fill(
     })
 }
 
-/// A file that has no name yet, or where the file system cannot do that, a hidden one.
-#[derive(Debug)]
-struct Part {
-    file: File,
-    /// Removed when dropped.
-    name: Option<PathBuf>,
-}
-
-impl Part {
-    fn create(path: &Path) -> io::Result<Self> {
-        #[cfg(target_os = "linux")]
-        {
-            use rustix::fs::{CWD, Mode, OFlags, openat};
-            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-            // Not even a kill leaves anything of it behind.
-            if let Ok(file) = openat(CWD, folder_of(path), flags, Mode::from_raw_mode(0o666)) {
-                return Ok(Self {
-                    file: file.into(),
-                    name: None,
-                });
-            }
-        }
-        let name = temporary_name(path)?;
-        let file = OpenOptions::new().write(true).create_new(true).open(&name)?;
-        Ok(Self { file, name: Some(name) })
-    }
-
-    /// Gives the file its name, in place of any other file of that name.
-    fn finish(mut self, path: &Path) -> io::Result<()> {
-        if self.name.is_none() {
-            // A link cannot replace a file, a rename can.
-            let name = temporary_name(path)?;
-            self.link(&name)?;
-            self.name = Some(name);
-        }
-        if let Some(name) = &self.name {
-            fs::rename(name, path)?;
-            self.name = None;
-        }
-        // The name is durable only when the folder is.
-        File::open(folder_of(path))?.sync_all()
-    }
-
-    #[cfg(target_os = "linux")]
-    fn link(&self, name: &Path) -> io::Result<()> {
-        use std::os::fd::AsRawFd;
-
-        use rustix::fs::{AtFlags, CWD, linkat};
-        let open = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        Ok(linkat(CWD, open, CWD, name, AtFlags::SYMLINK_FOLLOW)?)
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn link(&self, _: &Path) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if let Some(name) = &self.name {
-            // Best effort: the first error is the one to report.
-            let _ = fs::remove_file(name);
-        }
-    }
-}
-
-fn temporary_name(path: &Path) -> io::Result<PathBuf> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let name = format!(".{}.{}-{number}.part", name.to_string_lossy(), std::process::id());
-    Ok(folder_of(path).join(name))
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent()
-        .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::{
         convert::{
@@ -320,23 +256,5 @@ mod tests {
         fs::write(folder.path().join("model.safetensors"), "x").unwrap();
         assert!(model.write(&out, &quiet, &CancellationToken::new()).is_err());
         assert_eq!(names(folder.path()), ["model.safetensors"]);
-    }
-
-    /// Where unnamed files are not to be had.
-    #[test]
-    fn a_named_part_is_renamed_or_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let out = folder.path().join("out");
-        let named = || {
-            let name = temporary_name(&out).unwrap();
-            Part {
-                file: File::create_new(&name).unwrap(),
-                name: Some(name),
-            }
-        };
-        drop(named());
-        assert_eq!(names(folder.path()), Vec::<String>::new());
-        named().finish(&out).unwrap();
-        assert_eq!(names(folder.path()), ["out"]);
     }
 }
