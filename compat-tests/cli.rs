@@ -111,6 +111,7 @@ fn help_names_every_command_and_no_other() {
         "config",
         "pull",
         "list",
+        "convert",
         "doctor",
         "--config",
         "--listen",
