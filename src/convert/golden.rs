@@ -92,12 +92,15 @@ fn is_ours(key: &str) -> bool {
 
 /// Keys that it writes and we do not: it takes any Gemma for CodeGemma, and a class that knows no window has none.
 fn is_theirs(name: &str, key: &str) -> bool {
-    name == "gemma" && key == "tokenizer.ggml.eot_token_id"
+    name == "gemma" && key == "tokenizer.ggml.eot_token_id" || key == "modern-bert.attention.layer_norm_rms_epsilon"
 }
 
 /// Keys that its class for the first Gemmas does not write, though they are what the model has.
 fn is_said_once_more(key: &str) -> bool {
-    matches!(key, "gemma.rope.freq_base" | "gemma2.rope.freq_base")
+    matches!(
+        key,
+        "gemma.rope.freq_base" | "gemma2.rope.freq_base" | "modern-bert.attention.sliding_window_pattern"
+    )
 }
 
 fn check(name: &str) {
@@ -181,6 +184,9 @@ golden! {
     gemma2 "gemma2" TABLE;
     gemma3 "gemma3" TABLE;
     gpt2 "gpt2" TABLE;
+    lfm2 "lfm2" EXACT;
+    modernbert "modernbert" TABLE;
+    roberta "roberta" TABLE;
     granite "granite" EXACT;
     granitemoe "granitemoe" EXACT;
     llama "llama" EXACT;
@@ -235,7 +241,7 @@ fn check_numbers(name: &str, tolerance: f32) {
     let golden = read(name);
     let folder = assemble(name, &golden);
     let purpose = match name {
-        "bert" => ContextPurpose::Embed,
+        "bert" | "modernbert" | "roberta" => ContextPurpose::Embed,
         _ => ContextPurpose::Generate,
     };
     let mut context = engine(folder.path(), purpose);

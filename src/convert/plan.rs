@@ -153,8 +153,9 @@ impl FileType {
             return GgmlType::F32;
         };
         let last = name.rsplit('.').next().unwrap_or(name);
+        let is_full = FULL_PRECISION.contains(&last) || name.ends_with(".shortconv.conv");
         let row = spec.dims.first().copied().unwrap_or(1);
-        if spec.dims.len() < 2 || name.ends_with("_norm") || FULL_PRECISION.contains(&last) {
+        if spec.dims.len() < 2 || name.ends_with("_norm") || is_full {
             GgmlType::F32
         } else if !row.is_multiple_of(self.element.block_elements()) {
             GgmlType::F16

@@ -1,7 +1,10 @@
 //! BERT, as a model of vectors: its heads for other tasks are left out.
 
-use super::{Build, pooling};
-use crate::{convert::ConvertError, gguf::Value};
+use super::{Build, pooling, spec};
+use crate::{
+    convert::{ConvertError, Recipe, recipe::Rows},
+    gguf::Value,
+};
 
 /// Names of the checkpoint and of the file. Both have a weight and a bias.
 const LAYER: &[(&str, &str)] = &[
@@ -16,6 +19,16 @@ const LAYER: &[(&str, &str)] = &[
 ];
 
 pub(super) fn bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    encoder(build, 0)
+}
+
+/// RoBERTa, whose positions begin behind the number of its padding token.
+pub(super) fn roberta(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    let padding = build.config.integer_or(&["pad_token_id"], 1)?;
+    encoder(build, padding + 1)
+}
+
+fn encoder(build: &mut Build<'_>, first_position: u64) -> Result<(), ConvertError> {
     build.arch = "bert";
     let config = build.config;
     if let Some(kind) = config
@@ -30,7 +43,12 @@ pub(super) fn bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
     let inner = config.count(&["intermediate_size"])?;
     let heads = config.count(&["num_attention_heads"])?;
     let blocks = build.blocks(&["num_hidden_layers"])?;
-    let context = config.integer_or(&["max_position_embeddings"], 512)?;
+    let positions = config.integer_or(&["max_position_embeddings"], 512)?;
+    let Some(context) = positions.checked_sub(first_position).filter(|context| *context > 0) else {
+        return Err(ConvertError::Config(format!(
+            "{positions} positions of which the first is {first_position}"
+        )));
+    };
     let types = config.integer_or(&["type_vocab_size"], 2)?;
     let epsilon = config.number_or(&["layer_norm_eps"], 1e-12)?;
     build.put_integer("block_count", blocks)?;
@@ -46,13 +64,12 @@ pub(super) fn bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
 
     headless(build);
     build.take_embedding("embeddings.word_embeddings.weight", hidden)?;
-    for (from, to, rows) in [
-        ("embeddings.position_embeddings", "position_embd", context),
-        ("embeddings.token_type_embeddings", "token_types", types),
-    ] {
-        let source = build.take(&format!("{from}.weight"), &[rows, hidden])?;
-        build.add(&format!("{to}.weight"), &source);
-    }
+    let source = build.take("embeddings.position_embeddings.weight", &[positions, hidden])?;
+    let used = Rows::some(&source, first_position, context, 1);
+    let recipe = Recipe::rows(spec("position_embd.weight", &[context, hidden]), vec![used]);
+    build.recipes.push(recipe);
+    let source = build.take("embeddings.token_type_embeddings.weight", &[types, hidden])?;
+    build.add("token_types.weight", &source);
     both(build, "embeddings.LayerNorm", "token_embd_norm", &[hidden])?;
     for block in 0..blocks {
         for (from, to) in LAYER {
@@ -77,8 +94,9 @@ pub(super) fn bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
 fn headless(build: &mut Build<'_>) {
     let tensors = std::mem::take(&mut build.tensors);
     for (name, tensor) in tensors {
-        let short = name.strip_prefix("bert.").unwrap_or(&name);
-        if ["pooler.", "cls.predictions.", "cls.seq_relationship."]
+        let short = name.strip_prefix("bert.").or_else(|| name.strip_prefix("roberta."));
+        let short = short.unwrap_or(&name);
+        if ["pooler.", "cls.predictions.", "cls.seq_relationship.", "lm_head."]
             .iter()
             .any(|head| short.starts_with(head))
         {

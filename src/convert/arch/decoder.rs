@@ -280,7 +280,7 @@ impl Decoder<'_> {
     }
 }
 
-fn take_weight(
+pub(super) fn take_weight(
     build: &mut Build<'_>,
     sizes: &Sizes,
     weight: &Weight,

@@ -9,7 +9,9 @@ mod experts;
 mod gemma;
 mod gpt2;
 mod granite;
+mod lfm2;
 mod llama;
+mod modern_bert;
 mod olmo;
 mod phi3;
 mod pooling;
@@ -81,7 +83,10 @@ pub(super) fn build<'a>(folder: &'a Path, config: &'a Config, tensors: Tensors) 
         "Olmo2ForCausalLM" => olmo::olmo2,
         "OlmoeForCausalLM" => olmo::olmoe,
         "GPT2LMHeadModel" => gpt2::gpt2,
+        "Lfm2ForCausalLM" | "LFM2ForCausalLM" => lfm2::lfm2,
         "BertModel" | "BertForMaskedLM" => bert::bert,
+        "RobertaModel" | "RobertaForMaskedLM" => bert::roberta,
+        "ModernBertModel" | "ModernBertForMaskedLM" => modern_bert::modern_bert,
         other => return Err(ConvertError::Architecture(other.to_owned())),
     };
     family(&mut build)?;
