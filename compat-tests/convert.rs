@@ -182,6 +182,23 @@ fn what_cannot_be_converted_is_said_in_a_sentence_and_leaves_nothing() {
     assert!(!good && said.contains("neither a folder nor a name"), "{said}");
 }
 
+/// The engine cannot do what this tokenizer does, and its name alone would not show it.
+#[test]
+fn a_tokenizer_that_the_engine_does_not_follow_is_refused() {
+    let home = tempfile::tempdir().expect("a home");
+    let folder = checkpoint("qwen3", "qwen");
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer: serde_json::Value =
+        serde_json::from_slice(&fs::read(&path).expect("a tokenizer")).expect("JSON");
+    tokenizer["normalizer"] = json!({"type": "Replace", "pattern": {"String": "e"}, "content": "a"});
+    fs::write(&path, tokenizer.to_string()).expect("written");
+    let (good, said) = convert(home.path(), &[text(folder.path()), "-o", "out.gguf"]);
+    assert!(!good && said.contains("into other tokens than"), "{said}");
+    assert_eq!(names(home.path()), Vec::<String>::new());
+    let (good, said) = convert(home.path(), &[text(folder.path()), "-o", "out.gguf", "--any-tokenizer"]);
+    assert!(good && said.contains("note: the engine cuts"), "{said}");
+}
+
 /// Killed at any moment, it leaves a whole file or none, and no process.
 #[test]
 fn a_kill_leaves_nothing_behind() {

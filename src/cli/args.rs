@@ -54,6 +54,9 @@ pub(super) enum Command {
         /// Where to write [default: NAME-TYPE.gguf in this folder]
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
+        /// Convert also where the engine would cut texts into other tokens than the model learned with
+        #[arg(long)]
+        any_tokenizer: bool,
     },
     /// Say what this build and this machine can do, and what is wrong
     Doctor,

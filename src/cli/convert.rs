@@ -21,12 +21,13 @@ use crate::{
 
 pub(super) async fn run(
     inputs: &Inputs,
-    checkpoint: String,
+    checkpoint: &str,
     target: TargetType,
     output: Option<PathBuf>,
+    any_tokenizer: bool,
 ) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let (folder, name) = find(inputs, &checkpoint)?;
+    let (folder, name) = find(inputs, checkpoint)?;
     let shows = std::io::stderr().is_terminal();
     if !shows {
         eprintln!("converting {} to {target}", folder.display());
@@ -36,6 +37,7 @@ pub(super) async fn run(
         name,
         target,
         output,
+        any_tokenizer,
     };
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template(

@@ -25,4 +25,5 @@ pub use error::ConvertError;
 pub use model::VirtualGguf;
 pub use plan::{Planned, Quantization, TargetType, plan};
 pub use recipe::{Recipe, Scratch};
+pub use tokenizer::reference_tokens;
 pub use write::Progress;

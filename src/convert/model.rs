@@ -51,6 +51,14 @@ impl VirtualGguf {
         self.plan.header().len() as u64 + self.plan.tensors()[tensor].offset
     }
 
+    /// Writes only the header; where the weights will be is a hole. Enough for whoever wants the vocabulary.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn write_header(&self, new: &NewFile) -> Result<(), ConvertError> {
+        write::write_header(self, new)
+    }
+
     /// Writes the content of a file that has no name yet, on all cores and in any order.
     ///
     /// # Errors

@@ -83,6 +83,14 @@ pub(super) fn check_space(path: &Path, needed: u64) -> Result<(), ConvertError> 
     Ok(())
 }
 
+/// Writes all but the tensors' data.
+pub(super) fn write_header(model: &VirtualGguf, new: &NewFile) -> Result<(), ConvertError> {
+    let (file, failed) = (new.file(), || ConvertError::io(new.destination(), "written"));
+    // The padding between tensors is never written: a file that grows is zero.
+    file.set_len(model.file_len()).map_err(failed())?;
+    file.write_all_at(model.header(), 0).map_err(failed())
+}
+
 /// Writes the content of a file that has no name yet.
 pub(super) fn write_into(
     model: &VirtualGguf,
@@ -90,12 +98,8 @@ pub(super) fn write_into(
     progress: Progress<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), ConvertError> {
-    let (file, path) = (new.file(), new.destination());
-    let failed = || ConvertError::io(path, "written");
-    // The padding between tensors is never written: a file that grows is zero.
-    file.set_len(model.file_len()).map_err(failed())?;
-    file.write_all_at(model.header(), 0).map_err(failed())?;
-    fill(model, file, path, progress, cancel)
+    write_header(model, new)?;
+    fill(model, new.file(), new.destination(), progress, cancel)
 }
 
 fn fill(

@@ -1,18 +1,28 @@
-//! A GGUF file from a checkpoint: written here, quantised in a worker process, since that is llama.cpp's work.
+//! A GGUF file from a checkpoint: written here; quantised, and its tokenizer tried, in a worker process, since that is
+//! llama.cpp's work.
 
-use std::{path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 
 use super::process::{Worker, WorkerCommand};
 use crate::{
-    convert::{ConvertError, Quantization, TargetType, VirtualGguf, plan},
+    convert::{ConvertError, Quantization, TargetType, VirtualGguf, plan, reference_tokens},
+    inference::Failure,
     stdx::new_file::NewFile,
-    worker::protocol::{QuantizeJob, Question},
+    worker::protocol::{QuantizeJob, Question, Reply},
 };
 
 /// How often the growth of a quantised file is looked at.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// One text in so many may be cut otherwise by the engine than by the reference: it does not know every normalisation.
+const TOLERATED: usize = 10;
 
 /// What is done at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +46,8 @@ pub struct Conversion {
     pub target: TargetType,
     /// The file; `None` is one in the working folder that is called after model and type.
     pub output: Option<PathBuf>,
+    /// Convert also where the engine cuts texts otherwise than the checkpoint's own tokenizer.
+    pub any_tokenizer: bool,
 }
 
 /// What was made.
@@ -68,10 +80,11 @@ impl Conversion {
             name,
             target,
             output,
+            any_tokenizer,
         } = self;
-        let planned = blocking({
+        let (mut planned, texts) = blocking({
             let name = name.clone();
-            move |_| plan(&folder, &name, target)
+            move |_| Ok((plan(&folder, &name, target)?, reference_tokens(&folder)?))
         })
         .await?;
         let file_type = match target {
@@ -79,6 +92,14 @@ impl Conversion {
             _ => planned.file_type,
         };
         let output = output.unwrap_or_else(|| PathBuf::from(format!("{name}-{file_type}.gguf")));
+        if !texts.is_empty() {
+            let (model, check) = check_tokens(planned.model, texts, &output, command).await?;
+            planned.model = model;
+            match check {
+                Some(check) if check.is_bad() && !any_tokenizer => return Err(ConvertError::Tokenizer(check.text)),
+                check => planned.notes.extend(check.map(|check| check.text)),
+            }
+        }
         let bytes = match target {
             TargetType::Quantized(mix) => quantized(planned.model, mix, output.clone(), command, progress).await?,
             _ => {
@@ -97,6 +118,77 @@ impl Conversion {
             file_type,
             notes: planned.notes,
         })
+    }
+}
+
+/// A difference between engine and reference.
+struct Difference {
+    wrong: usize,
+    all: usize,
+    text: String,
+}
+
+impl Difference {
+    fn is_bad(&self) -> bool {
+        self.wrong * TOLERATED > self.all
+    }
+}
+
+/// Lets the engine cut texts with the new vocabulary, before a weight is read; returns what there is to say of that.
+async fn check_tokens(
+    model: VirtualGguf,
+    texts: Vec<(String, Vec<u32>)>,
+    output: &Path,
+    command: &WorkerCommand,
+) -> Result<(VirtualGguf, Option<Difference>), ConvertError> {
+    let destination = output.to_owned();
+    let (model, header) = blocking(move |_| {
+        let new = NewFile::create(&destination).map_err(|error| io(&destination, error))?;
+        model.write_header(&new)?;
+        Ok((model, new))
+    })
+    .await?;
+    let (texts, expected): (Vec<String>, Vec<Vec<u32>>) = texts.into_iter().unzip();
+    let question = Question::CutTexts {
+        path: header.current_path(),
+        texts: texts.clone(),
+    };
+    let Reply::Cut(found) = ask(start(command)?.ask(question).await)? else {
+        return Err(ConvertError::Engine("the quantizer answered something else".to_owned()));
+    };
+    let differs = |(found, expected): &(&Vec<i32>, &Vec<u32>)| {
+        !found
+            .iter()
+            .map(|token| i64::from(*token))
+            .eq(expected.iter().map(|token| i64::from(*token)))
+    };
+    let wrong = found.iter().zip(&expected).filter(differs).count();
+    let first = found.iter().zip(&expected).position(|pair| differs(&pair));
+    let difference = first.map(|first| Difference {
+        wrong,
+        all: texts.len(),
+        text: format!(
+            "the engine cuts {wrong} of {} texts into other tokens than the checkpoint's own tokenizer, the first being {:?}",
+            texts.len(),
+            texts[first]
+        ),
+    });
+    Ok((model, difference))
+}
+
+fn start(command: &WorkerCommand) -> Result<Worker, ConvertError> {
+    let failed = |error: std::io::Error| ConvertError::Engine(format!("the quantizer cannot be started: {error}"));
+    let (worker, _) = Worker::spawn(command, "quantizer").map_err(failed)?;
+    Ok(worker)
+}
+
+fn ask(reply: Option<Result<Reply, Failure>>) -> Result<Reply, ConvertError> {
+    match reply {
+        Some(Ok(reply)) => Ok(reply),
+        Some(Err(failure)) => Err(ConvertError::Engine(failure.to_string())),
+        None => Err(ConvertError::Engine(
+            "the quantizer died, perhaps for want of memory; see the log".to_owned(),
+        )),
     }
 }
 
@@ -130,8 +222,7 @@ async fn quantized(
     })
     .await?;
     let target = NewFile::create(&output).map_err(|error| io(&output, error))?;
-    let failed = |error: std::io::Error| ConvertError::Engine(format!("the quantizer cannot be started: {error}"));
-    let (worker, _) = Worker::spawn(command, "quantizer").map_err(failed)?;
+    let worker = start(command)?;
     let question = Question::Quantize(QuantizeJob {
         input: source.current_path(),
         output: target.current_path(),
@@ -148,15 +239,7 @@ async fn quantized(
             }
         }
     };
-    match reply {
-        Some(Ok(_)) => {}
-        Some(Err(failure)) => return Err(ConvertError::Engine(failure.to_string())),
-        None => {
-            return Err(ConvertError::Engine(
-                "the quantizer died, perhaps for want of memory; see the log".to_owned(),
-            ));
-        }
-    }
+    ask(reply)?;
     drop(source);
     blocking(move |_| {
         let bytes = target.file().metadata().map_err(|error| io(&output, error))?.len();
@@ -166,7 +249,7 @@ async fn quantized(
     .await
 }
 
-fn io(path: &std::path::Path, error: std::io::Error) -> ConvertError {
+fn io(path: &Path, error: std::io::Error) -> ConvertError {
     ConvertError::Io {
         path: path.to_owned(),
         what: "written",

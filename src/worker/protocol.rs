@@ -82,6 +82,13 @@ pub enum Question {
     },
     /// Quantise a file (quantizer role).
     Quantize(QuantizeJob),
+    /// Cut texts into tokens with the vocabulary of a file, the text of control tokens read as those (quantizer role).
+    CutTexts {
+        /// The GGUF.
+        path: PathBuf,
+        /// What is cut.
+        texts: Vec<String>,
+    },
 }
 
 /// The answer to a [`Question`].
@@ -103,6 +110,8 @@ pub enum Reply {
     Text(String),
     /// To [`Question::Quantize`].
     Quantized,
+    /// To [`Question::CutTexts`].
+    Cut(Vec<Vec<i32>>),
 }
 
 /// A file to quantise.

@@ -5,6 +5,7 @@
 //! by them, `template` the chat templates, wherever they hide.
 
 mod bpe;
+mod check;
 mod pre;
 mod pre_table;
 mod sentencepiece;
@@ -13,6 +14,8 @@ mod template;
 mod wordpiece;
 
 use std::{collections::HashMap, path::Path};
+
+pub use check::reference_tokens;
 
 use serde_json::{Map, Value as Json};
 
