@@ -103,6 +103,14 @@ pub struct GrammarTrigger {
     pub value: String,
 }
 
+impl GrammarTrigger {
+    /// Whether it is a word, wherever it comes.
+    #[must_use]
+    pub fn is_word(&self) -> bool {
+        self.kind == 1
+    }
+}
+
 impl ChatTemplate {
     /// Compiles a template.
     ///

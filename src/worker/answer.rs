@@ -214,6 +214,7 @@ mod tests {
         ChatSyntax {
             rendered: template.apply(input).expect("renders"),
             tools: true,
+            must_call: false,
         }
     }
 

@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::inference::TextToken;
-pub use crate::llama::RenderedChat;
+pub use crate::llama::{GrammarTrigger, RenderedChat};
 use crate::{
     config::SplitMode,
     inference::{Event, Failure, KvCacheType, Switch},
@@ -289,6 +289,8 @@ pub struct ChatSyntax {
     pub rendered: RenderedChat,
     /// Whether tool calls are to be read.
     pub tools: bool,
+    /// Whether the answer begins with a call, after the reasoning if there is any.
+    pub must_call: bool,
 }
 
 /// How tokens are chosen; meaning and units as in [`crate::inference::Sampling`].
