@@ -144,7 +144,28 @@ async fn render(
             "tool_choice cannot be kept: the model's chat template has no format for tool calls".into(),
         ));
     }
+    if must && !rendered.grammar_lazy {
+        rendered.grammar = without_prose(&rendered.grammar);
+    }
     Ok(rendered)
+}
+
+/// A grammar of required calls, without the text that llama.cpp lets come before them: a model that would rather talk never
+/// comes to its call. In the first rule that text is an optional `until-N`, a name that nothing else there has as an option;
+/// what a model thinks stays.
+fn without_prose(grammar: &str) -> String {
+    let is_prose = |word: &str| {
+        let number = word.strip_prefix("until-").and_then(|word| word.strip_suffix('?'));
+        number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    let lines = grammar.lines().map(|line| match line.strip_prefix("root ::= ") {
+        Some(rule) => {
+            let kept: Vec<&str> = rule.split(' ').filter(|word| !is_prose(word)).collect();
+            format!("root ::= {}", kept.join(" "))
+        }
+        None => line.to_owned(),
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The definition of one tool.
@@ -199,6 +220,14 @@ fn reasoning(rendered: &RenderedChat, thinking: Thinking, budget: Option<u32>) -
 mod tests {
     use super::*;
     use crate::inference::Think;
+
+    #[test]
+    fn before_a_required_call_stands_at_most_a_thought() {
+        assert_eq!(
+            without_prose("root ::= (\"<think>\" until-3 \"</think>\")? until-9? call+ space\nuntil-9 ::= until-9? [a] | \"x until-1? y\""),
+            "root ::= (\"<think>\" until-3 \"</think>\")? call+ space\nuntil-9 ::= until-9? [a] | \"x until-1? y\""
+        );
+    }
 
     fn rendered(generation_prompt: &str) -> RenderedChat {
         RenderedChat {
