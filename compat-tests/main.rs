@@ -16,4 +16,5 @@ mod reload;
 mod replay;
 mod scenarios;
 mod tidy;
+mod tokens;
 mod traps;

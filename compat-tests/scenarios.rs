@@ -53,7 +53,7 @@ const MASKS: [(&str, &str); 17] = [
     (r#""tokens":\[\d+(,\d+)+\]"#, r#""tokens":[⟨ids⟩]"#),
     (r#""(created|created_at|completed_at)":\d{10}\b"#, r#""$1":⟨s⟩"#),
     (r#""id":"(chatcmpl|cmpl)-\d{1,3}""#, r#""id":"$1-⟨i⟩""#),
-    (r#""(id|item_id)":"(resp|msg|fc|rs)_\w+""#, r#""$1":"$2_⟨i⟩""#),
+    (r#""(id|item_id)":"(resp|msg|fc|rs)_\w+""#, r#""$1":"${2}_⟨i⟩""#),
     (r#""id":"call_\w+""#, r#""id":"call_⟨i⟩""#),
     (r#""request_id":"req_[0-9a-f]{24}""#, r#""request_id":"req_⟨i⟩""#),
     (r#""digest":"(sha256:)?[0-9a-f]{64}""#, r#""digest":"$1⟨64hex⟩""#),

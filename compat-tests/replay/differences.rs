@@ -108,6 +108,8 @@ pub(super) const DIFFERENCES: &[(&str, Differs, &str)] = &[
     ),
     ("v1-chat-tools", Differs::Whole, TOOLS),
     ("v1-completions-list", Differs::Whole, "lists of prompts are answered"),
+    ("v1-embeddings", Differs::Whole, VECTORS),
+    ("v1-embeddings-base64", Differs::Whole, VECTORS),
     (
         "v1-model-slash",
         Differs::Whole,

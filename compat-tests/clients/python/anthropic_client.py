@@ -4,7 +4,8 @@ import anthropic
 from checks import MESSAGES, SCHEMA, THOUGHT, TWO_CALLS, check, history, is_about_gravity, main, raises
 
 TOOL = {"name": "get_weather", "description": "Weather of a city", "input_schema": SCHEMA}
-SETTINGS = {"temperature": 0, "max_tokens": 40}
+# The package knows no temperature any more; the wire does.
+SETTINGS = {"extra_body": {"temperature": 0}, "max_tokens": 40}
 
 
 def blocks(message, kind):

@@ -71,26 +71,31 @@ async fn answer(
     let (streams, include_usage) = (request.common.stream, request.common.include_usage);
     let (count, only_renders) = (request.common.choices()?, request.only_renders);
     let inference = request.into_inference(tools, think)?;
-    if only_renders {
-        return render(call, &model, inference).await;
-    }
     model.note_dropped(&inference, &mut ignored);
-    let requests = choices::repeat(inference, count);
-    let pending = choices::start(&model, call, requests);
     let created = listing::unix_seconds(SystemTime::now());
-    let chunks = Chunks::new(model.requested, include_usage, created, count);
-    let mut response = if streams {
-        stream::sse_response(pending, chunks).await?
+    let chunks = Chunks::new(model.requested.clone(), include_usage, created, count);
+    let mut response = if only_renders {
+        render(call, &model, inference, chunks).await?
     } else {
-        let answers = choices::collect(pending.await?, count).await?;
-        reply::bytes(StatusCode::OK, JSON, chunks.whole(answers))
+        let pending = choices::start(&model, call, choices::repeat(inference, count));
+        if streams {
+            stream::sse_response(pending, chunks).await?
+        } else {
+            let answers = choices::collect(pending.await?, count).await?;
+            reply::bytes(StatusCode::OK, JSON, chunks.whole(answers))
+        }
     };
     reply::mark_ignored(response.headers_mut(), &ignored);
     Ok(response)
 }
 
 /// The prompt that the model would be given, in one piece also where a stream was asked for.
-async fn render(call: &Call, model: &Model, inference: InferenceRequest) -> Result<Response<Body>, ApiError> {
+async fn render(
+    call: &Call,
+    model: &Model,
+    inference: InferenceRequest,
+    chunks: Chunks,
+) -> Result<Response<Body>, ApiError> {
     let images = match &inference.prompt {
         Prompt::Chat { messages, .. } => messages.iter().map(|message| message.media.len()).sum(),
         Prompt::Raw { .. } | Prompt::Infill { .. } => 0,
@@ -100,9 +105,7 @@ async fn render(call: &Call, model: &Model, inference: InferenceRequest) -> Resu
         .render(call, &model.name, inference)
         .await
         .map_err(|failure| model.failure(failure))?;
-    let created = listing::unix_seconds(SystemTime::now());
-    let bytes = Chunks::new(model.requested.clone(), false, created, 1).rendered(prompt, images);
-    Ok(reply::bytes(StatusCode::OK, JSON, bytes))
+    Ok(reply::bytes(StatusCode::OK, JSON, chunks.rendered(prompt, images)))
 }
 
 /// The tools that this model is shown. Where it knows none and they are left out, there is nothing to choose either.
@@ -116,7 +119,9 @@ pub(super) fn shown_tools(
     let offered: Vec<Box<RawValue>> = tools.tools;
     let checked = model.tools(call, offered, required)?;
     let choice = if checked.ignored {
-        ignored.push("tools");
+        if !ignored.contains(&"tools") {
+            ignored.push("tools");
+        }
         ToolChoice::Auto
     } else {
         tools.choice

@@ -435,6 +435,9 @@ async fn tools_of_a_model_without_are_left_out_and_their_choice_with_them() {
         .ask(Endpoint::OpenAiChat, &format!("{CHAT}{TOOLS}{allowed}"))
         .await;
     assert_eq!((reply.status, reply.ignored()), (200, "tools"));
+    let some_built_in = r#","input":"x","tools":[{"type":"function","name":"f"},{"type":"web_search"}]"#;
+    let reply = simple(TEXT).ask(Endpoint::OpenAiResponses, some_built_in).await;
+    assert_eq!((reply.status, reply.ignored()), (200, "tools"));
     let required = format!("{CHAT}{TOOLS},\"tool_choice\":\"required\"");
     check_error(
         simple(TEXT),

@@ -12,12 +12,12 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 
+pub(super) use self::prompt::shorten;
 use self::{
     answer::{Answering, start},
     headers::{HeaderCache, ModelHeader},
     settings::Settings,
 };
-pub(super) use self::prompt::shorten;
 use super::{Call, EventStream, Provider, PullStream, TokenizeRequest};
 use crate::{
     config::Config,
