@@ -8,7 +8,7 @@
 //! decode, sample, emit. Everything that decides is pure and has no llama type in it: `scheduler`, `prefix`, `output`,
 //! `reasoning`.
 
-mod answer;
+pub mod answer;
 mod compile;
 mod constraint;
 mod embed;

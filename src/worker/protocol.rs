@@ -283,12 +283,15 @@ pub enum JobPrompt {
 }
 
 /// How to read an answer in a chat template's format.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ChatSyntax {
     /// What rendering returned, its prompt left out.
     pub rendered: RenderedChat,
-    /// Whether tool calls are to be read.
-    pub tools: bool,
+    /// Whether reasoning is read and thrown away: for models that cannot be told not to think.
+    pub hides_thinking: bool,
+    /// Ids of the conversation's tool calls; a new call gets none of them.
+    pub used_ids: Vec<String>,
 }
 
 /// How tokens are chosen; meaning and units as in [`crate::inference::Sampling`].
