@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     config::{Config, JsonSchemas, UnsupportedTools},
-    inference::{Capability, Failure, Format, InferenceRequest, Message, Prompt, ToolChoice},
+    inference::{Capability, Failure, Format, InferenceRequest, Message, Prompt, Think, ToolChoice},
     lifecycle::Helper,
     worker::protocol::{ChatSyntax, GrammarTrigger, ReasoningSyntax, RenderedChat, Schema},
 };
@@ -91,8 +91,13 @@ pub(super) async fn converse(
         schema: schema.filter(|_| !in_grammar),
         syntax: reads_format.then_some(ChatSyntax {
             rendered,
-            tools: has_tools,
             must_call,
+            hides_thinking: request.think == Think::Off,
+            used_ids: messages
+                .iter()
+                .flat_map(|message| &message.tool_calls)
+                .map(|call| call.id.clone())
+                .collect(),
         }),
     })
 }
@@ -228,7 +233,6 @@ fn reasoning(rendered: &RenderedChat, thinking: Thinking, budget: Option<u32>) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inference::Think;
 
     fn rendered(generation_prompt: &str) -> RenderedChat {
         RenderedChat {
