@@ -224,7 +224,9 @@ mod tests {
     #[test]
     fn before_a_required_call_stands_at_most_a_thought() {
         assert_eq!(
-            without_prose("root ::= (\"<think>\" until-3 \"</think>\")? until-9? call+ space\nuntil-9 ::= until-9? [a] | \"x until-1? y\""),
+            without_prose(
+                "root ::= (\"<think>\" until-3 \"</think>\")? until-9? call+ space\nuntil-9 ::= until-9? [a] | \"x until-1? y\""
+            ),
             "root ::= (\"<think>\" until-3 \"</think>\")? call+ space\nuntil-9 ::= until-9? [a] | \"x until-1? y\""
         );
     }
