@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod doctor;
 mod models;
+mod template;
 
 use std::process::ExitCode;
 
@@ -38,6 +39,7 @@ pub fn main() -> ExitCode {
         Command::Doctor => with_runtime(doctor::run(&inputs)),
         Command::Pull { name } => with_runtime(models::pull(&inputs, &name)),
         Command::List => with_runtime(models::list(&inputs)),
+        Command::Template(arguments) => with_runtime(template::run(&inputs, &arguments)),
         Command::Worker { .. } => ExitCode::FAILURE,
     }
 }
