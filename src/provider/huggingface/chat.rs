@@ -234,16 +234,6 @@ fn reasoning(rendered: &RenderedChat, thinking: Thinking, budget: Option<u32>) -
 mod tests {
     use super::*;
 
-    #[test]
-    fn before_a_required_call_stands_at_most_a_thought() {
-        assert_eq!(
-            without_prose(
-                "root ::= (\"<think>\" until-3 \"</think>\")? until-9? call+ space\nuntil-9 ::= until-9? [a] | \"x until-1? y\""
-            ),
-            "root ::= (\"<think>\" until-3 \"</think>\")? call+ space\nuntil-9 ::= until-9? [a] | \"x until-1? y\""
-        );
-    }
-
     fn rendered(generation_prompt: &str) -> RenderedChat {
         RenderedChat {
             generation_prompt: generation_prompt.into(),
