@@ -72,7 +72,6 @@ pub(super) const DIFFERENCES: &[(&str, Differs, &str)] = &[
         "another compiler of schemas has other words",
     ),
     ("generate-long-truncated", Differs::Whole, TOO_LONG),
-    ("minilm-ps", Differs::Whole, "embedding models are not loaded yet"),
     (
         "minilm-show",
         Differs::Keys(&["license", "model_info"]),
