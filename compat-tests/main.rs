@@ -16,6 +16,7 @@ mod passthrough;
 mod reload;
 mod replay;
 mod scenarios;
+mod templates;
 mod tidy;
 mod tokens;
 mod traps;

@@ -5,6 +5,7 @@ mod client;
 mod convert;
 mod doctor;
 mod models;
+mod template;
 
 use std::process::ExitCode;
 
@@ -45,6 +46,7 @@ pub fn main() -> ExitCode {
         Command::Doctor => with_runtime(doctor::run(&inputs)),
         Command::Pull { name } => with_runtime(models::pull(&inputs, &name)),
         Command::List => with_runtime(models::list(&inputs)),
+        Command::Template(arguments) => with_runtime(template::run(&inputs, &arguments)),
         Command::Worker { .. } => ExitCode::FAILURE,
     }
 }
