@@ -120,26 +120,6 @@ impl Model {
         Ok(Self { raw: model, vocab })
     }
 
-    /// Loads only the vocabulary of a GGUF; nothing but what asks about tokens may be called then.
-    ///
-    /// # Errors
-    /// llama.cpp's own sentence.
-    pub fn load_vocabulary(path: &Path) -> Result<Self, String> {
-        backend::init();
-        let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| "the path holds a NUL".to_owned())?;
-        // SAFETY: no preconditions.
-        let mut raw = unsafe { sys::llama_model_default_params() };
-        raw.vocab_only = true;
-        backend::forget_errors();
-        // SAFETY: `path` outlives the call.
-        let model = unsafe { sys::llama_model_load_from_file(path.as_ptr(), raw) };
-        let model = NonNull::new(model).ok_or_else(backend::first_error)?;
-        // SAFETY: the model is valid; its vocabulary lives as long as it.
-        let vocab = unsafe { sys::llama_model_get_vocab(model.as_ptr()) };
-        let vocab = NonNull::new(vocab.cast_mut()).ok_or("the model has no vocabulary")?;
-        Ok(Self { raw: model, vocab })
-    }
-
     pub(super) fn as_ptr(&self) -> *mut sys::llama_model {
         self.raw.as_ptr()
     }
