@@ -76,6 +76,7 @@ fn printed(value: &Value) -> (String, Json) {
         Value::String(x) => number("STRING", json!(x)),
         Value::Array(Array::I32(list)) => listed("INT32", list.iter().map(|x| json!(x)).collect()),
         Value::Array(Array::F32(list)) => listed("FLOAT32", list.iter().map(|x| json!(f64::from(*x))).collect()),
+        Value::Array(Array::U8(list)) => listed("UINT8", list.iter().map(|x| json!(x)).collect()),
         Value::Array(Array::Bool(list)) => listed("BOOL", list.iter().map(|x| json!(x)).collect()),
         Value::Array(Array::String(list)) => {
             let texts = list.iter().map(|text| json!(std::str::from_utf8(text).unwrap()));
@@ -125,6 +126,11 @@ fn check(name: &str) {
         let mut expected = golden.keys.clone();
         for (key, value) in header.metadata.iter() {
             if key.starts_with("general.") && !golden.keys.contains_key(key) || is_said_once_more(key) {
+                continue;
+            }
+            if key == "tokenizer.ggml.remove_extra_whitespaces" {
+                // The converter takes it from a setting for the way back from tokens to text.
+                expected.remove(key);
                 continue;
             }
             match expected.remove(key) {
@@ -187,10 +193,10 @@ golden! {
     lfm2 "lfm2" EXACT;
     modernbert "modernbert" TABLE;
     roberta "roberta" TABLE;
+    xlm_roberta "xlm-roberta" TABLE;
     granite "granite" EXACT;
     granitemoe "granitemoe" EXACT;
     llama "llama" EXACT;
-    llama_bias "llama-bias" EXACT;
     llama3 "llama3" EXACT;
     mistral "mistral" EXACT;
     mixtral "mixtral" EXACT;
@@ -241,7 +247,7 @@ fn check_numbers(name: &str, tolerance: f32) {
     let golden = read(name);
     let folder = assemble(name, &golden);
     let purpose = match name {
-        "bert" | "modernbert" | "roberta" => ContextPurpose::Embed,
+        "bert" | "modernbert" | "roberta" | "xlm-roberta" => ContextPurpose::Embed,
         _ => ContextPurpose::Generate,
     };
     let mut context = engine(folder.path(), purpose);
@@ -293,5 +299,6 @@ texts! {
     llama3 "llama3";
     qwen "qwen2";
     sentencepiece "llama";
+    unigram "xlm-roberta";
     wordpiece "bert";
 }

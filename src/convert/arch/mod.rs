@@ -85,7 +85,7 @@ pub(super) fn build<'a>(folder: &'a Path, config: &'a Config, tensors: Tensors) 
         "GPT2LMHeadModel" => gpt2::gpt2,
         "Lfm2ForCausalLM" | "LFM2ForCausalLM" => lfm2::lfm2,
         "BertModel" | "BertForMaskedLM" => bert::bert,
-        "RobertaModel" | "RobertaForMaskedLM" => bert::roberta,
+        "RobertaModel" | "RobertaForMaskedLM" | "XLMRobertaModel" | "XLMRobertaForMaskedLM" => bert::roberta,
         "ModernBertModel" | "ModernBertForMaskedLM" => modern_bert::modern_bert,
         other => return Err(ConvertError::Architecture(other.to_owned())),
     };

@@ -60,6 +60,7 @@ pub(super) fn vocabulary(files: &Files, json: &Json, notes: &mut Vec<String>) ->
         scores: None,
         merges: merges(json)?,
         add_space_prefix: None,
+        extra: Vec::new(),
     })
 }
 

@@ -1,7 +1,7 @@
 //! The tokenizer of a checkpoint as GGUF metadata.
 //!
 //! [`Files`] are what a checkpoint says of its tokenizer, in up to eight files. From them a [`Vocabulary`] is made, by
-//! kind: byte-level BPE, WordPiece, SentencePiece. `special` finds the ids of special tokens and whether texts are framed
+//! kind: byte-level BPE, WordPiece, SentencePiece's two. `special` finds the ids of special tokens and whether texts are framed
 //! by them, `template` the chat templates, wherever they hide.
 
 mod bpe;
@@ -11,6 +11,7 @@ mod pre_table;
 mod sentencepiece;
 mod special;
 mod template;
+mod unigram;
 mod wordpiece;
 
 use std::{collections::HashMap, path::Path};
@@ -73,13 +74,15 @@ struct Added {
 /// Tokens by id, with all that the engine must know of them.
 #[derive(Debug)]
 struct Vocabulary {
-    /// `gpt2`, `bert` or `llama`.
+    /// `gpt2`, `bert`, `llama` or `t5`.
     model: &'static str,
     pre: String,
     tokens: Vec<(Vec<u8>, TokenType)>,
     scores: Option<Vec<f32>>,
     merges: Vec<String>,
     add_space_prefix: Option<bool>,
+    /// More keys, without their common beginning.
+    extra: Vec<(&'static str, Value)>,
 }
 
 /// The metadata of the tokenizer in a folder, with `rows` tokens: as many as the embedding has rows.
@@ -111,6 +114,9 @@ pub(super) fn metadata(
     }
     if let Some(flag) = vocabulary.add_space_prefix {
         put("add_space_prefix", Value::Bool(flag));
+    }
+    for (key, value) in std::mem::take(&mut vocabulary.extra) {
+        put(key, value);
     }
     for (key, value) in special::metadata(&files, &vocabulary, notes) {
         put(key, value);
@@ -157,6 +163,7 @@ impl Files {
         match kind {
             Some("BPE") => bpe::vocabulary(self, json, notes),
             Some("WordPiece") => wordpiece::vocabulary(self, json),
+            Some("Unigram") => unigram::vocabulary(self, json),
             // Old files of BPE and WordPiece do not say what they are.
             None if model.get("merges").is_some() => bpe::vocabulary(self, json, notes),
             None if model.get("continuing_subword_prefix").is_some() => wordpiece::vocabulary(self, json),
@@ -301,6 +308,7 @@ mod tests {
             scores: Some(vec![0.0]),
             merges: Vec::new(),
             add_space_prefix: None,
+            extra: Vec::new(),
         };
         vocabulary.fit(3).unwrap();
         assert_eq!(vocabulary.tokens[2], (b"[PAD2]".to_vec(), TokenType::Unused));

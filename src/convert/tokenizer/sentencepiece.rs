@@ -82,6 +82,7 @@ pub(super) fn from_model(files: &Files, proto: &[u8]) -> Result<Vocabulary, Conv
         merges: Vec::new(),
         // True is what the engine takes for granted.
         add_space_prefix: from_config.or((!add_dummy_prefix).then_some(false)),
+        extra: Vec::new(),
     })
 }
 
@@ -157,6 +158,7 @@ pub(super) fn from_json(files: &Files, json: &Json) -> Result<Vocabulary, Conver
         scores: Some(scores),
         merges: Vec::new(),
         add_space_prefix: Some(prepends_space(json)),
+        extra: Vec::new(),
     })
 }
 

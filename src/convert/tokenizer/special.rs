@@ -265,6 +265,7 @@ mod tests {
             scores: None,
             merges: Vec::new(),
             add_space_prefix: None,
+            extra: Vec::new(),
         };
         let mut notes = Vec::new();
         let keys = metadata(&files, &vocabulary, &mut notes).into_iter().collect();

@@ -42,5 +42,6 @@ pub(super) fn vocabulary(files: &Files, json: &Json) -> Result<Vocabulary, Conve
         scores: None,
         merges: Vec::new(),
         add_space_prefix: None,
+        extra: Vec::new(),
     })
 }
