@@ -4,7 +4,7 @@
 //! stored rows it is made from, in which order and in which type. Its size and layout are known at once; whoever
 //! consumes it asks for rows. One consumer writes a file.
 //!
-//! [`plan`] makes one from a folder: `config` reads `config.json`, `arch` knows what each architecture family calls its
+//! [`plan()`] makes one from a folder: `config` reads `config.json`, `arch` knows what each architecture family calls its
 //! tensors, `tokenizer` reads the tokenizer's files.
 
 mod arch;
