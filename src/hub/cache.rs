@@ -25,6 +25,8 @@ const MAX_DEPTH: usize = 16;
 /// A complete model in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CachedModel {
+    /// The cache that it is in.
+    pub(crate) root: PathBuf,
     pub(crate) org: String,
     pub(crate) repo: String,
     pub(crate) commit: String,
@@ -220,6 +222,7 @@ impl Snapshot {
         let full = |file: &RepoFile| self.path.join(&file.path);
         let modified = |file: &RepoFile| fs::metadata(full(file)).and_then(|meta| meta.modified()).ok();
         CachedModel {
+            root: folder.path.parent().map(Path::to_owned).unwrap_or_default(),
             org: folder.org.clone(),
             repo: folder.repo.clone(),
             commit: self.commit.clone(),
@@ -231,6 +234,30 @@ impl Snapshot {
             label: resolution.label,
         }
     }
+}
+
+/// Finds a model in one of several caches. The first that has it wins, unless a later one got another commit afterwards: a
+/// pull must not stay hidden behind what somebody downloaded long ago.
+pub(crate) fn locate_in(roots: &[PathBuf], name: &HfName) -> Result<CachedModel, HubError> {
+    let mut found: Option<CachedModel> = None;
+    let mut missing = HubError::NotCached(name.to_string());
+    for root in roots {
+        match locate(root, name) {
+            Ok(model) => {
+                let is_better = found.as_ref().is_none_or(|first| supersedes(&model, first));
+                if is_better {
+                    found = Some(model);
+                }
+            }
+            Err(error) => missing = error,
+        }
+    }
+    found.ok_or(missing)
+}
+
+/// Whether a model of a later cache is to be taken instead of the same one in an earlier cache.
+pub(crate) fn supersedes(later: &CachedModel, earlier: &CachedModel) -> bool {
+    later.commit != earlier.commit && later.modified_at > earlier.modified_at
 }
 
 /// Finds a model without the network.
@@ -289,7 +316,8 @@ pub(crate) fn blob_of(folder: &RepoFolder, link: &Path) -> Option<PathBuf> {
     blob_name(link).map(|etag| folder.blob(&etag))
 }
 
-fn blob_name(link: &Path) -> Option<String> {
+/// The name of the blob that a snapshot's link leads to: the hash of the content.
+pub(crate) fn blob_name(link: &Path) -> Option<String> {
     let target = fs::read_link(link).ok()?;
     Some(target.file_name()?.to_str()?.to_owned())
 }

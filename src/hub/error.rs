@@ -140,6 +140,14 @@ pub enum HubError {
         /// Hex digits of what arrived.
         actual: String,
     },
+    /// Another process has the file under its lock and does not get on.
+    #[error("another program holds {lock} and brings nothing of {path}: end it, or wait and pull again")]
+    Locked {
+        /// Path in the repository.
+        path: String,
+        /// The lock's file.
+        lock: String,
+    },
     /// Not enough room.
     #[error("{path} needs {needed} more bytes, but {folder} has only {free} left: free space or move HF_HUB_CACHE")]
     DiskFull {
@@ -212,6 +220,7 @@ impl From<HubError> for Failure {
             | HubError::Protocol { .. }
             | HubError::Endpoint(_)
             | HubError::HashMismatch { .. }
+            | HubError::Locked { .. }
             | HubError::DiskFull { .. }
             | HubError::Io { .. } => Self::Unavailable(text),
         }

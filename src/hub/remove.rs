@@ -15,8 +15,9 @@ use super::{
     resolve,
 };
 
-/// Removes a model's files where hubllama downloaded them, else unlists it; `key` is its name in the ledger.
-pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str) -> Result<Deleted, HubError> {
+/// Removes a model's files where hubllama downloaded them, or where `all` says so, else unlists it; `key` is its name in
+/// the ledger.
+pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str, all: bool) -> Result<Deleted, HubError> {
     let Some(folder) = RepoFolder::find(root, &name.org, &name.repo) else {
         return Err(HubError::NotCached(name.to_string()));
     };
@@ -30,12 +31,13 @@ pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str) -> 
             continue;
         };
         found = true;
-        if !is_owned(root, ledger, &model) {
+        if !all && !is_owned(ledger, &model) {
             is_left = true;
             continue;
         }
         unlinked.extend(unlink(&folder, &snapshot, &model.files).map_err(io_error)?);
-        if let Some(projector) = lone_projector(&folder, &snapshot, ledger, model.mmproj) {
+        let projector = model.mmproj.filter(|link| all || is_ours(ledger, &folder, link));
+        if let Some(projector) = projector.filter(|link| is_lone(&snapshot, link)) {
             unlinked.extend(unlink(&folder, &snapshot, &[projector]).map_err(io_error)?);
         }
     }
@@ -56,12 +58,14 @@ pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str) -> 
         tracing::info!(model.name = %name, "model is unlisted; its files are another program's and stay");
         return Ok(Deleted::Unlisted);
     }
+    // Whoever downloads it next may see it again.
+    ledger.set_unlisted(key, false)?;
     Ok(Deleted::Removed { bytes_freed })
 }
 
 /// Whether hubllama downloaded every file.
-pub(crate) fn is_owned(root: &Path, ledger: &Ledger, model: &cache::CachedModel) -> bool {
-    let folder = RepoFolder::new(root, &model.org, &model.repo);
+pub(crate) fn is_owned(ledger: &Ledger, model: &cache::CachedModel) -> bool {
+    let folder = RepoFolder::new(&model.root, &model.org, &model.repo);
     model.files.iter().all(|link| is_ours(ledger, &folder, link))
 }
 
@@ -70,13 +74,7 @@ fn is_ours(ledger: &Ledger, folder: &RepoFolder, link: &Path) -> bool {
 }
 
 /// A projector serves every quantisation of its folder; it goes with the last of them.
-fn lone_projector(
-    folder: &RepoFolder,
-    snapshot: &Snapshot,
-    ledger: &Ledger,
-    projector: Option<PathBuf>,
-) -> Option<PathBuf> {
-    let projector = projector.filter(|link| is_ours(ledger, folder, link))?;
+fn is_lone(snapshot: &Snapshot, projector: &Path) -> bool {
     let is_used = |model: &resolve::Resolution| {
         model
             .mmproj
@@ -84,7 +82,7 @@ fn lone_projector(
             .is_some_and(|used| snapshot.path.join(&used.path) == projector)
     };
     let files = snapshot.files(&mut Vec::new());
-    (!resolve::all(&files).iter().any(is_used)).then_some(projector)
+    !resolve::all(&files).iter().any(is_used)
 }
 
 /// Removes links, and the folders that became empty, the snapshot's own included; returns the blobs they led to.
@@ -168,7 +166,11 @@ mod tests {
         }
 
         fn delete(&self, text: &str) -> Result<Deleted, HubError> {
-            delete(self.root.path(), &self.ledger(), &name(text), "key")
+            delete(self.root.path(), &self.ledger(), &name(text), "key", false)
+        }
+
+        fn delete_all(&self, text: &str) -> Result<Deleted, HubError> {
+            delete(self.root.path(), &self.ledger(), &name(text), "key", true)
         }
     }
 
@@ -206,6 +208,20 @@ mod tests {
         let blob = put(bench.root.path(), "o/r", OLD, "m-Q4_0.gguf", "weights");
         assert_eq!(bench.delete("hf:o/r:Q4_0"), Ok(Deleted::Unlisted));
         assert!(blob.exists() && bench.ledger().is_unlisted("key"));
+    }
+
+    #[test]
+    fn foreign_files_go_where_all_was_said() {
+        let bench = Bench::new();
+        let blob = put(bench.root.path(), "o/r", OLD, "m-Q4_0.gguf", "weights");
+        let eye = put(bench.root.path(), "o/r", OLD, "mmproj-F16.gguf", "eye");
+        bench.delete("hf:o/r:Q4_0").unwrap();
+        assert!(blob.exists() && bench.ledger().is_unlisted("key"));
+        assert_eq!(
+            bench.delete_all("hf:o/r:Q4_0"),
+            Ok(Deleted::Removed { bytes_freed: 10 })
+        );
+        assert!(!blob.exists() && !eye.exists() && !bench.ledger().is_unlisted("key"));
     }
 
     #[test]
