@@ -19,6 +19,7 @@ use crate::harness::fake_hub::{FakeHub, Source, TOKEN};
 
 mod addresses;
 mod processes;
+mod python;
 
 const REPO: &str = "Test-Org/Tiny-GGUF";
 const NAME: &str = "hf:Test-Org/Tiny-GGUF:Q8_0";
@@ -466,7 +467,10 @@ async fn the_bandwidth_has_a_limit() {
     let started = std::time::Instant::now();
     bench.pull(NAME).await.unwrap();
     let took = started.elapsed();
-    assert!(took > Duration::from_millis(1200) && took < Duration::from_secs(10), "{took:?}");
+    assert!(
+        took > Duration::from_millis(1200) && took < Duration::from_secs(10),
+        "{took:?}"
+    );
     bench.assert_complete(&content).await;
 }
 
@@ -501,19 +505,20 @@ async fn updates_are_known_without_a_download() {
         Ok(None),
         "a commit without other weights is no update"
     );
-    bench
-        .server
-        .add(REPO, "tiny-Q8_0.gguf", Source::Bytes(noise(2 * MIB)));
+    bench.server.add(REPO, "tiny-Q8_0.gguf", Source::Bytes(noise(2 * MIB)));
     let before = bench.server.hits("/cdn").requests;
     let update = bench.hub.update(&bench.config, &name(NAME)).await.unwrap().unwrap();
-    assert_eq!((update.commit, update.bytes), (bench.server.commit(REPO), 2 * MIB as u64));
+    assert_eq!(
+        (update.commit, update.bytes),
+        (bench.server.commit(REPO), 2 * MIB as u64)
+    );
     assert_eq!(bench.server.hits("/cdn").requests, before);
     bench.pull(NAME).await.unwrap();
     assert_eq!(bench.hub.update(&bench.config, &name(NAME)).await, Ok(None));
     bench.config.offline = true;
     assert!(matches!(
         bench.hub.update(&bench.config, &name(NAME)).await,
-        Err(HubError::Offline(_))
+        Err(HubError::SwitchedOff)
     ));
 }
 

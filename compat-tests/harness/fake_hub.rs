@@ -196,7 +196,8 @@ impl FakeHub {
 
     /// Tags of a repository, as `license:mit`.
     pub(crate) fn set_tags(&self, repo: &str, tags: &[&str]) {
-        self.state().repos.entry(repo.to_owned()).or_default().tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+        self.state().repos.entry(repo.to_owned()).or_default().tags =
+            tags.iter().map(|tag| (*tag).to_owned()).collect();
     }
 
     /// Adds a small file, which git holds itself; returns its hash.

@@ -46,7 +46,9 @@ async fn content_that_does_not_come_is_fetched_elsewhere() {
     let (mut bench, content, _) = Bench::with_model(4 * MIB);
     let mirror = mirror(&content);
     bench.config.mirrors = vec![mirror.url()];
-    bench.server.faults(|faults| faults.content_status = Some((503, 1_000_000)));
+    bench
+        .server
+        .faults(|faults| faults.content_status = Some((503, 1_000_000)));
     bench.pull(NAME).await.unwrap();
     assert_eq!(mirror.hits("/cdn").bytes, content.len() as u64);
     bench.assert_complete(&content).await;
@@ -58,7 +60,9 @@ async fn a_mirror_with_other_content_is_found_out() {
     let mirror = mirror(&content);
     mirror.faults(|faults| faults.wrong_content = true);
     bench.config.mirrors = vec![mirror.url()];
-    bench.server.faults(|faults| faults.content_status = Some((503, 1_000_000)));
+    bench
+        .server
+        .faults(|faults| faults.content_status = Some((503, 1_000_000)));
     let error = bench.pull(NAME).await.unwrap_err();
     assert!(matches!(error, HubError::HashMismatch { .. }), "{error}");
     assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());
@@ -90,7 +94,10 @@ async fn a_server_that_dies_in_the_middle_is_followed_to_its_new_address() {
     assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());
     bench.config.endpoint = next.url();
     bench.pull(NAME).await.unwrap();
-    assert!(next.hits("/cdn").bytes < content.len() as u64, "it goes on where it was");
+    assert!(
+        next.hits("/cdn").bytes < content.len() as u64,
+        "it goes on where it was"
+    );
     bench.assert_complete(&content).await;
 }
 

@@ -54,10 +54,7 @@ fn twenty_kills_leave_nothing_wrong_and_most_of_what_came() {
     let sha256 = server.add(REPO, "tiny-Q8_0.gguf", Source::Bytes(content.clone()));
     let cache = tempfile::tempdir().unwrap();
     let user = User::new(&server, cache.path());
-    let blob = cache
-        .path()
-        .join("models--Test-Org--Tiny-GGUF/blobs")
-        .join(&sha256);
+    let blob = cache.path().join("models--Test-Org--Tiny-GGUF/blobs").join(&sha256);
     // About 4 MB/s over eight connections: the file takes ten seconds.
     server.faults(|faults| faults.delay = Duration::from_millis(125));
     let mut finished = 0;
@@ -78,7 +75,11 @@ fn twenty_kills_leave_nothing_wrong_and_most_of_what_came() {
     let fetched = server.hits("/cdn").bytes;
     println!("{finished} of 20 were done before they were killed; {fetched} bytes were fetched");
     // A kill loses what came since the last note, a second ago, and what was in buffers and sockets.
-    assert!(fetched < 3 * content.len() as u64, "{fetched} bytes for {}", content.len());
+    assert!(
+        fetched < 3 * content.len() as u64,
+        "{fetched} bytes for {}",
+        content.len()
+    );
     let left: Vec<PathBuf> = walk(cache.path())
         .into_iter()
         .filter(|path| path.to_string_lossy().contains(".hubllama."))

@@ -184,7 +184,10 @@ fn hub(hub: &HubConfig, findings: &mut Findings) {
         }
     }
     for (organisation, token) in &hub.organisation_tokens {
-        let is_name = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        let is_name = |text: &str| {
+            text.bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        };
         if organisation.is_empty() || organisation.len() > 96 || !is_name(organisation) {
             let sentence = format!("{organisation:?} is no user or organisation of the Hub");
             findings.problem("hub.organisation_tokens", sentence);
@@ -197,10 +200,16 @@ fn hub(hub: &HubConfig, findings: &mut Findings) {
     }
     for extra in &hub.extra_caches {
         if !extra.is_absolute() {
-            let sentence = format!("{:?} is not absolute; write the whole path", extra.display().to_string());
+            let sentence = format!(
+                "{:?} is not absolute; write the whole path",
+                extra.display().to_string()
+            );
             findings.problem("hub.extra_caches", sentence);
         } else if *extra == hub.cache_dir {
-            findings.problem("hub.extra_caches", "names the folder of hub.cache_dir, which is searched anyway");
+            findings.problem(
+                "hub.extra_caches",
+                "names the folder of hub.cache_dir, which is searched anyway",
+            );
         }
     }
     if hub.enabled {

@@ -494,7 +494,12 @@ mod tests {
         assert_eq!(tokens["b"].expose(), "hf_b=");
         assert_eq!(Tokens::show(&tokens), json!(["b=[redacted]", "my-org=[redacted]"]));
         assert_eq!(Tokens::read(&word("my-org=hf_a,b=hf_b=")), Ok(tokens));
-        for bad in [Raw::Text("hf_secret".into()), word("a=x,A=y"), Raw::Integer(1), Raw::Table] {
+        for bad in [
+            Raw::Text("hf_secret".into()),
+            word("a=x,A=y"),
+            Raw::Integer(1),
+            Raw::Table,
+        ] {
             let sentence = Tokens::read(&bad).unwrap_err();
             assert!(!sentence.contains("secret"), "{sentence}");
         }

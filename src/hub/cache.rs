@@ -150,6 +150,27 @@ impl RepoFolder {
         Some(commit.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
+    pub(crate) fn has_reference(&self, revision: &str) -> bool {
+        self.reference(revision).is_some()
+    }
+
+    /// Every commit that a branch or tag points to.
+    pub(crate) fn referenced_commits(&self) -> HashSet<String> {
+        let mut commits = HashSet::new();
+        let refs = self.path.join("refs");
+        let mut stack = vec![(refs.clone(), 0)];
+        while let Some((folder, depth)) = stack.pop() {
+            for path in entries(&folder) {
+                if path.is_dir() && !path.is_symlink() && depth < MAX_DEPTH {
+                    stack.push((path, depth + 1));
+                } else if let Some(revision) = path.strip_prefix(&refs).ok().and_then(Path::to_str) {
+                    commits.extend(self.reference(revision));
+                }
+            }
+        }
+        commits
+    }
+
     /// Points a branch or tag to a commit.
     pub(crate) fn write_reference(&self, revision: &str, commit: &str) -> Result<(), HubError> {
         let path = self.path.join("refs").join(revision);

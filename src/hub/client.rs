@@ -351,7 +351,9 @@ impl Client {
     pub(crate) async fn content(&self, response: &mut Response) -> Result<Option<bytes::Bytes>, HubError> {
         let chunk = self.chunk(response).await?;
         let length = chunk.as_ref().map_or(0, bytes::Bytes::len);
-        self.throttle.take(length as u64, self.config.max_bytes_per_second).await;
+        self.throttle
+            .take(length as u64, self.config.max_bytes_per_second)
+            .await;
         Ok(chunk)
     }
 
@@ -558,7 +560,9 @@ pub(crate) mod tests {
     fn urls() {
         let client = client("http://127.0.0.1:1/mirror/");
         let url = |head: &[&str], tail: &[&str], path| {
-            site_url(&client.sites[0], head, "o/r.x", tail, path).unwrap().to_string()
+            site_url(&client.sites[0], head, "o/r.x", tail, path)
+                .unwrap()
+                .to_string()
         };
         assert_eq!(
             url(&["api", "models"], &["tree", "refs/pr/1"], ""),

@@ -183,7 +183,11 @@ async fn take_lock(
         let Target { blob, lock, size, .. } = target.clone();
         let (is_there, taken, elsewhere) = blocking(move || {
             let taken = BlobLock::try_take(&lock)?;
-            let elsewhere = if taken.is_some() { 0 } else { Partial::peek_any(&blob, size) };
+            let elsewhere = if taken.is_some() {
+                0
+            } else {
+                Partial::peek_any(&blob, size)
+            };
             Ok((is_present(&blob, size), taken, elsewhere))
         })
         .await?;

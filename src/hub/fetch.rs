@@ -212,7 +212,9 @@ impl<'a> Fetch<'a> {
         let mut pace = self.client.pace();
         loop {
             let mut received = self.client.content(&mut response).await;
-            let length = received.as_ref().map_or(0, |chunk| chunk.as_ref().map_or(0, bytes::Bytes::len));
+            let length = received
+                .as_ref()
+                .map_or(0, |chunk| chunk.as_ref().map_or(0, bytes::Bytes::len));
             let is_whole = *at + (buffer.len() + length) as u64 >= end;
             if pace.is_dripping(length) && matches!(received, Ok(Some(_))) && !is_whole {
                 received = Err(self.interrupted("the server sends next to nothing"));

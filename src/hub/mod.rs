@@ -2,7 +2,8 @@
 //! other program of the user.
 //!
 //! [`Hub`] answers three questions: what is here ([`Hub::locate`], [`Hub::list`]; no network), bring it ([`Hub::pull`]),
-//! take it away ([`Hub::delete`]). What is in the files is not known here.
+//! take it away ([`Hub::delete`]). Around them: [`Hub::search`], [`Hub::update`], [`Hub::provenance`], [`Hub::verify`],
+//! [`Hub::import`] and [`Hub::prune`]. What is in the files is not known here.
 
 mod backoff;
 mod cache;
@@ -11,15 +12,20 @@ mod disk;
 mod download;
 mod error;
 mod fetch;
+mod import;
 mod ledger;
 pub mod name;
 mod partial;
+mod provenance;
+mod prune;
 mod pull;
 mod refusal;
 mod remove;
 pub mod resolve;
+mod search;
 mod sites;
 mod throttle;
+mod verify;
 mod wire;
 
 use std::{
@@ -32,8 +38,12 @@ use std::{
 pub use client::Reachable;
 pub use error::HubError;
 pub use name::{HfName, NameError, Selector};
+pub use provenance::{FileProvenance, Provenance};
+pub use prune::{Waste, WasteKind};
 pub use pull::Pull;
 pub use resolve::ResolveError;
+pub use search::Found;
+pub use verify::{Checked, Verdict};
 
 use cache::{CachedModel, Watched};
 use download::blocking;
@@ -188,7 +198,7 @@ impl Hub {
             return Ok(None);
         }
         if config.offline {
-            return Err(HubError::Offline(name.to_string()));
+            return Err(HubError::SwitchedOff);
         }
         // The selector is made explicit, so that a better one that came since is not taken for an update of this one.
         let name = HfName {

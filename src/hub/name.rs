@@ -490,7 +490,10 @@ mod tests {
         prop::option::of(prop_oneof![
             "[A-Za-z0-9_][A-Za-z0-9_-]{0,20}".prop_map(Selector::Label),
             "([a-zA-Z0-9 +_@-]{0,5}[a-z]/){0,3}[a-z][a-z0-9+@. -]{0,9}[a-z][.]gguf".prop_map(Selector::File),
-            ("[a-zA-Z0-9_][a-zA-Z0-9 _.-]{0,6}[a-z](/[a-z0-9_-]{1,5}){0,2}", prop::option::of("[A-Z][A-Z0-9_]{0,9}"))
+            (
+                "[a-zA-Z0-9_][a-zA-Z0-9 _.-]{0,6}[a-z](/[a-z0-9_-]{1,5}){0,2}",
+                prop::option::of("[A-Z][A-Z0-9_]{0,9}")
+            )
                 .prop_map(|(path, label)| Selector::Folder { path, label }),
         ])
         .prop_filter("words with a meaning of their own", |selector| {

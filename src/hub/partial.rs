@@ -131,7 +131,12 @@ impl Partial {
             let name = blob.file_name()?.to_str()?;
             let entries = fs::read_dir(blob.parent()?).ok()?.flatten();
             entries
-                .filter(|entry| entry.file_name().to_str().is_some_and(|entry| is_partial_of(entry, name)))
+                .filter(|entry| {
+                    entry
+                        .file_name()
+                        .to_str()
+                        .is_some_and(|entry| is_partial_of(entry, name))
+                })
                 .filter_map(|entry| Some(entry.metadata().ok()?.len()))
                 .max()
         };

@@ -168,7 +168,10 @@ pub(crate) async fn update(
     }
     // A commit that changes a README is no new model.
     let here = hashes(model).await?;
-    let new = plan.files.iter().filter(|file| !here.contains(&file.etag().map(str::to_owned)));
+    let new = plan
+        .files
+        .iter()
+        .filter(|file| !here.contains(&file.etag().map(str::to_owned)));
     let bytes = new.fold(0_u64, |sum, file| sum.saturating_add(file.size));
     Ok((bytes > 0).then_some(Update {
         commit: plan.info.commit,

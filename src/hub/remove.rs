@@ -35,10 +35,10 @@ pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str, all
             is_left = true;
             continue;
         }
-        unlinked.extend(unlink(&folder, &snapshot, &model.files).map_err(io_error)?);
+        unlinked.extend(unlink(&folder, &model.files).map_err(io_error)?);
         let projector = model.mmproj.filter(|link| all || is_ours(ledger, &folder, link));
         if let Some(projector) = projector.filter(|link| is_lone(&snapshot, link)) {
-            unlinked.extend(unlink(&folder, &snapshot, &[projector]).map_err(io_error)?);
+            unlinked.extend(unlink(&folder, &[projector]).map_err(io_error)?);
         }
     }
     if !found {
@@ -86,27 +86,37 @@ fn is_lone(snapshot: &Snapshot, projector: &Path) -> bool {
 }
 
 /// Removes links, and the folders that became empty, the snapshot's own included; returns the blobs they led to.
-fn unlink(folder: &RepoFolder, snapshot: &Snapshot, links: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
+fn unlink(folder: &RepoFolder, links: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
     let mut blobs = Vec::new();
     for link in links {
         blobs.extend(cache::blob_of(folder, link));
         fs::remove_file(link)?;
-        for emptied in link
-            .ancestors()
-            .skip(1)
-            .take_while(|parent| parent.starts_with(&snapshot.path))
-        {
+        remove_empty_folders(link, "snapshots");
+    }
+    Ok(blobs)
+}
+
+/// Removes the folders around a file that is gone, as far as they are empty and below one of this name.
+pub(crate) fn remove_empty_folders(gone: &Path, below: &str) {
+    let parents = gone.ancestors().skip(1).take_while(|parent| !parent.ends_with(below));
+    // A blob's folder is not below it.
+    if gone.ancestors().any(|parent| parent.ends_with(below)) {
+        for emptied in parents {
             // Not empty is the usual case and no error.
             if fs::remove_dir(emptied).is_err() {
                 break;
             }
         }
     }
-    Ok(blobs)
 }
 
 /// Every blob that some snapshot refers to. Blobs without a link are left alone: they may belong to a pull that is under way.
-fn referenced(folder: &RepoFolder) -> io::Result<HashSet<PathBuf>> {
+pub(crate) fn referenced(folder: &RepoFolder) -> io::Result<HashSet<PathBuf>> {
+    referenced_but(folder, &[])
+}
+
+/// The same as if some links were not there.
+pub(crate) fn referenced_but(folder: &RepoFolder, links: &[PathBuf]) -> io::Result<HashSet<PathBuf>> {
     let mut referenced = HashSet::new();
     let mut stack = vec![folder.path.join("snapshots")];
     while let Some(path) = stack.pop() {
@@ -114,7 +124,7 @@ fn referenced(folder: &RepoFolder) -> io::Result<HashSet<PathBuf>> {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
                 stack.push(entry.path());
-            } else {
+            } else if !links.contains(&entry.path()) {
                 referenced.extend(cache::blob_of(folder, &entry.path()));
             }
         }

@@ -218,6 +218,24 @@ fn shard_of(path: &str) -> Option<(&str, usize, usize)> {
     (1..=count).contains(&index).then_some((prefix, index, count))
 }
 
+/// The names of all parts of a file: itself, where it is whole.
+pub(crate) fn parts(file: &str) -> Vec<String> {
+    /// More parts than any model has; their number comes from a file's name.
+    const MAX_PARTS: usize = 10_000;
+    match shard_of(file) {
+        Some((prefix, _, count)) if count <= MAX_PARTS => (1..=count)
+            .map(|index| format!("{prefix}-{index:05}-of-{count:05}.gguf"))
+            .collect(),
+        _ => vec![file.to_owned()],
+    }
+}
+
+/// Whether a file has this label, in whatever case.
+pub(crate) fn has_label(file: &str, label: &str) -> bool {
+    let prefix = shard_of(file).map_or_else(|| stem(file), |(prefix, ..)| prefix);
+    label_of(prefix).is_some_and(|own| own.eq_ignore_ascii_case(label))
+}
+
 /// The label of a path without its suffix: the last quantisation in the file's name, else in the folder's.
 fn label_of(stem: &str) -> Option<String> {
     let mut segments = stem.rsplit('/');
@@ -257,7 +275,9 @@ fn pick<'g, 'f>(groups: &'g [Group<'f>], selector: Option<&Selector>) -> Option<
 
 /// Whether a path is in a folder, in whatever case that is spelled.
 fn is_below(path: &str, folder: &str) -> bool {
-    let head = path.get(..folder.len()).filter(|head| head.eq_ignore_ascii_case(folder));
+    let head = path
+        .get(..folder.len())
+        .filter(|head| head.eq_ignore_ascii_case(folder));
     head.is_some() && path[folder.len()..].starts_with('/')
 }
 

@@ -292,7 +292,7 @@ fn every_listed_label_finds_its_own_file() {
 }
 
 #[test]
-fn folders() {
+fn in_a_folder() {
     let paths = &[
         "a/m-Q8_0.gguf",
         "a/deep/m-Q4_K_M.gguf",
@@ -500,15 +500,37 @@ mod properties {
 
     /// Names as people give them, and some as nobody should.
     fn path() -> impl Strategy<Value = String> {
-        let folder = prop::option::of(prop::sample::select(vec!["a", "A", "Q8_0", "UD-Q4_K_XL", "a/b", "mtp-x"]));
+        let folder = prop::option::of(prop::sample::select(vec![
+            "a",
+            "A",
+            "Q8_0",
+            "UD-Q4_K_XL",
+            "a/b",
+            "mtp-x",
+        ]));
         let stem = prop::sample::select(vec![
             "m", "M", "mmproj", "mmproj-m", "mtp-m", "imatrix", "Q4_K_M", "x.y", "eagle3-m",
         ]);
         let label = prop::sample::select(vec![
-            "", "-Q4_K_M", ".q4_k_m", "-Q8_0", "-UD-Q4_K_XL", "-F16", "_BF16", "-IQ2_XXS", "-chat", "-MXFP4",
+            "",
+            "-Q4_K_M",
+            ".q4_k_m",
+            "-Q8_0",
+            "-UD-Q4_K_XL",
+            "-F16",
+            "_BF16",
+            "-IQ2_XXS",
+            "-chat",
+            "-MXFP4",
         ]);
         let shard = prop::sample::select(vec![
-            "", "", "", "-00001-of-00002", "-00002-of-00002", "-00001-of-00001", "-00003-of-00002",
+            "",
+            "",
+            "",
+            "-00001-of-00002",
+            "-00002-of-00002",
+            "-00001-of-00001",
+            "-00003-of-00002",
         ]);
         let suffix = prop::sample::select(vec![".gguf", ".gguf", ".gguf", ".GGUF", ".safetensors", ".bin"]);
         (folder, stem, label, shard, suffix).prop_map(|(folder, stem, label, shard, suffix)| {
@@ -549,10 +571,14 @@ mod properties {
         #[test]
         fn every_listed_model_is_found_by_its_label(files in files()) {
             let models = all(&files);
+            let folded: std::collections::HashSet<String> =
+                files.iter().map(|file| file_name(&file.path).to_lowercase()).collect();
             for model in &models {
                 prop_assert_eq!(&ask(&files, &model.label), &Ok(model.clone()));
-                let folded = ask(&files, &model.label.to_ascii_lowercase()).map(|found| found.label.to_ascii_lowercase());
-                prop_assert_eq!(folded, Ok(model.label.to_ascii_lowercase()));
+                // Where two names differ in case alone, case is what tells them apart.
+                if folded.len() == files.len() {
+                    prop_assert_eq!(&ask(&files, &model.label.to_ascii_lowercase()), &Ok(model.clone()));
+                }
             }
             match resolve(&files, None) {
                 Ok(usual) => prop_assert!(models.contains(&usual)),

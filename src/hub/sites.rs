@@ -75,7 +75,9 @@ impl Health {
             failures: 0,
             until: Instant::now(),
         });
-        let penalty = FIRST_PENALTY.saturating_mul(1 << mark.failures.min(10)).min(MAX_PENALTY);
+        let penalty = FIRST_PENALTY
+            .saturating_mul(1 << mark.failures.min(10))
+            .min(MAX_PENALTY);
         mark.failures = mark.failures.saturating_add(1);
         mark.until = Instant::now() + penalty;
     }
@@ -197,7 +199,9 @@ mod tests {
         let (sites, health) = (sites(), Health::default());
         let hosts = |health: &Health| {
             let order = health.order(&sites).into_iter();
-            order.map(|site| site.url.host_str().unwrap_or_default().to_owned()).collect::<String>()
+            order
+                .map(|site| site.url.host_str().unwrap_or_default().to_owned())
+                .collect::<String>()
         };
         assert_eq!(hosts(&health), "abc");
         health.failed(&sites[0]);

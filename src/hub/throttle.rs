@@ -48,7 +48,11 @@ mod tests {
         };
         tokio::join!(take(), take());
         // 20 kB at 100 kB/s, of which the last kilobyte and what is caught up are not waited for.
-        assert!(started.elapsed() >= Duration::from_millis(130), "{:?}", started.elapsed());
+        assert!(
+            started.elapsed() >= Duration::from_millis(130),
+            "{:?}",
+            started.elapsed()
+        );
         let started = Instant::now();
         throttle.take(u64::MAX, 0).await;
         assert!(started.elapsed() < Duration::from_millis(50));

@@ -122,4 +122,9 @@ pub trait Provider: fmt::Debug + Send + Sync {
 
     /// Removes a model from disk, or from the listing where its files are not ours.
     fn delete<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Removes a model from disk, whoever put it there.
+    fn delete_files<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+        self.delete(call, name)
+    }
 }

@@ -303,7 +303,16 @@ impl Provider for HuggingFace {
             let settings = Settings::resolve(&call.config, &located.local.canonical, &LoadOptions::default());
             let files = located.local.files.clone();
             let projector = located.local.mmproj.clone();
-            let (model_info, tensors, license, projector_info) = headers::details(files, projector, verbose).await?;
+            let (mut model_info, tensors, license, projector_info) =
+                headers::details(files, projector, verbose).await?;
+            let provenance = self.hub.provenance(&located.local).await;
+            let has_template = !located.header.template.is_empty();
+            model_info.extend(provenance.keys(if has_template { "gguf" } else { "none" }));
+            let license = if license.is_empty() {
+                provenance.license.unwrap_or_default()
+            } else {
+                license
+            };
             Ok(ModelDetails {
                 template: located.header.template.clone(),
                 license,
@@ -520,6 +529,20 @@ impl Provider for HuggingFace {
             let parsed = HfName::parse(name).map_err(HubError::from)?;
             self.unload(call, name).await?;
             self.hub.delete(&call.config.hub, &parsed).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn delete_files<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+        async move {
+            let parsed = HfName::parse(name).map_err(HubError::from)?;
+            match self.unload(call, name).await {
+                // What is not listed any more may still have files.
+                Ok(()) | Err(Failure::NotFound(_)) => {}
+                Err(failure) => return Err(failure),
+            }
+            self.hub.delete_files(&call.config.hub, &parsed).await?;
             Ok(())
         }
         .boxed()
