@@ -49,6 +49,8 @@ pub(crate) enum Source {
     Bytes(Bytes),
     /// Read at each request, so that a large model is not copied.
     Path(PathBuf),
+    /// A path once it is served.
+    Opened(Arc<File>),
 }
 
 /// What goes wrong. Counters say how many more times; `None` and zero are "not at all".
@@ -272,6 +274,10 @@ impl Drop for FakeHub {
 
 impl Entry {
     fn new(source: Source, lfs: bool) -> Self {
+        let source = match source {
+            Source::Path(path) => Source::Opened(Arc::new(File::open(path).expect("the file is there"))),
+            source => source,
+        };
         let size = source.size();
         let (mut sha256, mut git) = (Sha256::new(), Sha1::new());
         git.update(format!("blob {size}\0"));
@@ -302,15 +308,17 @@ impl Source {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::Path(path) => std::fs::metadata(path).expect("the file is there").len(),
+            Self::Opened(file) => file.metadata().expect("it is open").len(),
         }
     }
 
     fn read(&self, at: u64, length: u64) -> io::Result<Bytes> {
         match self {
             Self::Bytes(bytes) => Ok(bytes.slice(at as usize..(at + length) as usize)),
-            Self::Path(path) => {
+            Self::Path(path) => Self::Opened(Arc::new(File::open(path)?)).read(at, length),
+            Self::Opened(file) => {
                 let mut buffer = vec![0; length as usize];
-                File::open(path)?.read_exact_at(&mut buffer, at)?;
+                file.read_exact_at(&mut buffer, at)?;
                 Ok(buffer.into())
             }
         }

@@ -75,6 +75,10 @@ impl Health {
             failures: 0,
             until: Instant::now(),
         });
+        // Many connections that fail together are one failure.
+        if mark.failures > 0 && mark.until > Instant::now() {
+            return;
+        }
         let penalty = FIRST_PENALTY
             .saturating_mul(1 << mark.failures.min(10))
             .min(MAX_PENALTY);
