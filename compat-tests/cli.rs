@@ -395,7 +395,7 @@ fn import_verify_and_prune_look_after_the_cache() {
     let verified = caller.run(&["verify"]);
     assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
     assert!(
-        verified.stdout.contains("hashed   hf:Me/Mine:Q4_1"),
+        verified.stdout.contains("good     hf:Me/Mine:Q4_1"),
         "{}",
         verified.stdout
     );

@@ -57,26 +57,27 @@ pub(super) async fn verify(inputs: &Inputs, names: &[String]) -> anyhow::Result<
     let bar = bar(models.iter().map(|model| model.size_bytes).sum());
     let mut is_good = true;
     for model in models {
-        let read = bar.clone();
+        let (name, read) = (&model.canonical, bar.clone());
         let checked = hub.verify(&model, move |bytes| read.inc(bytes)).await?;
+        let mut lines = Vec::new();
         for file in checked {
-            let name = &model.canonical;
-            let line = match file.verdict {
-                Verdict::Good => continue,
-                Verdict::Unknown => format!("unknown  {name}: the cache holds no hash of {}", file.path.display()),
+            let path = file.path.display();
+            match file.verdict {
+                Verdict::Good => {}
+                Verdict::Unknown => lines.push(format!("unknown  {name}: the cache holds no hash of {path}")),
                 Verdict::Corrupt { expected, actual } => {
                     is_good = false;
-                    format!(
-                        "corrupt  {name}: {} has the hash {actual}, not {expected}; \
-                         hubllama rm --files {name}, then pull it again",
-                        file.path.display()
-                    )
+                    lines.push(format!(
+                        "corrupt  {name}: {path} has the hash {actual}, not {expected}; hubllama rm --files {name}, then \
+                         pull it again"
+                    ));
                 }
-            };
-            bar.suspend(|| println!("{line}"));
-            continue;
+            }
         }
-        bar.suspend(|| println!("hashed   {}  {}", model.canonical, human_bytes(model.size_bytes)));
+        if lines.is_empty() {
+            lines.push(format!("good     {name}  {}", human_bytes(model.size_bytes)));
+        }
+        bar.suspend(|| println!("{}", lines.join("\n")));
     }
     bar.finish_and_clear();
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -129,7 +130,7 @@ pub(super) async fn import(inputs: &Inputs, file: &Path, name: &str) -> anyhow::
 
 /// Shows nothing where nobody looks.
 fn bar(total: u64) -> ProgressBar {
-    let style = "{wide_bar} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} {eta:>4}";
+    let style = "{wide_bar} {decimal_bytes:>10}/{decimal_total_bytes:10} {decimal_bytes_per_sec:>12} {eta:>4}";
     let bar = ProgressBar::new(total);
     bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar
