@@ -10,7 +10,12 @@ export CARGO_TARGET_DIR := $(TARGET)
 
 # Where the tests find what `make test-deps` prepared.
 export HUBLLAMA_TEST_GGUF := $(TARGET)/test-deps/SmolLM2-135M-Instruct.Q4_1.gguf
+export HUBLLAMA_TEST_MINILM := $(TARGET)/test-deps/all-MiniLM-L6-v2.F16.gguf
 export HUBLLAMA_TEST_PYTHON := $(TARGET)/test-deps/venv/bin/python
+export HUBLLAMA_TEST_JAVASCRIPT := $(TARGET)/test-deps/javascript
+export HUBLLAMA_TEST_GO_CLIENT := $(TARGET)/test-deps/go-client
+# What the tests found, for docs/compatibility.md.
+export HUBLLAMA_TEST_FACTS := $(TARGET)/compatibility
 export HUBLLAMA_TEST_NGINX := $(TARGET)/peers/nginx
 # Another llama-server can be compared with: make bench LLAMA_SERVER=/path/to/llama-server
 export LLAMA_SERVER ?= $(TARGET)/peers/llama-server
@@ -22,10 +27,10 @@ CARGO_FEATURES := $(if $(FEATURES),--features $(FEATURES))
 # The order of prerequisites is the order of work, with -j too: two runs of cargo would only wait for each other.
 .NOTPARALLEL:
 
-.PHONY: help deps build demo test-deps test fmt clippy doc unit compat doctest units bench clean-demo
+.PHONY: help deps build demo test-deps test fmt clippy doc unit compat doctest units bench compatibility clean-demo
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 deps: ## Install what the build needs (Debian packages; quick when all is there)
 	@$(TOOLS)/deps.sh
@@ -41,7 +46,8 @@ clean-demo: ## Remove what the demo made
 
 test-deps: deps
 	@$(TOOLS)/model.sh >/dev/null
-	@$(TOOLS)/clients.sh >/dev/null
+	@$(TOOLS)/minilm.sh >/dev/null
+	@$(TOOLS)/clients.sh
 	@$(TOOLS)/nginx.sh
 
 test: test-deps fmt clippy doc unit compat doctest units ## Everything that CI checks
@@ -56,7 +62,12 @@ doc: deps
 unit: deps
 	cargo test --release --locked --lib
 compat: test-deps
+	rm -rf '$(HUBLLAMA_TEST_FACTS)'
 	cargo test --release --locked --test compat -- --test-threads=1
+	cargo test --release --locked --test compat -- --ignored --exact compatibility::the_document_is_what_this_run_found
+
+compatibility: export HUBLLAMA_UPDATE_COMPATIBILITY := 1
+compatibility: compat ## Run the tests with real models and clients, and write docs/compatibility.md
 doctest: deps
 	cargo test --release --locked --doc
 units: build

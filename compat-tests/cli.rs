@@ -130,6 +130,18 @@ fn help_names_every_command_and_no_other() {
 }
 
 #[test]
+fn a_model_that_a_client_made_is_listed() {
+    let daemon = Setup::with_model().start();
+    let create = serde_json::json!({"model": "me/mario:v1", "from": MODEL, "system": "You are Mario."});
+    let (head, body) = daemon.post("/api/create", &create);
+    assert_eq!(head.status(), 200, "{body}");
+    let said = Caller::of(&daemon).run(&["list"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    let line = said.stdout.lines().find(|line| line.starts_with("me/mario:v1 "));
+    assert!(line.is_some_and(|line| line.contains("Q4_1")), "{}", said.stdout);
+}
+
+#[test]
 fn config_check_praises_a_good_file() {
     let caller = Caller::new();
     let file = caller.config("[engine]\nmax_queue = 9\n");

@@ -1,53 +1,167 @@
-//! Official clients call the real binary, which pulls the real model from a loopback Hub.
+//! Official clients, unmodified, call the real binary; only its address is theirs to know. The scripts are in `clients/`.
 
-use std::process::Command;
-
-use crate::harness::{
-    fake_hub::{FakeHub, Source},
-    hubllama::{Hubllama, MODEL, MODEL_SHA256, REPO, Setup, gguf},
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
 };
 
-/// Names the Python that has the clients; `make test` makes one.
-const PYTHON: &str = "HUBLLAMA_TEST_PYTHON";
+use crate::harness::{
+    facts,
+    fake_hub::{FakeHub, Source},
+    hubllama::{Hubllama, MODEL, MODEL_SHA256, Setup, gguf},
+    minilm, tools_model,
+};
 
-/// Runs one of the scripts in `clients/`; it ends with a failure at the first check that fails.
-fn run(script: &str, daemon: &Hubllama, arguments: &[&str]) {
-    let Some(python) = std::env::var_os(PYTHON) else {
-        println!("skipped: {PYTHON} names no Python with the clients; `make test` sets it");
-        return;
+/// Pulled and deleted by the clients that can.
+const PULLED: &str = "hf:Example-Org/Pulled-GGUF:Q4_1";
+
+/// The clients, as the table in `docs/compatibility.md` calls them.
+pub(crate) const CLIENTS: [&str; 8] = [
+    OLLAMA_PYTHON,
+    OLLAMA_JAVASCRIPT,
+    OLLAMA_GO,
+    OPENAI_PYTHON,
+    OPENAI_JAVASCRIPT,
+    ANTHROPIC_PYTHON,
+    LANGCHAIN,
+    AI_SDK,
+];
+const OLLAMA_PYTHON: &str = "`ollama`, Python";
+const OLLAMA_JAVASCRIPT: &str = "`ollama`, JavaScript";
+const OLLAMA_GO: &str = "`github.com/ollama/ollama/api`, Go";
+const OPENAI_PYTHON: &str = "`openai`, Python";
+const OPENAI_JAVASCRIPT: &str = "`openai`, JavaScript";
+const ANTHROPIC_PYTHON: &str = "`anthropic`, Python";
+const LANGCHAIN: &str = "`langchain-ollama`, Python";
+const AI_SDK: &str = "Vercel AI SDK: `ollama-ai-provider-v2`, `@ai-sdk/openai-compatible`";
+
+/// The kind of fact that is kept of each.
+pub(crate) const FACT: &str = "client";
+
+fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("compat-tests/clients")
+}
+
+/// What `make test` prepared; without it there is nothing to run.
+fn prepared(variable: &str) -> Option<OsString> {
+    let found = env::var_os(variable).filter(|path| Path::new(path).exists());
+    if found.is_none() {
+        println!(
+            "skipped: {variable} names nothing that is there; `make test` prepares it, and says why where it cannot"
+        );
+    }
+    found
+}
+
+fn python(script: &str) -> Option<Command> {
+    let mut command = Command::new(prepared("HUBLLAMA_TEST_PYTHON")?);
+    command
+        .arg(scripts().join("python").join(script))
+        // The clone stays as it is.
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    Some(command)
+}
+
+fn javascript(script: &str) -> Option<Command> {
+    let folder = PathBuf::from(prepared("HUBLLAMA_TEST_JAVASCRIPT")?);
+    // Packages are looked for from the script's own folder upwards.
+    for entry in fs::read_dir(scripts().join("javascript")).expect("the scripts") {
+        let path = entry.expect("a script").path();
+        if path.extension().is_some_and(|extension| extension == "mjs") {
+            fs::copy(&path, folder.join(path.file_name().expect("a name"))).expect("the script is copied");
+        }
+    }
+    let mut command = Command::new("node");
+    command.arg(folder.join(script));
+    Some(command)
+}
+
+fn go() -> Option<Command> {
+    Some(Command::new(prepared("HUBLLAMA_TEST_GO_CLIENT")?))
+}
+
+/// A daemon with the three models, and a Hub that has one more.
+fn start() -> (FakeHub, Hubllama) {
+    let hub = FakeHub::start();
+    let sha256 = hub.add("Example-Org/Pulled-GGUF", "pulled-Q4_1.gguf", Source::Path(gguf()));
+    assert_eq!(sha256, MODEL_SHA256);
+    let setup = Setup::with_model().with_tools().with_minilm();
+    let daemon = setup
+        .hub(hub.url())
+        .config("[engine]\nthreads = 1\ncontext_length = 2048\n")
+        .start();
+    (hub, daemon)
+}
+
+/// Runs a script, which ends with a failure at the first check that fails, and keeps the names of its checks.
+fn run(client: &str, command: Option<Command>) {
+    let Some(mut command) = command else {
+        return facts::put(FACT, client, &[facts::SKIPPED.to_owned()]);
     };
-    let script = format!("{}/compat-tests/clients/{script}", env!("CARGO_MANIFEST_DIR"));
-    let output = Command::new(python)
-        .arg(script)
+    let (_hub, daemon) = start();
+    let output = command
         .arg(daemon.url())
-        .args(arguments)
+        .args([MODEL, tools_model::MODEL, minilm::MODEL, PULLED])
         .output()
-        .expect("Python starts");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    println!("{}", text(&output.stdout));
+        .expect("the client starts");
+    let (printed, complaint) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    println!("{printed}");
     assert!(
         output.status.success(),
-        "{}\n{}\nthe daemon's log:\n{}",
-        text(&output.stdout),
-        text(&output.stderr),
+        "{printed}\n{complaint}\nthe daemon's log:\n{}",
         daemon.log()
     );
+    let checks: Vec<String> = printed
+        .lines()
+        .filter_map(|line| line.strip_prefix("ok "))
+        .map(str::to_owned)
+        .collect();
+    assert!(!checks.is_empty(), "the script checked nothing");
+    facts::put(FACT, client, &checks);
 }
 
 #[test]
-fn ollama_s_python_client_pulls_chats_and_deletes() {
-    let hub = FakeHub::start();
-    let sha256 = hub.add(REPO, "SmolLM2-135M-Instruct.Q4_1.gguf", Source::Path(gguf()));
-    assert_eq!(sha256, MODEL_SHA256);
-    let daemon = Setup::default()
-        .hub(hub.url())
-        .config("[engine]\nthreads = 1\n")
-        .start();
-    run("ollama_python.py", &daemon, &[MODEL, "--pull", MODEL]);
+fn ollama_s_python_client() {
+    run(OLLAMA_PYTHON, python("ollama_client.py"));
 }
 
 #[test]
-fn openai_s_python_client_chats() {
-    let daemon = Setup::with_model().config("[engine]\nthreads = 1\n").start();
-    run("openai_python.py", &daemon, &[MODEL]);
+fn ollama_s_javascript_client() {
+    run(OLLAMA_JAVASCRIPT, javascript("ollama.mjs"));
+}
+
+#[test]
+fn ollama_s_go_client() {
+    run(OLLAMA_GO, go());
+}
+
+#[test]
+fn openai_s_python_client() {
+    run(OPENAI_PYTHON, python("openai_client.py"));
+}
+
+#[test]
+fn openai_s_javascript_client() {
+    run(OPENAI_JAVASCRIPT, javascript("openai.mjs"));
+}
+
+#[test]
+fn anthropic_s_python_client() {
+    run(ANTHROPIC_PYTHON, python("anthropic_client.py"));
+}
+
+#[test]
+fn langchain() {
+    run(LANGCHAIN, python("langchain_client.py"));
+}
+
+#[test]
+fn the_ai_sdk() {
+    run(AI_SDK, javascript("ai_sdk.mjs"));
 }

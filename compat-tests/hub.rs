@@ -142,6 +142,7 @@ fn shape(events: &[PullEvent]) -> Vec<String> {
     shape
 }
 
+// Trap 58
 #[tokio::test]
 async fn frames_come_in_ollamas_order() {
     let (bench, content, sha256) = Bench::with_model(9 * MIB);

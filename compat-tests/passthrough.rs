@@ -1,5 +1,6 @@
 //! A plain name goes to Ollama as the bytes that came, and its reply comes back as the bytes it sent.
 
+mod packed;
 mod recordings;
 
 use std::{
@@ -114,6 +115,7 @@ fn echo() -> FakeOllama {
     })
 }
 
+// Traps 24, 60
 #[test]
 fn bodies_of_every_size_arrive_as_they_were_sent() {
     let ollama = echo();
@@ -157,6 +159,7 @@ fn bodies_of_every_size_arrive_as_they_were_sent() {
     }
 }
 
+// Traps 29, 61
 #[test]
 fn headers_keep_their_spelling_and_order() {
     let ollama = FakeOllama::answering(
@@ -212,6 +215,7 @@ fn headers_keep_their_spelling_and_order() {
 }
 
 /// Ollama sends a frame only when the client has the one before it: none can have waited for another.
+// Trap 31
 #[test]
 fn no_frame_waits_for_the_next() {
     for (content_type, frames) in [
@@ -251,6 +255,7 @@ fn no_frame_waits_for_the_next() {
     }
 }
 
+// Trap 33
 #[test]
 fn a_client_that_leaves_ends_the_work_at_ollama() {
     let beginnings = ["", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"];

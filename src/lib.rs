@@ -37,6 +37,7 @@
 //! | 3 | [`provider`] | the `Provider` trait, the registry, `ollama`, `huggingface` |
 //! | 2 | [`lifecycle`] | which models are resident: leases, keep-alive, eviction, worker supervision |
 //! | 2 | [`worker`] | the child process: scheduler, slots, prefix reuse, sampling; `protocol` is shared with lifecycle |
+//! | 1 | [`go_template`] | templates as Ollama writes them, filled with a conversation |
 //! | 1 | [`hub`] | names, resolving, downloading, the shared cache |
 //! | 1 | [`observability`] | logging |
 //! | 0 | [`config`] | plain data: types, load, validate, diff, watch |
@@ -47,7 +48,8 @@
 //!
 //! * The daemon process never calls llama.cpp: only `worker` and `llama` do, and only `llama` names the sys crate.
 //! * A pass-through reply has the status, headers (hop-by-hop and CORS aside) and bytes that Ollama sent; no frame is
-//!   held back. The request's bytes go out as they came in.
+//!   held back. The request's bytes go out as they came in. (A request that is served by Ollama's native route instead,
+//!   as `ollama.honest_v1` allows, is no pass-through.)
 //! * Whatever is downloaded is verified before it is opened; whatever is written is temp file, fsync, rename.
 //! * Everything that waits is bounded and cancellable. A client that goes away stops its work within one decode step.
 //! * One request sees one configuration snapshot from start to end. A bad configuration never takes effect.
@@ -61,6 +63,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod gguf;
+pub mod go_template;
 pub mod http;
 pub mod hub;
 pub mod inference;

@@ -13,9 +13,14 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-use super::raw_http::{Connection, Head, PATIENCE};
+use super::{
+    minilm,
+    raw_http::{Connection, Head, PATIENCE},
+    tools_model,
+};
 
 /// The repository that the test model stands in, in its cache.
 pub(crate) const REPO: &str = "HuggingFaceTB/SmolLM2-135M-Instruct-GGUF";
@@ -29,6 +34,12 @@ const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 pub(crate) fn gguf() -> PathBuf {
     let path = std::env::var_os("HUBLLAMA_TEST_GGUF").expect("run the tests with `make test`, which gets the model");
     PathBuf::from(path)
+}
+
+/// The sha256 of a file, in hexadecimal.
+pub(crate) fn sha256_of(path: &Path) -> String {
+    let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A started daemon.
@@ -77,6 +88,16 @@ impl Setup {
     pub(crate) fn file(mut self, repo: &'static str, name: &'static str, content: PathBuf) -> Self {
         self.files.push((repo, name, content));
         self
+    }
+
+    /// The real embedding model, beside what else there is.
+    pub(crate) fn with_minilm(self) -> Self {
+        self.file(minilm::REPO, minilm::FILE, minilm::gguf())
+    }
+
+    /// The model that has tools and thinks, beside what else there is.
+    pub(crate) fn with_tools(self) -> Self {
+        self.file(tools_model::REPO, tools_model::FILE, tools_model::gguf())
     }
 
     pub(crate) fn upstream(mut self, url: String) -> Self {
@@ -272,6 +293,13 @@ impl Hubllama {
     pub(crate) fn end(&mut self, signal: Signal) -> Option<std::process::ExitStatus> {
         send_signal(self.pid(), signal);
         self.ended()
+    }
+
+    /// Ends it with a signal and starts another in the same folders. Nobody answers as Ollama or as the Hub then.
+    pub(crate) fn again(mut self, signal: Signal) -> Self {
+        self.end(signal).expect("it ends");
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
+        Self::spawn(folder, &Setup::default())
     }
 
     /// Waits until it has ended; `None` if it did not in time.

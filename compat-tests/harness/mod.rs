@@ -2,9 +2,12 @@
 //! stops when its handle is dropped.
 
 pub(crate) mod daemon;
+pub(crate) mod facts;
 pub(crate) mod fake_hub;
 pub(crate) mod fake_ollama;
 pub(crate) mod hubllama;
+pub(crate) mod minilm;
 pub(crate) mod raw_http;
 pub(crate) mod recording;
 pub(crate) mod stream;
+pub(crate) mod tools_model;

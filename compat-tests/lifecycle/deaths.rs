@@ -19,6 +19,7 @@ fn assert_gone(pids: &[i32]) {
     assert!(gone.is_some(), "a process is left behind");
 }
 
+// Trap 65
 #[test]
 fn a_worker_that_is_killed_takes_its_own_answers_and_nothing_else() {
     let daemon = two_models(ENGINE).start();
@@ -169,6 +170,7 @@ fn assert_refused(daemon: &Hubllama, model: &str, reason: &str) {
     assert!(sentence.contains(reason), "{model}: {sentence}");
 }
 
+// Trap 30
 #[test]
 fn damaged_files_are_refused_with_a_sentence_and_harm_nobody() {
     let folder = tempfile::tempdir().expect("a folder");

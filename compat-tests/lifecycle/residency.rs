@@ -45,6 +45,7 @@ fn keep_alive_zero_unloads_as_soon_as_the_answer_is_out() {
     wait_unloaded(&daemon, worker);
 }
 
+// Traps 21, 22
 #[test]
 fn an_empty_prompt_loads_and_with_keep_alive_zero_unloads() {
     let daemon = one_model();
@@ -84,6 +85,7 @@ fn a_model_expires_after_its_keep_alive() {
     wait_unloaded(&daemon, worker);
 }
 
+// Traps 22, 53
 #[test]
 fn a_negative_keep_alive_stays_for_ever() {
     let daemon = one_model();

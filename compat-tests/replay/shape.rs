@@ -5,9 +5,10 @@ use regex::Regex;
 use serde_json::Value;
 
 /// Keys whose strings are the model's words, a time, a hash, or facts of the one model that was recorded.
-const FREE_KEYS: [&str; 14] = [
+const FREE_KEYS: [&str; 16] = [
     "content",
-    "response",
+    "encrypted_content",
+    "partial_json",
     "thinking",
     "reasoning",
     "token",
@@ -20,16 +21,33 @@ const FREE_KEYS: [&str; 14] = [
     "template",
     "version",
     "owned_by",
+    "embedding",
 ];
 
-/// Objects whose members' strings are facts of the model.
-const FREE_OBJECTS: [&str; 2] = ["model_info", "tensors"];
+/// Keys whose strings are the model's words where they are strings; objects of the same name hold words of the wire.
+const WORDS: [&str; 3] = ["delta", "response", "text"];
+
+/// Objects whose members' strings are facts of the model, or its words.
+const FREE_OBJECTS: [&str; 4] = ["model_info", "tensors", "arguments", "input"];
 
 /// Beginnings of generated ids.
-const IDS: [&str; 2] = ["chatcmpl-", "call_"];
+const IDS: [&str; 9] = [
+    "chatcmpl-",
+    "cmpl-",
+    "call_",
+    "resp_",
+    "msg_",
+    "rs_",
+    "fc_",
+    "req_",
+    "toolu_",
+];
 
 /// Why an answer ended: where the model had other words, it may have come to an end of its own.
-const ENDS: [&str; 2] = ["stop", "length"];
+const ENDS: [&str; 4] = ["stop", "length", "end_turn", "max_tokens"];
+
+/// Beginning of a digest in a sentence.
+const DIGEST: &str = "sha256:";
 
 /// Put by the recorder where it cut a list.
 const CUT: &str = "*cut";
@@ -38,33 +56,44 @@ const CUT: &str = "*cut";
 /// one of `without` are left out, wherever they are.
 pub(super) fn kinds(content_type: Option<&str>, body: &str, without: &[&str]) -> Vec<String> {
     let content_type = content_type.unwrap_or_default();
-    let frames: Vec<(&str, &str)> = if content_type == "text/event-stream" {
-        body.split_inclusive("\n\n")
-            .map(|event| event.strip_prefix("data: ").unwrap_or(event))
-            .map(|event| event.split_at(event.trim_end().len()))
-            .collect()
+    // The name of an event, its data, the bytes behind it.
+    let frames: Vec<(&str, &str, &str)> = if content_type == "text/event-stream" {
+        body.split_inclusive("\n\n").map(event).collect()
     } else if content_type == "application/x-ndjson" {
-        body.split_inclusive('\n')
-            .map(|line| line.split_at(line.trim_end().len()))
-            .collect()
+        body.split_inclusive('\n').map(unnamed).collect()
     } else if content_type.starts_with("application/json") {
-        vec![body.split_at(body.trim_end().len())]
+        vec![unnamed(body)]
     } else {
         return vec![body.to_owned()];
     };
     let mut kinds: Vec<String> = frames
         .into_iter()
-        .map(|(frame, end)| match serde_json::from_str(frame) {
-            Ok(value) => format!("{}{}", shape(&value, "", false, without), end.escape_debug()),
-            Err(_) => format!("{frame}{}", end.escape_debug()),
+        .map(|(name, frame, end)| match serde_json::from_str(frame) {
+            Ok(value) => format!("{name}{}{}", shape(&value, "", false, without), end.escape_debug()),
+            Err(_) => format!("{name}{frame}{}", end.escape_debug()),
         })
         .collect();
     kinds.dedup();
     kinds
 }
 
+/// A server-sent event: its name with the line feed behind it, its data and its end.
+fn event(text: &str) -> (&str, &str, &str) {
+    let (name, rest) = match text.find("data: ") {
+        Some(at) if text.starts_with("event: ") => text.split_at(at),
+        _ => ("", text),
+    };
+    let (_, data, end) = unnamed(rest.strip_prefix("data: ").unwrap_or(rest));
+    (name, data, end)
+}
+
+fn unnamed(text: &str) -> (&str, &str, &str) {
+    let (data, end) = text.split_at(text.trim_end().len());
+    ("", data, end)
+}
+
 fn shape(value: &Value, key: &str, is_free: bool, without: &[&str]) -> String {
-    let is_free = is_free || FREE_KEYS.contains(&key) || FREE_OBJECTS.contains(&key);
+    let is_free = is_free || FREE_OBJECTS.contains(&key);
     match value {
         Value::Object(map) => {
             let members: Vec<String> = map
@@ -84,11 +113,22 @@ fn shape(value: &Value, key: &str, is_free: bool, without: &[&str]) -> String {
             }
             format!("[{}]", shapes.join(", "))
         }
-        Value::String(text) if is_free || IDS.iter().any(|start| text.starts_with(start)) => "text".to_owned(),
-        Value::String(text) if matches!(key, "done_reason" | "finish_reason") && ENDS.contains(&text.as_str()) => {
+        Value::String(_) if WORDS.contains(&key) => "text".to_owned(),
+        Value::String(text)
+            if is_free || FREE_KEYS.contains(&key) || IDS.iter().any(|start| text.starts_with(start)) =>
+        {
+            "text".to_owned()
+        }
+        Value::String(text)
+            if matches!(key, "done_reason" | "finish_reason" | "stop_reason") && ENDS.contains(&text.as_str()) =>
+        {
             "ended".to_owned()
         }
-        Value::String(text) if key == "error" => format!("{:?}", sentence(text)),
+        Value::String(text) if matches!(key, "error" | "message") => format!("{:?}", sentence(text)),
+        Value::String(text) if text.contains(DIGEST) => {
+            let digest = Regex::new("sha256:[0-9a-f]{64}").expect("a pattern");
+            format!("{:?}", digest.replace_all(text, "a digest"))
+        }
         Value::Number(_) => "number".to_owned(),
         other => other.to_string(),
     }

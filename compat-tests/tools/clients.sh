@@ -1,18 +1,41 @@
 #!/usr/bin/env bash
-# Makes $TARGET/test-deps/venv with the official Python clients, pinned with their hashes, and prints its Python's path.
+# Installs the official clients that the tests call us with, each pinned with its hashes: Python packages into
+# $TARGET/test-deps/venv, JavaScript ones into $TARGET/test-deps/javascript, Go's into its own cache.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-requirements=$ROOT/compat-tests/clients/requirements.txt
-venv=$TARGET/test-deps/venv
+clients=$ROOT/compat-tests/clients
+deps=$TARGET/test-deps
+mkdir -p "$deps"
+
+requirements=$clients/python/requirements.txt
+venv=$deps/venv
 if ! cmp -s "$requirements" "$venv/requirements.txt"; then
     say "installing the Python clients that the tests call us with"
     rm -rf "$venv"
-    mkdir -p "$(dirname "$venv")"
     python3 -m venv "$venv"
     "$venv/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes --only-binary :all: \
-        --requirement "$requirements" >&2 || die "pip could not install compat-tests/clients/requirements.txt"
+        --requirement "$requirements" >&2 || die "pip could not install compat-tests/clients/python/requirements.txt"
     # Last, so that a broken installation is made again.
     cp "$requirements" "$venv/requirements.txt"
 fi
-printf '%s\n' "$venv/bin/python"
+
+# Only the tests need Node.js, so `make deps` does not bring it.
+if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+    "$TOOLS/apt.sh" nodejs npm
+fi
+javascript=$deps/javascript
+if ! cmp -s "$clients/javascript/package-lock.json" "$javascript/installed.json"; then
+    say "installing the JavaScript clients that the tests call us with"
+    rm -rf "$javascript"
+    mkdir -p "$javascript"
+    cp "$clients/javascript/package.json" "$clients/javascript/package-lock.json" "$javascript/"
+    (cd "$javascript" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2) ||
+        die "npm could not install compat-tests/clients/javascript/package-lock.json"
+    cp "$clients/javascript/package-lock.json" "$javascript/installed.json"
+fi
+
+# Go is not installed for the tests: its version must be at least what the module asks for, and Debian's often is not.
+if command -v go >/dev/null; then
+    "$TOOLS/go-client.sh" "$deps/go-client" || say "the Go client could not be built; its test is skipped"
+fi

@@ -39,14 +39,4 @@ command -v cargo >/dev/null || die "cargo is not here: install Rust 1.95 or newe
 if [ ${#missing[@]} -eq 0 ]; then
     exit 0
 fi
-if ! command -v apt-get >/dev/null; then
-    die "please install what these Debian packages hold, by your system's own means: ${missing[*]}"
-fi
-root=()
-if [ "$(id -u)" -ne 0 ]; then
-    command -v sudo >/dev/null || die "neither root nor sudo here; have root run: apt-get install ${missing[*]}"
-    root=(sudo)
-fi
-say "installing ${missing[*]}"
-"${root[@]}" apt-get update -qq
-"${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+exec "$TOOLS/apt.sh" "${missing[@]}"

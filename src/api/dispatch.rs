@@ -1,22 +1,24 @@
 //! Who answers a request whose body names a model: the body is read to its end, the name is looked for with a tolerant
 //! scanner, and either the very same bytes go upstream or they are parsed here.
 
-use std::{io::Read, sync::Arc};
+use std::sync::Arc;
 
-use hyper::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE};
+use bytes::Bytes;
+use hyper::{HeaderMap, Request, Response, StatusCode};
 
-use super::{Api, Endpoint, error::ApiError, listing, multipart, nameless};
+use super::{
+    Api, Endpoint,
+    error::ApiError,
+    in_dialect_of, listing, nameless,
+    peeked::{self, Coding, Peeked},
+};
 use crate::{
     http::{
         body::Body,
-        peek::{self, Members, PeekError},
         spool::{SpoolError, Spooled},
     },
-    provider::{Call, Owner, Provider, prefers_ollama},
+    provider::{Call, Kind, Native, Owner, Provider, prefers_ollama},
 };
-
-/// Body of a request that is parsed here. Only forwarded ones may be larger: they need not fit in memory.
-const MAX_PARSED_BYTES: u64 = 256 << 20;
 
 /// Where a request goes.
 pub(crate) enum Route {
@@ -32,6 +34,8 @@ pub(crate) struct Target {
     pub(crate) provider: Arc<dyn Provider>,
     /// The name to ask the provider for.
     pub(crate) name: String,
+    /// Whether the name is an alias of the configuration.
+    pub(crate) is_configured: bool,
     /// The name as the client sent it.
     pub(crate) requested: String,
     /// Headers of the request.
@@ -40,40 +44,21 @@ pub(crate) struct Target {
     pub(crate) body: Received,
 }
 
-/// A body in memory.
-pub(crate) struct Received {
-    spooled: Spooled,
-    read_back: Vec<u8>,
+/// Who of us answers, and for what.
+struct Found {
+    provider: Arc<dyn Provider>,
+    name: String,
+    is_configured: bool,
+    requested: String,
 }
 
-impl Received {
-    /// Takes the body into memory, if it is not there yet.
-    async fn load(spooled: Spooled) -> Result<Self, ApiError> {
-        if spooled.as_slice().is_some() {
-            return Ok(Self {
-                spooled,
-                read_back: Vec::new(),
-            });
-        }
-        if spooled.len() > MAX_PARSED_BYTES {
-            return Err(ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("the request body is larger than {MAX_PARSED_BYTES} bytes; send fewer or smaller images"),
-            ));
-        }
-        let mut reader = spooled.reader();
-        let read_back = blocking(move || {
-            let mut bytes = Vec::new();
-            reader.read_to_end(&mut bytes).map(|_| bytes)
-        })
-        .await?
-        .map_err(|error| ApiError::internal(format!("the request body could not be read back: {error}")))?;
-        Ok(Self { spooled, read_back })
-    }
+/// A body in memory, unpacked.
+pub(crate) struct Received(Bytes);
 
+impl Received {
     /// The bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
-        self.spooled.as_slice().unwrap_or(&self.read_back)
+        &self.0
     }
 }
 
@@ -90,40 +75,28 @@ impl Api {
         let spooled = Spooled::read(body, limits.body_memory_bytes, limits.max_body_bytes)
             .await
             .map_err(spool_error)?;
-        let names = peek_names(&spooled, endpoint, &parts.headers).await?;
-        let is_nameless = names.is_empty();
-        let mut named = None;
-        for name in names {
-            if let Owner::Serve {
+        let peeked = peeked::peek(&spooled, endpoint, &parts).await?;
+        if let Some(found) = self.owner(call, &peeked, &parts.headers).await {
+            let body = Received(peeked::text(&spooled, peeked.coding).await?);
+            let Found {
                 provider,
-                name: served,
-                alias,
-            } = self.registry.owner(&call.config, &name)
-            {
-                if alias
-                    && prefers_ollama(&call.config)
-                    && listing::upstream_has(self, call, &name, &parts.headers).await
-                {
-                    continue;
-                }
-                named = Some((provider, served, name));
-                break;
-            }
-        }
-        if let Some((provider, name, requested)) = named {
-            let body = Received::load(spooled).await?;
+                name,
+                is_configured,
+                requested,
+            } = found;
             return Ok(Route::Serve(Target {
                 provider,
                 name,
+                is_configured,
                 requested,
                 headers: parts.headers,
                 body,
             }));
         }
         // Upstream words the error for a request that names nobody; only where it is away, ours has to do.
-        let own_answer = match spooled.as_slice() {
-            Some(bytes) if is_nameless => nameless::answer(endpoint, bytes),
-            _ => None,
+        let own_answer = match peeked.names.is_empty() {
+            true => own_answer(endpoint, &parts.headers, &spooled, peeked.coding).await,
+            false => None,
         };
         let response = self
             .upstream
@@ -134,52 +107,65 @@ impl Api {
             _ => response,
         }))
     }
-}
 
-/// The names that decide, in the order in which they do; none if the body cannot be read or names nobody.
-async fn peek_names(spooled: &Spooled, endpoint: &Endpoint, headers: &HeaderMap) -> Result<Vec<String>, ApiError> {
-    if *endpoint == Endpoint::OpenAiTranscriptions {
-        let content_type = headers
-            .get(CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default();
-        let boundary = multipart::boundary(content_type).map(str::to_owned);
-        let reader = spooled.reader();
-        let name = blocking(move || boundary.and_then(|boundary| multipart::model(reader, &boundary))).await?;
-        return Ok(name.into_iter().collect());
+    /// Who answers a name; Ollama, where it has the same plain name and goes first.
+    pub(crate) async fn owner_of(&self, call: &Call, name: &str, received: &HeaderMap) -> Owner {
+        match self.registry.owner(&call.config, name) {
+            Owner::Serve { kind, .. }
+                if kind.is_plain()
+                    && prefers_ollama(&call.config)
+                    && listing::upstream_has(self, call, name, received).await =>
+            {
+                Owner::Forward
+            }
+            owner => owner,
+        }
     }
-    match peek::spooled(spooled).await {
-        Ok(members) => Ok(deciding(endpoint, members)),
-        Err(PeekError::NotAnObject) => Ok(Vec::new()),
-        Err(error @ PeekError::Read(_)) => Err(ApiError::internal(error.to_string())),
+
+    /// Who of us answers; `None` is upstream, with the bytes that came.
+    async fn owner(&self, call: &Call, peeked: &Peeked, headers: &HeaderMap) -> Option<Found> {
+        for name in &peeked.names {
+            if let Owner::Serve {
+                provider,
+                name: served,
+                kind,
+            } = self.owner_of(call, name, headers).await
+            {
+                return Some(Found {
+                    provider,
+                    name: served,
+                    is_configured: kind == Kind::Configured,
+                    requested: name.clone(),
+                });
+            }
+        }
+        let ollama = &call.config.ollama;
+        if !(ollama.enabled && ollama.honest_v1 && peeked.asks_more) {
+            return None;
+        }
+        let name = peeked.names.first()?;
+        let native = Native::new(Arc::clone(&self.upstream), headers);
+        Some(Found {
+            provider: Arc::new(native),
+            name: name.clone(),
+            is_configured: false,
+            requested: name.clone(),
+        })
     }
 }
 
-/// The names of a body that decide who answers an endpoint, those that are blank left out.
-fn deciding(endpoint: &Endpoint, members: Members) -> Vec<String> {
-    let Members {
-        model,
-        name,
-        from,
-        source,
-        destination,
-        ..
-    } = members;
-    let not_blank = |name: &String| !name.trim().is_empty();
-    let model = model.filter(not_blank);
-    let candidates = match endpoint {
-        Endpoint::Show | Endpoint::Delete | Endpoint::Pull | Endpoint::Push => vec![model.or(name)],
-        Endpoint::Create => vec![model.or(name), from],
-        Endpoint::Copy => vec![source, destination],
-        _ => vec![model],
-    };
-    candidates.into_iter().flatten().filter(not_blank).collect()
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| ApiError::internal(format!("the request body could not be read: {error}")))
+/// Our words for a body that names nobody, where it is no longer than what is kept in memory.
+async fn own_answer(
+    endpoint: &Endpoint,
+    headers: &HeaderMap,
+    spooled: &Spooled,
+    coding: Coding,
+) -> Option<Response<Body>> {
+    spooled.in_memory()?;
+    match peeked::text(spooled, coding).await {
+        Ok(bytes) => nameless::answer(endpoint, headers, &bytes),
+        Err(error) => Some(in_dialect_of(endpoint, &error)),
+    }
 }
 
 fn spool_error(error: SpoolError) -> ApiError {

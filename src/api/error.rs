@@ -48,6 +48,7 @@ impl From<Failure> for ApiError {
             Failure::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Failure::Forbidden(_) => StatusCode::FORBIDDEN,
             Failure::Load(_) | Failure::Worker(_) | Failure::Unavailable(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Failure::Upstream { status, .. } => StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_GATEWAY),
             Failure::Cancelled => client_closed_request(),
         };
         Self::new(status, failure.to_string())
@@ -100,6 +101,14 @@ mod tests {
             (Failure::Load("no memory".into()), 500, "no memory"),
             (Failure::Worker("died".into()), 500, "died"),
             (Failure::Unavailable("disk full".into()), 500, "disk full"),
+            (
+                Failure::Upstream {
+                    status: 501,
+                    message: "no embeddings here".into(),
+                },
+                501,
+                "no embeddings here",
+            ),
             (Failure::Cancelled, 499, "request canceled"),
         ] {
             let error = ApiError::from(failure);

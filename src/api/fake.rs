@@ -32,6 +32,10 @@ pub(super) struct FakeProvider {
     pub(super) asked: Mutex<Vec<InferenceRequest>>,
     /// What `embed` was asked.
     pub(super) embedded: Mutex<Vec<EmbedRequest>>,
+    /// What `embed` answers instead of a vector that depends on the text.
+    pub(super) vector: Option<Vec<f32>>,
+    /// What `tokenize` was asked.
+    pub(super) tokenized: Mutex<Vec<TokenizeRequest>>,
     pub(super) loads: Mutex<Vec<(LoadOptions, Option<KeepAlive>)>>,
     pub(super) unloads: AtomicUsize,
     pub(super) deletes: AtomicUsize,
@@ -48,6 +52,8 @@ impl FakeProvider {
             hangs: false,
             asked: Mutex::default(),
             embedded: Mutex::default(),
+            vector: None,
+            tokenized: Mutex::default(),
             loads: Mutex::default(),
             unloads: AtomicUsize::new(0),
             deletes: AtomicUsize::new(0),
@@ -140,7 +146,11 @@ impl Provider for FakeProvider {
                 return Err(failure.clone());
             }
             Ok(Embeddings {
-                vectors: request.inputs.iter().map(|text| vec![text.len() as f32, 0.5]).collect(),
+                vectors: request
+                    .inputs
+                    .iter()
+                    .map(|text| self.vector.clone().unwrap_or_else(|| vec![text.len() as f32, 0.5]))
+                    .collect(),
                 prompt_tokens: request.inputs.iter().map(|text| text.len() as u32).sum(),
                 load_duration: Duration::from_nanos(1),
                 total_duration: Duration::from_nanos(2),
@@ -173,6 +183,7 @@ impl Provider for FakeProvider {
         _: &'a str,
         request: TokenizeRequest,
     ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
+        self.tokenized.lock().unwrap().push(request.clone());
         async move {
             let token = |byte: u8| TextToken {
                 id: i32::from(byte),
@@ -226,6 +237,7 @@ pub(super) fn card(name: &str) -> ModelCard {
             embedding_length: 4096,
             capabilities: vec![Capability::Completion, Capability::Tools],
         },
+        parent_model: String::new(),
     }
 }
 
@@ -233,6 +245,8 @@ pub(super) fn details(name: &str) -> ModelDetails {
     let model_info = json!({"general.architecture": "llama", "general.basename": "r"});
     ModelDetails {
         card: card(name),
+        from: name.to_owned(),
+        messages: Vec::new(),
         template: "{{ a }}\n".into(),
         license: "MIT".into(),
         system: "You are terse.".into(),

@@ -10,7 +10,7 @@ use super::Api;
 use crate::{
     config::Config,
     inference::ModelCard,
-    provider::{Call, Owner, prefers_ollama},
+    provider::{Call, Kind, Owner, PlainName, prefers_ollama},
 };
 
 /// One entry of a list.
@@ -110,7 +110,7 @@ pub(crate) async fn of_both(
 
 /// Whether Ollama itself lists a model of this name.
 pub(crate) async fn upstream_has(api: &Api, call: &Call, name: &str, received: &HeaderMap) -> bool {
-    let name = with_tag(name.trim());
+    let name = PlainName::parse(name).map_or_else(|| with_tag(name.trim()), |name| name.to_string());
     let listed = of_upstream(api, call, "/api/tags", received).await;
     listed.iter().any(|entry| entry.name.eq_ignore_ascii_case(&name))
 }
@@ -146,7 +146,8 @@ pub(crate) fn list(entries: &[Entry]) -> Vec<u8> {
     json
 }
 
-/// Cards of all models that are ours, each with the name to list it under: its own, then those of aliases.
+/// Cards of all models that are ours, each with the name to list it under: its own, then those of aliases, then models
+/// that clients made, newest first.
 pub(crate) async fn our_cards(api: &Api, call: &Call) -> Vec<(String, ModelCard)> {
     let mut cards = Vec::new();
     if !call.config.hub.enabled {
@@ -167,6 +168,13 @@ pub(crate) async fn our_cards(api: &Api, call: &Call) -> Vec<(String, ModelCard)
         {
             let card = card.clone();
             cards.push((with_tag(alias), card));
+        }
+    }
+    for alias in api.registry.aliases().all() {
+        // One that the configuration gives the same name hides it.
+        if let Owner::Serve { kind: Kind::Made, .. } = api.registry.owner(&call.config, &alias.name) {
+            let card = alias.card(find_listed(cards.iter().map(|(_, card)| card), &alias.model));
+            cards.push((alias.name.clone(), card));
         }
     }
     cards
@@ -241,6 +249,7 @@ mod tests {
         }
     }
 
+    // Trap 56
     #[test]
     fn lists_are_merged_newest_first_and_names_are_unique() {
         let merged = |priority: [ProviderName; 2]| {

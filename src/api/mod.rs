@@ -5,6 +5,8 @@
 //! providers'.
 
 mod admin;
+#[cfg(test)]
+mod alias_tests;
 mod anthropic;
 mod decode;
 mod dispatch;
@@ -19,6 +21,7 @@ mod nameless;
 mod ollama;
 mod openai;
 mod options;
+mod peeked;
 #[cfg(test)]
 mod recorded;
 mod reply;
@@ -74,6 +77,12 @@ pub enum Endpoint {
     Embed,
     /// `POST /api/embeddings`
     Embeddings,
+    /// `POST /api/tokenize`
+    Tokenize,
+    /// `POST /api/detokenize`
+    Detokenize,
+    /// `POST /api/apply_template`
+    ApplyTemplate,
     /// `POST /v1/chat/completions`
     OpenAiChat,
     /// `POST /v1/completions`
@@ -93,6 +102,8 @@ pub enum Endpoint {
     },
     /// `POST /v1/messages`
     AnthropicMessages,
+    /// `POST /v1/messages/count_tokens`
+    AnthropicCountTokens,
     /// `GET /health`
     Health,
     /// `GET /config`
@@ -165,7 +176,11 @@ impl Api {
     async fn answer_by_name(&self, call: &Call, endpoint: &Endpoint, request: Request<Body>) -> Response<Body> {
         match self.route(call, endpoint, request).await {
             Ok(Route::Answered(response)) => response,
-            Ok(Route::Serve(target)) => serve(call, endpoint, target).await,
+            Ok(Route::Serve(target)) => match endpoint {
+                Endpoint::Create => native(ollama::create(self, call, target).await),
+                Endpoint::Copy => native(ollama::copy(self, call, target).await),
+                _ => serve(call, endpoint, target).await,
+            },
             Err(error) => in_dialect_of(endpoint, &error),
         }
     }
@@ -184,10 +199,26 @@ async fn serve(call: &Call, endpoint: &Endpoint, target: Target) -> Response<Bod
         Endpoint::Show => ollama::show(call, target).await,
         Endpoint::Pull => ollama::pull(call, target).await,
         Endpoint::Delete => ollama::delete(call, target).await,
+        Endpoint::Embed => ollama::embed(call, target).await,
+        Endpoint::Embeddings => ollama::embeddings(call, target).await,
+        Endpoint::Tokenize => ollama::tokenize(call, target).await,
+        Endpoint::Detokenize => ollama::detokenize(call, target).await,
+        Endpoint::ApplyTemplate => ollama::apply_template(call, target).await,
+        Endpoint::AnthropicMessages => return anthropic::messages(call, target).await,
+        Endpoint::AnthropicCountTokens => return anthropic::count_tokens(call, target).await,
         Endpoint::OpenAiChat => return openai::chat(call, target).await,
+        Endpoint::OpenAiCompletions => return openai::completions(call, target).await,
+        Endpoint::OpenAiEmbeddings => return openai::embeddings(call, target).await,
+        Endpoint::OpenAiResponses => return openai::responses(call, target).await,
+        Endpoint::OpenAiTranscriptions => return openai::transcriptions(call, target).await,
         other => Err(not_served(other, &target.requested)),
     };
     answer.unwrap_or_else(|error| in_dialect_of(endpoint, &error))
+}
+
+/// An answer or an error of the native dialect.
+fn native(answer: Result<Response<Body>, ApiError>) -> Response<Body> {
+    answer.unwrap_or_else(|error| reply::native_error(&error))
 }
 
 /// What an hf: model does not do.
@@ -195,9 +226,6 @@ fn not_served(endpoint: &Endpoint, requested: &str) -> ApiError {
     match endpoint {
         Endpoint::Push => ApiError::bad_request(format!(
             "{requested} cannot be pushed: it comes from the Hugging Face Hub; upload it there instead"
-        )),
-        Endpoint::Create | Endpoint::Copy => ApiError::bad_request(format!(
-            "{requested} cannot be the source or target of a create or copy; give it a name of its own under [aliases] in the configuration"
         )),
         _ => ApiError::new(
             hyper::StatusCode::NOT_IMPLEMENTED,
@@ -215,7 +243,7 @@ fn in_dialect_of(endpoint: &Endpoint, error: &ApiError) -> Response<Body> {
         | Endpoint::OpenAiTranscriptions
         | Endpoint::OpenAiModels
         | Endpoint::OpenAiModel { .. } => openai::shim_error(error),
-        Endpoint::AnthropicMessages => anthropic::error(error),
+        Endpoint::AnthropicMessages | Endpoint::AnthropicCountTokens => anthropic::error(error),
         _ => reply::native_error(error),
     }
 }

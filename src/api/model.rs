@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture};
 use serde_json::value::RawValue;
 
-use super::{decode::quote, error::ApiError};
+use super::{decode::quote, error::ApiError, stream::Steps};
 use crate::{
     config::UnsupportedTools,
-    inference::{Capability, Failure, Think},
+    inference::{Capability, Failure, InferenceRequest, Think},
     provider::{Call, Provider},
 };
 
@@ -32,6 +33,15 @@ pub(crate) struct CheckedTools {
     /// What the model is shown.
     pub(crate) tools: Vec<Box<RawValue>>,
     /// Whether the client's tools were left out.
+    pub(crate) ignored: bool,
+}
+
+/// Reasoning after the check, with whether the wish for it was left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CheckedThink {
+    /// What the model is told.
+    pub(crate) think: Think,
+    /// Whether the client's wish was left out.
     pub(crate) ignored: bool,
 }
 
@@ -61,6 +71,40 @@ impl Model {
     /// An error of the provider, in terms of the name that the client used.
     pub(crate) fn failure(&self, failure: Failure) -> ApiError {
         failure_of(failure, &self.requested)
+    }
+
+    /// Adds what the provider has no way to honour to what has no effect in any case.
+    pub(crate) fn note_dropped(&self, request: &InferenceRequest, ignored: &mut Vec<&'static str>) {
+        for part in self.provider.drops(request) {
+            if !ignored.contains(&part) {
+                ignored.push(part);
+            }
+        }
+    }
+
+    /// Starts an answer; resolves when its first event is there. The future owns all that it needs: it may go on inside a
+    /// response body.
+    pub(crate) fn start(&self, call: &Call, request: InferenceRequest) -> BoxFuture<'static, Result<Steps, ApiError>> {
+        let (provider, call) = (Arc::clone(&self.provider), call.clone());
+        let (name, requested) = (self.name.clone(), self.requested.clone());
+        async move {
+            match provider.infer(&call, &name, request).await {
+                Ok(events) => Ok(events.map_err(ApiError::from).boxed()),
+                Err(failure) => Err(failure_of(failure, &requested)),
+            }
+        }
+        .boxed()
+    }
+
+    /// Refuses a model that does not hear.
+    pub(crate) fn require_audio(&self) -> Result<(), ApiError> {
+        if self.lacks(Capability::Audio) {
+            return Err(ApiError::bad_request(format!(
+                "{} does not support audio input: it cannot transcribe",
+                self.canonical
+            )));
+        }
+        Ok(())
     }
 
     /// Refuses a model that only makes vectors.
@@ -95,6 +139,17 @@ impl Model {
             ))),
             Think::Unset if self.has(Capability::Thinking) => Ok(Think::On),
             other => Ok(other),
+        }
+    }
+
+    /// The same for a wire on which a model that cannot reason simply does not.
+    pub(crate) fn think_if_able(&self, asked: Think) -> CheckedThink {
+        match self.think(asked) {
+            Ok(think) => CheckedThink { think, ignored: false },
+            Err(_) => CheckedThink {
+                think: Think::Unset,
+                ignored: true,
+            },
         }
     }
 

@@ -1,6 +1,7 @@
-//! The `model` field of a multipart form (RFC 7578). The form itself is not parsed here; only who answers is decided.
+//! Multipart forms (RFC 7578), as Go's reader takes them: the `model` field of one that is still being read, which decides
+//! who answers it, and the parts of one that is in memory.
 
-use std::io::Read;
+use std::io::{self, BufRead};
 
 /// Bytes of one part's headers.
 const MAX_PART_HEADER_BYTES: usize = 8 << 10;
@@ -8,119 +9,402 @@ const MAX_PART_HEADER_BYTES: usize = 8 << 10;
 /// Bytes of a model name.
 const MAX_NAME_BYTES: usize = 4 << 10;
 
-/// Bytes read at once.
-const BLOCK_BYTES: usize = 64 << 10;
+/// Bytes of a line that are looked at together; a longer one comes in pieces.
+const MAX_LINE_BYTES: usize = 8 << 10;
+
+/// Parts of one form.
+const MAX_PARTS: usize = 1000;
+
+/// One part of a form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part<'a> {
+    /// The field's name.
+    pub(crate) name: String,
+    /// Whether it is a file.
+    pub(crate) is_file: bool,
+    /// What it holds.
+    pub(crate) bytes: &'a [u8],
+}
 
 /// The boundary that a content type names.
-pub(crate) fn boundary(content_type: &str) -> Option<&str> {
-    let (kind, parameters) = content_type.split_once(';')?;
+pub(crate) fn boundary(content_type: &str) -> Option<String> {
+    let (kind, _) = content_type.split_once(';')?;
     if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
         return None;
     }
-    parameters.split(';').find_map(|parameter| {
-        let (key, value) = parameter.split_once('=')?;
-        let value = value.trim().trim_matches('"');
-        // RFC 2046 section 5.1.1: 1 to 70 characters.
-        (key.trim().eq_ignore_ascii_case("boundary") && (1..=70).contains(&value.len())).then_some(value)
-    })
+    // RFC 2046 section 5.1.1: 1 to 70 characters.
+    parameter(content_type, |name| name == "boundary").filter(|value| (1..=70).contains(&value.len()))
 }
 
-/// The value of the field `model`, wherever in the form it is. The reader is read in blocks: a file may precede it.
-pub(crate) fn model(mut reader: impl Read, boundary: &str) -> Option<String> {
-    let delimiter = format!("--{boundary}\r\n");
-    let keep = delimiter.len() + MAX_PART_HEADER_BYTES + MAX_NAME_BYTES;
-    let mut window: Vec<u8> = Vec::with_capacity(keep + BLOCK_BYTES);
-    let mut block = vec![0; BLOCK_BYTES];
-    loop {
-        let read = reader.read(&mut block).ok()?;
-        window.extend_from_slice(&block[..read]);
-        let mut from = 0;
-        while let Some(at) = find(&window[from..], delimiter.as_bytes()) {
-            let part = &window[from + at + delimiter.len()..];
-            if read > 0 && part.len() < MAX_PART_HEADER_BYTES + MAX_NAME_BYTES {
-                break; // it may go on in the next block
-            }
-            if let Some(value) = model_of_part(part) {
-                return Some(value);
-            }
-            from += at + delimiter.len();
-        }
-        if read == 0 {
+/// The value of the field `model`, wherever in the form it is. Memory is the same for any form: a file may precede it.
+pub(crate) fn model(reader: impl BufRead, boundary: &str) -> Option<String> {
+    Form::new(reader, boundary).model()
+}
+
+/// The parts of a whole form; `None` if it breaks off, or has more than anybody sends.
+pub(crate) fn parts<'a>(form: &'a [u8], boundary: &str) -> Option<Vec<Part<'a>>> {
+    let mut reader = Form::new(form, boundary);
+    let mut parts = Vec::new();
+    let mut follows = reader.skip_part()?;
+    while follows {
+        if parts.len() == MAX_PARTS {
             return None;
         }
-        // Everything before the delimiter that is still undecided, or before a delimiter that may just begin, is done.
-        let undecided = find(&window[from..], delimiter.as_bytes())
-            .map_or(window.len().saturating_sub(delimiter.len()), |at| from + at);
-        window.drain(..undecided.max(from).min(window.len()));
+        let Disposition { name, is_file } = reader.disposition()?;
+        let start = form.len() - reader.reader.len();
+        follows = reader.skip_part()?;
+        // The delimiter has been read, and the end of the line before it is no content.
+        let behind = reader.reader.len() + reader.line.len() + reader.line_end().len();
+        let bytes = &form[start..form.len().saturating_sub(behind).max(start)];
+        parts.extend(name.map(|name| Part { name, is_file, bytes }));
+    }
+    Some(parts)
+}
+
+/// A form that is read line by line.
+struct Form<R> {
+    reader: R,
+    delimiter: Vec<u8>,
+    /// The line, or the piece of one, that was read last.
+    line: Vec<u8>,
+    /// The last two bytes that were read: a line may come in pieces, and so may its end.
+    tail: [u8; 2],
+    /// How lines end here, as the first delimiter has it.
+    line_end: Option<&'static [u8]>,
+}
+
+/// What a line is to a form.
+enum Line {
+    Content,
+    Delimiter,
+    LastDelimiter,
+}
+
+/// What the headers of a part say.
+#[derive(Default)]
+struct Disposition {
+    name: Option<String>,
+    /// A part with the name of a file is a file, whatever else it is called.
+    is_file: bool,
+}
+
+impl<R: BufRead> Form<R> {
+    fn new(reader: R, boundary: &str) -> Self {
+        Self {
+            delimiter: format!("--{boundary}").into_bytes(),
+            reader,
+            line: Vec::new(),
+            tail: *b"\r\n",
+            line_end: None,
+        }
+    }
+
+    fn model(&mut self) -> Option<String> {
+        while self.skip_part()? {
+            let Disposition { name, is_file } = self.disposition()?;
+            if name.as_deref() == Some("model") && !is_file {
+                return self.value();
+            }
+        }
+        None
+    }
+
+    fn line_end(&self) -> &'static [u8] {
+        self.line_end.unwrap_or(b"\n")
+    }
+
+    /// Reads on to the next line or piece of a line; `None` at the end of the form.
+    fn next(&mut self) -> Option<Line> {
+        let starts = self.tail.ends_with(self.line_end());
+        self.line.clear();
+        let mut limited = io::Read::take(&mut self.reader, MAX_LINE_BYTES as u64);
+        limited.read_until(b'\n', &mut self.line).ok()?;
+        self.tail = match self.line[..] {
+            [] => return None,
+            [last] => [self.tail[1], last],
+            [.., before, last] => [before, last],
+        };
+        Some(self.kind(starts))
+    }
+
+    /// What the line is; `starts` says whether it begins where a delimiter may.
+    fn kind(&mut self, starts: bool) -> Line {
+        let Some(rest) = self.line.strip_prefix(&self.delimiter[..]).filter(|_| starts) else {
+            return Line::Content;
+        };
+        if rest.trim_ascii_end() == b"--" {
+            return Line::LastDelimiter;
+        }
+        let line_end = *self
+            .line_end
+            .get_or_insert(if rest.ends_with(b"\r\n") { b"\r\n" } else { b"\n" });
+        match rest.strip_suffix(line_end) {
+            Some(blanks) if blanks.iter().all(|byte| matches!(byte, b' ' | b'\t')) => Line::Delimiter,
+            _ => Line::Content,
+        }
+    }
+
+    /// Skips to the next delimiter; says whether a part follows it.
+    fn skip_part(&mut self) -> Option<bool> {
+        loop {
+            match self.next()? {
+                Line::Content => {}
+                Line::Delimiter => return Some(true),
+                Line::LastDelimiter => return Some(false),
+            }
+        }
+    }
+
+    /// Reads the headers of a part. Where they are too long, nothing is known of it.
+    fn disposition(&mut self) -> Option<Disposition> {
+        let (mut found, mut read) = (Disposition::default(), 0);
+        loop {
+            self.next()?;
+            read += self.line.len();
+            if read > MAX_PART_HEADER_BYTES {
+                return Some(Disposition::default());
+            }
+            let Ok(line) = std::str::from_utf8(self.line.trim_ascii_end()) else {
+                continue;
+            };
+            if line.is_empty() {
+                return Some(found);
+            }
+            if let Some((name, value)) = line.split_once(':')
+                && name.eq_ignore_ascii_case("content-disposition")
+            {
+                found = Disposition {
+                    name: parameter(value, |name| name == "name"),
+                    is_file: parameter(value, |name| name.starts_with("filename")).is_some(),
+                };
+            }
+        }
+    }
+
+    /// Reads the content of a part.
+    fn value(&mut self) -> Option<String> {
+        let mut value = Vec::new();
+        while let Line::Content = self.next()? {
+            value.extend_from_slice(&self.line);
+            if value.len() > MAX_NAME_BYTES {
+                return None;
+            }
+        }
+        let value = value.strip_suffix(self.line_end())?;
+        String::from_utf8(value.to_vec()).ok()
     }
 }
 
-fn model_of_part(part: &[u8]) -> Option<String> {
-    let head_end = find(&part[..part.len().min(MAX_PART_HEADER_BYTES)], b"\r\n\r\n")?;
-    let head = std::str::from_utf8(&part[..head_end]).ok()?;
-    let is_model = head.lines().any(|line| {
-        line.to_ascii_lowercase().starts_with("content-disposition:")
-            && line
-                .split(';')
-                .any(|parameter| matches!(parameter.trim(), "name=\"model\"" | "name=model"))
-    });
-    if !is_model {
-        return None;
+/// The value of the first parameter whose name, in lower case, is `wanted`: `…; name=value; name="quoted; value"`.
+fn parameter(header: &str, wanted: impl Fn(&str) -> bool) -> Option<String> {
+    let (_, mut rest) = header.split_once(';')?;
+    loop {
+        let (name, after) = rest.split_once('=')?;
+        let (value, after) = match after.trim_start().strip_prefix('"') {
+            Some(quoted) => unquote(quoted)?,
+            None => {
+                let end = after.find(';').unwrap_or(after.len());
+                (after[..end].trim().to_owned(), &after[end..])
+            }
+        };
+        let name = name.rsplit(';').next().unwrap_or_default();
+        if wanted(&name.trim().to_ascii_lowercase()) {
+            return Some(value);
+        }
+        rest = after.trim_start().strip_prefix(';')?;
     }
-    let value = &part[head_end + 4..];
-    let end = find(&value[..value.len().min(MAX_NAME_BYTES)], b"\r\n--")?;
-    std::str::from_utf8(&value[..end])
-        .ok()
-        .map(str::to_owned)
-        .filter(|name| !name.trim().is_empty())
 }
 
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    memchr::memmem::find(haystack, needle)
+/// The text up to the closing quote, and what follows that.
+fn unquote(quoted: &str) -> Option<(String, &str)> {
+    let mut value = String::new();
+    let mut characters = quoted.char_indices().peekable();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '"' => return Some((value, &quoted[at + 1..])),
+            // Other backslashes are kept: old browsers send the paths of Windows.
+            '\\' => value.push(match characters.next_if(|(_, next)| matches!(next, '"' | '\\')) {
+                Some((_, escaped)) => escaped,
+                None => '\\',
+            }),
+            other => value.push(other),
+        }
+    }
+    None
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::BufReader;
+
+    use proptest::prelude::*;
+
     use super::*;
 
-    fn form(file_bytes: usize) -> Vec<u8> {
-        let mut form = b"--XY\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\n".to_vec();
-        form.extend(std::iter::repeat_n(b'-', file_bytes));
-        form.extend_from_slice(
-            b"\r\n--XY\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nhf:o/r:Q4\r\n--XY--\r\n",
-        );
-        form
+    fn part(head: &str, content: &[u8]) -> Vec<u8> {
+        [
+            b"--XY\r\nContent-Disposition: form-data; ",
+            head.as_bytes(),
+            b"\r\n\r\n",
+            content,
+            b"\r\n",
+        ]
+        .concat()
     }
 
+    fn form(parts: &[Vec<u8>]) -> Vec<u8> {
+        [&parts.concat()[..], b"--XY--\r\n"].concat()
+    }
+
+    fn file(content: &[u8]) -> Vec<u8> {
+        part("name=\"file\"; filename=\"a.wav\"\r\nContent-Type: audio/wav", content)
+    }
+
+    fn named(name: &str) -> Vec<u8> {
+        part("name=\"model\"", name.as_bytes())
+    }
+
+    fn find(form: &[u8]) -> Option<String> {
+        model(form, "XY")
+    }
+
+    // Trap 62
     #[test]
-    fn the_model_is_found_behind_a_file_of_any_size() {
+    fn the_model_is_found_before_and_behind_a_file_of_any_size() {
         for file_bytes in [
             0,
             1,
             1000,
-            BLOCK_BYTES - 100,
-            BLOCK_BYTES,
-            BLOCK_BYTES + 1,
-            5 * BLOCK_BYTES + 77,
+            MAX_LINE_BYTES - 2,
+            MAX_LINE_BYTES - 1,
+            MAX_LINE_BYTES,
+            5 * MAX_LINE_BYTES + 77,
         ] {
+            for byte in [b'-', b'\n', b'\r', b'x'] {
+                let content = vec![byte; file_bytes];
+                for parts in [
+                    [named("hf:o/r:Q4"), file(&content)],
+                    [file(&content), named("hf:o/r:Q4")],
+                ] {
+                    assert_eq!(find(&form(&parts)).as_deref(), Some("hf:o/r:Q4"), "{file_bytes} {byte}");
+                }
+            }
+        }
+        assert_eq!(model(&form(&[named("a")])[..], "AB"), None);
+        assert_eq!(find(b""), None);
+        assert_eq!(find(&form(&[file(b"x")])), None);
+        assert_eq!(find(&form(&[file(b"x"), named("a")])[..130]), None, "cut off");
+    }
+
+    #[test]
+    fn the_first_field_of_that_name_counts_and_a_file_is_no_field() {
+        assert_eq!(find(&form(&[named("a"), named("b")])).as_deref(), Some("a"));
+        assert_eq!(find(&form(&[named(""), named("b")])).as_deref(), Some(""));
+        let decoys = [
+            part("name=\"model\"; filename=\"x\"", b"c"),
+            part("name=\"model\"; filename*=UTF-8''x", b"c"),
+            part("name=\"Model\"", b"c"),
+            part("name=\"models\"", b"c"),
+            part("name=\"file\"; filename=\"a; name=model\"", b"c"),
+            part("name=\"file\"; filename=\"a\\\"; name=\\\"model\"", b"c"),
+        ];
+        for decoy in decoys {
+            assert_eq!(find(&form(&[decoy, named("b")])).as_deref(), Some("b"));
+        }
+        for head in [
+            "name=model",
+            "NAME = \"model\"",
+            "x; name=\"model\"",
+            "x=\"\\\\\" ; name=\"mod\\el\"; name=model",
+        ] {
+            let expected = if head.contains("mod\\el") { None } else { Some("a") };
+            assert_eq!(find(&form(&[part(head, b"a")])).as_deref(), expected, "{head}");
+        }
+    }
+
+    #[test]
+    fn a_delimiter_stands_alone_on_a_line() {
+        let inner = b"--XY\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nfake\r\n--XY";
+        for before in ["x", "x\n", "\n"] {
+            let content = [before.as_bytes(), inner].concat();
             assert_eq!(
-                model(&form(file_bytes)[..], "XY").as_deref(),
-                Some("hf:o/r:Q4"),
-                "{file_bytes}"
+                find(&form(&[file(&content), named("b")])).as_deref(),
+                Some("b"),
+                "{before:?}"
             );
         }
-        assert_eq!(model(&form(10)[..], "AB"), None);
-        assert_eq!(model(&b""[..], "XY"), None);
+        let tail = b"--XYZ\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nfake\r\n--XYZ";
+        assert_eq!(find(&form(&[file(tail), named("b")])).as_deref(), Some("b"));
+        // A preamble, blanks behind the delimiter, lines that end as Unix has it, a name of two lines.
+        let odd = b"preamble\r\n--XY \t\r\nContent-Disposition: form-data; name=model\r\n\r\na\r\nb\r\n--XY--";
+        assert_eq!(find(odd).as_deref(), Some("a\r\nb"));
+        let unix = b"--XY\nContent-Disposition: form-data; name=model\n\na\n--XY--";
+        assert_eq!(find(unix).as_deref(), Some("a"));
+        let ended = [b"--XY--\r\n".to_vec(), named("a")].concat();
+        assert_eq!(find(&ended), None, "what follows the last delimiter is no part");
+        assert_eq!(find(&form(&[named(&"n".repeat(MAX_NAME_BYTES + 1))])), None);
+    }
+
+    #[test]
+    fn a_whole_form_has_its_parts() {
+        let whole = form(&[file(b"-\r\n-"), named("hf:o/r:Q4"), part("x=y", b"nameless"), named("")]);
+        let field = |bytes| Part {
+            name: "model".into(),
+            is_file: false,
+            bytes,
+        };
+        let expected = [
+            Part {
+                name: "file".into(),
+                is_file: true,
+                bytes: b"-\r\n-",
+            },
+            field(b"hf:o/r:Q4"),
+            field(b""),
+        ];
+        assert_eq!(parts(&whole, "XY").unwrap(), expected);
+        let with_preamble = [b"preamble\r\n", &whole[..]].concat();
+        assert_eq!(parts(&with_preamble, "XY").unwrap(), expected);
+        assert_eq!(parts(b"--XY--\r\n", "XY"), Some(Vec::new()));
+        assert_eq!(parts(&whole[..whole.len() - 8], "XY"), None);
+        assert_eq!(parts(&whole, "AB"), None);
+        assert_eq!(parts(b"", "XY"), None);
+        // Nothing at all between the headers and the delimiter.
+        let empty = b"--XY\r\ncontent-disposition: form-data; name=\"a\"; filename=\"\"\r\n\r\n--XY--";
+        let found = parts(empty, "XY").unwrap();
+        assert_eq!((found[0].is_file, found[0].bytes), (true, &b""[..]));
+        assert_eq!(parts(&form(&vec![named("a"); MAX_PARTS + 1]), "XY"), None);
     }
 
     #[test]
     fn the_boundary_comes_with_or_without_quotes() {
-        assert_eq!(boundary("multipart/form-data; boundary=XY"), Some("XY"));
-        assert_eq!(
-            boundary("multipart/form-data; charset=utf-8; Boundary=\"X Y\""),
-            Some("X Y")
-        );
-        assert_eq!(boundary("application/json"), None);
-        assert_eq!(boundary("multipart/form-data; boundary="), None);
+        for (content_type, expected) in [
+            ("multipart/form-data; boundary=XY", Some("XY")),
+            ("multipart/form-data; charset=utf-8; Boundary=\"X Y\"", Some("X Y")),
+            ("Multipart/Form-Data;boundary=\"X;Y=\\\"Z\"; a=b", Some("X;Y=\"Z")),
+            ("multipart/form-data; boundary=----a=b; x", Some("----a=b")),
+            ("multipart/form-data; a=\"boundary=no\"; boundary=yes", Some("yes")),
+            ("application/json", None),
+            ("application/json; boundary=XY", None),
+            ("multipart/form-data; boundary=", None),
+            ("multipart/form-data; boundary=\"XY", None),
+            ("multipart/form-data", None),
+        ] {
+            assert_eq!(boundary(content_type).as_deref(), expected, "{content_type}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_way_a_form_is_cut_changes_nothing(
+            content in prop::collection::vec(prop::sample::select(vec!["--XY", "--XY--", "\r\n", "\n", "x", "model"]), 0..40),
+            first in any::<bool>(),
+            size in 1usize..100,
+        ) {
+            let content = content.concat().into_bytes();
+            let parts = if first { [named("a"), file(&content)] } else { [file(&content), named("a")] };
+            let form = form(&parts);
+            prop_assert_eq!(model(BufReader::with_capacity(size, &form[..]), "XY"), find(&form));
+        }
     }
 }

@@ -1,12 +1,12 @@
 //! Answers to requests that name no model, for the time when no upstream is there to word them.
 
-use hyper::Response;
+use hyper::{HeaderMap, Response};
 
 use super::{Endpoint, anthropic, decode::entries_of, error::ApiError, ollama, openai, reply};
 use crate::http::body::Body;
 
 /// The reply of Ollama to a body without a usable name; `None` where the endpoint reads no JSON.
-pub(crate) fn answer(endpoint: &Endpoint, body: &[u8]) -> Option<Response<Body>> {
+pub(crate) fn answer(endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> Option<Response<Body>> {
     let well_formed = || entries_of(body, "request").map(drop).map_err(ApiError::from);
     let native = |checked: Result<(), ApiError>, otherwise: ApiError| {
         Some(reply::native_error(&checked.err().unwrap_or(otherwise)))
@@ -15,15 +15,23 @@ pub(crate) fn answer(endpoint: &Endpoint, body: &[u8]) -> Option<Response<Body>>
     match endpoint {
         Endpoint::Chat => native(ollama::check_chat(body), required()),
         Endpoint::Generate => native(ollama::check_generate(body), ApiError::model_not_found("")),
-        Endpoint::Embed => native(well_formed(), ApiError::model_not_found("")),
-        Endpoint::Show | Endpoint::Delete | Endpoint::Push | Endpoint::Embeddings => native(well_formed(), required()),
+        Endpoint::Embed => native(ollama::check_embed(body), ApiError::model_not_found("")),
+        Endpoint::Embeddings => native(ollama::check_embeddings(body), required()),
+        Endpoint::Show
+        | Endpoint::Delete
+        | Endpoint::Push
+        | Endpoint::Tokenize
+        | Endpoint::Detokenize
+        | Endpoint::ApplyTemplate => native(well_formed(), required()),
         Endpoint::Pull | Endpoint::Create => native(well_formed(), ApiError::bad_request("invalid model name")),
         Endpoint::Copy => native(well_formed(), ApiError::bad_request("source \"\" is invalid")),
         Endpoint::OpenAiChat => Some(openai::nameless_chat(body)),
-        Endpoint::OpenAiCompletions | Endpoint::OpenAiEmbeddings | Endpoint::OpenAiResponses => {
-            Some(openai::shim_error(&well_formed().err().unwrap_or_else(required)))
-        }
-        Endpoint::AnthropicMessages => Some(anthropic::error(&well_formed().err().unwrap_or_else(required))),
+        Endpoint::OpenAiCompletions => Some(openai::nameless_completions(body)),
+        Endpoint::OpenAiEmbeddings => Some(openai::nameless_embeddings(body)),
+        Endpoint::OpenAiResponses => Some(openai::nameless_responses(body)),
+        Endpoint::OpenAiTranscriptions => Some(openai::nameless_transcriptions(headers, body)),
+        Endpoint::AnthropicMessages => Some(anthropic::nameless(body)),
+        Endpoint::AnthropicCountTokens => Some(anthropic::nameless_count(body)),
         _ => None,
     }
 }
@@ -52,17 +60,77 @@ mod tests {
                 r#"{"error":{"message":"EOF","type":"invalid_request_error","param":null,"code":null}}"#,
             ),
             (
+                Endpoint::OpenAiCompletions,
+                "",
+                400,
+                r#"{"error":{"message":"EOF","type":"invalid_request_error","param":null,"code":null}}"#,
+            ),
+            (
+                Endpoint::OpenAiCompletions,
+                r#"{"stop":[1]}"#,
+                400,
+                r#"{"error":{"message":"invalid type for 'stop' field: float64","type":"invalid_request_error","param":null,"code":null}}"#,
+            ),
+            (
+                Endpoint::OpenAiCompletions,
+                "{}",
+                404,
+                "{\"error\":{\"message\":\"model '' not found\",\"type\":\"not_found_error\",\"param\":null,\"code\":null}}\n",
+            ),
+            (
+                Endpoint::OpenAiEmbeddings,
+                "",
+                400,
+                r#"{"error":{"message":"EOF","type":"invalid_request_error","param":null,"code":null}}"#,
+            ),
+            (
+                Endpoint::OpenAiEmbeddings,
+                "{}",
+                400,
+                r#"{"error":{"message":"invalid input","type":"invalid_request_error","param":null,"code":null}}"#,
+            ),
+            (
+                Endpoint::OpenAiEmbeddings,
+                r#"{"input":[1]}"#,
+                400,
+                "{\"error\":{\"message\":\"invalid input type\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":null}}\n",
+            ),
+            (
+                Endpoint::OpenAiEmbeddings,
+                r#"{"input":"x"}"#,
+                404,
+                "{\"error\":{\"message\":\"model '' not found\",\"type\":\"not_found_error\",\"param\":null,\"code\":null}}\n",
+            ),
+            (
+                Endpoint::OpenAiResponses,
+                " ",
+                400,
+                r#"{"error":{"message":"EOF","type":"invalid_request_error","param":null,"code":null}}"#,
+            ),
+            (
+                Endpoint::OpenAiResponses,
+                r#"{"input":"x"}"#,
+                400,
+                "{\"error\":{\"message\":\"model is required\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":null}}\n",
+            ),
+            (
+                Endpoint::OpenAiTranscriptions,
+                "{}",
+                400,
+                r#"{"error":{"message":"failed to parse multipart form: request Content-Type isn't multipart/form-data","type":"invalid_request_error","param":null,"code":null}}"#,
+            ),
+            (
                 Endpoint::OpenAiChat,
                 r#"{"messages":[{"role":"user","content":"x"}]}"#,
                 400,
                 "{\"error\":{\"message\":\"model is required\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":null}}\n",
             ),
         ] {
-            let response = answer(&endpoint, body.as_bytes()).unwrap();
+            let response = answer(&endpoint, &HeaderMap::new(), body.as_bytes()).unwrap();
             assert_eq!(response.status().as_u16(), status, "{endpoint:?}");
             let bytes = response.into_body().collect().await.unwrap().to_bytes();
             assert_eq!(bytes, expected.as_bytes(), "{endpoint:?} {body}");
         }
-        assert!(answer(&Endpoint::Forward, b"").is_none());
+        assert!(answer(&Endpoint::Forward, &HeaderMap::new(), b"").is_none());
     }
 }

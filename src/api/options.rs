@@ -20,6 +20,8 @@ pub(crate) struct Options {
     pub(crate) sampling: Sampling,
     /// What is fixed when a model is loaded.
     pub(crate) load: LoadOptions,
+    /// Reasoning tokens at most. Ollama does not know it.
+    pub(crate) thinking_budget: Option<u32>,
 }
 
 impl Options {
@@ -35,7 +37,11 @@ impl Options {
     }
 
     fn set(&mut self, key: &str, value: &Node<'_>) -> Result<(), ApiError> {
-        let Self { sampling, load } = self;
+        let Self {
+            sampling,
+            load,
+            thinking_budget,
+        } = self;
         match key {
             "num_ctx" => load.num_ctx = Some(to_u32(integer(key, value)?.max(MIN_CONTEXT_TOKENS))),
             "num_batch" => load.num_batch = Some(to_u32(integer(key, value)?)).filter(|tokens| *tokens > 0),
@@ -56,6 +62,8 @@ impl Options {
             "presence_penalty" => sampling.presence_penalty = Some(float(key, value)?),
             "frequency_penalty" => sampling.frequency_penalty = Some(float(key, value)?),
             "stop" => sampling.stop = Some(strings(key, value)?),
+            // Negative is no limit, as with the other counts.
+            "thinking_budget" => *thinking_budget = u32::try_from(integer(key, value)?).ok(),
             unknown => tracing::debug!(option = unknown, "ignoring an option that is not known"),
         }
         Ok(())
@@ -139,7 +147,7 @@ mod tests {
     #[test]
     fn known_options_are_read_and_others_ignored() {
         let options = read(
-            r#"{"num_ctx":2,"num_predict":-1,"top_k":1.9,"temperature":0,"stop":["a","b"],"mirostat":2,"Seed":7,"num_gpu":null,"use_mmap":false}"#,
+            r#"{"num_ctx":2,"num_predict":-1,"top_k":1.9,"temperature":0,"stop":["a","b"],"mirostat":2,"Seed":7,"num_gpu":null,"use_mmap":false,"thinking_budget":64}"#,
         )
         .unwrap();
         let expected = Options {
@@ -155,7 +163,9 @@ mod tests {
                 use_mmap: Some(false),
                 ..LoadOptions::default()
             },
+            thinking_budget: Some(64),
         };
+        assert_eq!(read(r#"{"thinking_budget":-1}"#).unwrap().thinking_budget, None);
         assert_eq!(options, expected);
     }
 

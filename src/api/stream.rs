@@ -2,23 +2,55 @@
 //!
 //! The body owns the event stream, and with it the lease on the model: whoever drops the body ends the work.
 
-use bytes::Bytes;
-use futures_util::StreamExt;
+use std::{
+    future::{Future, ready},
+    time::Duration,
+};
 
-use super::error::ApiError;
+use bytes::Bytes;
+use futures_util::{
+    Stream, StreamExt, TryFutureExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
+use hyper::Response;
+use tokio::time::Instant;
+
+use super::{error::ApiError, reply};
 use crate::{
-    http::body::{self, Body},
-    inference::{Event, Failure, Finish, TokenLogprob, ToolCall},
+    http::{
+        body::{self, Body},
+        sse,
+    },
+    inference::{Event, Finish, TokenLogprob, ToolCall},
     provider::EventStream,
 };
 
 /// Events that are written at once where that many are ready already. Nothing ever waits for a second one.
 const MAX_EVENTS_PER_WRITE: usize = 64;
 
-/// Puts events on a wire.
-pub(crate) trait Encoder: Send + 'static {
-    /// Appends the frames of one event; may append nothing.
-    fn event(&mut self, event: Event, out: &mut Vec<u8>);
+/// Silence after which a stream of server-sent events gets a comment: proxies and clients give up connections on which
+/// nothing comes, many of them after 30 seconds, and a long prompt takes longer.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// What is streamed: the steps of one answer, or of several at once.
+pub(crate) type Steps<T = Event> = BoxStream<'static, Result<T, ApiError>>;
+
+/// One step of what is streamed.
+pub(crate) trait Step: Send + 'static {
+    /// Whether nothing comes after it.
+    fn is_last(&self) -> bool;
+}
+
+impl Step for Event {
+    fn is_last(&self) -> bool {
+        matches!(self, Self::Finished(_))
+    }
+}
+
+/// Puts steps on a wire.
+pub(crate) trait Encoder<T = Event>: Send + 'static {
+    /// Appends the frames of one step; may append nothing.
+    fn event(&mut self, event: T, out: &mut Vec<u8>);
 
     /// Appends the frame of an error that ends the stream.
     fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>);
@@ -26,12 +58,54 @@ pub(crate) trait Encoder: Send + 'static {
 
 /// A response body that writes each event as soon as it is there.
 pub(crate) fn body<E: Encoder>(events: EventStream, encoder: E) -> Body {
-    let state = Some((events.ready_chunks(MAX_EVENTS_PER_WRITE), encoder));
-    body::stream(futures_util::stream::unfold(state, async |state| {
-        let (mut events, mut encoder) = state?;
+    let steps = events.map_err(ApiError::from).boxed();
+    body::stream(frames(steps, encoder, None).map(Ok))
+}
+
+/// A response of server-sent events. `pending` resolves when the first step is there; as long as nothing is sent, its
+/// error is given back, to be answered with its status. When it takes longer than [`KEEP_ALIVE_INTERVAL`] the headers go
+/// out with a comment, and an error after that is the stream's last event. Comments also fill later silences.
+pub(crate) async fn sse_response<T, E>(
+    pending: impl Future<Output = Result<Steps<T>, ApiError>> + Send + 'static,
+    encoder: E,
+) -> Result<Response<Body>, ApiError>
+where
+    T: Step,
+    E: Encoder<T>,
+{
+    let mut pending = Box::pin(pending);
+    let frames = match tokio::time::timeout(KEEP_ALIVE_INTERVAL, &mut pending).await {
+        Ok(steps) => frames(steps?, encoder, Some(KEEP_ALIVE_INTERVAL)).boxed(),
+        Err(_) => {
+            let steps = pending.try_flatten_stream().boxed();
+            stream::once(ready(sse::KEEP_ALIVE))
+                .chain(frames(steps, encoder, Some(KEEP_ALIVE_INTERVAL)))
+                .boxed()
+        }
+    };
+    Ok(reply::events(body::stream(frames.map(Ok))))
+}
+
+/// What is written, one item for each write. With `silence`, comments are written where nothing else is for so long.
+fn frames<T, E>(steps: Steps<T>, encoder: E, silence: Option<Duration>) -> impl Stream<Item = Bytes> + Send
+where
+    T: Step,
+    E: Encoder<T>,
+{
+    let state = Some((steps.ready_chunks(MAX_EVENTS_PER_WRITE), encoder));
+    stream::unfold(state, move |state| async move {
+        let (mut steps, mut encoder) = state?;
+        let comment_at = silence.map(|silence| Instant::now() + silence);
         let mut out = Vec::new();
         loop {
-            let ended = match events.next().await {
+            let next = match comment_at {
+                None => steps.next().await,
+                Some(at) => match tokio::time::timeout_at(at, steps.next()).await {
+                    Ok(next) => next,
+                    Err(_) => return Some((sse::KEEP_ALIVE, Some((steps, encoder)))),
+                },
+            };
+            let ended = match next {
                 Some(batch) => encode_batch(batch, &mut encoder, &mut out),
                 None => {
                     encoder.failure(&unfinished(), &mut out);
@@ -39,29 +113,29 @@ pub(crate) fn body<E: Encoder>(events: EventStream, encoder: E) -> Body {
                 }
             };
             if ended {
-                return Some((Ok(Bytes::from(out)), None));
+                return Some((Bytes::from(out), None));
             }
             if !out.is_empty() {
-                return Some((Ok(Bytes::from(out)), Some((events, encoder))));
+                return Some((Bytes::from(out), Some((steps, encoder))));
             }
         }
-    }))
+    })
 }
 
 /// Encodes what is ready; says whether that was the end.
-fn encode_batch<E: Encoder>(batch: Vec<Result<Event, Failure>>, encoder: &mut E, out: &mut Vec<u8>) -> bool {
+fn encode_batch<T: Step, E: Encoder<T>>(batch: Vec<Result<T, ApiError>>, encoder: &mut E, out: &mut Vec<u8>) -> bool {
     for item in batch {
         match item {
-            Ok(event) => {
-                let ended = matches!(event, Event::Finished(_));
-                encoder.event(event, out);
+            Ok(step) => {
+                let ended = step.is_last();
+                encoder.event(step, out);
                 if ended {
                     return true;
                 }
             }
-            Err(failure) => {
-                tracing::warn!(error = %failure, "an answer broke off");
-                encoder.failure(&failure.into(), out);
+            Err(error) => {
+                tracing::warn!(error = %error, "an answer broke off");
+                encoder.failure(&error, out);
                 return true;
             }
         }
@@ -79,32 +153,213 @@ pub(crate) struct Answer {
     pub(crate) finish: Finish,
 }
 
-/// Waits for the whole answer. Its length is bounded by the token limit of the request.
-pub(crate) async fn collect(mut events: EventStream) -> Result<Answer, ApiError> {
-    let (mut content, mut thinking) = (String::new(), String::new());
-    let (mut tool_calls, mut logprobs) = (Vec::new(), Vec::new());
-    while let Some(event) = events.next().await {
-        match event? {
-            Event::Delta(delta) => {
-                content.push_str(&delta.content);
-                thinking.push_str(&delta.thinking);
-                tool_calls.extend(delta.tool_calls);
-                logprobs.extend(delta.logprobs);
-            }
-            Event::Finished(finish) => {
-                return Ok(Answer {
-                    content,
-                    thinking,
-                    tool_calls,
-                    logprobs,
-                    finish,
-                });
-            }
-        }
-    }
-    Err(unfinished())
+/// The pieces of an answer so far. Their length is bounded by the token limit of the request.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces {
+    content: String,
+    thinking: String,
+    tool_calls: Vec<ToolCall>,
+    logprobs: Vec<TokenLogprob>,
+    finish: Option<Finish>,
 }
 
-fn unfinished() -> ApiError {
+impl Pieces {
+    /// Adds a piece.
+    pub(crate) fn add(&mut self, event: Event) {
+        match event {
+            Event::Delta(delta) => {
+                self.content.push_str(&delta.content);
+                self.thinking.push_str(&delta.thinking);
+                self.tool_calls.extend(delta.tool_calls);
+                self.logprobs.extend(delta.logprobs);
+            }
+            Event::Finished(finish) => self.finish = Some(finish),
+        }
+    }
+
+    /// The answer, if its last event was there.
+    pub(crate) fn join(self) -> Result<Answer, ApiError> {
+        Ok(Answer {
+            content: self.content,
+            thinking: self.thinking,
+            tool_calls: self.tool_calls,
+            logprobs: self.logprobs,
+            finish: self.finish.ok_or_else(unfinished)?,
+        })
+    }
+}
+
+/// Waits for the whole answer.
+pub(crate) async fn collect<S, E>(mut events: S) -> Result<Answer, ApiError>
+where
+    S: Stream<Item = Result<Event, E>> + Unpin,
+    E: Into<ApiError>,
+{
+    let mut pieces = Pieces::default();
+    while let Some(event) = events.next().await {
+        let event = event.map_err(Into::into)?;
+        let ended = event.is_last();
+        pieces.add(event);
+        if ended {
+            break;
+        }
+    }
+    pieces.join()
+}
+
+/// The error of an answer that has no last event.
+pub(crate) fn unfinished() -> ApiError {
     ApiError::internal("the answer ended without its last event; try again")
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::{
+        api::fake::{finish, text},
+        inference::FinishReason,
+    };
+
+    /// Writes a letter for each event.
+    struct Letters;
+
+    impl Encoder for Letters {
+        fn event(&mut self, event: Event, out: &mut Vec<u8>) {
+            match event {
+                Event::Delta(delta) => out.extend_from_slice(delta.content.as_bytes()),
+                Event::Finished(_) => out.push(b'.'),
+            }
+        }
+
+        fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>) {
+            out.extend_from_slice(format!("!{error}").as_bytes());
+        }
+    }
+
+    fn after<T: Send + 'static>(seconds: u64, value: T) -> impl Future<Output = T> + Send + 'static {
+        tokio::time::sleep(Duration::from_secs(seconds)).map(move |()| value)
+    }
+
+    /// Events, each with the seconds that it takes.
+    fn steps(events: Vec<(u64, Result<Event, ApiError>)>) -> Steps {
+        stream::iter(events)
+            .then(|(seconds, event)| after(seconds, event))
+            .boxed()
+    }
+
+    /// What a response writes, and when.
+    async fn writes(response: Response<Body>) -> Vec<(u64, String)> {
+        let began = Instant::now();
+        let mut body = response.into_body();
+        let mut writes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let data = frame.unwrap().into_data().unwrap();
+            writes.push((began.elapsed().as_secs(), String::from_utf8(data.to_vec()).unwrap()));
+        }
+        writes
+    }
+
+    const COMMENT: &str = ": keep-alive\n\n";
+
+    fn write(at: u64, text: &str) -> (u64, String) {
+        (at, text.to_owned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quick_answer_has_no_comment() {
+        let events = steps(vec![(14, Ok(text("a"))), (14, Ok(finish(FinishReason::Stop, &[])))]);
+        let response = sse_response(after(14, Ok(events)), Letters).await.unwrap();
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        assert_eq!(writes(response).await, [write(14, "a"), write(28, ".")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_early_failure_keeps_its_status() {
+        let pending = after(14, Err::<Steps, _>(ApiError::bad_request("too long")));
+        let error = sse_response(pending, Letters).await.unwrap_err();
+        assert_eq!(error, ApiError::bad_request("too long"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_prompt_gets_headers_and_comments_before_its_first_event() {
+        let began = Instant::now();
+        let events = steps(vec![(0, Ok(text("a"))), (1, Ok(finish(FinishReason::Stop, &[])))]);
+        let response = sse_response(after(50, Ok(events)), Letters).await.unwrap();
+        assert_eq!((response.status().as_u16(), began.elapsed().as_secs()), (200, 15));
+        assert_eq!(
+            writes(response).await,
+            [
+                write(0, COMMENT),
+                write(15, COMMENT),
+                write(30, COMMENT),
+                write(35, "a"),
+                write(36, ".")
+            ]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_failure_is_the_last_event() {
+        let pending = after(20, Err::<Steps, _>(ApiError::internal("no memory")));
+        let response = sse_response(pending, Letters).await.unwrap();
+        assert_eq!(writes(response).await, [write(0, COMMENT), write(5, "!no memory")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_between_events_is_filled_also_where_events_say_nothing() {
+        let quiet = |seconds| (seconds, Ok(text("")));
+        let events = steps(vec![
+            (1, Ok(text("a"))),
+            quiet(10),
+            quiet(10),
+            (30, Err(ApiError::internal("died"))),
+        ]);
+        let response = sse_response(ready(Ok(events)), Letters).await.unwrap();
+        assert_eq!(
+            writes(response).await,
+            [
+                write(1, "a"),
+                write(16, COMMENT),
+                write(31, COMMENT),
+                write(46, COMMENT),
+                write(51, "!died")
+            ]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_streams_have_no_comments() {
+        let events = stream::iter([text("a"), finish(FinishReason::Stop, &[])]).then(|event| after(100, Ok(event)));
+        let response = Response::new(body(Box::pin(events), Letters));
+        assert_eq!(writes(response).await, [write(100, "a"), write(200, ".")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_without_a_last_event_ends_in_an_error() {
+        let response = sse_response(ready(Ok(steps(vec![(0, Ok(text("a")))]))), Letters)
+            .await
+            .unwrap();
+        let writes = writes(response).await;
+        assert_eq!(
+            writes.last().unwrap().1,
+            "!the answer ended without its last event; try again"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_drops_the_body_ends_the_wait() {
+        let held = std::sync::Arc::new(());
+        let holder = held.clone();
+        let pending = async move {
+            let _holder = holder;
+            std::future::pending::<Result<Steps, ApiError>>().await
+        };
+        let response = sse_response(pending, Letters).await.unwrap();
+        assert_eq!(std::sync::Arc::strong_count(&held), 2);
+        drop(response);
+        assert_eq!(std::sync::Arc::strong_count(&held), 1);
+    }
 }

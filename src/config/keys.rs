@@ -85,6 +85,7 @@ pub(super) const KEYS: &[Key<Config>] = &[
     key!("ollama.connect_timeout", ollama.connect_timeout, Time),
     key!("ollama.fallback_version", ollama.fallback_version, Text),
     key!("ollama.priority", ollama.priority, List<Choice>),
+    key!("ollama.honest_v1", ollama.honest_v1, Flag),
     key!("hub.enabled", hub.enabled, Flag),
     key!("hub.endpoint", hub.endpoint, Text),
     key!("hub.mirrors", hub.mirrors, List<Text>),

@@ -60,6 +60,8 @@ pub struct OllamaConfig {
     pub fallback_version: String,
     /// Who answers where both know a plain name.
     pub priority: Vec<ProviderName>,
+    /// Send a request on `/v1` that holds what Ollama leaves out there to its native route, instead of passing it on.
+    pub honest_v1: bool,
 }
 
 /// One side of the house.
@@ -258,6 +260,7 @@ impl Default for OllamaConfig {
             connect_timeout: Duration::from_secs(5),
             fallback_version: "0.13.5".into(),
             priority: vec![ProviderName::Ollama, ProviderName::HuggingFace],
+            honest_v1: false,
         }
     }
 }

@@ -151,6 +151,9 @@ fn ollama(config: &Config, findings: &mut Findings) {
     if (1..ollama.priority.len()).any(|index| ollama.priority[..index].contains(&ollama.priority[index])) {
         findings.problem("ollama.priority", "names a provider twice");
     }
+    if ollama.honest_v1 && !ollama.enabled {
+        findings.warning("ollama.honest_v1", "has no effect, because ollama.enabled is false");
+    }
 }
 
 fn hub(hub: &HubConfig, findings: &mut Findings) {

@@ -15,7 +15,7 @@ use crate::{
     hub::Hub,
     lifecycle::{Helper, Lifecycle, LifecycleHealth, WorkerCommand},
     observability::{self, LogControl},
-    provider::{HuggingFace, Registry, ollama::Ollama},
+    provider::{Aliases, HuggingFace, Registry, ollama::Ollama},
     server::{BindError, ServeError, Server, Stop},
 };
 
@@ -94,7 +94,8 @@ async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartErro
     };
     let lifecycle = Lifecycle::start(worker.clone());
     let hugging_face = HuggingFace::new(Hub::new(&config.state_dir), lifecycle.clone(), Helper::new(worker));
-    let api = api(&store, hugging_face, &lifecycle);
+    let registry = Registry::with_aliases(Arc::new(hugging_face), Aliases::load(&config.state_dir));
+    let api = api(&store, registry, &lifecycle);
 
     for address in server.addresses() {
         tracing::info!(%address, "listening");
@@ -113,11 +114,11 @@ async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartErro
     Ok(outcome?)
 }
 
-fn api(store: &Arc<ConfigStore>, hugging_face: HuggingFace, lifecycle: &Lifecycle) -> Api {
+fn api(store: &Arc<ConfigStore>, registry: Registry, lifecycle: &Lifecycle) -> Api {
     let (health_of, settings) = (lifecycle.clone(), Arc::clone(store));
     let described = Arc::clone(store);
     Api {
-        registry: Registry::new(Arc::new(hugging_face)),
+        registry,
         upstream: Arc::new(Ollama::new()),
         config: store.live(),
         health: Arc::new(move || health(&health_of.health(), &settings)),

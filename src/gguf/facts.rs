@@ -29,6 +29,63 @@ const ENCODERS: &[&str] = &[
     "t5encoder",
 ];
 
+/// How fill-in-the-middle tokens are marked: keys of their ids, new and old, and the spellings by which llama.cpp knows them in a
+/// vocabulary whose file does not say.
+const FILL_IN_THE_MIDDLE: [(&[&str], &[&str]); 3] = [
+    (
+        &["tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id"],
+        &[
+            "<|fim_prefix|>",
+            "<fim-prefix>",
+            "<fim_prefix>",
+            "<｜fim▁begin｜>",
+            "<PRE>",
+            "▁<PRE>",
+            "<|code_prefix|>",
+            "<|prefix|>",
+        ],
+    ),
+    (
+        &["tokenizer.ggml.fim_suf_token_id", "tokenizer.ggml.suffix_token_id"],
+        &[
+            "<|fim_suffix|>",
+            "<fim-suffix>",
+            "<fim_suffix>",
+            "<｜fim▁hole｜>",
+            "<SUF>",
+            "▁<SUF>",
+            "<|code_suffix|>",
+            "<|suffix|>",
+        ],
+    ),
+    (
+        &["tokenizer.ggml.fim_mid_token_id", "tokenizer.ggml.middle_token_id"],
+        &[
+            "<|fim_middle|>",
+            "<fim-middle>",
+            "<fim_middle>",
+            "<｜fim▁end｜>",
+            "<MID>",
+            "▁<MID>",
+            "<|code_middle|>",
+            "<|middle|>",
+        ],
+    ),
+];
+
+/// Whether the vocabulary has a prefix, a suffix and a middle token.
+fn fills_in_the_middle(header: &Header) -> bool {
+    let vocabulary = header.get("tokenizer.ggml.tokens").and_then(Value::as_strings);
+    FILL_IN_THE_MIDDLE.iter().all(|(keys, spellings)| {
+        keys.iter().any(|key| header.get(key).is_some())
+            || vocabulary.is_some_and(|tokens| {
+                tokens
+                    .iter()
+                    .any(|token| spellings.iter().any(|spelling| spelling.as_bytes() == token))
+            })
+    })
+}
+
 /// What the header of a whole file says.
 #[must_use]
 pub fn facts(header: &Header) -> ModelFacts {
@@ -187,6 +244,9 @@ fn capabilities(header: &Header) -> Vec<Capability> {
     let mut found = Vec::new();
     if has("tools") || has("tool_call") {
         found.push(Capability::Tools);
+    }
+    if fills_in_the_middle(header) {
+        found.push(Capability::Insert);
     }
     let splits_reasoning = (has("content.split('</think>')") || has("content.split(\"</think>\")"))
         && !has("reasoning_content")
@@ -359,7 +419,7 @@ mod tests {
 
     #[test]
     fn capabilities_come_from_keys_and_the_template() {
-        use Capability::{Audio, Completion, Embedding, Thinking, Tools, Vision};
+        use Capability::{Audio, Completion, Embedding, Insert, Thinking, Tools, Vision};
         let u = Value::U32(1);
         let cases: Vec<(&str, &str, Keys, Vec<Capability>)> = vec![
             ("llama", "", vec![], vec![Completion]),
@@ -370,6 +430,22 @@ mod tests {
                 vec![Tools, Thinking, Completion],
             ),
             ("llama", "message.tool_call", vec![], vec![Tools, Completion]),
+            (
+                "llama",
+                "",
+                vec![
+                    ("tokenizer.ggml.fim_pre_token_id", u.clone()),
+                    ("tokenizer.ggml.suffix_token_id", u.clone()),
+                    ("tokenizer.ggml.fim_mid_token_id", u.clone()),
+                ],
+                vec![Insert, Completion],
+            ),
+            (
+                "llama",
+                "",
+                vec![("tokenizer.ggml.fim_pre_token_id", u.clone())],
+                vec![Completion],
+            ),
             ("llama", "<think>", vec![], vec![Completion]),
             ("llama", "content.split('</think>')", vec![], vec![Thinking, Completion]),
             (

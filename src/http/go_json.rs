@@ -173,6 +173,7 @@ mod tests {
         assert_eq!(to_string(value).unwrap(), expected);
     }
 
+    // Traps 34, 63
     #[test]
     fn strings() {
         for (text, expected) in [

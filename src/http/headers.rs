@@ -105,6 +105,7 @@ mod tests {
             .collect()
     }
 
+    // Trap 61
     #[test]
     fn hop_by_hop_headers_go_and_the_order_of_others_stays() {
         let mut headers = map(&[

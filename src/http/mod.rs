@@ -11,3 +11,4 @@ pub mod ndjson;
 pub mod peek;
 pub mod spool;
 pub mod sse;
+pub mod zstd;

@@ -1,6 +1,10 @@
 //! Newline-delimited JSON, as Ollama streams it: one object, one line feed, one frame.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http_body_util::BodyExt;
+use memchr::memchr;
+
+use super::body::{Body, BoxError};
 
 /// Content type of a stream.
 pub const CONTENT_TYPE: &str = "application/x-ndjson";
@@ -14,10 +18,123 @@ pub fn frame(json: impl AsRef<[u8]>) -> Bytes {
     frame.freeze()
 }
 
+/// Why there is no next line.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// A line is longer than the bound.
+    #[error("a line is longer than {limit} bytes")]
+    TooLong {
+        /// The bound.
+        limit: usize,
+    },
+    /// The body broke off.
+    #[error("the stream broke off")]
+    Body(#[source] BoxError),
+}
+
+/// The lines of a body, each as soon as all of it is there.
+#[derive(Debug)]
+pub struct Lines {
+    body: Body,
+    buffer: BytesMut,
+    /// Bytes at the front of the buffer that hold no line feed.
+    scanned: usize,
+    limit: usize,
+}
+
+impl Lines {
+    /// The lines of `body`, none longer than `limit` bytes.
+    #[must_use]
+    pub fn new(body: Body, limit: usize) -> Self {
+        Self {
+            body,
+            buffer: BytesMut::new(),
+            scanned: 0,
+            limit,
+        }
+    }
+
+    /// The next line that is not blank, without its end; `None` at the end of the body. The last one needs no line feed.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, LineError> {
+        loop {
+            while let Some(at) = memchr(b'\n', &self.buffer[self.scanned..]) {
+                let line = self.buffer.split_to(self.scanned + at).freeze();
+                self.buffer.advance(1);
+                self.scanned = 0;
+                if !line.trim_ascii().is_empty() {
+                    return Ok(Some(line));
+                }
+            }
+            self.scanned = self.buffer.len();
+            if self.scanned > self.limit {
+                return Err(LineError::TooLong { limit: self.limit });
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+                Some(Err(error)) => return Err(LineError::Body(error)),
+                None => {
+                    self.scanned = 0;
+                    let rest = self.buffer.split().freeze();
+                    return Ok((!rest.trim_ascii().is_empty()).then_some(rest));
+                }
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use futures_util::stream;
+
+    use super::*;
+    use crate::http::body;
+
+    fn lines(chunks: &[&'static str], limit: usize) -> Lines {
+        let chunks: Vec<_> = chunks.iter().map(|chunk| Ok(Bytes::from(*chunk))).collect();
+        Lines::new(body::stream(stream::iter(chunks)), limit)
+    }
+
+    // Trap 3
     #[test]
     fn a_frame_ends_with_a_line_feed() {
         assert_eq!(super::frame("{}"), "{}\n");
+    }
+
+    #[tokio::test]
+    async fn lines_come_whole_however_they_were_cut() {
+        for chunks in [
+            &["{\"a\":1}\n{\"b\":2}\n", "\n  \r\n", "{\"c\":3}"][..],
+            &["{", "\"a\":1}", "\n{\"b\"", ":2}\n{\"c\":3}\n"],
+        ] {
+            let mut lines = lines(chunks, 100);
+            for expected in ["{\"a\":1}", "{\"b\":2}", "{\"c\":3}"] {
+                assert_eq!(lines.next().await.unwrap().unwrap(), expected);
+            }
+            assert_eq!(lines.next().await.unwrap(), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_line_beyond_the_bound_is_refused() {
+        assert!(matches!(
+            lines(&["aaaa", "aaaa", "a"], 8).next().await,
+            Err(LineError::TooLong { limit: 8 })
+        ));
+        assert_eq!(
+            lines(&["aaaa", "aaaa", "\n"], 8).next().await.unwrap().unwrap(),
+            "aaaaaaaa"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_an_error() {
+        let broken = body::stream(stream::iter([Ok(Bytes::from("a\nb")), Err("gone".into())]));
+        let mut lines = Lines::new(broken, 8);
+        assert_eq!(lines.next().await.unwrap().unwrap(), "a");
+        assert!(matches!(lines.next().await, Err(LineError::Body(_))));
     }
 }

@@ -5,11 +5,12 @@
 //! not looked at. It is no validator: what it cannot follow is [`PeekError::NotAnObject`], and what it skips may be
 //! wrong. Memory is the same for any body.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::{
+    collections::BTreeSet,
+    io::{self, BufRead, BufReader, Read},
+};
 
 use memchr::memchr2;
-
-use super::spool::Spooled;
 
 /// Decoded bytes of a value that are kept. The longest legal model name is a fifth of it.
 pub const MAX_VALUE_BYTES: usize = 2048;
@@ -18,7 +19,30 @@ pub const MAX_VALUE_BYTES: usize = 2048;
 const MAX_DEPTH: usize = 10_000;
 
 /// Decoded bytes of a key that are kept: more than the longest key that is looked for.
-const MAX_KEY_BYTES: usize = 16;
+const MAX_KEY_BYTES: usize = 32;
+
+/// Members beside those of [`Members`] that are looked for, each with what it may hold without asking for anything.
+///
+/// They are the ones that Ollama's `/v1` routes leave out of what they make of a request, on one of them at least.
+const ASKS: [(&str, Nothing); 17] = [
+    ("chat_template_kwargs", Nothing::Empty),
+    ("keep_alive", Nothing::Null),
+    ("logit_bias", Nothing::Empty),
+    ("logprobs", Nothing::Null),
+    ("max_completion_tokens", Nothing::Null),
+    ("min_p", Nothing::Null),
+    ("n", Nothing::One),
+    ("num_ctx", Nothing::Null),
+    ("options", Nothing::Empty),
+    ("output_config", Nothing::NoFormat),
+    ("output_format", Nothing::Null),
+    ("parallel_tool_calls", Nothing::True),
+    ("reasoning_effort", Nothing::Null),
+    ("think", Nothing::Null),
+    ("thinking_budget_tokens", Nothing::Null),
+    ("top_k", Nothing::Null),
+    ("truncate", Nothing::Null),
+];
 
 /// Bytes that are read from a file at once.
 const READ_BYTES: usize = 64 << 10;
@@ -38,6 +62,33 @@ pub struct Members {
     pub destination: Option<String>,
     /// `stream`
     pub stream: Option<bool>,
+    /// `tool_choice`: the word, or the `type` of the object
+    pub tool_choice: Option<String>,
+    /// Those of the members that Ollama's `/v1` routes leave out which hold more than a default.
+    pub asks: BTreeSet<&'static str>,
+}
+
+/// What asks for nothing, beside `null`.
+#[derive(Clone, Copy)]
+enum Nothing {
+    Null,
+    Empty,
+    One,
+    True,
+    /// An object without the member `format`.
+    NoFormat,
+}
+
+impl Nothing {
+    fn is(self, value: &Value) -> bool {
+        matches!(
+            (self, value),
+            (_, Value::Null)
+                | (Self::Empty | Self::NoFormat, Value::Empty)
+                | (Self::One, Value::One)
+                | (Self::True, Value::Bool(true))
+        )
+    }
 }
 
 /// Why nothing could be said of a body.
@@ -49,19 +100,6 @@ pub enum PeekError {
     /// Reading it failed.
     #[error("the body could not be read")]
     Read(#[from] io::Error),
-}
-
-/// Looks through a body, off the async threads where it lies in a file.
-pub async fn spooled(body: &Spooled) -> Result<Members, PeekError> {
-    match body.as_slice() {
-        Some(bytes) => scan_slice(bytes),
-        None => {
-            let reader = body.reader();
-            tokio::task::spawn_blocking(move || scan(reader))
-                .await
-                .map_err(io::Error::other)?
-        }
-    }
 }
 
 /// Looks through the first JSON value of `reader`. Strings longer than [`MAX_VALUE_BYTES`] are returned cut.
@@ -81,12 +119,26 @@ struct Scanner<R> {
     input: R,
 }
 
-/// A value in as much detail as its member needs.
+/// A value in as much detail as its member needs. Where a member of an object is wanted, that one stands for the object,
+/// and [`Value::Empty`] for an object that lacks it.
 enum Value {
     Text(String),
     Bool(bool),
+    /// The number 1.
+    One,
     Null,
+    /// An object or array without members.
+    Empty,
     Other,
+}
+
+/// How much of a value is wanted.
+#[derive(Clone, Copy)]
+enum Want {
+    Nothing,
+    Value,
+    /// Of an object this member.
+    Member(&'static str),
 }
 
 impl<R: BufRead> Scanner<R> {
@@ -97,9 +149,26 @@ impl<R: BufRead> Scanner<R> {
             b'n' if matches!(self.scalar(b'n')?, Value::Null) => return Ok(found),
             _ => return Err(PeekError::NotAnObject),
         }
+        self.members(|scanner, key| {
+            let member = key.and_then(Member::of);
+            let value = scanner.value(member.map_or(Want::Nothing, Member::want))?;
+            if let Some(member) = member {
+                member.set(&mut found, value);
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Goes through the rest of an object: `visit` gets each key, if it is no longer than any that is looked for, and
+    /// reads the value.
+    fn members(
+        &mut self,
+        mut visit: impl FnMut(&mut Self, Option<&str>) -> Result<(), PeekError>,
+    ) -> Result<(), PeekError> {
         let mut byte = self.token()?;
         if byte == b'}' {
-            return Ok(found);
+            return Ok(());
         }
         loop {
             if byte != b'"' {
@@ -109,26 +178,50 @@ impl<R: BufRead> Scanner<R> {
             if self.token()? != b':' {
                 return Err(PeekError::NotAnObject);
             }
-            let member = if cut { None } else { Member::of(&key) };
-            let value = self.value(member.is_some())?;
-            if let Some(member) = member {
-                member.set(&mut found, value);
-            }
+            visit(self, (!cut).then_some(&key))?;
             match self.token()? {
                 b',' => byte = self.token()?,
-                b'}' => return Ok(found),
+                b'}' => return Ok(()),
                 _ => return Err(PeekError::NotAnObject),
             }
         }
     }
 
-    fn value(&mut self, wanted: bool) -> Result<Value, PeekError> {
-        match self.token()? {
-            b'"' if wanted => Ok(Value::Text(self.text(MAX_VALUE_BYTES)?.0)),
-            b'"' => self.skip_text().map(|()| Value::Other),
-            b'{' | b'[' => self.skip_nested().map(|()| Value::Other),
-            first @ (b'-' | b'0'..=b'9' | b't' | b'f' | b'n') => self.scalar(first),
+    fn value(&mut self, want: Want) -> Result<Value, PeekError> {
+        match (self.token()?, want) {
+            (b'"', Want::Nothing) => self.skip_text().map(|()| Value::Other),
+            (b'"', _) => Ok(Value::Text(self.text(MAX_VALUE_BYTES)?.0)),
+            (b'{', Want::Member(name)) => self.member(name),
+            (b'{' | b'[', _) => self.nested(),
+            (first @ (b'-' | b'0'..=b'9' | b't' | b'f' | b'n'), _) => self.scalar(first),
             _ => Err(PeekError::NotAnObject),
+        }
+    }
+
+    /// One member of the object whose rest this is.
+    fn member(&mut self, name: &str) -> Result<Value, PeekError> {
+        let mut found = Value::Empty;
+        self.members(|scanner, key| {
+            let wanted = key.is_some_and(|key| fold(key) == name);
+            let value = scanner.value(if wanted { Want::Value } else { Want::Nothing })?;
+            if wanted {
+                found = value;
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Skips the rest of an object or array.
+    fn nested(&mut self) -> Result<Value, PeekError> {
+        match self.token()? {
+            b'}' | b']' => Ok(Value::Empty),
+            b'"' => {
+                self.skip_text()?;
+                self.skip_nested(1)
+            }
+            b'{' | b'[' => self.skip_nested(2),
+            _ => self.skip_nested(1),
         }
     }
 
@@ -168,6 +261,7 @@ impl<R: BufRead> Scanner<R> {
             b"true" => Value::Bool(true),
             b"false" => Value::Bool(false),
             b"null" => Value::Null,
+            b"1" => Value::One,
             [b'-' | b'0'..=b'9', ..] => Value::Other,
             _ => return Err(PeekError::NotAnObject),
         })
@@ -194,9 +288,8 @@ impl<R: BufRead> Scanner<R> {
         }
     }
 
-    /// Skips the rest of an object or array.
-    fn skip_nested(&mut self) -> Result<(), PeekError> {
-        let mut depth = 1usize;
+    /// Skips to the end of an object or array that is this deep in others.
+    fn skip_nested(&mut self, mut depth: usize) -> Result<Value, PeekError> {
         loop {
             let buffer = self.filled()?;
             let Some(at) = buffer
@@ -213,7 +306,7 @@ impl<R: BufRead> Scanner<R> {
                 b'"' => self.skip_text()?,
                 b'{' | b'[' if depth == MAX_DEPTH => return Err(PeekError::NotAnObject),
                 b'{' | b'[' => depth += 1,
-                _ if depth == 1 => return Ok(()),
+                _ if depth == 1 => return Ok(Value::Other),
                 _ => depth -= 1,
             }
         }
@@ -347,44 +440,64 @@ enum Member {
     Source,
     Destination,
     Stream,
+    ToolChoice,
+    Asks(&'static str, Nothing),
 }
 
 impl Member {
     fn of(key: &str) -> Option<Self> {
-        Some(match fold(key).as_str() {
+        let key = fold(key);
+        Some(match key.as_str() {
             "model" => Self::Model,
             "name" => Self::Name,
             "from" => Self::From,
             "source" => Self::Source,
             "destination" => Self::Destination,
             "stream" => Self::Stream,
-            _ => return None,
+            "tool_choice" => Self::ToolChoice,
+            _ => {
+                let (name, nothing) = ASKS.into_iter().find(|(name, _)| *name == key)?;
+                Self::Asks(name, nothing)
+            }
         })
     }
 
-    fn set(self, members: &mut Members, value: Value) {
-        if matches!(value, Value::Null) {
-            return;
+    fn want(self) -> Want {
+        match self {
+            Self::ToolChoice => Want::Member("type"),
+            Self::Asks(_, Nothing::NoFormat) => Want::Member("format"),
+            _ => Want::Value,
         }
-        let slot = match self {
-            Self::Model => &mut members.model,
-            Self::Name => &mut members.name,
-            Self::From => &mut members.from,
-            Self::Source => &mut members.source,
-            Self::Destination => &mut members.destination,
-            Self::Stream => {
-                members.stream = if let Value::Bool(stream) = value {
-                    Some(stream)
+    }
+
+    fn set(self, members: &mut Members, value: Value) {
+        let slot = match (self, &value) {
+            (Self::Asks(name, nothing), value) => {
+                if nothing.is(value) {
+                    members.asks.remove(name);
                 } else {
-                    None
+                    members.asks.insert(name);
+                }
+                return;
+            }
+            (_, Value::Null) => return,
+            (Self::Stream, value) => {
+                members.stream = match value {
+                    Value::Bool(stream) => Some(*stream),
+                    _ => None,
                 };
                 return;
             }
+            (Self::Model, _) => &mut members.model,
+            (Self::Name, _) => &mut members.name,
+            (Self::From, _) => &mut members.from,
+            (Self::Source, _) => &mut members.source,
+            (Self::Destination, _) => &mut members.destination,
+            (Self::ToolChoice, _) => &mut members.tool_choice,
         };
-        *slot = if let Value::Text(text) = value {
-            Some(text)
-        } else {
-            None
+        *slot = match value {
+            Value::Text(text) => Some(text),
+            _ => None,
         };
     }
 }
@@ -401,207 +514,4 @@ fn fold(key: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn model(body: &str) -> Option<String> {
-        scan_slice(body.as_bytes()).unwrap().model
-    }
-
-    #[test]
-    fn the_model_is_found() {
-        for (body, expected) in [
-            (r#"{"model":"a"}"#, Some("a")),
-            (
-                r#" {"prompt":"x\"}","Model" : "a" , "options":{"model":"no"}}"#,
-                Some("a"),
-            ),
-            (r#"{"model":"a","MODEL":"b"}"#, Some("b")),
-            (r#"{"model":"a","model":null}"#, Some("a")),
-            (r#"{"model":"a","model":5}"#, None),
-            (r#"{"model":"a"} {"model":"b"}"#, Some("a")),
-            (r#"{"model":"a"}]]"#, Some("a")),
-            (r#"{"mod\u0065l":"hf:\u006f\/r"}"#, Some("hf:o/r")),
-            (r#"{"model":"\ud83d\ude00"}"#, Some("😀")),
-            (r#"{"model":"\ud83dx\ud83d"}"#, Some("\u{fffd}x\u{fffd}")),
-            (r#"{"model":"\ud83d\ud83d\ude00\u0041"}"#, Some("\u{fffd}😀A")),
-            (r#"{"model":"\ude00"}"#, Some("\u{fffd}")),
-            (r#"{"models":"a","mode":"b","modelmodelmodelmodel":"c"}"#, None),
-            (r#"{"a":[[{"model":"x"}],"]"],"b":-1e5,"c":true,"model":""}"#, Some("")),
-            ("{}", None),
-            ("null", None),
-            (" null ", None),
-        ] {
-            assert_eq!(model(body).as_deref(), expected, "{body}");
-        }
-    }
-
-    #[test]
-    fn every_member_is_found() {
-        let body = r#"{"model":"m","name":"n","from":"f","\u017fource":"s","deſtination":"d","stream":false}"#;
-        let text = |text: &str| Some(text.to_owned());
-        let expected = Members {
-            model: text("m"),
-            name: text("n"),
-            from: text("f"),
-            source: text("s"),
-            destination: text("d"),
-            stream: Some(false),
-        };
-        assert_eq!(scan_slice(body.as_bytes()).unwrap(), expected);
-        assert_eq!(scan_slice(br#"{"stream":true,"stream":"yes"}"#).unwrap().stream, None);
-        assert_eq!(
-            scan_slice(br#"{"stream":true,"stream":null}"#).unwrap().stream,
-            Some(true)
-        );
-    }
-
-    #[test]
-    fn what_is_no_object_is_said_so() {
-        let deep = format!("{{\"a\":{}", "[".repeat(MAX_DEPTH + 1));
-        for body in [
-            "",
-            "  ",
-            "\u{feff}{\"model\":\"a\"}",
-            "model=a",
-            "[]",
-            "\"model\"",
-            "nul",
-            "nullx",
-            "{",
-            "{\"model\"",
-            "{\"model\":",
-            "{\"model\":\"a",
-            "{\"model\":\"a\"",
-            "{\"model\":\"a\",}",
-            "{\"model\" \"a\"}",
-            "{model:\"a\"}",
-            "{\"model\":}",
-            "{\"model\":\"\\x\"}",
-            "{\"model\":\"\\u12g4\"}",
-            "{\"a\":[1,2}",
-            "{\"a\":1 \"model\":\"b\"}",
-            &deep,
-        ] {
-            let brief = &body[..body.len().min(40)];
-            assert!(
-                matches!(scan_slice(body.as_bytes()), Err(PeekError::NotAnObject)),
-                "{brief}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_long_value_is_cut_between_characters() {
-        let body = format!("{{\"model\":\"hf:{}\"}}", "é".repeat(MAX_VALUE_BYTES));
-        let found = model(&body).unwrap();
-        assert!(found.starts_with("hf:é") && found.len() >= MAX_VALUE_BYTES - 1 && found.len() <= MAX_VALUE_BYTES);
-        assert!(found.chars().skip(3).all(|char| char == 'é'));
-    }
-
-    /// A reader that gives at most so many bytes at a time.
-    struct Pieces<'a> {
-        bytes: &'a [u8],
-        sizes: std::iter::Cycle<std::vec::IntoIter<usize>>,
-    }
-
-    impl Read for Pieces<'_> {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            let size = self.sizes.next().unwrap_or(1).min(buffer.len());
-            self.bytes.read(&mut buffer[..size])
-        }
-    }
-
-    fn in_pieces(bytes: &[u8], sizes: Vec<usize>) -> Result<Members, PeekError> {
-        scan(Pieces {
-            bytes,
-            sizes: sizes.into_iter().cycle(),
-        })
-    }
-
-    fn any_value() -> impl Strategy<Value = serde_json::Value> {
-        let leaf = prop_oneof![
-            Just(serde_json::Value::Null),
-            any::<bool>().prop_map(Into::into),
-            any::<i64>().prop_map(Into::into),
-            any::<f32>().prop_map(|number| serde_json::json!(number)),
-            any::<String>().prop_map(Into::into),
-            "[\\[\\]{}\"\\\\,: a]{0,12}".prop_map(Into::into),
-        ];
-        leaf.prop_recursive(4, 32, 4, |inner| {
-            prop_oneof![
-                prop::collection::vec(inner.clone(), 0..4).prop_map(Into::into),
-                prop::collection::vec((any::<String>(), inner), 0..4)
-                    .prop_map(|members| serde_json::Value::Object(members.into_iter().collect())),
-            ]
-        })
-    }
-
-    fn any_key() -> impl Strategy<Value = String> {
-        prop_oneof![
-            prop::sample::select(vec![
-                "model",
-                "Model",
-                "name",
-                "FROM",
-                "source",
-                "destination",
-                "stream",
-                "prompt"
-            ])
-            .prop_map(str::to_owned),
-            any::<String>(),
-        ]
-    }
-
-    /// What serde_json and the rules of this module make of the members, one after the other.
-    fn expected(members: &[(String, serde_json::Value)]) -> Members {
-        let mut found = Members::default();
-        for (key, value) in members {
-            if let Some(member) = Member::of(key) {
-                let value = match value {
-                    serde_json::Value::String(text) => Value::Text(text.clone()),
-                    serde_json::Value::Bool(value) => Value::Bool(*value),
-                    serde_json::Value::Null => Value::Null,
-                    _ => Value::Other,
-                };
-                member.set(&mut found, value);
-            }
-        }
-        found
-    }
-
-    proptest! {
-        #[test]
-        fn valid_objects_read_as_serde_json_reads_them(
-            members in prop::collection::vec((any_key(), any_value()), 0..8),
-            blank in "[ \t\r\n]{0,3}",
-            sizes in prop::collection::vec(1usize..9, 1..5),
-        ) {
-            let mut body = format!("{blank}{{");
-            for (at, (key, value)) in members.iter().enumerate() {
-                let comma = if at == 0 { "" } else { "," };
-                body += &format!("{comma}{blank}{}{blank}:{blank}{value}{blank}", serde_json::json!(key));
-            }
-            body += "}";
-            prop_assert!(serde_json::from_str::<serde_json::Value>(&body).is_ok());
-            prop_assert_eq!(scan_slice(body.as_bytes()).unwrap(), expected(&members));
-            prop_assert_eq!(in_pieces(body.as_bytes(), sizes).unwrap(), expected(&members));
-        }
-
-        #[test]
-        fn the_way_a_body_is_cut_changes_nothing(
-            body in prop_oneof![
-                "\\{(\"(model|na\\\\u006de)\":(\"[a\\\\\"u0]{0,6}\"|[0-9tn\\[\\]]{1,3}),?){0,3}\\}?.{0,2}".prop_map(String::into_bytes),
-                prop::collection::vec(any::<u8>(), 0..64),
-            ],
-            sizes in prop::collection::vec(1usize..9, 1..5),
-        ) {
-            let whole = scan_slice(&body).map_err(|error| error.to_string());
-            let pieces = in_pieces(&body, sizes).map_err(|error| error.to_string());
-            prop_assert_eq!(whole, pieces);
-        }
-    }
-}
+mod tests;

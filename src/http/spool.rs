@@ -116,9 +116,9 @@ impl Spooled {
         self.len == 0
     }
 
-    /// The bytes, where they are in memory.
+    /// The bytes, where they are in memory. Cloning them copies nothing.
     #[must_use]
-    pub fn as_slice(&self) -> Option<&[u8]> {
+    pub fn in_memory(&self) -> Option<&Bytes> {
         match &self.store {
             Store::Memory(bytes) => Some(bytes),
             Store::File(_) => None,
@@ -300,7 +300,7 @@ mod tests {
         for (original, sized) in [(body::full(data.clone()), true), (chunked(&data, 7001), false)] {
             let spooled = Spooled::read(original, memory_bytes, 1 << 30).await.unwrap();
             assert_eq!(spooled.len(), len as u64);
-            assert_eq!(spooled.as_slice().is_some(), len as u64 <= memory_bytes);
+            assert_eq!(spooled.in_memory().is_some(), len as u64 <= memory_bytes);
             for _ in 0..2 {
                 let mut read = Vec::new();
                 spooled.reader().read_to_end(&mut read).unwrap();

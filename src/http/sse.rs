@@ -8,6 +8,9 @@ pub const CONTENT_TYPE: &str = "text/event-stream";
 /// What ends an OpenAI stream.
 pub const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
 
+/// A comment: readers pass over it, and whoever watches the connection sees that it is alive.
+pub const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
+
 /// An event without a name. Every line of `data` becomes a `data:` line.
 pub fn data(data: impl AsRef<[u8]>) -> Bytes {
     encode(None, data.as_ref())

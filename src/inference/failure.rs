@@ -43,6 +43,14 @@ pub enum Failure {
     /// Something that the request depends on (the Hub, the disk) failed; status 500.
     #[error("{0}")]
     Unavailable(String),
+    /// Another server, which was asked for the answer, refused with this status and these words.
+    #[error("{message}")]
+    Upstream {
+        /// HTTP status.
+        status: u16,
+        /// Its words.
+        message: String,
+    },
     /// The request was given up by its client; status 499.
     #[error("request canceled")]
     Cancelled,

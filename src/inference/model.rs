@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::Capability;
+use super::{Capability, Message};
 
 /// What a file's header says of a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,8 @@ pub struct ModelCard {
     pub digest: String,
     /// What the header says.
     pub facts: ModelFacts,
+    /// The model that a client made this one from; empty if nobody did.
+    pub parent_model: String,
 }
 
 /// A model that is in memory.
@@ -60,6 +62,8 @@ pub struct ResidentModel {
 pub struct ModelDetails {
     /// As in the listing.
     pub card: ModelCard,
+    /// The name of its weights, as a Modelfile's `FROM` has it.
+    pub from: String,
     /// The chat template's source (Jinja); empty if there is none.
     pub template: String,
     /// The licence's text or identifier; empty if unknown.
@@ -68,6 +72,8 @@ pub struct ModelDetails {
     pub system: String,
     /// Parameters from the settings, name and value in Go's spelling.
     pub parameters: Vec<(String, String)>,
+    /// Turns that stand before every conversation.
+    pub messages: Vec<Message>,
     /// Header keys, sorted; long arrays are `null` unless a verbose answer was asked for.
     pub model_info: serde_json::Map<String, serde_json::Value>,
     /// The same of the projector.

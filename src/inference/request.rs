@@ -77,7 +77,7 @@ pub enum ToolChoice {
 }
 
 /// Who speaks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Role(
     /// Lower case; values other than the usual four are passed to the template.
@@ -85,22 +85,45 @@ pub struct Role(
 );
 
 /// One turn of a conversation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Message {
     /// Who speaks.
     pub role: Role,
     /// The text; may be empty.
     pub content: String,
     /// Reasoning of an earlier assistant turn.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub thinking: String,
     /// Images or audio, decoded from base64.
+    #[serde(skip_serializing_if = "Vec::is_empty", with = "media")]
     pub media: Vec<Vec<u8>>,
     /// Calls that an assistant turn made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<super::ToolCall>,
     /// The tool whose result this is.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub tool_name: String,
     /// The call whose result this is.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub tool_call_id: String,
+}
+
+/// Bytes as base64: a list of numbers would be three times as long.
+mod media {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(media: &[Vec<u8>], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(media.iter().map(|bytes| STANDARD.encode(bytes)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Vec<u8>>, D::Error> {
+        Vec::<String>::deserialize(deserializer)?
+            .iter()
+            .map(|text| STANDARD.decode(text).map_err(D::Error::custom))
+            .collect()
+    }
 }
 
 impl Message {
@@ -110,11 +133,7 @@ impl Message {
         Self {
             role: Role(role.to_ascii_lowercase()),
             content: content.into(),
-            thinking: String::new(),
-            media: Vec::new(),
-            tool_calls: Vec::new(),
-            tool_name: String::new(),
-            tool_call_id: String::new(),
+            ..Self::default()
         }
     }
 }

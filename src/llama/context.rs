@@ -18,7 +18,8 @@ const MAX_BATCH: u32 = 16384;
 pub enum ContextPurpose {
     /// Logits of the next token.
     Generate,
-    /// One vector for each sequence, pooled as the file says; the vector of its last token where the file says nothing.
+    /// One vector for each sequence, pooled as the file says. Where it says nothing: the vector of the last token, which alone
+    /// has seen the whole text, or the mean where every token has.
     Embed,
 }
 
@@ -120,7 +121,11 @@ impl Context {
         let context = Self::allocate(Arc::clone(&model), raw)?;
         if params.purpose == ContextPurpose::Embed && !context.pools() {
             drop(context);
-            raw.pooling_type = sys::LLAMA_POOLING_TYPE_LAST;
+            raw.pooling_type = if model.is_causal() {
+                sys::LLAMA_POOLING_TYPE_LAST
+            } else {
+                sys::LLAMA_POOLING_TYPE_MEAN
+            };
             return Self::allocate(model, raw);
         }
         Ok(context)

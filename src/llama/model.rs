@@ -162,6 +162,15 @@ impl Model {
             .unwrap_or(0)
     }
 
+    /// Whether a token sees only what comes before it, as in models that generate.
+    #[must_use]
+    pub fn is_causal(&self) -> bool {
+        let key = |architecture: String| format!("{architecture}.attention.causal");
+        self.metadata("general.architecture")
+            .and_then(|architecture| self.metadata(&key(architecture)))
+            .is_none_or(|value| value != "false")
+    }
+
     /// A value of the file's metadata as text; `None` if it is not there.
     #[must_use]
     pub fn metadata(&self, key: &str) -> Option<String> {

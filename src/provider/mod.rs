@@ -1,15 +1,17 @@
 //! Who answers for a model name.
 //!
 //! A [`Provider`] serves neutral requests; a plain name that Ollama answers is not put through one: its bytes are
-//! forwarded as they are.
+//! forwarded as they are. (Unless `ollama.honest_v1` is on, and a request asks for what Ollama would leave out.)
 
+mod aliases;
 mod huggingface;
 pub mod ollama;
 pub mod registry;
 
+pub use aliases::{Alias, AliasError, AliasSettings, Aliases, Layer, PlainName};
 pub use huggingface::HuggingFace;
-pub use ollama::{Ollama, UpstreamError};
-pub use registry::{Owner, Registry, prefers_ollama};
+pub use ollama::{Native, Ollama, UpstreamError};
+pub use registry::{Kind, Owner, Registry, prefers_ollama};
 
 use std::{fmt, pin::Pin, sync::Arc, time::Instant};
 
@@ -18,8 +20,8 @@ use futures_util::{Stream, future::BoxFuture};
 use crate::{
     config::Config,
     inference::{
-        EmbedRequest, Embeddings, Event, Failure, InferenceRequest, KeepAlive, LoadOptions, ModelCard, ModelDetails,
-        PullEvent, ResidentModel, TextToken,
+        EmbedRequest, Embeddings, Event, Failure, InferenceRequest, KeepAlive, LoadOptions, Message, ModelCard,
+        ModelDetails, PullEvent, ResidentModel, TextToken,
     },
 };
 
@@ -50,6 +52,15 @@ pub struct TokenizeRequest {
     pub parse_special: bool,
 }
 
+/// What a client put before every conversation with a model of its own making.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Preset<'a> {
+    /// System prompt; empty if there is none.
+    pub system: &'a str,
+    /// Turns that come before the request's.
+    pub messages: &'a [Message],
+}
+
 /// Serves models by name. Names are passed as the client wrote them, blanks trimmed.
 pub trait Provider: fmt::Debug + Send + Sync {
     /// Every model that this provider lists.
@@ -76,6 +87,13 @@ pub trait Provider: fmt::Debug + Send + Sync {
 
     /// Unloads a model as soon as it is idle; fine if it is not resident.
     fn unload<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Parts of a request that [`Self::infer`] has no way to honour, by the names that they have on the wires. A dialect
+    /// tells them to the client.
+    fn drops(&self, request: &InferenceRequest) -> Vec<&'static str> {
+        let _ = request;
+        Vec::new()
+    }
 
     /// Starts an answer. Resolves when its first event is there, so that everything that can fail before it is still a status.
     fn infer<'a>(
@@ -119,6 +137,12 @@ pub trait Provider: fmt::Debug + Send + Sync {
 
     /// Downloads a model.
     fn pull<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>>;
+
+    /// What stands before every conversation with this provider's model; [`Self::infer`] puts it there by itself. Only a
+    /// provider of one model has any.
+    fn preset(&self) -> Option<Preset<'_>> {
+        None
+    }
 
     /// Removes a model from disk, or from the listing where its files are not ours.
     fn delete<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>>;

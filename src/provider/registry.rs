@@ -1,8 +1,12 @@
-//! Which provider answers a name. Pure over the configuration snapshot; the providers themselves are fixed at start.
+//! Which provider answers a name. Pure over the configuration snapshot and the models that clients made; the providers
+//! themselves are fixed at start.
 
 use std::sync::Arc;
 
-use super::Provider;
+use super::{
+    Provider,
+    aliases::{Aliased, Aliases},
+};
 use crate::config::{Config, ProviderName};
 
 /// Who answers for a name.
@@ -10,27 +14,57 @@ use crate::config::{Config, ProviderName};
 pub enum Owner {
     /// A real Ollama: forward the bytes.
     Forward,
-    /// One of our providers, under this name (an alias is already replaced by what it stands for).
+    /// One of our providers, under this name (an alias of the configuration is already replaced by what it stands for).
     Serve {
         /// The provider.
         provider: Arc<dyn Provider>,
         /// The name to ask it for.
         name: String,
-        /// Whether the name that was asked for is an alias: Ollama may have a model of that name too.
-        alias: bool,
+        /// How the name came to be ours.
+        kind: Kind,
     },
+}
+
+/// How a name came to be ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It is a name of the Hub.
+    Hub,
+    /// The configuration says so.
+    Configured,
+    /// A client made it.
+    Made,
+}
+
+impl Kind {
+    /// Whether it is a plain name, which Ollama may have too.
+    #[must_use]
+    pub fn is_plain(self) -> bool {
+        self != Self::Hub
+    }
 }
 
 /// Routes names to providers.
 #[derive(Clone, Debug)]
 pub struct Registry {
     hugging_face: Arc<dyn Provider>,
+    aliases: Aliases,
 }
 
 impl Registry {
-    /// A registry over the provider of hf: names.
+    /// A registry over the provider of hf: names. Models that clients make live as long as it does.
     pub fn new(hugging_face: Arc<dyn Provider>) -> Self {
-        Self { hugging_face }
+        Self::with_aliases(hugging_face, Aliases::default())
+    }
+
+    /// The same, over models that clients have made.
+    pub fn with_aliases(hugging_face: Arc<dyn Provider>, aliases: Aliases) -> Self {
+        Self { hugging_face, aliases }
+    }
+
+    /// The models that clients have made.
+    pub fn aliases(&self) -> &Aliases {
+        &self.aliases
     }
 
     /// Every provider that serves by itself.
@@ -49,19 +83,36 @@ impl Registry {
             return Owner::Forward;
         }
         if is_hugging_face(config, name) {
-            return self.serve(name, false);
+            return self.serve(name, Kind::Hub);
         }
-        match alias(config, name) {
-            Some(target) => self.serve(target, true),
+        if let Some(target) = alias(config, name) {
+            return self.serve(target, Kind::Configured);
+        }
+        match self.aliases.get(name) {
+            Some(alias) => Owner::Serve {
+                name: alias.name.clone(),
+                provider: Arc::new(Aliased::new(
+                    Arc::clone(&self.hugging_face),
+                    alias,
+                    self.aliases.clone(),
+                )),
+                kind: Kind::Made,
+            },
             None => Owner::Forward,
         }
     }
 
-    fn serve(&self, name: &str, alias: bool) -> Owner {
+    /// Who answers the hf: name that an alias stands for.
+    #[must_use]
+    pub fn hub(&self) -> Arc<dyn Provider> {
+        Arc::clone(&self.hugging_face)
+    }
+
+    fn serve(&self, name: &str, kind: Kind) -> Owner {
         Owner::Serve {
-            provider: Arc::clone(&self.hugging_face),
+            provider: self.hub(),
             name: name.to_owned(),
-            alias,
+            kind,
         }
     }
 }

@@ -357,6 +357,7 @@ mod tests {
         assert!(headers.contains(&("allow".into(), "POST".into())), "{headers:?}");
     }
 
+    // Trap 28
     #[tokio::test]
     async fn doubled_slashes_are_read_as_one() {
         let (_, _, text) = send("POST", "//api//chat?a//b", &[]).await;

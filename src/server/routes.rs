@@ -13,7 +13,7 @@ use crate::api::Endpoint;
 /// Methods as the `Allow` header lists them, path pattern, and what it means (given what the pattern's `{…}` matched).
 type Route = (&'static str, &'static str, fn(&str) -> Endpoint);
 
-const TABLE: [Route; 24] = [
+const TABLE: [Route; 28] = [
     ("HEAD, GET", "/", |_| Endpoint::Root),
     ("HEAD, GET", "/api/version", |_| Endpoint::Version),
     ("HEAD, GET", "/api/tags", |_| Endpoint::Tags),
@@ -28,6 +28,9 @@ const TABLE: [Route; 24] = [
     ("DELETE", "/api/delete", |_| Endpoint::Delete),
     ("POST", "/api/embed", |_| Endpoint::Embed),
     ("POST", "/api/embeddings", |_| Endpoint::Embeddings),
+    ("POST", "/api/tokenize", |_| Endpoint::Tokenize),
+    ("POST", "/api/detokenize", |_| Endpoint::Detokenize),
+    ("POST", "/api/apply_template", |_| Endpoint::ApplyTemplate),
     ("POST", "/v1/chat/completions", |_| Endpoint::OpenAiChat),
     ("POST", "/v1/completions", |_| Endpoint::OpenAiCompletions),
     ("POST", "/v1/embeddings", |_| Endpoint::OpenAiEmbeddings),
@@ -38,6 +41,7 @@ const TABLE: [Route; 24] = [
         id: id.to_owned(),
     }),
     ("POST", "/v1/messages", |_| Endpoint::AnthropicMessages),
+    ("POST", "/v1/messages/count_tokens", |_| Endpoint::AnthropicCountTokens),
     ("GET", "/health", |_| Endpoint::Health),
     ("GET", "/config", |_| Endpoint::Config),
 ];

@@ -231,6 +231,7 @@ mod tests {
         all
     }
 
+    // Trap 66
     #[test]
     fn a_call_cut_into_pieces_is_one_call() {
         let text = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>";

@@ -111,7 +111,7 @@ impl Engine {
             batch: embed_window.max(EMBED_BATCH),
             ..params.clone()
         };
-        let embeds_only = makes_vectors_only(&model);
+        let embeds_only = spec.embeds_only;
         let mut loaded = LoadedModel {
             context_length,
             parallel: 1,
@@ -279,14 +279,6 @@ impl Engine {
         };
         embedder.push(task);
     }
-}
-
-/// Whether a file is an embedding model: one that says how its vectors are pooled, as Ollama tells them apart.
-fn makes_vectors_only(model: &Model) -> bool {
-    model
-        .metadata("general.architecture")
-        .and_then(|architecture| model.metadata(&format!("{architecture}.pooling_type")))
-        .is_some()
 }
 
 fn start_preparing(

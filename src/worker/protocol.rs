@@ -184,6 +184,8 @@ pub struct LoadSpec {
     pub mmap: bool,
     /// Refuse NaN and infinite weights.
     pub check_tensors: bool,
+    /// Whether the model makes vectors only, no text.
+    pub embeds_only: bool,
 }
 
 /// What was loaded.

@@ -10,12 +10,13 @@ use crate::{
     api::{
         dispatch::Target,
         error::ApiError,
-        model::Model,
+        model::{CheckedTools, Model},
+        options::Options,
         reply::{self, JSON_UTF8},
         stream,
     },
     http::body::Body,
-    inference::{Failure, InferenceRequest, KeepAlive, LoadOptions, Prompt, ToolChoice},
+    inference::{Failure, InferenceRequest, KeepAlive, LoadOptions, Prompt, Think, ToolChoice},
     provider::Call,
 };
 
@@ -36,27 +37,64 @@ pub(crate) async fn chat(call: &Call, target: Target) -> Result<Response<Body>, 
     if request.messages.is_empty() && request.common.unloads() {
         return unload(call, &model, Route::Chat).await;
     }
-    model.require_text("chat")?;
-    let think = model.think(request.common.think)?;
-    let tools = model.tools(call, request.tools, false)?;
-    let options = request.common.take_options()?;
+    let checked = Checked::new(call, &model, &mut request)?;
     if request.messages.is_empty() {
-        return load(call, &model, options.load, request.common.keep_alive, Route::Chat).await;
+        return load(
+            call,
+            &model,
+            checked.options.load,
+            request.common.keep_alive,
+            Route::Chat,
+        )
+        .await;
     }
-    let streams = request.common.streams();
-    let prompt = Prompt::Chat {
-        messages: request.messages,
-        tools: tools.tools,
-        tool_choice: ToolChoice::Auto,
-        parallel_tool_calls: true,
-        context: Vec::new(),
+    let (streams, only_renders) = (request.common.streams(), request.common.debug_render_only);
+    let ignored = checked.ignored();
+    let inference = checked.into_inference(request)?;
+    let mut response = if only_renders {
+        render(call, &model, inference, Route::Chat).await?
+    } else {
+        answer(call, &model, inference, Route::Chat, streams).await?
     };
-    let inference = request.common.into_inference(prompt, options, think, false)?;
-    let mut response = answer(call, &model, inference, Route::Chat, streams).await?;
-    if tools.ignored {
-        reply::mark_ignored(response.headers_mut(), &["tools"]);
-    }
+    reply::mark_ignored(response.headers_mut(), ignored);
     Ok(response)
+}
+
+/// What the checks of the model leave of a chat.
+pub(super) struct Checked {
+    think: Think,
+    tools: CheckedTools,
+    options: Options,
+}
+
+impl Checked {
+    pub(super) fn new(call: &Call, model: &Model, request: &mut ChatRequest) -> Result<Self, ApiError> {
+        model.require_text("chat")?;
+        Ok(Self {
+            think: model.think(request.common.think)?,
+            tools: model.tools(call, std::mem::take(&mut request.tools), false)?,
+            options: request.common.take_options()?,
+        })
+    }
+
+    /// What was asked for and has no effect.
+    pub(super) fn ignored(&self) -> &'static [&'static str] {
+        match self.tools.ignored {
+            true => &["tools"],
+            false => &[],
+        }
+    }
+
+    pub(super) fn into_inference(self, request: ChatRequest) -> Result<InferenceRequest, ApiError> {
+        let prompt = Prompt::Chat {
+            messages: request.messages,
+            tools: self.tools.tools,
+            tool_choice: ToolChoice::Auto,
+            parallel_tool_calls: true,
+            context: Vec::new(),
+        };
+        request.common.into_inference(prompt, self.options, self.think, false)
+    }
 }
 
 /// Makes a model resident.
@@ -112,6 +150,26 @@ pub(super) async fn answer(
     }
     let answer = stream::collect(events).await?;
     Ok(reply::bytes(StatusCode::OK, JSON_UTF8, frames.whole(answer)))
+}
+
+/// Shows the prompt that the model would be given.
+pub(super) async fn render(
+    call: &Call,
+    model: &Model,
+    request: InferenceRequest,
+    route: Route,
+) -> Result<Response<Body>, ApiError> {
+    let images = match &request.prompt {
+        Prompt::Chat { messages, .. } => messages.iter().map(|message| message.media.len()).sum(),
+        Prompt::Raw { .. } | Prompt::Infill { .. } => 0,
+    };
+    let prompt = model
+        .provider
+        .render(call, &model.name, request)
+        .await
+        .map_err(|failure| model.failure(failure))?;
+    let bytes = Frames::new(route, model.requested.clone()).rendered(prompt, images);
+    Ok(reply::bytes(StatusCode::OK, JSON_UTF8, bytes))
 }
 
 /// Failures that Ollama's streaming code reports, with its own content type; scheduling reports the others.

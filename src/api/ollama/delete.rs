@@ -21,11 +21,12 @@ pub(crate) async fn delete(call: &Call, target: Target) -> Result<Response<Body>
         name,
         requested,
         body,
+        is_configured,
         ..
     } = target;
     let all = wants_files(body.bytes())?;
     drop(body);
-    if requested.trim() != name {
+    if is_configured {
         return Err(ApiError::bad_request(format!(
             "{requested} is an alias of {name} in the configuration; remove it there, or delete {name}"
         )));

@@ -11,7 +11,7 @@ use crate::{
 /// `details` as `/api/ps` and `/api/show` have it.
 #[derive(Serialize)]
 pub(super) struct Details<'a> {
-    parent_model: &'static str,
+    parent_model: &'a str,
     format: &'static str,
     family: &'a str,
     families: Option<&'a [String]>,
@@ -22,7 +22,7 @@ pub(super) struct Details<'a> {
 /// `details` as `/api/tags` has it.
 #[derive(Serialize)]
 struct LongDetails<'a> {
-    parent_model: &'static str,
+    parent_model: &'a str,
     format: &'static str,
     family: &'a str,
     families: Option<&'a [String]>,
@@ -48,9 +48,10 @@ pub(super) struct TagsEntry<'a> {
 }
 
 impl<'a> Details<'a> {
-    pub(super) fn of(facts: &'a ModelFacts) -> Self {
+    pub(super) fn of(card: &'a ModelCard) -> Self {
+        let facts = &card.facts;
         Self {
-            parent_model: "",
+            parent_model: &card.parent_model,
             format: "gguf",
             family: &facts.architecture,
             families: families(facts),
@@ -69,7 +70,7 @@ impl<'a> TagsEntry<'a> {
             families,
             parameter_size,
             quantization_level,
-        } = Details::of(&card.facts);
+        } = Details::of(card);
         Self {
             name,
             model: name,

@@ -44,6 +44,8 @@ struct ChatFrame<'a> {
     done: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     done_reason: Option<&'static str>,
+    #[serde(rename = "_debug_info", skip_serializing_if = "Option::is_none")]
+    debug_info: Option<DebugInfo>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     logprobs: Vec<Logprob>,
     #[serde(skip_serializing_if = "is_zero")]
@@ -86,8 +88,18 @@ struct GenerateFrame<'a> {
     eval_duration: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<WireToolCall>,
+    #[serde(rename = "_debug_info", skip_serializing_if = "Option::is_none")]
+    debug_info: Option<DebugInfo>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     logprobs: Vec<Logprob>,
+}
+
+/// What a model would have been given.
+#[derive(Serialize)]
+struct DebugInfo {
+    rendered_template: String,
+    #[serde(skip_serializing_if = "is_zero")]
+    image_count: u64,
 }
 
 #[derive(Serialize)]
@@ -122,6 +134,7 @@ struct Frame {
     tool_calls: Vec<WireToolCall>,
     logprobs: Vec<Logprob>,
     done_reason: Option<&'static str>,
+    debug_info: Option<DebugInfo>,
     metrics: Metrics,
     context: Vec<i32>,
 }
@@ -150,6 +163,17 @@ impl Frames {
     pub(crate) fn residency(self, reason: &'static str) -> Vec<u8> {
         self.encode(Frame {
             done_reason: Some(reason),
+            ..Frame::default()
+        })
+    }
+
+    /// The reply to a request that only wants to see its prompt.
+    pub(crate) fn rendered(self, prompt: String, images: usize) -> Vec<u8> {
+        self.encode(Frame {
+            debug_info: Some(DebugInfo {
+                rendered_template: prompt,
+                image_count: images as u64,
+            }),
             ..Frame::default()
         })
     }
@@ -198,6 +222,7 @@ impl Frames {
             tool_calls,
             logprobs,
             done_reason,
+            debug_info,
             metrics,
             context,
         } = frame;
@@ -216,13 +241,15 @@ impl Frames {
                 model: &self.model,
                 created_at,
                 message: WireMessage {
-                    role: "assistant",
+                    // Nobody spoke where only the prompt was asked for.
+                    role: if debug_info.is_some() { "" } else { "assistant" },
                     content,
                     thinking,
                     tool_calls,
                 },
                 done,
                 done_reason,
+                debug_info,
                 logprobs,
                 total_duration,
                 load_duration,
@@ -246,6 +273,7 @@ impl Frames {
                 eval_count,
                 eval_duration,
                 tool_calls,
+                debug_info,
                 logprobs,
             }),
         }
@@ -309,12 +337,12 @@ fn last_frame(finish: Finish) -> Frame {
 }
 
 /// At least one: a zero would be left out, and clients divide by it.
-fn nanoseconds(duration: Duration) -> u64 {
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).max(1)
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
-fn is_zero(number: &u64) -> bool {
+pub(super) fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
@@ -348,6 +376,7 @@ mod tests {
         assert_eq!(encode(Route::Chat, vec![text("")]), "");
     }
 
+    // Traps 10, 11
     #[test]
     fn the_last_frame_of_a_chat_has_all_metrics() {
         assert_eq!(
@@ -364,6 +393,7 @@ mod tests {
         );
     }
 
+    // Trap 7
     #[test]
     fn tool_calls_are_numbered_over_the_whole_answer() {
         let frames = encode(
@@ -397,6 +427,20 @@ mod tests {
         assert_eq!(
             encode(Route::Generate, vec![event]),
             "{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"response\":\"I\",\"done\":false,\"logprobs\":[{\"token\":\"I\",\"logprob\":-2.2284300327301025,\"bytes\":[73],\"top_logprobs\":[{\"token\":\"\u{fffd}\",\"logprob\":-3.5,\"bytes\":[240]}]}]}\n"
+        );
+    }
+
+    #[test]
+    fn a_rendered_prompt_is_shown_as_debug_information() {
+        let chat = Frames::new(Route::Chat, "m".into()).rendered("<p>".into(), 0);
+        assert_eq!(
+            mask(&chat),
+            r#"{"model":"m","created_at":"T","message":{"role":"","content":""},"done":false,"_debug_info":{"rendered_template":"\u003cp\u003e"}}"#
+        );
+        let generate = Frames::new(Route::Generate, "m".into()).rendered("p".into(), 2);
+        assert_eq!(
+            mask(&generate),
+            r#"{"model":"m","created_at":"T","response":"","done":false,"_debug_info":{"rendered_template":"p","image_count":2}}"#
         );
     }
 

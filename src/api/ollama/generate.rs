@@ -3,16 +3,16 @@
 use hyper::Response;
 
 use super::{
-    chat::{answer, load, unload},
+    chat::{answer, load, render, unload},
     frames::Route,
-    go_template::{Template, TemplateError, Values},
     request::GenerateRequest,
 };
 use crate::{
-    api::{dispatch::Target, error::ApiError, model::Model},
+    api::{dispatch::Target, error::ApiError, model::Model, reply},
+    go_template::{Template, TemplateError},
     http::body::Body,
-    inference::{Message, Prompt, ToolChoice},
-    provider::Call,
+    inference::{Message, Prompt, Think, ToolChoice},
+    provider::{Call, Preset},
 };
 
 /// The checks that need no model.
@@ -47,7 +47,10 @@ pub(crate) async fn generate(call: &Call, target: Target) -> Result<Response<Bod
     if request.prompt.is_empty() {
         return load(call, &model, options.load, request.common.keep_alive, Route::Generate).await;
     }
-    let streams = request.common.streams();
+    let (streams, only_renders) = (request.common.streams(), request.common.debug_render_only);
+    // A model that fills a gap is told nothing else.
+    let ignores_system = !request.suffix.is_empty() && !request.system.is_empty() && request.template.is_empty();
+    let earlier = earlier(call, &model, &mut request).await?;
     let return_context = !request.raw;
     let GenerateRequest {
         common,
@@ -59,7 +62,12 @@ pub(crate) async fn generate(call: &Call, target: Target) -> Result<Response<Bod
         raw,
         images,
     } = request;
-    let prompt = Parts {
+    let mut preset = model.provider.preset().unwrap_or_default();
+    if !earlier.is_empty() {
+        // A conversation that goes on has had them.
+        preset.messages = &[];
+    }
+    let mut prompt = Parts {
         prompt,
         suffix,
         system,
@@ -68,9 +76,33 @@ pub(crate) async fn generate(call: &Call, target: Target) -> Result<Response<Bod
         raw,
         images,
     }
-    .into_prompt()?;
+    .into_prompt(preset, think)?;
+    if let Prompt::Raw { text } = &mut prompt {
+        text.insert_str(0, &earlier);
+    }
     let inference = common.into_inference(prompt, options, think, return_context)?;
-    answer(call, &model, inference, Route::Generate, streams).await
+    let mut response = if only_renders {
+        render(call, &model, inference, Route::Generate).await?
+    } else {
+        answer(call, &model, inference, Route::Generate, streams).await?
+    };
+    if ignores_system {
+        reply::mark_ignored(response.headers_mut(), &["system"]);
+    }
+    Ok(response)
+}
+
+/// What goes before a prompt of the request's own template: the text of an earlier answer, where that was given as
+/// token ids.
+async fn earlier(call: &Call, model: &Model, request: &mut GenerateRequest) -> Result<String, ApiError> {
+    if request.template.is_empty() || request.context.is_empty() {
+        return Ok(String::new());
+    }
+    model
+        .provider
+        .detokenize(call, &model.name, std::mem::take(&mut request.context))
+        .await
+        .map_err(|failure| model.failure(failure))
 }
 
 /// What a prompt is made of.
@@ -85,7 +117,8 @@ struct Parts {
 }
 
 impl Parts {
-    fn into_prompt(self) -> Result<Prompt, ApiError> {
+    /// `preset` is what stands before the prompt where the request's template takes the place of the model's.
+    fn into_prompt(self, preset: Preset<'_>, think: Think) -> Result<Prompt, ApiError> {
         let Self {
             prompt,
             suffix,
@@ -103,14 +136,22 @@ impl Parts {
         }
         if as_text && !context.is_empty() {
             return Err(ApiError::bad_request(
-                "context together with suffix or template is not supported for hf: models",
+                "context together with suffix is not supported for hf: models",
             ));
         }
         if !template.is_empty() {
-            let values = Values { system, prompt, suffix };
-            let text = Template::parse(&template)
-                .and_then(|template| template.render(&values))
-                .map_err(template_error)?;
+            let template = Template::parse(&template).map_err(template_error)?;
+            let text = if suffix.is_empty() {
+                let system = if system.is_empty() { preset.system } else { &system };
+                let mut messages = Vec::with_capacity(preset.messages.len() + 2);
+                messages.extend((!system.is_empty()).then(|| Message::text("system", system)));
+                messages.extend_from_slice(preset.messages);
+                messages.push(Message::text("user", prompt));
+                template.render(&messages, think)
+            } else {
+                template.render_infill(&prompt, &suffix, think)
+            };
+            let text = text.map_err(template_error)?;
             return Ok(Prompt::Raw { text });
         }
         if !suffix.is_empty() {
@@ -140,7 +181,7 @@ impl Parts {
 /// What Ollama cannot parse either is its 500; what only we do not know is the client's to change.
 fn template_error(error: TemplateError) -> ApiError {
     match &error {
-        TemplateError::Syntax(_) => ApiError::internal(error.to_string()),
+        TemplateError::Syntax(_) | TemplateError::Execution(_) => ApiError::internal(error.to_string()),
         TemplateError::Unsupported(_) | TemplateError::TooLong => ApiError::bad_request(error.to_string()),
     }
 }

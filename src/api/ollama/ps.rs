@@ -73,7 +73,7 @@ fn entry(resident: &ResidentModel, now: SystemTime) -> Entry {
             model: &card.name,
             size: *size_bytes,
             digest: &card.digest,
-            details: Details::of(&card.facts),
+            details: Details::of(card),
             expires_at: timestamp::rfc3339_local(expires_at),
             size_vram: (*device_bytes).min(*size_bytes),
             context_length: *context_length,
@@ -86,6 +86,7 @@ mod tests {
     use super::*;
     use crate::api::fake::card;
 
+    // Traps 53, 54, 55
     #[test]
     fn an_entry_has_the_golden_form() {
         let resident = ResidentModel {

@@ -102,7 +102,7 @@ async fn last(mut progress: PullStream, requested: &str) -> Result<Response<Body
     Ok(reply::bytes(StatusCode::OK, JSON, line))
 }
 
-fn push_frame(event: &PullEvent, out: &mut Vec<u8>) {
+pub(super) fn push_frame(event: &PullEvent, out: &mut Vec<u8>) {
     match event {
         PullEvent::Status(status) => {
             reply::push_line(

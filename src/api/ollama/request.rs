@@ -15,7 +15,7 @@ use crate::{
 /// Messages in one request.
 const MAX_MESSAGES: usize = 1 << 16;
 
-/// Token ids in `context`.
+/// Token ids in one list.
 const MAX_CONTEXT: usize = 1 << 20;
 
 /// What Ollama says to `arguments` that are no object, the string that OpenAI's API has there among them.
@@ -35,7 +35,7 @@ pub(crate) struct Common {
     shift: Option<bool>,
     logprobs: bool,
     top_logprobs: Option<i64>,
-    debug_render_only: bool,
+    pub(crate) debug_render_only: bool,
 }
 
 /// `POST /api/generate`
@@ -101,11 +101,6 @@ impl Common {
 
     /// The options, or the error that they are.
     pub(crate) fn take_options(&mut self) -> Result<Options, ApiError> {
-        if self.debug_render_only {
-            return Err(ApiError::bad_request(
-                "_debug_render_only is not supported for hf: models",
-            ));
-        }
         self.options.take().unwrap_or_else(|| Ok(Options::default()))
     }
 
@@ -124,7 +119,7 @@ impl Common {
             load: options.load,
             format: self.format.into_format()?,
             think,
-            thinking_budget: None,
+            thinking_budget: options.thinking_budget,
             keep_alive: self.keep_alive,
             truncate: self.truncate.unwrap_or(true),
             shift: self.shift.unwrap_or(true),
@@ -168,7 +163,7 @@ impl ChatRequest {
                 continue;
             };
             match key.as_str() {
-                "messages" => request.messages = messages(node)?,
+                "messages" => request.messages = messages(ROOT, node)?,
                 "tools" => request.tools = values::tools(node, Field(ROOT, "tools"))?,
                 _ => {}
             }
@@ -177,11 +172,13 @@ impl ChatRequest {
     }
 }
 
-fn token_ids(node: Node<'_>, field: Field) -> Result<Vec<i32>, DecodeError> {
+/// A list of token ids.
+pub(super) fn token_ids(node: Node<'_>, field: Field) -> Result<Vec<i32>, DecodeError> {
     let items = node.read_array(field, "[]int")?;
     if items.len() > MAX_CONTEXT {
         return Err(DecodeError::new(format!(
-            "context holds more than {MAX_CONTEXT} tokens"
+            "{} holds more than {MAX_CONTEXT} tokens",
+            field.1
         )));
     }
     items
@@ -189,13 +186,15 @@ fn token_ids(node: Node<'_>, field: Field) -> Result<Vec<i32>, DecodeError> {
         .map(|item| {
             let mut id = None;
             item.read_int(&mut id, field)?;
-            i32::try_from(id.unwrap_or(0)).map_err(|_| DecodeError::new("context holds a number that is no token"))
+            i32::try_from(id.unwrap_or(0))
+                .map_err(|_| DecodeError::new(format!("{} holds a number that is no token", field.1)))
         })
         .collect()
 }
 
-fn messages(node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
-    let items = node.read_array(Field("ChatRequest", "messages"), "[]api.Message")?;
+/// Turns of a conversation; `root` is what Go calls the request.
+pub(super) fn messages(root: &'static str, node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
+    let items = node.read_array(Field(root, "messages"), "[]api.Message")?;
     if items.len() > MAX_MESSAGES {
         return Err(DecodeError::new(format!(
             "the request holds more than {MAX_MESSAGES} messages"
@@ -204,60 +203,56 @@ fn messages(node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
     items
         .into_iter()
         .enumerate()
-        .map(|(index, item)| message(index, item))
+        .map(|(index, item)| message(root, index, item))
         .collect()
 }
 
-fn message(index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
-    const ROOT: &str = "ChatRequest";
+fn message(root: &'static str, index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
     let mut message = Message::text("", "");
-    for (key, node) in node.read_object(Field(ROOT, "messages"), "api.Message")? {
+    for (key, node) in node.read_object(Field(root, "messages"), "api.Message")? {
         match key.to_ascii_lowercase().as_str() {
             "role" => {
                 let mut role = String::new();
-                node.read_string(&mut role, Field(ROOT, "messages.role"))?;
+                node.read_string(&mut role, Field(root, "messages.role"))?;
                 message.role = Role(role.to_lowercase());
             }
-            "content" => node.read_string(&mut message.content, Field(ROOT, "messages.content"))?,
-            "thinking" => node.read_string(&mut message.thinking, Field(ROOT, "messages.thinking"))?,
-            "images" => message.media = values::media(node, Field(ROOT, "messages.images"))?,
-            "tool_calls" => message.tool_calls = tool_calls(index, node)?,
-            "tool_name" => node.read_string(&mut message.tool_name, Field(ROOT, "messages.tool_name"))?,
-            "tool_call_id" => node.read_string(&mut message.tool_call_id, Field(ROOT, "messages.tool_call_id"))?,
+            "content" => node.read_string(&mut message.content, Field(root, "messages.content"))?,
+            "thinking" => node.read_string(&mut message.thinking, Field(root, "messages.thinking"))?,
+            "images" => message.media = values::media(node, Field(root, "messages.images"))?,
+            "tool_calls" => message.tool_calls = tool_calls(root, index, node)?,
+            "tool_name" => node.read_string(&mut message.tool_name, Field(root, "messages.tool_name"))?,
+            "tool_call_id" => node.read_string(&mut message.tool_call_id, Field(root, "messages.tool_call_id"))?,
             _ => {}
         }
     }
     Ok(message)
 }
 
-fn tool_calls(message: usize, node: Node<'_>) -> Result<Vec<ToolCall>, DecodeError> {
-    let field = Field("ChatRequest", "messages.tool_calls");
+fn tool_calls(root: &'static str, message: usize, node: Node<'_>) -> Result<Vec<ToolCall>, DecodeError> {
+    let field = Field(root, "messages.tool_calls");
     let items = node.read_array(field, "[]api.ToolCall")?;
     items
         .into_iter()
         .enumerate()
-        .map(|(index, item)| tool_call(message, index, item, field))
+        .map(|(index, item)| tool_call(root, message, index, item))
         .collect()
 }
 
-fn tool_call(message: usize, index: usize, node: Node<'_>, field: Field) -> Result<ToolCall, DecodeError> {
-    const FUNCTION: Field = Field("ChatRequest", "messages.tool_calls.function");
+fn tool_call(root: &'static str, message: usize, index: usize, node: Node<'_>) -> Result<ToolCall, DecodeError> {
+    let function = Field(root, "messages.tool_calls.function");
     let mut call = ToolCall {
         id: String::new(),
         name: String::new(),
         arguments: serde_json::Map::new(),
     };
-    for (key, node) in node.read_object(field, "api.ToolCall")? {
+    for (key, node) in node.read_object(Field(root, "messages.tool_calls"), "api.ToolCall")? {
         match key.to_ascii_lowercase().as_str() {
-            "id" => node.read_string(&mut call.id, Field("ChatRequest", "messages.tool_calls.id"))?,
+            "id" => node.read_string(&mut call.id, Field(root, "messages.tool_calls.id"))?,
             "function" => {
-                for (key, node) in node.read_object(FUNCTION, "api.ToolCallFunction")? {
+                for (key, node) in node.read_object(function, "api.ToolCallFunction")? {
                     match key.to_ascii_lowercase().as_str() {
                         "name" => {
-                            node.read_string(
-                                &mut call.name,
-                                Field("ChatRequest", "messages.tool_calls.function.name"),
-                            )?;
+                            node.read_string(&mut call.name, Field(root, "messages.tool_calls.function.name"))?;
                         }
                         "arguments" => match values::plain_value(&node)? {
                             serde_json::Value::Object(arguments) => call.arguments = arguments,

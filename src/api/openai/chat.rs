@@ -3,16 +3,17 @@
 use std::time::SystemTime;
 
 use hyper::{Response, StatusCode};
+use serde_json::value::RawValue;
 
 use super::{
+    choices,
     chunks::Chunks,
     handler_error,
-    request::{ChatCompletionRequest, ToolChoice},
-    shim_error,
+    request::{ChatCompletionRequest, Tools},
+    shim, shim_error,
 };
 use crate::{
     api::{
-        decode::DecodeError,
         dispatch::Target,
         error::ApiError,
         listing,
@@ -21,6 +22,7 @@ use crate::{
         stream,
     },
     http::body::Body,
+    inference::{InferenceRequest, Prompt, ToolChoice},
     provider::Call,
 };
 
@@ -34,57 +36,98 @@ pub(crate) fn nameless_chat(body: &[u8]) -> Response<Body> {
 
 /// Answers for a model of ours.
 pub(crate) async fn chat(call: &Call, target: Target) -> Response<Body> {
-    let request = match decode(target.body.bytes()) {
+    let (request, tools) = match decode(target.body.bytes()) {
         Ok(request) => request,
         Err(error) => return shim_error(&error),
     };
-    answer(call, target, request)
+    answer(call, target, request, tools)
         .await
         .unwrap_or_else(|error| handler_error(&error))
 }
 
-fn decode(body: &[u8]) -> Result<ChatCompletionRequest, ApiError> {
-    let request = ChatCompletionRequest::decode(body).map_err(|error| match error {
-        // The shim does not go through the code that words it for the native routes.
-        DecodeError::Empty => ApiError::bad_request("EOF"),
-        other => other.into(),
-    })?;
+fn decode(body: &[u8]) -> Result<(ChatCompletionRequest, Tools), ApiError> {
+    let mut request = ChatCompletionRequest::decode(body).map_err(shim)?;
     request.check()?;
-    Ok(request)
+    let tools = request.take_tools()?;
+    Ok((request, tools))
 }
 
-async fn answer(call: &Call, target: Target, mut request: ChatCompletionRequest) -> Result<Response<Body>, ApiError> {
+async fn answer(
+    call: &Call,
+    target: Target,
+    mut request: ChatCompletionRequest,
+    tools: Tools,
+) -> Result<Response<Body>, ApiError> {
     let Target {
         provider, name, body, ..
     } = target;
     drop(body);
     request.check_range()?;
-    let model = Model::find(call, provider, name, request.model.clone()).await?;
+    let model = Model::find(call, provider, name, request.common.model.clone()).await?;
     model.require_text("chat")?;
-    let think = model.think(request.think()?)?;
-    let offered = std::mem::take(&mut request.tools);
-    let checked = match request.tool_choice {
-        ToolChoice::None => model.tools(call, Vec::new(), false)?,
-        choice => model.tools(call, offered, choice == ToolChoice::Required)?,
-    };
-    let mut ignored = request.ignored();
-    if checked.ignored {
-        ignored.push("tools");
-    }
-    let (streams, include_usage) = (request.stream, request.include_usage);
-    let inference = request.into_inference(checked.tools, think)?;
-    let events = model
-        .provider
-        .infer(call, &model.name, inference)
-        .await
-        .map_err(|failure| model.failure(failure))?;
-    let chunks = Chunks::new(model.requested, include_usage, listing::unix_seconds(SystemTime::now()));
-    let mut response = if streams {
-        reply::events(stream::body(events, chunks))
+    let think = request.common.thinking(&model)?;
+    let mut ignored = std::mem::take(&mut request.common.ignored);
+    let tools = shown_tools(&model, call, tools, &mut ignored)?;
+    let (streams, include_usage) = (request.common.stream, request.common.include_usage);
+    let (count, only_renders) = (request.common.choices()?, request.only_renders);
+    let inference = request.into_inference(tools, think)?;
+    model.note_dropped(&inference, &mut ignored);
+    let created = listing::unix_seconds(SystemTime::now());
+    let chunks = Chunks::new(model.requested.clone(), include_usage, created, count);
+    let mut response = if only_renders {
+        render(call, &model, inference, chunks).await?
     } else {
-        let answer = stream::collect(events).await?;
-        reply::bytes(StatusCode::OK, JSON, chunks.whole(answer))
+        let pending = choices::start(&model, call, choices::repeat(inference, count));
+        if streams {
+            stream::sse_response(pending, chunks).await?
+        } else {
+            let answers = choices::collect(pending.await?, count).await?;
+            reply::bytes(StatusCode::OK, JSON, chunks.whole(answers))
+        }
     };
     reply::mark_ignored(response.headers_mut(), &ignored);
     Ok(response)
+}
+
+/// The prompt that the model would be given, in one piece also where a stream was asked for.
+async fn render(
+    call: &Call,
+    model: &Model,
+    inference: InferenceRequest,
+    chunks: Chunks,
+) -> Result<Response<Body>, ApiError> {
+    let images = match &inference.prompt {
+        Prompt::Chat { messages, .. } => messages.iter().map(|message| message.media.len()).sum(),
+        Prompt::Raw { .. } | Prompt::Infill { .. } => 0,
+    };
+    let prompt = model
+        .provider
+        .render(call, &model.name, inference)
+        .await
+        .map_err(|failure| model.failure(failure))?;
+    Ok(reply::bytes(StatusCode::OK, JSON, chunks.rendered(prompt, images)))
+}
+
+/// The tools that this model is shown. Where it knows none and they are left out, there is nothing to choose either.
+pub(super) fn shown_tools(
+    model: &Model,
+    call: &Call,
+    tools: Tools,
+    ignored: &mut Vec<&'static str>,
+) -> Result<Tools, ApiError> {
+    let required = tools.are_required();
+    let offered: Vec<Box<RawValue>> = tools.tools;
+    let checked = model.tools(call, offered, required)?;
+    let choice = if checked.ignored {
+        if !ignored.contains(&"tools") {
+            ignored.push("tools");
+        }
+        ToolChoice::Auto
+    } else {
+        tools.choice
+    };
+    Ok(Tools {
+        tools: checked.tools,
+        choice,
+    })
 }

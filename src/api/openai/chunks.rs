@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use super::envelope;
+use super::{
+    choices::{Bill, ChoiceEvent},
+    envelope,
+};
 use crate::{
     api::{
         error::ApiError,
@@ -11,12 +14,12 @@ use crate::{
         stream::{Answer, Encoder},
     },
     http::{go_json, sse},
-    inference::{Delta, Event, Finish, FinishReason, ToolCall, Usage},
+    inference::{Delta, Event, Finish, FinishReason, TokenLogprob, ToolCall, Usage},
 };
 
-const FINGERPRINT: &str = "fp_ollama";
+pub(super) const FINGERPRINT: &str = "fp_ollama";
 
-/// What all chunks of an answer share, and what was sent of it so far.
+/// What all chunks of a reply share, and what was sent of its answers so far.
 #[derive(Debug)]
 pub(super) struct Chunks {
     id: String,
@@ -24,7 +27,14 @@ pub(super) struct Chunks {
     created: i64,
     model: String,
     include_usage: bool,
-    /// Whether the role was sent: only the first chunk has it.
+    choices: Vec<Sent>,
+    bill: Bill,
+}
+
+/// What was sent of one answer.
+#[derive(Clone, Debug, Default)]
+struct Sent {
+    /// Whether the role was: only the first chunk has it.
     began: bool,
     /// Tool calls are counted over the whole answer.
     tool_calls: usize,
@@ -44,7 +54,7 @@ struct Chunk<'a> {
 
 #[derive(Serialize)]
 struct ChunkChoice {
-    index: u32,
+    index: usize,
     delta: WireDelta,
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,13 +80,23 @@ struct Completion<'a> {
     created: i64,
     model: &'a str,
     system_fingerprint: &'static str,
-    choices: [Choice; 1],
+    choices: Vec<Choice>,
     usage: WireUsage,
+    #[serde(rename = "_debug_info", skip_serializing_if = "Option::is_none")]
+    debug_info: Option<DebugInfo>,
+}
+
+/// What a model would have been given.
+#[derive(Serialize)]
+struct DebugInfo {
+    rendered_template: String,
+    #[serde(skip_serializing_if = "is_zero")]
+    image_count: usize,
 }
 
 #[derive(Serialize)]
 struct Choice {
-    index: u32,
+    index: usize,
     message: WireMessage,
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -113,15 +133,17 @@ struct WireLogprobs {
     content: Vec<Logprob>,
 }
 
-#[derive(Serialize)]
-struct WireUsage {
+/// Counts of a whole reply.
+#[derive(Default, Serialize)]
+pub(super) struct WireUsage {
     prompt_tokens: u32,
     completion_tokens: u32,
     total_tokens: u32,
 }
 
 impl Chunks {
-    pub(super) fn new(model: String, include_usage: bool, created: i64) -> Self {
+    /// For so many answers to one prompt.
+    pub(super) fn new(model: String, include_usage: bool, created: i64, count: usize) -> Self {
         // Ids have three digits there; nobody depends on more.
         let id = format!("chatcmpl-{}", rand::random_range(0..999));
         Self {
@@ -129,122 +151,132 @@ impl Chunks {
             created,
             model,
             include_usage,
-            began: false,
-            tool_calls: 0,
+            choices: vec![Sent::default(); count],
+            bill: Bill::new(count),
         }
     }
 
-    /// A whole answer.
-    pub(super) fn whole(mut self, answer: Answer) -> Vec<u8> {
-        let Answer {
-            content,
-            thinking,
-            tool_calls,
-            logprobs,
-            finish,
-        } = answer;
-        let tool_calls = self.number(tool_calls);
-        let completion = Completion {
+    /// Whole answers.
+    pub(super) fn whole(mut self, answers: Vec<Answer>) -> Vec<u8> {
+        let mut choices = Vec::with_capacity(answers.len());
+        for (index, answer) in answers.into_iter().enumerate() {
+            self.bill.add(index, &answer.finish);
+            let tool_calls = self.choices[index].number(answer.tool_calls);
+            choices.push(Choice {
+                index,
+                finish_reason: Some(finish_reason(answer.finish.reason, !tool_calls.is_empty())),
+                message: WireMessage {
+                    role: "assistant",
+                    content: answer.content,
+                    reasoning: answer.thinking,
+                    tool_calls,
+                },
+                logprobs: wire_logprobs(answer.logprobs),
+            });
+        }
+        self.encode_whole(choices, None)
+    }
+
+    /// The prompt instead of an answer to it.
+    pub(super) fn rendered(self, prompt: String, images: usize) -> Vec<u8> {
+        let choice = Choice {
+            index: 0,
+            message: WireMessage {
+                role: "",
+                content: String::new(),
+                reasoning: String::new(),
+                tool_calls: Vec::new(),
+            },
+            finish_reason: None,
+            logprobs: None,
+        };
+        let debug_info = DebugInfo {
+            rendered_template: prompt,
+            image_count: images,
+        };
+        self.encode_whole(vec![choice], Some(debug_info))
+    }
+
+    fn encode_whole(&self, choices: Vec<Choice>, debug_info: Option<DebugInfo>) -> Vec<u8> {
+        let mut bytes = reply::encode(&Completion {
             id: &self.id,
             object: "chat.completion",
             created: self.created,
             model: &self.model,
             system_fingerprint: FINGERPRINT,
-            choices: [Choice {
-                index: 0,
-                finish_reason: Some(finish_reason(finish.reason, !tool_calls.is_empty())),
-                message: WireMessage {
-                    role: "assistant",
-                    content,
-                    reasoning: thinking,
-                    tool_calls,
-                },
-                logprobs: wire_logprobs(logprobs),
-            }],
-            usage: usage(&finish.usage),
-        };
-        let mut bytes = reply::encode(&completion);
+            choices,
+            usage: usage(self.bill.total()),
+            debug_info,
+        });
         bytes.push(b'\n');
         bytes
     }
 
-    fn number(&mut self, calls: Vec<ToolCall>) -> Vec<WireToolCall> {
-        let first = self.tool_calls;
-        self.tool_calls += calls.len();
-        calls
-            .into_iter()
-            .zip(first..)
-            .map(|(ToolCall { id, name, arguments }, index)| {
-                let arguments = reply::encode(&go_json::tool_arguments(arguments));
-                let arguments = String::from_utf8_lossy(&arguments).into_owned();
-                WireToolCall {
-                    id,
-                    index,
-                    r#type: "function",
-                    function: WireFunction { name, arguments },
-                }
-            })
-            .collect()
-    }
-
     /// Thinking never shares a chunk with what follows it.
-    fn delta(&mut self, delta: Delta, out: &mut Vec<u8>) {
+    fn delta(&mut self, index: usize, delta: Delta, out: &mut Vec<u8>) {
         let Delta {
             content,
             thinking,
             tool_calls,
             logprobs,
         } = delta;
-        let has_more = !content.is_empty() || !tool_calls.is_empty();
-        if !thinking.is_empty() && has_more {
-            self.push_delta(String::new(), thinking, Vec::new(), None, out);
-            let tool_calls = self.number(tool_calls);
-            self.push_delta(content, String::new(), tool_calls, wire_logprobs(logprobs), out);
-        } else if !thinking.is_empty() || has_more || !logprobs.is_empty() {
-            let tool_calls = self.number(tool_calls);
-            self.push_delta(content, thinking, tool_calls, wire_logprobs(logprobs), out);
+        let tool_calls = self.choices[index].number(tool_calls);
+        let mut piece = Piece {
+            content,
+            reasoning: thinking,
+            tool_calls,
+            logprobs: wire_logprobs(logprobs),
+        };
+        let has_more = !piece.content.is_empty() || !piece.tool_calls.is_empty();
+        if !piece.reasoning.is_empty() && has_more {
+            let reasoning = std::mem::take(&mut piece.reasoning);
+            self.push_piece(
+                index,
+                Piece {
+                    reasoning,
+                    ..Piece::default()
+                },
+                out,
+            );
+        }
+        if has_more || !piece.reasoning.is_empty() || piece.logprobs.is_some() {
+            self.push_piece(index, piece, out);
         }
     }
 
-    fn push_delta(
-        &mut self,
-        content: String,
-        reasoning: String,
-        tool_calls: Vec<WireToolCall>,
-        logprobs: Option<WireLogprobs>,
-        out: &mut Vec<u8>,
-    ) {
-        let role = (!self.began).then_some("assistant");
-        self.began = true;
+    fn push_piece(&mut self, index: usize, piece: Piece, out: &mut Vec<u8>) {
+        let sent = &mut self.choices[index];
+        let role = (!sent.began).then_some("assistant");
+        sent.began = true;
         let delta = WireDelta {
             role,
-            content: Some(content),
-            reasoning,
-            tool_calls,
+            content: Some(piece.content),
+            reasoning: piece.reasoning,
+            tool_calls: piece.tool_calls,
         };
-        self.push(
-            vec![ChunkChoice {
-                index: 0,
-                delta,
-                finish_reason: None,
-                logprobs,
-            }],
-            None,
-            out,
-        );
+        let choice = ChunkChoice {
+            index,
+            delta,
+            finish_reason: None,
+            logprobs: piece.logprobs,
+        };
+        self.push(vec![choice], None, out);
     }
 
-    fn finish(&self, finish: &Finish, out: &mut Vec<u8>) {
-        let finish_reason = Some(finish_reason(finish.reason, self.tool_calls > 0));
+    fn finish(&mut self, index: usize, finish: &Finish, out: &mut Vec<u8>) {
+        self.bill.add(index, finish);
         let last = ChunkChoice {
-            index: 0,
+            index,
             delta: WireDelta::default(),
-            finish_reason,
+            finish_reason: Some(finish_reason(finish.reason, self.choices[index].tool_calls > 0)),
             logprobs: None,
         };
         self.push(vec![last], None, out);
+    }
+
+    fn end(&self, out: &mut Vec<u8>) {
         if self.include_usage {
-            self.push(Vec::new(), Some(usage(&finish.usage)), out);
+            self.push(Vec::new(), Some(usage(self.bill.total())), out);
         }
         out.extend_from_slice(&sse::DONE);
     }
@@ -263,17 +295,61 @@ impl Chunks {
     }
 }
 
-impl Encoder for Chunks {
-    fn event(&mut self, event: Event, out: &mut Vec<u8>) {
-        match event {
-            Event::Delta(delta) => self.delta(delta, out),
-            Event::Finished(finish) => self.finish(&finish, out),
+/// A delta in the wire's types.
+#[derive(Default)]
+struct Piece {
+    content: String,
+    reasoning: String,
+    tool_calls: Vec<WireToolCall>,
+    logprobs: Option<WireLogprobs>,
+}
+
+impl Sent {
+    fn number(&mut self, calls: Vec<ToolCall>) -> Vec<WireToolCall> {
+        let first = self.tool_calls;
+        self.tool_calls += calls.len();
+        calls
+            .into_iter()
+            .zip(first..)
+            .map(|(ToolCall { id, name, arguments }, index)| WireToolCall {
+                id,
+                index,
+                r#type: "function",
+                function: WireFunction {
+                    name,
+                    arguments: arguments_text(arguments),
+                },
+            })
+            .collect()
+    }
+}
+
+/// A call's arguments as this dialect has them: a JSON object in a string.
+pub(super) fn arguments_text(arguments: serde_json::Map<String, serde_json::Value>) -> String {
+    let bytes = reply::encode(&go_json::tool_arguments(arguments));
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+impl Encoder<ChoiceEvent> for Chunks {
+    fn event(&mut self, step: ChoiceEvent, out: &mut Vec<u8>) {
+        let is_end = step.ends_all();
+        match step.event {
+            Event::Delta(delta) => self.delta(step.index, delta, out),
+            Event::Finished(finish) => self.finish(step.index, &finish, out),
+        }
+        if is_end {
+            self.end(out);
         }
     }
 
     fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>) {
         out.extend_from_slice(&sse::data(reply::encode(&envelope(error))));
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 fn finish_reason(reason: FinishReason, has_calls: bool) -> &'static str {
@@ -284,13 +360,13 @@ fn finish_reason(reason: FinishReason, has_calls: bool) -> &'static str {
     }
 }
 
-fn wire_logprobs(entries: Vec<crate::inference::TokenLogprob>) -> Option<WireLogprobs> {
+fn wire_logprobs(entries: Vec<TokenLogprob>) -> Option<WireLogprobs> {
     (!entries.is_empty()).then(|| WireLogprobs {
         content: logprobs::wire(entries),
     })
 }
 
-fn usage(usage: &Usage) -> WireUsage {
+pub(super) fn usage(usage: &Usage) -> WireUsage {
     WireUsage {
         prompt_tokens: usage.prompt_tokens,
         completion_tokens: usage.output_tokens,
@@ -308,15 +384,27 @@ mod tests {
     fn chunks(include_usage: bool) -> Chunks {
         Chunks {
             id: "chatcmpl-7".into(),
-            ..Chunks::new("m".into(), include_usage, 9)
+            ..Chunks::new("m".into(), include_usage, 9, 1)
         }
     }
 
+    /// The steps of a single answer.
+    fn steps(events: Vec<Event>) -> Vec<ChoiceEvent> {
+        let step = |event: Event| {
+            let is_last = matches!(event, Event::Finished(_));
+            ChoiceEvent::new(0, event, is_last)
+        };
+        events.into_iter().map(step).collect()
+    }
+
     fn check(include_usage: bool, events: Vec<Event>, expected: &[&str]) {
-        let mut chunks = chunks(include_usage);
+        check_steps(chunks(include_usage), steps(events), expected);
+    }
+
+    fn check_steps(mut chunks: Chunks, steps: Vec<ChoiceEvent>, expected: &[&str]) {
         let mut out = Vec::new();
-        for event in events {
-            chunks.event(event, &mut out);
+        for step in steps {
+            chunks.event(step, &mut out);
         }
         let expected: String = expected
             .iter()
@@ -324,6 +412,36 @@ mod tests {
             .collect();
         let text = String::from_utf8(out).unwrap();
         assert_eq!(text.strip_suffix("data: [DONE]\n\n").unwrap_or(&text), expected);
+    }
+
+    #[test]
+    fn answers_side_by_side_have_their_own_roles_calls_and_reasons_and_one_end() {
+        let chunks = Chunks {
+            choices: vec![Sent::default(); 2],
+            bill: Bill::new(2),
+            ..chunks(true)
+        };
+        let step = |index, event| ChoiceEvent::new(index, event, false);
+        check_steps(
+            chunks,
+            vec![
+                step(1, text("a")),
+                step(0, text("b")),
+                step(1, calls(&[("c1", "f", "{}")])),
+                step(1, finish(FinishReason::Stop, &[])),
+                step(0, text("c")),
+                ChoiceEvent::new(0, finish(FinishReason::Length, &[]), true),
+            ],
+            &[
+                r#""choices":[{"index":1,"delta":{"role":"assistant","content":"a"},"finish_reason":null}]"#,
+                r#""choices":[{"index":0,"delta":{"role":"assistant","content":"b"},"finish_reason":null}]"#,
+                r#""choices":[{"index":1,"delta":{"content":"","tool_calls":[{"id":"c1","index":0,"type":"function","function":{"name":"f","arguments":"{}"}}]},"finish_reason":null}]"#,
+                r#""choices":[{"index":1,"delta":{},"finish_reason":"tool_calls"}]"#,
+                r#""choices":[{"index":0,"delta":{"content":"c"},"finish_reason":null}]"#,
+                r#""choices":[{"index":0,"delta":{},"finish_reason":"length"}]"#,
+                r#""choices":[],"usage":{"prompt_tokens":10,"completion_tokens":4,"total_tokens":14}"#,
+            ],
+        );
     }
 
     #[test]
@@ -397,8 +515,17 @@ mod tests {
             finish,
         };
         assert_eq!(
-            String::from_utf8(chunks(false).whole(answer)).unwrap(),
+            String::from_utf8(chunks(false).whole(vec![answer])).unwrap(),
             "{\"id\":\"chatcmpl-7\",\"object\":\"chat.completion\",\"created\":9,\"model\":\"m\",\"system_fingerprint\":\"fp_ollama\",\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"It is.\",\"reasoning\":\"Hm\"},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":2,\"total_tokens\":12}}\n"
+        );
+    }
+
+    // Trap 65
+    #[test]
+    fn a_rendered_prompt_is_shown_as_debug_information() {
+        assert_eq!(
+            String::from_utf8(chunks(false).rendered("<p>".into(), 0)).unwrap(),
+            "{\"id\":\"chatcmpl-7\",\"object\":\"chat.completion\",\"created\":9,\"model\":\"m\",\"system_fingerprint\":\"fp_ollama\",\"choices\":[{\"index\":0,\"message\":{\"role\":\"\",\"content\":\"\"},\"finish_reason\":null}],\"usage\":{\"prompt_tokens\":0,\"completion_tokens\":0,\"total_tokens\":0},\"_debug_info\":{\"rendered_template\":\"\\u003cp\\u003e\"}}\n"
         );
     }
 

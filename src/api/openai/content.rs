@@ -36,7 +36,7 @@ pub(super) fn messages(node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
 }
 
 /// The tool that the latest call with this id named.
-fn name_of_call(messages: &[Message], id: &str) -> String {
+pub(super) fn name_of_call(messages: &[Message], id: &str) -> String {
     messages
         .iter()
         .rev()
@@ -133,7 +133,7 @@ fn member<'a>(members: Vec<(std::borrow::Cow<'a, str>, Node<'a>)>, name: &str) -
 }
 
 /// The bytes behind a data URI.
-fn image(url: &str) -> Result<Vec<u8>, DecodeError> {
+pub(super) fn image(url: &str) -> Result<Vec<u8>, DecodeError> {
     if url.starts_with("http://") || url.starts_with("https://") {
         return Err(DecodeError::new(
             "image URLs are not currently supported, please use base64 encoded data instead",

@@ -1,18 +1,34 @@
-//! The OpenAI dialect (`/v1/*`): chat completions and the list of models, as Ollama's shim speaks it.
+//! The OpenAI dialect (`/v1/*`) as Ollama's shim speaks it, and what that shim drops in silence.
 
 mod chat;
+mod choices;
 mod chunks;
+mod common;
+mod completion_chunks;
+mod completion_request;
+mod completions;
 mod content;
+mod embeddings;
 mod models;
 mod request;
+mod responses;
+#[cfg(test)]
+mod tests;
+mod tools;
+mod transcriptions;
 
 pub(crate) use chat::{chat, nameless_chat};
+pub(crate) use completions::{completions, nameless_completions};
+pub(crate) use embeddings::{embeddings, nameless_embeddings};
 pub(crate) use models::{model, models};
+pub(crate) use responses::{nameless_responses, responses};
+pub(crate) use transcriptions::{nameless_transcriptions, transcriptions};
 
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 use super::{
+    decode::DecodeError,
     error::ApiError,
     reply::{self, JSON, JSON_UTF8},
 };
@@ -36,6 +52,19 @@ pub(crate) fn shim_error(error: &ApiError) -> Response<Body> {
     reply::bytes(error.status, JSON_UTF8, reply::encode(&envelope(error)))
 }
 
+/// An error that the shim finds in a body: it does not go through the code that words an empty one for native routes.
+fn shim(error: DecodeError) -> ApiError {
+    match error {
+        DecodeError::Empty => bad("EOF"),
+        other => other.into(),
+    }
+}
+
+/// A request that cannot be served as it is.
+fn bad(message: impl Into<String>) -> ApiError {
+    ApiError::bad_request(message)
+}
+
 /// An error that the native handler behind the shim finds: with a line feed, and another content type.
 fn handler_error(error: &ApiError) -> Response<Body> {
     let mut bytes = reply::encode(&envelope(error));
@@ -50,16 +79,20 @@ fn answer<T: Serialize>(value: &T) -> Response<Body> {
     reply::bytes(StatusCode::OK, JSON, bytes)
 }
 
-fn envelope(error: &ApiError) -> Envelope<'_> {
-    let kind = match error.status {
+/// The word for a kind of error.
+fn kind(error: &ApiError) -> &'static str {
+    match error.status {
         StatusCode::BAD_REQUEST => "invalid_request_error",
         StatusCode::NOT_FOUND => "not_found_error",
         _ => "api_error",
-    };
+    }
+}
+
+fn envelope(error: &ApiError) -> Envelope<'_> {
     Envelope {
         error: Inner {
             message: &error.message,
-            r#type: kind,
+            r#type: kind(error),
             param: None,
             code: None,
         },

@@ -37,10 +37,15 @@ impl<'a> WireModel<'a> {
     }
 }
 
-/// The organisation of `hf:org/repo…`.
+/// The organisation of `hf:org/repo…`, the namespace of a plain name.
 fn owner(name: &str) -> &str {
-    let rest = name.split_once(':').map_or(name, |(_, rest)| rest);
-    rest.split_once('/').map_or("library", |(owner, _)| owner)
+    let owner = match name.strip_prefix("hf:") {
+        Some(rest) => rest.split_once('/').map(|(owner, _)| owner),
+        None => name
+            .rsplit_once('/')
+            .map(|(rest, _)| rest.rsplit_once('/').map_or(rest, |(_, namespace)| namespace)),
+    };
+    owner.unwrap_or("library")
 }
 
 /// Upstream's models and ours, newest first.
@@ -77,6 +82,10 @@ mod tests {
     #[test]
     fn the_owner_is_the_organisation() {
         assert_eq!(owner("hf:bartowski/SmolLM2-GGUF:Q4_K_M"), "bartowski");
+        assert_eq!(owner("hf:o/r:sub/folder/m.gguf"), "o");
         assert_eq!(owner("plain"), "library");
+        assert_eq!(owner("mario:latest"), "library");
+        assert_eq!(owner("me/mario:v1"), "me");
+        assert_eq!(owner("example.com:5000/me/mario:v1"), "me");
     }
 }

@@ -149,13 +149,13 @@ async fn render(
 
 /// The definition of one tool.
 fn find(definitions: &[Box<RawValue>], name: &str) -> Result<Box<RawValue>, Failure> {
-    let is_it = |definition: &&Box<RawValue>| {
+    let called = |definition: &RawValue| {
         serde_json::from_str::<serde_json::Value>(definition.get())
             .is_ok_and(|tool| tool["function"]["name"].as_str() == Some(name))
     };
     definitions
         .iter()
-        .find(is_it)
+        .find(|definition| called(definition))
         .cloned()
         .ok_or_else(|| Failure::Invalid(format!("tool_choice names {name:?}, which is not among the tools")))
 }

@@ -12,6 +12,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 
+pub(super) use self::prompt::shorten;
 use self::{
     answer::{Answering, start},
     headers::{HeaderCache, ModelHeader},
@@ -22,8 +23,8 @@ use crate::{
     config::Config,
     hub::{HfName, Hub, HubError, LocalModel},
     inference::{
-        EmbedRequest, Embeddings, Event, Failure, InferenceRequest, KeepAlive, LoadOptions, Message, ModelCard,
-        ModelDetails, ModelFacts, Prompt, ResidentModel, TextToken,
+        Capability, EmbedRequest, Embeddings, Event, Failure, InferenceRequest, KeepAlive, LoadOptions, Message,
+        ModelCard, ModelDetails, ModelFacts, Prompt, ResidentModel, TextToken,
     },
     lifecycle::{Helper, JobStream, Lease, Lifecycle, Limits, Wanted},
     stdx::cpu::compute_threads,
@@ -59,6 +60,7 @@ impl Located {
             size_bytes: self.local.size_bytes,
             digest: self.local.digest.clone(),
             facts: self.header.facts.clone(),
+            parent_model: String::new(),
         }
     }
 
@@ -141,6 +143,7 @@ impl HuggingFace {
                 kv_type_v: settings.kv_type_v,
                 mmap: settings.load.use_mmap.unwrap_or(engine.mmap),
                 check_tensors: engine.check_tensors,
+                embeds_only: !located.header.facts.capabilities.contains(&Capability::Completion),
             },
             needs_context: context_length,
             keep_alive,
@@ -314,6 +317,8 @@ impl Provider for HuggingFace {
                 license
             };
             Ok(ModelDetails {
+                from: located.local.canonical.clone(),
+                messages: Vec::new(),
                 template: located.header.template.clone(),
                 license,
                 system: settings.system.clone().unwrap_or_default(),
@@ -564,5 +569,6 @@ fn not_downloaded(name: &str) -> ModelCard {
             quantization: "unknown".into(),
             ..ModelFacts::default()
         },
+        parent_model: String::new(),
     }
 }

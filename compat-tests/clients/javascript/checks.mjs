@@ -1,0 +1,64 @@
+// What the JavaScript scripts share. Each is called as
+//
+//     node SCRIPT.mjs HOST CHAT TOOLS EMBEDDER [PULL]
+//
+// with names of models that are there already: one that chats, one that has tools and thinks, one that embeds; PULL is
+// pulled first and deleted at the end. A script prints `ok CHECK` lines and exits non-zero at the first check that fails.
+
+export { strict as assert } from 'node:assert'
+
+export const [host, chat, tools, embedder, pull] = process.argv.slice(2)
+
+export const QUESTION = 'Explain in one sentence what gravity is.'
+export const MESSAGES = [{ role: 'user', content: QUESTION }]
+export const CITIES = ['Rome', 'Oslo', 'Bern', 'Lima', 'Cairo']
+
+// The model is small: at temperature 0 it does once more what its history repeats.
+export const CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "CITY"}}\n</tool_call>'
+export const THOUGHT = '<think>\nThe user asks about CITY.\n</think>\n\nIt is sunny.'
+
+export const SCHEMA = { type: 'object', properties: { city: { type: 'string' } }, required: ['city'] }
+export const TOOL = {
+  type: 'function',
+  function: { name: 'get_weather', description: 'Weather of a city', parameters: SCHEMA },
+}
+export const ANSWER = {
+  type: 'object',
+  properties: { mood: { enum: ['good', 'bad'] }, stars: { type: 'integer', minimum: 1, maximum: 5 } },
+  required: ['mood', 'stars'],
+}
+export const FILM = 'Was the film good? Answer in JSON.'
+
+// A conversation in which every question got this answer, with one more question at its end.
+export function history(answer) {
+  const turns = CITIES.flatMap((city) => [
+    { role: 'user', content: `Weather in ${city}?` },
+    { role: 'assistant', content: answer.replaceAll('CITY', city) },
+  ])
+  return [...turns, { role: 'user', content: 'Weather in Paris?' }]
+}
+
+export const isAboutGravity = (text) => text.includes('force') || text.toLowerCase().includes('gravity')
+
+export function similarity(left, right) {
+  const dot = (a, b) => a.reduce((sum, number, at) => sum + number * b[at], 0)
+  return dot(left, right) / Math.sqrt(dot(left, left) * dot(right, right))
+}
+
+// All that a stream yields.
+export async function all(stream) {
+  const items = []
+  for await (const item of stream) items.push(item)
+  return items
+}
+
+// Runs one check.
+export async function check(name, body) {
+  try {
+    await body()
+  } catch (error) {
+    console.error(`failed ${name}: ${error.stack}`)
+    process.exit(1)
+  }
+  console.log(`ok ${name}`)
+}

@@ -1,0 +1,101 @@
+//! A model that has tools and thinks: SmolLM2's weights under another chat template.
+//!
+//! It calls nothing and thinks nothing by itself. At temperature 0 it copies what its history repeats, so a test that needs
+//! a call or a thought repeats one.
+
+use std::{
+    fs::{self, File},
+    io::{BufWriter, Read as _, Seek as _, SeekFrom},
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
+
+use hubllama::gguf::{Header, Plan, TensorSpec, Value};
+use serde_json::{Value as Json, json};
+use sha2::{Digest as _, Sha256};
+
+/// The repository that it stands in, in a daemon's cache.
+pub(crate) const REPO: &str = "Example-Org/Tools-GGUF";
+/// Its canonical name.
+pub(crate) const MODEL: &str = "hf:Example-Org/Tools-GGUF:Q4_1";
+/// Its file in the repository.
+pub(crate) const FILE: &str = "tools-Q4_1.gguf";
+
+const TEMPLATE: &str = include_str!("../../fixtures/templates/tools-and-thinking.jinja");
+
+/// One call, as the template has it; `CITY` is the one that was asked about.
+pub(crate) const CALL: &str =
+    "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"CITY\"}}\n</tool_call>";
+/// A thought and an answer.
+pub(crate) const THOUGHT: &str = "<think>\nThe user asks about CITY.\n</think>\n\nIt is sunny.";
+
+/// Two calls: the city that was asked about, and London.
+pub(crate) fn two_calls() -> String {
+    format!("{CALL}\n{}", CALL.replace("CITY", "London"))
+}
+
+/// A conversation in which every question got this answer, with one more question at its end, about Paris.
+pub(crate) fn history(answer: &str) -> Json {
+    let turns = ["Rome", "Oslo", "Bern", "Lima", "Cairo"].into_iter().flat_map(|city| {
+        [
+            json!({"role": "user", "content": format!("Weather in {city}?")}),
+            json!({"role": "assistant", "content": answer.replace("CITY", city)}),
+        ]
+    });
+    turns
+        .chain([json!({"role": "user", "content": "Weather in Paris?"})])
+        .collect()
+}
+
+/// The tool that is called.
+pub(crate) fn tool() -> Json {
+    json!({"type": "function", "function": {
+        "name": "get_weather", "description": "Weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    }})
+}
+
+/// The file; written beside the original by the first test that asks, unless an earlier run did.
+pub(crate) fn gguf() -> PathBuf {
+    static WRITTEN: OnceLock<PathBuf> = OnceLock::new();
+    let written = WRITTEN.get_or_init(|| {
+        let hash = Sha256::digest(TEMPLATE);
+        let path =
+            super::hubllama::gguf().with_file_name(format!("tools-{:02x}{:02x}{:02x}.gguf", hash[0], hash[1], hash[2]));
+        if !path.exists() {
+            let whole = path.with_extension("new");
+            write(&super::hubllama::gguf(), &whole);
+            fs::rename(whole, &path).expect("renamed");
+        }
+        path
+    });
+    written.clone()
+}
+
+fn write(original: &Path, path: &Path) {
+    let header = Header::open(original).expect("a model");
+    let metadata = header.metadata.iter().map(|(key, value)| {
+        let value = match key {
+            "tokenizer.chat_template" => Value::String(TEMPLATE.into()),
+            _ => value.clone(),
+        };
+        (key.to_owned(), value)
+    });
+    let tensors = header
+        .tensors
+        .iter()
+        .map(|tensor| TensorSpec::new(&tensor.name, tensor.element_type, tensor.dims.clone()));
+    let plan = Plan::new(metadata.collect(), tensors.collect()).expect("a plan");
+    let mut weights = File::open(original).expect("a model");
+    let file = File::create(path).expect("a file");
+    plan.write(BufWriter::new(file), |tensor, out| {
+        let at = header
+            .tensors
+            .iter()
+            .find(|other| other.name == tensor.name)
+            .expect("the same tensors");
+        weights.seek(SeekFrom::Start(header.data_start + at.offset))?;
+        std::io::copy(&mut (&weights).take(at.byte_len().expect("a size")), out).map(drop)
+    })
+    .expect("written");
+}

@@ -1,0 +1,481 @@
+//! Messages of `/v1/messages`: blocks of text, images, thinking, calls of tools and their results.
+
+use std::borrow::Cow;
+
+use crate::{
+    api::{
+        decode::{DecodeError, Field, Node, decode_base64},
+        values,
+    },
+    inference::{Message, Role, ToolCall},
+};
+
+const ROOT: &str = "MessagesRequest";
+
+/// Messages in one request.
+const MAX_MESSAGES: usize = 1 << 16;
+
+/// Images in one message.
+const MAX_IMAGES: usize = 256;
+
+/// What the braces and keys of a call or result take in the estimate of a prompt's length.
+const FRAME_BYTES: usize = 40;
+
+/// The system prompt, if there is one: a text, or blocks whose texts are joined.
+pub(super) fn system(node: &Node<'_>) -> Option<Message> {
+    let text = match node {
+        Node::String(text) => text.clone().into_owned(),
+        Node::Array(blocks) => blocks.iter().filter_map(text_of_block).collect(),
+        _ => String::new(),
+    };
+    (!text.is_empty()).then(|| Message::text("system", text))
+}
+
+/// Reads the list.
+pub(super) fn messages(items: Vec<Node<'_>>) -> Result<Vec<Message>, DecodeError> {
+    if items.len() > MAX_MESSAGES {
+        return Err(DecodeError::new(format!(
+            "the request holds more than {MAX_MESSAGES} messages"
+        )));
+    }
+    let mut messages = Vec::with_capacity(items.len());
+    for item in items {
+        Turn::read(item)?.append(&mut messages);
+    }
+    Ok(messages)
+}
+
+/// Ollama's guess at the tokens of a conversation, a quarter of its bytes: the first event of a stream is sent before
+/// the prompt was counted.
+pub(super) fn estimated_tokens(messages: &[Message], tool_bytes: usize) -> u32 {
+    let of_message = |message: &Message| {
+        let calls: usize = message
+            .tool_calls
+            .iter()
+            .map(|call| {
+                let arguments = serde_json::to_string(&call.arguments).map_or(0, |text| text.len());
+                FRAME_BYTES + call.id.len() + call.name.len() + arguments
+            })
+            .sum();
+        message.role.0.len() + message.content.len() + message.thinking.len() + message.tool_call_id.len() + calls
+    };
+    let bytes = messages.iter().map(of_message).sum::<usize>() + tool_bytes;
+    u32::try_from(bytes / 4).unwrap_or(u32::MAX).max(1)
+}
+
+/// One message of the request.
+struct Turn {
+    /// What it says itself.
+    own: Message,
+    /// Results of tools in it: messages of their own.
+    results: Vec<Message>,
+}
+
+impl Turn {
+    fn read(node: Node<'_>) -> Result<Self, DecodeError> {
+        let mut own = Message::text("", "");
+        let mut content = None;
+        for (key, node) in node.read_object(Field(ROOT, "messages"), "anthropic.MessageParam")? {
+            match key.to_ascii_lowercase().as_str() {
+                "role" => {
+                    let mut role = String::new();
+                    node.read_string(&mut role, Field(ROOT, "messages.role"))?;
+                    own.role = Role(role.to_lowercase());
+                }
+                "content" => content = Some(node),
+                _ => {}
+            }
+        }
+        let mut turn = Self {
+            own,
+            results: Vec::new(),
+        };
+        match content {
+            // What Go says when it is to parse nothing.
+            None => return Err(DecodeError::new("unexpected end of JSON input")),
+            Some(Node::Null) => {}
+            Some(Node::String(text)) => turn.own.content = text.into_owned(),
+            Some(Node::Array(blocks)) => {
+                for block in blocks {
+                    turn.add(Block::read(block)?)?;
+                }
+            }
+            Some(other) => {
+                return Err(DecodeError::new(format!(
+                    "json: cannot unmarshal {} into Go value of type []anthropic.ContentBlock",
+                    other.kind()
+                )));
+            }
+        }
+        let images = turn.results.iter().map(|result| result.media.len()).sum::<usize>() + turn.own.media.len();
+        if images > MAX_IMAGES {
+            return Err(DecodeError::new(format!(
+                "a message holds more than {MAX_IMAGES} images"
+            )));
+        }
+        Ok(turn)
+    }
+
+    /// Takes a block in; one of an unknown kind says nothing to these models.
+    fn add(&mut self, block: Block<'_>) -> Result<(), DecodeError> {
+        match block.kind.as_str() {
+            "text" => self.own.content.push_str(&block.text),
+            "thinking" => self.own.thinking.push_str(&block.thinking),
+            "image" => {
+                let Node::Object(source) = &block.source else {
+                    return Err(DecodeError::new("invalid image source"));
+                };
+                self.own.media.push(image(source)?);
+            }
+            "tool_use" => {
+                for (value, name) in [(&block.id, "id"), (&block.name, "name")] {
+                    if value.is_empty() {
+                        return Err(DecodeError::new(format!(
+                            "tool_use block missing required '{name}' field"
+                        )));
+                    }
+                }
+                self.own.tool_calls.push(block.into_call()?);
+            }
+            "server_tool_use" => self.own.tool_calls.push(block.into_call()?),
+            "tool_result" => {
+                let (content, media) = result_content(&block.content)?;
+                self.results.push(Message {
+                    media,
+                    tool_call_id: block.tool_use_id,
+                    ..Message::text("tool", content)
+                });
+            }
+            "web_search_tool_result" => self.results.push(Message {
+                tool_call_id: block.tool_use_id,
+                ..Message::text("tool", search_result(&block.content))
+            }),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Results stand before what the user says to them, and behind what anybody else says.
+    fn append(self, messages: &mut Vec<Message>) {
+        let Self { own, results } = self;
+        let results_first = own.role.0 == "user";
+        let says_something =
+            !(own.content.is_empty() && own.media.is_empty() && own.tool_calls.is_empty() && own.thinking.is_empty());
+        let own = says_something.then_some(own);
+        let (first, last) = match results_first {
+            true => (None, own),
+            false => (own, None),
+        };
+        messages.extend(first);
+        for mut result in results {
+            result.tool_name = name_of_call(messages, &result.tool_call_id);
+            messages.push(result);
+        }
+        messages.extend(last);
+    }
+}
+
+/// The tool that the latest call with this id named.
+fn name_of_call(messages: &[Message], id: &str) -> String {
+    messages
+        .iter()
+        .rev()
+        .flat_map(|message| &message.tool_calls)
+        .find(|call| call.id == id)
+        .map(|call| call.name.clone())
+        .unwrap_or_default()
+}
+
+/// The members of a block, whatever its kind.
+struct Block<'a> {
+    kind: String,
+    text: String,
+    thinking: String,
+    source: Node<'a>,
+    id: String,
+    name: String,
+    input: Node<'a>,
+    tool_use_id: String,
+    content: Node<'a>,
+}
+
+impl<'a> Block<'a> {
+    fn read(node: Node<'a>) -> Result<Self, DecodeError> {
+        let mut block = Self {
+            kind: String::new(),
+            text: String::new(),
+            thinking: String::new(),
+            source: Node::Null,
+            id: String::new(),
+            name: String::new(),
+            input: Node::Null,
+            tool_use_id: String::new(),
+            content: Node::Null,
+        };
+        for (key, node) in node.read_object(Field(ROOT, "messages.content"), "anthropic.ContentBlock")? {
+            match key.to_ascii_lowercase().as_str() {
+                "type" => node.read_string(&mut block.kind, Field(ROOT, "messages.content.type"))?,
+                "text" => node.read_string(&mut block.text, Field(ROOT, "messages.content.text"))?,
+                "thinking" => node.read_string(&mut block.thinking, Field(ROOT, "messages.content.thinking"))?,
+                "id" => node.read_string(&mut block.id, Field(ROOT, "messages.content.id"))?,
+                "name" => node.read_string(&mut block.name, Field(ROOT, "messages.content.name"))?,
+                "tool_use_id" => {
+                    node.read_string(&mut block.tool_use_id, Field(ROOT, "messages.content.tool_use_id"))?;
+                }
+                "source" => block.source = node,
+                "input" => block.input = node,
+                "content" => block.content = node,
+                _ => {}
+            }
+        }
+        Ok(block)
+    }
+
+    fn into_call(self) -> Result<ToolCall, DecodeError> {
+        let arguments = match values::plain_value(&self.input)? {
+            serde_json::Value::Object(arguments) => arguments,
+            serde_json::Value::Null => serde_json::Map::new(),
+            _ => {
+                return Err(DecodeError::new(format!(
+                    "{} block's 'input' is not an object",
+                    self.kind
+                )));
+            }
+        };
+        Ok(ToolCall {
+            id: self.id,
+            name: self.name,
+            arguments,
+        })
+    }
+}
+
+type Members<'a> = [(Cow<'a, str>, Node<'a>)];
+
+/// A member of a free-form object; the last one wins.
+fn member<'n, 'a>(members: &'n Members<'a>, name: &str) -> Option<&'n Node<'a>> {
+    members
+        .iter()
+        .rev()
+        .find_map(|(key, node)| (key == name).then_some(node))
+}
+
+/// A text in a free-form object; empty if there is none.
+fn text<'n>(members: &'n Members<'_>, name: &str) -> &'n str {
+    match member(members, name) {
+        Some(Node::String(text)) => text,
+        _ => "",
+    }
+}
+
+fn text_of_block<'n>(block: &'n Node<'_>) -> Option<&'n str> {
+    match block {
+        Node::Object(members) if text(members, "type") == "text" => Some(text(members, "text")),
+        _ => None,
+    }
+}
+
+/// The bytes of an image.
+fn image(source: &Members<'_>) -> Result<Vec<u8>, DecodeError> {
+    match text(source, "type") {
+        "base64" => decode_base64(text(source, "data"))
+            .map_err(|error| DecodeError::new(format!("invalid base64 image data: {error}"))),
+        other => Err(DecodeError::new(format!(
+            "invalid image source type: {other}. Only base64 images are supported."
+        ))),
+    }
+}
+
+/// Text and images of a tool's result.
+fn result_content(node: &Node<'_>) -> Result<(String, Vec<Vec<u8>>), DecodeError> {
+    let blocks = match node {
+        Node::String(text) => return Ok((text.clone().into_owned(), Vec::new())),
+        Node::Array(blocks) => blocks,
+        _ => return Ok(Default::default()),
+    };
+    let (mut content, mut media) = (String::new(), Vec::new());
+    for block in blocks {
+        let Node::Object(members) = block else {
+            continue;
+        };
+        match text(members, "type") {
+            "text" => content.push_str(text(members, "text")),
+            "image" => {
+                let Some(Node::Object(source)) = member(members, "source") else {
+                    return Err(DecodeError::new("invalid tool_result image source"));
+                };
+                media.push(image(source)?);
+            }
+            _ => {}
+        }
+    }
+    Ok((content, media))
+}
+
+/// The result of a search on the web, as text for the model.
+fn search_result(node: &Node<'_>) -> String {
+    const ERROR: &str = "web_search_tool_result_error";
+    let failed = |members: &Members<'_>| match text(members, "error_code") {
+        "" => ERROR.to_owned(),
+        code => format!("{ERROR}: {code}"),
+    };
+    match node {
+        Node::String(text) => text.clone().into_owned(),
+        Node::Object(members) if text(members, "type") == ERROR => failed(members),
+        Node::Array(items) => {
+            let mut lines = String::new();
+            for item in items {
+                let Node::Object(members) = item else {
+                    continue;
+                };
+                match text(members, "type") {
+                    "web_search_result" => {
+                        lines.push_str(&format!("- {}: {}\n", text(members, "title"), text(members, "url")));
+                    }
+                    ERROR => return failed(members),
+                    _ => {}
+                }
+            }
+            lines
+        }
+        other => other.to_json(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::decode::entries_of;
+
+    fn read(json: &str) -> Result<Vec<Message>, DecodeError> {
+        let body = format!("{{\"messages\":{json}}}");
+        let (_, node) = entries_of(body.as_bytes(), "test")?.remove(0);
+        let Node::Array(items) = node else { panic!("{json}") };
+        messages(items)
+    }
+
+    /// Role, content, name of the tool.
+    fn outline(messages: &[Message]) -> Vec<(&str, &str, &str)> {
+        messages
+            .iter()
+            .map(|message| {
+                (
+                    message.role.0.as_str(),
+                    message.content.as_str(),
+                    message.tool_name.as_str(),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn results_of_tools_stand_before_the_text_of_the_user() {
+        let messages = read(
+            r#"[{"role":"USER","content":"hi"},
+                {"role":"assistant","content":[{"type":"thinking","thinking":"Hm","signature":"s"},{"type":"redacted_thinking","data":"x"},{"type":"text","text":"a"},{"type":"text","text":"b"},{"type":"tool_use","id":"t1","name":"f","input":{"b":1,"a":2}},{"type":"tool_use","id":"t2","name":"g"}]},
+                {"role":"user","content":[{"type":"text","text":"go on"},{"type":"tool_result","tool_use_id":"t1","content":"r1"},{"type":"tool_result","tool_use_id":"t2","content":[{"type":"text","text":"r"},{"type":"text","text":"2"},{"type":"image","source":{"type":"base64","media_type":"image/png","data":"aGk="}}],"is_error":true}]}]"#,
+        )
+        .unwrap();
+        assert_eq!(
+            outline(&messages),
+            [
+                ("user", "hi", ""),
+                ("assistant", "ab", ""),
+                ("tool", "r1", "f"),
+                ("tool", "r2", "g"),
+                ("user", "go on", "")
+            ]
+        );
+        assert_eq!(messages[1].thinking, "Hm");
+        let [first, second] = &messages[1].tool_calls[..] else {
+            panic!()
+        };
+        assert_eq!((first.id.as_str(), second.arguments.len()), ("t1", 0));
+        assert_eq!(first.arguments.keys().collect::<Vec<_>>(), ["b", "a"]);
+        assert_eq!(
+            (messages[3].tool_call_id.as_str(), &messages[3].media),
+            ("t2", &vec![b"hi".to_vec()])
+        );
+    }
+
+    #[test]
+    fn a_search_by_anthropic_is_a_call_and_its_result() {
+        let messages = read(
+            r#"[{"role":"assistant","content":[{"type":"server_tool_use","id":"s1","name":"web_search","input":{"query":"q"}},{"type":"web_search_tool_result","tool_use_id":"s1","content":[{"type":"web_search_result","title":"T","url":"U"},{"type":"other"}]},{"type":"text","text":"so"}]},
+                {"role":"user","content":[{"type":"web_search_tool_result","tool_use_id":"s1","content":{"type":"web_search_tool_result_error","error_code":"unavailable"}}]}]"#,
+        )
+        .unwrap();
+        assert_eq!(
+            outline(&messages),
+            [
+                ("assistant", "so", ""),
+                ("tool", "- T: U\n", "web_search"),
+                ("tool", "web_search_tool_result_error: unavailable", "web_search")
+            ]
+        );
+    }
+
+    #[test]
+    fn images_are_decoded_and_messages_that_say_nothing_dropped() {
+        let messages = read(
+            r#"[{"role":"user","content":[{"type":"image","source":{"type":"base64","data":"aGk="}}]},{"role":"user","content":[]},{"role":"assistant","content":""},{"role":"user","content":null},{"role":"user","content":[{"type":"document"}]}]"#,
+        )
+        .unwrap();
+        assert_eq!(messages.len(), 1);
+        assert_eq!(messages[0].media, [b"hi"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_in_the_words_of_the_shim() {
+        let block = |block: &str| format!("[{{\"role\":\"user\",\"content\":[{block}]}}]");
+        for (json, expected) in [
+            (
+                block(r#"{"type":"image","source":{"type":"url","url":"http://x"}}"#),
+                "invalid image source type: url. Only base64 images are supported.",
+            ),
+            (block(r#"{"type":"image"}"#), "invalid image source"),
+            (
+                block(r#"{"type":"image","source":{"type":"base64","data":"%%"}}"#),
+                "invalid base64 image data: illegal base64 data at input byte 0",
+            ),
+            (
+                block(r#"{"type":"tool_use","name":"f"}"#),
+                "tool_use block missing required 'id' field",
+            ),
+            (
+                block(r#"{"type":"tool_use","id":"t"}"#),
+                "tool_use block missing required 'name' field",
+            ),
+            (
+                block(r#"{"type":"tool_use","id":"t","name":"f","input":"{}"}"#),
+                "tool_use block's 'input' is not an object",
+            ),
+            (
+                block(r#"{"type":"tool_result","content":[{"type":"image"}]}"#),
+                "invalid tool_result image source",
+            ),
+            (
+                block(r#"{"type":"text","text":1}"#),
+                "json: cannot unmarshal number into Go struct field MessagesRequest.messages.content.text of type string",
+            ),
+            (
+                r#"[{"role":"user","content":5}]"#.into(),
+                "json: cannot unmarshal number into Go value of type []anthropic.ContentBlock",
+            ),
+            (r#"[{"role":"user"}]"#.into(), "unexpected end of JSON input"),
+        ] {
+            assert_eq!(read(&json).unwrap_err().to_string(), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn a_system_prompt_is_a_text_or_blocks() {
+        let body = br#"{"a":"s","b":[{"type":"text","text":"x","cache_control":{}},{"type":"image"},{"type":"text","text":"y"}],"c":"","d":5}"#;
+        let texts: Vec<Option<String>> = entries_of(body, "test")
+            .unwrap()
+            .iter()
+            .map(|(_, node)| system(node).map(|message| message.content))
+            .collect();
+        assert_eq!(texts, [Some("s".into()), Some("xy".into()), None, None]);
+    }
+}

@@ -1,0 +1,503 @@
+//! The body of `/v1/messages` and `/v1/messages/count_tokens`.
+
+use serde_json::value::RawValue;
+
+use super::{
+    content,
+    tools::{ToolChoiceField, Tools},
+};
+use crate::{
+    api::{
+        decode::{DecodeError, Field, Node, entries_of},
+        error::ApiError,
+        options::Options,
+        values::{self, FormatField},
+    },
+    inference::{InferenceRequest, KeepAlive, Message, Prompt, Think, ThinkLevel, ToolChoice},
+};
+
+const ROOT: &str = "MessagesRequest";
+
+/// Strings that can end an answer.
+const MAX_STOPS: usize = 256;
+
+/// Members that change what Anthropic's own models do, and nothing here.
+const WITHOUT_EFFECT: [&str; 3] = ["container", "context_management", "mcp_servers"];
+
+/// A body as it came, its messages and tools not looked into yet: they are judged after the fields that have to be there.
+struct Fields<'a> {
+    model: String,
+    max_tokens: Option<i64>,
+    messages: Vec<Node<'a>>,
+    system: Node<'a>,
+    stream: bool,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<i64>,
+    stop_sequences: Vec<String>,
+    tools: Vec<Node<'a>>,
+    tool_choice: ToolChoiceField,
+    thinking: Thinking,
+    effort: String,
+    format: FormatField,
+    keep_alive: Option<KeepAlive>,
+    options: Option<Result<Options, ApiError>>,
+    num_ctx: Option<i64>,
+    ignored: Vec<&'static str>,
+}
+
+/// `thinking`
+#[derive(Default)]
+struct Thinking {
+    kind: String,
+    budget_tokens: Option<i64>,
+}
+
+/// A request that was read to its end. What Ollama's shim does not know but an hf: model can honour (`keep_alive`,
+/// `options`, `num_ctx`, a schema for the answer) is in it too.
+#[derive(Debug)]
+pub(super) struct MessagesRequest {
+    pub(super) model: String,
+    pub(super) stream: bool,
+    pub(super) stop_sequences: Vec<String>,
+    /// Whether the model is asked to reason.
+    pub(super) think: Think,
+    /// What the model may do with the tools.
+    pub(super) tool_choice: ToolChoice,
+    /// What the model is shown of tools.
+    pub(super) tools: Vec<Box<RawValue>>,
+    /// A guess at the prompt's tokens.
+    pub(super) estimated_tokens: u32,
+    /// What was asked for and has no effect.
+    pub(super) ignored: Vec<&'static str>,
+    messages: Vec<Message>,
+    parallel_tool_calls: bool,
+    thinking_budget: Option<u32>,
+    max_tokens: Option<i64>,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<i64>,
+    format: FormatField,
+    keep_alive: Option<KeepAlive>,
+    /// A bad option is answered late, after the checks of the model.
+    options: Option<Result<Options, ApiError>>,
+    num_ctx: Option<i64>,
+}
+
+impl MessagesRequest {
+    /// Reads the body of `/v1/messages`.
+    pub(super) fn decode(body: &[u8]) -> Result<Self, ApiError> {
+        let fields = Fields::decode(body)?;
+        fields.require_model()?;
+        if fields.max_tokens.unwrap_or(0) <= 0 {
+            return Err(ApiError::bad_request("max_tokens is required and must be positive"));
+        }
+        fields.finish()
+    }
+
+    /// Reads the body of `/v1/messages/count_tokens`: the same without a limit on the answer.
+    pub(super) fn decode_uncounted(body: &[u8]) -> Result<Self, ApiError> {
+        let fields = Fields::decode(body)?;
+        fields.require_model()?;
+        fields.finish()
+    }
+
+    /// The neutral request, with the tools that are left after the check of the model.
+    pub(super) fn into_inference(self, tools: Vec<Box<RawValue>>, think: Think) -> Result<InferenceRequest, ApiError> {
+        let Options {
+            mut sampling,
+            mut load,
+            thinking_budget,
+        } = self.options.unwrap_or_else(|| Ok(Options::default()))?;
+        sampling.num_predict = self.max_tokens.or(sampling.num_predict);
+        sampling.temperature = self.temperature.map(narrow).or(sampling.temperature);
+        sampling.top_p = self.top_p.map(narrow).or(sampling.top_p);
+        sampling.top_k = self
+            .top_k
+            .map(|count| i32::try_from(count).unwrap_or(i32::MAX))
+            .or(sampling.top_k);
+        if !self.stop_sequences.is_empty() {
+            sampling.stop = Some(self.stop_sequences);
+        }
+        if let Some(tokens) = self.num_ctx {
+            load.num_ctx = u32::try_from(tokens).ok().filter(|tokens| *tokens > 0);
+        }
+        Ok(InferenceRequest {
+            prompt: Prompt::Chat {
+                messages: self.messages,
+                tools,
+                tool_choice: self.tool_choice,
+                parallel_tool_calls: self.parallel_tool_calls,
+                context: Vec::new(),
+            },
+            sampling,
+            load,
+            format: self.format.into_format()?,
+            think,
+            thinking_budget: self.thinking_budget.or(thinking_budget),
+            keep_alive: self.keep_alive,
+            truncate: true,
+            shift: true,
+            logprobs: None,
+            return_context: false,
+        })
+    }
+}
+
+impl<'a> Fields<'a> {
+    fn decode(body: &'a [u8]) -> Result<Self, ApiError> {
+        let entries = entries_of(body, "anthropic.MessagesRequest").map_err(|error| match error {
+            // The shim does not go through the code that words it for the native routes.
+            DecodeError::Empty => ApiError::bad_request("EOF"),
+            other => other.into(),
+        })?;
+        let mut fields = Self {
+            model: String::new(),
+            max_tokens: None,
+            messages: Vec::new(),
+            system: Node::Null,
+            stream: false,
+            temperature: None,
+            top_p: None,
+            top_k: None,
+            stop_sequences: Vec::new(),
+            tools: Vec::new(),
+            tool_choice: ToolChoiceField::default(),
+            thinking: Thinking::default(),
+            effort: String::new(),
+            format: FormatField::Unset,
+            keep_alive: None,
+            options: None,
+            num_ctx: None,
+            ignored: Vec::new(),
+        };
+        for (key, node) in entries {
+            fields.set(&key.to_ascii_lowercase(), node)?;
+        }
+        Ok(fields)
+    }
+
+    fn set(&mut self, key: &str, node: Node<'a>) -> Result<(), DecodeError> {
+        match key {
+            "model" => node.read_string(&mut self.model, Field(ROOT, "model"))?,
+            "max_tokens" => node.read_int(&mut self.max_tokens, Field(ROOT, "max_tokens"))?,
+            "messages" => self.messages = node.read_array(Field(ROOT, "messages"), "[]anthropic.MessageParam")?,
+            "system" => self.system = node,
+            "stream" => node.read_bool(&mut self.stream, Field(ROOT, "stream"))?,
+            "temperature" => node.read_float(&mut self.temperature, Field(ROOT, "temperature"))?,
+            "top_p" => node.read_float(&mut self.top_p, Field(ROOT, "top_p"))?,
+            "top_k" => node.read_int(&mut self.top_k, Field(ROOT, "top_k"))?,
+            "stop_sequences" => self.stop_sequences = stop_sequences(node)?,
+            "tools" => self.tools = node.read_array(Field(ROOT, "tools"), "[]anthropic.Tool")?,
+            "tool_choice" => self.tool_choice = ToolChoiceField::read(node)?,
+            "thinking" => self.thinking = Thinking::read(node)?,
+            "output_config" => {
+                for (key, node) in node.read_object(Field(ROOT, "output_config"), "anthropic.OutputConfig")? {
+                    match key.to_ascii_lowercase().as_str() {
+                        "effort" => node.read_string(&mut self.effort, Field(ROOT, "output_config.effort"))?,
+                        "format" => self.format = output_format(node, Field(ROOT, "output_config.format"))?,
+                        _ => {}
+                    }
+                }
+            }
+            "output_format" => self.format = output_format(node, Field(ROOT, "output_format"))?,
+            "keep_alive" => self.keep_alive = values::keep_alive(&node)?,
+            "options" => {
+                let entries = node.read_object(Field(ROOT, "options"), "map[string]interface {}")?;
+                self.options = Some(Options::read(entries));
+            }
+            "num_ctx" => node.read_int(&mut self.num_ctx, Field(ROOT, "num_ctx"))?,
+            other => {
+                if let Some(name) = WITHOUT_EFFECT.iter().find(|name| **name == other)
+                    && node != Node::Null
+                    && !self.ignored.contains(name)
+                {
+                    self.ignored.push(name);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn require_model(&self) -> Result<(), ApiError> {
+        if self.model.is_empty() {
+            return Err(ApiError::bad_request("model is required"));
+        }
+        Ok(())
+    }
+
+    /// Reads messages and tools.
+    fn finish(self) -> Result<MessagesRequest, ApiError> {
+        if self.messages.is_empty() {
+            return Err(ApiError::bad_request("messages is required"));
+        }
+        let think = self.think();
+        let mut messages: Vec<Message> = content::system(&self.system).into_iter().collect();
+        messages.extend(content::messages(self.messages)?);
+        if messages.iter().all(|message| message.role.0 == "system") {
+            return Err(ApiError::bad_request(
+                "messages hold no content: give at least one of them a text, an image or a tool result",
+            ));
+        }
+        let Tools {
+            definitions,
+            left_out,
+            names,
+        } = Tools::read(self.tools)?;
+        let tool_choice = self.tool_choice.choose(&names)?;
+        let mut ignored = self.ignored;
+        ignored.extend(left_out);
+        let tool_bytes = definitions.iter().map(|tool| tool.get().len()).sum();
+        Ok(MessagesRequest {
+            model: self.model,
+            stream: self.stream,
+            stop_sequences: self.stop_sequences,
+            think,
+            tool_choice,
+            estimated_tokens: content::estimated_tokens(&messages, tool_bytes),
+            tools: definitions,
+            ignored,
+            messages,
+            parallel_tool_calls: self.tool_choice.allows_parallel(),
+            thinking_budget: self
+                .thinking
+                .budget_tokens
+                .and_then(|tokens| u32::try_from(tokens).ok())
+                .filter(|tokens| *tokens > 0 && think == Think::On),
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            format: self.format,
+            keep_alive: self.keep_alive,
+            options: self.options,
+            num_ctx: self.num_ctx,
+        })
+    }
+
+    /// A word of `thinking` goes before an effort; words that are not known say nothing.
+    fn think(&self) -> Think {
+        match self.thinking.kind.as_str() {
+            "enabled" => return Think::On,
+            "disabled" => return Think::Off,
+            _ => {}
+        }
+        match self.effort.trim().to_lowercase().as_str() {
+            "low" => Think::Level(ThinkLevel::Low),
+            "medium" => Think::Level(ThinkLevel::Medium),
+            "high" | "xhigh" => Think::Level(ThinkLevel::High),
+            "max" => Think::Level(ThinkLevel::Max),
+            _ => Think::Unset,
+        }
+    }
+}
+
+impl Thinking {
+    fn read(node: Node<'_>) -> Result<Self, DecodeError> {
+        let mut thinking = Self::default();
+        for (key, node) in node.read_object(Field(ROOT, "thinking"), "anthropic.ThinkingConfig")? {
+            match key.to_ascii_lowercase().as_str() {
+                "type" => node.read_string(&mut thinking.kind, Field(ROOT, "thinking.type"))?,
+                "budget_tokens" => node.read_int(&mut thinking.budget_tokens, Field(ROOT, "thinking.budget_tokens"))?,
+                _ => {}
+            }
+        }
+        Ok(thinking)
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "samplers count in 32 bits")]
+fn narrow(number: f64) -> f32 {
+    number as f32
+}
+
+fn stop_sequences(node: Node<'_>) -> Result<Vec<String>, DecodeError> {
+    let field = Field(ROOT, "stop_sequences");
+    let items = node.read_array(field, "[]string")?;
+    if items.len() > MAX_STOPS {
+        return Err(DecodeError::new(format!(
+            "stop_sequences holds more than {MAX_STOPS} strings"
+        )));
+    }
+    items
+        .into_iter()
+        .map(|item| {
+            let mut text = String::new();
+            item.read_string(&mut text, field)?;
+            Ok(text)
+        })
+        .filter(|item| !matches!(item, Ok(text) if text.is_empty()))
+        .collect()
+}
+
+/// Anthropic's structured output: a schema that the answer has to satisfy.
+fn output_format(node: Node<'_>, field: Field) -> Result<FormatField, DecodeError> {
+    let mut kind = String::new();
+    let mut schema = FormatField::Unset;
+    for (key, node) in node.read_object(field, "anthropic.OutputFormat")? {
+        match key.to_ascii_lowercase().as_str() {
+            "type" => node.read_string(&mut kind, field)?,
+            "schema" => schema = FormatField::read(&node)?,
+            _ => {}
+        }
+    }
+    Ok(match kind.as_str() {
+        "json_schema" => schema,
+        _ => FormatField::Unset,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inference::Format;
+
+    fn decode(fields: &str) -> Result<MessagesRequest, ApiError> {
+        MessagesRequest::decode(
+            format!(r#"{{"model":"m","max_tokens":9,"messages":[{{"role":"user","content":"x"}}]{fields}}}"#)
+                .as_bytes(),
+        )
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_said_in_the_order_of_the_shim() {
+        for (body, expected) in [
+            ("", "EOF"),
+            ("{\"mod", "unexpected EOF"),
+            (
+                "[]",
+                "json: cannot unmarshal array into Go value of type anthropic.MessagesRequest",
+            ),
+            (
+                r#"{"model":"m","max_tokens":"9"}"#,
+                "json: cannot unmarshal string into Go struct field MessagesRequest.max_tokens of type int",
+            ),
+            (
+                r#"{"stop_sequences":[1]}"#,
+                "json: cannot unmarshal number into Go struct field MessagesRequest.stop_sequences of type string",
+            ),
+            ("{}", "model is required"),
+            (
+                r#"{"model":"m","messages":[{"role":"user","content":5}]}"#,
+                "max_tokens is required and must be positive",
+            ),
+            (
+                r#"{"model":"m","max_tokens":0}"#,
+                "max_tokens is required and must be positive",
+            ),
+            (r#"{"model":"m","max_tokens":1}"#, "messages is required"),
+            (
+                r#"{"model":"m","max_tokens":1,"messages":[{"role":"user","content":""}],"system":"s"}"#,
+                "messages hold no content: give at least one of them a text, an image or a tool result",
+            ),
+            (
+                r#"{"model":"m","max_tokens":1,"messages":[{"role":"user","content":[{"type":"image"}]}]}"#,
+                "invalid image source",
+            ),
+        ] {
+            let error = MessagesRequest::decode(body.as_bytes()).unwrap_err();
+            assert_eq!(
+                (error.status.as_u16(), error.message.as_str()),
+                (400, expected),
+                "{body}"
+            );
+        }
+        let counted = br#"{"model":"m","messages":[{"role":"user","content":"x"}]}"#;
+        assert!(MessagesRequest::decode_uncounted(counted).is_ok());
+        assert_eq!(
+            MessagesRequest::decode_uncounted(br#"{"model":"m"}"#)
+                .unwrap_err()
+                .message,
+            "messages is required"
+        );
+    }
+
+    #[test]
+    fn thinking_goes_before_an_effort() {
+        for (fields, think, budget) in [
+            ("", Think::Unset, None),
+            (
+                r#","thinking":{"type":"enabled","budget_tokens":50}"#,
+                Think::On,
+                Some(50),
+            ),
+            (r#","thinking":{"type":"enabled","budget_tokens":-1}"#, Think::On, None),
+            (
+                r#","thinking":{"type":"disabled","budget_tokens":50}"#,
+                Think::Off,
+                None,
+            ),
+            (r#","thinking":{"type":"adaptive"}"#, Think::Unset, None),
+            (
+                r#","thinking":{"type":"enabled"},"output_config":{"effort":"low"}"#,
+                Think::On,
+                None,
+            ),
+            (
+                r#","output_config":{"effort":" XHigh "}"#,
+                Think::Level(ThinkLevel::High),
+                None,
+            ),
+            (
+                r#","output_config":{"effort":"max"}"#,
+                Think::Level(ThinkLevel::Max),
+                None,
+            ),
+            (r#","output_config":{"effort":"none"}"#, Think::Unset, None),
+        ] {
+            let request = decode(fields).unwrap();
+            assert_eq!((request.think, request.thinking_budget), (think, budget), "{fields}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_sampled_otherwise_than_asked() {
+        let request = decode("").unwrap().into_inference(Vec::new(), Think::Unset).unwrap();
+        let sampling = &request.sampling;
+        assert_eq!(
+            (sampling.num_predict, sampling.temperature, sampling.top_p),
+            (Some(9), None, None)
+        );
+        assert_eq!((sampling.top_k, sampling.stop.clone()), (None, None));
+
+        let request = decode(
+            r#","temperature":0.5,"top_p":0.25,"top_k":7,"stop_sequences":["a",""],"num_ctx":99,"keep_alive":-1,"options":{"seed":3,"temperature":2,"thinking_budget":4}"#,
+        )
+        .unwrap()
+        .into_inference(Vec::new(), Think::On)
+        .unwrap();
+        let sampling = &request.sampling;
+        assert_eq!(
+            (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed),
+            (Some(0.5), Some(0.25), Some(7), Some(3))
+        );
+        assert_eq!(sampling.stop, Some(vec!["a".to_owned()]));
+        assert_eq!(
+            (request.load.num_ctx, request.keep_alive, request.thinking_budget),
+            (Some(99), Some(KeepAlive::Forever), Some(4))
+        );
+    }
+
+    #[test]
+    fn a_schema_for_the_answer_is_a_format() {
+        for fields in [
+            r#","output_config":{"format":{"type":"json_schema","schema":{"type":"object"}}}"#,
+            r#","output_format":{"type":"json_schema","schema":{"type":"object"}}"#,
+        ] {
+            let request = decode(fields)
+                .unwrap()
+                .into_inference(Vec::new(), Think::Unset)
+                .unwrap();
+            assert!(matches!(request.format, Some(Format::Schema(schema)) if schema.get() == r#"{"type":"object"}"#));
+        }
+    }
+
+    #[test]
+    fn what_has_no_effect_is_named_once() {
+        let request = decode(
+            r#","mcp_servers":[],"container":null,"mcp_servers":[],"tools":[{"type":"web_search_20250305","name":"web_search"}],"metadata":{}"#,
+        )
+        .unwrap();
+        assert_eq!(request.ignored, ["mcp_servers", "web_search"]);
+    }
+}

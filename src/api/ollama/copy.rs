@@ -1,0 +1,90 @@
+//! `POST /api/copy`
+
+use std::time::SystemTime;
+
+use hyper::{Response, StatusCode};
+
+use super::destination::{destination, is_taken};
+use crate::{
+    api::{
+        Api,
+        decode::{DecodeError, Field, entries_of, quote},
+        dispatch::Target,
+        error::ApiError,
+        model::failure_of,
+        reply,
+    },
+    http::body::Body,
+    inference::Failure,
+    provider::{Alias, AliasSettings, Call, Owner},
+};
+
+#[derive(Debug, Default)]
+struct CopyRequest {
+    source: String,
+    destination: String,
+}
+
+impl CopyRequest {
+    fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        const ROOT: &str = "CopyRequest";
+        let mut request = Self::default();
+        for (key, node) in entries_of(body, "api.CopyRequest")? {
+            match key.to_ascii_lowercase().as_str() {
+                "source" => node.read_string(&mut request.source, Field(ROOT, "source"))?,
+                "destination" => node.read_string(&mut request.destination, Field(ROOT, "destination"))?,
+                _ => {}
+            }
+        }
+        Ok(request)
+    }
+}
+
+/// Gives a model of ours another name. Success has no body.
+pub(crate) async fn copy(api: &Api, call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
+    let Target { headers, body, .. } = target;
+    let request = CopyRequest::decode(body.bytes())?;
+    drop(body);
+    let CopyRequest {
+        source,
+        destination: requested,
+    } = request;
+    let Owner::Serve { provider, name, .. } = api.owner_of(call, &source, &headers).await else {
+        return Err(is_taken(&requested, api));
+    };
+    let invalid = format!("destination {} is invalid", quote(&requested));
+    let to = destination(api, call, &requested, &invalid, &headers).await?;
+    let card = provider
+        .card(call, &name)
+        .await
+        .map_err(|failure| not_found(failure, &source))?;
+    // A copy of a model that a client made is all that it is; one of any other model adds nothing to it.
+    let copied = api.registry.aliases().get(&name);
+    if copied.as_ref().is_some_and(|alias| alias.name == to.to_string()) {
+        return Ok(reply::empty());
+    }
+    let alias = match copied {
+        Some(alias) => Alias {
+            name: to.to_string(),
+            modified_at: SystemTime::now(),
+            ..Alias::clone(&alias)
+        },
+        None => Alias {
+            name: to.to_string(),
+            model: card.name,
+            parent_model: String::new(),
+            modified_at: SystemTime::now(),
+            settings: AliasSettings::default(),
+        },
+    };
+    api.registry.aliases().put(alias).await.map_err(ApiError::from)?;
+    Ok(reply::empty())
+}
+
+/// This route quotes its names otherwise than the others.
+fn not_found(failure: Failure, source: &str) -> ApiError {
+    match failure {
+        Failure::NotFound(_) => ApiError::new(StatusCode::NOT_FOUND, format!("model {} not found", quote(source))),
+        other => failure_of(other, source),
+    }
+}

@@ -1,0 +1,139 @@
+//! `POST /api/create`: a model made of one of ours. What it adds is kept here; the weights stay the Hub's.
+
+mod plan;
+mod request;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use hyper::Response;
+use serde::Serialize;
+
+use self::{plan::Plan, request::CreateRequest};
+use super::{
+    destination::{destination, is_taken},
+    pull::push_frame,
+};
+use crate::{
+    api::{
+        Api,
+        dispatch::Target,
+        error::ApiError,
+        model::failure_of,
+        reply::{self, JSON},
+    },
+    http::body::{self, Body},
+    inference::PullEvent,
+    provider::{Call, Owner, PullStream},
+};
+
+/// The last word of a pull; a creation goes on, and says it itself.
+const SUCCESS: &str = "success";
+
+#[derive(Serialize)]
+struct Status<'a> {
+    status: &'a str,
+}
+
+/// Makes a model of one of ours.
+pub(crate) async fn create(api: &Api, call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
+    let Target { headers, body, .. } = target;
+    let request = CreateRequest::decode(body.bytes())?;
+    drop(body);
+    let name = destination(api, call, request.name(), "invalid model name", &headers).await?;
+    let ignored = request.ignored.clone();
+    let streams = request.stream != Some(false);
+    // From here on, Ollama answers from its stream.
+    let planned = match api.owner_of(call, &request.from, &headers).await {
+        Owner::Forward if request.names_no_source() => {
+            Err(ApiError::bad_request("neither 'from' or 'files' was specified"))
+        }
+        Owner::Forward => Err(is_taken(request.name(), api)),
+        Owner::Serve { name: base, kind, .. } => Plan::new(api, call, name, &base, kind, request),
+    };
+    let work = match planned {
+        Ok(plan) => Work::begin(plan).await,
+        Err(error) => Err(error),
+    };
+    let answer = match work {
+        Ok(work) if streams => Ok(reply::ndjson(frames(work))),
+        Ok(work) => last(work).await,
+        Err(error) => Err(error),
+    };
+    let mut response = answer.unwrap_or_else(|error| reply::native_stream_error(&error));
+    reply::mark_ignored(response.headers_mut(), &ignored);
+    Ok(response)
+}
+
+/// How far a creation is.
+enum Work {
+    /// Its model is downloaded.
+    Pulling(PullStream, Box<Plan>),
+    /// Its model is there.
+    Ready(Box<Plan>),
+    /// It is kept; this is left to be said.
+    Kept(std::vec::IntoIter<String>),
+}
+
+impl Work {
+    /// Does all that can fail before a frame is sent.
+    async fn begin(plan: Plan) -> Result<Self, ApiError> {
+        if plan.is_there().await? {
+            return Ok(Self::Kept(plan.keep().await?.into_iter()));
+        }
+        plan.check()?;
+        let pull = plan.pull().await?;
+        Ok(Self::Pulling(pull, Box::new(plan)))
+    }
+
+    /// The next frame, and what is left to do.
+    async fn step(self) -> Result<Option<(Vec<u8>, Self)>, ApiError> {
+        let mut out = Vec::new();
+        let mut work = self;
+        loop {
+            work = match work {
+                Self::Pulling(mut pull, plan) => match pull.next().await {
+                    Some(Ok(PullEvent::Status(SUCCESS))) => Self::Pulling(pull, plan),
+                    Some(Ok(event)) => {
+                        push_frame(&event, &mut out);
+                        return Ok(Some((out, Self::Pulling(pull, plan))));
+                    }
+                    Some(Err(failure)) => return Err(failure_of(failure, &plan.from)),
+                    None => Self::Ready(plan),
+                },
+                Self::Ready(plan) => Self::Kept(plan.keep().await?.into_iter()),
+                Self::Kept(mut statuses) => {
+                    let Some(status) = statuses.next() else {
+                        return Ok(None);
+                    };
+                    reply::push_line(&Status { status: &status }, &mut out);
+                    return Ok(Some((out, Self::Kept(statuses))));
+                }
+            };
+        }
+    }
+}
+
+fn frames(work: Work) -> Body {
+    body::stream(stream::unfold(Some(work), async |work| {
+        let (frame, rest) = match work?.step().await {
+            Ok(step) => step.map(|(frame, rest)| (frame, Some(rest)))?,
+            Err(error) => {
+                tracing::warn!(%error, "a model could not be made");
+                let mut frame = Vec::new();
+                reply::native_error_frame(&error, &mut frame);
+                (frame, None)
+            }
+        };
+        Some((Ok(Bytes::from(frame)), rest))
+    }))
+}
+
+/// Waits for the end; only the last object is sent.
+async fn last(mut work: Work) -> Result<Response<Body>, ApiError> {
+    let mut line = Vec::new();
+    while let Some((frame, rest)) = work.step().await? {
+        (line, work) = (frame, rest);
+    }
+    line.pop(); // the line feed
+    Ok(reply::bytes(hyper::StatusCode::OK, JSON, line))
+}

@@ -1,0 +1,305 @@
+//! What a creation has to do, worked out before anything is kept.
+
+use std::{sync::Arc, time::SystemTime};
+
+use serde_json::Value;
+
+use super::CreateRequest;
+use crate::{
+    api::{Api, decode::entries_of, error::ApiError, listing::find_listed, model::failure_of, options::Options},
+    go_template::{Template, TemplateError},
+    hub::HfName,
+    inference::{Failure, Message, ModelCard, Think},
+    provider::{Alias, AliasSettings, Aliases, Call, Kind, PlainName, Provider, PullStream},
+};
+
+/// The types that Ollama quantises to.
+const QUANTIZATIONS: [&str; 5] = ["F32", "F16", "Q4_K_S", "Q4_K_M", "Q8_0"];
+
+/// A creation.
+pub(super) struct Plan {
+    call: Call,
+    provider: Arc<dyn Provider>,
+    aliases: Aliases,
+    name: PlainName,
+    /// The hf: name to make it of.
+    model: String,
+    /// The name as the client wrote it.
+    pub(super) from: String,
+    /// The model of a client's making that it is made of.
+    base: Option<Arc<Alias>>,
+    /// What `from` is called in listings, where that is a plain name.
+    parent: Option<String>,
+    request: CreateRequest,
+}
+
+impl Plan {
+    /// `base` is an hf: name, or the name of a model that a client made.
+    pub(super) fn new(
+        api: &Api,
+        call: &Call,
+        name: PlainName,
+        base: &str,
+        kind: Kind,
+        mut request: CreateRequest,
+    ) -> Result<Self, ApiError> {
+        if !request.renderer.is_empty() || !request.parser.is_empty() {
+            return Err(ApiError::bad_request(
+                "renderer and parser are parts of Ollama; leave them out: the chat template of an hf: model says how it is asked and read",
+            ));
+        }
+        let aliases = api.registry.aliases().clone();
+        let made = if kind == Kind::Made { aliases.get(base) } else { None };
+        let model = made.as_ref().map_or(base, |alias| alias.model.as_str());
+        let from = std::mem::take(&mut request.from);
+        Ok(Self {
+            call: call.clone(),
+            provider: api.registry.hub(),
+            model: with_adapters(model, &request.adapters)?,
+            parent: PlainName::parse(&from)
+                .filter(|_| kind.is_plain())
+                .map(|name| name.to_string()),
+            aliases,
+            name,
+            from,
+            base: made,
+            request,
+        })
+    }
+
+    /// Whether the model's files are there. They are looked for without beginning a download, which is done with progress.
+    pub(super) async fn is_there(&self) -> Result<bool, ApiError> {
+        let cards = self.provider.list(&self.call).await;
+        match find_listed(cards.iter(), &self.model) {
+            Some(card) => Ok(card.size_bytes > 0),
+            None if self.call.config.hub.auto_pull => Ok(false),
+            None => match self.provider.card(&self.call, &self.model).await {
+                Ok(_) => Ok(true),
+                Err(Failure::NotFound(_)) => Ok(false),
+                Err(failure) => Err(failure_of(failure, &self.from)),
+            },
+        }
+    }
+
+    pub(super) async fn pull(&self) -> Result<PullStream, ApiError> {
+        let pull = self.provider.pull(&self.call, &self.model).await;
+        pull.map_err(|failure| failure_of(failure, &self.from))
+    }
+
+    /// What can be said without the model: there is no point in downloading it first.
+    pub(super) fn check(&self) -> Result<(), ApiError> {
+        self.options().map(drop)
+    }
+
+    /// Keeps the model, and says what was done in Ollama's words.
+    pub(super) async fn keep(&self) -> Result<Vec<String>, ApiError> {
+        let card = self.provider.card(&self.call, &self.model).await;
+        let card = card.map_err(|failure| failure_of(failure, &self.from))?;
+        check_quantization(&self.request.quantize, &card)?;
+        let settings = self.settings().await?;
+        let name = self.name.to_string();
+        let known: Vec<_> = [self.base.clone(), self.aliases.get(&name)]
+            .into_iter()
+            .flatten()
+            .flat_map(|alias| alias.settings.layers())
+            .collect();
+        let mut statuses = vec![format!("using existing layer sha256:{}", card.digest)];
+        statuses.extend(settings.layers().into_iter().map(|layer| {
+            let verb = match known.contains(&layer) {
+                true => "using existing",
+                false => "creating new",
+            };
+            format!("{verb} layer sha256:{}", layer.digest)
+        }));
+        let alias = Alias {
+            name,
+            parent_model: self.parent.clone().unwrap_or_else(|| card.name.clone()),
+            model: card.name,
+            modified_at: SystemTime::now(),
+            settings,
+        };
+        self.aliases.put(alias).await.map_err(ApiError::from)?;
+        statuses.extend(["writing manifest".to_owned(), "success".to_owned()]);
+        Ok(statuses)
+    }
+
+    /// What the base has, with what the request says: as in Ollama, licences add up, parameters are replaced one by one,
+    /// and messages as a whole.
+    async fn settings(&self) -> Result<AliasSettings, ApiError> {
+        let request = &self.request;
+        let options = self.options()?;
+        let mut settings = self
+            .base
+            .as_ref()
+            .map_or_else(AliasSettings::default, |base| base.settings.clone());
+        if !request.system.is_empty() {
+            settings.system.clone_from(&request.system);
+        }
+        if !request.template.is_empty() && !self.is_the_models_own(&request.template).await? {
+            check_template(&request.template)?;
+            settings.template.clone_from(&request.template);
+        }
+        settings.license.extend(request.license.iter().cloned());
+        if !request.messages.is_empty() {
+            settings.messages.clone_from(&request.messages);
+        }
+        settings.parameters = self.parameters();
+        settings.sampling = options.sampling;
+        settings.load = options.load;
+        Ok(settings)
+    }
+
+    fn parameters(&self) -> serde_json::Map<String, Value> {
+        let mut parameters = self
+            .base
+            .as_ref()
+            .map_or_else(Default::default, |base| base.settings.parameters.clone());
+        parameters.extend(self.request.parameters.clone());
+        parameters.sort_keys();
+        parameters
+    }
+
+    /// Parameters that mean something, or the sentence about one that is wrong: now, not when the model is asked.
+    fn options(&self) -> Result<Options, ApiError> {
+        let text = Value::Object(self.parameters()).to_string();
+        let entries = entries_of(text.as_bytes(), "map[string]interface {}")?;
+        Options::read(entries).map_err(|error| ApiError::bad_request(error.message))
+    }
+
+    /// A Modelfile that was printed for an hf: model holds the template of its file, which is Jinja.
+    async fn is_the_models_own(&self, template: &str) -> Result<bool, ApiError> {
+        let details = self.provider.show(&self.call, &self.model, false).await;
+        let details = details.map_err(|failure| failure_of(failure, &self.from))?;
+        Ok(details.template.trim() == template.trim())
+    }
+}
+
+/// The model with the adapters that are names of the Hub.
+fn with_adapters(model: &str, adapters: &[(String, String)]) -> Result<String, ApiError> {
+    if adapters.is_empty() {
+        return Ok(model.to_owned());
+    }
+    let mut name = model.to_owned();
+    for (key, value) in adapters {
+        let of_the_hub = [key, value]
+            .into_iter()
+            .find_map(|text| text.strip_prefix("hf:").or_else(|| text.strip_prefix('+')));
+        let Some(adapter) = of_the_hub else {
+            return Err(ApiError::bad_request(format!(
+                "the adapter {key} is a file; an hf: model takes adapters of the Hub: FROM {model}+ORG/ADAPTER"
+            )));
+        };
+        name.push('+');
+        name.push_str(adapter);
+    }
+    match HfName::parse(&name) {
+        Ok(name) => Ok(name.to_string()),
+        Err(error) => Err(ApiError::bad_request(error.to_string())),
+    }
+}
+
+/// Files of the Hub are taken as they are.
+fn check_quantization(wanted: &str, card: &ModelCard) -> Result<(), ApiError> {
+    let has = &card.facts.quantization;
+    let wanted = wanted.to_ascii_uppercase();
+    if wanted.is_empty() || wanted.eq_ignore_ascii_case(has) {
+        return Ok(());
+    }
+    if !QUANTIZATIONS.contains(&wanted.as_str()) {
+        return Err(ApiError::internal(format!(
+            "unsupported quantization type {wanted} - supported types are {}",
+            QUANTIZATIONS.join(", ")
+        )));
+    }
+    Err(ApiError::bad_request(format!(
+        "{} is {has}, and files of the Hub are not quantized anew; choose {wanted} by name: FROM hf:ORG/REPO:{wanted}",
+        card.name
+    )))
+}
+
+/// Refuses a template that would fail the first request.
+fn check_template(source: &str) -> Result<(), ApiError> {
+    let conversation = [
+        Message::text("system", "s"),
+        Message::text("user", "u"),
+        Message::text("assistant", "a"),
+        Message::text("user", "u"),
+    ];
+    let tried = Template::parse(source).and_then(|template| {
+        // One that knows only a suffix is asked with one.
+        let is_for_gaps = template.uses("suffix") && !template.uses("messages");
+        match is_for_gaps {
+            true => template.render_infill("p", "s", Think::Unset).map(drop),
+            false => template.render(&conversation, Think::Unset).map(drop),
+        }
+    });
+    tried.map_err(|error| match error {
+        TemplateError::Syntax(_) | TemplateError::Execution(_) | TemplateError::TooLong => {
+            ApiError::bad_request(format!("template error: {error}"))
+        }
+        TemplateError::Unsupported(_) => ApiError::bad_request(error.to_string()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::fake::card;
+
+    #[test]
+    fn files_of_the_hub_are_not_quantized() {
+        let card = card("hf:o/r:Q4_K_M");
+        assert!(check_quantization("", &card).is_ok() && check_quantization("q4_k_m", &card).is_ok());
+        let error = check_quantization("q9", &card).unwrap_err();
+        assert_eq!(
+            (error.status.as_u16(), error.message.as_str()),
+            (
+                500,
+                "unsupported quantization type Q9 - supported types are F32, F16, Q4_K_S, Q4_K_M, Q8_0"
+            )
+        );
+        let error = check_quantization("q8_0", &card).unwrap_err();
+        assert!(error.status == 400 && error.message.contains(":Q8_0"), "{error}");
+    }
+
+    #[test]
+    fn adapters_are_names_of_the_hub_or_refused() {
+        let pair = |key: &str, value: &str| vec![(key.to_owned(), value.to_owned())];
+        assert_eq!(with_adapters("hf:o/r:Q4", &[]).unwrap(), "hf:o/r:Q4");
+        for adapters in [pair("hf:a/b", ""), pair("x", "+a/b"), pair("adapter", "hf:a/b")] {
+            assert_eq!(with_adapters("hf:o/r:Q4", &adapters).unwrap(), "hf:o/r:Q4+a/b");
+        }
+        for (adapters, part) in [
+            (pair("a.gguf", "sha256:1"), "the adapter a.gguf is a file"),
+            (pair("hf:a", ""), "invalid model name"),
+        ] {
+            let error = with_adapters("hf:o/r:Q4", &adapters).unwrap_err();
+            assert!(error.status == 400 && error.message.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_template_that_would_fail_is_refused_with_its_reason() {
+        for source in [
+            "{{ .System }}{{ .Prompt }}",
+            "{{ range .Messages }}{{ .Content }}{{ end }}",
+            "<PRE>{{ .Prompt }}<SUF>{{ .Suffix }}",
+        ] {
+            assert_eq!(check_template(source), Ok(()), "{source}");
+        }
+        for (source, expected) in [
+            ("{{ .Prompt", "template error: template: :1: unclosed action"),
+            (
+                "{{ range .Messages }}{{ .Nope }}{{ end }}",
+                "template error: template: can't evaluate field Nope",
+            ),
+            (
+                "{{ html .Prompt }}",
+                "template: function \"html\" is not understood for hf: models; use the model's own template, or raw",
+            ),
+        ] {
+            let error = check_template(source).unwrap_err();
+            assert_eq!((error.status.as_u16(), error.message.as_str()), (400, expected));
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! What a client may call a model of its own making.
+
+use hyper::HeaderMap;
+
+use crate::{
+    api::{Api, error::ApiError, listing},
+    provider::{Call, Kind, Owner, PlainName, prefers_ollama},
+};
+
+/// The name that `requested` is, or why no model can be made under it; `invalid` is Ollama's sentence for what is no name.
+pub(super) async fn destination(
+    api: &Api,
+    call: &Call,
+    requested: &str,
+    invalid: &str,
+    received: &HeaderMap,
+) -> Result<PlainName, ApiError> {
+    if let Owner::Serve { kind, .. } = api.registry.owner(&call.config, requested) {
+        match kind {
+            Kind::Hub => {
+                return Err(ApiError::bad_request(format!(
+                    "{invalid}: {requested} stands for files of the Hub; choose a plain name, as my-model"
+                )));
+            }
+            Kind::Configured => {
+                return Err(ApiError::bad_request(format!(
+                    "{requested} is an alias of the configuration; choose another name, or change it there"
+                )));
+            }
+            Kind::Made => {}
+        }
+    }
+    let name = PlainName::parse(requested).ok_or_else(|| ApiError::bad_request(invalid))?;
+    if prefers_ollama(&call.config) && listing::upstream_has(api, call, requested, received).await {
+        return Err(ApiError::bad_request(format!(
+            "Ollama has a model {name} and answers for it (ollama.priority says so); choose another name, or delete that one"
+        )));
+    }
+    Ok(name)
+}
+
+/// What is said to a client that would let Ollama make a model whose name is one of ours.
+pub(super) fn is_taken(requested: &str, api: &Api) -> ApiError {
+    let model = api.registry.aliases().get(requested);
+    let model = model.as_ref().map_or("an hf: model", |alias| alias.model.as_str());
+    ApiError::bad_request(format!(
+        "{requested} stands for {model} here; delete it before Ollama makes a model of that name, or choose another name"
+    ))
+}

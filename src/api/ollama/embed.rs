@@ -1,0 +1,313 @@
+//! `POST /api/embed` and the older `POST /api/embeddings`
+
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+use super::frames::{is_zero, nanoseconds};
+use crate::{
+    api::{
+        decode::{DecodeError, Field, Node, entries_of, quote},
+        dispatch::Target,
+        error::ApiError,
+        model::Model,
+        options::Options,
+        reply, values,
+    },
+    http::body::Body,
+    inference::{EmbedRequest, Embeddings, Failure, KeepAlive, LoadOptions, Normalisation},
+    provider::Call,
+};
+
+const TOO_LONG: &str = "the input length exceeds the context length";
+const NOT_A_NUMBER: &str = "embedding contains NaN or Inf values";
+
+/// The body of either route.
+#[derive(Debug, Default)]
+struct Fields {
+    model: String,
+    inputs: Vec<String>,
+    truncate: Option<bool>,
+    dimensions: Option<i64>,
+    keep_alive: Option<KeepAlive>,
+    /// A bad option is answered late, after the model was found.
+    options: Option<Result<Options, ApiError>>,
+}
+
+#[derive(Serialize)]
+struct EmbedReply<'a> {
+    model: &'a str,
+    /// 32-bit numbers: their digits are fewer than those of the older route.
+    embeddings: Vec<Vec<f32>>,
+    #[serde(skip_serializing_if = "is_zero")]
+    total_duration: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    load_duration: u64,
+    #[serde(skip_serializing_if = "is_zero")]
+    prompt_eval_count: u64,
+}
+
+#[derive(Serialize)]
+struct EmbeddingsReply {
+    /// Widened first, as there: the digits are those of the 64-bit numbers.
+    embedding: Vec<f64>,
+}
+
+/// The checks of `/api/embed` that need no model.
+pub(crate) fn check_embed(body: &[u8]) -> Result<(), ApiError> {
+    Fields::of_embed(body).map(drop)
+}
+
+/// The checks of `/api/embeddings` that need no model.
+pub(crate) fn check_embeddings(body: &[u8]) -> Result<(), ApiError> {
+    Fields::of_embeddings(body).map(drop)
+}
+
+/// Answers `/api/embed` for a model of ours.
+pub(crate) async fn embed(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
+    let fields = Fields::of_embed(target.body.bytes())?;
+    let model = find(call, target, fields.model).await?;
+    let load = load_options(fields.options)?;
+    if fields.inputs.is_empty() {
+        make_resident(call, &model, load, fields.keep_alive).await?;
+        return Ok(reply::native(&EmbedReply {
+            model: &model.requested,
+            embeddings: Vec::new(),
+            total_duration: 0,
+            load_duration: 0,
+            prompt_eval_count: 0,
+        }));
+    }
+    let request = EmbedRequest {
+        inputs: fields.inputs,
+        truncate: fields.truncate.unwrap_or(true),
+        dimensions: fields.dimensions.and_then(|count| u32::try_from(count).ok()),
+        normalisation: Normalisation::Unit,
+        load,
+        keep_alive: fields.keep_alive,
+    };
+    let embeddings = run(call, &model, request).await?;
+    Ok(reply::native(&EmbedReply {
+        model: &model.requested,
+        embeddings: embeddings.vectors,
+        total_duration: nanoseconds(embeddings.total_duration),
+        load_duration: nanoseconds(embeddings.load_duration),
+        prompt_eval_count: u64::from(embeddings.prompt_tokens),
+    }))
+}
+
+/// Answers `/api/embeddings` for a model of ours.
+pub(crate) async fn embeddings(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
+    let fields = Fields::of_embeddings(target.body.bytes())?;
+    let model = find(call, target, fields.model).await?;
+    let load = load_options(fields.options)?;
+    let vectors = if fields.inputs.is_empty() {
+        make_resident(call, &model, load, fields.keep_alive).await?;
+        Vec::new()
+    } else {
+        let request = EmbedRequest {
+            inputs: fields.inputs,
+            truncate: false,
+            dimensions: None,
+            normalisation: Normalisation::AsModel,
+            load,
+            keep_alive: fields.keep_alive,
+        };
+        let made = run(call, &model, request).await;
+        // What its runner refuses is no fault of the client's on the older route.
+        made.map_err(|error| match error.status {
+            StatusCode::BAD_REQUEST => ApiError::internal(error.message),
+            _ => error,
+        })?
+        .vectors
+    };
+    let embedding = vectors.into_iter().next().unwrap_or_default();
+    Ok(reply::native(&EmbeddingsReply {
+        embedding: embedding.into_iter().map(f64::from).collect(),
+    }))
+}
+
+impl Fields {
+    fn of_embed(body: &[u8]) -> Result<Self, ApiError> {
+        const ROOT: &str = "EmbedRequest";
+        let mut fields = Self::default();
+        let mut is_wrong = false;
+        for (key, node) in entries_of(body, "api.EmbedRequest")? {
+            let key = key.to_ascii_lowercase();
+            let Some(node) = fields.read(ROOT, &key, node)? else {
+                continue;
+            };
+            match key.as_str() {
+                "input" => {
+                    let inputs = inputs(node);
+                    is_wrong = inputs.is_none();
+                    fields.inputs = inputs.unwrap_or_default();
+                }
+                "truncate" => node.read_optional_bool(&mut fields.truncate, Field(ROOT, "truncate"))?,
+                "dimensions" => node.read_int(&mut fields.dimensions, Field(ROOT, "dimensions"))?,
+                _ => {}
+            }
+        }
+        // After what is wrong with any other field, as there.
+        match is_wrong {
+            true => Err(ApiError::bad_request("invalid input type")),
+            false => Ok(fields),
+        }
+    }
+
+    fn of_embeddings(body: &[u8]) -> Result<Self, ApiError> {
+        const ROOT: &str = "EmbeddingRequest";
+        let mut fields = Self::default();
+        let mut prompt = String::new();
+        for (key, node) in entries_of(body, "api.EmbeddingRequest")? {
+            let key = key.to_ascii_lowercase();
+            if let Some(node) = fields.read(ROOT, &key, node)?
+                && key == "prompt"
+            {
+                node.read_string(&mut prompt, Field(ROOT, "prompt"))?;
+            }
+        }
+        fields.inputs = some_text(prompt);
+        Ok(fields)
+    }
+
+    /// Takes a field that both routes have; gives back any other.
+    fn read<'a>(&mut self, root: &'static str, key: &str, node: Node<'a>) -> Result<Option<Node<'a>>, DecodeError> {
+        match key {
+            "model" => node.read_string(&mut self.model, Field(root, "model"))?,
+            "keep_alive" => self.keep_alive = values::keep_alive(&node)?,
+            "options" => {
+                let entries = node.read_object(Field(root, "options"), "map[string]interface {}")?;
+                self.options = Some(Options::read(entries));
+            }
+            _ => return Ok(Some(node)),
+        }
+        Ok(None)
+    }
+}
+
+/// A text or a list of texts, `None` if it is neither; an empty text alone is no input, one in a list is.
+fn inputs(node: Node<'_>) -> Option<Vec<String>> {
+    match node {
+        Node::Null => Some(Vec::new()),
+        Node::String(text) => Some(some_text(text.into_owned())),
+        Node::Array(items) => items
+            .into_iter()
+            .map(|item| match item {
+                Node::String(text) => Some(text.into_owned()),
+                _ => None,
+            })
+            .collect(),
+        _ => None,
+    }
+}
+
+fn some_text(text: String) -> Vec<String> {
+    match text.is_empty() {
+        true => Vec::new(),
+        false => vec![text],
+    }
+}
+
+fn load_options(options: Option<Result<Options, ApiError>>) -> Result<LoadOptions, ApiError> {
+    Ok(options.transpose()?.unwrap_or_default().load)
+}
+
+/// Finds the model. These routes have words of their own for one that is not there.
+async fn find(call: &Call, target: Target, requested: String) -> Result<Model, ApiError> {
+    let not_found = ApiError::model_not_found(&requested);
+    let found = Model::find(call, target.provider, target.name, requested.clone()).await;
+    found.map_err(|error| in_their_words(error, &not_found, &requested))
+}
+
+/// The scheduler's sentence for a model that is not there, with double quotes and an advice.
+fn in_their_words(error: ApiError, not_found: &ApiError, requested: &str) -> ApiError {
+    if error != *not_found {
+        return error;
+    }
+    ApiError::new(
+        error.status,
+        format!("model {} not found, try pulling it first", quote(requested)),
+    )
+}
+
+async fn make_resident(
+    call: &Call,
+    model: &Model,
+    load: LoadOptions,
+    keep_alive: Option<KeepAlive>,
+) -> Result<(), ApiError> {
+    let loaded = model.provider.load(call, &model.name, load, keep_alive).await;
+    loaded.map_err(|failure| failed(model, failure))
+}
+
+async fn run(call: &Call, model: &Model, request: EmbedRequest) -> Result<Embeddings, ApiError> {
+    let embeddings = model
+        .provider
+        .embed(call, &model.name, request)
+        .await
+        .map_err(|failure| failed(model, failure))?;
+    if !embeddings.vectors.iter().flatten().all(|number| number.is_finite()) {
+        return Err(ApiError::bad_request(NOT_A_NUMBER));
+    }
+    Ok(embeddings)
+}
+
+fn failed(model: &Model, failure: Failure) -> ApiError {
+    match failure {
+        Failure::ContextExceeded { .. } => ApiError::bad_request(TOO_LONG),
+        other => {
+            let not_found = ApiError::model_not_found(&model.requested);
+            in_their_words(model.failure(other), &not_found, &model.requested)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_input_is_a_text_or_a_list_of_texts() {
+        for (body, expected) in [
+            ("{}", Some(&[][..])),
+            (r#"{"input":null}"#, Some(&[])),
+            (r#"{"input":""}"#, Some(&[])),
+            (r#"{"input":[]}"#, Some(&[])),
+            (r#"{"input":[""]}"#, Some(&[""])),
+            (r#"{"INPUT":"a"}"#, Some(&["a"])),
+            (r#"{"input":["a",""]}"#, Some(&["a", ""])),
+            (r#"{"input":5}"#, None),
+            (r#"{"input":{}}"#, None),
+            (r#"{"input":["a",1]}"#, None),
+            (r#"{"input":[["a"]]}"#, None),
+        ] {
+            match (Fields::of_embed(body.as_bytes()), expected) {
+                (Ok(fields), Some(expected)) => assert_eq!(fields.inputs, expected, "{body}"),
+                (Err(error), None) => assert_eq!(error.message, "invalid input type", "{body}"),
+                (other, _) => panic!("{body}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_types_are_answered_in_the_words_of_go() {
+        for (body, expected) in [
+            ("", "missing request body"),
+            (
+                r#"{"dimensions":"4"}"#,
+                "json: cannot unmarshal string into Go struct field EmbedRequest.dimensions of type int",
+            ),
+            (
+                "[]",
+                "json: cannot unmarshal array into Go value of type api.EmbedRequest",
+            ),
+            (r#"{"keep_alive":"x"}"#, "time: invalid duration \"x\""),
+        ] {
+            assert_eq!(check_embed(body.as_bytes()).unwrap_err().message, expected);
+        }
+        assert_eq!(
+            check_embeddings(br#"{"prompt":["a"]}"#).unwrap_err().message,
+            "json: cannot unmarshal array into Go struct field EmbeddingRequest.prompt of type string"
+        );
+    }
+}

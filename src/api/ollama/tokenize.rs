@@ -1,0 +1,194 @@
+//! `POST /api/tokenize`, `POST /api/detokenize` and `POST /api/apply_template`: what a model makes of a text. Ollama has
+//! none of them; they are small, and prompts are debugged with them.
+
+use hyper::Response;
+use serde::Serialize;
+
+use super::{
+    chat::Checked,
+    request::{ChatRequest, token_ids},
+};
+use crate::{
+    api::{
+        decode::{DecodeError, Field, entries_of},
+        dispatch::Target,
+        error::ApiError,
+        model::Model,
+        reply,
+    },
+    http::body::Body,
+    inference::TextToken,
+    provider::{Call, TokenizeRequest},
+};
+
+#[derive(Debug)]
+struct TokenizeFields {
+    model: String,
+    text: String,
+    add_special: bool,
+    parse_special: bool,
+    with_pieces: bool,
+}
+
+#[derive(Debug, Default)]
+struct DetokenizeFields {
+    model: String,
+    tokens: Vec<i32>,
+}
+
+#[derive(Serialize)]
+struct Tokenized<'a, T> {
+    model: &'a str,
+    tokens: Vec<T>,
+}
+
+/// A token with what it stands for, as llama-server shows it.
+#[derive(Serialize)]
+struct Token {
+    id: i32,
+    piece: Piece,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Piece {
+    Text(String),
+    /// A part of a character.
+    Bytes(Vec<u8>),
+}
+
+#[derive(Serialize)]
+struct Detokenized<'a> {
+    model: &'a str,
+    text: String,
+}
+
+#[derive(Serialize)]
+struct Rendered<'a> {
+    model: &'a str,
+    prompt: String,
+}
+
+/// Cuts a text into tokens.
+pub(crate) async fn tokenize(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
+    let TokenizeFields {
+        model,
+        text,
+        add_special,
+        parse_special,
+        with_pieces,
+    } = TokenizeFields::decode(target.body.bytes())?;
+    let model = Model::find(call, target.provider, target.name, model).await?;
+    let request = TokenizeRequest {
+        text,
+        add_special,
+        parse_special,
+    };
+    let tokens = model
+        .provider
+        .tokenize(call, &model.name, request)
+        .await
+        .map_err(|failure| model.failure(failure))?;
+    let model = &model.requested;
+    Ok(if with_pieces {
+        let tokens = tokens.into_iter().map(Token::from).collect();
+        reply::native(&Tokenized { model, tokens })
+    } else {
+        let tokens = tokens.into_iter().map(|token| token.id).collect();
+        reply::native(&Tokenized { model, tokens })
+    })
+}
+
+/// Joins tokens to their text.
+pub(crate) async fn detokenize(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
+    let fields = DetokenizeFields::decode(target.body.bytes())?;
+    let model = Model::find(call, target.provider, target.name, fields.model).await?;
+    let text = model
+        .provider
+        .detokenize(call, &model.name, fields.tokens)
+        .await
+        .map_err(|failure| model.failure(failure))?;
+    Ok(reply::native(&Detokenized {
+        model: &model.requested,
+        text,
+    }))
+}
+
+/// Shows the prompt that a chat becomes.
+pub(crate) async fn apply_template(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
+    let Target {
+        provider, name, body, ..
+    } = target;
+    let mut request = ChatRequest::decode(body.bytes())?;
+    drop(body);
+    request.common.check_range()?;
+    if request.messages.is_empty() {
+        return Err(ApiError::bad_request("messages is required"));
+    }
+    let model = Model::find(call, provider, name, request.common.model.clone()).await?;
+    let checked = Checked::new(call, &model, &mut request)?;
+    let ignored = checked.ignored();
+    let inference = checked.into_inference(request)?;
+    let prompt = model
+        .provider
+        .render(call, &model.name, inference)
+        .await
+        .map_err(|failure| model.failure(failure))?;
+    let mut response = reply::native(&Rendered {
+        model: &model.requested,
+        prompt,
+    });
+    reply::mark_ignored(response.headers_mut(), ignored);
+    Ok(response)
+}
+
+impl TokenizeFields {
+    fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        const ROOT: &str = "TokenizeRequest";
+        let mut fields = Self {
+            model: String::new(),
+            text: String::new(),
+            add_special: true,
+            parse_special: true,
+            with_pieces: false,
+        };
+        for (key, node) in entries_of(body, "api.TokenizeRequest")? {
+            match key.to_ascii_lowercase().as_str() {
+                "model" => node.read_string(&mut fields.model, Field(ROOT, "model"))?,
+                "text" => node.read_string(&mut fields.text, Field(ROOT, "text"))?,
+                // llama-server's word for it.
+                "content" => node.read_string(&mut fields.text, Field(ROOT, "content"))?,
+                "add_special" => node.read_bool(&mut fields.add_special, Field(ROOT, "add_special"))?,
+                "parse_special" => node.read_bool(&mut fields.parse_special, Field(ROOT, "parse_special"))?,
+                "with_pieces" => node.read_bool(&mut fields.with_pieces, Field(ROOT, "with_pieces"))?,
+                _ => {}
+            }
+        }
+        Ok(fields)
+    }
+}
+
+impl DetokenizeFields {
+    fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        const ROOT: &str = "DetokenizeRequest";
+        let mut fields = Self::default();
+        for (key, node) in entries_of(body, "api.DetokenizeRequest")? {
+            match key.to_ascii_lowercase().as_str() {
+                "model" => node.read_string(&mut fields.model, Field(ROOT, "model"))?,
+                "tokens" => fields.tokens = token_ids(node, Field(ROOT, "tokens"))?,
+                _ => {}
+            }
+        }
+        Ok(fields)
+    }
+}
+
+impl From<TextToken> for Token {
+    fn from(TextToken { id, bytes }: TextToken) -> Self {
+        let piece = match String::from_utf8(bytes) {
+            Ok(text) => Piece::Text(text),
+            Err(error) => Piece::Bytes(error.into_bytes()),
+        };
+        Self { id, piece }
+    }
+}

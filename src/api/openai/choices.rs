@@ -1,0 +1,192 @@
+//! Several answers to one request, side by side.
+
+use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt, future::BoxFuture, stream};
+
+use crate::{
+    api::{
+        error::ApiError,
+        model::Model,
+        stream::{Answer, Pieces, Step, Steps, unfinished},
+    },
+    inference::{Event, Finish, InferenceRequest, Usage},
+    provider::Call,
+};
+
+/// Answers to one prompt.
+pub(super) const MAX_CHOICES: usize = 8;
+
+/// Answers of one request that are made at the same time; more wait.
+const MAX_AT_ONCE: usize = 8;
+
+/// One step of one answer.
+#[derive(Debug)]
+pub(super) struct ChoiceEvent {
+    /// Which answer.
+    pub(super) index: usize,
+    /// The step.
+    pub(super) event: Event,
+    /// Whether every answer is complete with it.
+    is_last: bool,
+}
+
+impl ChoiceEvent {
+    pub(super) fn new(index: usize, event: Event, is_last: bool) -> Self {
+        Self { index, event, is_last }
+    }
+
+    /// Whether every answer is complete with it.
+    pub(super) fn ends_all(&self) -> bool {
+        self.is_last
+    }
+}
+
+impl Step for ChoiceEvent {
+    fn is_last(&self) -> bool {
+        self.is_last
+    }
+}
+
+/// The same request as often as answers are wanted. A seed is counted up; without one, each answer is random by itself.
+pub(super) fn repeat(request: InferenceRequest, count: usize) -> Vec<InferenceRequest> {
+    let mut requests = vec![request; count];
+    for (index, request) in requests.iter_mut().enumerate() {
+        let counted = |seed: i64| match seed {
+            ..0 => seed,
+            _ => seed.saturating_add(i64::try_from(index).unwrap_or(i64::MAX)),
+        };
+        request.sampling.seed = request.sampling.seed.map(counted);
+    }
+    requests
+}
+
+/// Starts answers. The first goes ahead until its first event, so that what cannot be answered fails once and with its
+/// status. Those that wait for a place find their prompt in the cache of whoever left it.
+pub(super) fn start(
+    model: &Model,
+    call: &Call,
+    requests: Vec<InferenceRequest>,
+) -> BoxFuture<'static, Result<Steps<ChoiceEvent>, ApiError>> {
+    let starts: Vec<_> = requests
+        .into_iter()
+        .map(|request| model.start(call, request))
+        .enumerate()
+        .collect();
+    async move {
+        let mut open = starts.len();
+        let mut starts = starts.into_iter();
+        let Some((index, first)) = starts.next() else {
+            return Err(unfinished());
+        };
+        let first = first.await?.map_ok(move |event| (index, event));
+        let others = stream::iter(starts)
+            .map(|(index, start)| start.try_flatten_stream().map_ok(move |event| (index, event)).boxed())
+            .flatten_unordered(MAX_AT_ONCE);
+        let steps = stream::select(first, others).map_ok(move |(index, event)| {
+            if event.is_last() {
+                open -= 1;
+            }
+            ChoiceEvent::new(index, event, open == 0)
+        });
+        Ok(steps.boxed())
+    }
+    .boxed()
+}
+
+/// Waits for all answers.
+pub(super) async fn collect(mut steps: Steps<ChoiceEvent>, count: usize) -> Result<Vec<Answer>, ApiError> {
+    let mut answers: Vec<Pieces> = std::iter::repeat_with(Pieces::default).take(count).collect();
+    while let Some(step) = steps.next().await {
+        let step = step?;
+        let ended = step.is_last;
+        if let Some(answer) = answers.get_mut(step.index) {
+            answer.add(step.event);
+        }
+        if ended {
+            break;
+        }
+    }
+    answers.into_iter().map(Pieces::join).collect()
+}
+
+/// What several answers cost together. A prompt is counted once, however many answers it got.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bill {
+    answers_per_prompt: usize,
+    total: Usage,
+}
+
+impl Bill {
+    pub(super) fn new(answers_per_prompt: usize) -> Self {
+        Self {
+            answers_per_prompt,
+            total: Usage::default(),
+        }
+    }
+
+    pub(super) fn add(&mut self, index: usize, finish: &Finish) {
+        let output = finish.usage.output_tokens;
+        self.total.output_tokens = self.total.output_tokens.saturating_add(output);
+        if index.is_multiple_of(self.answers_per_prompt) {
+            self.total.prompt_tokens = self.total.prompt_tokens.saturating_add(finish.usage.prompt_tokens);
+        }
+    }
+
+    pub(super) fn total(&self) -> &Usage {
+        &self.total
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::fake::{finish, text},
+        inference::{FinishReason, Prompt, Sampling, Think},
+    };
+
+    fn seeds(seed: Option<i64>) -> Vec<Option<i64>> {
+        let request = InferenceRequest {
+            prompt: Prompt::Raw { text: String::new() },
+            sampling: Sampling {
+                seed,
+                ..Sampling::default()
+            },
+            load: Default::default(),
+            format: None,
+            think: Think::Unset,
+            thinking_budget: None,
+            keep_alive: None,
+            truncate: true,
+            shift: true,
+            logprobs: None,
+            return_context: false,
+        };
+        repeat(request, 3).iter().map(|request| request.sampling.seed).collect()
+    }
+
+    #[test]
+    fn a_seed_is_counted_up_and_none_stays_random() {
+        assert_eq!(seeds(Some(7)), [Some(7), Some(8), Some(9)]);
+        assert_eq!(seeds(Some(-1)), [Some(-1); 3]);
+        assert_eq!(seeds(None), [None; 3]);
+        assert_eq!(seeds(Some(i64::MAX)), [Some(i64::MAX); 3]);
+    }
+
+    #[test]
+    fn a_prompt_is_counted_once() {
+        let Event::Finished(finish) = finish(FinishReason::Stop, &[]) else {
+            panic!()
+        };
+        let mut bill = Bill::new(2);
+        for index in 0..4 {
+            bill.add(index, &finish);
+        }
+        assert_eq!((bill.total().prompt_tokens, bill.total().output_tokens), (20, 8));
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_an_end_is_an_error() {
+        let steps = stream::iter([Ok(ChoiceEvent::new(0, text("a"), false))]).boxed();
+        assert_eq!(collect(steps, 1).await.unwrap_err(), unfinished());
+    }
+}

@@ -1,0 +1,314 @@
+//! Fields that the text routes of this dialect share: sampling, length, reasoning, residency, and how many answers.
+//!
+//! Ollama's shim drops most of them in silence. An hf: model honours them; what has no effect all the same is named.
+
+use super::{bad, choices::MAX_CHOICES};
+use crate::{
+    api::{
+        decode::{DecodeError, Field, Node, quote},
+        error::ApiError,
+        model::Model,
+        options::Options,
+        values,
+    },
+    inference::{InferenceRequest, KeepAlive, Prompt, Think, ThinkLevel},
+    provider::Call,
+};
+
+/// Strings that can end an answer.
+const MAX_STOPS: usize = 256;
+
+/// Tokens whose logits one request may shift.
+const MAX_LOGIT_BIASES: usize = 1024;
+
+/// What a shift of a logit may be: these ban and force a token.
+const LOGIT_BIAS_RANGE: std::ops::RangeInclusive<f32> = -100.0..=100.0;
+
+/// The shared fields as they came.
+#[derive(Debug, Default)]
+pub(super) struct Common {
+    pub(super) model: String,
+    pub(super) stream: bool,
+    pub(super) include_usage: bool,
+    pub(super) max_tokens: Option<i64>,
+    pub(super) temperature: Option<f64>,
+    pub(super) top_p: Option<f64>,
+    pub(super) frequency_penalty: Option<f64>,
+    pub(super) presence_penalty: Option<f64>,
+    pub(super) stop: Option<Vec<String>>,
+    /// What was asked for and has no effect.
+    pub(super) ignored: Vec<&'static str>,
+    effort: Option<String>,
+    think: Think,
+    template_thinks: Option<bool>,
+    thinking_budget: Option<u32>,
+    keep_alive: Option<KeepAlive>,
+    /// A bad option is answered late, after the checks of the model.
+    options: Option<Result<Options, ApiError>>,
+    max_completion_tokens: Option<i64>,
+    num_ctx: Option<i64>,
+    seed: Option<i64>,
+    top_k: Option<i64>,
+    min_p: Option<f64>,
+    logit_bias: Vec<(i32, f32)>,
+    count: Option<i64>,
+}
+
+impl Common {
+    /// Takes a field that is one of these, its key in lower case; gives back any other.
+    pub(super) fn read<'a>(
+        &mut self,
+        root: &'static str,
+        key: &str,
+        node: Node<'a>,
+    ) -> Result<Option<Node<'a>>, DecodeError> {
+        match key {
+            "model" => node.read_string(&mut self.model, Field(root, "model"))?,
+            "stream" => node.read_bool(&mut self.stream, Field(root, "stream"))?,
+            "stream_options" => {
+                for (key, node) in node.read_object(Field(root, "stream_options"), "openai.StreamOptions")? {
+                    if key.eq_ignore_ascii_case("include_usage") {
+                        node.read_bool(&mut self.include_usage, Field(root, "stream_options.include_usage"))?;
+                    }
+                }
+            }
+            "reasoning_effort" => self.set_effort(node, Field(root, "reasoning_effort"))?,
+            "think" => self.think = values::think(&node)?,
+            "thinking_budget_tokens" => {
+                let mut tokens = None;
+                node.read_int(&mut tokens, Field(root, "thinking_budget_tokens"))?;
+                // Negative is llama-server's word for no limit.
+                self.thinking_budget = tokens.and_then(|tokens| match tokens {
+                    ..0 => None,
+                    tokens => Some(u32::try_from(tokens).unwrap_or(u32::MAX)),
+                });
+            }
+            "chat_template_kwargs" => self.read_template_kwargs(root, node)?,
+            "keep_alive" => self.keep_alive = values::keep_alive(&node)?,
+            "options" => {
+                let entries = node.read_object(Field(root, "options"), "map[string]interface {}")?;
+                self.options = Some(Options::read(entries));
+            }
+            "max_tokens" => node.read_int(&mut self.max_tokens, Field(root, "max_tokens"))?,
+            "max_completion_tokens" => {
+                node.read_int(&mut self.max_completion_tokens, Field(root, "max_completion_tokens"))?;
+            }
+            "num_ctx" => node.read_int(&mut self.num_ctx, Field(root, "num_ctx"))?,
+            "seed" => node.read_int(&mut self.seed, Field(root, "seed"))?,
+            "top_k" => node.read_int(&mut self.top_k, Field(root, "top_k"))?,
+            "temperature" => node.read_float(&mut self.temperature, Field(root, "temperature"))?,
+            "top_p" => node.read_float(&mut self.top_p, Field(root, "top_p"))?,
+            "min_p" => node.read_float(&mut self.min_p, Field(root, "min_p"))?,
+            "frequency_penalty" => node.read_float(&mut self.frequency_penalty, Field(root, "frequency_penalty"))?,
+            "presence_penalty" => node.read_float(&mut self.presence_penalty, Field(root, "presence_penalty"))?,
+            "logit_bias" => self.logit_bias = logit_bias(node)?,
+            "n" => node.read_int(&mut self.count, Field(root, "n"))?,
+            _ => return Ok(Some(node)),
+        }
+        Ok(None)
+    }
+
+    /// `reasoning_effort`, or what stands for it.
+    pub(super) fn set_effort(&mut self, node: Node<'_>, field: Field) -> Result<(), DecodeError> {
+        let mut effort = String::new();
+        node.read_string(&mut effort, field)?;
+        if !effort.is_empty() {
+            self.effort = Some(effort);
+        }
+        Ok(())
+    }
+
+    /// The effort as it was sent.
+    pub(super) fn effort(&self) -> Option<&str> {
+        self.effort.as_deref()
+    }
+
+    /// Variables of the chat template: the one that clients of llama-server send is honoured.
+    fn read_template_kwargs(&mut self, root: &'static str, node: Node<'_>) -> Result<(), DecodeError> {
+        let field = Field(root, "chat_template_kwargs");
+        for (key, node) in node.read_object(field, "map[string]interface {}")? {
+            match (key.as_ref(), node) {
+                ("enable_thinking", Node::Bool(thinks)) => self.template_thinks = Some(thinks),
+                (_, Node::Null) => {}
+                _ => self.note_ignored("chat_template_kwargs"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that a field has no effect.
+    pub(super) fn note_ignored(&mut self, name: &'static str) {
+        if !self.ignored.contains(&name) {
+            self.ignored.push(name);
+        }
+    }
+
+    /// The checks of the shim on fields that could be read.
+    pub(super) fn check(&self) -> Result<(), ApiError> {
+        self.level()?;
+        self.choices().map(drop)
+    }
+
+    /// Answers wanted to one prompt.
+    pub(super) fn choices(&self) -> Result<usize, ApiError> {
+        let count = self.count.unwrap_or(1);
+        usize::try_from(count)
+            .ok()
+            .filter(|count| (1..=MAX_CHOICES).contains(count))
+            .ok_or_else(|| bad(format!("n must be between 1 and {MAX_CHOICES}")))
+    }
+
+    /// The effort's meaning; what Ollama reads goes before what it does not.
+    fn level(&self) -> Result<Think, ApiError> {
+        let Some(effort) = &self.effort else {
+            return Ok(self.think);
+        };
+        Ok(match effort.as_str() {
+            "none" => Think::Off,
+            "minimal" | "low" => Think::Level(ThinkLevel::Low),
+            "medium" => Think::Level(ThinkLevel::Medium),
+            "high" => Think::Level(ThinkLevel::High),
+            "max" | "xhigh" | "ultra" => Think::Level(ThinkLevel::Max),
+            other => {
+                return Err(bad(format!(
+                    "invalid reasoning value: {} (must be \"minimal\", \"low\", \"medium\", \"high\", \"xhigh\", \"ultra\", \"max\", or \"none\")",
+                    quote(other)
+                )));
+            }
+        })
+    }
+
+    /// Whether the client said anything about reasoning.
+    pub(super) fn speaks_of_thinking(&self) -> bool {
+        self.effort.is_some() || self.think != Think::Unset || self.template_thinks.is_some()
+    }
+
+    /// Whether this model is to reason.
+    pub(super) fn thinking(&self, model: &Model) -> Result<Think, ApiError> {
+        match (self.level()?, self.template_thinks) {
+            (Think::Unset, Some(false)) => Ok(Think::Off),
+            // A variable that a template does not know is no error.
+            (Think::Unset, Some(true)) => Ok(model.think_if_able(Think::On).think),
+            (asked, _) => model.think(asked),
+        }
+    }
+
+    /// The neutral request. `top_p` is the wire's default, which goes before the model's.
+    pub(super) fn into_inference(
+        self,
+        prompt: Prompt,
+        think: Think,
+        top_p: Option<f32>,
+    ) -> Result<InferenceRequest, ApiError> {
+        let Options {
+            mut sampling,
+            mut load,
+            thinking_budget,
+        } = self.options.unwrap_or_else(|| Ok(Options::default()))?;
+        if let Some(tokens) = self.max_completion_tokens.or(self.max_tokens) {
+            sampling.num_predict = Some(tokens);
+        }
+        if let Some(tokens) = self.num_ctx {
+            load.num_ctx = u32::try_from(tokens).ok().filter(|tokens| *tokens > 0);
+        }
+        sampling.seed = self.seed.or(sampling.seed);
+        sampling.top_k = self
+            .top_k
+            .map(|count| i32::try_from(count).unwrap_or(i32::MAX))
+            .or(sampling.top_k);
+        sampling.min_p = self.min_p.map(narrow).or(sampling.min_p);
+        sampling.frequency_penalty = self.frequency_penalty.map(narrow).or(sampling.frequency_penalty);
+        sampling.presence_penalty = self.presence_penalty.map(narrow).or(sampling.presence_penalty);
+        sampling.stop = self.stop.or(sampling.stop);
+        sampling.temperature = Some(self.temperature.map(narrow).or(sampling.temperature).unwrap_or(1.0));
+        sampling.top_p = self.top_p.map(narrow).or(sampling.top_p).or(top_p);
+        sampling.logit_bias = self.logit_bias;
+        Ok(InferenceRequest {
+            prompt,
+            sampling,
+            load,
+            format: None,
+            think,
+            thinking_budget: self.thinking_budget.or(thinking_budget),
+            keep_alive: self.keep_alive,
+            truncate: true,
+            shift: true,
+            logprobs: None,
+            return_context: false,
+        })
+    }
+
+    /// Whether the model is to be unloaded, should there be nothing to answer.
+    pub(super) fn unloads(&self) -> bool {
+        self.keep_alive.is_some_and(KeepAlive::is_zero)
+    }
+
+    /// What a request without anything to answer asks for: loads the model or unloads it. Gives back the word for that.
+    pub(super) async fn settle(self, call: &Call, model: &Model) -> Result<&'static str, ApiError> {
+        let (done, word) = if self.unloads() {
+            (model.provider.unload(call, &model.name).await, "unload")
+        } else {
+            let nothing = Prompt::Raw { text: String::new() };
+            let request = self.into_inference(nothing, Think::Unset, None)?;
+            let load = model.provider.load(call, &model.name, request.load, request.keep_alive);
+            (load.await, "load")
+        };
+        done.map_err(|failure| model.failure(failure))?;
+        Ok(word)
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "samplers count in 32 bits")]
+fn narrow(number: f64) -> f32 {
+    number as f32
+}
+
+/// A string or a list. `wrong` says what to do with an item that is no string.
+pub(super) fn stops(
+    node: Node<'_>,
+    wrong: impl Fn(&Node<'_>) -> Result<(), DecodeError>,
+) -> Result<Option<Vec<String>>, DecodeError> {
+    match node {
+        Node::String(text) => Ok(Some(vec![text.into_owned()])),
+        Node::Array(items) if items.len() > MAX_STOPS => {
+            Err(DecodeError::new(format!("stop holds more than {MAX_STOPS} strings")))
+        }
+        Node::Array(items) => {
+            let mut stops = Vec::with_capacity(items.len());
+            for item in items {
+                match item {
+                    Node::String(text) => stops.push(text.into_owned()),
+                    other => wrong(&other)?,
+                }
+            }
+            Ok(Some(stops))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Token ids as keys, shifts as values.
+fn logit_bias(node: Node<'_>) -> Result<Vec<(i32, f32)>, DecodeError> {
+    let wrong = || DecodeError::new("logit_bias must map token ids to numbers from -100 to 100");
+    let entries = match node {
+        Node::Null => return Ok(Vec::new()),
+        Node::Object(entries) => entries,
+        _ => return Err(wrong()),
+    };
+    if entries.len() > MAX_LOGIT_BIASES {
+        return Err(DecodeError::new(format!(
+            "logit_bias holds more than {MAX_LOGIT_BIASES} tokens"
+        )));
+    }
+    entries
+        .into_iter()
+        .map(|(key, value)| {
+            let token = key.parse().ok().filter(|token: &i32| *token >= 0).ok_or_else(wrong)?;
+            let Node::Number(digits) = value else {
+                return Err(wrong());
+            };
+            let bias = digits.parse().ok().filter(|bias| LOGIT_BIAS_RANGE.contains(bias));
+            Ok((token, bias.ok_or_else(wrong)?))
+        })
+        .collect()
+}

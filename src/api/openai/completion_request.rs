@@ -1,0 +1,247 @@
+//! The body of `/v1/completions`.
+
+use super::{
+    bad,
+    common::{Common, stops},
+};
+use crate::{
+    api::{
+        decode::{DecodeError, Field, Node, entries_of},
+        error::ApiError,
+        values,
+    },
+    inference::{InferenceRequest, Message, Prompt, Think, ToolChoice},
+};
+
+const ROOT: &str = "CompletionRequest";
+
+/// Prompts in one request.
+const MAX_PROMPTS: usize = 32;
+
+/// `top_p` where the request does not say, or says 0.
+const DEFAULT_TOP_P: Option<f32> = Some(1.0);
+
+/// A request as it came.
+#[derive(Debug, Default)]
+pub(super) struct CompletionRequest {
+    pub(super) common: Common,
+    /// At least one once it is checked.
+    prompts: Vec<String>,
+    pub(super) suffix: String,
+    /// Alternatives to each token; asked for with 0, the log-probabilities of the chosen ones come alone.
+    logprobs: Option<i64>,
+}
+
+impl CompletionRequest {
+    /// Reads a body. The errors are those of the shim.
+    pub(super) fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        let mut request = Self::default();
+        for (key, node) in entries_of(body, "openai.CompletionRequest")? {
+            let key = key.to_ascii_lowercase();
+            if let Some(node) = request.common.read(ROOT, &key, node)? {
+                request.set(&key, node)?;
+            }
+        }
+        if request.common.top_p == Some(0.0) {
+            request.common.top_p = None;
+        }
+        Ok(request)
+    }
+
+    fn set(&mut self, key: &str, node: Node<'_>) -> Result<(), DecodeError> {
+        match key {
+            "prompt" => self.prompts = prompts(node)?,
+            "suffix" => node.read_string(&mut self.suffix, Field(ROOT, "suffix"))?,
+            "stop" => {
+                self.common.stop = stops(node, |item| {
+                    Err(DecodeError::new(format!(
+                        "invalid type for 'stop' field: {}",
+                        item.go_type()
+                    )))
+                })?;
+            }
+            "logprobs" => node.read_int(&mut self.logprobs, Field(ROOT, "logprobs"))?,
+            "echo" => {
+                let mut echo = false;
+                node.read_bool(&mut echo, Field(ROOT, "echo"))?;
+                if echo {
+                    self.common.note_ignored("echo");
+                }
+            }
+            "best_of" => {
+                let mut best_of = None;
+                node.read_int(&mut best_of, Field(ROOT, "best_of"))?;
+                if best_of.is_some_and(|best_of| best_of > 1) {
+                    self.common.note_ignored("best_of");
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The checks of the shim on a body that could be read.
+    pub(super) fn check(&self) -> Result<(), ApiError> {
+        if self.prompts.len() > MAX_PROMPTS {
+            return Err(bad(format!("prompt holds more than {MAX_PROMPTS} texts")));
+        }
+        self.common.check()
+    }
+
+    /// The check of the native handler that comes before the model is looked up.
+    pub(super) fn check_range(&self) -> Result<(), ApiError> {
+        self.wanted_logprobs().map(drop)
+    }
+
+    fn wanted_logprobs(&self) -> Result<Option<u8>, ApiError> {
+        self.logprobs.map(values::top_logprobs).transpose()
+    }
+
+    /// Whether there is nothing to answer.
+    pub(super) fn is_empty(&self) -> bool {
+        self.prompts.iter().all(String::is_empty)
+    }
+
+    /// A neutral request for each prompt.
+    pub(super) fn into_inferences(self, think: Think) -> Result<Vec<InferenceRequest>, ApiError> {
+        let logprobs = self.wanted_logprobs()?;
+        let Self {
+            common,
+            prompts,
+            suffix,
+            ..
+        } = self;
+        let empty = Prompt::Raw { text: String::new() };
+        let mut request = common.into_inference(empty, think, DEFAULT_TOP_P)?;
+        request.logprobs = logprobs;
+        let requests = prompts.into_iter().map(|text| InferenceRequest {
+            prompt: prompt(text, &suffix),
+            ..request.clone()
+        });
+        Ok(requests.collect())
+    }
+}
+
+/// As on the native route: the chat template is applied, unless there is a gap to fill.
+fn prompt(text: String, suffix: &str) -> Prompt {
+    if !suffix.is_empty() {
+        return Prompt::Infill {
+            prefix: text,
+            suffix: suffix.to_owned(),
+        };
+    }
+    Prompt::Chat {
+        messages: vec![Message::text("user", text)],
+        tools: Vec::new(),
+        tool_choice: ToolChoice::Auto,
+        parallel_tool_calls: true,
+        context: Vec::new(),
+    }
+}
+
+/// A text, or a list of them.
+fn prompts(node: Node<'_>) -> Result<Vec<String>, DecodeError> {
+    match node {
+        Node::Null => Ok(Vec::new()),
+        Node::String(text) => Ok(vec![text.into_owned()]),
+        Node::Array(items) => items
+            .into_iter()
+            .map(|item| match item {
+                Node::String(text) => Ok(text.into_owned()),
+                _ => Err(DecodeError::new(
+                    "prompt must be a text or a list of texts: send token ids as the text that they stand for",
+                )),
+            })
+            .collect(),
+        other => Err(other.mismatch(Field(ROOT, "prompt"), "string")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(json: &str) -> CompletionRequest {
+        CompletionRequest::decode(json.as_bytes()).unwrap()
+    }
+
+    fn inferences(json: &str) -> Vec<InferenceRequest> {
+        decode(json).into_inferences(Think::Off).unwrap()
+    }
+
+    #[test]
+    fn a_prompt_is_a_turn_of_the_user_or_a_gap_to_fill() {
+        let requests = inferences(r#"{"prompt":["a","b"],"top_p":0,"logprobs":0,"stop":["x"]}"#);
+        let texts: Vec<&str> = requests
+            .iter()
+            .map(|request| match &request.prompt {
+                Prompt::Chat { messages, .. } => messages[0].content.as_str(),
+                _ => panic!(),
+            })
+            .collect();
+        assert_eq!(texts, ["a", "b"]);
+        let sampling = &requests[0].sampling;
+        assert_eq!((sampling.temperature, sampling.top_p), (Some(1.0), Some(1.0)));
+        assert_eq!(
+            (&sampling.stop, requests[0].logprobs),
+            (&Some(vec!["x".into()]), Some(0))
+        );
+        let gap = inferences(r#"{"prompt":"p","suffix":"s"}"#);
+        assert!(matches!(&gap[0].prompt, Prompt::Infill { prefix, suffix } if prefix == "p" && suffix == "s"));
+        assert_eq!(gap[0].logprobs, None);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        for (body, expected) in [
+            (r#"{"stop":[1]}"#, "invalid type for 'stop' field: float64"),
+            (
+                r#"{"prompt":[1,2]}"#,
+                "prompt must be a text or a list of texts: send token ids as the text that they stand for",
+            ),
+            (
+                r#"{"prompt":[[1,2]]}"#,
+                "prompt must be a text or a list of texts: send token ids as the text that they stand for",
+            ),
+            (
+                r#"{"prompt":5}"#,
+                "json: cannot unmarshal number into Go struct field CompletionRequest.prompt of type string",
+            ),
+        ] {
+            let error = CompletionRequest::decode(body.as_bytes()).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        }
+        let many = format!("{{\"prompt\":[{}\"\"]}}", "\"\",".repeat(32));
+        assert_eq!(
+            decode(&many).check().unwrap_err().message,
+            "prompt holds more than 32 texts"
+        );
+        for body in [r#"{"logprobs":21}"#, r#"{"logprobs":-1}"#] {
+            assert_eq!(
+                decode(body).check_range().unwrap_err().message,
+                "top_logprobs must be between 0 and 20"
+            );
+        }
+    }
+
+    #[test]
+    fn what_has_no_effect_is_named() {
+        assert_eq!(
+            decode(r#"{"echo":true,"best_of":3}"#).common.ignored,
+            ["echo", "best_of"]
+        );
+        assert!(decode(r#"{"echo":false,"best_of":1,"n":2}"#).common.ignored.is_empty());
+    }
+
+    #[test]
+    fn nothing_to_answer_is_seen() {
+        for (body, empty) in [
+            ("{}", true),
+            (r#"{"prompt":""}"#, true),
+            (r#"{"prompt":[]}"#, true),
+            (r#"{"prompt":["","a"]}"#, false),
+        ] {
+            assert_eq!(decode(body).is_empty(), empty);
+        }
+    }
+}

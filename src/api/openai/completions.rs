@@ -1,0 +1,113 @@
+//! `POST /v1/completions`
+
+use std::time::SystemTime;
+
+use hyper::{Response, StatusCode};
+
+use super::{
+    choices, common::Common, completion_chunks::CompletionChunks, completion_request::CompletionRequest, handler_error,
+    shim, shim_error,
+};
+use crate::{
+    api::{
+        dispatch::Target,
+        error::ApiError,
+        listing,
+        model::Model,
+        reply::{self, JSON},
+        stream,
+    },
+    http::body::{self, Body},
+    inference::{InferenceRequest, Think},
+    provider::Call,
+};
+
+/// The reply to a body that names no model, while no upstream is there to word it.
+pub(crate) fn nameless_completions(body: &[u8]) -> Response<Body> {
+    match decode(body) {
+        Err(error) => shim_error(&error),
+        Ok(_) => handler_error(&ApiError::model_not_found("")),
+    }
+}
+
+/// Answers for a model of ours.
+pub(crate) async fn completions(call: &Call, target: Target) -> Response<Body> {
+    let request = match decode(target.body.bytes()) {
+        Ok(request) => request,
+        Err(error) => return shim_error(&error),
+    };
+    answer(call, target, request)
+        .await
+        .unwrap_or_else(|error| handler_error(&error))
+}
+
+fn decode(body: &[u8]) -> Result<CompletionRequest, ApiError> {
+    let request = CompletionRequest::decode(body).map_err(shim)?;
+    request.check()?;
+    Ok(request)
+}
+
+async fn answer(call: &Call, target: Target, mut request: CompletionRequest) -> Result<Response<Body>, ApiError> {
+    let Target {
+        provider, name, body, ..
+    } = target;
+    drop(body);
+    request.check_range()?;
+    let model = Model::find(call, provider, name, request.common.model.clone()).await?;
+    if request.is_empty() && request.common.unloads() {
+        return residency(call, model, request.common).await;
+    }
+    // Reasoning has no place on this route: a model that reasons does not, unless the request speaks of it.
+    let think = if request.common.speaks_of_thinking() {
+        request.common.thinking(&model)?
+    } else {
+        Think::Off
+    };
+    model.require_text("generate")?;
+    if !request.suffix.is_empty() {
+        model.require_insert()?;
+    }
+    if request.is_empty() {
+        return residency(call, model, request.common).await;
+    }
+    let (streams, include_usage) = (request.common.stream, request.common.include_usage);
+    let mut ignored = std::mem::take(&mut request.common.ignored);
+    let answers = request.common.choices()?;
+    let requests = request.into_inferences(think)?;
+    for request in &requests {
+        model.note_dropped(request, &mut ignored);
+    }
+    let prompts = requests.len();
+    let requests: Vec<InferenceRequest> = requests
+        .into_iter()
+        .flat_map(|request| choices::repeat(request, answers))
+        .collect();
+    let count = requests.len();
+    let pending = choices::start(&model, call, requests);
+    let chunks = chunks(model, include_usage, prompts, answers);
+    let mut response = if streams {
+        stream::sse_response(pending, chunks).await?
+    } else {
+        let answers = choices::collect(pending.await?, count).await?;
+        reply::bytes(StatusCode::OK, JSON, chunks.whole(answers))
+    };
+    reply::mark_ignored(response.headers_mut(), &ignored);
+    Ok(response)
+}
+
+fn chunks(model: Model, include_usage: bool, prompts: usize, answers: usize) -> CompletionChunks {
+    let created = listing::unix_seconds(SystemTime::now());
+    CompletionChunks::new(model.requested, include_usage, created, prompts, answers)
+}
+
+/// Loads or unloads the model: an empty prompt asks for nothing else.
+async fn residency(call: &Call, model: Model, common: Common) -> Result<Response<Body>, ApiError> {
+    let (streams, include_usage) = (common.stream, common.include_usage);
+    let reason = common.settle(call, &model).await?;
+    let bytes = chunks(model, include_usage, 1, 1).residency(reason, streams);
+    Ok(if streams {
+        reply::events(body::full(bytes))
+    } else {
+        reply::bytes(StatusCode::OK, JSON, bytes)
+    })
+}

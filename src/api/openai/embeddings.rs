@@ -1,0 +1,299 @@
+//! `POST /v1/embeddings`
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use hyper::{Response, StatusCode};
+use serde::Serialize;
+
+use super::{answer, bad, handler_error, shim, shim_error};
+use crate::{
+    api::{
+        decode::{DecodeError, Field, Node, entries_of, quote},
+        dispatch::Target,
+        error::ApiError,
+        model::Model,
+        options::Options,
+        values,
+    },
+    http::body::Body,
+    inference::{EmbedRequest, Embeddings, KeepAlive, Normalisation},
+    provider::Call,
+};
+
+const ROOT: &str = "EmbedRequest";
+
+/// Texts in one request.
+const MAX_INPUTS: usize = 1 << 16;
+
+/// A request as it came. `keep_alive`, `options`, `num_ctx` and `truncate` are Ollama's own, which its shim does not read.
+#[derive(Debug, Default)]
+struct Request {
+    model: String,
+    input: Input,
+    encoding: String,
+    as_base64: bool,
+    dimensions: Option<i64>,
+    keep_alive: Option<KeepAlive>,
+    options: Option<Result<Options, ApiError>>,
+    num_ctx: Option<i64>,
+    truncate: Option<bool>,
+}
+
+#[derive(Debug, Default)]
+enum Input {
+    /// Absent, `null` or an empty list.
+    #[default]
+    Nothing,
+    Texts(Vec<String>),
+    /// Something else. Ollama finds that out behind the shim.
+    Wrong,
+}
+
+#[derive(Serialize)]
+struct List<'a> {
+    object: &'static str,
+    data: Vec<Entry>,
+    model: &'a str,
+    usage: Usage,
+}
+
+#[derive(Serialize)]
+struct Entry {
+    object: &'static str,
+    embedding: Vector,
+    index: usize,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Vector {
+    Numbers(Vec<f32>),
+    Base64(String),
+}
+
+#[derive(Serialize)]
+struct Usage {
+    prompt_tokens: u32,
+    total_tokens: u32,
+}
+
+/// The reply to a body that names no model, while no upstream is there to word it.
+pub(crate) fn nameless_embeddings(body: &[u8]) -> Response<Body> {
+    match decode(body) {
+        Err(error) => shim_error(&error),
+        Ok(request) => {
+            let unfit = request.input.into_texts().err();
+            handler_error(&unfit.unwrap_or_else(|| ApiError::model_not_found("")))
+        }
+    }
+}
+
+/// Answers for a model of ours.
+pub(crate) async fn embeddings(call: &Call, target: Target) -> Response<Body> {
+    let request = match decode(target.body.bytes()) {
+        Ok(request) => request,
+        Err(error) => return shim_error(&error),
+    };
+    let (requested, as_base64) = (request.model.clone(), request.as_base64);
+    match embed(call, target, request).await {
+        Ok(embedded) => answer(&list(&requested, embedded, as_base64)),
+        // Only the routes for vectors word it so.
+        Err(error) if error == ApiError::model_not_found(&requested) => {
+            let message = format!("model {} not found, try pulling it first", quote(&requested));
+            handler_error(&ApiError::new(StatusCode::NOT_FOUND, message))
+        }
+        Err(error) => handler_error(&error),
+    }
+}
+
+async fn embed(call: &Call, target: Target, request: Request) -> Result<Embeddings, ApiError> {
+    let Target {
+        provider, name, body, ..
+    } = target;
+    drop(body);
+    let inputs = request.input.into_texts()?;
+    let model = Model::find(call, provider, name, request.model).await?;
+    let mut load = request.options.unwrap_or_else(|| Ok(Options::default()))?.load;
+    if let Some(tokens) = request.num_ctx {
+        load.num_ctx = u32::try_from(tokens).ok().filter(|tokens| *tokens > 0);
+    }
+    let wanted = EmbedRequest {
+        inputs,
+        truncate: request.truncate.unwrap_or(true),
+        dimensions: request.dimensions.and_then(|count| u32::try_from(count).ok()),
+        normalisation: Normalisation::Unit,
+        load,
+        keep_alive: request.keep_alive,
+    };
+    let embedded = model.provider.embed(call, &model.name, wanted).await;
+    embedded.map_err(|failure| model.failure(failure))
+}
+
+/// Reads a body, with the checks of the shim.
+fn decode(body: &[u8]) -> Result<Request, ApiError> {
+    let request = Request::decode(body).map_err(shim)?;
+    match request.encoding.to_ascii_lowercase().as_str() {
+        "" | "float" | "base64" => {}
+        _ => {
+            return Err(bad(format!(
+                "Invalid value for 'encoding_format' = {}. Supported values: ['float', 'base64'].",
+                request.encoding
+            )));
+        }
+    }
+    match &request.input {
+        Input::Nothing => Err(bad("invalid input")),
+        Input::Texts(texts) if texts.len() > MAX_INPUTS => {
+            Err(bad(format!("the request holds more than {MAX_INPUTS} inputs")))
+        }
+        _ => Ok(request),
+    }
+}
+
+impl Request {
+    fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        let mut request = Self::default();
+        for (key, node) in entries_of(body, "openai.EmbedRequest")? {
+            match key.to_ascii_lowercase().as_str() {
+                "model" => node.read_string(&mut request.model, Field(ROOT, "model"))?,
+                "input" => request.input = Input::read(node),
+                "encoding_format" => node.read_string(&mut request.encoding, Field(ROOT, "encoding_format"))?,
+                "dimensions" => node.read_int(&mut request.dimensions, Field(ROOT, "dimensions"))?,
+                "keep_alive" => request.keep_alive = values::keep_alive(&node)?,
+                "options" => {
+                    let entries = node.read_object(Field(ROOT, "options"), "map[string]interface {}")?;
+                    request.options = Some(Options::read(entries));
+                }
+                "num_ctx" => node.read_int(&mut request.num_ctx, Field(ROOT, "num_ctx"))?,
+                "truncate" => node.read_optional_bool(&mut request.truncate, Field(ROOT, "truncate"))?,
+                _ => {}
+            }
+        }
+        request.as_base64 = request.encoding.eq_ignore_ascii_case("base64");
+        Ok(request)
+    }
+}
+
+impl Input {
+    fn read(node: Node<'_>) -> Self {
+        match node {
+            Node::Null => Self::Nothing,
+            Node::String(text) => Self::Texts(vec![text.into_owned()]),
+            Node::Array(items) if items.is_empty() => Self::Nothing,
+            Node::Array(items) => {
+                let texts = items.into_iter().map(|item| match item {
+                    Node::String(text) => Some(text.into_owned()),
+                    // Token ids among them: which tokens those are, only the client's own tokeniser knows.
+                    _ => None,
+                });
+                texts.collect::<Option<_>>().map_or(Self::Wrong, Self::Texts)
+            }
+            _ => Self::Wrong,
+        }
+    }
+
+    fn into_texts(self) -> Result<Vec<String>, ApiError> {
+        match self {
+            Self::Nothing => Ok(Vec::new()),
+            Self::Texts(texts) => Ok(texts),
+            Self::Wrong => Err(bad("invalid input type")),
+        }
+    }
+}
+
+fn list(model: &str, embedded: Embeddings, as_base64: bool) -> List<'_> {
+    let vector = |numbers: Vec<f32>| {
+        if as_base64 {
+            let bytes: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
+            Vector::Base64(STANDARD.encode(bytes))
+        } else {
+            Vector::Numbers(numbers)
+        }
+    };
+    let entries = embedded.vectors.into_iter().enumerate().map(|(index, numbers)| Entry {
+        object: "embedding",
+        embedding: vector(numbers),
+        index,
+    });
+    List {
+        object: "list",
+        data: entries.collect(),
+        model,
+        usage: Usage {
+            prompt_tokens: embedded.prompt_tokens,
+            total_tokens: embedded.prompt_tokens,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn embedded() -> Embeddings {
+        Embeddings {
+            vectors: vec![vec![0.1, -1e-7, 1.0], vec![-0.063_402_97]],
+            prompt_tokens: 6,
+            ..Embeddings::default()
+        }
+    }
+
+    #[test]
+    fn numbers_have_the_fewest_digits_of_32_bits() {
+        let text = crate::http::go_json::to_string(&list("m", embedded(), false)).unwrap();
+        assert_eq!(
+            text,
+            r#"{"object":"list","data":[{"object":"embedding","embedding":[0.1,-1e-7,1],"index":0},{"object":"embedding","embedding":[-0.06340297],"index":1}],"model":"m","usage":{"prompt_tokens":6,"total_tokens":6}}"#
+        );
+    }
+
+    #[test]
+    fn base64_holds_little_endian_floats() {
+        let text = crate::http::go_json::to_string(&list("m", embedded(), true)).unwrap();
+        // 0.1, -1e-7 and 1.0 in IEEE 754, least byte first.
+        let bytes = [0xcd, 0xcc, 0xcc, 0x3d, 0x95, 0xbf, 0xd6, 0xb3, 0x00, 0x00, 0x80, 0x3f];
+        assert!(
+            text.contains(&format!("\"embedding\":\"{}\",\"index\":0", STANDARD.encode(bytes))),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn inputs_are_texts() {
+        for (input, expected) in [
+            (r#""""#, Ok(vec![""])),
+            (r#"["a",""]"#, Ok(vec!["a", ""])),
+            ("null", Err("invalid input")),
+            ("[]", Err("invalid input")),
+            ("[1,2]", Err("invalid input type")),
+            ("[[1,2]]", Err("invalid input type")),
+            (r#"["a",1]"#, Err("invalid input type")),
+            ("5", Err("invalid input type")),
+            ("{}", Err("invalid input type")),
+        ] {
+            let body = format!("{{\"input\":{input}}}");
+            let texts = decode(body.as_bytes()).and_then(|request| request.input.into_texts());
+            let expected = expected.map(|texts| texts.into_iter().map(str::to_owned).collect::<Vec<_>>());
+            assert_eq!(
+                texts.map_err(|error| error.message),
+                expected.map_err(str::to_owned),
+                "{input}"
+            );
+        }
+        assert_eq!(decode(b"{}").unwrap_err().message, "invalid input");
+        assert_eq!(decode(b"").unwrap_err().message, "EOF");
+    }
+
+    #[test]
+    fn other_encodings_are_refused() {
+        assert_eq!(
+            decode(br#"{"input":"x","encoding_format":"zz"}"#).unwrap_err().message,
+            "Invalid value for 'encoding_format' = zz. Supported values: ['float', 'base64']."
+        );
+        assert!(
+            decode(br#"{"input":"x","encoding_format":"BASE64"}"#)
+                .unwrap()
+                .as_base64
+        );
+        assert!(!decode(br#"{"input":"x","encoding_format":"Float"}"#).unwrap().as_base64);
+    }
+}

@@ -1,0 +1,134 @@
+//! The events of a streamed response: named, numbered, and with sorted keys.
+
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::{
+    echo::{Echo, Problem, State, sorted},
+    items::Items,
+};
+use crate::{
+    api::{error::ApiError, listing, stream::Encoder},
+    http::sse,
+    inference::{Event, Finish},
+};
+
+/// Makes the events of one response.
+#[derive(Debug)]
+pub(super) struct Events {
+    echo: Echo,
+    items: Items,
+    writer: Writer,
+    /// Unix seconds.
+    created_at: i64,
+    /// Whether the first events were sent.
+    began: bool,
+}
+
+/// Counts events.
+#[derive(Debug, Default)]
+struct Writer {
+    sequence_number: u64,
+}
+
+impl Writer {
+    fn write(&mut self, name: &str, data: Value, out: &mut Vec<u8>) {
+        let mut data = data;
+        if let Value::Object(members) = &mut data {
+            members.insert("sequence_number".into(), self.sequence_number.into());
+            members.insert("type".into(), name.into());
+        }
+        self.sequence_number += 1;
+        out.extend_from_slice(&sse::event(name, sorted(data)));
+    }
+}
+
+impl Events {
+    pub(super) fn new(echo: Echo, id: String) -> Self {
+        Self {
+            echo,
+            items: Items::new(id, true),
+            writer: Writer::default(),
+            created_at: now(),
+            began: false,
+        }
+    }
+
+    fn begin(&mut self, out: &mut Vec<u8>) {
+        if std::mem::replace(&mut self.began, true) {
+            return;
+        }
+        for name in ["response.created", "response.in_progress"] {
+            let state = State {
+                status: "in_progress",
+                output: &[],
+                ..self.state()
+            };
+            let data = json!({"response": self.echo.streamed(&state)});
+            self.writer.write(name, data, out);
+        }
+    }
+
+    fn state(&self) -> State<'_> {
+        State {
+            id: self.items.response_id(),
+            created_at: self.created_at,
+            output: self.items.done(),
+            ..State::default()
+        }
+    }
+
+    fn finish(&mut self, finish: &Finish, out: &mut Vec<u8>) {
+        let Self { items, writer, .. } = self;
+        items.finish(&mut |name, data| writer.write(name, data, out));
+        let state = State {
+            completed_at: Some(now()),
+            status: "completed",
+            usage: Some(&finish.usage),
+            ..self.state()
+        };
+        let data = json!({"response": self.echo.streamed(&state)});
+        self.writer.write("response.completed", data, out);
+    }
+}
+
+impl Encoder for Events {
+    fn event(&mut self, event: Event, out: &mut Vec<u8>) {
+        self.begin(out);
+        match event {
+            Event::Delta(delta) => {
+                let Self { items, writer, .. } = self;
+                items.add(delta, &mut |name, data| writer.write(name, data, out));
+            }
+            Event::Finished(finish) => self.finish(&finish, out),
+        }
+    }
+
+    fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>) {
+        self.begin(out);
+        let state = State {
+            status: "failed",
+            error: Some(Problem {
+                code: code(error),
+                message: &error.message,
+            }),
+            ..self.state()
+        };
+        let data = json!({"response": self.echo.streamed(&state)});
+        self.writer.write("response.failed", data, out);
+    }
+}
+
+/// OpenAI's word for an error of this route.
+fn code(error: &ApiError) -> &'static str {
+    match error.status {
+        hyper::StatusCode::BAD_REQUEST => "invalid_prompt",
+        hyper::StatusCode::SERVICE_UNAVAILABLE => "rate_limit_exceeded",
+        _ => "server_error",
+    }
+}
+
+pub(super) fn now() -> i64 {
+    listing::unix_seconds(SystemTime::now())
+}

@@ -1,0 +1,154 @@
+//! `POST /v1/responses`
+
+mod echo;
+mod events;
+mod input;
+mod items;
+mod request;
+#[cfg(test)]
+mod tests;
+mod tools;
+
+use futures_util::{StreamExt, future::BoxFuture, stream};
+use hyper::{
+    Response, StatusCode,
+    header::{CACHE_CONTROL, HeaderValue},
+};
+
+use self::{
+    echo::{Echo, State},
+    events::{Events, now},
+    items::{Items, random},
+    request::ResponsesRequest,
+};
+use super::{chat::shown_tools, handler_error, request::Tools, shim, shim_error};
+use crate::{
+    api::{
+        dispatch::Target,
+        error::ApiError,
+        model::Model,
+        reply::{self, JSON},
+        stream::{Steps, sse_response, unfinished},
+    },
+    http::body::Body,
+    inference::{Event, Finish, FinishReason, Think, Usage},
+    provider::Call,
+};
+
+/// The reply to a body that names no model, while no upstream is there to word it.
+pub(crate) fn nameless_responses(body: &[u8]) -> Response<Body> {
+    match decode(body) {
+        Err(error) => shim_error(&error),
+        Ok(_) => handler_error(&ApiError::bad_request("model is required")),
+    }
+}
+
+/// Answers for a model of ours.
+pub(crate) async fn responses(call: &Call, target: Target) -> Response<Body> {
+    let (request, tools) = match decode(target.body.bytes()) {
+        Ok(request) => request,
+        Err(error) => return shim_error(&error),
+    };
+    answer(call, target, request, tools)
+        .await
+        .unwrap_or_else(|error| handler_error(&error))
+}
+
+fn decode(body: &[u8]) -> Result<(ResponsesRequest, Tools), ApiError> {
+    let mut request = ResponsesRequest::decode(body).map_err(shim)?;
+    request.check()?;
+    let tools = request.take_tools()?;
+    Ok((request, tools))
+}
+
+async fn answer(
+    call: &Call,
+    target: Target,
+    mut request: ResponsesRequest,
+    tools: Tools,
+) -> Result<Response<Body>, ApiError> {
+    let Target {
+        provider, name, body, ..
+    } = target;
+    drop(body);
+    let model = Model::find(call, provider, name, request.common.model.clone()).await?;
+    let streams = request.common.stream;
+    let mut ignored = std::mem::take(&mut request.common.ignored);
+    let is_empty = request.is_empty();
+    let unloads = is_empty && request.common.unloads();
+    let (pending, echo) = if unloads {
+        settled(call, &model, request).await?
+    } else {
+        model.require_text("chat")?;
+        let think = request.common.thinking(&model)?;
+        let tools = shown_tools(&model, call, tools, &mut ignored)?;
+        if is_empty {
+            settled(call, &model, request).await?
+        } else {
+            started(call, &model, request, tools, think, &mut ignored)?
+        }
+    };
+    let id = format!("resp_{}", random());
+    let mut response = if streams {
+        let mut response = sse_response(pending, Events::new(echo, id)).await?;
+        let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        response
+    } else {
+        reply::bytes(StatusCode::OK, JSON, whole(pending.await?, &echo, id).await?)
+    };
+    reply::mark_ignored(response.headers_mut(), &ignored);
+    Ok(response)
+}
+
+type Pending = BoxFuture<'static, Result<Steps, ApiError>>;
+
+fn started(
+    call: &Call,
+    model: &Model,
+    request: ResponsesRequest,
+    tools: Tools,
+    think: Think,
+    ignored: &mut Vec<&'static str>,
+) -> Result<(Pending, Echo), ApiError> {
+    let (inference, echo) = request.into_inference(tools, think)?;
+    model.note_dropped(&inference, ignored);
+    Ok((model.start(call, inference), echo))
+}
+
+/// Loads or unloads the model, which is all that a request without input asks for; its answer is empty.
+async fn settled(call: &Call, model: &Model, request: ResponsesRequest) -> Result<(Pending, Echo), ApiError> {
+    let ResponsesRequest { common, echo, .. } = request;
+    common.settle(call, model).await?;
+    let end = Event::Finished(Finish {
+        reason: FinishReason::Stop,
+        stop_string: None,
+        usage: Usage::default(),
+        context: Vec::new(),
+    });
+    let steps: Steps = stream::iter([Ok(end)]).boxed();
+    Ok((Box::pin(std::future::ready(Ok(steps))), echo))
+}
+
+/// Waits for the whole answer.
+async fn whole(mut steps: Steps, echo: &Echo, id: String) -> Result<Vec<u8>, ApiError> {
+    let (mut items, created_at) = (Items::new(id, false), now());
+    while let Some(step) = steps.next().await {
+        match step? {
+            Event::Delta(delta) => items.add(delta, &mut |_, _| {}),
+            Event::Finished(finish) => {
+                items.finish_whole();
+                return Ok(echo.whole(&State {
+                    id: items.response_id(),
+                    created_at,
+                    completed_at: Some(now()),
+                    status: "completed",
+                    output: items.done(),
+                    error: None,
+                    usage: Some(&finish.usage),
+                }));
+            }
+        }
+    }
+    Err(unfinished())
+}

@@ -1,0 +1,225 @@
+//! A conversation put into a template, the way Ollama does it.
+
+use super::{
+    Base, Expression, Node, Pipeline, Template, TemplateError,
+    execute::{Budget, execute},
+    parse,
+    value::Data,
+};
+use crate::inference::{Message, Think, ThinkLevel};
+
+/// The field where the answer will stand.
+const RESPONSE: &str = "Response";
+
+/// `{{ .Response }}`
+pub(super) fn response() -> Node {
+    Node::Output(Pipeline {
+        sets: None,
+        first: Box::new(Expression::Field {
+            base: Base::Dot,
+            path: vec![RESPONSE.to_owned()],
+        }),
+        rest: Vec::new(),
+    })
+}
+
+impl Template {
+    /// The prompt for a conversation. A template that knows `.Messages` gets all of it; an older one is filled in once for
+    /// each exchange, and ends where the next answer will stand.
+    ///
+    /// # Errors
+    /// If it asks for what is not there, or grows beyond bounds.
+    pub fn render(&self, messages: &[Message], think: Think) -> Result<String, TemplateError> {
+        let (system, messages) = collate(messages);
+        let mut budget = Budget::default();
+        let mut out = String::new();
+        if self.uses("messages") {
+            let mut values = thinking(think);
+            values.push(("System".into(), Data::Text(system)));
+            values.push(("Messages".into(), Data::List(messages.iter().map(message).collect())));
+            values.push((RESPONSE.into(), Data::text("")));
+            execute(&self.nodes, &Data::Map(values), &mut budget, &mut out)?;
+            return Ok(out);
+        }
+        let mut exchange = Exchange::default();
+        for message in messages {
+            let is_full = match message.role.0.as_str() {
+                "system" => !exchange.prompt.is_empty() || !exchange.response.is_empty(),
+                "user" => !exchange.response.is_empty(),
+                _ => false,
+            };
+            if is_full {
+                let values = std::mem::take(&mut exchange).into_values(think);
+                execute(&self.nodes, &values, &mut budget, &mut out)?;
+            }
+            match message.role.0.as_str() {
+                "system" => exchange.system = message.content,
+                "user" => exchange.prompt = message.content,
+                "assistant" => exchange.response = message.content,
+                _ => {}
+            }
+        }
+        let (open, _) = up_to_response(&self.nodes);
+        execute(&open, &exchange.into_values(think), &mut budget, &mut out)?;
+        Ok(out)
+    }
+
+    /// The prompt for a gap between two texts.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_infill(&self, prefix: &str, suffix: &str, think: Think) -> Result<String, TemplateError> {
+        let mut values = thinking(think);
+        values.push(("Prompt".into(), Data::text(prefix)));
+        values.push(("Suffix".into(), Data::text(suffix)));
+        values.push((RESPONSE.into(), Data::text("")));
+        let mut out = String::new();
+        execute(&self.nodes, &Data::Map(values), &mut Budget::default(), &mut out)?;
+        Ok(out)
+    }
+}
+
+/// What one filling of an older template holds.
+#[derive(Default)]
+struct Exchange {
+    system: String,
+    prompt: String,
+    response: String,
+}
+
+impl Exchange {
+    fn into_values(self, think: Think) -> Data {
+        let mut values = thinking(think);
+        values.push(("System".into(), Data::Text(self.system)));
+        values.push(("Prompt".into(), Data::Text(self.prompt)));
+        values.push((RESPONSE.into(), Data::Text(self.response)));
+        Data::Map(values)
+    }
+}
+
+fn thinking(think: Think) -> Vec<(String, Data)> {
+    let level = match think {
+        Think::Level(ThinkLevel::Low) => "low",
+        Think::Level(ThinkLevel::Medium) => "medium",
+        Think::Level(ThinkLevel::High) => "high",
+        Think::Level(ThinkLevel::Max) => "max",
+        Think::Unset | Think::On | Think::Off => "",
+    };
+    let is_on = matches!(think, Think::On | Think::Level(_));
+    vec![
+        ("Think".into(), Data::Bool(is_on)),
+        ("ThinkLevel".into(), Data::text(level)),
+        ("IsThinkSet".into(), Data::Bool(think != Think::Unset)),
+    ]
+}
+
+/// All system prompts in one text, and the turns, where neighbours of the same role are one (tools' results stay apart).
+fn collate(messages: &[Message]) -> (String, Vec<Message>) {
+    let mut system: Vec<&str> = Vec::new();
+    let mut collated: Vec<Message> = Vec::with_capacity(messages.len());
+    for message in messages {
+        if message.role.0 == "system" {
+            system.push(&message.content);
+        }
+        match collated.last_mut() {
+            Some(last) if last.role == message.role && message.role.0 != "tool" => {
+                last.content.push_str("\n\n");
+                last.content.push_str(&message.content);
+            }
+            _ => collated.push(message.clone()),
+        }
+    }
+    (system.join("\n\n"), collated)
+}
+
+fn message(message: &Message) -> Data {
+    let calls = message.tool_calls.iter().enumerate().map(|(index, call)| {
+        let function = Data::Struct(vec![
+            ("Index", Data::Int(i64::try_from(index).unwrap_or(i64::MAX))),
+            ("Name", Data::text(call.name.as_str())),
+            ("Arguments", Data::map(call.arguments.clone())),
+        ]);
+        Data::Struct(vec![("ID", Data::text(call.id.as_str())), ("Function", function)])
+    });
+    Data::Struct(vec![
+        ("Role", Data::text(message.role.0.as_str())),
+        ("Content", Data::text(message.content.as_str())),
+        ("Thinking", Data::text(message.thinking.as_str())),
+        ("Images", Data::List(Vec::new())),
+        ("ToolCalls", Data::List(calls.collect())),
+        ("ToolName", Data::text(message.tool_name.as_str())),
+        ("ToolCallID", Data::text(message.tool_call_id.as_str())),
+    ])
+}
+
+/// The nodes up to the first that prints the answer, and whether there is one. It is looked for in the text, not in what
+/// a rendering meets: what follows is left out whichever branch is taken.
+fn up_to_response(nodes: &[Node]) -> (Vec<Node>, bool) {
+    let mut kept = Vec::new();
+    for node in nodes {
+        let (node, ends) = match node {
+            Node::Text(_) | Node::Break | Node::Continue => (node.clone(), false),
+            Node::Output(pipeline) => (node.clone(), prints_response(pipeline)),
+            Node::If { branches, otherwise } => {
+                let (branches, otherwise, ends) = cut_branches(branches, otherwise);
+                (Node::If { branches, otherwise }, ends)
+            }
+            Node::With { branches, otherwise } => {
+                let (branches, otherwise, ends) = cut_branches(branches, otherwise);
+                (Node::With { branches, otherwise }, ends)
+            }
+            Node::Range {
+                index,
+                item,
+                over,
+                body,
+                otherwise,
+            } => {
+                let (body, ends) = up_to_response(body);
+                let (otherwise, ends_there) = match ends {
+                    true => (Vec::new(), true),
+                    false => up_to_response(otherwise),
+                };
+                let node = Node::Range {
+                    index: index.clone(),
+                    item: item.clone(),
+                    over: over.clone(),
+                    body,
+                    otherwise,
+                };
+                (node, ends_there)
+            }
+        };
+        kept.push(node);
+        if ends {
+            return (kept, true);
+        }
+    }
+    (kept, false)
+}
+
+type Branches = Vec<(Pipeline, Vec<Node>)>;
+
+fn cut_branches(branches: &Branches, otherwise: &[Node]) -> (Branches, Vec<Node>, bool) {
+    let mut cut = Vec::with_capacity(branches.len());
+    let mut ended = false;
+    for (condition, body) in branches {
+        let (body, ends) = match ended {
+            true => (Vec::new(), true),
+            false => up_to_response(body),
+        };
+        ended |= ends;
+        cut.push((condition.clone(), body));
+    }
+    if ended {
+        return (cut, Vec::new(), true);
+    }
+    let (otherwise, ends) = up_to_response(otherwise);
+    (cut, otherwise, ends)
+}
+
+fn prints_response(pipeline: &Pipeline) -> bool {
+    let mut names = Vec::new();
+    parse::names_of_pipeline(pipeline, &mut names);
+    names.iter().any(|name| name.eq_ignore_ascii_case(RESPONSE))
+}

@@ -1,0 +1,399 @@
+//! Tokens to nodes, after Go's `text/template/parse/parse.go`.
+
+use super::{
+    Base, Expression, Function, MAX_DEPTH, Node, Pipeline, TemplateError, Variable,
+    lex::{self, Piece, Token},
+};
+
+/// How a list of nodes ended.
+enum Stop {
+    Eof,
+    End,
+    Else(Vec<Token>, usize),
+}
+
+pub(super) fn parse(source: &str) -> Result<Vec<Node>, TemplateError> {
+    let pieces = lex::split(source)?;
+    let mut parser = Parser {
+        pieces: pieces.into_iter(),
+        last_line: 1 + source.matches('\n').count(),
+        variables: Vec::new(),
+        ranges: 0,
+    };
+    let (nodes, end) = parser.list(0)?;
+    match end {
+        Stop::Eof => Ok(nodes),
+        Stop::End => Err(syntax(parser.line(), "unexpected {{end}}")),
+        Stop::Else(_, line) => Err(syntax(line, "unexpected {{else}}")),
+    }
+}
+
+pub(super) fn syntax(line: usize, message: &str) -> TemplateError {
+    TemplateError::Syntax(format!(":{line}: {message}"))
+}
+
+fn unsupported(what: impl Into<String>) -> TemplateError {
+    TemplateError::Unsupported(what.into())
+}
+
+/// Adds the lower-cased names of all fields and variables.
+pub(super) fn collect_names(nodes: &[Node], names: &mut Vec<String>) {
+    for node in nodes {
+        match node {
+            Node::Text(_) | Node::Break | Node::Continue => {}
+            Node::Output(pipeline) => names_of_pipeline(pipeline, names),
+            Node::If { branches, otherwise } | Node::With { branches, otherwise } => {
+                for (condition, body) in branches {
+                    names_of_pipeline(condition, names);
+                    collect_names(body, names);
+                }
+                collect_names(otherwise, names);
+            }
+            Node::Range {
+                over, body, otherwise, ..
+            } => {
+                names_of_pipeline(over, names);
+                collect_names(body, names);
+                collect_names(otherwise, names);
+            }
+        }
+    }
+}
+
+pub(super) fn names_of_pipeline(pipeline: &Pipeline, names: &mut Vec<String>) {
+    names_of(&pipeline.first, names);
+    for argument in pipeline.rest.iter().flat_map(|(_, arguments)| arguments) {
+        names_of(argument, names);
+    }
+}
+
+fn names_of(expression: &Expression, names: &mut Vec<String>) {
+    match expression {
+        Expression::Field { base, path } => {
+            names.extend(path.iter().map(|name| name.to_lowercase()));
+            if let Base::Pipeline(pipeline) = base {
+                names_of_pipeline(pipeline, names);
+            }
+        }
+        Expression::Call { arguments, .. } => {
+            for argument in arguments {
+                names_of(argument, names);
+            }
+        }
+        Expression::Nil | Expression::Bool(_) | Expression::Int(_) | Expression::Float(_) | Expression::Text(_) => {}
+    }
+}
+
+struct Parser {
+    pieces: std::vec::IntoIter<Piece>,
+    last_line: usize,
+    variables: Vec<String>,
+    /// Ranges around the place.
+    ranges: usize,
+}
+
+impl Parser {
+    /// The line of the next action, for an error about what is behind us.
+    fn line(&self) -> usize {
+        self.pieces
+            .as_slice()
+            .iter()
+            .find_map(|piece| match piece {
+                Piece::Action { line, .. } => Some(*line),
+                Piece::Text(_) => None,
+            })
+            .unwrap_or(self.last_line)
+    }
+
+    fn list(&mut self, depth: usize) -> Result<(Vec<Node>, Stop), TemplateError> {
+        if depth > MAX_DEPTH {
+            return Err(unsupported(format!("nesting deeper than {MAX_DEPTH}")));
+        }
+        let mut nodes = Vec::new();
+        while let Some(piece) = self.pieces.next() {
+            let (tokens, line) = match piece {
+                Piece::Text(text) => {
+                    nodes.push(Node::Text(text));
+                    continue;
+                }
+                Piece::Action { tokens, line } => (tokens, line),
+            };
+            let word = match tokens.first() {
+                Some(Token::Word(word)) => word.as_str(),
+                _ => "",
+            };
+            let rest = tokens.get(1..).unwrap_or_default();
+            match word {
+                "end" if rest.is_empty() => return Ok((nodes, Stop::End)),
+                "end" => return Err(syntax(line, "unexpected token in end")),
+                "else" => return Ok((nodes, Stop::Else(rest.to_vec(), line))),
+                "if" | "with" => nodes.push(self.conditional(word, rest, line, depth)?),
+                "range" => nodes.push(self.range(rest, line, depth)?),
+                "break" | "continue" if self.ranges == 0 => {
+                    return Err(syntax(line, &format!("{{{{{word}}}}} outside {{{{range}}}}")));
+                }
+                "break" if rest.is_empty() => nodes.push(Node::Break),
+                "continue" if rest.is_empty() => nodes.push(Node::Continue),
+                "break" | "continue" => return Err(syntax(line, &format!("unexpected token in {{{{{word}}}}}"))),
+                "define" | "template" | "block" => return Err(unsupported(word)),
+                _ => nodes.push(Node::Output(self.pipeline(&tokens, line, "command", depth)?)),
+            }
+        }
+        Ok((nodes, Stop::Eof))
+    }
+
+    /// `if` and `with`, up to their end; a variable that one declares is known up to there.
+    fn conditional(&mut self, word: &str, tokens: &[Token], line: usize, depth: usize) -> Result<Node, TemplateError> {
+        let known = self.variables.len();
+        let mut condition = self.pipeline(tokens, line, word, depth)?;
+        let mut branches = Vec::new();
+        let otherwise = loop {
+            let (body, end) = self.list(depth + 1)?;
+            branches.push((condition, body));
+            match end {
+                Stop::Eof => return Err(syntax(self.last_line, "unexpected EOF")),
+                Stop::End => break Vec::new(),
+                Stop::Else(tokens, line) => match tokens.split_first() {
+                    None => break self.last_branch(depth)?,
+                    Some((Token::Word(next), rest)) if next == word => {
+                        condition = self.pipeline(rest, line, word, depth)?;
+                    }
+                    Some(_) => return Err(syntax(line, "unexpected token in else")),
+                },
+            }
+        };
+        self.variables.truncate(known);
+        Ok(match word {
+            "with" => Node::With { branches, otherwise },
+            _ => Node::If { branches, otherwise },
+        })
+    }
+
+    fn last_branch(&mut self, depth: usize) -> Result<Vec<Node>, TemplateError> {
+        match self.list(depth + 1)? {
+            (nodes, Stop::End) => Ok(nodes),
+            (_, Stop::Eof) => Err(syntax(self.last_line, "unexpected EOF")),
+            (_, Stop::Else(_, line)) => Err(syntax(line, "expected end; found {{else}}")),
+        }
+    }
+
+    fn range(&mut self, tokens: &[Token], line: usize, depth: usize) -> Result<Node, TemplateError> {
+        let declared = tokens.iter().position(|token| *token == Token::Declare);
+        let (names, over) = match declared {
+            Some(at) => (&tokens[..at], &tokens[at + 1..]),
+            None => (&tokens[..0], tokens),
+        };
+        let over = self.pipeline(over, line, "range", depth)?;
+        let (index, item) = match names {
+            [] => (None, None),
+            [Token::Path { text: item, .. }] => (None, Some(item.clone())),
+            [
+                Token::Path { text: index, .. },
+                Token::Comma,
+                Token::Path { text: item, .. },
+            ] => (Some(index.clone()), Some(item.clone())),
+            _ => return Err(syntax(line, "range can only initialize variables")),
+        };
+        if index.iter().chain(&item).any(|name| !is_variable(name)) {
+            return Err(syntax(line, "range can only initialize variables"));
+        }
+        let known = self.variables.len();
+        self.variables.extend(index.iter().chain(&item).cloned());
+        self.ranges += 1;
+        let (body, end) = self.list(depth + 1)?;
+        self.ranges -= 1;
+        let otherwise = match end {
+            Stop::Eof => return Err(syntax(self.last_line, "unexpected EOF")),
+            Stop::End => Vec::new(),
+            Stop::Else(tokens, _) if tokens.is_empty() => self.last_branch(depth)?,
+            Stop::Else(_, line) => return Err(syntax(line, "unexpected token in else")),
+        };
+        self.variables.truncate(known);
+        Ok(Node::Range {
+            index,
+            item,
+            over,
+            body,
+            otherwise,
+        })
+    }
+
+    fn pipeline(
+        &mut self,
+        tokens: &[Token],
+        line: usize,
+        context: &str,
+        depth: usize,
+    ) -> Result<Pipeline, TemplateError> {
+        let (sets, mut rest) = match tokens {
+            [
+                Token::Path { text: name, .. },
+                sign @ (Token::Declare | Token::Assign),
+                rest @ ..,
+            ] if is_variable(name) => {
+                let variable = Variable {
+                    name: name.clone(),
+                    is_new: *sign == Token::Declare,
+                };
+                (Some(variable), rest)
+            }
+            _ => (None, tokens),
+        };
+        let mut pipeline = self.commands(&mut rest, line, context, depth)?;
+        if !rest.is_empty() {
+            return Err(syntax(line, "unexpected right paren"));
+        }
+        if let Some(Variable { name, is_new: true }) = &sets {
+            self.variables.push(name.clone());
+        }
+        pipeline.sets = sets;
+        Ok(pipeline)
+    }
+
+    /// Commands with `|` between them, up to the end or a closing parenthesis.
+    fn commands(
+        &self,
+        rest: &mut &[Token],
+        line: usize,
+        context: &str,
+        depth: usize,
+    ) -> Result<Pipeline, TemplateError> {
+        if depth > MAX_DEPTH {
+            return Err(unsupported(format!("nesting deeper than {MAX_DEPTH}")));
+        }
+        let missing = || syntax(line, &format!("missing value for {context}"));
+        let (function, mut arguments) = self.command(rest, line, depth)?;
+        let first = match function {
+            Some(function) => Expression::Call { function, arguments },
+            None => arguments.pop().ok_or_else(missing)?,
+        };
+        let mut later = Vec::new();
+        while let Some((Token::Pipe, after)) = rest.split_first() {
+            *rest = after;
+            let (function, arguments) = self.command(rest, line, depth)?;
+            if function.is_none() && arguments.is_empty() {
+                return Err(missing());
+            }
+            let stage = later.len() + 2;
+            let function =
+                function.ok_or_else(|| syntax(line, &format!("non executable command in pipeline stage {stage}")))?;
+            later.push((function, arguments));
+        }
+        if let Expression::Call { function, arguments } = &first {
+            function.check_arguments(arguments.len(), line)?;
+        }
+        for (function, arguments) in &later {
+            function.check_arguments(arguments.len() + 1, line)?;
+        }
+        Ok(Pipeline {
+            sets: None,
+            first: Box::new(first),
+            rest: later,
+        })
+    }
+
+    /// A function and its arguments, or a single value.
+    fn command(
+        &self,
+        rest: &mut &[Token],
+        line: usize,
+        depth: usize,
+    ) -> Result<(Option<Function>, Vec<Expression>), TemplateError> {
+        let function = match rest.first() {
+            Some(Token::Word(word)) if !matches!(word.as_str(), "true" | "false" | "nil") => {
+                *rest = &rest[1..];
+                Some(Function::named(word, line)?)
+            }
+            _ => None,
+        };
+        let mut arguments = Vec::new();
+        while !matches!(rest.first(), None | Some(Token::Close | Token::Pipe)) {
+            arguments.push(self.operand(rest, line, depth)?);
+        }
+        match function {
+            None if arguments.len() > 1 => Err(syntax(line, "can't give argument to non-function")),
+            function => Ok((function, arguments)),
+        }
+    }
+
+    fn operand(&self, rest: &mut &[Token], line: usize, depth: usize) -> Result<Expression, TemplateError> {
+        let Some((token, after)) = rest.split_first() else {
+            return Err(syntax(line, "missing value for command"));
+        };
+        *rest = after;
+        match token {
+            Token::Text(text) => Ok(Expression::Text(text.clone())),
+            Token::Int(number) => Ok(Expression::Int(*number)),
+            Token::Float(number) => Ok(Expression::Float(*number)),
+            Token::Path { text, .. } => self.field(text, line),
+            Token::Word(word) => match word.as_str() {
+                "true" | "false" => Ok(Expression::Bool(word == "true")),
+                "nil" => Ok(Expression::Nil),
+                word => {
+                    let function = Function::named(word, line)?;
+                    function.check_arguments(0, line)?;
+                    Ok(Expression::Call {
+                        function,
+                        arguments: Vec::new(),
+                    })
+                }
+            },
+            Token::Open => {
+                let inner = self.commands(rest, line, "parenthesized pipeline", depth + 1)?;
+                let Some((Token::Close, after)) = rest.split_first() else {
+                    return Err(syntax(line, "unclosed left paren"));
+                };
+                *rest = after;
+                let mut path = Vec::new();
+                if let Some((Token::Path { text, glued: true }, after)) = rest.split_first()
+                    && text.len() > 1
+                    && text.starts_with('.')
+                {
+                    *rest = after;
+                    path = names_in(text);
+                }
+                Ok(Expression::Field {
+                    base: Base::Pipeline(inner),
+                    path,
+                })
+            }
+            Token::Close | Token::Comma | Token::Pipe | Token::Declare | Token::Assign => {
+                Err(syntax(line, "unexpected token in operand"))
+            }
+        }
+    }
+
+    fn field(&self, path: &str, line: usize) -> Result<Expression, TemplateError> {
+        let base = match path.split('.').next().unwrap_or_default() {
+            "" => Base::Dot,
+            name => {
+                self.known(name, line)?;
+                Base::Variable(name.to_owned())
+            }
+        };
+        Ok(Expression::Field {
+            base,
+            path: names_in(path),
+        })
+    }
+
+    fn known(&self, name: &str, line: usize) -> Result<(), TemplateError> {
+        if name == "$" || self.variables.iter().any(|known| known == name) {
+            return Ok(());
+        }
+        Err(syntax(line, &format!("undefined variable \"{name}\"")))
+    }
+}
+
+/// The names behind the dots.
+fn names_in(path: &str) -> Vec<String> {
+    path.split('.')
+        .skip(1)
+        .filter(|part| !part.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+fn is_variable(text: &str) -> bool {
+    text.len() > 1 && text.starts_with('$') && !text.contains('.')
+}

@@ -1,0 +1,200 @@
+//! What a template is filled with, and what its expressions give.
+
+use std::rc::Rc;
+
+use serde_json::{Map, Number, Value as Json};
+
+use crate::http::go_json;
+
+/// The data behind a rendering.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Data {
+    Nothing,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Text(String),
+    List(Vec<Data>),
+    /// A map of Go: a key that is not there is nothing. Printed as JSON.
+    Map(Vec<(String, Data)>),
+    /// A struct of Go: a field that is not there is an error.
+    Struct(Vec<(&'static str, Data)>),
+}
+
+/// The value of an expression.
+#[derive(Clone, Debug)]
+pub(super) enum Value<'a> {
+    Nothing,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Text(&'a str),
+    /// A text that the template made.
+    Made(Rc<str>),
+    List(&'a [Data]),
+    /// A map or a struct.
+    Object(&'a Data),
+}
+
+impl<'a> From<&'a Data> for Value<'a> {
+    fn from(data: &'a Data) -> Self {
+        match data {
+            Data::Nothing => Self::Nothing,
+            Data::Bool(value) => Self::Bool(*value),
+            Data::Int(value) => Self::Int(*value),
+            Data::Float(value) => Self::Float(*value),
+            Data::Text(text) => Self::Text(text),
+            Data::List(items) => Self::List(items),
+            Data::Map(_) | Data::Struct(_) => Self::Object(data),
+        }
+    }
+}
+
+impl From<Json> for Data {
+    /// As Go decodes JSON into an `any`: numbers are floats.
+    fn from(json: Json) -> Self {
+        match json {
+            Json::Null => Self::Nothing,
+            Json::Bool(value) => Self::Bool(value),
+            Json::Number(number) => Self::Float(number.as_f64().unwrap_or(0.0)),
+            Json::String(text) => Self::Text(text),
+            Json::Array(items) => Self::List(items.into_iter().map(Self::from).collect()),
+            Json::Object(members) => Self::map(members),
+        }
+    }
+}
+
+impl Data {
+    pub(super) fn text(text: impl Into<String>) -> Self {
+        Self::Text(text.into())
+    }
+
+    /// Sorted by key, as Go walks and prints its maps.
+    pub(super) fn map(members: Map<String, Json>) -> Self {
+        let mut members: Vec<_> = members.into_iter().map(|(key, value)| (key, value.into())).collect();
+        members.sort_by(|(a, _): &(String, Self), (b, _)| a.cmp(b));
+        Self::Map(members)
+    }
+
+    fn to_json(&self) -> Json {
+        match self {
+            Self::Nothing => Json::Null,
+            Self::Bool(value) => Json::Bool(*value),
+            Self::Int(value) => Json::from(*value),
+            Self::Float(value) => Number::from_f64(*value).map_or(Json::Null, Json::Number),
+            Self::Text(text) => Json::from(text.as_str()),
+            Self::List(items) => items.iter().map(Self::to_json).collect(),
+            Self::Map(members) => members
+                .iter()
+                .map(|(key, value)| (key.clone(), value.to_json()))
+                .collect(),
+            Self::Struct(fields) => fields
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.to_json()))
+                .collect(),
+        }
+    }
+}
+
+impl<'a> Value<'a> {
+    pub(super) fn made(text: String) -> Self {
+        Self::Made(text.into())
+    }
+
+    pub(super) fn as_text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Made(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Go's notion of truth.
+    pub(super) fn is_true(&self) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Bool(value) => *value,
+            Self::Int(value) => *value != 0,
+            Self::Float(value) => *value != 0.0,
+            Self::Text(text) => !text.is_empty(),
+            Self::Made(text) => !text.is_empty(),
+            Self::List(items) => !items.is_empty(),
+            Self::Object(Data::Map(members)) => !members.is_empty(),
+            Self::Object(_) => true,
+        }
+    }
+
+    /// A member of a map or a struct; `None` where Go ends with an error.
+    pub(super) fn member(&self, name: &str) -> Option<Self> {
+        match self {
+            Self::Object(Data::Map(members)) => Some(
+                members
+                    .iter()
+                    .find(|(key, _)| key == name)
+                    .map_or(Self::Nothing, |(_, value)| value.into()),
+            ),
+            Self::Object(Data::Struct(fields)) => fields
+                .iter()
+                .find(|(field, _)| *field == name)
+                .map(|(_, value)| value.into()),
+            _ => None,
+        }
+    }
+
+    /// As Go prints it; `None` where that is no text that a prompt could use.
+    pub(super) fn print(&self) -> Option<String> {
+        Some(match self {
+            Self::Nothing => "<no value>".to_owned(),
+            Self::Bool(value) => value.to_string(),
+            Self::Int(value) => value.to_string(),
+            Self::Float(value) => print_float(*value),
+            Self::Text(text) => (*text).to_owned(),
+            Self::Made(text) => text.as_ref().to_owned(),
+            Self::List(items) => {
+                let items: Option<Vec<String>> = items.iter().map(|item| Self::from(item).print()).collect();
+                format!("[{}]", items?.join(" "))
+            }
+            Self::Object(Data::Map(_)) => self.to_json_text(),
+            Self::Object(_) => return None,
+        })
+    }
+
+    pub(super) fn to_json_text(&self) -> String {
+        let json = match self {
+            Self::Nothing => Json::Null,
+            Self::Bool(value) => Json::Bool(*value),
+            Self::Int(value) => Json::from(*value),
+            Self::Float(value) => Number::from_f64(*value).map_or(Json::Null, Json::Number),
+            Self::Text(text) => Json::from(*text),
+            Self::Made(text) => Json::from(text.as_ref()),
+            Self::List(items) => items.iter().map(Data::to_json).collect(),
+            Self::Object(data) => data.to_json(),
+        };
+        // Keys are strings, so this does not fail.
+        go_json::to_string(&json).unwrap_or_default()
+    }
+}
+
+/// Go's `%v`: the shortest digits, with an exponent below 1e-4 and from 1e6 on.
+fn print_float(number: f64) -> String {
+    let magnitude = number.abs();
+    if magnitude == 0.0 || (1e-4..1e6).contains(&magnitude) || !number.is_finite() {
+        return match number {
+            _ if number.is_nan() => "NaN".to_owned(),
+            f64::INFINITY => "+Inf".to_owned(),
+            f64::NEG_INFINITY => "-Inf".to_owned(),
+            number => number.to_string(),
+        };
+    }
+    let text = format!("{number:e}");
+    match text.split_once('e') {
+        Some((digits, exponent)) => {
+            let (sign, exponent) = match exponent.strip_prefix('-') {
+                Some(exponent) => ('-', exponent),
+                None => ('+', exponent),
+            };
+            format!("{digits}e{sign}{exponent:0>2}")
+        }
+        None => text,
+    }
+}

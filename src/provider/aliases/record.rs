@@ -1,0 +1,335 @@
+//! What a client made of a model: a name of its own, and what goes with it.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    go_template::Template,
+    inference::{Capability, LoadOptions, Message, ModelCard, ModelDetails, ModelFacts, Sampling},
+};
+
+/// A model that stands for another, as `/api/create` and `/api/copy` make it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Alias {
+    /// As it is listed: a plain name with its tag.
+    pub name: String,
+    /// The canonical hf: name that it stands for.
+    pub model: String,
+    /// What it was made from; empty for a copy of an hf: model, which is nobody's child.
+    #[serde(default)]
+    pub parent_model: String,
+    /// When it was made.
+    #[serde(with = "time")]
+    pub modified_at: SystemTime,
+    /// What goes with it.
+    #[serde(default)]
+    pub settings: AliasSettings,
+}
+
+/// What an alias adds to its model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AliasSettings {
+    /// System prompt; empty if there is none.
+    pub system: String,
+    /// A Go template for the prompt; empty for the model's own.
+    pub template: String,
+    /// Texts of licences; none for what the model's file says.
+    pub license: Vec<String>,
+    /// Parameters as the client spelled them, for those who want to see them.
+    pub parameters: Map<String, Value>,
+    /// Those of the parameters that are about sampling.
+    pub sampling: Sampling,
+    /// Those that are about loading.
+    pub load: LoadOptions,
+    /// Turns that stand before every conversation.
+    pub messages: Vec<Message>,
+}
+
+/// A part of an alias that Ollama would keep in a file of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// 64 lower-case hex digits: sha256 of its content.
+    pub digest: String,
+    /// Bytes of it.
+    pub size_bytes: u64,
+}
+
+impl AliasSettings {
+    /// The parts that are there, in the order in which Ollama names them.
+    #[must_use]
+    pub fn layers(&self) -> Vec<Layer> {
+        let Self {
+            system,
+            template,
+            license,
+            parameters,
+            sampling: _,
+            load: _,
+            messages,
+        } = self;
+        let json = |is_there: bool, value: serde_json::Result<Vec<u8>>| value.ok().filter(|_| is_there);
+        let texts = [template, system].into_iter().chain(license);
+        texts
+            .filter(|text| !text.is_empty())
+            .map(|text| text.as_bytes().to_vec())
+            .chain(json(!parameters.is_empty(), serde_json::to_vec(parameters)))
+            .chain(json(!messages.is_empty(), serde_json::to_vec(messages)))
+            .map(|content| Layer {
+                digest: hex(&content),
+                size_bytes: content.len() as u64,
+            })
+            .collect()
+    }
+}
+
+impl Alias {
+    /// The line of a listing, from that of the model; `None` where its files are gone.
+    #[must_use]
+    pub fn card(&self, model: Option<&ModelCard>) -> ModelCard {
+        let layers = self.settings.layers();
+        let model = model.cloned().unwrap_or_else(missing);
+        let mut facts = model.facts;
+        if !facts.capabilities.is_empty()
+            && !facts.capabilities.contains(&Capability::Insert)
+            && Template::parse(&self.settings.template).is_ok_and(|template| template.uses("suffix"))
+        {
+            facts.capabilities.push(Capability::Insert);
+        }
+        // A copy is the same model, as the listing of Ollama has it.
+        let is_copy = layers.is_empty() && self.parent_model.is_empty();
+        let digest = if is_copy {
+            model.digest
+        } else {
+            let parts = [&model.digest, &self.model, &self.parent_model].into_iter();
+            let parts = parts.chain(layers.iter().map(|layer| &layer.digest));
+            hex(parts.map(String::as_str).collect::<Vec<_>>().join("\n").as_bytes())
+        };
+        ModelCard {
+            name: self.name.clone(),
+            modified_at: self.modified_at,
+            size_bytes: model.size_bytes + layers.iter().map(|layer| layer.size_bytes).sum::<u64>(),
+            digest,
+            facts,
+            parent_model: self.parent_model.clone(),
+        }
+    }
+
+    /// Everything that is known of it, from what is known of the model.
+    #[must_use]
+    pub fn details(&self, model: ModelDetails) -> ModelDetails {
+        let AliasSettings {
+            system,
+            template,
+            license,
+            parameters,
+            messages,
+            ..
+        } = &self.settings;
+        let or = |own: &str, otherwise: String| if own.is_empty() { otherwise } else { own.to_owned() };
+        let mut shown = model.parameters;
+        shown.retain(|(name, _)| !parameters.contains_key(name));
+        for (name, value) in parameters {
+            match value {
+                Value::Array(items) => shown.extend(items.iter().map(|item| (name.clone(), item.to_string()))),
+                value => shown.push((name.clone(), value.to_string())),
+            }
+        }
+        // Stable: the values of one name keep their order.
+        shown.sort_by(|(a, _), (b, _)| a.cmp(b));
+        ModelDetails {
+            card: self.card(Some(&model.card)),
+            from: self.model.clone(),
+            template: or(template, model.template),
+            license: or(&license.join("\n"), model.license),
+            system: or(system, model.system),
+            parameters: shown,
+            messages: messages.clone(),
+            model_info: model.model_info,
+            projector_info: model.projector_info,
+            tensors: model.tensors,
+        }
+    }
+}
+
+/// What is known of a model whose files are gone.
+fn missing() -> ModelCard {
+    ModelCard {
+        name: String::new(),
+        modified_at: SystemTime::UNIX_EPOCH,
+        size_bytes: 0,
+        digest: "0".repeat(64),
+        facts: ModelFacts {
+            quantization: "unknown".into(),
+            ..ModelFacts::default()
+        },
+        parent_model: String::new(),
+    }
+}
+
+/// sha256 as 64 lower-case hex digits.
+pub(super) fn hex(content: &[u8]) -> String {
+    Sha256::digest(content)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// A time as RFC 3339, for people who look into the file.
+mod time {
+    use std::time::SystemTime;
+
+    use jiff::Timestamp;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use crate::stdx::timestamp::rfc3339_utc;
+
+    pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&rfc3339_utc(*time))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let timestamp: Timestamp = text.parse().map_err(D::Error::custom)?;
+        timestamp.try_into().map_err(D::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn model() -> ModelCard {
+        ModelCard {
+            name: "hf:o/r:Q4_K_M".into(),
+            modified_at: SystemTime::UNIX_EPOCH,
+            size_bytes: 1000,
+            digest: "a".repeat(64),
+            facts: ModelFacts {
+                capabilities: vec![Capability::Completion],
+                ..ModelFacts::default()
+            },
+            parent_model: String::new(),
+        }
+    }
+
+    fn alias(settings: AliasSettings) -> Alias {
+        Alias {
+            name: "mario:latest".into(),
+            model: "hf:o/r:Q4_K_M".into(),
+            parent_model: "hf:o/r:Q4_K_M".into(),
+            modified_at: SystemTime::UNIX_EPOCH + Duration::new(1_795_416_634, 24_460_257),
+            settings,
+        }
+    }
+
+    fn parameters(value: Value) -> Map<String, Value> {
+        value.as_object().cloned().unwrap()
+    }
+
+    #[test]
+    fn a_record_reads_back_as_it_was_written() {
+        let mut picture = Message::text("user", "hi");
+        picture.media.push(b"\x00\xff".to_vec());
+        let alias = alias(AliasSettings {
+            system: "S".into(),
+            parameters: parameters(json!({"temperature": 0.2, "stop": ["X"]})),
+            sampling: Sampling {
+                temperature: Some(0.2),
+                ..Sampling::default()
+            },
+            messages: vec![picture, Message::text("assistant", "it's me")],
+            ..AliasSettings::default()
+        });
+        let text = serde_json::to_string(&alias).unwrap();
+        assert_eq!(serde_json::from_str::<Alias>(&text).unwrap(), alias);
+        assert!(
+            text.contains("\"2026-11-23T06:50:34.024460257Z\"") && text.contains("\"AP8=\""),
+            "{text}"
+        );
+        // What a later version writes beside it is no reason to lose the record.
+        let bare = r#"{"name":"a:latest","model":"hf:o/r:Q4","modified_at":"2026-11-23T06:50:34Z","later":1}"#;
+        assert_eq!(
+            serde_json::from_str::<Alias>(bare).unwrap().settings,
+            AliasSettings::default()
+        );
+    }
+
+    #[test]
+    fn a_copy_is_the_same_model_and_anything_else_is_not() {
+        let mut copy = alias(AliasSettings::default());
+        copy.parent_model.clear();
+        let card = copy.card(Some(&model()));
+        assert_eq!((card.digest, card.size_bytes), (model().digest, 1000));
+
+        let child = alias(AliasSettings::default()).card(Some(&model()));
+        let other = AliasSettings {
+            system: "four".into(),
+            ..AliasSettings::default()
+        };
+        let changed = alias(other).card(Some(&model()));
+        assert_eq!(changed.size_bytes, 1004);
+        assert_eq!(changed.parent_model, "hf:o/r:Q4_K_M");
+        assert!(changed.digest != child.digest && child.digest != model().digest && child.digest.len() == 64);
+    }
+
+    #[test]
+    fn without_its_files_it_is_still_listed() {
+        let card = alias(AliasSettings::default()).card(None);
+        assert_eq!(
+            (card.name.as_str(), card.size_bytes, card.digest.len()),
+            ("mario:latest", 0, 64)
+        );
+        assert_eq!(card.facts.quantization, "unknown");
+    }
+
+    #[test]
+    fn details_are_the_models_with_what_the_alias_says() {
+        let of_model = ModelDetails {
+            card: model(),
+            from: "hf:o/r:Q4_K_M".into(),
+            template: "{{ jinja }}".into(),
+            license: "apache-2.0".into(),
+            system: "of the configuration".into(),
+            parameters: vec![("num_ctx".into(), "99".into()), ("stop".into(), "\"a\"".into())],
+            messages: Vec::new(),
+            model_info: Map::new(),
+            projector_info: None,
+            tensors: Vec::new(),
+        };
+        let plain = alias(AliasSettings::default()).details(of_model.clone());
+        assert_eq!(
+            (plain.template.as_str(), plain.license.as_str()),
+            ("{{ jinja }}", "apache-2.0")
+        );
+        let details = alias(AliasSettings {
+            system: "S".into(),
+            license: vec!["MIT".into(), "more".into()],
+            parameters: parameters(json!({"temperature": 0.2, "stop": ["X", "Y"]})),
+            ..AliasSettings::default()
+        })
+        .details(of_model);
+        assert_eq!((details.system.as_str(), details.license.as_str()), ("S", "MIT\nmore"));
+        let shown: Vec<(&str, &str)> = details
+            .parameters
+            .iter()
+            .map(|(a, b)| (a.as_str(), b.as_str()))
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("num_ctx", "99"),
+                ("stop", "\"X\""),
+                ("stop", "\"Y\""),
+                ("temperature", "0.2")
+            ]
+        );
+    }
+}

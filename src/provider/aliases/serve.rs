@@ -1,0 +1,310 @@
+//! Serves one alias: puts what it says into requests, and its name on what comes back; the rest is the model's provider's.
+
+use std::sync::Arc;
+
+use futures_util::{FutureExt, future::BoxFuture};
+
+use super::{Alias, Aliases};
+use crate::{
+    go_template::{Template, TemplateError},
+    inference::{
+        EmbedRequest, Embeddings, Failure, InferenceRequest, KeepAlive, LoadOptions, Message, ModelCard, ModelDetails,
+        Prompt, ResidentModel, Sampling, TextToken, Think,
+    },
+    provider::{Call, EventStream, Preset, Provider, PullStream, TokenizeRequest, huggingface::shorten},
+};
+
+/// A provider of one model: the alias. Names that it is asked for do not matter.
+#[derive(Debug)]
+pub(in crate::provider) struct Aliased {
+    inner: Arc<dyn Provider>,
+    alias: Arc<Alias>,
+    store: Aliases,
+}
+
+impl Aliased {
+    pub(in crate::provider) fn new(inner: Arc<dyn Provider>, alias: Arc<Alias>, store: Aliases) -> Self {
+        Self { inner, alias, store }
+    }
+
+    /// What the request leaves open, the alias says; what both leave open, the settings of the model.
+    fn fill(&self, request: &mut InferenceRequest) {
+        fill_sampling(&mut request.sampling, &self.alias.settings.sampling);
+        fill_load(&mut request.load, &self.alias.settings.load);
+        if let Prompt::Chat { messages, context, .. } = &mut request.prompt {
+            self.put_in_front(messages, !context.is_empty());
+        }
+    }
+
+    /// System prompt and turns. A system prompt of the request's own comes in the place of the alias's, and stays first:
+    /// many templates look for it nowhere else. A conversation that goes on from token ids has had the turns.
+    fn put_in_front(&self, messages: &mut Vec<Message>, goes_on: bool) {
+        let settings = &self.alias.settings;
+        let is_system = |message: &Message| message.role.0 == "system";
+        if !messages.first().is_some_and(is_system) && !settings.system.is_empty() {
+            messages.insert(0, Message::text("system", settings.system.clone()));
+        }
+        if !goes_on {
+            let at = messages.iter().take_while(|message| is_system(message)).count();
+            messages.splice(at..at, settings.messages.iter().cloned());
+        }
+    }
+
+    /// The alias's own template, where it is the one that serves this request. Tools, reasoning and pictures are the business
+    /// of the model's, which comes with the grammar and the reader for them (Ollama prefers it then, too).
+    fn template_for(&self, request: &InferenceRequest) -> Result<Option<Template>, Failure> {
+        let source = &self.alias.settings.template;
+        if source.is_empty() {
+            return Ok(None);
+        }
+        let parse = || Template::parse(source).map(Some).map_err(failure);
+        match &request.prompt {
+            Prompt::Chat { messages, tools, .. } => {
+                let needs_the_models = !tools.is_empty()
+                    || matches!(request.think, Think::On | Think::Level(_))
+                    || messages.iter().any(|message| !message.media.is_empty());
+                if needs_the_models {
+                    tracing::debug!(
+                        model.name = self.alias.name,
+                        "the model's own template serves this request"
+                    );
+                    return Ok(None);
+                }
+                parse()
+            }
+            Prompt::Infill { .. } => Ok(parse()?.filter(|template| template.uses("suffix"))),
+            Prompt::Raw { .. } => Ok(None),
+        }
+    }
+
+    /// The text that goes before the prompt where a conversation goes on from token ids.
+    async fn earlier(&self, call: &Call, context: &[i32]) -> Result<String, Failure> {
+        if context.is_empty() {
+            return Ok(String::new());
+        }
+        self.inner.detokenize(call, &self.alias.model, context.to_vec()).await
+    }
+}
+
+/// Renders where it keeps nobody waiting; gives the messages back.
+async fn rendered(
+    template: &Arc<Template>,
+    messages: Vec<Message>,
+    think: Think,
+) -> Result<(Vec<Message>, String), Failure> {
+    let template = Arc::clone(template);
+    let render = move || {
+        let text = template.render(&messages, think);
+        (messages, text)
+    };
+    let (messages, text) = tokio::task::spawn_blocking(render)
+        .await
+        .map_err(|error| Failure::Invalid(error.to_string()))?;
+    Ok((messages, text.map_err(failure)?))
+}
+
+fn failure(error: TemplateError) -> Failure {
+    Failure::Invalid(error.to_string())
+}
+
+/// Takes from `below` what `over` leaves open.
+macro_rules! fill {
+    ($over:ident, $below:ident, $($field:ident),+) => {
+        $(if $over.$field.is_none() {
+            $over.$field.clone_from(&$below.$field);
+        })+
+    };
+}
+
+fn fill_sampling(over: &mut Sampling, below: &Sampling) {
+    fill!(
+        over,
+        below,
+        num_predict,
+        num_keep,
+        seed,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        typical_p,
+        repeat_last_n,
+        repeat_penalty,
+        presence_penalty,
+        frequency_penalty,
+        stop
+    );
+    if over.logit_bias.is_empty() {
+        over.logit_bias.clone_from(&below.logit_bias);
+    }
+}
+
+fn fill_load(over: &mut LoadOptions, below: &LoadOptions) {
+    fill!(over, below, num_ctx, num_batch, num_gpu, main_gpu, use_mmap, num_thread);
+}
+
+impl Provider for Aliased {
+    fn list<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ModelCard>> {
+        async move {
+            let card = self.inner.card(call, &self.alias.model).await.ok();
+            vec![self.alias.card(card.as_ref())]
+        }
+        .boxed()
+    }
+
+    /// Under the names of the models themselves: the weights are in memory once, whoever asked for them.
+    fn resident<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ResidentModel>> {
+        self.inner.resident(call)
+    }
+
+    fn card<'a>(&'a self, call: &'a Call, _: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
+        async move {
+            let card = self.inner.card(call, &self.alias.model).await?;
+            Ok(self.alias.card(Some(&card)))
+        }
+        .boxed()
+    }
+
+    fn show<'a>(&'a self, call: &'a Call, _: &'a str, verbose: bool) -> BoxFuture<'a, Result<ModelDetails, Failure>> {
+        async move {
+            let details = self.inner.show(call, &self.alias.model, verbose).await?;
+            Ok(self.alias.details(details))
+        }
+        .boxed()
+    }
+
+    fn load<'a>(
+        &'a self,
+        call: &'a Call,
+        _: &'a str,
+        mut options: LoadOptions,
+        keep_alive: Option<KeepAlive>,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        fill_load(&mut options, &self.alias.settings.load);
+        self.inner.load(call, &self.alias.model, options, keep_alive)
+    }
+
+    fn unload<'a>(&'a self, call: &'a Call, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+        self.inner.unload(call, &self.alias.model)
+    }
+
+    fn infer<'a>(
+        &'a self,
+        call: &'a Call,
+        _: &'a str,
+        mut request: InferenceRequest,
+    ) -> BoxFuture<'a, Result<EventStream, Failure>> {
+        async move {
+            self.fill(&mut request);
+            let Some(template) = self.template_for(&request)? else {
+                return self.inner.infer(call, &self.alias.model, request).await;
+            };
+            let template = Arc::new(template);
+            let (mut messages, earlier) = match &mut request.prompt {
+                Prompt::Chat { messages, context, .. } => {
+                    (std::mem::take(messages), self.earlier(call, context).await?)
+                }
+                Prompt::Infill { prefix, suffix } => {
+                    let text = template.render_infill(prefix, suffix, request.think).map_err(failure)?;
+                    request.prompt = Prompt::Raw { text };
+                    return self.inner.infer(call, &self.alias.model, request).await;
+                }
+                Prompt::Raw { .. } => return self.inner.infer(call, &self.alias.model, request).await,
+            };
+            loop {
+                let text;
+                (messages, text) = rendered(&template, messages, request.think).await?;
+                request.prompt = Prompt::Raw {
+                    text: format!("{earlier}{text}"),
+                };
+                match self.inner.infer(call, &self.alias.model, request.clone()).await {
+                    Err(Failure::ContextExceeded {
+                        prompt_tokens,
+                        context_tokens,
+                    }) if request.truncate && shorten(&mut messages, prompt_tokens, context_tokens) => {
+                        tracing::debug!(
+                            left = messages.len(),
+                            "the conversation does not fit; its oldest turns were dropped"
+                        );
+                    }
+                    other => return other,
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn embed<'a>(
+        &'a self,
+        call: &'a Call,
+        _: &'a str,
+        mut request: EmbedRequest,
+    ) -> BoxFuture<'a, Result<Embeddings, Failure>> {
+        fill_load(&mut request.load, &self.alias.settings.load);
+        self.inner.embed(call, &self.alias.model, request)
+    }
+
+    fn render<'a>(
+        &'a self,
+        call: &'a Call,
+        _: &'a str,
+        mut request: InferenceRequest,
+    ) -> BoxFuture<'a, Result<String, Failure>> {
+        async move {
+            self.fill(&mut request);
+            match (self.template_for(&request)?, &request.prompt) {
+                (Some(template), Prompt::Chat { messages, context, .. }) => {
+                    let earlier = self.earlier(call, context).await?;
+                    let (_, text) = rendered(&Arc::new(template), messages.clone(), request.think).await?;
+                    Ok(earlier + &text)
+                }
+                (Some(template), Prompt::Infill { prefix, suffix }) => {
+                    template.render_infill(prefix, suffix, request.think).map_err(failure)
+                }
+                _ => self.inner.render(call, &self.alias.model, request).await,
+            }
+        }
+        .boxed()
+    }
+
+    fn tokenize<'a>(
+        &'a self,
+        call: &'a Call,
+        _: &'a str,
+        request: TokenizeRequest,
+    ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
+        self.inner.tokenize(call, &self.alias.model, request)
+    }
+
+    fn detokenize<'a>(
+        &'a self,
+        call: &'a Call,
+        _: &'a str,
+        tokens: Vec<i32>,
+    ) -> BoxFuture<'a, Result<String, Failure>> {
+        self.inner.detokenize(call, &self.alias.model, tokens)
+    }
+
+    /// Downloads the model again, where its files are gone.
+    fn pull<'a>(&'a self, call: &'a Call, _: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
+        self.inner.pull(call, &self.alias.model)
+    }
+
+    fn preset(&self) -> Option<Preset<'_>> {
+        Some(Preset {
+            system: &self.alias.settings.system,
+            messages: &self.alias.settings.messages,
+        })
+    }
+
+    /// Only the alias goes; the model stays.
+    fn delete<'a>(&'a self, _: &'a Call, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+        async move {
+            match self.store.remove(&self.alias.name).await? {
+                true => Ok(()),
+                false => Err(Failure::NotFound(self.alias.name.clone())),
+            }
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,394 @@
+//! Plain names over Ollama's native routes: what its `/v1` routes leave out of a request, these honour.
+//!
+//! A plain name is passed on as the bytes that came; only a request that asks for such a thing, and only where
+//! `ollama.honest_v1` is on, is served here.
+
+mod answer;
+mod details;
+mod request;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use hyper::{
+    HeaderMap, Response, StatusCode,
+    header::{self, HeaderName},
+};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use self::{
+    answer::{Answer, error_text},
+    details::{Entry, Listing, Show},
+    request::{Ask, AskDetails, AskVector, AskVectors, WireOptions},
+};
+use super::{MAX_LISTING_BYTES, Ollama, UpstreamError, whole};
+use crate::{
+    http::body::Body,
+    inference::{
+        EmbedRequest, Embeddings, Failure, InferenceRequest, KeepAlive, LoadOptions, ModelCard, ModelDetails,
+        Normalisation, Prompt, ResidentModel, TextToken, ToolChoice,
+    },
+    provider::{Call, EventStream, Provider, PullStream, TokenizeRequest},
+};
+
+/// Bytes of the reply to `/api/show`; the tensors of a large model are a few of them.
+const MAX_SHOW_BYTES: usize = 64 << 20;
+
+/// Bytes of a reply that holds vectors.
+const MAX_VECTORS_BYTES: usize = 256 << 20;
+
+/// Bytes of a reply that holds an error, or next to nothing.
+const MAX_BRIEF_BYTES: usize = 1 << 20;
+
+/// Time for what Ollama says of a model: it may have to read the head of a large file first.
+const SHOW_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Headers that describe the client's body or the form of its reply, neither of which crosses.
+const OF_THE_EXCHANGE: [HeaderName; 6] = [
+    header::ACCEPT,
+    header::ACCEPT_ENCODING,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::RANGE,
+    header::TRAILER,
+];
+
+/// Serves plain names for one request of a client, in whose name Ollama is asked.
+pub struct Native {
+    upstream: Arc<Ollama>,
+    headers: HeaderMap,
+}
+
+impl Native {
+    /// A provider that sends on what `received` says of the client (`Authorization` among it), as a pass-through does.
+    #[must_use]
+    pub fn new(upstream: Arc<Ollama>, received: &HeaderMap) -> Self {
+        let crosses = |name: &HeaderName| !name.as_str().starts_with("content-") && !OF_THE_EXCHANGE.contains(name);
+        let headers = received
+            .iter()
+            .filter(|(name, _)| crosses(name))
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect();
+        Self { upstream, headers }
+    }
+
+    /// Sends a request; resolves at the head of a reply that is no error.
+    async fn post(
+        &self,
+        call: &Call,
+        name: &str,
+        path: &'static str,
+        body: &impl Serialize,
+    ) -> Result<Response<Body>, Failure> {
+        let json = serde_json::to_vec(body).map_err(|error| Failure::Invalid(error.to_string()))?;
+        let response = self
+            .upstream
+            .post(call, path, &self.headers, json)
+            .await
+            .map_err(|error| no_answer(path, &error))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(refusal(call, name, response).await)
+    }
+
+    /// Sends a request and reads the whole reply.
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        call: &Call,
+        name: &str,
+        path: &'static str,
+        body: &impl Serialize,
+        limit: usize,
+    ) -> Result<T, Failure> {
+        let response = self.post(call, name, path, body).await?;
+        let bytes = whole(&call.config.ollama, response.into_body(), limit)
+            .await
+            .map_err(|error| no_answer(path, &error))?;
+        serde_json::from_slice(&bytes).map_err(|error| Failure::Upstream {
+            status: StatusCode::BAD_GATEWAY.as_u16(),
+            message: format!("Ollama's answer on {path} cannot be read: {error}"),
+        })
+    }
+
+    async fn details(&self, call: &Call, name: &str, verbose: bool) -> Result<Show, Failure> {
+        let path = "/api/show";
+        let body = AskDetails { model: name, verbose };
+        let asked = self.ask(call, name, path, &body, MAX_SHOW_BYTES);
+        match tokio::time::timeout(SHOW_TIMEOUT, asked).await {
+            Ok(reply) => reply,
+            Err(_) => Err(no_answer(
+                path,
+                &UpstreamError::Unfinished {
+                    url: call.config.ollama.url.clone(),
+                },
+            )),
+        }
+    }
+
+    /// A listing, empty where there is none: it is never what decides.
+    async fn listing(&self, call: &Call, path: &str) -> Vec<Entry> {
+        match self.upstream.get(call, path, &self.headers).await {
+            Ok((StatusCode::OK, bytes)) => serde_json::from_slice::<Listing>(&bytes).unwrap_or_default().models,
+            _ => Vec::new(),
+        }
+    }
+
+    async fn vectors(&self, call: &Call, name: &str, request: EmbedRequest) -> Result<Embeddings, Failure> {
+        let EmbedRequest {
+            inputs,
+            truncate,
+            dimensions,
+            normalisation,
+            load,
+            keep_alive,
+        } = request;
+        let keep_alive = || keep_alive.map(Into::into);
+        if normalisation == Normalisation::Unit {
+            let body = AskVectors {
+                model: name,
+                input: &inputs,
+                truncate,
+                dimensions,
+                keep_alive: keep_alive(),
+                options: WireOptions::of_load(&load),
+            };
+            let reply: Vectors = self.ask(call, name, "/api/embed", &body, MAX_VECTORS_BYTES).await?;
+            return Ok(Embeddings {
+                vectors: reply.embeddings,
+                prompt_tokens: reply.prompt_eval_count,
+                load_duration: Duration::from_nanos(reply.load_duration),
+                total_duration: Duration::from_nanos(reply.total_duration),
+            });
+        }
+        let mut vectors = Vec::with_capacity(inputs.len());
+        for prompt in &inputs {
+            let body = AskVector {
+                model: name,
+                prompt,
+                keep_alive: keep_alive(),
+                options: WireOptions::of_load(&load),
+            };
+            let reply: Vector = self
+                .ask(call, name, "/api/embeddings", &body, MAX_LISTING_BYTES)
+                .await?;
+            vectors.push(reply.embedding);
+        }
+        Ok(Embeddings {
+            vectors,
+            total_duration: call.arrived.elapsed(),
+            ..Embeddings::default()
+        })
+    }
+}
+
+impl fmt::Debug for Native {
+    /// Without the headers: they may hold a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Native")
+            .field("upstream", &self.upstream)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Vectors {
+    #[serde(deserialize_with = "or_default")]
+    embeddings: Vec<Vec<f32>>,
+    total_duration: u64,
+    load_duration: u64,
+    prompt_eval_count: u32,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Vector {
+    embedding: Vec<f32>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    error: Value,
+}
+
+/// The value, or its type's default for `null`.
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
+}
+
+/// Why there is no reply, with the status that a pass-through has for it.
+fn no_answer(path: &str, error: &UpstreamError) -> Failure {
+    tracing::warn!(
+        path,
+        error = error as &dyn std::error::Error,
+        "Ollama was asked and did not answer"
+    );
+    Failure::Upstream {
+        status: error.status().as_u16(),
+        message: error.to_string(),
+    }
+}
+
+/// What a reply with another status than success says, in its own words.
+async fn refusal(call: &Call, name: &str, response: Response<Body>) -> Failure {
+    let status = response.status();
+    let config = &call.config.ollama;
+    let bytes = whole(config, response.into_body(), MAX_BRIEF_BYTES)
+        .await
+        .unwrap_or_default();
+    let said = serde_json::from_slice::<Refusal>(&bytes)
+        .ok()
+        .and_then(|refusal| error_text(&refusal.error));
+    match said {
+        Some(text) if status == StatusCode::NOT_FOUND && text.contains("not found") => {
+            Failure::NotFound(name.to_owned())
+        }
+        Some(message) if status.is_client_error() || status.is_server_error() => Failure::Upstream {
+            status: status.as_u16(),
+            message,
+        },
+        _ => Failure::Upstream {
+            status: StatusCode::BAD_GATEWAY.as_u16(),
+            message: format!("Ollama at {} answered with status {}", config.url, status.as_u16()),
+        },
+    }
+}
+
+/// What only hf: models have.
+fn without<T>(what: &'static str) -> BoxFuture<'static, Result<T, Failure>>
+where
+    T: Send + 'static,
+{
+    let failure = Failure::Invalid(format!(
+        "{what} of a plain name are not known: Ollama has no route that tells them"
+    ));
+    std::future::ready(Err(failure)).boxed()
+}
+
+impl Provider for Native {
+    fn list<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ModelCard>> {
+        async move {
+            let entries = self.listing(call, "/api/tags").await;
+            entries.into_iter().map(Entry::into_card).collect()
+        }
+        .boxed()
+    }
+
+    fn resident<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ResidentModel>> {
+        async move {
+            let entries = self.listing(call, "/api/ps").await;
+            entries.into_iter().map(Entry::into_resident).collect()
+        }
+        .boxed()
+    }
+
+    fn card<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
+        async move { Ok(self.details(call, name, false).await?.into_card(name)) }.boxed()
+    }
+
+    fn show<'a>(
+        &'a self,
+        call: &'a Call,
+        name: &'a str,
+        verbose: bool,
+    ) -> BoxFuture<'a, Result<ModelDetails, Failure>> {
+        async move { Ok(self.details(call, name, verbose).await?.into_details(name)) }.boxed()
+    }
+
+    fn load<'a>(
+        &'a self,
+        call: &'a Call,
+        name: &'a str,
+        options: LoadOptions,
+        keep_alive: Option<KeepAlive>,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        async move {
+            let body = Ask::to_load(name, &options, keep_alive);
+            self.ask::<Value>(call, name, "/api/generate", &body, MAX_BRIEF_BYTES)
+                .await
+                .map(drop)
+        }
+        .boxed()
+    }
+
+    fn unload<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+        self.load(call, name, LoadOptions::default(), Some(KeepAlive::ZERO))
+    }
+
+    fn drops(&self, request: &InferenceRequest) -> Vec<&'static str> {
+        let mut drops = Vec::new();
+        if let Prompt::Chat {
+            tools,
+            tool_choice,
+            parallel_tool_calls,
+            ..
+        } = &request.prompt
+        {
+            if matches!(tool_choice, ToolChoice::Required | ToolChoice::Function(_)) {
+                drops.push("tool_choice");
+            }
+            if !parallel_tool_calls && !tools.is_empty() {
+                drops.push("parallel_tool_calls");
+            }
+        }
+        if !request.sampling.logit_bias.is_empty() {
+            drops.push("logit_bias");
+        }
+        if request.thinking_budget.is_some() {
+            drops.push("thinking_budget");
+        }
+        drops
+    }
+
+    fn infer<'a>(
+        &'a self,
+        call: &'a Call,
+        name: &'a str,
+        request: InferenceRequest,
+    ) -> BoxFuture<'a, Result<EventStream, Failure>> {
+        async move {
+            let (path, body) = Ask::to_infer(name, &request)?;
+            let response = self.post(call, name, path, &body).await?;
+            Answer::new(response.into_body()).begin().await
+        }
+        .boxed()
+    }
+
+    fn embed<'a>(
+        &'a self,
+        call: &'a Call,
+        name: &'a str,
+        request: EmbedRequest,
+    ) -> BoxFuture<'a, Result<Embeddings, Failure>> {
+        self.vectors(call, name, request).boxed()
+    }
+
+    fn render<'a>(&'a self, _: &'a Call, _: &'a str, _: InferenceRequest) -> BoxFuture<'a, Result<String, Failure>> {
+        without("the rendered prompts")
+    }
+
+    fn tokenize<'a>(
+        &'a self,
+        _: &'a Call,
+        _: &'a str,
+        _: TokenizeRequest,
+    ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
+        without("the tokens")
+    }
+
+    fn detokenize<'a>(&'a self, _: &'a Call, _: &'a str, _: Vec<i32>) -> BoxFuture<'a, Result<String, Failure>> {
+        without("the tokens")
+    }
+
+    fn pull<'a>(&'a self, _: &'a Call, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
+        let failure = Failure::Invalid(format!("{name} is Ollama's; its own /api/pull gets it"));
+        std::future::ready(Err(failure)).boxed()
+    }
+
+    fn delete<'a>(&'a self, _: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+        let failure = Failure::Invalid(format!("{name} is Ollama's; its own /api/delete removes it"));
+        std::future::ready(Err(failure)).boxed()
+    }
+}
