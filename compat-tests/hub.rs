@@ -18,6 +18,7 @@ use hubllama::{
 use crate::harness::fake_hub::{FakeHub, Source, TOKEN};
 
 mod addresses;
+mod daemon;
 mod processes;
 mod python;
 
@@ -493,6 +494,37 @@ async fn hostile_sizes_are_refused_before_anything_is_fetched() {
         assert_eq!(bench.server.hits("/cdn").requests, 0);
         assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());
     }
+}
+
+#[tokio::test]
+async fn hostile_paths_are_no_files() {
+    let bench = Bench::new();
+    let folder = bench.cache.path().to_owned();
+    for path in [
+        "../../../evil-Q4_K_M.gguf",
+        "/tmp/evil-Q4_K_M.gguf",
+        "a/../../../evil-Q4_K_M.gguf",
+        "a//evil-Q4_K_M.gguf",
+        "a\\evil-Q4_K_M.gguf",
+        "evil\u{1b}[2J-Q4_K_M.gguf",
+        "weights.pkl",
+        "pytorch_model.bin",
+    ] {
+        bench.server.add(REPO, path, Source::Bytes(noise(1000)));
+    }
+    let error = bench.pull(NAME).await.unwrap_err();
+    assert!(matches!(error, HubError::Resolve { .. }), "{error}");
+    bench.server.add(REPO, "good-Q8_0.gguf", Source::Bytes(noise(MIB)));
+    bench.pull("hf:test-org/tiny-gguf").await.unwrap();
+    let found = walk(&folder);
+    let links: Vec<&PathBuf> = found.iter().filter(|path| path.is_symlink()).collect();
+    assert!(links.len() == 1 && links[0].ends_with("good-Q8_0.gguf"), "{links:?}");
+    assert_eq!(
+        bench.server.hits("/cdn").bytes,
+        MIB as u64,
+        "only this file was fetched"
+    );
+    assert!(!folder.parent().unwrap().join("evil-Q4_K_M.gguf").exists());
 }
 
 #[tokio::test]

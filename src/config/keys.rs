@@ -106,6 +106,7 @@ pub(super) const KEYS: &[Key<Config>] = &[
     key!("hub.extra_caches", hub.extra_caches, List<Folder>),
     key!("hub.offline", hub.offline, Flag),
     key!("hub.auto_pull", hub.auto_pull, Flag),
+    key!("hub.progress_in_thinking", hub.progress_in_thinking, Flag),
     key!("hub.claim_hf_co", hub.claim_hf_co, Flag),
     key!("hub.connect_timeout", hub.connect_timeout, Time),
     key!("hub.stall_timeout", hub.stall_timeout, Time),

@@ -95,6 +95,8 @@ pub struct HubConfig {
     pub offline: bool,
     /// Pull any well-formed name on first use, not only those named in the configuration.
     pub auto_pull: bool,
+    /// Tell a chat that waits for a download how far that is, in its reasoning.
+    pub progress_in_thinking: bool,
     /// Claim `hf.co/…` and `huggingface.co/…`, which are Ollama's own spelling.
     pub claim_hf_co: bool,
     /// Time to connect.
@@ -277,6 +279,7 @@ impl Default for HubConfig {
             extra_caches: Vec::new(),
             offline: false,
             auto_pull: false,
+            progress_in_thinking: false,
             claim_hf_co: false,
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),

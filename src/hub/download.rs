@@ -228,3 +228,40 @@ pub(crate) async fn blocking<T: Send + 'static>(
         .await
         .unwrap_or(Err(HubError::Cancelled))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(folder: &Path) -> Target {
+        Target {
+            repo: "o/r".into(),
+            commit: "1".repeat(40),
+            path: "m.gguf".into(),
+            size: 10,
+            etag: "a".repeat(64),
+            blob: folder.join("blob"),
+            lock: folder.join("lock"),
+        }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_lock_sees_progress_and_does_not_wait_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = target(folder.path());
+        let (state, watch) = watch::channel(State::Fetching { completed: 0 });
+        let held = BlobLock::try_take(&target.lock).unwrap().expect("it is free");
+        // As Python's client names what it has so far.
+        fs::write(folder.path().join("blob.0123abcd.incomplete"), "1234").unwrap();
+        let error = take_lock(&target, &state, Duration::from_millis(300)).await.err();
+        assert!(matches!(error, Some(HubError::Locked { .. })), "{error:?}");
+        assert!(matches!(*watch.borrow(), State::Fetching { completed: 4 }));
+        drop(held);
+        let taken = take_lock(&target, &state, Duration::ZERO).await.unwrap();
+        assert!(taken.is_some());
+        // The one that held it has made the blob.
+        fs::write(&target.blob, "0123456789").unwrap();
+        let taken = take_lock(&target, &state, Duration::ZERO).await.unwrap();
+        assert!(taken.is_none());
+    }
+}

@@ -322,6 +322,7 @@ impl Drop for Partial {
         if self.is_over.load(Ordering::Acquire) {
             return;
         }
+        // Not brought to disk first, which would take time: after a loss of power the hash finds out.
         let ranges = self.lock().ranges.clone();
         if let Err(error) = self.save(&ranges) {
             tracing::warn!(%error, "the next download of this file starts anew");

@@ -159,6 +159,41 @@ mod tests {
         assert_eq!(next_page(&headers).as_deref(), Some("http://h/a?c=,2"));
     }
     #[test]
+    fn entries_from_strangers() {
+        let file = |json: &str| {
+            serde_json::from_str::<EntryWire>(json)
+                .ok()
+                .and_then(EntryWire::into_file)
+        };
+        let oid = "a".repeat(40);
+        let good = file(&format!(
+            r#"{{"type":"file","path":"a/b.gguf","size":3,"oid":"{oid}"}}"#
+        ));
+        assert_eq!(good.and_then(|file| file.oid), Some(oid));
+        for path in [
+            "../x.gguf",
+            "/x.gguf",
+            "a/./x.gguf",
+            "a/../x.gguf",
+            "",
+            "a\\\\b.gguf",
+            "a\\u0000.gguf",
+        ] {
+            assert_eq!(file(&format!(r#"{{"type":"file","path":"{path}"}}"#)), None, "{path}");
+        }
+        // What would become a file's name is a hash or nothing.
+        let odd = file(r#"{"type":"file","path":"x.gguf","oid":"../../etc","lfs":{"oid":"AB","size":7}}"#).unwrap();
+        assert_eq!((odd.etag(), odd.size), (None, 7));
+        for json in [
+            r#"{"type":"file","path":"x.gguf","size":-1}"#,
+            r#"{"type":"file","path":"x.gguf","size":99999999999999999999999}"#,
+            r#"{"path":7}"#,
+        ] {
+            assert_eq!(file(json), None, "{json}");
+        }
+    }
+
+    #[test]
     fn waits() {
         let asked = |name: &'static str, value: &str| {
             let mut headers = HeaderMap::new();

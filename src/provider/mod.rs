@@ -72,6 +72,11 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// The card of one model that is on disk (or named in the configuration).
     fn card<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>>;
 
+    /// The same for a request that is about to be made: nothing is waited for that the answer itself can tell of.
+    fn card_now<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
+        self.card(call, name)
+    }
+
     /// Everything that is known of one model.
     fn show<'a>(&'a self, call: &'a Call, name: &'a str, verbose: bool)
     -> BoxFuture<'a, Result<ModelDetails, Failure>>;

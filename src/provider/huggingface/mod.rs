@@ -7,6 +7,7 @@ mod prompt;
 mod settings;
 mod taught_tools;
 mod vectors;
+mod waiting;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -295,6 +296,16 @@ impl Provider for HuggingFace {
         async move { Ok(self.locate(call, name).await?.card()) }.boxed()
     }
 
+    fn card_now<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
+        async move {
+            match HfName::parse(name) {
+                Ok(parsed) if waiting::is_awaited(self, call, &parsed).await => Ok(not_downloaded(name)),
+                _ => self.card(call, name).await,
+            }
+        }
+        .boxed()
+    }
+
     fn show<'a>(
         &'a self,
         call: &'a Call,
@@ -371,6 +382,10 @@ impl Provider for HuggingFace {
         request: InferenceRequest,
     ) -> BoxFuture<'a, Result<EventStream, Failure>> {
         async move {
+            let request = match waiting::begin(self, call, name, request).await {
+                Ok(stream) => return Ok(stream),
+                Err(request) => request,
+            };
             let located = self.locate(call, name).await?;
             Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
             let settings = Settings::resolve(&call.config, &located.local.canonical, &request.load);
