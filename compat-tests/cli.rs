@@ -9,7 +9,7 @@ use std::{
 use tempfile::TempDir;
 
 use crate::harness::{
-    fake_hub::{FakeHub, Source},
+    fake_hub::{FakeHub, Source, TOKEN},
     fake_ollama::FakeOllama,
     hubllama::{Hubllama, MODEL, MODEL_SHA256, Setup, gguf, wait_until},
     raw_http::PATIENCE,
@@ -200,6 +200,22 @@ fn doctor_says_what_this_build_is_and_what_is_wrong() {
     assert!(row("daemon").contains("not running"));
     assert!(row("ollama").starts_with('!') && row("ollama").contains("does not answer"));
     assert!(row("hub ").contains("answers"), "{}", row("hub "));
+    assert!(row("hub token").contains("none"), "{}", row("hub token"));
+    let caller = Caller::alone(&hub).with("HF_TOKEN", TOKEN);
+    let file = caller.config(&format!(
+        "[hub]\nmirrors = [\"{}/\", \"http://127.0.0.1:9\"]\nextra_caches = [\"/nowhere/hub\"]\n",
+        hub.url().replace("127.0.0.1", "localhost")
+    ));
+    let said = caller.run(&["doctor", "--config", &file]);
+    let has = |start: &str, end: &str| {
+        let mut lines = said.stdout.lines();
+        let found = lines.any(|line| line.trim_start_matches(['!', ' ']).starts_with(start) && line.contains(end));
+        assert!(found, "{start} {end}: {}", said.stdout);
+    };
+    has("hub token", "found, of loopback");
+    has("hub mirror", "answers");
+    has("hub mirror", "cannot reach");
+    has("extra cache", "/nowhere/hub cannot be read");
 }
 
 #[test]
@@ -262,6 +278,19 @@ fn pull_and_list_work_without_a_daemon_too() {
         "{}",
         listed.stdout
     );
+}
+
+#[test]
+fn the_proxy_of_the_environment_is_used() {
+    let hub = hub();
+    // No such host: only a proxy can know what is meant. The content network is reached directly.
+    let caller = Caller::alone(&hub)
+        .with("HF_ENDPOINT", "http://hub.invalid")
+        .with("http_proxy", hub.url())
+        .with("no_proxy", "127.0.0.1");
+    let pulled = caller.run(&["pull", NAME]);
+    assert_eq!(pulled.code, Some(0), "{}{}", pulled.stdout, pulled.stderr);
+    assert!(caller.cache().join("models--Example-Org--Small-GGUF").is_dir());
 }
 
 #[test]
@@ -378,7 +407,13 @@ fn rm_removes_what_is_ours_and_the_rest_only_where_that_is_said() {
             .exists()
     );
     // Another program's: it goes from the list, and its files only when that is said.
-    assert_eq!(caller.run(&["rm", MODEL]).code, Some(0));
+    let unlisted = caller.run(&["rm", MODEL]);
+    assert_eq!(unlisted.code, Some(0), "{}", unlisted.stderr);
+    assert!(
+        unlisted.stdout.contains("is not listed any more"),
+        "{}",
+        unlisted.stdout
+    );
     assert_eq!(names(), 0);
     assert_eq!(fs::read_dir(&blobs).expect("still there").count(), 1);
     let removed = caller.run(&["rm", "--files", MODEL]);

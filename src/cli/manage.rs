@@ -14,16 +14,30 @@ use crate::{
     stdx::size::human_bytes,
 };
 
+/// What became of a model whose files are not ours.
+const UNLISTED: &str =
+    "is not listed any more; another program put its files there, and they stay (hubllama rm --files)";
+
 pub(super) async fn remove(inputs: &Inputs, name: &str, files: bool) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     if let Some(daemon) = Daemon::find(&config).await? {
+        // Asked before: afterwards nobody knows it. What cannot be shown can still be removed.
+        let shown = daemon
+            .post("/api/show", &json!({ "model": name }))
+            .await
+            .unwrap_or_default();
+        let is_foreign = shown.pointer("/model_info/hubllama.downloaded") == Some(&json!(false));
         let body = if files {
             json!({ "model": name, "files": true })
         } else {
             json!({ "model": name })
         };
         daemon.delete("/api/delete", &body).await?;
-        println!("removed {name}");
+        if is_foreign && !files {
+            println!("{name} {UNLISTED}");
+        } else {
+            println!("removed {name}");
+        }
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!("no daemon is running; removing from {}", config.hub.cache_dir.display());
@@ -37,9 +51,7 @@ pub(super) async fn remove(inputs: &Inputs, name: &str, files: bool) -> anyhow::
     match deleted {
         Deleted::Removed { bytes_freed } => println!("removed {name}, {} freed", human_bytes(bytes_freed)),
         Deleted::Unlisted if files => println!("{name} is not listed any more; other caches still hold its files"),
-        Deleted::Unlisted => println!(
-            "{name} is not listed any more; another program put its files there, and they stay (hubllama rm --files)"
-        ),
+        Deleted::Unlisted => println!("{name} {UNLISTED}"),
     }
     Ok(ExitCode::SUCCESS)
 }
