@@ -12,6 +12,7 @@ export CARGO_TARGET_DIR := $(TARGET)
 export HUBLLAMA_TEST_GGUF := $(TARGET)/test-deps/SmolLM2-135M-Instruct.Q4_1.gguf
 export HUBLLAMA_TEST_MINILM := $(TARGET)/test-deps/all-MiniLM-L6-v2.F16.gguf
 export HUBLLAMA_TEST_PYTHON := $(TARGET)/test-deps/venv/bin/python
+export HUBLLAMA_TEST_TEMPLATES := $(TARGET)/test-deps/templates
 export HUBLLAMA_TEST_JAVASCRIPT := $(TARGET)/test-deps/javascript
 export HUBLLAMA_TEST_GO_CLIENT := $(TARGET)/test-deps/go-client
 # What the tests found, for docs/compatibility.md.
@@ -48,6 +49,7 @@ test-deps: deps
 	@$(TOOLS)/model.sh >/dev/null
 	@$(TOOLS)/minilm.sh >/dev/null
 	@$(TOOLS)/clients.sh
+	@$(TOOLS)/templates.sh >/dev/null
 	@$(TOOLS)/nginx.sh
 
 test: test-deps fmt clippy doc unit compat doctest units ## Everything that CI checks

@@ -6,6 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use hubllama::gguf::{Header, chat_template};
 use tempfile::TempDir;
 
 use crate::harness::{
@@ -117,6 +118,7 @@ fn help_names_every_command_and_no_other() {
         "verify",
         "prune",
         "import",
+        "template",
         "doctor",
         "--config",
         "--listen",
@@ -278,6 +280,71 @@ fn pull_and_list_work_without_a_daemon_too() {
         "{}",
         listed.stdout
     );
+}
+
+/// The chat template in the header of the test model.
+fn own_template() -> String {
+    let header = Header::open(&gguf()).expect("a GGUF");
+    chat_template(&header).expect("a template").to_owned()
+}
+
+#[test]
+fn template_compares_with_the_repository_token_by_token() {
+    let hub = hub();
+    hub.add_small(REPO, "chat_template.jinja", &own_template());
+    let other = own_template().replace("<|im_start|>' + message", "<|im_start|>the ' + message");
+    assert_ne!(other, own_template());
+    let config = serde_json::json!({"bos_token": "<s>", "chat_template": other});
+    hub.add_small("Example-Org/Other", "tokenizer_config.json", &config.to_string());
+    let caller = Caller::alone(&hub);
+    assert_eq!(caller.run(&["pull", NAME]).code, Some(0));
+
+    let same = caller.run(&["template", NAME]);
+    assert_eq!(same.code, Some(0), "{}{}", same.stdout, same.stderr);
+    for part in [
+        "the file's key tokenizer.chat_template",
+        "chat_template.jinja of Example-Org/Small-GGUF",
+        "supports_system_role",
+        "thinking  not separated",
+        "<|im_start|>user\nHello, who are you?<|im_end|>",
+        "And in Rome?",
+    ] {
+        assert!(same.stdout.contains(part), "{part}: {}", same.stdout);
+    }
+    assert_eq!(
+        same.stdout.lines().filter(|&line| line == "identical").count(),
+        2,
+        "{}",
+        same.stdout
+    );
+
+    let different = caller.run(&["template", NAME, "--against", "Example-Org/Other"]);
+    assert_eq!(different.code, Some(1), "{}{}", different.stdout, different.stderr);
+    for part in [
+        "tokenizer_config.json of Example-Org/Other",
+        "different after",
+        "goes on with  [\"user\"",
+        "goes on with [\"the\"",
+    ] {
+        assert!(different.stdout.contains(part), "{part}: {}", different.stdout);
+    }
+}
+
+#[test]
+fn template_takes_a_file_and_needs_no_network() {
+    let path = gguf().display().to_string();
+    let caller = Caller::new().with("HF_HUB_OFFLINE", "1");
+    let said = caller.run(&["template", &path]);
+    assert_eq!(said.code, Some(0), "{}{}", said.stdout, said.stderr);
+    assert!(said.stdout.contains(&path), "{}", said.stdout);
+    assert!(said.stdout.contains("no other template was found"), "{}", said.stdout);
+
+    for name in ["hf:Example-Org/Small-GGUF", "llama3", "/nowhere/model.gguf"] {
+        let said = caller.run(&["template", name]);
+        assert_eq!(said.code, Some(1), "{name}: {}{}", said.stdout, said.stderr);
+        assert!(said.stderr.starts_with("error: "), "{}", said.stderr);
+        println!("{}", said.stderr);
+    }
 }
 
 #[test]

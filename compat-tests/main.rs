@@ -15,6 +15,7 @@ mod passthrough;
 mod reload;
 mod replay;
 mod scenarios;
+mod templates;
 mod tidy;
 mod tokens;
 mod traps;

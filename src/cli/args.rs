@@ -88,6 +88,8 @@ pub(super) enum Command {
         #[arg(long = "as", value_name = "NAME")]
         name: String,
     },
+    /// Show what a model's chat template makes of a conversation, and whether its repository has the same one
+    Template(TemplateArguments),
     /// Say what this build and this machine can do, and what is wrong
     Doctor,
     /// Hold one model (started by the daemon)
@@ -119,6 +121,15 @@ pub(super) struct ServeArguments {
     /// Log filter, as info or hubllama=debug
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(super) struct TemplateArguments {
+    /// A model in the cache, as hf:ORG/REPO:Q4_K_M, or the path of a GGUF file
+    pub(super) name: String,
+    /// Repository to compare with [default: the model's own, then the one that its file names as its base]
+    #[arg(long, value_name = "ORG/REPO")]
+    pub(super) against: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

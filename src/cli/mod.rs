@@ -7,6 +7,7 @@ mod manage;
 mod models;
 mod search;
 mod show;
+mod template;
 
 use std::process::ExitCode;
 
@@ -47,6 +48,7 @@ pub fn main() -> ExitCode {
         Command::Verify { names } => with_runtime(manage::verify(&inputs, &names)),
         Command::Prune { apply } => with_runtime(manage::prune(&inputs, apply)),
         Command::Import { file, name } => with_runtime(manage::import(&inputs, &file, &name)),
+        Command::Template(arguments) => with_runtime(template::run(&inputs, &arguments)),
         Command::Worker { .. } => ExitCode::FAILURE,
     }
 }

@@ -38,7 +38,7 @@ impl Template {
             values.push(("System".into(), Data::Text(system)));
             values.push(("Messages".into(), Data::List(messages.iter().map(message).collect())));
             values.push((RESPONSE.into(), Data::text("")));
-            execute(&self.nodes, &Data::Map(values), &mut budget, &mut out)?;
+            execute(&self.nodes, &Data::sorted(values), &mut budget, &mut out)?;
             return Ok(out);
         }
         let mut exchange = Exchange::default();
@@ -74,7 +74,7 @@ impl Template {
         values.push(("Suffix".into(), Data::text(suffix)));
         values.push((RESPONSE.into(), Data::text("")));
         let mut out = String::new();
-        execute(&self.nodes, &Data::Map(values), &mut Budget::default(), &mut out)?;
+        execute(&self.nodes, &Data::sorted(values), &mut Budget::default(), &mut out)?;
         Ok(out)
     }
 }
@@ -93,7 +93,7 @@ impl Exchange {
         values.push(("System".into(), Data::Text(self.system)));
         values.push(("Prompt".into(), Data::Text(self.prompt)));
         values.push((RESPONSE.into(), Data::Text(self.response)));
-        Data::Map(values)
+        Data::sorted(values)
     }
 }
 

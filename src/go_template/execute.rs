@@ -254,12 +254,22 @@ impl<'a> Executor<'a, '_> {
             values.push(value);
         }
         values.extend(last);
+        if function.compares() {
+            self.budget.write(compared_bytes(&values))?;
+        }
         let value = function.call(&values)?;
         if let Value::Made(text) = &value {
             self.budget.write(text.len())?;
         }
         Ok(value)
     }
+}
+
+/// Bytes that are looked at where the first value is compared with each of the others.
+fn compared_bytes(values: &[Value<'_>]) -> usize {
+    let length = |value: &Value<'_>| value.as_text().map_or(0, str::len);
+    let first = values.first().map_or(0, length);
+    values.iter().skip(1).map(|other| length(other).min(first)).sum()
 }
 
 /// What a range goes over.

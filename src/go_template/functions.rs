@@ -86,6 +86,14 @@ impl Function {
         Err(syntax(line, &format!("wrong number of args for {}", self.name())))
     }
 
+    /// Whether its work grows with the length of texts, though it makes none.
+    pub(super) fn compares(self) -> bool {
+        matches!(
+            self,
+            Self::Equal | Self::NotEqual | Self::Less | Self::LessOrEqual | Self::Greater | Self::GreaterOrEqual
+        )
+    }
+
     fn fails(self, why: &str) -> TemplateError {
         TemplateError::Execution(format!("error calling {}: {why}", self.name()))
     }

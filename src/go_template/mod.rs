@@ -22,10 +22,13 @@ const MAX_SOURCE_BYTES: usize = 256 << 10;
 /// Blocks and parentheses within each other.
 const MAX_DEPTH: usize = 32;
 
+/// Variables that are known in one place: each use looks through them.
+const MAX_VARIABLES: usize = 256;
+
 /// Nodes and expressions evaluated in one rendering: nested ranges multiply.
 const MAX_STEPS: usize = 1 << 20;
 
-/// Bytes that one rendering may write, into the prompt and into variables.
+/// Bytes that one rendering may write, into the prompt and into variables, and compare.
 const MAX_WRITTEN_BYTES: usize = 128 << 20;
 
 /// Why a template gave no prompt.

@@ -1,7 +1,7 @@
 //! Tokens to nodes, after Go's `text/template/parse/parse.go`.
 
 use super::{
-    Base, Expression, Function, MAX_DEPTH, Node, Pipeline, TemplateError, Variable,
+    Base, Expression, Function, MAX_DEPTH, MAX_VARIABLES, Node, Pipeline, TemplateError, Variable,
     lex::{self, Piece, Token},
 };
 
@@ -198,7 +198,9 @@ impl Parser {
             return Err(syntax(line, "range can only initialize variables"));
         }
         let known = self.variables.len();
-        self.variables.extend(index.iter().chain(&item).cloned());
+        for name in index.iter().chain(&item) {
+            self.declare(name)?;
+        }
         self.ranges += 1;
         let (body, end) = self.list(depth + 1)?;
         self.ranges -= 1;
@@ -244,7 +246,7 @@ impl Parser {
             return Err(syntax(line, "unexpected right paren"));
         }
         if let Some(Variable { name, is_new: true }) = &sets {
-            self.variables.push(name.clone());
+            self.declare(name)?;
         }
         pipeline.sets = sets;
         Ok(pipeline)
@@ -375,6 +377,14 @@ impl Parser {
             base,
             path: names_in(path),
         })
+    }
+
+    fn declare(&mut self, name: &str) -> Result<(), TemplateError> {
+        if self.variables.len() == MAX_VARIABLES {
+            return Err(unsupported(format!("more than {MAX_VARIABLES} variables")));
+        }
+        self.variables.push(name.to_owned());
+        Ok(())
     }
 
     fn known(&self, name: &str, line: usize) -> Result<(), TemplateError> {

@@ -271,6 +271,11 @@ fn nesting_work_and_length_are_bounded() {
     let doubling = format!("{{{{ $x := \"xx\" }}}}{}", "{{ $x = print $x $x }}".repeat(60));
     assert_eq!(render(&doubling), Err(TemplateError::TooLong));
     assert_eq!(render("{{ range 9000000000 }}{{ end }}"), Err(TemplateError::TooLong));
+    let many: String = (0..300).map(|at| format!("{{{{ $v{at} := 1 }}}}")).collect();
+    assert!(matches!(render(&many), Err(TemplateError::Unsupported(_))));
+    let template = Template::parse("{{ range 1000 }}{{ if eq $.Prompt $.Prompt }}{{ end }}{{ end }}").unwrap();
+    let long = [Message::text("user", "x".repeat(1 << 20))];
+    assert_eq!(template.render(&long, Think::Unset), Err(TemplateError::TooLong));
     let chain = "{{ if .A }}".to_owned() + &"{{ else if .A }}".repeat(1000) + "{{ end }}";
     assert_eq!(render(&chain).as_deref(), Ok(""), "a long chain is no nesting");
 }

@@ -15,7 +15,7 @@ pub(super) enum Data {
     Float(f64),
     Text(String),
     List(Vec<Data>),
-    /// A map of Go: a key that is not there is nothing. Printed as JSON.
+    /// A map of Go, sorted by key: a key that is not there is nothing. Printed as JSON.
     Map(Vec<(String, Data)>),
     /// A struct of Go: a field that is not there is an error.
     Struct(Vec<(&'static str, Data)>),
@@ -69,10 +69,13 @@ impl Data {
         Self::Text(text.into())
     }
 
-    /// Sorted by key, as Go walks and prints its maps.
     pub(super) fn map(members: Map<String, Json>) -> Self {
-        let mut members: Vec<_> = members.into_iter().map(|(key, value)| (key, value.into())).collect();
-        members.sort_by(|(a, _): &(String, Self), (b, _)| a.cmp(b));
+        Self::sorted(members.into_iter().map(|(key, value)| (key, value.into())).collect())
+    }
+
+    /// A map, sorted by key as Go walks and prints its maps.
+    pub(super) fn sorted(mut members: Vec<(String, Self)>) -> Self {
+        members.sort_by(|(a, _), (b, _)| a.cmp(b));
         Self::Map(members)
     }
 
@@ -129,9 +132,8 @@ impl<'a> Value<'a> {
         match self {
             Self::Object(Data::Map(members)) => Some(
                 members
-                    .iter()
-                    .find(|(key, _)| key == name)
-                    .map_or(Self::Nothing, |(_, value)| value.into()),
+                    .binary_search_by(|(key, _)| key.as_str().cmp(name))
+                    .map_or(Self::Nothing, |at| Self::from(&members[at].1)),
             ),
             Self::Object(Data::Struct(fields)) => fields
                 .iter()

@@ -19,6 +19,8 @@ use super::{
 
 /// Entries of one snapshot that are looked at; the largest repositories have some thousands.
 const MAX_ENTRIES: usize = 50_000;
+/// Bytes of a text file that is read whole; tokenizer configurations with thousands of added tokens stay under it.
+const MAX_TEXT_BYTES: u64 = 32 << 20;
 /// Folders inside each other in a snapshot.
 const MAX_DEPTH: usize = 16;
 
@@ -290,6 +292,17 @@ pub(crate) fn locate(root: &Path, name: &HfName) -> Result<CachedModel, HubError
         .iter()
         .find_map(|snapshot| model_in(&folder, snapshot, name.selector.as_ref()).ok())
         .ok_or_else(missing)
+}
+
+/// The content of a small text file, if a snapshot that answers to the name has it.
+pub(crate) fn text(root: &Path, name: &HfName, path: &str) -> Option<String> {
+    let folder = RepoFolder::find(root, &name.org, &name.repo)?;
+    folder
+        .snapshots(name.revision.as_deref())
+        .iter()
+        .map(|snapshot| snapshot.path.join(path))
+        .find(|path| fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_TEXT_BYTES))
+        .and_then(|path| fs::read_to_string(path).ok())
 }
 
 /// The model that a selector means in one snapshot.

@@ -297,6 +297,31 @@ impl Client {
         Err(self.protocol(&location.url, "it redirects in a circle"))
     }
 
+    /// The content of a small text file; `None` if the repository has no such file.
+    pub(crate) async fn text(&self, about: &About<'_>) -> Result<Option<String>, HubError> {
+        let mut tour = self.tour();
+        loop {
+            let url = site_url(tour.site(), &[], about.repo, &["resolve", about.revision], about.path)?;
+            match self.text_once(&url, about).await {
+                Err(HubError::FileNotFound { .. }) => return Ok(None),
+                Ok(text) => {
+                    tour.worked();
+                    return Ok(Some(text));
+                }
+                Err(error) => tour.failed(error).await?,
+            }
+        }
+    }
+
+    async fn text_once(&self, url: &Url, about: &About<'_>) -> Result<String, HubError> {
+        let response = self.get(url, None, about).await?;
+        if !response.status().is_success() {
+            return Err(self.refusal(response, about).await);
+        }
+        let body = self.body(response, MAX_JSON_BYTES).await?;
+        String::from_utf8(body).map_err(|_| self.protocol(url, "the file is no UTF-8 text"))
+    }
+
     /// One try to get a file's bytes, or the bytes `range.0..range.1` of them. The status is the caller's to look at.
     pub(crate) async fn get(
         &self,

@@ -250,6 +250,31 @@ impl Hub {
             .await
     }
 
+    /// Reads a small text file of a repository: from the cache where it is there, else from the Hub, which leaves it in no
+    /// cache. `None` if the repository has no such file.
+    ///
+    /// # Errors
+    /// If the Hub has to be asked and cannot be, or does not have the repository.
+    pub async fn text(&self, config: &HubConfig, name: &HfName, path: &str) -> Result<Option<String>, HubError> {
+        let (roots, wanted, file) = (roots(config), name.clone(), path.to_owned());
+        let find = move || roots.iter().find_map(|root| cache::text(root, &wanted, &file));
+        let cached = blocking(move || Ok(find())).await?;
+        if cached.is_some() {
+            return Ok(cached);
+        }
+        if config.offline {
+            return Err(HubError::Offline(name.to_string()));
+        }
+        let about = client::About {
+            repo: &name.repo_id(),
+            revision: name.revision.as_deref().unwrap_or("main"),
+            path,
+        };
+        client::Client::new(&self.0.pool, Arc::new(config.clone()))?
+            .text(&about)
+            .await
+    }
+
     /// Finds a model in the cache, also one that is unlisted.
     async fn find(&self, config: &HubConfig, name: &HfName) -> Result<LocalModel, HubError> {
         let (hub, roots, name) = (self.clone(), roots(config), name.clone());

@@ -22,15 +22,14 @@ unsafe extern "C" {
         format: c_int,
         parser: *const c_char,
         generation_prompt: *const c_char,
-        tools: bool,
         error: *mut *mut c_char,
     ) -> *mut c_void;
     fn hubllama_chat_parser_free(parser: *mut c_void);
+    fn hubllama_chat_parser_describe(parser: *const c_void, error: *mut *mut c_char) -> *mut c_char;
     fn hubllama_chat_parse(
         parser: *const c_void,
         text: *const c_char,
         length: usize,
-        partial: bool,
         error: *mut *mut c_char,
     ) -> *mut c_char;
 }
@@ -103,6 +102,14 @@ pub struct GrammarTrigger {
     pub value: String,
 }
 
+impl GrammarTrigger {
+    /// Whether it is a word, wherever it comes.
+    #[must_use]
+    pub fn is_word(&self) -> bool {
+        self.kind == 1
+    }
+}
+
 impl ChatTemplate {
     /// Compiles a template.
     ///
@@ -158,24 +165,71 @@ fn decode<T: serde::de::DeserializeOwned>(text: *mut c_char, error: *mut c_char)
 }
 
 /// Reads a model's output as content, reasoning and tool calls.
+///
+/// It keeps no state: each call reads a text from its beginning, in time linear in its length. It recurses over the
+/// brackets of tool calls, so the text's nesting must be bounded by the caller.
 #[derive(Debug)]
 pub struct ChatParser {
     raw: NonNull<c_void>,
+    delimiters: Vec<String>,
 }
 
 // SAFETY: as `ChatTemplate`.
 unsafe impl Send for ChatParser {}
 
-/// What a model wrote so far.
+/// What a text is in a template's format. Positions are bytes of that text.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct ParsedMessage {
+    /// Whether it is one.
+    pub state: ParseState,
+    /// Where the parser stopped; what follows is not part of the message.
+    pub end: usize,
+    /// Up to here the text is in the message: as content, as reasoning, as closed calls, or skipped.
+    pub settled: usize,
+    /// What stands right before `settled`.
+    pub last: PartKind,
+    /// The running text at the end, if it goes on until one of [`ChatParser::delimiters`].
+    pub tail: PartKind,
     /// Visible text.
     pub content: String,
     /// Reasoning.
     pub thinking: String,
+    /// Text that the parser skipped: on its way to a call, or a call of what is no tool of the request.
+    pub skipped: String,
     /// Tool calls; the last may be incomplete while the text is.
     pub tool_calls: Vec<ParsedCall>,
+}
+
+/// Whether a text is in a template's format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ParseState {
+    /// It is not, and no continuation of it is.
+    #[default]
+    Failed,
+    /// It is the beginning of a message.
+    Open,
+    /// It is, or begins with, a whole message.
+    Matched,
+}
+
+/// A part of a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub enum PartKind {
+    /// No part.
+    #[default]
+    #[serde(rename = "")]
+    None,
+    /// Visible text.
+    #[serde(rename = "content")]
+    Content,
+    /// Reasoning.
+    #[serde(rename = "thinking")]
+    Thinking,
+    /// A closed tool call.
+    #[serde(rename = "call")]
+    Call,
 }
 
 /// One tool call.
@@ -188,6 +242,19 @@ pub struct ParsedCall {
     pub name: String,
     /// JSON text.
     pub arguments: String,
+    /// Whether the parser saw its end.
+    pub closed: bool,
+    /// What stands before this place is no part of the call; its opening marker stands behind it.
+    pub begin: usize,
+    /// Where it ends, if it is closed; its closing marker may follow.
+    pub end: usize,
+    /// Bytes of the message's content that stand before the call.
+    pub content: usize,
+}
+
+#[derive(Deserialize)]
+struct ParserDescription {
+    delimiters: Vec<String>,
 }
 
 impl ChatParser {
@@ -195,40 +262,40 @@ impl ChatParser {
     ///
     /// # Errors
     /// A sentence if the serialised parser is not readable.
-    pub fn new(rendered: &RenderedChat, tools: bool) -> Result<Self, String> {
+    pub fn new(rendered: &RenderedChat) -> Result<Self, String> {
         let (parser, generation) = (c_string(&rendered.parser)?, c_string(&rendered.generation_prompt)?);
         let mut error = std::ptr::null_mut();
         // SAFETY: NUL-terminated strings that outlive the call.
-        let raw = unsafe {
-            hubllama_chat_parser_new(
-                rendered.format,
-                parser.as_ptr(),
-                generation.as_ptr(),
-                tools,
-                &raw mut error,
-            )
+        let raw =
+            unsafe { hubllama_chat_parser_new(rendered.format, parser.as_ptr(), generation.as_ptr(), &raw mut error) };
+        let raw = NonNull::new(raw)
+            .ok_or_else(|| take(error).unwrap_or_else(|| "the output parser is unreadable".to_owned()))?;
+        let mut parser = Self {
+            raw,
+            delimiters: Vec::new(),
         };
-        NonNull::new(raw)
-            .map(|raw| Self { raw })
-            .ok_or_else(|| take(error).unwrap_or_else(|| "the output parser is unreadable".to_owned()))
+        let mut error = std::ptr::null_mut();
+        // SAFETY: the parser is valid.
+        let text = unsafe { hubllama_chat_parser_describe(parser.raw.as_ptr(), &raw mut error) };
+        let description: ParserDescription = decode(text, error)?;
+        parser.delimiters = description.delimiters;
+        Ok(parser)
     }
 
-    /// Parses the whole text so far.
+    /// Strings of which one must come before a message's running text can turn into anything else.
+    #[must_use]
+    pub fn delimiters(&self) -> &[String] {
+        &self.delimiters
+    }
+
+    /// Reads a text from its beginning.
     ///
     /// # Errors
-    /// The parser's sentence when the text is not in the template's format; the text is then to be taken as content.
-    pub fn parse(&self, text: &str, partial: bool) -> Result<ParsedMessage, String> {
+    /// The sentence of an exception; the text is then to be taken as content.
+    pub fn parse(&self, text: &str) -> Result<ParsedMessage, String> {
         let mut error = std::ptr::null_mut();
         // SAFETY: the parser is valid; pointer and length describe `text`.
-        let out = unsafe {
-            hubllama_chat_parse(
-                self.raw.as_ptr(),
-                text.as_ptr().cast(),
-                text.len(),
-                partial,
-                &raw mut error,
-            )
-        };
+        let out = unsafe { hubllama_chat_parse(self.raw.as_ptr(), text.as_ptr().cast(), text.len(), &raw mut error) };
         decode(out, error)
     }
 }
@@ -257,8 +324,9 @@ mod tests {
             rendered.prompt,
             "<|im_start|>user\nHi <b><|im_end|>\n<|im_start|>assistant\n"
         );
-        let parser = ChatParser::new(&rendered, false).expect("parser");
-        assert_eq!(parser.parse("Hello", true).expect("parses").content, "Hello");
+        let parser = ChatParser::new(&rendered).expect("parser");
+        let parsed = parser.parse("Hello").expect("parses");
+        assert_eq!((parsed.content.as_str(), parsed.tail), ("Hello", PartKind::Content));
     }
 
     #[test]

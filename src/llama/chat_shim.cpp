@@ -4,17 +4,21 @@
 // exception's text through `error`. Strings that are handed out are freed with `hubllama_chat_free_string`.
 
 #include "chat.h"
+#include "chat-peg-parser.h"
 #include "common.h"
 #include "json.h"
 #include "llama.h"
 #include "peg-parser.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <memory>
 #include <string>
+#include <variant>
+#include <vector>
 
 namespace {
 
@@ -59,9 +63,134 @@ bool wraps_content(const std::string & source) {
     return false;
 }
 
-// What the parser needs of the parameters that `apply` returned.
+// A parser as `apply` returned it, and what of it lets a reader go without it for a while.
 struct parser_state {
-    common_chat_parser_params params;
+    common_peg_arena         parser;
+    common_chat_format       format;
+    std::string              generation_prompt;
+    // Strings of which one must come before running text can turn into anything else.
+    std::vector<std::string> delimiters;
+    // Whether all content and all reasoning is text up to one of those.
+    bool                     scannable = true;
+};
+
+bool is_text_tag(const std::string & tag) {
+    return tag == common_chat_peg_builder::CONTENT || tag == common_chat_peg_builder::REASONING;
+}
+
+// Whether a parser ends in text up to a delimiter, with nothing before it that could still be waiting for input.
+bool ends_in_until(const common_peg_arena & arena, common_peg_parser_id id, std::vector<std::string> & delimiters) {
+    const auto & parser = arena.get(id);
+    if (const auto * until = std::get_if<common_peg_until_parser>(&parser)) {
+        delimiters.insert(delimiters.end(), until->delimiters.begin(), until->delimiters.end());
+        return true;
+    }
+    if (const auto * rule = std::get_if<common_peg_rule_parser>(&parser)) {
+        return ends_in_until(arena, rule->child, delimiters);
+    }
+    if (const auto * ref = std::get_if<common_peg_ref_parser>(&parser)) {
+        return ends_in_until(arena, arena.get_rule(ref->name), delimiters);
+    }
+    if (const auto * atomic = std::get_if<common_peg_atomic_parser>(&parser)) {
+        return ends_in_until(arena, atomic->child, delimiters);
+    }
+    if (const auto * tag = std::get_if<common_peg_tag_parser>(&parser)) {
+        return ends_in_until(arena, tag->child, delimiters);
+    }
+    if (const auto * sequence = std::get_if<common_peg_sequence_parser>(&parser)) {
+        const auto & children = sequence->children;
+        const bool   quiet    = !children.empty() && std::all_of(children.begin(), children.end() - 1, [&](auto child) {
+            const auto & before = arena.get(child);
+            return std::holds_alternative<common_peg_not_parser>(before) ||
+                   std::holds_alternative<common_peg_any_parser>(before) ||
+                   std::holds_alternative<common_peg_epsilon_parser>(before);
+        });
+        return quiet && ends_in_until(arena, children.back(), delimiters);
+    }
+    return false;
+}
+
+void find_delimiters(parser_state & state) {
+    for (common_peg_parser_id id = 0; id < state.parser.size(); id++) {
+        const auto * tag = std::get_if<common_peg_tag_parser>(&state.parser.get(id));
+        if (tag != nullptr && is_text_tag(tag->tag)) {
+            state.scannable = ends_in_until(state.parser, tag->child, state.delimiters) && state.scannable;
+        }
+    }
+    std::sort(state.delimiters.begin(), state.delimiters.end());
+    state.delimiters.erase(std::unique(state.delimiters.begin(), state.delimiters.end()), state.delimiters.end());
+}
+
+// Where in the text the parts of a message were found. Positions are bytes behind the generation prompt.
+struct outline {
+    struct call {
+        size_t begin;
+        size_t content;
+        size_t end    = 0;
+        bool   closed = false;
+    };
+
+    const common_peg_ast_arena & nodes;
+    size_t                       prefix;
+    size_t                       length;
+    std::vector<call>            calls;
+    // Up to here the text is in the message: as content, as reasoning, as calls that are closed, or skipped.
+    size_t                       settled = 0;
+    const char *                 last    = "";
+    // The kind of the text that runs on at the end.
+    const char *                 tail    = "";
+    size_t                       content = 0;
+    // Text that the parser skipped: on its way to a call, or a call of what is no tool of the request.
+    std::string                  skipped;
+
+    size_t place(size_t at) const { return at > prefix ? at - prefix : 0; }
+
+    void settle(size_t at, const char * kind) {
+        settled = std::max(settled, place(at));
+        last    = kind;
+    }
+
+    void visit(common_peg_ast_id id) {
+        if (id == COMMON_PEG_INVALID_AST_ID) {
+            return;
+        }
+        const auto & node = nodes.get(id);
+        tail              = "";
+        if (node.tag == common_chat_peg_builder::TOOL_NAME) {
+            if (!calls.empty() && !calls.back().closed) {
+                close(node.start);
+            }
+            calls.push_back({ settled, content });
+        } else if (node.tag == common_chat_peg_builder::TOOL_CLOSE) {
+            close(node.end);
+        } else if (is_text_tag(node.tag)) {
+            const bool   is_content = node.tag == common_chat_peg_builder::CONTENT;
+            const char * kind       = is_content ? "content" : "thinking";
+            content += is_content ? node.text.size() : 0;
+            settle(node.end, kind);
+            if (node.is_partial && node.end == length && node.end > std::max(node.start, prefix)) {
+                tail = kind;
+            }
+            return;
+        } else if (node.rule == "scan-to-toolcall" || node.rule == "unsolicited") {
+            skipped += node.text;
+            settle(node.end, "content");
+        }
+        for (const auto child : node.children) {
+            visit(child);
+        }
+        if (node.tag == common_chat_peg_builder::TOOL && !node.is_partial) {
+            close(node.end);
+        }
+    }
+
+    void close(size_t at) {
+        if (!calls.empty()) {
+            calls.back().end    = place(at);
+            calls.back().closed = true;
+            settle(at, "call");
+        }
+    }
 };
 
 } // namespace
@@ -159,17 +288,17 @@ char * hubllama_chat_apply(const void * templates, const char * input, char ** e
 
 // Parsing -------------------------------------------------------------------------------------------------------------
 
-void * hubllama_chat_parser_new(int format, const char * parser, const char * generation_prompt, bool tools,
-                                char ** error) {
+void * hubllama_chat_parser_new(int format, const char * parser, const char * generation_prompt, char ** error) {
     return guarded<void *>(error, nullptr, [&]() -> void * {
-        auto state = std::make_unique<parser_state>();
-        state->params.format = static_cast<common_chat_format>(format);
-        state->params.reasoning_format = COMMON_REASONING_FORMAT_DEEPSEEK;
-        state->params.generation_prompt = generation_prompt;
-        state->params.parse_tool_calls = tools;
+        auto state    = std::make_unique<parser_state>();
+        state->format = static_cast<common_chat_format>(format);
         if (parser[0] != '\0') {
-            state->params.parser.load(parser);
+            state->generation_prompt = generation_prompt;
+            state->parser.load(parser);
+        } else {
+            state->parser = build_chat_peg_parser([](common_chat_peg_builder & p) { return p.content(p.rest()) + p.end(); });
         }
+        find_delimiters(*state);
         return state.release();
     });
 }
@@ -178,20 +307,72 @@ void hubllama_chat_parser_free(void * parser) {
     delete static_cast<parser_state *>(parser);
 }
 
-// {"content": "", "thinking": "", "tool_calls": [{"id": "", "name": "", "arguments": "{…}"}]}
-char * hubllama_chat_parse(const void * parser, const char * text, size_t length, bool partial, char ** error) {
+// {"delimiters": ["…"]}
+char * hubllama_chat_parser_describe(const void * parser, char ** error) {
+    return guarded<char *>(error, nullptr, [&]() {
+        const auto * state  = static_cast<const parser_state *>(parser);
+        common_json  out    = common_json::object();
+        out["delimiters"]   = strings(state->delimiters);
+        return copy(out.dump_safe());
+    });
+}
+
+// What `common_chat_parse` does, without its exception for text in another format, and with the places in the text.
+//
+// {"state": "failed" | "open" | "matched", "end": 0, "settled": 0, "last": "", "tail": "", "content": "", "thinking": "",
+//  "skipped": "", "tool_calls": [{"id": "", "name": "", "arguments": "{…}", "closed": bool, "begin": 0, "end": 0, "content": 0}]}
+char * hubllama_chat_parse(const void * parser, const char * text, size_t length, char ** error) {
     return guarded<char *>(error, nullptr, [&]() {
         const auto * state = static_cast<const parser_state *>(parser);
-        const common_chat_msg msg = common_chat_parse(std::string(text, length), partial, state->params);
-        common_json out = common_json::object();
-        out["content"] = msg.render_content("");
-        out["thinking"] = msg.reasoning_content;
+        common_peg_parse_context context(state->generation_prompt + std::string(text, length),
+                                         COMMON_PEG_PARSE_FLAG_LENIENT);
+        const auto  result = state->parser.parse(context);
+        common_json out    = common_json::object();
+        if (result.fail()) {
+            out["state"] = "failed";
+            return copy(out.dump_safe());
+        }
+        common_chat_msg message;
+        std::unique_ptr<common_chat_peg_mapper> mapper;
+        switch (state->format) {
+            case COMMON_CHAT_FORMAT_PEG_GEMMA4:
+                mapper = std::make_unique<common_chat_peg_gemma4_mapper>(message);
+                break;
+            case COMMON_CHAT_FORMAT_PEG_MINIMAX_M3:
+                mapper = std::make_unique<common_chat_peg_minimax_m3_mapper>(message);
+                break;
+            default:
+                mapper = std::make_unique<common_chat_peg_mapper>(message);
+        }
+        mapper->from_ast(context.ast, result);
+        outline found{ context.ast, state->generation_prompt.size(), context.input.size() };
+        for (const auto node : result.nodes) {
+            found.visit(node);
+        }
+        // Some formats do not mark a call's end; a whole message has only whole calls.
+        if (!result.need_more_input() && !found.calls.empty() && !found.calls.back().closed) {
+            found.close(result.end);
+        }
+        out["state"]    = result.need_more_input() ? "open" : "matched";
+        out["end"]      = found.place(result.end);
+        out["settled"]  = found.settled;
+        out["last"]     = found.last;
+        out["tail"]     = state->scannable ? found.tail : "";
+        out["content"]  = message.content;
+        out["thinking"] = message.reasoning_content;
+        out["skipped"]  = found.skipped;
         common_json calls = common_json::array();
-        for (const auto & call : msg.tool_calls) {
-            common_json item = common_json::object();
-            item["id"] = call.id;
-            item["name"] = call.name;
-            item["arguments"] = call.arguments;
+        for (size_t i = 0; i < message.tool_calls.size() && i < found.calls.size(); i++) {
+            const auto & call = message.tool_calls[i];
+            const auto & where = found.calls[i];
+            common_json  item  = common_json::object();
+            item["id"]         = call.id;
+            item["name"]       = call.name;
+            item["arguments"]  = call.arguments;
+            item["closed"]     = where.closed;
+            item["begin"]      = where.begin;
+            item["end"]        = where.end;
+            item["content"]    = where.content;
             calls.push_back(item);
         }
         out["tool_calls"] = calls;

@@ -15,7 +15,9 @@ mod sampler;
 
 pub use backend::{Device, DeviceKind, cpu_features, devices, init, supports_gpu_offload, version};
 pub use batch::Batch;
-pub use chat::{ChatParser, ChatTemplate, GrammarTrigger, ParsedCall, ParsedMessage, RenderedChat};
+pub use chat::{
+    ChatParser, ChatTemplate, GrammarTrigger, ParseState, ParsedCall, ParsedMessage, PartKind, RenderedChat,
+};
 pub use context::{Context, ContextParams, ContextPurpose, DecodeError};
 pub use grammar::{Grammar, Trigger};
 pub use model::{Model, ModelParams, Token};

@@ -86,7 +86,26 @@ impl Model {
         raw.progress_callback = Some(on_progress);
         raw.progress_callback_user_data = (&raw mut callback).cast();
         // SAFETY: `path`, `split` and `callback` outlive the call; the callback is not kept by the model.
-        let model = unsafe { sys::llama_model_load_from_file(path.as_ptr(), raw) };
+        Self::own(unsafe { sys::llama_model_load_from_file(path.as_ptr(), raw) })
+    }
+
+    /// Loads the vocabulary of a GGUF without its weights: such a model can tokenise and nothing else.
+    ///
+    /// # Errors
+    /// llama.cpp's own sentence.
+    pub fn load_vocabulary(path: &Path) -> Result<Self, String> {
+        backend::init();
+        let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| "the path holds a NUL".to_owned())?;
+        // SAFETY: no preconditions.
+        let mut raw = unsafe { sys::llama_model_default_params() };
+        raw.vocab_only = true;
+        backend::forget_errors();
+        // SAFETY: `path` outlives the call.
+        Self::own(unsafe { sys::llama_model_load_from_file(path.as_ptr(), raw) })
+    }
+
+    /// Takes what llama.cpp loaded, or its reason for loading nothing.
+    fn own(model: *mut sys::llama_model) -> Result<Self, String> {
         let model = NonNull::new(model).ok_or_else(|| {
             let reason = backend::first_error();
             if reason.is_empty() {

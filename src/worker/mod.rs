@@ -8,7 +8,7 @@
 //! decode, sample, emit. Everything that decides is pure and has no llama type in it: `scheduler`, `prefix`, `output`,
 //! `reasoning`.
 
-mod answer;
+pub mod answer;
 mod compile;
 mod constraint;
 mod embed;
@@ -23,6 +23,7 @@ mod reasoning;
 mod sampling;
 mod scheduler;
 mod slot;
+mod template;
 
 use std::{
     io::{BufReader, Write},
@@ -35,6 +36,7 @@ use embed::EmbedTask;
 pub use inspect::{BuildReport, build_report};
 use prepare::Prepared;
 use protocol::{Command, PROTOCOL_VERSION, Report};
+pub use template::{Comparison, Conversation, TemplateReport, template_report};
 
 /// Inputs that wait for the engine between two decode steps.
 const INPUT_QUEUE: usize = 4096;

@@ -82,7 +82,7 @@ impl TextStream {
 }
 
 /// Bytes at the end of `text` that are a proper prefix of `stop`.
-fn overlap(text: &str, stop: &str) -> usize {
+pub(super) fn overlap(text: &str, stop: &str) -> usize {
     let (text, stop) = (text.as_bytes(), stop.as_bytes());
     (1..stop.len().min(text.len() + 1))
         .rev()

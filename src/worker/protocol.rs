@@ -11,14 +11,14 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::inference::TextToken;
-pub use crate::llama::RenderedChat;
+pub use crate::llama::{GrammarTrigger, RenderedChat};
 use crate::{
     config::SplitMode,
     inference::{Event, Failure, KvCacheType, Switch},
 };
 
 /// Changes with every change of the types below.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// The largest frame: the largest prompt with every byte escaped, and room for the rest.
 pub const MAX_FRAME_BYTES: usize = 256 << 20;
 /// Events of one stream that may be on their way to the daemon; at zero its sequence is parked, not the batch.
@@ -283,12 +283,17 @@ pub enum JobPrompt {
 }
 
 /// How to read an answer in a chat template's format.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ChatSyntax {
     /// What rendering returned, its prompt left out.
     pub rendered: RenderedChat,
-    /// Whether tool calls are to be read.
-    pub tools: bool,
+    /// Whether the answer begins with a call, after the reasoning if there is any.
+    pub must_call: bool,
+    /// Whether reasoning is read and thrown away: for models that cannot be told not to think.
+    pub hides_thinking: bool,
+    /// Ids of the conversation's tool calls; a new call gets none of them.
+    pub used_ids: Vec<String>,
 }
 
 /// How tokens are chosen; meaning and units as in [`crate::inference::Sampling`].

@@ -62,7 +62,12 @@ impl Sampler {
                 }
             },
         };
-        let token = token.ok_or("no token is left to choose from")?;
+        let mut token = token.ok_or("no token is left to choose from")?;
+        if self.model.is_end_of_generation(token) && self.rests() && self.owes() {
+            // A model that would end its answer in the middle of its reasoning has not given what it has to.
+            self.end_reasoning();
+            token = self.forced.pop_front().unwrap_or(token);
+        }
         let goes_on = self.accept(token)?;
         Ok((token, goes_on))
     }
@@ -71,6 +76,11 @@ impl Sampler {
     fn rests(&self) -> bool {
         self.reasoning.as_ref().is_some_and(Reasoning::inside)
             && self.constraint.as_ref().is_some_and(Constraint::rests_while_reasoning)
+    }
+
+    /// Whether the answer has to hold something that has not come.
+    fn owes(&self) -> bool {
+        self.constraint.as_ref().is_some_and(Constraint::is_led)
     }
 
     fn accept(&mut self, token: Token) -> Result<bool, String> {

@@ -11,7 +11,9 @@ import {
 
 const ollama = createOllama({ baseURL: `${host}/api` })
 const compatible = createOpenAICompatible({ name: 'hubllama', baseURL: `${host}/v1`, supportsStructuredOutputs: true })
-const settings = { temperature: 0, seed: 1, maxOutputTokens: 60, maxRetries: 0 }
+// The Ollama provider sends sampling only as options, and asks for no thoughts unless told to.
+const providerOptions = { ollama: { think: true, options: { temperature: 0, num_predict: 60 } } }
+const settings = { temperature: 0, maxOutputTokens: 60, maxRetries: 0 }
 const weather = tool({ description: 'Weather of a city', inputSchema: z.object({ city: z.string() }) })
 const answer = z.object({ mood: z.enum(['good', 'bad']), stars: z.number().int().min(1).max(5) })
 
@@ -28,7 +30,7 @@ for (const [name, provider] of [['ollama', ollama], ['openai-compatible', compat
   })
 
   await check(`${name}: tools`, async () => {
-    const request = { model: provider(tools), messages: history(CALL), tools: { get_weather: weather }, ...settings }
+    const request = { model: provider(tools), messages: history(CALL), tools: { get_weather: weather }, ...settings, providerOptions }
     const { toolCalls } = await generateText(request)
     assert.equal(toolCalls.length, 1)
     assert.deepEqual(toolCalls[0].input, { city: 'Paris' })

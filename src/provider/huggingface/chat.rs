@@ -9,9 +9,9 @@ use super::{
 };
 use crate::{
     config::{Config, JsonSchemas, UnsupportedTools},
-    inference::{Capability, Failure, Format, InferenceRequest, Message, Prompt, ToolChoice},
+    inference::{Capability, Failure, Format, InferenceRequest, Message, Prompt, Think, ToolChoice},
     lifecycle::Helper,
-    worker::protocol::{ChatSyntax, ReasoningSyntax, RenderedChat, Schema},
+    worker::protocol::{ChatSyntax, GrammarTrigger, ReasoningSyntax, RenderedChat, Schema},
 };
 
 /// A rendered conversation.
@@ -34,6 +34,13 @@ struct Tools<'a> {
     parallel: bool,
     /// Whether they have to be taught, since the template knows none.
     taught: bool,
+}
+
+impl Tools<'_> {
+    /// Whether the answer has to hold a call.
+    fn must_call(&self) -> bool {
+        matches!(self.choice, ToolChoice::Required | ToolChoice::Function(_)) && !self.definitions.is_empty()
+    }
 }
 
 /// Renders a conversation.
@@ -66,7 +73,7 @@ pub(super) async fn converse(
     };
     let schema = schema(config, request.format.as_ref());
     let thinking = prompt::thinking(request.think);
-    let mut rendered = render(helper, header, messages, tools, thinking, schema.as_ref()).await?;
+    let (mut rendered, must_call) = render(helper, header, messages, tools, thinking, schema.as_ref()).await?;
     let text = std::mem::take(&mut rendered.prompt);
     let stops = std::mem::take(&mut rendered.additional_stops);
     let reasoning = reasoning(&rendered, thinking, request.thinking_budget);
@@ -84,11 +91,19 @@ pub(super) async fn converse(
         schema: schema.filter(|_| !in_grammar),
         syntax: reads_format.then_some(ChatSyntax {
             rendered,
-            tools: has_tools,
+            must_call,
+            hides_thinking: request.think == Think::Off,
+            used_ids: messages
+                .iter()
+                .flat_map(|message| &message.tool_calls)
+                .map(|call| call.id.clone())
+                .collect(),
         }),
     })
 }
 
+/// The rendered conversation, and whether the answer is to be made to begin with a call. Where it is not and has to hold one, its
+/// grammar sees to that.
 async fn render(
     helper: &Helper,
     header: &ModelHeader,
@@ -96,55 +111,75 @@ async fn render(
     tools: Tools<'_>,
     thinking: Thinking,
     schema: Option<&Schema>,
-) -> Result<RenderedChat, Failure> {
-    let rendering = Rendering {
+) -> Result<(RenderedChat, bool), Failure> {
+    let all = Rendering {
         tools: tools.definitions,
-        call_required: *tools.choice == ToolChoice::Required,
+        call_required: false,
         parallel_calls: tools.parallel,
         thinking,
         schema: schema.map(|schema| schema.text.as_str()),
+    };
+    let must_call = tools.must_call();
+    let taught = tools
+        .taught
+        .then(|| taught_tools::teach(messages, tools.definitions, must_call));
+    let render_all = match &taught {
+        Some(taught) => prompt::render_job(header, taught, Rendering { tools: &[], ..all })?,
+        None => prompt::render_job(header, messages, all)?,
+    };
+    let mut rendered = helper.render(render_all).await?;
+    // How calls are written, for some of the tools.
+    let format = async |rendering: Rendering<'_>| {
+        let job = match &taught {
+            Some(_) => taught_tools::format_job(rendering)?,
+            None => prompt::render_job(header, messages, rendering)?,
+        };
+        helper.render(job).await
     };
     let chosen = match tools.choice {
         ToolChoice::Function(name) => vec![find(tools.definitions, name)?],
         _ => Vec::new(),
     };
-    // The model sees all tools, and may write one: the grammar is that of a conversation that has no other.
-    let narrowed = Rendering {
-        tools: &chosen,
-        call_required: true,
-        ..rendering
-    };
-    let mut rendered = if tools.taught {
-        let must = matches!(tools.choice, ToolChoice::Required | ToolChoice::Function(_));
-        let taught = taught_tools::teach(messages, tools.definitions, must);
-        let plain = Rendering {
-            tools: &[],
-            ..rendering
-        };
-        let prompt = helper.render(prompt::render_job(header, &taught, plain)?).await?;
-        let format = if chosen.is_empty() { rendering } else { narrowed };
-        RenderedChat {
-            prompt: prompt.prompt,
-            additional_stops: prompt.additional_stops,
-            ..helper.render(taught_tools::format_job(format)?).await?
-        }
+    // The model sees all tools and may write one: the grammar is that of a conversation that has no other.
+    let writable = if chosen.is_empty() {
+        all
     } else {
-        helper.render(prompt::render_job(header, messages, rendering)?).await?
+        Rendering { tools: &chosen, ..all }
     };
-    if !chosen.is_empty() && !tools.taught {
-        let narrow = helper.render(prompt::render_job(header, messages, narrowed)?).await?;
-        rendered = RenderedChat {
-            prompt: rendered.prompt,
-            ..narrow
-        };
+    if tools.taught || !chosen.is_empty() {
+        rendered = with_prompt_of(rendered, format(writable).await?);
     }
-    let must = matches!(tools.choice, ToolChoice::Required | ToolChoice::Function(_)) && !tools.definitions.is_empty();
-    if must && rendered.grammar.is_empty() {
+    if !must_call || begins_with_a_mark(&rendered) {
+        return Ok((rendered, must_call));
+    }
+    let required = Rendering {
+        call_required: true,
+        ..writable
+    };
+    rendered = with_prompt_of(rendered, format(required).await?);
+    if rendered.grammar.is_empty() {
         return Err(Failure::Invalid(
             "tool_choice cannot be kept: the model's chat template has no format for tool calls".into(),
         ));
     }
-    Ok(rendered)
+    Ok((rendered, false))
+}
+
+/// The prompt of one rendering with the format of another.
+fn with_prompt_of(prompt: RenderedChat, format: RenderedChat) -> RenderedChat {
+    RenderedChat {
+        prompt: prompt.prompt,
+        ..format
+    }
+}
+
+/// Whether calls begin with a word that nothing else begins with, so that writing it for the model makes it call. `common/chat`'s
+/// own grammar for a required call lets text come before it.
+fn begins_with_a_mark(rendered: &RenderedChat) -> bool {
+    let is_mark = |trigger: &GrammarTrigger| trigger.is_word() && !trigger.value.starts_with(['{', '[', '"']);
+    rendered.grammar_lazy
+        && rendered.grammar_triggers.iter().all(GrammarTrigger::is_word)
+        && rendered.grammar_triggers.iter().any(is_mark)
 }
 
 /// The definition of one tool.
@@ -198,7 +233,6 @@ fn reasoning(rendered: &RenderedChat, thinking: Thinking, budget: Option<u32>) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inference::Think;
 
     fn rendered(generation_prompt: &str) -> RenderedChat {
         RenderedChat {

@@ -50,7 +50,7 @@ impl CallGrammar {
             if triggers.is_empty() {
                 return Ok(None);
             }
-            let words_only = rendered.grammar_triggers.iter().all(|trigger| trigger.kind == WORD);
+            let words_only = rendered.grammar_triggers.iter().all(GrammarTrigger::is_word);
             let awake = if words_only {
                 let words: Vec<String> = rendered
                     .grammar_triggers

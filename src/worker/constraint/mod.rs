@@ -8,6 +8,8 @@ mod schema;
 
 use std::sync::Arc;
 
+use llguidance::toktrie::SimpleVob;
+
 pub(super) use self::schema::SchemaCompiler;
 use self::{grammar::CallGrammar, schema::SchemaMask};
 use super::protocol::{ChatSyntax, ReasoningSyntax};
@@ -20,6 +22,8 @@ pub(super) struct Constraint {
     calls: Option<CallGrammar>,
     /// Whether the grammar of calls is one of the whole answer.
     whole: bool,
+    /// Whether a call has to come, and has not begun.
+    must_call: bool,
     place: Place,
     openings: Vec<Opening>,
 }
@@ -64,8 +68,9 @@ impl Constraint {
             return Ok(None);
         }
         let whole = chat.is_some_and(|chat| !chat.rendered.grammar_lazy);
+        let must_call = chat.is_some_and(|chat| chat.must_call);
         let mut openings = Vec::new();
-        if schema.is_some() {
+        if schema.is_some() || must_call {
             if let Some(reasoning) = reasoning.filter(|reasoning| reasoning.expected) {
                 openings.push(Opening {
                     tokens: model.tokenize(&reasoning.start, false, true)?,
@@ -79,10 +84,14 @@ impl Constraint {
             }));
             openings.retain(|opening| !opening.tokens.is_empty());
         }
+        if must_call && !openings.iter().any(|opening| opening.leads_to == LeadsTo::Call) {
+            return Err("the format of calls has no mark at their beginning".to_owned());
+        }
         Ok(Some(Self {
             schema,
             calls,
             whole,
+            must_call,
             place: Place::Start,
             openings,
         }))
@@ -100,28 +109,8 @@ impl Constraint {
         mut chain: Option<&mut SamplerChain>,
         candidates: &mut Candidates,
     ) -> Result<Option<Token>, String> {
-        if let Some(schema) = &mut self.schema {
-            if let Place::Opening { index, written } = self.place {
-                return Ok(self.openings[index].tokens.get(written).copied());
-            }
-            let mask = schema.mask()?;
-            let openings: &[Opening] = if self.place == Place::Start {
-                &self.openings
-            } else {
-                &[]
-            };
-            let opens = |id: usize| {
-                openings
-                    .iter()
-                    .any(|opening| usize::try_from(opening.tokens[0]) == Ok(id))
-            };
-            candidates.fill(logits, |id| {
-                (id < mask.len() && mask.is_allowed(id as u32)) || opens(id)
-            });
-            return Ok(match chain {
-                Some(chain) => chain.sample(candidates),
-                None => candidates.best(),
-            });
+        if self.is_led() {
+            return self.choose_led(logits, chain, candidates);
         }
         let free = match &mut chain {
             Some(chain) => {
@@ -139,9 +128,42 @@ impl Constraint {
         Ok(calls.choose(logits, chain, candidates))
     }
 
+    /// Whether each token comes from a schema or an opening: the answer has to hold what they describe.
+    pub(super) fn is_led(&self) -> bool {
+        self.schema.is_some() || self.must_call
+    }
+
+    fn choose_led(
+        &mut self,
+        logits: &[f32],
+        chain: Option<&mut SamplerChain>,
+        candidates: &mut Candidates,
+    ) -> Result<Option<Token>, String> {
+        if let Place::Opening { index, written } = self.place {
+            return Ok(self.openings[index].tokens.get(written).copied());
+        }
+        let mask = match &mut self.schema {
+            Some(schema) if !self.must_call => Some(schema.mask()?),
+            _ => None,
+        };
+        let openings: &[Opening] = match self.place {
+            Place::Start => &self.openings,
+            _ => &[],
+        };
+        candidates.fill(logits, |id| {
+            let opens = |opening: &Opening| usize::try_from(opening.tokens[0]) == Ok(id);
+            let masked = |mask: &SimpleVob| id < mask.len() && mask.is_allowed(id as u32);
+            mask.as_ref().is_some_and(masked) || openings.iter().any(opens)
+        });
+        Ok(match chain {
+            Some(chain) => chain.sample(candidates),
+            None => candidates.best(),
+        })
+    }
+
     /// Advances by a written token; `false` when the answer is complete with it.
     pub(super) fn accept(&mut self, token: Token) -> Result<bool, String> {
-        if self.schema.is_some() {
+        if self.is_led() {
             let (index, written) = match self.place {
                 Place::Opening { index, written } => (Some(index), written),
                 Place::Start => (self.openings.iter().position(|opening| opening.tokens[0] == token), 0),
@@ -170,7 +192,7 @@ impl Constraint {
         }
         match opening.leads_to {
             // The tokens that began the call are told to the grammar one by one, as they come.
-            LeadsTo::Call => self.schema = None,
+            LeadsTo::Call => (self.schema, self.must_call) = (None, false),
             LeadsTo::Reasoning => self.openings.retain(|opening| opening.leads_to != LeadsTo::Reasoning),
         }
         self.place = Place::Start;

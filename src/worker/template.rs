@@ -1,0 +1,240 @@
+//! What a chat template makes of a conversation, for `hubllama template`. Runs in a process of its own, never in the daemon.
+
+use std::{path::Path, thread};
+
+use serde_json::{Map, Value, json};
+
+use super::ENGINE_STACK_BYTES;
+use crate::llama::{ChatTemplate, Model, RenderedChat, Token};
+
+/// Tokens that are shown before and after a difference.
+const AROUND: usize = 6;
+/// Both templates see the same date.
+const NOW: u64 = 1_767_225_600;
+
+/// What common/chat makes of a template.
+#[derive(Clone, Debug)]
+pub struct TemplateReport {
+    /// What it can do, as llama.cpp's map of flags.
+    pub flags: Map<String, Value>,
+    /// What opens a thought; empty if the template has none.
+    pub thinking_start_tag: String,
+    /// What ends one.
+    pub thinking_end_tags: Vec<String>,
+    /// The end of a prompt that belongs to the answer already.
+    pub generation_prompt: String,
+    /// Stop strings beside the request's.
+    pub stops: Vec<String>,
+    /// What was rendered.
+    pub conversations: Vec<Conversation>,
+}
+
+/// A conversation under the template.
+#[derive(Clone, Debug)]
+pub struct Conversation {
+    /// What it is made of.
+    pub name: &'static str,
+    /// The prompt, or the template's sentence.
+    pub prompt: Result<String, String>,
+    /// Tokens of the prompt.
+    pub tokens: usize,
+    /// How the other template renders it, where there is one.
+    pub comparison: Option<Comparison>,
+}
+
+/// One prompt beside another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    /// Token by token the same.
+    Identical,
+    /// Neither template renders the conversation.
+    BothRefuse,
+    /// Only one of them does.
+    OneRefuses {
+        /// The sentence of the one that does not.
+        reason: String,
+    },
+    /// The first difference, with the tokens around it.
+    Differs {
+        /// Tokens that are the same.
+        same: usize,
+        /// The last of those.
+        before: Vec<String>,
+        /// What follows in this prompt.
+        ours: Vec<String>,
+        /// What follows in the other.
+        theirs: Vec<String>,
+    },
+}
+
+/// Renders probe conversations with a template and, where there is one, with another; `model` is the GGUF whose vocabulary
+/// counts the tokens.
+///
+/// # Errors
+/// A sentence if the vocabulary cannot be loaded or the template does not compile.
+pub fn template_report(
+    model: &Path,
+    template: &str,
+    other: Option<&str>,
+    bos: &str,
+    eos: &str,
+) -> Result<TemplateReport, String> {
+    // Template engines recurse over what strangers wrote.
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .stack_size(ENGINE_STACK_BYTES)
+            .spawn_scoped(scope, || report(model, template, other, bos, eos))
+            .map_err(|error| error.to_string())?
+            .join()
+            .map_err(|_| "the template engine panicked".to_owned())?
+    })
+}
+
+fn report(model: &Path, template: &str, other: Option<&str>, bos: &str, eos: &str) -> Result<TemplateReport, String> {
+    let vocabulary = Model::load_vocabulary(model)?;
+    let template = ChatTemplate::new(template, bos, eos)?;
+    // Another template that does not compile refuses every conversation.
+    let other = other.map(|source| ChatTemplate::new(source, bos, eos));
+    let mut known = None;
+    let mut conversations = Vec::new();
+    for (name, input) in probes() {
+        let rendered = template.apply(&input);
+        if let Ok(chat) = &rendered {
+            known.get_or_insert_with(|| chat.clone());
+        }
+        let prompt = rendered.map(|chat| chat.prompt);
+        let tokens = match &prompt {
+            Ok(prompt) => vocabulary.tokenize(prompt, false, true)?,
+            Err(_) => Vec::new(),
+        };
+        let comparison = match &other {
+            None => None,
+            Some(other) => {
+                let theirs = other.as_ref().map_err(Clone::clone);
+                let theirs = theirs.and_then(|other| Ok(other.apply(&input)?.prompt));
+                Some(compare(
+                    &vocabulary,
+                    prompt.as_ref().map(|_| tokens.as_slice()),
+                    theirs,
+                )?)
+            }
+        };
+        conversations.push(Conversation {
+            name,
+            tokens: tokens.len(),
+            prompt,
+            comparison,
+        });
+    }
+    let RenderedChat {
+        thinking_start_tag,
+        thinking_end_tags,
+        generation_prompt,
+        additional_stops: stops,
+        ..
+    } = known.unwrap_or_default();
+    Ok(TemplateReport {
+        flags: template.describe()?,
+        thinking_start_tag,
+        thinking_end_tags,
+        generation_prompt,
+        stops,
+        conversations,
+    })
+}
+
+fn probes() -> [(&'static str, String); 2] {
+    let call = json!([{"type": "function", "id": "abcdefghi", "function": {
+        "name": "weather", "arguments": r#"{"city":"Paris","days":2}"#,
+    }}]);
+    let tools = json!([{"type": "function", "function": {
+        "name": "weather",
+        "description": "Tells the weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "Name of the city"},
+                "days": {"type": "integer", "description": "Days from now"},
+            },
+            "required": ["city"],
+        },
+    }}]);
+    let plain = json!({
+        "messages": [{"role": "user", "content": "Hello, who are you?"}],
+        "now": NOW,
+    });
+    let called = json!({
+        "messages": [
+            {"role": "system", "content": "You are brief."},
+            {"role": "user", "content": "What is the weather in Paris?"},
+            {"role": "assistant", "content": "", "tool_calls": call},
+            {"role": "tool", "name": "weather", "tool_call_id": "abcdefghi", "content": "{\"sky\":\"clear\"}"},
+            {"role": "user", "content": "And in Rome?"},
+        ],
+        "tools": tools,
+        "now": NOW,
+    });
+    [
+        ("a question", plain.to_string()),
+        ("a system prompt, tools, a call and its result", called.to_string()),
+    ]
+}
+
+fn compare(
+    vocabulary: &Model,
+    ours: Result<&[Token], &String>,
+    theirs: Result<String, String>,
+) -> Result<Comparison, String> {
+    let (ours, theirs) = match (ours, theirs) {
+        (Err(_), Err(_)) => return Ok(Comparison::BothRefuse),
+        (Err(reason), Ok(_)) => return Ok(Comparison::OneRefuses { reason: reason.clone() }),
+        (Ok(_), Err(reason)) => return Ok(Comparison::OneRefuses { reason }),
+        (Ok(ours), Ok(theirs)) => (ours, vocabulary.tokenize(&theirs, false, true)?),
+    };
+    Ok(match first_difference(ours, &theirs) {
+        None => Comparison::Identical,
+        Some(same) => {
+            let text = |tokens: &[Token]| {
+                let piece =
+                    |&token: &Token| String::from_utf8_lossy(&vocabulary.detokenize(&[token], true)).into_owned();
+                tokens.iter().map(piece).collect()
+            };
+            let after = |tokens: &[Token]| text(&tokens[same..tokens.len().min(same + AROUND)]);
+            Comparison::Differs {
+                same,
+                before: text(&ours[same.saturating_sub(AROUND)..same]),
+                ours: after(ours),
+                theirs: after(&theirs),
+            }
+        }
+    })
+}
+
+/// How many tokens are the same at the beginning of two prompts; `None` if all are.
+fn first_difference(ours: &[Token], theirs: &[Token]) -> Option<usize> {
+    let same = ours.iter().zip(theirs).take_while(|(a, b)| a == b).count();
+    (same < ours.len() || same < theirs.len()).then_some(same)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_that_goes_on_differs_where_the_other_ends() {
+        assert_eq!(first_difference(&[1, 2, 3], &[1, 2, 3]), None);
+        assert_eq!(first_difference(&[1, 2, 3], &[1, 5, 3]), Some(1));
+        assert_eq!(first_difference(&[1, 2], &[1, 2, 3]), Some(2));
+        assert_eq!(first_difference(&[], &[1]), Some(0));
+    }
+
+    #[test]
+    fn the_probes_render() {
+        let template = include_str!("../../fixtures/templates/tools-and-thinking.jinja");
+        let template = ChatTemplate::new(template, "", "").expect("compiles");
+        for (name, input) in probes() {
+            let prompt = template.apply(&input).expect(name).prompt;
+            assert!(prompt.ends_with("<|im_start|>assistant\n"), "{prompt}");
+        }
+    }
+}
