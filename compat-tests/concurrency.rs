@@ -177,3 +177,24 @@ fn more_requests_than_slots_wait_for_their_turn_and_are_all_answered() {
     }
     assert_eq!(daemon.workers().len(), 1);
 }
+
+#[test]
+fn a_prompt_that_a_running_answer_has_read_is_not_read_again() {
+    let daemon = daemon(2, 4096);
+    let question = "Count from one to ten thousand. ".repeat(60);
+    let running = json!({
+        "model": MODEL, "messages": [{"role": "user", "content": question}],
+        "options": {"temperature": 0, "num_predict": 2000},
+    });
+    let mut running = Stream::open(&daemon, "/api/chat", &running);
+    running.frame().expect("it generates");
+    let request = json!({"model": MODEL, "input": question, "max_output_tokens": 1}).to_string();
+    let (head, body) = daemon.request("POST", "/v1/responses", &request);
+    assert_eq!(head.status(), 200, "{body}");
+    let usage = &serde_json::from_str::<Value>(&body).expect("JSON")["usage"];
+    let (all, cached) = (&usage["input_tokens"], &usage["input_tokens_details"]["cached_tokens"]);
+    assert!(all.as_u64() > Some(400), "{usage}");
+    // The last token is always evaluated again.
+    assert_eq!(cached.as_u64().map(|cached| cached + 1), all.as_u64(), "{usage}");
+    running.frame().expect("it goes on");
+}

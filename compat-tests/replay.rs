@@ -53,7 +53,14 @@ const MARIO2: (&str, &str) = (CREATE, r#"{"model":"mario2","from":"smollm2"}"#);
 const COPY: (&str, &str) = ("/api/copy", r#"{"source":"smollm2","destination":"smollm2-copy"}"#);
 
 /// What has to have happened before, where the recording depends on it: path and body.
-const BEFORE: [(&str, &[(&str, &str)]); 11] = [
+const BEFORE: [(&str, &[(&str, &str)]); 12] = [
+    (
+        "minilm-ps",
+        &[
+            (GENERATE, r#"{"model":"smollm2","keep_alive":"4m"}"#),
+            ("/api/embed", r#"{"model":"minilm","input":"hello","keep_alive":"5m"}"#),
+        ],
+    ),
     ("ps-empty", &[(GENERATE, r#"{"model":"smollm2","keep_alive":0}"#)]),
     ("ps-one", &[(GENERATE, r#"{"model":"smollm2"}"#)]),
     ("ps-forever", &[(GENERATE, r#"{"model":"smollm2","keep_alive":-1}"#)]),

@@ -33,10 +33,10 @@
 //! | 7 | [`cli`] | arguments, and everything that is printed for people |
 //! | 6 | [`daemon`] | composition root, start and stop order, signals, reload, systemd |
 //! | 5 | [`server`] | listeners, connections, limits, CORS and host check, the one route table |
-//! | 4 | [`api`] | wire dialects: Ollama's, OpenAI's; health and configuration pages |
+//! | 4 | [`api`] | wire dialects: Ollama's, OpenAI's, Anthropic's; health and configuration pages |
 //! | 3 | [`provider`] | the `Provider` trait, the registry, `ollama`, `huggingface` |
 //! | 2 | [`lifecycle`] | which models are resident: leases, keep-alive, eviction, worker supervision |
-//! | 2 | [`worker`] | the child process: scheduler, slots, prefix reuse, sampling; `protocol` is shared with lifecycle |
+//! | 2 | [`worker`] | the child process: scheduler, slots, prefix reuse, constraints, sampling, vectors; `protocol` is shared with lifecycle |
 //! | 1 | [`go_template`] | templates as Ollama writes them, filled with a conversation |
 //! | 1 | [`hub`] | names, resolving, downloading, the shared cache |
 //! | 1 | [`observability`] | logging |

@@ -5,7 +5,7 @@
 pub(crate) const TRAPS: &[(u8, &str)] = &[
     (1, "`stream` default false"),
     (2, "SSE (`data:`) instead of NDJSON on `/api/*`"),
-    (3, "last frame without `\n`"),
+    (3, "last frame without `\\n`"),
     (4, "no `done:true` frame at end"),
     (5, "key `error` present (even null/empty) in a normal frame"),
     (6, "error body not JSON or without `application/json`"),

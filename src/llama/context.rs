@@ -246,6 +246,13 @@ impl Context {
         unsafe { sys::llama_memory_seq_rm(self.memory(), sequence, from, to) }
     }
 
+    /// Makes `to` hold what `from` holds; what `to` held is gone.
+    pub fn copy_sequence(&mut self, from: i32, to: i32) {
+        self.remove(to, -1, -1);
+        // SAFETY: the memory belongs to this context. Only a whole sequence may be copied between the parts of a split cache.
+        unsafe { sys::llama_memory_seq_cp(self.memory(), from, to, -1, -1) };
+    }
+
     /// Moves positions `from..to` of a sequence by `delta`. Ask [`Context::can_shift`] first.
     pub fn shift(&mut self, sequence: i32, from: i32, to: i32, delta: i32) {
         // SAFETY: the memory belongs to this context.

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Instant};
 use super::{
     Reports,
     engine::LIFE_INTERVAL,
-    prefix::{Offer, choose, common_prefix},
+    prefix::{Offer, Place, choose, common_prefix},
     prepare::Prepared,
     protocol::{LoadedModel, Report},
     scheduler::{Limits, PrefillPace, plan},
@@ -124,10 +124,16 @@ impl Generation {
                 last_used: slot.last_used,
             })
             .collect();
-        let Some(index) = choose(&offers, &prepared.prompt) else {
+        // A cache that can forget has not all of a sequence, and recurrent state cannot be cut to the common part.
+        let can_copy = self.model.sliding_window() == 0 && !self.model.is_recurrent();
+        let Some(Place { slot: index, copy_from }) = choose(&offers, &prepared.prompt, can_copy) else {
             return Err(Failure::Worker("no sequence is idle".into()));
         };
         self.jobs += 1;
+        if let Some(busy) = copy_from {
+            self.context.copy_sequence(busy as i32, index as i32);
+            self.slots[index].cached = self.slots[busy].cached.clone();
+        }
         let reused = self.reuse(index, &prepared.prompt);
         let slot = &mut self.slots[index];
         slot.last_used = self.jobs;

@@ -18,20 +18,49 @@ pub(super) fn common_prefix(a: &[Token], b: &[Token]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
+/// Tokens that a busy sequence must have in common with a prompt beyond what idle ones have, for a copy to pay.
+const WORTH_A_COPY: usize = 64;
+
+/// Where a prompt goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The idle slot that it takes.
+    pub(super) slot: usize,
+    /// The busy slot whose cache is copied there first.
+    pub(super) copy_from: Option<usize>,
+}
+
 /// The idle slot that a prompt should take: the one with the longest common prefix if that saves a good part of either
 /// side, else the one that was used longest ago (a short match, as a shared system prompt's first line, is not worth
-/// destroying a long conversation that will come back).
-pub(super) fn choose(offers: &[Offer<'_>], prompt: &[Token]) -> Option<usize> {
+/// destroying a long conversation that will come back). Where a busy one has much more of the prompt, and `can_copy`, its cache is
+/// copied: several answers to one prompt, or to prompts with one long beginning, read it once.
+pub(super) fn choose(offers: &[Offer<'_>], prompt: &[Token], can_copy: bool) -> Option<Place> {
     let idle = || offers.iter().enumerate().filter(|(_, offer)| offer.idle);
-    let (best, shared) = idle()
-        .map(|(slot, offer)| (slot, common_prefix(offer.cached, prompt)))
-        .max_by_key(|&(slot, shared)| (shared, std::cmp::Reverse(offers[slot].last_used)))?;
-    if shared > 0 && shared * 2 >= offers[best].cached.len().min(prompt.len()) {
-        return Some(best);
-    }
-    idle()
-        .min_by_key(|(_, offer)| (!offer.cached.is_empty(), offer.last_used))
+    let shared = |slot: usize| common_prefix(offers[slot].cached, prompt);
+    let best = idle()
         .map(|(slot, _)| slot)
+        .max_by_key(|&slot| (shared(slot), std::cmp::Reverse(offers[slot].last_used)))?;
+    let oldest = idle()
+        .min_by_key(|(_, offer)| (!offer.cached.is_empty(), offer.last_used))
+        .map_or(best, |(slot, _)| slot);
+    let found = shared(best);
+    let is_good = found > 0 && found * 2 >= offers[best].cached.len().min(prompt.len());
+    let own = if is_good { found } else { 0 };
+    let busy = (0..offers.len())
+        .filter(|&slot| can_copy && !offers[slot].idle)
+        .map(|slot| (shared(slot), slot))
+        .max_by_key(|&(shared, _)| shared)
+        .filter(|&(shared, _)| shared >= own + WORTH_A_COPY);
+    Some(match busy {
+        Some((_, busy)) => Place {
+            slot: oldest,
+            copy_from: Some(busy),
+        },
+        None => Place {
+            slot: if is_good { best } else { oldest },
+            copy_from: None,
+        },
+    })
 }
 
 #[cfg(test)]
@@ -46,6 +75,13 @@ mod tests {
         }
     }
 
+    fn slot(offers: &[Offer<'_>], prompt: &[Token]) -> Option<usize> {
+        choose(offers, prompt, true).map(|place| {
+            assert_eq!(place.copy_from, None);
+            place.slot
+        })
+    }
+
     #[test]
     fn the_longest_shared_prefix_wins() {
         let offers = [
@@ -53,24 +89,48 @@ mod tests {
             offer(true, &[1, 2, 3, 4], 1),
             offer(false, &[1, 2, 3, 4, 5], 2),
         ];
-        assert_eq!(choose(&offers, &[1, 2, 3, 4, 5]), Some(1));
+        assert_eq!(slot(&offers, &[1, 2, 3, 4, 5]), Some(1));
     }
 
     #[test]
     fn a_long_conversation_is_not_destroyed_for_a_short_match() {
         let long: Vec<Token> = (0..100).collect();
         let offers = [offer(true, &long, 5), offer(true, &[], 0)];
-        assert_eq!(choose(&offers, &[0, 1, 77, 78, 79, 80, 81]), Some(1));
+        assert_eq!(slot(&offers, &[0, 1, 77, 78, 79, 80, 81]), Some(1));
     }
 
     #[test]
     fn empty_slots_come_before_old_ones() {
         let offers = [offer(true, &[7; 9], 0), offer(true, &[], 3)];
-        assert_eq!(choose(&offers, &[1]), Some(1));
+        assert_eq!(slot(&offers, &[1]), Some(1));
     }
 
     #[test]
     fn none_is_idle() {
-        assert_eq!(choose(&[offer(false, &[], 0)], &[1]), None);
+        assert_eq!(slot(&[offer(false, &[], 0)], &[1]), None);
+    }
+
+    #[test]
+    fn a_busy_sequence_lends_its_cache_where_that_saves_much() {
+        let prompt: Vec<Token> = (0..200).collect();
+        let offers = [offer(false, &prompt, 5), offer(true, &[7; 300], 1), offer(true, &[], 0)];
+        let lent = Place {
+            slot: 2,
+            copy_from: Some(0),
+        };
+        assert_eq!(choose(&offers, &prompt, true), Some(lent));
+        let own = Place {
+            slot: 2,
+            copy_from: None,
+        };
+        assert_eq!(choose(&offers, &prompt, false), Some(own));
+        assert_eq!(choose(&offers, &[0, 1, 2], true), Some(own));
+        // An idle one that has nearly as much is taken as it is.
+        let offers = [offer(false, &prompt, 5), offer(true, &prompt[..150], 1)];
+        let near = Place {
+            slot: 1,
+            copy_from: None,
+        };
+        assert_eq!(choose(&offers, &prompt, true), Some(near));
     }
 }
