@@ -10,9 +10,9 @@ use hubllama::gguf::{Header, chat_template};
 use tempfile::TempDir;
 
 use crate::harness::{
-    fake_hub::{FakeHub, Source},
+    fake_hub::{FakeHub, Source, TOKEN},
     fake_ollama::FakeOllama,
-    hubllama::{Hubllama, MODEL, Setup, gguf, wait_until},
+    hubllama::{Hubllama, MODEL, MODEL_SHA256, Setup, gguf, wait_until},
     raw_http::PATIENCE,
 };
 
@@ -112,6 +112,12 @@ fn help_names_every_command_and_no_other() {
         "config",
         "pull",
         "list",
+        "show",
+        "rm",
+        "search",
+        "verify",
+        "prune",
+        "import",
         "convert",
         "template",
         "doctor",
@@ -197,6 +203,22 @@ fn doctor_says_what_this_build_is_and_what_is_wrong() {
     assert!(row("daemon").contains("not running"));
     assert!(row("ollama").starts_with('!') && row("ollama").contains("does not answer"));
     assert!(row("hub ").contains("answers"), "{}", row("hub "));
+    assert!(row("hub token").contains("none"), "{}", row("hub token"));
+    let caller = Caller::alone(&hub).with("HF_TOKEN", TOKEN);
+    let file = caller.config(&format!(
+        "[hub]\nmirrors = [\"{}/\", \"http://127.0.0.1:9\"]\nextra_caches = [\"/nowhere/hub\"]\n",
+        hub.url().replace("127.0.0.1", "localhost")
+    ));
+    let said = caller.run(&["doctor", "--config", &file]);
+    let has = |start: &str, end: &str| {
+        let mut lines = said.stdout.lines();
+        let found = lines.any(|line| line.trim_start_matches(['!', ' ']).starts_with(start) && line.contains(end));
+        assert!(found, "{start} {end}: {}", said.stdout);
+    };
+    has("hub token", "found, of loopback");
+    has("hub mirror", "answers");
+    has("hub mirror", "cannot reach");
+    has("extra cache", "/nowhere/hub cannot be read");
 }
 
 #[test]
@@ -324,6 +346,202 @@ fn template_takes_a_file_and_needs_no_network() {
         assert!(said.stderr.starts_with("error: "), "{}", said.stderr);
         println!("{}", said.stderr);
     }
+}
+
+#[test]
+fn the_proxy_of_the_environment_is_used() {
+    let hub = hub();
+    // No such host: only a proxy can know what is meant. The content network is reached directly.
+    let caller = Caller::alone(&hub)
+        .with("HF_ENDPOINT", "http://hub.invalid")
+        .with("http_proxy", hub.url())
+        .with("no_proxy", "127.0.0.1");
+    let pulled = caller.run(&["pull", NAME]);
+    assert_eq!(pulled.code, Some(0), "{}{}", pulled.stdout, pulled.stderr);
+    assert!(caller.cache().join("models--Example-Org--Small-GGUF").is_dir());
+}
+
+#[test]
+fn search_says_what_there_is_and_what_fits() {
+    let hub = hub();
+    hub.set_tags(REPO, &["gguf", "license:apache-2.0"]);
+    let huge = Source::Bytes(bytes::Bytes::from_static(b"x"));
+    hub.add_claiming("Example-Org/Huge-GGUF", "huge-Q8_0.gguf", huge, 1 << 50);
+    hub.set_gated("Example-Org/Huge-GGUF");
+    let said = Caller::alone(&hub).run(&["search", "example-org", "gguf"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    println!("{}", said.stdout);
+    let lines: Vec<&str> = said.stdout.lines().collect();
+    assert_eq!(
+        lines[0],
+        "hf:Example-Org/Huge-GGUF  (no licence named, terms to accept, 1234 downloads)"
+    );
+    assert!(
+        lines[1].ends_with("too large for this machine's memory"),
+        "{}",
+        lines[1]
+    );
+    assert_eq!(lines[2], "hf:Example-Org/Small-GGUF  (apache-2.0, 1234 downloads)");
+    assert!(
+        lines[3].starts_with("  Q4_1  ") && lines[3].ends_with("fits"),
+        "{}",
+        lines[3]
+    );
+    let nothing = Caller::alone(&hub).run(&["search", "surely-not-there"]);
+    assert_eq!(
+        (nothing.code, nothing.stdout.as_str()),
+        (Some(1), ""),
+        "{}",
+        nothing.stderr
+    );
+    let offline = Caller::alone(&hub).with("HF_HUB_OFFLINE", "1").run(&["search", "x"]);
+    assert!(
+        offline.stderr.contains("error: the Hub is switched off"),
+        "{}",
+        offline.stderr
+    );
+}
+
+#[test]
+fn show_says_where_a_model_is_from_with_and_without_a_daemon() {
+    let hub = hub();
+    hub.set_tags(REPO, &["license:apache-2.0"]);
+    let daemon = Setup::default().hub(hub.url()).start();
+    for caller in [Caller::of(&daemon).with("HF_ENDPOINT", hub.url()), Caller::alone(&hub)] {
+        assert_eq!(caller.run(&["pull", NAME]).code, Some(0));
+        let said = caller.run(&["show", NAME]);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        println!("{}", said.stdout);
+        for line in [
+            "  architecture   llama".to_owned(),
+            "  parameters     134.5M".to_owned(),
+            "  quantization   Q4_1".to_owned(),
+            "  license        apache-2.0".to_owned(),
+            format!("  repository     {REPO}"),
+            format!("  commit         {}", hub.commit(REPO)),
+            format!("  pulled from    {}", hub.url()),
+            format!("    sha256       {MODEL_SHA256}"),
+            "  template       gguf".to_owned(),
+            "  downloaded by  hubllama".to_owned(),
+        ] {
+            assert!(
+                said.stdout.lines().any(|shown| shown == line),
+                "{line}\n{}",
+                said.stdout
+            );
+        }
+    }
+    let shown = daemon.post("/api/show", &serde_json::json!({ "model": NAME })).1;
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!(shown["model_info"]["hubllama.files"][0]["sha256"], MODEL_SHA256);
+    let caller = Caller::alone(&hub);
+    assert_eq!(caller.run(&["pull", NAME]).code, Some(0));
+    let updates = |caller: &Caller| {
+        let said = caller.run(&["show", "--updates", NAME]);
+        assert_eq!(said.code, Some(0), "{}", said.stderr);
+        said.stdout.lines().last().unwrap_or_default().to_owned()
+    };
+    assert!(updates(&caller).contains("none"), "{}", updates(&caller));
+    let next = bytes::Bytes::from_static(b"other weights");
+    hub.add(REPO, "small-Q4_1.gguf", Source::Bytes(next));
+    assert!(
+        updates(&caller).contains(&hub.commit(REPO)[..12]),
+        "{}",
+        updates(&caller)
+    );
+}
+
+#[test]
+fn rm_removes_what_is_ours_and_the_rest_only_where_that_is_said() {
+    let hub = hub();
+    let daemon = Setup::with_model().hub(hub.url()).start();
+    let caller = Caller::of(&daemon);
+    let blobs = daemon
+        .folder
+        .path()
+        .join("hub/models--HuggingFaceTB--SmolLM2-135M-Instruct-GGUF/blobs");
+    let names = || {
+        let said = caller.run(&["list"]);
+        said.stdout.lines().skip(1).count()
+    };
+    assert_eq!(caller.run(&["pull", NAME]).code, Some(0));
+    assert_eq!(names(), 2);
+    assert_eq!(caller.run(&["rm", NAME]).code, Some(0));
+    assert!(
+        !daemon
+            .folder
+            .path()
+            .join("hub/models--Example-Org--Small-GGUF")
+            .exists()
+    );
+    // Another program's: it goes from the list, and its files only when that is said.
+    let unlisted = caller.run(&["rm", MODEL]);
+    assert_eq!(unlisted.code, Some(0), "{}", unlisted.stderr);
+    assert!(
+        unlisted.stdout.contains("is not listed any more"),
+        "{}",
+        unlisted.stdout
+    );
+    assert_eq!(names(), 0);
+    assert_eq!(fs::read_dir(&blobs).expect("still there").count(), 1);
+    let removed = caller.run(&["rm", "--files", MODEL]);
+    assert_eq!(removed.code, Some(0), "{}", removed.stderr);
+    assert!(!blobs.exists());
+    assert_eq!(caller.run(&["rm", MODEL]).code, Some(1));
+}
+
+#[test]
+fn import_verify_and_prune_look_after_the_cache() {
+    let hub = hub();
+    let caller = Caller::alone(&hub);
+    let file = caller.home.path().join("download.gguf");
+    fs::copy(gguf(), &file).expect("a copy");
+    let source = file.display().to_string();
+    let said = caller.run(&["import", &source, "--as", "hf:Me/Mine:Q4_1"]);
+    assert_eq!(said.code, Some(0), "{}", said.stderr);
+    println!("{}", said.stdout);
+    assert!(said.stdout.starts_with("imported hf:Me/Mine:Q4_1  "), "{}", said.stdout);
+    let broken = caller.home.path().join("broken.gguf");
+    fs::write(&broken, "GGUF but not really").expect("written");
+    let refused = caller.run(&["import", &broken.display().to_string(), "--as", "hf:me/broken"]);
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert!(refused.stderr.contains("is no usable GGUF"), "{}", refused.stderr);
+
+    let verified = caller.run(&["verify"]);
+    assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
+    assert!(
+        verified.stdout.contains("good     hf:Me/Mine:Q4_1"),
+        "{}",
+        verified.stdout
+    );
+    let blob = caller.cache().join("models--Me--Mine/blobs").join(MODEL_SHA256);
+    let mut content = fs::read(&blob).expect("a blob");
+    let last = content.len() - 1;
+    content[last] ^= 1;
+    fs::write(&blob, content).expect("written");
+    let corrupt = caller.run(&["verify", "hf:me/mine"]);
+    assert_eq!(corrupt.code, Some(1), "{}", corrupt.stdout);
+    assert!(
+        corrupt.stdout.starts_with("corrupt  hf:Me/Mine:Q4_1: "),
+        "{}",
+        corrupt.stdout
+    );
+
+    let partial = blob.with_file_name(format!("{}.hubllama.incomplete", "ab".repeat(32)));
+    fs::write(&partial, vec![0; 1 << 20]).expect("written");
+    let young = caller.run(&["prune"]);
+    assert!(young.stdout.starts_with("nothing to remove in"), "{}", young.stdout);
+    let hour_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    let opened = File::options().write(true).open(&partial).expect("opens");
+    opened.set_modified(hour_ago).expect("its time is set");
+    let dry = caller.run(&["prune"]);
+    assert!(dry.stdout.contains("broken off"), "{}", dry.stdout);
+    assert!(dry.stdout.contains("nothing was removed"), "{}", dry.stdout);
+    assert!(partial.exists());
+    let applied = caller.run(&["prune", "--apply"]);
+    println!("{}{}", dry.stdout, applied.stdout);
+    assert_eq!(applied.code, Some(0), "{}", applied.stderr);
+    assert!(!partial.exists() && blob.exists());
 }
 
 #[test]

@@ -17,11 +17,16 @@ use hubllama::{
 
 use crate::harness::fake_hub::{FakeHub, Source, TOKEN};
 
+mod addresses;
+mod daemon;
+mod processes;
+mod python;
+
 const REPO: &str = "Test-Org/Tiny-GGUF";
 const NAME: &str = "hf:Test-Org/Tiny-GGUF:Q8_0";
 const MIB: usize = 1 << 20;
 
-struct Bench {
+pub(crate) struct Bench {
     server: FakeHub,
     hub: Hub,
     config: HubConfig,
@@ -410,6 +415,144 @@ async fn a_stalled_connection_is_given_up() {
     bench.server.faults(|faults| faults.stall = Some((300_000, 1)));
     bench.pull(NAME).await.unwrap();
     bench.assert_complete(&content).await;
+}
+
+#[tokio::test]
+async fn a_dripping_connection_is_given_up() {
+    let (mut bench, content, _) = Bench::with_model(2 * MIB);
+    bench.config.stall_timeout = Duration::from_millis(300);
+    bench.server.faults(|faults| faults.drip = Some((200_000, 2)));
+    let started = std::time::Instant::now();
+    bench.pull(NAME).await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(20), "it would take hours");
+    bench.assert_complete(&content).await;
+}
+
+#[tokio::test]
+async fn a_cached_model_does_not_wait_for_the_hub() {
+    let (mut bench, content, _) = Bench::with_model(MIB);
+    bench.pull(NAME).await.unwrap();
+    let rate_limit = |faults: &mut crate::harness::fake_hub::Faults| {
+        faults.api_status = Some((429, 100));
+        faults.retry_after = Some(3600);
+    };
+    bench.server.faults(rate_limit);
+    let started = std::time::Instant::now();
+    assert_eq!(bench.pull(NAME).await.unwrap().len(), 6);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    // A Hub that takes connections and says nothing is asked for five seconds at most.
+    bench.server.faults(|faults| faults.api_hangs = true);
+    bench.config.connect_timeout = Duration::from_millis(300);
+    let started = std::time::Instant::now();
+    assert_eq!(bench.pull(NAME).await.unwrap().len(), 6);
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    bench.assert_complete(&content).await;
+}
+
+#[tokio::test]
+async fn a_limit_on_content_is_obeyed_in_the_middle_of_a_file() {
+    let (bench, content, _) = Bench::with_model(4 * MIB);
+    bench.server.faults(|faults| {
+        faults.content_status = Some((429, 2));
+        faults.retry_after = Some(1);
+    });
+    let started = std::time::Instant::now();
+    bench.pull(NAME).await.unwrap();
+    assert!(started.elapsed() >= Duration::from_secs(1));
+    bench.assert_complete(&content).await;
+}
+
+#[tokio::test]
+async fn the_bandwidth_has_a_limit() {
+    let (mut bench, content, _) = Bench::with_model(3 * MIB);
+    bench.config.max_bytes_per_second = 2 * MIB as u64;
+    let started = std::time::Instant::now();
+    bench.pull(NAME).await.unwrap();
+    let took = started.elapsed();
+    assert!(
+        took > Duration::from_millis(1200) && took < Duration::from_secs(10),
+        "{took:?}"
+    );
+    bench.assert_complete(&content).await;
+}
+
+#[tokio::test]
+async fn hostile_sizes_are_refused_before_anything_is_fetched() {
+    let bench = Bench::new();
+    for size in [u64::MAX, 1 << 60, 0] {
+        bench
+            .server
+            .add_claiming(REPO, "tiny-Q8_0.gguf", Source::Bytes(noise(MIB)), size);
+        let error = bench.pull(NAME).await.unwrap_err();
+        match size {
+            0 => assert!(
+                matches!(error, HubError::Protocol { .. } | HubError::HashMismatch { .. }),
+                "{error}"
+            ),
+            _ => assert!(matches!(error, HubError::DiskFull { .. }), "{error}"),
+        }
+        assert_eq!(bench.server.hits("/cdn").requests, 0);
+        assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn hostile_paths_are_no_files() {
+    let bench = Bench::new();
+    let folder = bench.cache.path().to_owned();
+    for path in [
+        "../../../evil-Q4_K_M.gguf",
+        "/tmp/evil-Q4_K_M.gguf",
+        "a/../../../evil-Q4_K_M.gguf",
+        "a//evil-Q4_K_M.gguf",
+        "a\\evil-Q4_K_M.gguf",
+        "evil\u{1b}[2J-Q4_K_M.gguf",
+        "weights.pkl",
+        "pytorch_model.bin",
+    ] {
+        bench.server.add(REPO, path, Source::Bytes(noise(1000)));
+    }
+    let error = bench.pull(NAME).await.unwrap_err();
+    assert!(matches!(error, HubError::Resolve { .. }), "{error}");
+    bench.server.add(REPO, "good-Q8_0.gguf", Source::Bytes(noise(MIB)));
+    bench.pull("hf:test-org/tiny-gguf").await.unwrap();
+    let found = walk(&folder);
+    let links: Vec<&PathBuf> = found.iter().filter(|path| path.is_symlink()).collect();
+    assert!(links.len() == 1 && links[0].ends_with("good-Q8_0.gguf"), "{links:?}");
+    assert_eq!(
+        bench.server.hits("/cdn").bytes,
+        MIB as u64,
+        "only this file was fetched"
+    );
+    assert!(!folder.parent().unwrap().join("evil-Q4_K_M.gguf").exists());
+}
+
+#[tokio::test]
+async fn updates_are_known_without_a_download() {
+    let (mut bench, ..) = Bench::with_model(MIB);
+    bench.pull(NAME).await.unwrap();
+    assert_eq!(bench.hub.update(&bench.config, &name(NAME)).await, Ok(None));
+    bench.server.add_small(REPO, "README.md", "another text");
+    assert_eq!(
+        bench.hub.update(&bench.config, &name(NAME)).await,
+        Ok(None),
+        "a commit without other weights is no update"
+    );
+    bench.server.add(REPO, "tiny-Q8_0.gguf", Source::Bytes(noise(2 * MIB)));
+    let before = bench.server.hits("/cdn").requests;
+    let update = bench.hub.update(&bench.config, &name(NAME)).await.unwrap().unwrap();
+    assert_eq!(
+        (update.commit, update.bytes),
+        (bench.server.commit(REPO), 2 * MIB as u64)
+    );
+    assert_eq!(bench.server.hits("/cdn").requests, before);
+    bench.pull(NAME).await.unwrap();
+    assert_eq!(bench.hub.update(&bench.config, &name(NAME)).await, Ok(None));
+    bench.config.offline = true;
+    assert!(matches!(
+        bench.hub.update(&bench.config, &name(NAME)).await,
+        Err(HubError::SwitchedOff)
+    ));
 }
 
 #[tokio::test]

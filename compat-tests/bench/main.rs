@@ -6,6 +6,10 @@
 
 mod client;
 mod decode;
+mod download;
+#[path = "../harness/fake_hub.rs"]
+#[expect(dead_code, reason = "the tests use what the benchmark does not")]
+mod fake_hub;
 mod processes;
 mod relay;
 mod report;
@@ -33,9 +37,12 @@ struct Args {
     /// Rounds of each section.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..))]
     rounds: u32,
-    /// Measure only these sections: latency, relay, decode, memory.
+    /// Measure only these sections: latency, relay, decode, memory, download.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// Be the Hub that serves this file.
+    #[arg(long, hide = true, value_name = "FILE")]
+    hub: Option<PathBuf>,
     /// Be the upstream that the proxies are pointed at.
     #[arg(long, hide = true)]
     upstream: bool,
@@ -46,6 +53,10 @@ struct Args {
 
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
+    if let Some(file) = &args.hub {
+        download::serve(file)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if args.upstream {
         upstream::serve()?;
         return Ok(ExitCode::SUCCESS);
@@ -63,6 +74,9 @@ fn main() -> Result<ExitCode> {
     }
     if wants("decode") {
         section(&mut report, "decode", |report| decode::measure(args.rounds, report));
+    }
+    if wants("download") {
+        section(&mut report, "download", |report| download::measure(args.rounds, report));
     }
     let text = report.markdown();
     println!("{text}");

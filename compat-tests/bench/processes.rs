@@ -39,14 +39,18 @@ pub(crate) fn binaries() -> Binaries {
 }
 
 /// A child process that ends with this value.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    fn start(command: &mut Command) -> Result<Self> {
+    pub(crate) fn start(command: &mut Command) -> Result<Self> {
         let child = command.stdin(Stdio::null()).spawn();
         Ok(Self(child.with_context(|| {
             format!("cannot start {}", command.get_program().display())
         })?))
+    }
+
+    pub(crate) fn take_stdout(&mut self) -> Option<std::process::ChildStdout> {
+        self.0.stdout.take()
     }
 
     /// Calls until the reply's status is 200.

@@ -49,6 +49,8 @@ pub(crate) enum Source {
     Bytes(Bytes),
     /// Read at each request, so that a large model is not copied.
     Path(PathBuf),
+    /// A path once it is served.
+    Opened(Arc<File>),
 }
 
 /// What goes wrong. Counters say how many more times; `None` and zero are "not at all".
@@ -58,12 +60,16 @@ pub(crate) struct Faults {
     pub(crate) content_status: Option<(u16, u32)>,
     /// The API answers with this status, so many times.
     pub(crate) api_status: Option<(u16, u32)>,
-    /// `Retry-After` in seconds for a status 429.
+    /// `Retry-After` in seconds for a status that is a fault.
     pub(crate) retry_after: Option<u64>,
+    /// The API takes requests and never answers.
+    pub(crate) api_hangs: bool,
     /// Content bodies break off after so many bytes, so many times.
     pub(crate) truncate: Option<(u64, u32)>,
     /// Content bodies stop without an end after so many bytes, so many times.
     pub(crate) stall: Option<(u64, u32)>,
+    /// Content bodies come byte by byte after so many bytes, so many times.
+    pub(crate) drip: Option<(u64, u32)>,
     /// Wait before each 64 KiB of content.
     pub(crate) delay: Duration,
     /// Content is not what its hash says.
@@ -109,6 +115,7 @@ struct Repo {
     files: BTreeMap<String, Entry>,
     private: bool,
     gated: bool,
+    tags: Vec<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -118,6 +125,8 @@ struct Entry {
     sha256: String,
     oid: String,
     lfs: bool,
+    /// The size that the listing has, where it is not the true one.
+    claimed: Option<u64>,
 }
 
 /// The one token that is valid.
@@ -177,6 +186,20 @@ impl FakeHub {
     /// Adds a large file (one with a sha256, on the content network) to a repository that is made on the way.
     pub(crate) fn add(&self, repo: &str, path: &str, source: Source) -> String {
         self.insert(repo, path, source, true)
+    }
+
+    /// Adds a large file whose listing lies about its size.
+    pub(crate) fn add_claiming(&self, repo: &str, path: &str, source: Source, size: u64) {
+        self.insert(repo, path, source, true);
+        let mut state = self.state();
+        let files = state.repos.get_mut(repo).map(|repo| &mut repo.files);
+        files.and_then(|files| files.get_mut(path)).expect("just added").claimed = Some(size);
+    }
+
+    /// Tags of a repository, as `license:mit`.
+    pub(crate) fn set_tags(&self, repo: &str, tags: &[&str]) {
+        self.state().repos.entry(repo.to_owned()).or_default().tags =
+            tags.iter().map(|tag| (*tag).to_owned()).collect();
     }
 
     /// Adds a small file, which git holds itself; returns its hash.
@@ -251,6 +274,10 @@ impl Drop for FakeHub {
 
 impl Entry {
     fn new(source: Source, lfs: bool) -> Self {
+        let source = match source {
+            Source::Path(path) => Source::Opened(Arc::new(File::open(path).expect("the file is there"))),
+            source => source,
+        };
         let size = source.size();
         let (mut sha256, mut git) = (Sha256::new(), Sha1::new());
         git.update(format!("blob {size}\0"));
@@ -267,6 +294,7 @@ impl Entry {
             sha256: hex(&sha256.finalize()),
             oid: hex(&git.finalize()),
             lfs,
+            claimed: None,
         }
     }
 
@@ -280,15 +308,17 @@ impl Source {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
             Self::Path(path) => std::fs::metadata(path).expect("the file is there").len(),
+            Self::Opened(file) => file.metadata().expect("it is open").len(),
         }
     }
 
     fn read(&self, at: u64, length: u64) -> io::Result<Bytes> {
         match self {
             Self::Bytes(bytes) => Ok(bytes.slice(at as usize..(at + length) as usize)),
-            Self::Path(path) => {
+            Self::Path(path) => Self::Opened(Arc::new(File::open(path)?)).read(at, length),
+            Self::Opened(file) => {
                 let mut buffer = vec![0; length as usize];
-                File::open(path)?.read_exact_at(&mut buffer, at)?;
+                file.read_exact_at(&mut buffer, at)?;
                 Ok(buffer.into())
             }
         }
@@ -320,7 +350,13 @@ async fn accept(listener: TcpListener, shared: &Arc<Shared>, is_content: bool) {
         tokio::spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
                 let response = answer(&shared, &request, is_content);
-                async move { Ok::<_, Infallible>(response) }
+                let hangs = !is_content && shared.state().faults.api_hangs;
+                async move {
+                    if hangs {
+                        std::future::pending::<()>().await;
+                    }
+                    Ok::<_, Infallible>(response)
+                }
             });
             let http = hyper::server::conn::http1::Builder::new();
             // A client that goes away is part of most tests.
@@ -354,6 +390,7 @@ fn answer(shared: &Arc<Shared>, request: &Request<Incoming>, is_content: bool) -
         (true, _) => error(404, "", "no such content"),
         (false, ["api", "whoami-v2"]) if has_token => json_response(&json!({"name": "loopback", "type": "user"})),
         (false, ["api", "whoami-v2"]) => error(401, "", "Invalid credentials in Authorization header"),
+        (false, ["api", "models"]) => search(shared, &query, has_token),
         (false, ["api", "models", org, repo, rest @ ..]) => {
             api(shared, &format!("{org}/{repo}"), rest, &query, has_token)
         }
@@ -422,7 +459,8 @@ fn api(shared: &Shared, id: &str, rest: &[&str], query: &str, has_token: bool) -
             let siblings: Vec<_> = repo.files.keys().map(|path| json!({"rfilename": path})).collect();
             let gated: Value = if repo.gated { "auto".into() } else { false.into() };
             json_response(&json!({
-                "id": canonical, "sha": commit, "private": repo.private, "gated": gated, "tags": [], "siblings": siblings,
+                "id": canonical, "sha": commit, "private": repo.private, "gated": gated, "tags": repo.tags,
+                "siblings": siblings,
             }))
         }
         ["refs"] => json_response(&json!({
@@ -458,11 +496,29 @@ fn api(shared: &Shared, id: &str, rest: &[&str], query: &str, has_token: bool) -
 }
 
 fn listed(path: &str, entry: &Entry) -> Value {
-    let mut listed = json!({"type": "file", "oid": entry.oid, "size": entry.size, "path": path});
+    let size = entry.claimed.unwrap_or(entry.size);
+    let mut listed = json!({"type": "file", "oid": entry.oid, "size": size, "path": path});
     if entry.lfs {
-        listed["lfs"] = json!({"oid": entry.sha256, "size": entry.size, "pointerSize": 130});
+        listed["lfs"] = json!({"oid": entry.sha256, "size": size, "pointerSize": 130});
     }
     listed
+}
+
+/// Repositories whose name has all the words, as `GET /api/models?search=…&limit=…` gives them.
+fn search(shared: &Shared, query: &str, has_token: bool) -> Response<Body> {
+    let pairs: BTreeMap<String, String> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+    let words = pairs.get("search").cloned().unwrap_or_default().to_lowercase();
+    let limit = pairs.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(1000);
+    let state = shared.state();
+    let found: Vec<Value> = state
+        .repos
+        .iter()
+        .filter(|(_, repo)| !repo.private || has_token)
+        .filter(|(id, _)| words.split_whitespace().all(|word| id.to_lowercase().contains(word)))
+        .map(|(id, repo)| json!({"id": id, "downloads": 1234, "gated": repo.gated, "tags": repo.tags}))
+        .take(limit)
+        .collect();
+    json_response(&json!(found))
 }
 
 fn resolve(
@@ -551,7 +607,11 @@ fn content(shared: &Arc<Shared>, path: &str, sha256: &str, headers: &HeaderMap) 
         return page(403, "<html>Request has expired</html>");
     }
     if let Some(status) = take(&mut state.faults.content_status) {
-        return page(status, "<html>Internal Error</html>");
+        let mut response = page(status, "<html>Internal Error</html>");
+        if let Some(seconds) = state.faults.retry_after {
+            response.headers_mut().insert("retry-after", HeaderValue::from(seconds));
+        }
+        return response;
     }
     drop(state);
     let mut response = bytes(shared, path, &entry, headers);
@@ -589,8 +649,13 @@ fn bytes(shared: &Arc<Shared>, path: &str, entry: &Entry, headers: &HeaderMap) -
         last: end,
         breaks: None,
         delay: faults.delay,
+        drips_from: u64::MAX,
         wrong: faults.wrong_content,
     };
+    if let Some((bytes, count)) = faults.drip.as_mut().filter(|(_, count)| *count > 0) {
+        *count -= 1;
+        plan.drips_from = start + *bytes;
+    }
     for (fault, kind) in [(&mut faults.truncate, Break::Cut), (&mut faults.stall, Break::Hang)] {
         if let Some((bytes, count)) = fault.as_mut().filter(|(_, count)| *count > 0) {
             *count -= 1;
@@ -629,6 +694,8 @@ struct BodyPlan {
     last: u64,
     breaks: Option<Break>,
     delay: Duration,
+    /// From here on it comes byte by byte.
+    drips_from: u64,
     wrong: bool,
 }
 
@@ -648,7 +715,11 @@ impl BodyPlan {
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }
-        let length = CHUNK.min(self.last - self.at);
+        let mut length = CHUNK.min(self.last - self.at);
+        if self.at >= self.drips_from {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            length = 1;
+        }
         let read = self.source.read(self.at, length);
         self.at += length;
         self.shared.state().hits.entry(self.path.clone()).or_default().bytes += length;

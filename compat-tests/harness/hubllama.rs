@@ -64,6 +64,8 @@ pub(crate) struct Setup {
     pub(crate) with_model: bool,
     /// More files in the cache: repository, name in it, content.
     pub(crate) files: Vec<(&'static str, &'static str, PathBuf)>,
+    /// A cache that others use too; a new one in its folder if there is none.
+    pub(crate) cache: Option<PathBuf>,
     /// In a process group of its own, as a shell starts it.
     pub(crate) own_group: bool,
 }
@@ -100,6 +102,12 @@ impl Setup {
 
     pub(crate) fn upstream(mut self, url: String) -> Self {
         self.upstream = Some(url);
+        self
+    }
+
+    /// Shares a cache.
+    pub(crate) fn cache(mut self, folder: PathBuf) -> Self {
+        self.cache = Some(folder);
         self
     }
 
@@ -173,7 +181,10 @@ impl Hubllama {
             .env_clear()
             .env("HOME", folder.path())
             .env("HUBLLAMA_STATE", folder.path().join("state"))
-            .env("HF_HUB_CACHE", folder.path().join("hub"))
+            .env(
+                "HF_HUB_CACHE",
+                setup.cache.clone().unwrap_or_else(|| folder.path().join("hub")),
+            )
             .env("HF_ENDPOINT", setup.hub.clone().unwrap_or_else(dead))
             .stdin(Stdio::null())
             .stderr(Stdio::piped())

@@ -92,13 +92,16 @@ fn unnamed(text: &str) -> (&str, &str, &str) {
     ("", data, end)
 }
 
+/// What we add to `model_info`, under a prefix that no key of a file has.
+const OWN_KEYS: &str = "hubllama.";
+
 fn shape(value: &Value, key: &str, is_free: bool, without: &[&str]) -> String {
     let is_free = is_free || FREE_OBJECTS.contains(&key);
     match value {
         Value::Object(map) => {
             let members: Vec<String> = map
                 .iter()
-                .filter(|(key, _)| !without.contains(&key.as_str()))
+                .filter(|(key, _)| !without.contains(&key.as_str()) && !key.starts_with(OWN_KEYS))
                 .map(|(key, value)| format!("{key}:{}", shape(value, key, is_free, without)))
                 .collect();
             format!("{{{}}}", members.join(", "))

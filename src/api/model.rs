@@ -53,7 +53,7 @@ impl Model {
         name: String,
         requested: String,
     ) -> Result<Self, ApiError> {
-        let (canonical, capabilities) = match provider.card(call, &name).await {
+        let (canonical, capabilities) = match provider.card_now(call, &name).await {
             Ok(card) => (card.name, Some(card.facts.capabilities).filter(|list| !list.is_empty())),
             // It is pulled on first use; until then nothing is known of it.
             Err(Failure::NotFound(_)) if call.config.hub.auto_pull => (name.clone(), None),

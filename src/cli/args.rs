@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser as _};
 
 use crate::{config::Inputs, convert::TargetType};
 
@@ -44,6 +44,50 @@ pub(super) enum Command {
     /// List models, through the running daemon where there is one
     #[command(visible_alias = "ls")]
     List,
+    /// Say what a model is and where it is from
+    Show {
+        /// As `hubllama list` prints it
+        name: String,
+        /// Ask the Hub whether it has other files by now; downloads nothing
+        #[arg(long)]
+        updates: bool,
+    },
+    /// Remove a model; files of other programs stay, and are only not listed any more
+    Rm {
+        /// As `hubllama list` prints it
+        name: String,
+        /// Remove the files too that another program put into the cache
+        #[arg(long)]
+        files: bool,
+    },
+    /// Look for models on the Hub: quantisations, sizes, licences, and whether they fit this machine
+    Search {
+        /// Words of a repository's name
+        #[arg(required = true)]
+        words: Vec<String>,
+        /// Repositories to show
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=100).map(usize::from))]
+        limit: usize,
+    },
+    /// Hash the files of models again, of all without a name
+    Verify {
+        /// As `hubllama list` prints them
+        names: Vec<String>,
+    },
+    /// Show what is of no use in the cache: broken-off downloads, superseded commits, unused content
+    Prune {
+        /// Remove it
+        #[arg(long)]
+        apply: bool,
+    },
+    /// Copy a GGUF file into the cache under a name of its own
+    Import {
+        /// The file; of several parts, the first
+        file: PathBuf,
+        /// As hf:ORG/REPO or hf:ORG/REPO:Q4_K_M
+        #[arg(long = "as", value_name = "NAME")]
+        name: String,
+    },
     /// Make a GGUF file from a safetensors checkpoint; needs no daemon
     Convert {
         /// The folder of a checkpoint, or hf:ORG/REPO where its files are in the cache

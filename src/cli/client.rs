@@ -58,6 +58,30 @@ impl Daemon {
         decode(reply).await
     }
 
+    pub(super) async fn post(&self, path: &str, body: &serde_json::Value) -> anyhow::Result<serde_json::Value> {
+        let reply = self
+            .client
+            .post(format!("{}{path}", self.base))
+            .json(body)
+            .send()
+            .await?;
+        decode(reply).await
+    }
+
+    /// Success has no body.
+    pub(super) async fn delete(&self, path: &str, body: &serde_json::Value) -> anyhow::Result<()> {
+        let reply = self
+            .client
+            .delete(format!("{}{path}", self.base))
+            .json(body)
+            .send()
+            .await?;
+        if reply.status().is_success() {
+            return Ok(());
+        }
+        decode(reply).await.map(drop)
+    }
+
     /// Posts JSON and hands over each line of the reply until one is an error.
     pub(super) async fn post_lines(
         &self,

@@ -1,10 +1,10 @@
 //! `hubllama doctor`: what this build and this machine can do, and what is wrong.
 
-use std::{fs, path::Path, process::ExitCode, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, fs, path::Path, process::ExitCode, sync::Arc, time::Instant};
 
 use super::client::Daemon;
 use crate::{
-    config::{self, Inputs},
+    config::{self, Config, HubConfig, Inputs},
     hub::Hub,
     provider::{Call, Ollama},
     stdx::{fs::free_bytes, size::human_bytes},
@@ -86,21 +86,7 @@ pub(super) async fn run(inputs: &Inputs) -> anyhow::Result<ExitCode> {
         }
     }
     if config.hub.enabled {
-        let endpoint = &config.hub.endpoint;
-        if config.hub.offline {
-            row(true, "hub", format!("{endpoint}, offline by configuration"));
-        } else {
-            match Hub::new(&config.state_dir).reachable(&config.hub).await {
-                Ok(_) => row(true, "hub", format!("{endpoint} answers")),
-                Err(error) => row(false, "hub", format!("{error}")),
-            }
-        }
-        let token = if config.hub.token.is_some() {
-            "found"
-        } else {
-            "none (only public repositories)"
-        };
-        row(true, "hub token", token.into());
+        hub_rows(&config, &mut row).await;
     }
     println!();
     match troubles {
@@ -113,6 +99,62 @@ pub(super) async fn run(inputs: &Inputs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// The Hub, its mirrors, what it thinks of the token, and other people's caches.
+async fn hub_rows(config: &Config, row: &mut impl FnMut(bool, &str, String)) {
+    let endpoint = &config.hub.endpoint;
+    let mut answer = None;
+    if config.hub.offline {
+        row(true, "hub", format!("{endpoint}, offline by configuration"));
+    } else {
+        let hub = Hub::new(&config.state_dir);
+        match hub.reachable(&config.hub).await {
+            Ok(reachable) => {
+                row(true, "hub", format!("{endpoint} answers"));
+                answer = Some(reachable);
+            }
+            Err(error) => row(false, "hub", error.to_string()),
+        }
+        for mirror in &config.hub.mirrors {
+            // As an endpoint of its own, without the token that is not for it.
+            let alone = HubConfig {
+                endpoint: mirror.clone(),
+                mirrors: Vec::new(),
+                token: None,
+                organisation_tokens: BTreeMap::new(),
+                ..config.hub.clone()
+            };
+            match hub.reachable(&alone).await {
+                Ok(_) => row(true, "hub mirror", format!("{mirror} answers")),
+                Err(error) => row(false, "hub mirror", error.to_string()),
+            }
+        }
+    }
+    match (&config.hub.token, answer) {
+        (None, _) => row(true, "hub token", "none (only public repositories)".into()),
+        (Some(_), Some(answer)) if answer.token_refused => {
+            row(
+                false,
+                "hub token",
+                "found, but the Hub refuses it: log in again with hf auth login".into(),
+            );
+        }
+        (Some(_), answer) => match answer.and_then(|answer| answer.user) {
+            Some(user) => row(true, "hub token", format!("found, of {user}")),
+            None => row(true, "hub token", "found".into()),
+        },
+    }
+    for extra in &config.hub.extra_caches {
+        match fs::read_dir(extra) {
+            Ok(_) => row(true, "extra cache", extra.display().to_string()),
+            Err(error) => row(
+                false,
+                "extra cache",
+                format!("{} cannot be read: {error}", extra.display()),
+            ),
+        }
+    }
 }
 
 /// The nearest folder that exists: what a new one would be made in.

@@ -4,7 +4,10 @@ mod args;
 mod client;
 mod convert;
 mod doctor;
+mod manage;
 mod models;
+mod search;
+mod show;
 mod template;
 
 use std::process::ExitCode;
@@ -46,6 +49,12 @@ pub fn main() -> ExitCode {
         Command::Doctor => with_runtime(doctor::run(&inputs)),
         Command::Pull { name } => with_runtime(models::pull(&inputs, &name)),
         Command::List => with_runtime(models::list(&inputs)),
+        Command::Rm { name, files } => with_runtime(manage::remove(&inputs, &name, files)),
+        Command::Show { name, updates } => with_runtime(show::show(&inputs, &name, updates)),
+        Command::Search { words, limit } => with_runtime(search::search(&inputs, &words, limit)),
+        Command::Verify { names } => with_runtime(manage::verify(&inputs, &names)),
+        Command::Prune { apply } => with_runtime(manage::prune(&inputs, apply)),
+        Command::Import { file, name } => with_runtime(manage::import(&inputs, &file, &name)),
         Command::Template(arguments) => with_runtime(template::run(&inputs, &arguments)),
         Command::Worker { .. } => ExitCode::FAILURE,
     }

@@ -84,7 +84,7 @@ pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
                         .to_owned()
                 };
                 let size = model.get("size").and_then(serde_json::Value::as_u64).unwrap_or(0);
-                let modified = text("/modified_at").chars().take(16).collect();
+                let modified = minutes(&text("/modified_at"));
                 rows.push([
                     text("/name"),
                     human_bytes(size),
@@ -96,10 +96,7 @@ pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
         None => {
             eprintln!("no daemon is running; listing {}", config.hub.cache_dir.display());
             for model in Hub::new(&config.state_dir).list(&config.hub).await {
-                let modified = crate::stdx::timestamp::rfc3339_local(model.modified_at)
-                    .chars()
-                    .take(16)
-                    .collect();
+                let modified = minutes(&crate::stdx::timestamp::rfc3339_local(model.modified_at));
                 let label = model.canonical.rsplit(':').next().unwrap_or("-").to_owned();
                 rows.push([model.canonical, human_bytes(model.size_bytes), label, modified]);
             }
@@ -118,6 +115,11 @@ pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Date and minute out of a timestamp, for people.
+fn minutes(timestamp: &str) -> String {
+    timestamp.chars().take(16).collect::<String>().replace('T', " ")
 }
 
 /// One bar for each file; where nobody looks, a line for each step.
@@ -140,11 +142,15 @@ impl Bars {
     fn file(&mut self, digest: &str, total: u64, completed: u64) {
         let digest = digest.strip_prefix("sha256:").unwrap_or(digest);
         let bar = self.files.entry(digest.to_owned()).or_insert_with(|| {
-            let style = "{prefix} {wide_bar} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} {eta:>4}";
-            let bar = self.all.add(ProgressBar::new(total));
+            // Decimal, as every other size that is printed.
+            let style =
+                "{prefix} {wide_bar} {decimal_bytes:>10}/{decimal_total_bytes:10} {decimal_bytes_per_sec:>12} {eta:>4}";
+            let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+            // Complete before it is shown for the first time.
+            let bar = ProgressBar::hidden().with_style(style);
+            bar.set_length(total);
             bar.set_prefix(digest.chars().take(12).collect::<String>());
-            bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
+            self.all.add(bar)
         });
         bar.set_length(total);
         bar.set_position(completed);

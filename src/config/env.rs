@@ -84,6 +84,7 @@ const NAMES: &[Name] = &[
     name("RETRY_DELAY_MS", "hub.retry_delay", Form::Milliseconds),
     name("HUBLLAMA_LISTEN", "server.listen", Form::Plain),
     name("HUBLLAMA_UPSTREAM", "ollama.url", Form::Plain),
+    name("HUBLLAMA_ORGANISATION_TOKENS", "hub.organisation_tokens", Form::Plain),
     name("HUBLLAMA_STATE", "state_dir", Form::Plain),
     name("HUBLLAMA_LOG", "log.level", Form::Plain),
 ];

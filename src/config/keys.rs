@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 use super::{
     Config, ModelConfig,
-    value::{Choice, Codec, Flag, Folder, Hidden, List, Maybe, Number, Raw, Real, Size, Stay, Text, Time},
+    value::{Choice, Codec, Flag, Folder, Hidden, List, Maybe, Number, Raw, Real, Size, Stay, Text, Time, Tokens},
 };
 use crate::inference::KvCacheType;
 
@@ -64,6 +64,8 @@ macro_rules! key {
 
 /// The key whose value is a secret.
 pub(super) const TOKEN: &str = "hub.token";
+/// The key whose values hold secrets.
+pub(super) const ORGANISATION_TOKENS: &str = "hub.organisation_tokens";
 /// The key that names a file with that secret.
 pub(super) const TOKEN_FILE: &str = "hub.token_file";
 
@@ -86,6 +88,7 @@ pub(super) const KEYS: &[Key<Config>] = &[
     key!("ollama.honest_v1", ollama.honest_v1, Flag),
     key!("hub.enabled", hub.enabled, Flag),
     key!("hub.endpoint", hub.endpoint, Text),
+    key!("hub.mirrors", hub.mirrors, List<Text>),
     key!("hub.token", hub.token, Hidden),
     // The loader reads the file, after everything has been merged.
     Key {
@@ -98,15 +101,19 @@ pub(super) const KEYS: &[Key<Config>] = &[
         same: |_, _| true,
         copy: |_, _| (),
     },
+    key!("hub.organisation_tokens", hub.organisation_tokens, Tokens),
     key!("hub.cache_dir", hub.cache_dir, Folder),
+    key!("hub.extra_caches", hub.extra_caches, List<Folder>),
     key!("hub.offline", hub.offline, Flag),
     key!("hub.auto_pull", hub.auto_pull, Flag),
+    key!("hub.progress_in_thinking", hub.progress_in_thinking, Flag),
     key!("hub.claim_hf_co", hub.claim_hf_co, Flag),
     key!("hub.connect_timeout", hub.connect_timeout, Time),
     key!("hub.stall_timeout", hub.stall_timeout, Time),
     key!("hub.retry_attempts", hub.retry_attempts, Number),
     key!("hub.retry_delay", hub.retry_delay, Time),
     key!("hub.parallel_ranges", hub.parallel_ranges, Number),
+    key!("hub.max_bytes_per_second", hub.max_bytes_per_second, Size),
     key!("engine.max_loaded_models", engine.max_loaded_models, Number),
     key!("engine.parallel", engine.parallel, Number),
     key!("engine.max_queue", engine.max_queue, Number),

@@ -11,7 +11,7 @@ use std::{
 use super::{
     Config, Origin, Problem, Problems, Shadowed, document,
     env::{self, Environment},
-    keys::{self, Key, TOKEN, TOKEN_FILE},
+    keys::{self, Key, ORGANISATION_TOKENS, TOKEN, TOKEN_FILE},
     paths::{self, ConfigPath},
     suggest::hint,
     validate::validate,
@@ -197,7 +197,8 @@ impl Merge {
         self.origins.extend(document.origins);
         let names: Vec<&str> = document.settings.iter().map(|(key, ..)| key.name).collect();
         let has = |name| names.contains(&name);
-        let (both_tokens, has_token) = (has(TOKEN) && has(TOKEN_FILE), has(TOKEN));
+        let both_tokens = has(TOKEN) && has(TOKEN_FILE);
+        let secret = [TOKEN, ORGANISATION_TOKENS].into_iter().find(|key| has(key));
         for (key, raw, origin) in document.settings {
             if key.name == TOKEN_FILE && both_tokens {
                 self.problem(origin, key.name, "is set beside hub.token; keep one of the two");
@@ -207,9 +208,11 @@ impl Merge {
                 self.problem(origin, key.name, sentence);
             }
         }
-        if has_token && std::fs::metadata(&file.path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0) {
+        if let Some(key) = secret
+            && std::fs::metadata(&file.path).is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0)
+        {
             let sentence = "stands in a file that everybody on this machine can read; chmod o-r it, or use token_file";
-            self.warning(self.origins.get(TOKEN).cloned().unwrap_or_default(), TOKEN, sentence);
+            self.warning(self.origins.get(key).cloned().unwrap_or_default(), key, sentence);
         }
         Some(text)
     }
@@ -287,6 +290,10 @@ impl Merge {
             hub.cache_dir = paths::hub_cache(environment).unwrap_or_default();
         }
         hub.cache_dir = paths::expand_home(&hub.cache_dir, environment);
+        for extra in &mut hub.extra_caches {
+            *extra = paths::expand_home(extra, environment);
+        }
+        hub.mirrors.iter_mut().for_each(trim_slashes);
         // `https://host/` and `https://host` mean the same; paths are joined with a slash.
         trim_slashes(&mut hub.endpoint);
         trim_slashes(&mut self.config.ollama.url);

@@ -688,7 +688,10 @@ fn example_with_every_key_is_good_and_shows_the_defaults() {
     // What has no default, or one that depends on the machine, shows an example instead.
     let examples = [
         "hub.token",
+        "hub.mirrors",
+        "hub.organisation_tokens",
         "hub.cache_dir",
+        "hub.extra_caches",
         "server.origins",
         "engine.tensor_split",
         "state_dir",

@@ -81,14 +81,22 @@ pub struct HubConfig {
     pub enabled: bool,
     /// Base URL of the Hub.
     pub endpoint: String,
+    /// Base URLs that are asked, in this order, where the endpoint does not help. They never see a token.
+    pub mirrors: Vec<String>,
     /// Access token.
     pub token: Option<Secret<String>>,
+    /// Access tokens for the repositories of one user or organisation, by its name in lower case.
+    pub organisation_tokens: BTreeMap<String, Secret<String>>,
     /// Root of the cache shared with huggingface_hub (the folder that holds `models--org--repo`).
     pub cache_dir: PathBuf,
+    /// Roots of other people's caches, searched first and never written to.
+    pub extra_caches: Vec<PathBuf>,
     /// Use what is cached, ask nobody.
     pub offline: bool,
     /// Pull any well-formed name on first use, not only those named in the configuration.
     pub auto_pull: bool,
+    /// Tell a chat that waits for a download how far that is, in its reasoning.
+    pub progress_in_thinking: bool,
     /// Claim `hf.co/…` and `huggingface.co/…`, which are Ollama's own spelling.
     pub claim_hf_co: bool,
     /// Time to connect.
@@ -101,6 +109,8 @@ pub struct HubConfig {
     pub retry_delay: Duration,
     /// Ranges of one file that are fetched at once.
     pub parallel_ranges: usize,
+    /// Bytes in a second that all downloads together may bring; 0 is no limit.
+    pub max_bytes_per_second: u64,
 }
 
 /// `[engine]`: defaults of every hf: model, and what they share.
@@ -262,16 +272,21 @@ impl Default for HubConfig {
         Self {
             enabled: true,
             endpoint: "https://huggingface.co".into(),
+            mirrors: Vec::new(),
             token: None,
+            organisation_tokens: BTreeMap::new(),
             cache_dir: PathBuf::new(),
+            extra_caches: Vec::new(),
             offline: false,
             auto_pull: false,
+            progress_in_thinking: false,
             claim_hf_co: false,
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(30),
             retry_attempts: 5,
             retry_delay: Duration::from_millis(500),
             parallel_ranges: 8,
+            max_bytes_per_second: 0,
         }
     }
 }

@@ -178,8 +178,49 @@ fn hub(hub: &HubConfig, findings: &mut Findings) {
             );
         }
     }
+    for (index, mirror) in hub.mirrors.iter().enumerate() {
+        if let Err(sentence) = base_url(mirror, "https://hf-mirror.example.com") {
+            findings.problem("hub.mirrors", sentence);
+        }
+        if *mirror == hub.endpoint || hub.mirrors[..index].contains(mirror) {
+            findings.problem("hub.mirrors", format!("names {mirror:?}, which is asked already"));
+        }
+    }
+    for (organisation, token) in &hub.organisation_tokens {
+        let is_name = |text: &str| {
+            text.bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        };
+        if organisation.is_empty() || organisation.len() > 96 || !is_name(organisation) {
+            let sentence = format!("{organisation:?} is no user or organisation of the Hub");
+            findings.problem("hub.organisation_tokens", sentence);
+        }
+        let token = token.expose();
+        if token.is_empty() || token.len() > 1024 || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let sentence = format!("holds for {organisation:?} something that is no token");
+            findings.problem("hub.organisation_tokens", sentence);
+        }
+    }
+    for extra in &hub.extra_caches {
+        if !extra.is_absolute() {
+            let sentence = format!(
+                "{:?} is not absolute; write the whole path",
+                extra.display().to_string()
+            );
+            findings.problem("hub.extra_caches", sentence);
+        } else if *extra == hub.cache_dir {
+            findings.problem(
+                "hub.extra_caches",
+                "names the folder of hub.cache_dir, which is searched anyway",
+            );
+        }
+    }
     if hub.enabled {
         folder("hub.cache_dir", &hub.cache_dir, "HF_HOME", findings);
+    }
+    // Less would let every transfer look like a stalled one.
+    if hub.max_bytes_per_second != 0 {
+        findings.range("hub.max_bytes_per_second", hub.max_bytes_per_second, 64 << 10, 1 << 50);
     }
     findings.time("hub.connect_timeout", hub.connect_timeout, MILLISECOND, TEN_MINUTES);
     findings.time("hub.stall_timeout", hub.stall_timeout, SECOND, DAY);

@@ -1,6 +1,6 @@
 //! From what people write to typed values, and back to something to show. One codec for each way of writing.
 
-use std::{fmt::Display, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt::Display, path::PathBuf, time::Duration};
 
 use serde_json::{Value as Json, json};
 
@@ -393,6 +393,40 @@ impl Codec<Option<Secret<String>>> for Hidden {
     }
 }
 
+/// Secrets by name, each written `"NAME=SECRET"`; never shown, not even in an error.
+pub(super) struct Tokens;
+
+impl Codec<BTreeMap<String, Secret<String>>> for Tokens {
+    fn read(raw: &Raw) -> Result<BTreeMap<String, Secret<String>>, String> {
+        let texts: Vec<&str> = match raw {
+            Raw::List(items) => items.iter().map(|item| item.text().unwrap_or_default()).collect(),
+            Raw::Word(text) => text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect(),
+            Raw::Text(text) => vec![text.trim()],
+            _ => Vec::new(),
+        };
+        let mut tokens = BTreeMap::new();
+        for text in texts {
+            let Some((name, token)) = text.split_once('=').map(|(name, token)| (name.trim(), token.trim())) else {
+                return Err("expected texts as \"my-org=hf_example\", found one without =".into());
+            };
+            if tokens
+                .insert(name.to_ascii_lowercase(), Secret::new(token.to_owned()))
+                .is_some()
+            {
+                return Err(format!("names {name:?} twice"));
+            }
+        }
+        if tokens.is_empty() && !matches!(raw, Raw::List(_) | Raw::Word(_)) {
+            return Err("expected a list of texts as \"my-org=hf_example\"".into());
+        }
+        Ok(tokens)
+    }
+
+    fn show(value: &BTreeMap<String, Secret<String>>) -> Json {
+        value.keys().map(|name| format!("{name}=[redacted]")).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -450,6 +484,25 @@ mod tests {
                     .into()
             )
         );
+    }
+
+    #[test]
+    fn tokens_are_read_and_never_shown() {
+        let raw = Raw::List(vec![Raw::Text("My-Org = hf_a".into()), Raw::Text("b=hf_b=".into())]);
+        let tokens = Tokens::read(&raw).unwrap();
+        assert_eq!(tokens["my-org"].expose(), "hf_a");
+        assert_eq!(tokens["b"].expose(), "hf_b=");
+        assert_eq!(Tokens::show(&tokens), json!(["b=[redacted]", "my-org=[redacted]"]));
+        assert_eq!(Tokens::read(&word("my-org=hf_a,b=hf_b=")), Ok(tokens));
+        for bad in [
+            Raw::Text("hf_secret".into()),
+            word("a=x,A=y"),
+            Raw::Integer(1),
+            Raw::Table,
+        ] {
+            let sentence = Tokens::read(&bad).unwrap_err();
+            assert!(!sentence.contains("secret"), "{sentence}");
+        }
     }
 
     #[test]

@@ -27,6 +27,8 @@ const MAX_DEPTH: usize = 16;
 /// A complete model in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CachedModel {
+    /// The cache that it is in.
+    pub(crate) root: PathBuf,
     pub(crate) org: String,
     pub(crate) repo: String,
     pub(crate) commit: String,
@@ -150,6 +152,27 @@ impl RepoFolder {
         Some(commit.trim().to_owned()).filter(|commit| is_commit(commit))
     }
 
+    pub(crate) fn has_reference(&self, revision: &str) -> bool {
+        self.reference(revision).is_some()
+    }
+
+    /// Every commit that a branch or tag points to.
+    pub(crate) fn referenced_commits(&self) -> HashSet<String> {
+        let mut commits = HashSet::new();
+        let refs = self.path.join("refs");
+        let mut stack = vec![(refs.clone(), 0)];
+        while let Some((folder, depth)) = stack.pop() {
+            for path in entries(&folder) {
+                if path.is_dir() && !path.is_symlink() && depth < MAX_DEPTH {
+                    stack.push((path, depth + 1));
+                } else if let Some(revision) = path.strip_prefix(&refs).ok().and_then(Path::to_str) {
+                    commits.extend(self.reference(revision));
+                }
+            }
+        }
+        commits
+    }
+
     /// Points a branch or tag to a commit.
     pub(crate) fn write_reference(&self, revision: &str, commit: &str) -> Result<(), HubError> {
         let path = self.path.join("refs").join(revision);
@@ -222,6 +245,7 @@ impl Snapshot {
         let full = |file: &RepoFile| self.path.join(&file.path);
         let modified = |file: &RepoFile| fs::metadata(full(file)).and_then(|meta| meta.modified()).ok();
         CachedModel {
+            root: folder.path.parent().map(Path::to_owned).unwrap_or_default(),
             org: folder.org.clone(),
             repo: folder.repo.clone(),
             commit: self.commit.clone(),
@@ -233,6 +257,30 @@ impl Snapshot {
             label: resolution.label,
         }
     }
+}
+
+/// Finds a model in one of several caches. The first that has it wins, unless a later one got another commit afterwards: a
+/// pull must not stay hidden behind what somebody downloaded long ago.
+pub(crate) fn locate_in(roots: &[PathBuf], name: &HfName) -> Result<CachedModel, HubError> {
+    let mut found: Option<CachedModel> = None;
+    let mut missing = HubError::NotCached(name.to_string());
+    for root in roots {
+        match locate(root, name) {
+            Ok(model) => {
+                let is_better = found.as_ref().is_none_or(|first| supersedes(&model, first));
+                if is_better {
+                    found = Some(model);
+                }
+            }
+            Err(error) => missing = error,
+        }
+    }
+    found.ok_or(missing)
+}
+
+/// Whether a model of a later cache is to be taken instead of the same one in an earlier cache.
+pub(crate) fn supersedes(later: &CachedModel, earlier: &CachedModel) -> bool {
+    later.commit != earlier.commit && later.modified_at > earlier.modified_at
 }
 
 /// Finds a model without the network.
@@ -302,7 +350,8 @@ pub(crate) fn blob_of(folder: &RepoFolder, link: &Path) -> Option<PathBuf> {
     blob_name(link).map(|etag| folder.blob(&etag))
 }
 
-fn blob_name(link: &Path) -> Option<String> {
+/// The name of the blob that a snapshot's link leads to: the hash of the content.
+pub(crate) fn blob_name(link: &Path) -> Option<String> {
     let target = fs::read_link(link).ok()?;
     Some(target.file_name()?.to_str()?.to_owned())
 }

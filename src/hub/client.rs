@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use reqwest::{
@@ -18,28 +18,38 @@ use super::{
     error::HubError,
     name,
     resolve::RepoFile,
-    wire::{EntryWire, ErrorWire, InfoWire, WhoWire, etag, next_page, number, redirect, retry_after},
+    sites::{Health, Site, Tour},
+    throttle::Throttle,
+    wire::{EntryWire, FoundWire, InfoWire, WhoWire, etag, next_page, number, redirect},
 };
-use crate::config::HubConfig;
+use crate::{config::HubConfig, stdx::Secret};
 
 /// Redirects of one request; huggingface.co uses two.
 const MAX_REDIRECTS: usize = 10;
 /// Bytes of one JSON answer; repositories with tens of thousands of files stay under it.
 const MAX_JSON_BYTES: usize = 32 << 20;
-/// Bytes of an error's body that are looked at.
-const MAX_ERROR_BYTES: usize = 4 << 10;
 /// Pages of a listing; the Hub puts a thousand entries on each.
 const MAX_PAGES: usize = 200;
-/// The connection pool, rebuilt when the setting that is fixed at its construction changes.
+/// What a download must bring within the time that counts as a stall; less is a connection that only seems alive.
+const MIN_BYTES: usize = 1 << 10;
+
+/// What outlives a request: connections, what is known of addresses, the bandwidth in use.
 #[derive(Debug, Default)]
-pub(crate) struct Pool(Mutex<Option<(Duration, reqwest::Client)>>);
+pub(crate) struct Pool {
+    /// Rebuilt when the setting that is fixed at its construction changes.
+    client: Mutex<Option<(Duration, reqwest::Client)>>,
+    health: Arc<Health>,
+    throttle: Arc<Throttle>,
+}
 
 /// A way to ask the Hub under one configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     http: reqwest::Client,
     config: Arc<HubConfig>,
-    endpoint: Url,
+    sites: Arc<[Site]>,
+    health: Arc<Health>,
+    throttle: Arc<Throttle>,
 }
 
 /// What a repository is at a revision.
@@ -49,11 +59,15 @@ pub(crate) struct RepoInfo {
     pub(crate) org: String,
     pub(crate) repo: String,
     pub(crate) commit: String,
+    /// As the model card has it.
+    pub(crate) license: Option<String>,
 }
 
 /// Where a file's bytes are, for a while: links to a content network expire.
 #[derive(Clone, Debug)]
 pub(crate) struct FileLocation {
+    /// Which address of the Hub named it.
+    pub(crate) site: Site,
     pub(crate) url: Url,
     /// Hash of the content, where the Hub announces one.
     pub(crate) etag: Option<String>,
@@ -79,7 +93,7 @@ pub(crate) struct About<'a> {
 
 impl Pool {
     fn client(&self, connect_timeout: Duration) -> Result<reqwest::Client, HubError> {
-        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, client)) = cached.as_ref().filter(|(timeout, _)| *timeout == connect_timeout) {
             return Ok(client.clone());
         }
@@ -100,15 +114,12 @@ impl Pool {
 
 impl Client {
     pub(crate) fn new(pool: &Pool, config: Arc<HubConfig>) -> Result<Self, HubError> {
-        let bad = |reason: String| HubError::Endpoint(format!("{}: {reason}", config.endpoint));
-        let endpoint = Url::parse(&config.endpoint).map_err(|error| bad(error.to_string()))?;
-        if !matches!(endpoint.scheme(), "http" | "https") || endpoint.host_str().is_none() {
-            return Err(bad("it is neither http nor https".into()));
-        }
         Ok(Self {
+            sites: Site::all(&config)?.into(),
             http: pool.client(config.connect_timeout)?,
+            health: Arc::clone(&pool.health),
+            throttle: Arc::clone(&pool.throttle),
             config,
-            endpoint,
         })
     }
 
@@ -120,24 +131,49 @@ impl Client {
         Backoff::new(&self.config)
     }
 
+    fn tour(&self) -> Tour<'_> {
+        Tour::new(&self.sites, &self.health, self.backoff())
+    }
+
+    /// Tells that an address named a place from which nothing comes, so that another is tried first.
+    pub(crate) fn blame(&self, site: &Site) {
+        self.health.failed(site);
+    }
+
     /// The repository's canonical spelling and the commit behind a revision.
     pub(crate) async fn info(&self, repo: &str, revision: &str) -> Result<RepoInfo, HubError> {
-        let url = self.url(&["api", "models"], repo, &["revision", revision], "")?;
         let about = About {
             repo,
             revision,
             path: "",
         };
-        let (body, _) = self.json::<InfoWire>(&url, &about).await?;
+        let mut tour = self.tour();
+        loop {
+            match self.info_at(tour.site(), &about).await {
+                Ok(info) => {
+                    tour.worked();
+                    return Ok(info);
+                }
+                Err(error) => tour.failed(error).await?,
+            }
+        }
+    }
+
+    async fn info_at(&self, site: &Site, about: &About<'_>) -> Result<RepoInfo, HubError> {
+        let About { repo, revision, .. } = *about;
+        let url = site_url(site, &["api", "models"], repo, &["revision", revision], "")?;
+        let (body, _) = self.json_once::<InfoWire>(&url, about).await?;
         let id = body.id.as_deref().unwrap_or(repo);
         let Some((org, name)) = name::split_repo_id(id) else {
             return Err(self.protocol(&url, "it gave a repository name that the Hub does not allow"));
         };
-        match body.sha.filter(|commit| cache::is_commit(commit)) {
+        let (org, name) = (org.to_owned(), name.to_owned());
+        match body.sha.as_ref().filter(|commit| cache::is_commit(commit)) {
             Some(commit) => Ok(RepoInfo {
-                org: org.to_owned(),
-                repo: name.to_owned(),
-                commit,
+                org,
+                repo: name,
+                commit: commit.clone(),
+                license: body.license(),
             }),
             None => Err(self.protocol(&url, "it gave no commit")),
         }
@@ -150,13 +186,31 @@ impl Client {
             revision: commit,
             path: "",
         };
-        let mut url = self.url(&["api", "models"], repo, &["tree", commit], "")?;
+        let mut tour = self.tour();
+        loop {
+            match self.tree_at(tour.site(), &about).await {
+                Ok(files) => {
+                    tour.worked();
+                    return Ok(files);
+                }
+                Err(error) => tour.failed(error).await?,
+            }
+        }
+    }
+
+    async fn tree_at(&self, site: &Site, about: &About<'_>) -> Result<Vec<RepoFile>, HubError> {
+        let mut url = site_url(site, &["api", "models"], about.repo, &["tree", about.revision], "")?;
         url.set_query(Some("recursive=true&expand=false"));
         let mut files = Vec::new();
-        for _ in 0..MAX_PAGES {
-            let (page, headers) = self.json::<Vec<EntryWire>>(&url, &about).await?;
+        for page in 0..MAX_PAGES {
+            // The first page is tried once, since another address may have it; the others are where the first was.
+            let (entries, headers) = match page {
+                0 => self.json_once::<Vec<EntryWire>>(&url, about).await?,
+                _ => self.json::<Vec<EntryWire>>(&url, about).await?,
+            };
             files.extend(
-                page.into_iter()
+                entries
+                    .into_iter()
                     .filter(|entry| entry.kind == "file")
                     .filter_map(EntryWire::into_file),
             );
@@ -168,32 +222,66 @@ impl Client {
         Err(self.protocol(&url, "its listing does not end"))
     }
 
-    /// Asks where a file's bytes are. Redirects inside the Hub are followed; one that leads out is the answer.
-    pub(crate) async fn locate(&self, about: &About<'_>) -> Result<FileLocation, HubError> {
-        let start = self.url(&[], about.repo, &["resolve", about.revision], about.path)?;
-        let mut backoff = self.backoff();
+    /// Repositories with GGUF files that match some words, the most downloaded first.
+    pub(crate) async fn search(&self, words: &str, limit: usize) -> Result<Vec<FoundWire>, HubError> {
+        let about = About {
+            repo: "",
+            revision: "",
+            path: "",
+        };
+        let mut tour = self.tour();
         loop {
-            match self.locate_once(start.clone(), about).await {
-                Ok(location) => return Ok(location),
-                Err(error) => backoff.wait(error).await?,
+            let mut url = tour.site().url.clone();
+            extend(&mut url, ["api", "models"])?;
+            url.query_pairs_mut()
+                .append_pair("search", words)
+                .append_pair("filter", "gguf")
+                .append_pair("sort", "downloads")
+                .append_pair("direction", "-1")
+                .append_pair("limit", &limit.to_string());
+            match self.json_once::<Vec<FoundWire>>(&url, &about).await {
+                Ok((mut found, _)) => {
+                    tour.worked();
+                    found.retain(|repo| name::split_repo_id(&repo.id).is_some());
+                    found.truncate(limit);
+                    return Ok(found);
+                }
+                Err(error) => tour.failed(error).await?,
             }
         }
     }
 
-    async fn locate_once(&self, start: Url, about: &About<'_>) -> Result<FileLocation, HubError> {
+    /// Asks where a file's bytes are. Redirects inside the Hub are followed; one that leads out is the answer.
+    pub(crate) async fn locate(&self, about: &About<'_>) -> Result<FileLocation, HubError> {
+        let mut tour = self.tour();
+        loop {
+            match self.locate_at(tour.site(), about).await {
+                Ok(location) => {
+                    tour.worked();
+                    return Ok(location);
+                }
+                Err(error) => tour.failed(error).await?,
+            }
+        }
+    }
+
+    async fn locate_at(&self, site: &Site, about: &About<'_>) -> Result<FileLocation, HubError> {
         let mut location = FileLocation {
-            url: start,
+            url: site_url(site, &[], about.repo, &["resolve", about.revision], about.path)?,
+            site: site.clone(),
             etag: None,
             size: None,
         };
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.send(Method::HEAD, &location.url, None).await?;
+            let response = self
+                .send(Method::HEAD, &location.url, None, self.token(about.repo))
+                .await?;
             let headers = response.headers();
             // The first hop that knows the content wins; the content network's own tags mean something else.
             location.etag = location.etag.or_else(|| etag(headers, "x-linked-etag"));
             location.size = location.size.or_else(|| number(headers, "x-linked-size"));
             match redirect(&response)? {
-                Some(next) if next.origin() == self.endpoint.origin() => location.url = next,
+                Some(next) if next.origin() == site.url.origin() => location.url = next,
                 Some(next) => {
                     location.url = next;
                     return Ok(location);
@@ -211,19 +299,22 @@ impl Client {
 
     /// The content of a small text file; `None` if the repository has no such file.
     pub(crate) async fn text(&self, about: &About<'_>) -> Result<Option<String>, HubError> {
-        let url = self.url(&[], about.repo, &["resolve", about.revision], about.path)?;
-        let mut backoff = self.backoff();
+        let mut tour = self.tour();
         loop {
+            let url = site_url(tour.site(), &[], about.repo, &["resolve", about.revision], about.path)?;
             match self.text_once(&url, about).await {
                 Err(HubError::FileNotFound { .. }) => return Ok(None),
-                Ok(text) => return Ok(Some(text)),
-                Err(error) => backoff.wait(error).await?,
+                Ok(text) => {
+                    tour.worked();
+                    return Ok(Some(text));
+                }
+                Err(error) => tour.failed(error).await?,
             }
         }
     }
 
     async fn text_once(&self, url: &Url, about: &About<'_>) -> Result<String, HubError> {
-        let response = self.get(url, None).await?;
+        let response = self.get(url, None, about).await?;
         if !response.status().is_success() {
             return Err(self.refusal(response, about).await);
         }
@@ -232,10 +323,15 @@ impl Client {
     }
 
     /// One try to get a file's bytes, or the bytes `range.0..range.1` of them. The status is the caller's to look at.
-    pub(crate) async fn get(&self, url: &Url, range: Option<(u64, u64)>) -> Result<Response, HubError> {
+    pub(crate) async fn get(
+        &self,
+        url: &Url,
+        range: Option<(u64, u64)>,
+        about: &About<'_>,
+    ) -> Result<Response, HubError> {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.send(Method::GET, &url, range).await?;
+            let response = self.send(Method::GET, &url, range, self.token(about.repo)).await?;
             match redirect(&response)? {
                 Some(next) => url = next,
                 None => return Ok(response),
@@ -246,14 +342,14 @@ impl Client {
 
     /// Whether the Hub answers, and what it thinks of the token.
     pub(crate) async fn reachable(&self) -> Result<Reachable, HubError> {
-        let mut url = self.endpoint.clone();
+        let mut url = self.main()?.url.clone();
         extend(&mut url, ["api", "whoami-v2"])?;
         let about = About {
             repo: "",
             revision: "",
             path: "",
         };
-        let response = self.get(&url, None).await?;
+        let response = self.get(&url, None, &about).await?;
         match response.status() {
             StatusCode::OK => {
                 let body = self.body(response, MAX_JSON_BYTES).await?;
@@ -276,6 +372,25 @@ impl Client {
         }
     }
 
+    /// Reads a chunk of a download, no faster than the setting allows.
+    pub(crate) async fn content(&self, response: &mut Response) -> Result<Option<bytes::Bytes>, HubError> {
+        let chunk = self.chunk(response).await?;
+        let length = chunk.as_ref().map_or(0, bytes::Bytes::len);
+        self.throttle
+            .take(length as u64, self.config.max_bytes_per_second)
+            .await;
+        Ok(chunk)
+    }
+
+    /// Watches the pace of one response.
+    pub(crate) fn pace(&self) -> Pace {
+        Pace {
+            since: Instant::now(),
+            bytes: 0,
+            after: self.config.stall_timeout,
+        }
+    }
+
     /// Reads a chunk, unless none comes for too long.
     pub(crate) async fn chunk(&self, response: &mut Response) -> Result<Option<bytes::Bytes>, HubError> {
         let after = self.config.stall_timeout;
@@ -289,92 +404,6 @@ impl Client {
                 host: host(response.url()),
                 after,
             }),
-        }
-    }
-
-    /// Turns an answer other than success into an error.
-    pub(crate) async fn refusal(&self, response: Response, about: &About<'_>) -> HubError {
-        let status = response.status().as_u16();
-        let headers = response.headers().clone();
-        let url = response.url().clone();
-        let text = |name: &str| {
-            headers
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-                .unwrap_or_default()
-                .to_owned()
-        };
-        let code = text("x-error-code");
-        let mut message = text("x-error-message");
-        if message.is_empty() {
-            // HTML pages of proxies are not repeated to the user, the Hub's own JSON is.
-            let body = self.body(response, MAX_ERROR_BYTES).await.unwrap_or_default();
-            message = serde_json::from_slice::<ErrorWire>(&body)
-                .map(|wire| wire.error)
-                .unwrap_or_default();
-        }
-        let message: String = message.chars().filter(|c| !c.is_control()).take(300).collect();
-        self.classify(
-            Refusal {
-                status,
-                code: &code,
-                message,
-                retry_after: retry_after(&headers),
-                url: &url,
-            },
-            about,
-        )
-    }
-
-    fn classify(&self, refusal: Refusal<'_>, about: &About<'_>) -> HubError {
-        let Refusal {
-            status,
-            code,
-            message,
-            retry_after,
-            url,
-        } = refusal;
-        let repo = about.repo.to_owned();
-        let endpoint = self.config.endpoint.clone();
-        match (status, code) {
-            (401 | 403, "GatedRepo") => {
-                let url = format!("{}/{repo}", endpoint.trim_end_matches('/'));
-                HubError::Gated { repo, url }
-            }
-            (404, "RevisionNotFound") => HubError::RevisionNotFound {
-                repo,
-                revision: about.revision.to_owned(),
-            },
-            (404, "EntryNotFound") => HubError::FileNotFound {
-                repo,
-                path: about.path.to_owned(),
-            },
-            (401, _) if message.contains("Invalid credentials") => HubError::BadToken { endpoint },
-            (401 | 404, "RepoNotFound" | "") => HubError::RepoNotFound { repo, endpoint },
-            (401 | 403 | 451, _) => {
-                let message = if message.is_empty() {
-                    format!("status {status}")
-                } else {
-                    message
-                };
-                HubError::Forbidden {
-                    repo,
-                    message: message.trim_end_matches('.').to_owned(),
-                }
-            }
-            (429, _) => HubError::RateLimited { retry_after },
-            _ => {
-                let message = if message.is_empty() {
-                    message
-                } else {
-                    format!(" ({message})")
-                };
-                HubError::Status {
-                    host: host(url),
-                    status,
-                    message,
-                }
-            }
         }
     }
 
@@ -404,7 +433,7 @@ impl Client {
         url: &Url,
         about: &About<'_>,
     ) -> Result<(T, HeaderMap), HubError> {
-        let response = self.get(url, None).await?;
+        let response = self.get(url, None, about).await?;
         if !response.status().is_success() {
             return Err(self.refusal(response, about).await);
         }
@@ -415,7 +444,7 @@ impl Client {
         Ok((parsed, headers))
     }
 
-    async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, HubError> {
+    pub(crate) async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, HubError> {
         let mut body = Vec::new();
         while let Some(chunk) = self.chunk(&mut response).await? {
             if body.len() + chunk.len() > limit {
@@ -426,8 +455,26 @@ impl Client {
         Ok(body)
     }
 
-    /// One request, one answer; only the Hub itself is shown the token.
-    async fn send(&self, method: Method, url: &Url, range: Option<(u64, u64)>) -> Result<Response, HubError> {
+    /// The token for a repository: its organisation's, else the general one.
+    fn token(&self, repo: &str) -> Option<&Secret<String>> {
+        let org = repo.split('/').next().unwrap_or_default().to_ascii_lowercase();
+        self.config.organisation_tokens.get(&org).or(self.config.token.as_ref())
+    }
+
+    fn main(&self) -> Result<&Site, HubError> {
+        self.sites
+            .first()
+            .ok_or_else(|| HubError::Endpoint("there is none".into()))
+    }
+
+    /// One request, one answer; only the Hub itself is shown a token, no mirror and no content network.
+    async fn send(
+        &self,
+        method: Method,
+        url: &Url,
+        range: Option<(u64, u64)>,
+        token: Option<&Secret<String>>,
+    ) -> Result<Response, HubError> {
         // A server that compresses would ignore ranges and hide the size.
         let mut request = self
             .http
@@ -436,12 +483,8 @@ impl Client {
         if let Some((start, end)) = range {
             request = request.header(RANGE, format!("bytes={start}-{}", end - 1));
         }
-        if let Some(token) = self
-            .config
-            .token
-            .as_ref()
-            .filter(|_| url.origin() == self.endpoint.origin())
-        {
+        let endpoint = self.main()?.url.origin();
+        if let Some(token) = token.filter(|_| url.origin() == endpoint) {
             request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose()));
         }
         let after = self.config.stall_timeout.max(self.config.connect_timeout);
@@ -455,25 +498,38 @@ impl Client {
             Err(_) => Err(HubError::Stalled { host: host(url), after }),
         }
     }
+}
 
-    /// `endpoint/HEAD…/ORG/REPO/TAIL…/PATH…`, where a slash inside a revision is escaped and one inside a path is not.
-    fn url(&self, head: &[&str], repo: &str, tail: &[&str], path: &str) -> Result<Url, HubError> {
-        let mut url = self.endpoint.clone();
-        let segments = head.iter().copied().chain(repo.split('/')).chain(tail.iter().copied());
-        extend(
-            &mut url,
-            segments.chain(path.split('/')).filter(|segment| !segment.is_empty()),
-        )?;
-        Ok(url)
+/// Finds out that a body drips: bytes come often enough, but too few of them.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    since: Instant,
+    bytes: usize,
+    after: Duration,
+}
+
+impl Pace {
+    /// Counts what came; whether it is too little for the time that it took.
+    pub(crate) fn is_dripping(&mut self, bytes: usize) -> bool {
+        self.bytes += bytes;
+        if self.since.elapsed() < self.after {
+            return false;
+        }
+        let is_dripping = self.bytes < MIN_BYTES;
+        (self.since, self.bytes) = (Instant::now(), 0);
+        is_dripping
     }
 }
 
-struct Refusal<'a> {
-    status: u16,
-    code: &'a str,
-    message: String,
-    retry_after: Option<Duration>,
-    url: &'a Url,
+/// `ADDRESS/HEAD…/ORG/REPO/TAIL…/PATH…`, where a slash inside a revision is escaped and one inside a path is not.
+fn site_url(site: &Site, head: &[&str], repo: &str, tail: &[&str], path: &str) -> Result<Url, HubError> {
+    let mut url = site.url.clone();
+    let segments = head.iter().copied().chain(repo.split('/')).chain(tail.iter().copied());
+    extend(
+        &mut url,
+        segments.chain(path.split('/')).filter(|segment| !segment.is_empty()),
+    )?;
+    Ok(url)
 }
 
 fn extend<'a>(url: &mut Url, segments: impl IntoIterator<Item = &'a str>) -> Result<(), HubError> {
@@ -486,7 +542,7 @@ fn extend<'a>(url: &mut Url, segments: impl IntoIterator<Item = &'a str>) -> Res
     }
 }
 
-fn host(url: &Url) -> String {
+pub(crate) fn host(url: &Url) -> String {
     url.host_str().unwrap_or_default().to_owned()
 }
 
@@ -514,10 +570,10 @@ fn chain(error: &reqwest::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn client(endpoint: &str) -> Client {
+    pub(crate) fn client(endpoint: &str) -> Client {
         let config = HubConfig {
             endpoint: endpoint.into(),
             ..HubConfig::default()
@@ -528,7 +584,11 @@ mod tests {
     #[test]
     fn urls() {
         let client = client("http://127.0.0.1:1/mirror/");
-        let url = |head: &[&str], tail: &[&str], path| client.url(head, "o/r.x", tail, path).unwrap().to_string();
+        let url = |head: &[&str], tail: &[&str], path| {
+            site_url(&client.sites[0], head, "o/r.x", tail, path)
+                .unwrap()
+                .to_string()
+        };
         assert_eq!(
             url(&["api", "models"], &["tree", "refs/pr/1"], ""),
             "http://127.0.0.1:1/mirror/api/models/o/r.x/tree/refs%2Fpr%2F1"
@@ -549,55 +609,5 @@ mod tests {
             let error = Client::new(&Pool::default(), Arc::new(config)).unwrap_err();
             assert!(matches!(error, HubError::Endpoint(_)), "{endpoint}: {error}");
         }
-    }
-
-    #[test]
-    fn refusals() {
-        let client = client("https://hub");
-        let url = Url::parse("https://hub/x").unwrap();
-        let about = About {
-            repo: "o/r",
-            revision: "v1",
-            path: "f.gguf",
-        };
-        let check = |status, code, message: &str| {
-            let refusal = Refusal {
-                status,
-                code,
-                message: message.to_owned(),
-                retry_after: None,
-                url: &url,
-            };
-            client.classify(refusal, &about)
-        };
-        assert!(matches!(
-            check(401, "RepoNotFound", "Repository not found"),
-            HubError::RepoNotFound { .. }
-        ));
-        assert!(matches!(check(401, "", ""), HubError::RepoNotFound { .. }));
-        assert!(matches!(check(404, "RepoNotFound", ""), HubError::RepoNotFound { .. }));
-        assert!(matches!(
-            check(404, "RevisionNotFound", ""),
-            HubError::RevisionNotFound { .. }
-        ));
-        assert!(matches!(check(404, "EntryNotFound", ""), HubError::FileNotFound { .. }));
-        assert!(matches!(
-            check(401, "", "Invalid credentials in Authorization header"),
-            HubError::BadToken { .. }
-        ));
-        assert!(matches!(
-            check(403, "", "Access to this resource is disabled."),
-            HubError::Forbidden { .. }
-        ));
-        assert!(matches!(check(429, "", ""), HubError::RateLimited { .. }));
-        assert_eq!(
-            check(403, "GatedRepo", ""),
-            HubError::Gated {
-                repo: "o/r".into(),
-                url: "https://hub/o/r".into()
-            }
-        );
-        assert!(check(503, "", "").is_transient());
-        assert!(!check(418, "", "").is_transient());
     }
 }

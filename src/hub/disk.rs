@@ -7,6 +7,27 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use super::error::HubError;
+
+/// Bytes that are left free on the disk.
+const SPARE_BYTES: u64 = 64 << 20;
+
+/// Refuses a download for which there is no room where `at` lies; `what` is what the error names.
+pub(crate) fn check_space(what: &str, at: &Path, needed: u64) -> Result<(), HubError> {
+    let folder = folder_of(at);
+    // A file system that cannot tell is not a reason to refuse.
+    let free = crate::stdx::fs::free_bytes(folder).unwrap_or(u64::MAX);
+    if needed == 0 || free >= needed.saturating_add(SPARE_BYTES) {
+        return Ok(());
+    }
+    Err(HubError::DiskFull {
+        path: what.to_owned(),
+        folder: folder.display().to_string(),
+        needed,
+        free,
+    })
+}
+
 /// Replaces a file so that a reader, or a crash, sees the old or the new content and nothing between.
 pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
     replace(path, |temporary| {
@@ -49,6 +70,16 @@ fn folder_of(path: &Path) -> &Path {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_fit_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().join("missing/blob");
+        assert_eq!(check_space("f", &at, 0), Ok(()));
+        assert_eq!(check_space("f", &at, 1), Ok(()));
+        let error = check_space("f", &at, u64::MAX).unwrap_err();
+        assert!(matches!(error, HubError::DiskFull { free: 1.., .. }), "{error}");
+    }
 
     #[test]
     fn writers_do_not_disturb_each_other() {

@@ -5,38 +5,25 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
-use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use reqwest::{Response, StatusCode, header::CONTENT_RANGE};
-use tokio::{sync::watch, task::AbortHandle};
-use url::Url;
+use tokio::{sync::watch, task::AbortHandle, time::Instant};
 
 use super::{
-    backoff::Backoff,
-    client::{About, Client},
+    client::Client,
+    disk,
     error::HubError,
+    fetch::Fetch,
     ledger::Ledger,
     partial::{BlobLock, Partial},
 };
 
-/// Bytes of one ranged request, at least: below, requests cost more than they gain.
-const MIN_PIECE_BYTES: u64 = 1 << 20;
-/// Bytes of one ranged request, at most: above, a late failure of one leaves the other connections idle.
-const MAX_PIECE_BYTES: u64 = 32 << 20;
-/// Bytes that are gathered before they are written; times the connections, this is the memory of a download.
-const WRITE_BYTES: usize = 1 << 20;
-/// Bytes after which a try counts as one that got somewhere.
-const PROGRESS_BYTES: u64 = 64 << 10;
-/// Bytes that are left free on the disk.
-const SPARE_BYTES: u64 = 64 << 20;
 /// Time between two looks at a lock that another process holds.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
+/// Time without a new byte after which who holds a lock is thought to hang, at least: it may be hashing or syncing.
+const LOCK_PATIENCE: Duration = Duration::from_secs(600);
 
 /// What is to be brought, and where to.
 #[derive(Clone, Debug)]
@@ -146,7 +133,8 @@ async fn run(
     ledger: &Arc<Ledger>,
     state: &watch::Sender<State>,
 ) -> Result<(), HubError> {
-    let Some(lock) = take_lock(target, state).await? else {
+    let patience = LOCK_PATIENCE.max(client.config().stall_timeout * 10);
+    let Some(lock) = take_lock(target, state, patience).await? else {
         return Ok(());
     };
     let opened = {
@@ -154,26 +142,53 @@ async fn run(
         blocking(move || Partial::open(&target.blob, target.size, lock)).await?
     };
     let partial = Arc::new(opened);
-    check_space(target, target.size - partial.completed())?;
-    let fetch = Fetch {
-        client,
-        target,
-        partial,
-        state,
-        location: tokio::sync::Mutex::new(None),
-    };
-    fetch.run().await?;
+    disk::check_space(&target.path, &target.blob, target.size - partial.completed())?;
+    // Work on the blocking pool cannot be aborted: it is told when this download ends, however it ends.
+    let _guard = GiveUpOnDrop(Arc::clone(&partial));
+    let (hashed, kept) = (Arc::clone(&partial), Arc::clone(&partial));
+    let digits = target.etag.len();
+    let hash = tokio::task::spawn_blocking(move || hashed.hash(digits));
+    let keeper = tokio::task::spawn_blocking(move || kept.keep());
+    Fetch::new(client, target, Arc::clone(&partial), state).run().await?;
     state.send_replace(State::Verifying);
-    verify(target, fetch.partial, Arc::clone(ledger)).await
+    let actual = hash.await.unwrap_or(Err(HubError::Cancelled))?;
+    if keeper.is_finished() {
+        // It ends before the download only where the disk refuses.
+        keeper.await.unwrap_or(Err(HubError::Cancelled))?;
+    }
+    let (target, ledger) = (target.clone(), Arc::clone(ledger));
+    blocking(move || {
+        if actual == target.etag {
+            partial.finish()?;
+            return ledger.add(target.blob);
+        }
+        partial.discard()?;
+        Err(HubError::HashMismatch {
+            path: target.path,
+            expected: target.etag,
+            actual,
+        })
+    })
+    .await
 }
 
 /// Waits for the lock on the blob; `None` if the blob is there, perhaps because another process has just made it.
-async fn take_lock(target: &Target, state: &watch::Sender<State>) -> Result<Option<BlobLock>, HubError> {
+async fn take_lock(
+    target: &Target,
+    state: &watch::Sender<State>,
+    patience: Duration,
+) -> Result<Option<BlobLock>, HubError> {
+    let mut seen = (0, Instant::now());
     loop {
         let Target { blob, lock, size, .. } = target.clone();
         let (is_there, taken, elsewhere) = blocking(move || {
             let taken = BlobLock::try_take(&lock)?;
-            Ok((is_present(&blob, size), taken, Partial::peek(&blob, size)))
+            let elsewhere = if taken.is_some() {
+                0
+            } else {
+                Partial::peek_any(&blob, size)
+            };
+            Ok((is_present(&blob, size), taken, elsewhere))
         })
         .await?;
         if is_there {
@@ -182,331 +197,26 @@ async fn take_lock(target: &Target, state: &watch::Sender<State>) -> Result<Opti
         if taken.is_some() {
             return Ok(taken);
         }
-        state.send_replace(State::Fetching { completed: elsewhere });
+        if elsewhere != seen.0 {
+            seen = (elsewhere, Instant::now());
+            state.send_replace(State::Fetching { completed: elsewhere });
+        } else if seen.1.elapsed() >= patience {
+            return Err(HubError::Locked {
+                path: target.path.clone(),
+                lock: target.lock.display().to_string(),
+            });
+        }
         tokio::time::sleep(LOCK_INTERVAL).await;
     }
 }
 
-fn check_space(target: &Target, needed: u64) -> Result<(), HubError> {
-    let folder = target.blob.parent().unwrap_or(&target.blob);
-    let Ok(stat) = rustix::fs::statvfs(folder) else {
-        // A file system that cannot tell is not a reason to refuse.
-        return Ok(());
-    };
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    if needed == 0 || free >= needed.saturating_add(SPARE_BYTES) {
-        return Ok(());
-    }
-    Err(HubError::DiskFull {
-        path: target.path.clone(),
-        folder: folder.display().to_string(),
-        needed,
-        free,
-    })
-}
+/// Ends what works along with a download.
+struct GiveUpOnDrop(Arc<Partial>);
 
-async fn verify(target: &Target, partial: Arc<Partial>, ledger: Arc<Ledger>) -> Result<(), HubError> {
-    let given_up = Arc::new(AtomicBool::new(false));
-    let _guard = SetOnDrop(Arc::clone(&given_up));
-    let Target { etag, path, blob, .. } = target.clone();
-    blocking(move || {
-        let actual = partial.hash(etag.len(), || given_up.load(Ordering::Relaxed))?;
-        if actual == etag {
-            partial.finish()?;
-            return ledger.add(blob);
-        }
-        partial.discard()?;
-        Err(HubError::HashMismatch {
-            path,
-            expected: etag,
-            actual,
-        })
-    })
-    .await
-}
-
-/// Tells work on the blocking pool, which cannot be aborted, that nobody waits for it.
-struct SetOnDrop(Arc<AtomicBool>);
-
-impl Drop for SetOnDrop {
+impl Drop for GiveUpOnDrop {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.give_up();
     }
-}
-
-/// Everything that the ranges of one file share.
-struct Fetch<'a> {
-    client: &'a Client,
-    target: &'a Target,
-    partial: Arc<Partial>,
-    state: &'a watch::Sender<State>,
-    /// Link to the content, renewed when it expires.
-    location: tokio::sync::Mutex<Option<Url>>,
-}
-
-/// Why a try ended.
-enum Trouble {
-    /// The server sends the whole file whatever is asked for.
-    NoRanges(Response),
-    /// The link does not hold any more; asking the Hub again gives a new one, or the true reason.
-    LinkExpired(Url, HubError),
-    Failed(HubError),
-}
-
-impl From<HubError> for Trouble {
-    fn from(error: HubError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl Fetch<'_> {
-    async fn run(&self) -> Result<(), HubError> {
-        self.report(self.partial.completed());
-        let mut pieces = pieces(
-            &self.partial.missing(),
-            self.target.size,
-            self.client.config().parallel_ranges,
-        );
-        let Some(first) = pieces.pop() else { return Ok(()) };
-        // Only an answer tells whether ranges work; one connection asks before the others start.
-        let mut backoff = self.client.backoff();
-        let opened = loop {
-            match self.open(Some(first)).await {
-                Ok(response) => break response,
-                Err(Trouble::NoRanges(response)) => return self.whole(response).await,
-                Err(trouble) => self.recover(trouble, &mut backoff).await?,
-            }
-        };
-        let pieces: Vec<_> = pieces.into_iter().map(|piece| (piece, None)).collect();
-        let in_order = pieces.into_iter().rev();
-        let mut transfers = stream::iter([(first, Some(opened))].into_iter().chain(in_order))
-            .map(|(piece, response)| self.piece(piece, response))
-            .buffer_unordered(self.client.config().parallel_ranges.max(1));
-        while let Some(()) = transfers.try_next().await? {}
-        Ok(())
-    }
-
-    /// Fetches one range, over as many tries as make progress.
-    async fn piece(&self, (start, end): (u64, u64), mut opened: Option<Response>) -> Result<(), HubError> {
-        let mut backoff = self.client.backoff();
-        let mut at = start;
-        while at < end {
-            let before = at;
-            let result = match opened.take() {
-                Some(response) => Ok(response),
-                None => self.open(Some((at, end))).await,
-            };
-            let trouble = match result {
-                Ok(response) => match self.copy(response, &mut at, end).await {
-                    Ok(()) => continue,
-                    Err(error) => Trouble::Failed(error),
-                },
-                // It honoured ranges before; another of its servers may again.
-                Err(Trouble::NoRanges(_)) => Trouble::Failed(self.interrupted("the server ignored a range")),
-                Err(trouble) => trouble,
-            };
-            if at - before >= PROGRESS_BYTES {
-                backoff.reset();
-            }
-            self.recover(trouble, &mut backoff).await?;
-        }
-        Ok(())
-    }
-
-    /// Fetches the whole file in one go; a try that breaks off cannot be resumed.
-    async fn whole(&self, response: Response) -> Result<(), HubError> {
-        let mut backoff = self.client.backoff();
-        let mut opened = Some(response);
-        loop {
-            let result = match opened.take() {
-                Some(response) => Ok(response),
-                None => self.open(None).await,
-            };
-            let trouble = match result {
-                Ok(response) => {
-                    let partial = Arc::clone(&self.partial);
-                    blocking(move || partial.clear()).await?;
-                    self.report(0);
-                    match self.copy(response, &mut 0, self.target.size).await {
-                        Ok(()) => return Ok(()),
-                        Err(error) => Trouble::Failed(error),
-                    }
-                }
-                Err(trouble) => trouble,
-            };
-            self.recover(trouble, &mut backoff).await?;
-        }
-    }
-
-    /// Waits before another try, with a new link where the old one expired.
-    async fn recover(&self, trouble: Trouble, backoff: &mut Backoff) -> Result<(), HubError> {
-        match trouble {
-            Trouble::Failed(error) => backoff.wait(error).await,
-            Trouble::NoRanges(_) => {
-                backoff
-                    .wait(self.interrupted("the server changed its mind about ranges"))
-                    .await
-            }
-            Trouble::LinkExpired(stale, error) => {
-                self.renew(&stale).await?;
-                backoff.wait_anyway(error).await
-            }
-        }
-    }
-
-    /// One request whose answer is what was asked for.
-    async fn open(&self, range: Option<(u64, u64)>) -> Result<Response, Trouble> {
-        let url = self.link().await?;
-        let response = self.client.get(&url, range).await?;
-        match (response.status(), range) {
-            (StatusCode::PARTIAL_CONTENT, Some((start, _))) => {
-                if content_range(&response) == Some((start, self.target.size)) {
-                    return Ok(response);
-                }
-                Err(self
-                    .client
-                    .protocol(&url, "it sent another range than was asked for")
-                    .into())
-            }
-            (StatusCode::OK, None) => Ok(response),
-            (StatusCode::OK, Some(_)) => Err(Trouble::NoRanges(response)),
-            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::GONE, _) => {
-                let error = self.client.refusal(response, &self.about()).await;
-                Err(Trouble::LinkExpired(url, error))
-            }
-            (StatusCode::RANGE_NOT_SATISFIABLE, _) => Err(self
-                .client
-                .protocol(&url, "its file is shorter than its listing says")
-                .into()),
-            _ => Err(self.client.refusal(response, &self.about()).await.into()),
-        }
-    }
-
-    /// Writes a body to `at..end`, moving `at` along.
-    async fn copy(&self, mut response: Response, at: &mut u64, end: u64) -> Result<(), HubError> {
-        let mut buffer = Vec::with_capacity(WRITE_BYTES);
-        loop {
-            let received = self.client.chunk(&mut response).await;
-            let is_over = !matches!(received, Ok(Some(_)));
-            if let Ok(Some(chunk)) = &received {
-                buffer.extend_from_slice(chunk);
-            }
-            if *at + buffer.len() as u64 > end {
-                return Err(self.client.protocol(response.url(), "it sent more than was asked for"));
-            }
-            // What arrived before an error is kept.
-            if buffer.len() >= WRITE_BYTES || (is_over && !buffer.is_empty()) {
-                let length = buffer.len() as u64;
-                buffer = self.write(*at, buffer).await?;
-                *at += length;
-            }
-            match received {
-                Ok(Some(_)) => {}
-                Ok(None) if *at == end => return Ok(()),
-                Ok(None) => return Err(self.interrupted("the server sent less than it promised")),
-                Err(HubError::Interrupted { reason, .. }) => return Err(self.interrupted(&reason)),
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    async fn write(&self, offset: u64, mut bytes: Vec<u8>) -> Result<Vec<u8>, HubError> {
-        let partial = Arc::clone(&self.partial);
-        let (bytes, completed) = blocking(move || {
-            let completed = partial.write(offset, &bytes)?;
-            bytes.clear();
-            Ok((bytes, completed))
-        })
-        .await?;
-        self.report(completed);
-        Ok(bytes)
-    }
-
-    fn report(&self, completed: u64) {
-        // Ranges finish their writes in any order.
-        self.state.send_if_modified(|state| match state {
-            State::Fetching { completed: shown } if *shown != completed && (completed > *shown || completed == 0) => {
-                *shown = completed;
-                true
-            }
-            _ => false,
-        });
-    }
-
-    async fn link(&self) -> Result<Url, HubError> {
-        let mut location = self.location.lock().await;
-        match &*location {
-            Some(url) => Ok(url.clone()),
-            None => Ok(location.insert(self.locate().await?).clone()),
-        }
-    }
-
-    /// Replaces a link, unless another range has done so already.
-    async fn renew(&self, stale: &Url) -> Result<(), HubError> {
-        let mut location = self.location.lock().await;
-        if location.as_ref() == Some(stale) {
-            *location = Some(self.locate().await?);
-        }
-        Ok(())
-    }
-
-    async fn locate(&self) -> Result<Url, HubError> {
-        let found = self.client.locate(&self.about()).await?;
-        let Target { size, etag, path, .. } = self.target;
-        if found.size.is_some_and(|announced| announced != *size) {
-            return Err(self
-                .client
-                .protocol(&found.url, "its listing and its file differ in size"));
-        }
-        match found.etag {
-            Some(announced) if announced.len() == etag.len() && announced != *etag => Err(HubError::HashMismatch {
-                path: path.clone(),
-                expected: etag.clone(),
-                actual: announced,
-            }),
-            _ => Ok(found.url),
-        }
-    }
-
-    fn about(&self) -> About<'_> {
-        About {
-            repo: &self.target.repo,
-            revision: &self.target.commit,
-            path: &self.target.path,
-        }
-    }
-
-    fn interrupted(&self, reason: &str) -> HubError {
-        HubError::Interrupted {
-            path: self.target.path.clone(),
-            reason: reason.to_owned(),
-        }
-    }
-}
-
-/// Cuts what is missing into requests, the last first.
-fn pieces(missing: &[(u64, u64)], size: u64, parallel: usize) -> Vec<(u64, u64)> {
-    // Four for each connection, so that none is idle for long at the end.
-    let length = (size / (4 * parallel.max(1) as u64)).clamp(MIN_PIECE_BYTES, MAX_PIECE_BYTES);
-    let mut pieces = Vec::new();
-    for &(start, end) in missing {
-        let mut at = start;
-        while at < end {
-            let next = end.min(at + length);
-            pieces.push((at, next));
-            at = next;
-        }
-    }
-    pieces.reverse();
-    pieces
-}
-
-/// Start and whole size out of `bytes START-END/SIZE`.
-fn content_range(response: &Response) -> Option<(u64, u64)> {
-    let value = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
-    let (range, size) = value.strip_prefix("bytes ")?.split_once('/')?;
-    let (start, _) = range.split_once('-')?;
-    Some((start.parse().ok()?, size.parse().ok()?))
 }
 
 /// Runs file work where it may block.
@@ -523,18 +233,35 @@ pub(crate) async fn blocking<T: Send + 'static>(
 mod tests {
     use super::*;
 
-    #[test]
-    fn pieces_cover_what_is_missing() {
-        const MIB: u64 = 1 << 20;
-        assert_eq!(pieces(&[], 10, 8), []);
-        assert_eq!(pieces(&[(0, 10)], 10, 8), [(0, 10)]);
-        assert_eq!(
-            pieces(&[(0, MIB), (2 * MIB, 2 * MIB + 5)], 3 * MIB, 8),
-            [(2 * MIB, 2 * MIB + 5), (0, MIB)]
-        );
-        let many = pieces(&[(0, 1000 * MIB)], 1000 * MIB, 8);
-        assert_eq!(many.len(), 32);
-        assert_eq!(many.iter().map(|piece| piece.1 - piece.0).sum::<u64>(), 1000 * MIB);
-        assert_eq!(pieces(&[(0, 40 * MIB)], 40 * MIB, 0).len(), 4);
+    fn target(folder: &Path) -> Target {
+        Target {
+            repo: "o/r".into(),
+            commit: "1".repeat(40),
+            path: "m.gguf".into(),
+            size: 10,
+            etag: "a".repeat(64),
+            blob: folder.join("blob"),
+            lock: folder.join("lock"),
+        }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_lock_sees_progress_and_does_not_wait_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = target(folder.path());
+        let (state, watch) = watch::channel(State::Fetching { completed: 0 });
+        let held = BlobLock::try_take(&target.lock).unwrap().expect("it is free");
+        // As Python's client names what it has so far.
+        fs::write(folder.path().join("blob.0123abcd.incomplete"), "1234").unwrap();
+        let error = take_lock(&target, &state, Duration::from_millis(300)).await.err();
+        assert!(matches!(error, Some(HubError::Locked { .. })), "{error:?}");
+        assert!(matches!(*watch.borrow(), State::Fetching { completed: 4 }));
+        drop(held);
+        let taken = take_lock(&target, &state, Duration::ZERO).await.unwrap();
+        assert!(taken.is_some());
+        // The one that held it has made the blob.
+        fs::write(&target.blob, "0123456789").unwrap();
+        let taken = take_lock(&target, &state, Duration::ZERO).await.unwrap();
+        assert!(taken.is_none());
     }
 }

@@ -75,6 +75,17 @@ pub enum HubError {
     /// Not in the cache, and the Hub is switched off.
     #[error("{0} is not complete in the cache, and the Hub is switched off: unset HF_HUB_OFFLINE to download it")]
     Offline(String),
+    /// A question that only the Hub can answer, and it is switched off.
+    #[error("the Hub is switched off: unset HF_HUB_OFFLINE, or hub.offline in the configuration, to ask it")]
+    SwitchedOff,
+    /// A file that cannot become a model of the cache.
+    #[error("cannot import {path}: {reason}; name a .gguf file")]
+    Import {
+        /// The file.
+        path: String,
+        /// Why not.
+        reason: String,
+    },
     /// No connection.
     #[error("cannot reach {endpoint}: {reason}; check the network, the proxy settings and HF_ENDPOINT")]
     Unreachable {
@@ -140,6 +151,14 @@ pub enum HubError {
         /// Hex digits of what arrived.
         actual: String,
     },
+    /// Another process has the file under its lock and does not get on.
+    #[error("another program holds {lock} and brings nothing of {path}: end it, or wait and pull again")]
+    Locked {
+        /// Path in the repository.
+        path: String,
+        /// The lock's file.
+        lock: String,
+    },
     /// Not enough room.
     #[error("{path} needs {needed} more bytes, but {folder} has only {free} left: free space or move HF_HUB_CACHE")]
     DiskFull {
@@ -196,7 +215,7 @@ impl From<HubError> for Failure {
         match error {
             HubError::Name(NameError::Malformed { .. }) => Self::InvalidName(text),
             HubError::Name(NameError::Cloud(name)) | HubError::NotCached(name) => Self::NotFound(name),
-            HubError::Adapters(_) => Self::Invalid(text),
+            HubError::Adapters(_) | HubError::Import { .. } => Self::Invalid(text),
             HubError::RepoNotFound { .. }
             | HubError::RevisionNotFound { .. }
             | HubError::FileNotFound { .. }
@@ -205,6 +224,7 @@ impl From<HubError> for Failure {
             HubError::Cancelled => Self::Cancelled,
             HubError::RateLimited { .. }
             | HubError::Offline(_)
+            | HubError::SwitchedOff
             | HubError::Unreachable { .. }
             | HubError::Stalled { .. }
             | HubError::Interrupted { .. }
@@ -212,6 +232,7 @@ impl From<HubError> for Failure {
             | HubError::Protocol { .. }
             | HubError::Endpoint(_)
             | HubError::HashMismatch { .. }
+            | HubError::Locked { .. }
             | HubError::DiskFull { .. }
             | HubError::Io { .. } => Self::Unavailable(text),
         }

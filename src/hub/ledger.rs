@@ -1,11 +1,16 @@
-//! What hubllama itself put into the shared cache, and what it was asked not to list. Only files in the ledger are ever
-//! deleted: the cache belongs to every program of the user.
+//! What hubllama itself put into the shared cache, where it came from, and what it was asked not to list. Only files in
+//! the ledger are ever deleted unasked: the cache belongs to every program of the user.
+//!
+//! The file is shared by every process with the same state folder: each change is made under a lock, to what is on disk
+//! then, and each look notices that the file has changed.
 
 use std::{
-    collections::BTreeSet,
-    fs, io,
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
@@ -15,51 +20,67 @@ use super::{disk::write_atomic, error::HubError};
 /// Bytes of the file; a hundred thousand downloads fit.
 const MAX_BYTES: u64 = 32 << 20;
 
-/// The ledger, loaded once and written through.
+/// The ledger, kept in memory and written through.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     path: PathBuf,
-    entries: Mutex<Entries>,
+    kept: Mutex<Kept>,
 }
+
+#[derive(Debug, Default)]
+struct Kept {
+    entries: Entries,
+    /// The file that the entries were read from.
+    stamp: Option<Stamp>,
+}
+
+/// Tells one state of the file from another: it is replaced, never changed in place.
+type Stamp = (u64, SystemTime, u64);
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Entries {
+struct Entries {
     /// Paths of blobs that hubllama downloaded.
     downloaded: BTreeSet<PathBuf>,
     /// Keys of models that are not listed although they are cached.
     unlisted: BTreeSet<String>,
+    /// Where pulled models came from, by key.
+    models: BTreeMap<String, Note>,
+}
+
+/// What is known of a model only when it is pulled.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Note {
+    pub(crate) commit: String,
+    /// Base URL of the Hub.
+    pub(crate) endpoint: String,
+    /// As the model card has it.
+    pub(crate) license: Option<String>,
 }
 
 impl Ledger {
     /// Reads `state_dir/hub-ledger.json`. A file that cannot be read is put aside: without it everything counts as
     /// somebody else's, which only means that nothing is deleted.
     pub(crate) fn load(state_dir: &Path) -> Self {
-        let path = state_dir.join("hub-ledger.json");
-        let entries = match read(&path) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Entries::default(),
-            Err(error) => {
-                let aside = path.with_extension("json.broken");
-                tracing::warn!(path = %path.display(), %error, "hub ledger is unreadable; it is put aside");
-                if let Err(error) = fs::rename(&path, &aside) {
-                    tracing::warn!(path = %aside.display(), %error, "hub ledger cannot be put aside");
-                }
-                Entries::default()
-            }
+        let ledger = Self {
+            path: state_dir.join("hub-ledger.json"),
+            kept: Mutex::default(),
         };
-        Self {
-            path,
-            entries: Mutex::new(entries),
-        }
+        drop(ledger.current());
+        ledger
     }
 
     pub(crate) fn owns(&self, blob: &Path) -> bool {
-        self.lock().downloaded.contains(blob)
+        self.current().entries.downloaded.contains(blob)
     }
 
     pub(crate) fn is_unlisted(&self, key: &str) -> bool {
-        self.lock().unlisted.contains(key)
+        self.current().entries.unlisted.contains(key)
+    }
+
+    pub(crate) fn note(&self, key: &str) -> Option<Note> {
+        self.current().entries.models.get(key).cloned()
     }
 
     /// Records a blob that hubllama downloaded.
@@ -80,21 +101,82 @@ impl Ledger {
         })
     }
 
-    fn change(&self, change: impl FnOnce(&mut Entries) -> bool) -> Result<(), HubError> {
-        // The lock is held over the write, so that two changes cannot reach the disk in the wrong order.
-        let mut entries = self.lock();
-        if !change(&mut entries) {
-            return Ok(());
-        }
-        serde_json::to_vec(&*entries)
-            .map_err(io::Error::from)
-            .and_then(|json| write_atomic(&self.path, &json))
-            .map_err(|error| HubError::io("write", &self.path, &error))
+    /// Records that a model was pulled: it is listed from now on.
+    pub(crate) fn pulled(&self, key: &str, note: Note) -> Result<(), HubError> {
+        self.change(|entries| {
+            let was_unlisted = entries.unlisted.remove(key);
+            let is_news = entries.models.get(key) != Some(&note);
+            entries.models.insert(key.to_owned(), note);
+            was_unlisted || is_news
+        })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn change(&self, change: impl FnOnce(&mut Entries) -> bool) -> Result<(), HubError> {
+        let io_error = |error: io::Error| HubError::io("write", &self.path, &error);
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(io_error)?;
+        let lock = File::options()
+            .create(true)
+            .append(true)
+            .open(self.path.with_extension("lock"))
+            .map_err(io_error)?;
+        // Held for a write of a small file, in this process and in others.
+        let mut kept = self.lock();
+        lock.lock().map_err(io_error)?;
+        self.refresh(&mut kept);
+        if !change(&mut kept.entries) {
+            return Ok(());
+        }
+        let written = serde_json::to_vec(&kept.entries)
+            .map_err(io::Error::from)
+            .and_then(|json| write_atomic(&self.path, &json));
+        // After a failure the file is what counts, so that it is read again.
+        kept.stamp = if written.is_ok() { stamp(&self.path).ok() } else { None };
+        written.map_err(io_error)
     }
+
+    fn current(&self) -> MutexGuard<'_, Kept> {
+        let mut kept = self.lock();
+        self.refresh(&mut kept);
+        kept
+    }
+
+    /// Reads the file again if it is another one.
+    fn refresh(&self, kept: &mut Kept) {
+        let now = stamp(&self.path);
+        if let (Ok(now), Some(then)) = (&now, &kept.stamp)
+            && now == then
+        {
+            return;
+        }
+        match now.and_then(|stamp| Ok((stamp, read(&self.path)?))) {
+            Ok((stamp, entries)) => {
+                *kept = Kept {
+                    entries,
+                    stamp: Some(stamp),
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => *kept = Kept::default(),
+            Err(error) => {
+                let aside = self.path.with_extension("json.broken");
+                tracing::warn!(path = %self.path.display(), %error, "hub ledger is unreadable; it is put aside");
+                if let Err(error) = fs::rename(&self.path, &aside) {
+                    tracing::warn!(path = %aside.display(), %error, "hub ledger cannot be put aside");
+                }
+                *kept = Kept::default();
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn stamp(path: &Path) -> io::Result<Stamp> {
+    use std::os::unix::fs::MetadataExt as _;
+    let meta = fs::metadata(path)?;
+    Ok((meta.ino(), meta.modified()?, meta.len()))
 }
 
 fn read(path: &Path) -> io::Result<Entries> {
@@ -119,13 +201,42 @@ mod tests {
         ledger.forget(&b).unwrap();
         let again = Ledger::load(state.path());
         assert!(again.owns(&a) && !again.owns(&b) && again.is_unlisted("o/r:q4_0"));
-        again.set_unlisted("o/r:q4_0", false).unwrap();
-        assert!(!Ledger::load(state.path()).is_unlisted("o/r:q4_0"));
+        let note = Note {
+            commit: "1".into(),
+            ..Note::default()
+        };
+        again.pulled("o/r:q4_0", note.clone()).unwrap();
+        let again = Ledger::load(state.path());
+        assert!(!again.is_unlisted("o/r:q4_0"));
+        assert_eq!(again.note("o/r:q4_0"), Some(note));
         assert_eq!(
             fs::read_dir(state.path()).unwrap().count(),
-            1,
-            "no temporary file is left"
+            2,
+            "the ledger and its lock; no temporary file is left"
         );
+    }
+
+    #[test]
+    fn processes_do_not_undo_each_other_s_entries() {
+        let state = tempfile::tempdir().unwrap();
+        // Two handles know nothing of each other, like two processes.
+        let ledgers = [Ledger::load(state.path()), Ledger::load(state.path())];
+        std::thread::scope(|scope| {
+            for (index, ledger) in ledgers.iter().enumerate() {
+                scope.spawn(move || {
+                    for blob in 0..20 {
+                        ledger.add(PathBuf::from(format!("/{index}/{blob}"))).unwrap();
+                    }
+                });
+            }
+        });
+        for ledger in &ledgers {
+            for index in 0..2 {
+                for blob in 0..20 {
+                    assert!(ledger.owns(Path::new(&format!("/{index}/{blob}"))), "/{index}/{blob}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! other program of the user.
 //!
 //! [`Hub`] answers three questions: what is here ([`Hub::locate`], [`Hub::list`]; no network), bring it ([`Hub::pull`]),
-//! take it away ([`Hub::delete`]). What is in the files is not known here.
+//! take it away ([`Hub::delete`]). Around them: [`Hub::search`], [`Hub::update`], [`Hub::provenance`], [`Hub::verify`],
+//! [`Hub::import`] and [`Hub::prune`]. What is in the files is not known here.
 
 mod backoff;
 mod cache;
@@ -10,15 +11,25 @@ mod client;
 mod disk;
 mod download;
 mod error;
+mod fetch;
+mod import;
 mod ledger;
 pub mod name;
 mod partial;
+mod provenance;
+mod prune;
 mod pull;
+mod refusal;
 mod remove;
 pub mod resolve;
+mod search;
+mod sites;
+mod throttle;
+mod verify;
 mod wire;
 
 use std::{
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -27,8 +38,12 @@ use std::{
 pub use client::Reachable;
 pub use error::HubError;
 pub use name::{HfName, NameError, Selector};
+pub use provenance::{FileProvenance, Provenance};
+pub use prune::{Waste, WasteKind};
 pub use pull::Pull;
 pub use resolve::ResolveError;
+pub use search::Found;
+pub use verify::{Checked, Verdict};
 
 use cache::{CachedModel, Watched};
 use download::blocking;
@@ -49,13 +64,13 @@ struct Shared {
     pool: client::Pool,
     downloads: download::Downloads,
     ledger: Arc<Ledger>,
-    scan: Mutex<Option<Scan>>,
+    /// By cache.
+    scans: Mutex<HashMap<PathBuf, Scan>>,
 }
 
 /// A scan that holds as long as nothing that it read has changed.
 #[derive(Debug)]
 struct Scan {
-    root: PathBuf,
     watched: Watched,
     at: SystemTime,
     models: Vec<CachedModel>,
@@ -66,6 +81,8 @@ struct Scan {
 pub struct LocalModel {
     /// `hf:ORG/REPO[@REVISION]:SELECTOR`, spelled as in the cache; parses as an [`HfName`].
     pub canonical: String,
+    /// The cache that it is in.
+    pub root: PathBuf,
     /// Spelled as in the cache.
     pub org: String,
     /// Spelled as in the cache.
@@ -88,6 +105,15 @@ pub struct LocalModel {
     pub owned: bool,
 }
 
+/// What the Hub has instead of the files in the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Update {
+    /// 40 hex digits.
+    pub commit: String,
+    /// Bytes of the files that are new.
+    pub bytes: u64,
+}
+
 /// What became of a model that was to be deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deleted {
@@ -108,7 +134,7 @@ impl Hub {
             pool: client::Pool::default(),
             downloads: download::Downloads::default(),
             ledger: Arc::new(Ledger::load(state_dir)),
-            scan: Mutex::new(None),
+            scans: Mutex::default(),
         }))
     }
 
@@ -129,11 +155,11 @@ impl Hub {
 
     /// Every complete model of the cache that was not unlisted, sorted by name.
     pub async fn list(&self, config: &HubConfig) -> Vec<LocalModel> {
-        let (hub, root) = (self.clone(), config.cache_dir.clone());
+        let (hub, roots) = (self.clone(), roots(config));
         let listed = blocking(move || {
-            let models = hub.scan(&root).into_iter();
+            let models = hub.scan(&roots).into_iter();
             let listed = models.filter(|m| !hub.0.ledger.is_unlisted(&key(&m.org, &m.repo, &m.label)));
-            Ok(listed.map(|model| hub.local(&root, model, None)).collect())
+            Ok(listed.map(|model| hub.local(model, None)).collect())
         });
         listed.await.unwrap_or_default()
     }
@@ -150,7 +176,44 @@ impl Hub {
     /// # Errors
     /// If nothing in the cache answers to the name, or the file system refuses.
     pub async fn delete(&self, config: &HubConfig, name: &HfName) -> Result<Deleted, HubError> {
+        self.remove(config, name, false).await
+    }
+
+    /// Removes a model's files, also those that another program put into the cache; what is in the other caches of
+    /// `extra_caches` stays, and is not listed any more.
+    ///
+    /// # Errors
+    /// As [`Hub::delete`].
+    pub async fn delete_files(&self, config: &HubConfig, name: &HfName) -> Result<Deleted, HubError> {
+        self.remove(config, name, true).await
+    }
+
+    /// Whether the Hub has other files for a cached model by now; downloads nothing.
+    ///
+    /// # Errors
+    /// If the model is not in the cache, or the Hub cannot be asked.
+    pub async fn update(&self, config: &HubConfig, name: &HfName) -> Result<Option<Update>, HubError> {
         let model = self.locate(config, name).await?;
+        if name.revision.as_deref().is_some_and(cache::is_commit) {
+            return Ok(None);
+        }
+        if config.offline {
+            return Err(HubError::SwitchedOff);
+        }
+        // The selector is made explicit, so that a better one that came since is not taken for an update of this one.
+        let name = HfName {
+            selector: Selector::parse(&model.label).ok().flatten(),
+            ..name.clone()
+        };
+        pull::update(self, config, &name, &model).await
+    }
+
+    async fn remove(&self, config: &HubConfig, name: &HfName, all: bool) -> Result<Deleted, HubError> {
+        let model = match self.locate(config, name).await {
+            // What is unlisted can still be removed.
+            Err(HubError::NotCached(_)) if all => self.find(config, name).await?,
+            other => other?,
+        };
         // The selector is made explicit, so that the same model is meant at every commit.
         let selector = Selector::parse(&model.label).ok().flatten();
         let name = HfName {
@@ -159,10 +222,20 @@ impl Hub {
             selector,
             ..name.clone()
         };
-        let (hub, root) = (self.clone(), config.cache_dir.clone());
+        let (hub, config) = (self.clone(), config.clone());
         blocking(move || {
             let key = key(&name.org, &name.repo, &model.label);
-            remove::delete(&root, &hub.0.ledger, &name, &key)
+            let elsewhere = cache::locate_in(&config.extra_caches, &name).is_ok();
+            match remove::delete(&config.cache_dir, &hub.0.ledger, &name, &key, all) {
+                Err(HubError::NotCached(_)) if elsewhere => {}
+                deleted if !elsewhere => return deleted,
+                deleted => {
+                    deleted?;
+                }
+            }
+            // It is not ours to remove there, but must not come back into the lists.
+            hub.0.ledger.set_unlisted(&key, true)?;
+            Ok(Deleted::Unlisted)
         })
         .await
     }
@@ -183,8 +256,9 @@ impl Hub {
     /// # Errors
     /// If the Hub has to be asked and cannot be, or does not have the repository.
     pub async fn text(&self, config: &HubConfig, name: &HfName, path: &str) -> Result<Option<String>, HubError> {
-        let (root, wanted, file) = (config.cache_dir.clone(), name.clone(), path.to_owned());
-        let cached = blocking(move || Ok(cache::text(&root, &wanted, &file))).await?;
+        let (roots, wanted, file) = (roots(config), name.clone(), path.to_owned());
+        let find = move || roots.iter().find_map(|root| cache::text(root, &wanted, &file));
+        let cached = blocking(move || Ok(find())).await?;
         if cached.is_some() {
             return Ok(cached);
         }
@@ -203,17 +277,18 @@ impl Hub {
 
     /// Finds a model in the cache, also one that is unlisted.
     async fn find(&self, config: &HubConfig, name: &HfName) -> Result<LocalModel, HubError> {
-        let (hub, root, name) = (self.clone(), config.cache_dir.clone(), name.clone());
+        let (hub, roots, name) = (self.clone(), roots(config), name.clone());
         blocking(move || {
-            let model = cache::locate(&root, &name)?;
-            Ok(hub.local(&root, model, name.revision))
+            let model = cache::locate_in(&roots, &name)?;
+            Ok(hub.local(model, name.revision))
         })
         .await
     }
 
-    fn local(&self, root: &Path, model: CachedModel, revision: Option<String>) -> LocalModel {
-        let owned = remove::is_owned(root, &self.0.ledger, &model);
+    fn local(&self, model: CachedModel, revision: Option<String>) -> LocalModel {
+        let owned = remove::is_owned(&self.0.ledger, &model);
         let CachedModel {
+            root,
             org,
             repo,
             commit,
@@ -228,6 +303,7 @@ impl Hub {
         let canonical = format!("hf:{org}/{repo}{revision}:{label}");
         LocalModel {
             canonical,
+            root,
             org,
             repo,
             commit,
@@ -241,22 +317,31 @@ impl Hub {
         }
     }
 
-    fn scan(&self, root: &Path) -> Vec<CachedModel> {
-        let mut kept = self.0.scan.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(scan) = kept.as_ref().filter(|scan| scan.root == root && scan.holds()) {
-            return scan.models.clone();
+    /// Every complete model of the caches, each once, sorted.
+    fn scan(&self, roots: &[PathBuf]) -> Vec<CachedModel> {
+        let mut scans = self.0.scans.lock().unwrap_or_else(PoisonError::into_inner);
+        scans.retain(|root, _| roots.contains(root));
+        let mut models: BTreeMap<String, CachedModel> = BTreeMap::new();
+        for root in roots {
+            if !scans.get(root).is_some_and(Scan::holds) {
+                let at = SystemTime::now();
+                let (models, watched) = cache::scan(root);
+                scans.insert(root.clone(), Scan { watched, at, models });
+            }
+            for model in scans.get(root).into_iter().flat_map(|scan| &scan.models) {
+                let key = key(&model.org, &model.repo, &model.label);
+                if models.get(&key).is_none_or(|first| cache::supersedes(model, first)) {
+                    models.insert(key, model.clone());
+                }
+            }
         }
-        let at = SystemTime::now();
-        let (mut models, watched) = cache::scan(root);
-        models.sort_by_cached_key(|model| key(&model.org, &model.repo, &model.label));
-        *kept = Some(Scan {
-            root: root.to_owned(),
-            watched,
-            at,
-            models: models.clone(),
-        });
-        models
+        models.into_values().collect()
     }
+}
+
+/// Where models are looked for, in this order.
+fn roots(config: &HubConfig) -> Vec<PathBuf> {
+    config.extra_caches.iter().chain([&config.cache_dir]).cloned().collect()
 }
 
 impl Scan {
@@ -278,7 +363,7 @@ mod tests {
     use std::time::Instant;
 
     use super::{
-        cache::tests::{OLD, name, put},
+        cache::tests::{NEW, OLD, name, put},
         *,
     };
 
@@ -309,6 +394,49 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn other_caches_are_read_first_and_never_written() {
+        let (own, extra, state) = (
+            tempfile::tempdir().unwrap(),
+            tempfile::tempdir().unwrap(),
+            tempfile::tempdir().unwrap(),
+        );
+        let config = HubConfig {
+            cache_dir: own.path().to_owned(),
+            extra_caches: vec![extra.path().to_owned()],
+            ..HubConfig::default()
+        };
+        let hub = Hub::new(state.path());
+        put(extra.path(), "o/r", OLD, "m-Q4_0.gguf", "theirs");
+        put(own.path(), "o/r", OLD, "m-Q4_0.gguf", "theirs");
+        put(own.path(), "o/r", OLD, "m-Q8_0.gguf", "ours");
+        let root = |text: &'static str| {
+            let (hub, config) = (hub.clone(), config.clone());
+            async move { hub.locate(&config, &name(text)).await.map(|model| model.root) }
+        };
+        assert_eq!(root("hf:o/r:Q4_0").await.as_deref(), Ok(extra.path()));
+        assert_eq!(root("hf:o/r:Q8_0").await.as_deref(), Ok(own.path()));
+        assert_eq!(hub.list(&config).await.len(), 2, "each is listed once");
+        // Another commit that came later is what was asked for last.
+        std::thread::sleep(TICK);
+        put(own.path(), "o/r", NEW, "m-Q4_0.gguf", "newer");
+        assert_eq!(root("hf:o/r:Q4_0").await.as_deref(), Ok(own.path()));
+        assert_eq!(hub.list(&config).await[0].commit, NEW);
+
+        assert_eq!(
+            hub.delete_files(&config, &name("hf:o/r:Q4_0")).await,
+            Ok(Deleted::Unlisted)
+        );
+        assert!(cache::locate(own.path(), &name("hf:o/r:Q4_0")).is_err());
+        assert!(cache::locate(extra.path(), &name("hf:o/r:Q4_0")).is_ok());
+        assert!(root("hf:o/r:Q4_0").await.is_err());
+        assert_eq!(
+            hub.delete_files(&config, &name("hf:o/r:Q8_0")).await,
+            Ok(Deleted::Removed { bytes_freed: 4 })
+        );
+        assert_eq!(hub.list(&config).await, []);
+    }
+
+    #[tokio::test]
     async fn a_scan_is_kept_until_something_changes() {
         let (root, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let config = HubConfig {
@@ -318,7 +446,7 @@ mod tests {
         let hub = Hub::new(state.path());
         put(root.path(), "o/r", OLD, "sub/m-Q4_0.gguf", "weights");
         let deadline = Instant::now() + Duration::from_secs(10);
-        let holds = || hub.0.scan.lock().unwrap().as_ref().is_some_and(Scan::holds);
+        let holds = || hub.0.scans.lock().unwrap().values().any(Scan::holds);
         while !holds() {
             assert!(Instant::now() < deadline, "the scan never settles");
             assert_eq!(hub.list(&config).await.len(), 1);

@@ -17,7 +17,7 @@ const MAX_ADAPTERS: usize = 8;
 const PREFIXES: [&str; 3] = ["hf:", "hf.co/", "huggingface.co/"];
 const GGUF: &str = ".gguf";
 
-/// A model on the Hub: `hf:ORG/REPO[@REVISION][:SELECTOR][+ORG/ADAPTER[@REVISION]]…`.
+/// A model on the Hub: `hf:ORG/REPO[/FOLDER][@REVISION][:SELECTOR][+ORG/ADAPTER[@REVISION]]…`.
 ///
 /// Its `Display` is that form and parses to the same value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -41,6 +41,13 @@ pub enum Selector {
     Label(String),
     /// A path that ends in `.gguf`, or the last segment of one.
     File(String),
+    /// What is in a folder of the repository, or below it.
+    Folder {
+        /// Path of the folder.
+        path: String,
+        /// Which of its files; `None` lets the resolver choose.
+        label: Option<String>,
+    },
 }
 
 /// A LoRA adapter on the Hub.
@@ -59,7 +66,7 @@ pub struct AdapterName {
 pub enum NameError {
     /// It breaks the grammar.
     #[error(
-        "invalid model name \"{name}\": {reason}; write hf:ORG/REPO[@REVISION][:SELECTOR][+ORG/ADAPTER[@REVISION]], \
+        "invalid model name \"{name}\": {reason}; write hf:ORG/REPO[/FOLDER][@REVISION][:SELECTOR][+ORG/ADAPTER[@REVISION]], \
          where SELECTOR is a quantisation such as Q4_K_M or the path of a .gguf file"
     )]
     Malformed {
@@ -155,11 +162,11 @@ impl Selector {
         }
     }
 
-    /// The text after the colon.
+    /// The text after the colon; for a folder its path, which stands before the colon.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
-            Self::Label(text) | Self::File(text) => text,
+            Self::Label(text) | Self::File(text) | Self::Folder { path: text, .. } => text,
         }
     }
 }
@@ -175,11 +182,17 @@ impl FromStr for HfName {
 impl fmt::Display for HfName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "hf:{}/{}", self.org, self.repo)?;
+        if let Some(Selector::Folder { path, .. }) = &self.selector {
+            write!(f, "/{path}")?;
+        }
         if let Some(revision) = &self.revision {
             write!(f, "@{revision}")?;
         }
-        if let Some(selector) = &self.selector {
-            write!(f, ":{}", selector.as_str())?;
+        match &self.selector {
+            Some(Selector::Label(text) | Selector::File(text) | Selector::Folder { label: Some(text), .. }) => {
+                write!(f, ":{text}")?;
+            }
+            Some(Selector::Folder { label: None, .. }) | None => {}
         }
         for adapter in &self.adapters {
             write!(f, "+{adapter}")?;
@@ -200,7 +213,13 @@ impl fmt::Display for AdapterName {
 
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        match self {
+            Self::Folder {
+                path,
+                label: Some(label),
+            } => write!(f, "{path}:{label}"),
+            _ => f.write_str(self.as_str()),
+        }
     }
 }
 
@@ -241,6 +260,10 @@ fn is_file_path(path: &str) -> bool {
     is_safe_path(path) && path.trim() == path && !path.contains(':') && path.len() > GGUF.len()
 }
 
+fn is_folder_path(path: &str) -> bool {
+    is_safe_path(path) && path.trim() == path && !path.contains([':', '+', '@'])
+}
+
 fn is_revision(revision: &str) -> bool {
     revision.len() <= MAX_REVISION_BYTES
         && is_safe_path(revision)
@@ -277,11 +300,22 @@ fn parse_main(main: &str) -> Result<HfName, &'static str> {
     let tag = tag.map(Selector::parse).transpose()?.flatten();
     let selector = match (segments.next(), tag) {
         (None, tag) => tag,
-        (Some(_), Some(_)) => return Err("it names a file twice"),
-        (Some(file), None) => match Selector::parse(file)? {
-            Some(Selector::File(file)) => Some(Selector::File(file)),
-            _ => return Err("a path behind the repository must end in .gguf"),
+        (Some(path), tag) if strip_suffix_ignore_case(path, GGUF).is_some() => match tag {
+            None => Selector::parse(path)?,
+            Some(_) => return Err("it names a file twice"),
         },
+        (Some(path), tag) => {
+            let label = match tag {
+                None => None,
+                Some(Selector::Label(label)) => Some(label),
+                Some(_) => return Err("it names a file twice"),
+            };
+            let path = path.to_owned();
+            if !is_folder_path(&path) {
+                return Err("its folder has an empty, '.' or '..' segment or a forbidden character");
+            }
+            Some(Selector::Folder { path, label })
+        }
     };
     Ok(HfName {
         org: org.to_owned(),
@@ -350,7 +384,7 @@ mod tests {
         match HfName::parse(text) {
             Err(error @ NameError::Malformed { .. }) => {
                 assert!(
-                    error.to_string().contains("hf:ORG/REPO[@REVISION][:SELECTOR]"),
+                    error.to_string().contains("hf:ORG/REPO[/FOLDER][@REVISION][:SELECTOR]"),
                     "{error}"
                 );
             }
@@ -377,6 +411,9 @@ mod tests {
         check("hf:org/repo/a+b.gguf+org/lora@v2", "hf:org/repo:a+b.gguf+org/lora@v2");
         check("hf:org/repo:Q8_0+org/lora+b/c@v2", "hf:org/repo:Q8_0+org/lora+b/c@v2");
         check("hf:org/repo:with space.gguf", "hf:org/repo:with space.gguf");
+        check("hf:org/repo/sub", "hf:org/repo/sub");
+        check("hf:org/repo/sub/dir@v1:Q4_K_M", "hf:org/repo/sub/dir@v1:Q4_K_M");
+        check("hf.co/org/repo/UD-Q4:latest+a/b", "hf:org/repo/UD-Q4+a/b");
     }
 
     #[test]
@@ -395,8 +432,10 @@ mod tests {
             "hf:org/repo@a b",
             "hf:org/repo@../x",
             "hf:org/repo@-x",
-            "hf:org/repo/sub",
             "hf:org/repo/sub/:Q4",
+            "hf:org/repo/../sub",
+            "hf:org/repo/a//b",
+            "hf:org/repo/sub:a.gguf",
             "hf:org/repo/a.gguf:Q4",
             "hf:org/repo:Q4:Q5",
             "hf:org/repo:sub/Q4",
@@ -451,6 +490,11 @@ mod tests {
         prop::option::of(prop_oneof![
             "[A-Za-z0-9_][A-Za-z0-9_-]{0,20}".prop_map(Selector::Label),
             "([a-zA-Z0-9 +_@-]{0,5}[a-z]/){0,3}[a-z][a-z0-9+@. -]{0,9}[a-z][.]gguf".prop_map(Selector::File),
+            (
+                "[a-zA-Z0-9_][a-zA-Z0-9 _.-]{0,6}[a-z](/[a-z0-9_-]{1,5}){0,2}",
+                prop::option::of("[A-Z][A-Z0-9_]{0,9}")
+            )
+                .prop_map(|(path, label)| Selector::Folder { path, label }),
         ])
         .prop_filter("words with a meaning of their own", |selector| {
             selector.as_ref().is_none_or(|selector| {

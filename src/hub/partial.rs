@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -20,6 +20,8 @@ use super::{cache, disk::write_lightly, error::HubError};
 
 /// Time between two writes of the side file; a kill loses at most what arrived in between.
 const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest sleep of who waits for more bytes; it is woken when some arrive.
+const NAP: Duration = Duration::from_millis(200);
 /// Bytes of the side file; a range takes about 25.
 const MAX_SIDE_BYTES: u64 = 1 << 20;
 /// Bytes that are hashed at a time.
@@ -34,14 +36,18 @@ pub(crate) struct Partial {
     blob: PathBuf,
     size: u64,
     progress: Mutex<Progress>,
+    /// Rung when something arrived or was given up.
+    arrived: Condvar,
+    is_given_up: AtomicBool,
     is_over: AtomicBool,
     _lock: BlobLock,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Progress {
     ranges: Ranges,
-    saved: Instant,
+    /// How often everything was forgotten: what was read before has no value then.
+    epoch: u32,
 }
 
 /// Disjoint ranges of bytes, sorted; the ends are exclusive.
@@ -99,26 +105,42 @@ impl Partial {
         let file = open().map_err(|error| HubError::io("open", &path, &error))?;
         let length = file.metadata().map_or(0, |meta| meta.len());
         let ranges = read_side(&side, size, length).unwrap_or_default();
-        let progress = Mutex::new(Progress {
-            ranges,
-            saved: Instant::now(),
-        });
-        let is_over = AtomicBool::new(false);
         Ok(Self {
             file,
             path,
             side,
             blob: blob.to_owned(),
             size,
-            progress,
-            is_over,
+            progress: Mutex::new(Progress { ranges, epoch: 0 }),
+            arrived: Condvar::new(),
+            is_given_up: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
             _lock: lock,
         })
     }
 
-    /// Bytes that another process has so far, which holds the lock.
+    /// Bytes that an earlier or another download of hubllama has on disk.
     pub(crate) fn peek(blob: &Path, size: u64) -> u64 {
-        read_side(&with_suffix(blob, ".hubllama.ranges"), size, size).map_or(0, |ranges| ranges.total())
+        let length = fs::metadata(with_suffix(blob, ".hubllama.incomplete")).map_or(0, |meta| meta.len());
+        read_side(&with_suffix(blob, ".hubllama.ranges"), size, length).map_or(0, |ranges| ranges.total())
+    }
+
+    /// The same of any program that shares the cache, for who waits for its lock.
+    pub(crate) fn peek_any(blob: &Path, size: u64) -> u64 {
+        let others = || {
+            let name = blob.file_name()?.to_str()?;
+            let entries = fs::read_dir(blob.parent()?).ok()?.flatten();
+            entries
+                .filter(|entry| {
+                    entry
+                        .file_name()
+                        .to_str()
+                        .is_some_and(|entry| is_partial_of(entry, name))
+                })
+                .filter_map(|entry| Some(entry.metadata().ok()?.len()))
+                .max()
+        };
+        Self::peek(blob, size).max(others().unwrap_or(0)).min(size)
     }
 
     pub(crate) fn completed(&self) -> u64 {
@@ -137,10 +159,8 @@ impl Partial {
         let mut progress = self.lock();
         progress.ranges.insert(offset, offset + bytes.len() as u64);
         let total = progress.ranges.total();
-        if progress.saved.elapsed() >= SAVE_INTERVAL {
-            progress.saved = Instant::now();
-            self.save(&progress.ranges)?;
-        }
+        drop(progress);
+        self.arrived.notify_all();
         Ok(total)
     }
 
@@ -148,33 +168,105 @@ impl Partial {
     pub(crate) fn clear(&self) -> Result<(), HubError> {
         let mut progress = self.lock();
         progress.ranges = Ranges::default();
+        progress.epoch += 1;
         self.file
             .set_len(0)
             .map_err(|error| HubError::io("truncate", &self.path, &error))
     }
 
-    /// Hashes the content as the Hub hashed it: sha256, or git's sha1 for a short hash. `is_cancelled` is asked often.
-    pub(crate) fn hash(&self, digits: usize, is_cancelled: impl Fn() -> bool) -> Result<String, HubError> {
+    /// Hashes the content as the Hub hashed it (sha256, or git's sha1 for a short hash), in order and while it arrives, so
+    /// that it is read from memory and is done when the last byte is there.
+    pub(crate) fn hash(&self, digits: usize) -> Result<String, HubError> {
         if digits == 64 {
-            return self.hash_with(Sha256::new(), is_cancelled);
+            return self.hash_with(&Sha256::new());
         }
-        self.hash_with(Sha1::new_with_prefix(format!("blob {}\0", self.size)), is_cancelled)
+        self.hash_with(&Sha1::new_with_prefix(format!("blob {}\0", self.size)))
     }
 
-    fn hash_with<D: Digest>(&self, mut hasher: D, is_cancelled: impl Fn() -> bool) -> Result<String, HubError> {
+    fn hash_with<D: Digest + Clone>(&self, start: &D) -> Result<String, HubError> {
         let mut buffer = vec![0; HASH_BYTES];
-        let mut offset = 0;
-        while offset < self.size {
-            if is_cancelled() {
+        let (mut hasher, mut at, mut epoch) = (start.clone(), 0, 0);
+        loop {
+            let (now, ready) = self.wait_for(epoch, at)?;
+            if now != epoch {
+                (hasher, at, epoch) = (start.clone(), 0, now);
+                continue;
+            }
+            if at == self.size {
+                return Ok(cache::hex(&hasher.finalize()));
+            }
+            while at < ready && !self.is_given_up.load(Ordering::Relaxed) {
+                let want = HASH_BYTES.min(usize::try_from(ready - at).unwrap_or(HASH_BYTES));
+                match self.file.read_exact_at(&mut buffer[..want], at) {
+                    Ok(()) => hasher.update(&buffer[..want]),
+                    // The file was emptied meanwhile, to begin again.
+                    Err(_) if self.lock().epoch != epoch => break,
+                    Err(error) => return Err(HubError::io("read", &self.path, &error)),
+                }
+                at += want as u64;
+            }
+        }
+    }
+
+    /// Waits until there is something behind `at`, or everything; the epoch, and the end of what is there without a gap.
+    fn wait_for(&self, epoch: u32, at: u64) -> Result<(u32, u64), HubError> {
+        let mut progress = self.lock();
+        loop {
+            if self.is_given_up.load(Ordering::Relaxed) {
                 return Err(HubError::Cancelled);
             }
-            let want = HASH_BYTES.min(usize::try_from(self.size - offset).unwrap_or(HASH_BYTES));
-            let read = self.file.read_exact_at(&mut buffer[..want], offset);
-            read.map_err(|error| HubError::io("read", &self.path, &error))?;
-            hasher.update(&buffer[..want]);
-            offset += want as u64;
+            let ready = progress.ranges.front();
+            if progress.epoch != epoch || ready > at || at == self.size {
+                return Ok((progress.epoch, ready));
+            }
+            progress = self
+                .arrived
+                .wait_timeout(progress, NAP)
+                .map_or_else(|broken| broken.into_inner().0, |(progress, _)| progress);
         }
-        Ok(cache::hex(&hasher.finalize()))
+    }
+
+    /// Brings to disk what has arrived, and notes it, again and again until the download is given up or over. What is
+    /// noted is on disk already, so that not even a loss of power makes the note lie.
+    pub(crate) fn keep(&self) -> Result<(), HubError> {
+        let mut kept = None;
+        loop {
+            let due = Instant::now() + SAVE_INTERVAL;
+            let mut progress = self.lock();
+            while Instant::now() < due {
+                if self.is_given_up.load(Ordering::Relaxed) || self.is_over.load(Ordering::Acquire) {
+                    return Ok(());
+                }
+                progress = self
+                    .arrived
+                    .wait_timeout(progress, due.saturating_duration_since(Instant::now()).min(NAP))
+                    .map_or_else(|broken| broken.into_inner().0, |(progress, _)| progress);
+            }
+            let (ranges, epoch) = (progress.ranges.clone(), progress.epoch);
+            drop(progress);
+            if kept.as_ref() == Some(&ranges) {
+                continue;
+            }
+            self.file
+                .sync_data()
+                .map_err(|error| HubError::io("write", &self.path, &error))?;
+            // Under the lock: the file may have been finished or thrown away, and must not come back.
+            let progress = self.lock();
+            if self.is_over.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            // Emptied meanwhile: then it is not there any more.
+            if progress.epoch == epoch {
+                self.save(&ranges)?;
+            }
+            kept = Some(ranges);
+        }
+    }
+
+    /// Wakes and ends who hashes or keeps.
+    pub(crate) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+        self.arrived.notify_all();
     }
 
     /// Makes the file a blob: on disk first, then under its name.
@@ -182,6 +274,7 @@ impl Partial {
         let finish = || {
             self.file.set_len(self.size)?;
             self.file.sync_all()?;
+            let _progress = self.lock();
             fs::rename(&self.path, &self.blob)?;
             self.is_over.store(true, Ordering::Release);
             match self.blob.parent() {
@@ -195,6 +288,7 @@ impl Partial {
 
     /// Throws everything away.
     pub(crate) fn discard(&self) -> Result<(), HubError> {
+        let _progress = self.lock();
         self.is_over.store(true, Ordering::Release);
         self.remove(&self.side)?;
         self.remove(&self.path)
@@ -228,6 +322,7 @@ impl Drop for Partial {
         if self.is_over.load(Ordering::Acquire) {
             return;
         }
+        // Not brought to disk first, which would take time: after a loss of power the hash finds out.
         let ranges = self.lock().ranges.clone();
         if let Err(error) = self.save(&ranges) {
             tracing::warn!(%error, "the next download of this file starts anew");
@@ -248,6 +343,11 @@ impl Ranges {
             .iter()
             .fold((start, end), |all, range| (all.0.min(range.0), all.1.max(range.1)));
         self.0.splice(first..last, [merged]);
+    }
+
+    /// End of what is there from the beginning on.
+    pub(crate) fn front(&self) -> u64 {
+        self.0.first().filter(|first| first.0 == 0).map_or(0, |first| first.1)
     }
 
     pub(crate) fn total(&self) -> u64 {
@@ -284,6 +384,17 @@ fn read_side(side: &Path, size: u64, length: u64) -> Option<Ranges> {
     }
     let side: Side = serde_json::from_slice(&fs::read(side).ok()?).ok()?;
     (side.size == size).then(|| side.done.checked(size.min(length)))
+}
+
+/// Whether a file is what Python's (`BLOB.1a2b3c4d.incomplete`), Rust's or llama.cpp's client has of a blob.
+fn is_partial_of(file: &str, blob: &str) -> bool {
+    file.strip_prefix(blob).is_some_and(|rest| {
+        matches!(rest, ".incomplete" | ".downloadInProgress")
+            || rest
+                .strip_prefix('.')
+                .and_then(|rest| rest.strip_suffix(".incomplete"))
+                .is_some_and(|id| cache::is_hex(id, 8))
+    })
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -337,15 +448,13 @@ mod tests {
         let partial = open(folder, 10);
         assert_eq!(partial.missing(), [(2, 6)]);
         assert_eq!(partial.write(2, b"2345").unwrap(), 10);
+        assert_eq!(partial.hash(64).unwrap(), cache::hex(&Sha256::digest(b"0123456789")));
         assert_eq!(
-            partial.hash(64, || false).unwrap(),
-            cache::hex(&Sha256::digest(b"0123456789"))
-        );
-        assert_eq!(
-            partial.hash(40, || false).unwrap(),
+            partial.hash(40).unwrap(),
             cache::hex(&Sha1::digest(b"blob 10\x000123456789"))
         );
-        assert_eq!(partial.hash(64, || true), Err(HubError::Cancelled));
+        partial.give_up();
+        assert_eq!(partial.hash(64), Err(HubError::Cancelled));
         partial.finish().unwrap();
         drop(partial);
         assert_eq!(fs::read(folder.join("blob")).unwrap(), b"0123456789");
@@ -354,6 +463,64 @@ mod tests {
             2,
             "only the blob and the lock are left"
         );
+    }
+
+    #[test]
+    fn hashes_what_arrives_in_any_order_and_what_comes_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let partial = open(folder.path(), 3 << 20);
+        let content: Vec<u8> = (0..3_u32 << 20).map(|at| (at / 7) as u8).collect();
+        std::thread::scope(|scope| {
+            let hash = scope.spawn(|| partial.hash(64));
+            let keep = scope.spawn(|| partial.keep());
+            partial.write(0, &[1; 4096]).unwrap();
+            // A server without ranges begins anew, while the first bytes are being hashed.
+            partial.clear().unwrap();
+            for part in [2, 0, 1] {
+                let at = part << 20;
+                partial.write(at as u64, &content[at..at + (1 << 20)]).unwrap();
+            }
+            assert_eq!(hash.join().unwrap().unwrap(), cache::hex(&Sha256::digest(&content)));
+            partial.finish().unwrap();
+            keep.join().unwrap().unwrap();
+        });
+        drop(partial);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is kept of it");
+    }
+
+    #[test]
+    fn what_has_arrived_is_noted_while_more_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let partial = open(folder.path(), 10);
+        partial.write(3, b"345").unwrap();
+        std::thread::scope(|scope| {
+            let keep = scope.spawn(|| partial.keep());
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while Partial::peek(&folder.path().join("blob"), 10) != 3 {
+                assert!(Instant::now() < deadline, "it is never noted");
+                std::thread::yield_now();
+            }
+            partial.give_up();
+            keep.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn other_programs_partial_files_are_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let blob = folder.path().join("ab12");
+        assert_eq!(Partial::peek_any(&blob, 100), 0);
+        for (name, length) in [
+            ("ab12.0123abcd.incomplete", 7),
+            ("ab12.incomplete", 9),
+            ("ab12.downloadInProgress", 11),
+            ("ab12.other", 50),
+            ("ab123.incomplete", 50),
+        ] {
+            fs::write(folder.path().join(name), vec![0; length]).unwrap();
+        }
+        assert_eq!(Partial::peek_any(&blob, 100), 11);
+        assert_eq!(Partial::peek_any(&blob, 10), 10);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One pull from its name to its links: what to fetch, in which order things are said, when they become visible.
 
 use std::{
+    path::PathBuf,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -12,22 +13,27 @@ use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::mpsc,
     task::AbortHandle,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
-    Hub, LocalModel,
+    Hub, LocalModel, Update,
     cache::{self, RepoFolder},
     client::{Client, RepoInfo},
+    disk,
     download::{Flight, State, Target, blocking, is_present},
     error::HubError,
+    ledger::Note,
     name::HfName,
+    partial::Partial,
     resolve::{self, RepoFile},
 };
 use crate::{config::HubConfig, inference::PullEvent};
 
 /// Time between two progress events of a file, Ollama's own.
 const INTERVAL: Duration = Duration::from_millis(60);
+/// The longest that a pull of a cached model waits for the Hub.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Events that wait for a slow reader; the download does not.
 const QUEUE: usize = 16;
 
@@ -103,24 +109,74 @@ async fn run(hub: &Hub, config: Arc<HubConfig>, name: &HfName, events: &Events) 
             None => Err(HubError::Offline(name.to_string())),
         };
     }
-    // Who has the model already is not kept waiting for long by a Hub that is away.
-    let patience = if cached.is_some() {
-        config.retry_attempts.min(1)
-    } else {
-        config.retry_attempts
+    let Some(model) = cached else {
+        let plan = plan(hub, Arc::clone(&config), name).await?;
+        return fetch(hub, &config, name, plan, events).await;
     };
-    let plan_config = HubConfig {
-        retry_attempts: patience,
-        ..(*config).clone()
-    };
-    match (plan(hub, plan_config, name).await, cached) {
-        (Ok(plan), _) => fetch(hub, &config, name, plan, events).await,
-        (Err(error), Some(model)) if error.is_transient() => {
-            tracing::warn!(model.name = %name, %error, "the Hub does not answer; the cached model is used");
+    match plan_soon(hub, &config, name).await {
+        Ok(plan) if is_elsewhere(&config, &model, &plan).await? => from_cache(hub, &model, events).await,
+        Ok(plan) => fetch(hub, &config, name, plan, events).await,
+        Err(error) if error.is_transient() || matches!(error, HubError::Protocol { .. }) => {
+            tracing::warn!(model.name = %name, %error, "the Hub is of no help; the cached model is used");
             from_cache(hub, &model, events).await
         }
-        (Err(error), _) => Err(error),
+        Err(error) => Err(error),
     }
+}
+
+/// A plan for who has the model already, and is not kept waiting by a Hub that is slow, away or asks for patience.
+async fn plan_soon(hub: &Hub, config: &Arc<HubConfig>, name: &HfName) -> Result<Plan, HubError> {
+    let hasty = HubConfig {
+        retry_attempts: 0,
+        ..(**config).clone()
+    };
+    let after = config.connect_timeout.min(PATIENCE);
+    match timeout(after, plan(hub, Arc::new(hasty), name)).await {
+        Ok(result) => result,
+        Err(_) => Err(HubError::Stalled {
+            host: config.endpoint.clone(),
+            after,
+        }),
+    }
+}
+
+/// Whether the files of a plan are those of a model in a cache that is only read: then nothing is to be copied.
+async fn is_elsewhere(config: &HubConfig, model: &LocalModel, plan: &Plan) -> Result<bool, HubError> {
+    if model.root == config.cache_dir {
+        return Ok(false);
+    }
+    let wanted: Vec<Option<String>> = plan.files.iter().map(|file| file.etag().map(str::to_owned)).collect();
+    Ok(wanted == hashes(model).await?)
+}
+
+/// Hashes of a model's files by their blobs, the projector last.
+async fn hashes(model: &LocalModel) -> Result<Vec<Option<String>>, HubError> {
+    let files: Vec<PathBuf> = model.files.iter().chain(&model.mmproj).cloned().collect();
+    blocking(move || Ok(files.iter().map(|file| cache::blob_name(file)).collect())).await
+}
+
+/// What the Hub has instead of a cached model.
+pub(crate) async fn update(
+    hub: &Hub,
+    config: &HubConfig,
+    name: &HfName,
+    model: &LocalModel,
+) -> Result<Option<Update>, HubError> {
+    let plan = plan(hub, Arc::new(config.clone()), name).await?;
+    if plan.info.commit == model.commit {
+        return Ok(None);
+    }
+    // A commit that changes a README is no new model.
+    let here = hashes(model).await?;
+    let new = plan
+        .files
+        .iter()
+        .filter(|file| !here.contains(&file.etag().map(str::to_owned)));
+    let bytes = new.fold(0_u64, |sum, file| sum.saturating_add(file.size));
+    Ok((bytes > 0).then_some(Update {
+        commit: plan.info.commit,
+        bytes,
+    }))
 }
 
 /// What to fetch.
@@ -130,8 +186,8 @@ struct Plan {
     files: Vec<RepoFile>,
 }
 
-async fn plan(hub: &Hub, config: HubConfig, name: &HfName) -> Result<Plan, HubError> {
-    let client = Client::new(&hub.0.pool, Arc::new(config))?;
+async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, HubError> {
+    let client = Client::new(&hub.0.pool, config)?;
     let revision = name.revision.as_deref().unwrap_or("main");
     let info = client.info(&name.repo_id(), revision).await?;
     let repo = format!("{}/{}", info.org, info.repo);
@@ -152,28 +208,32 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
     let Plan { info, label, files } = plan;
     let repo = format!("{}/{}", info.org, info.repo);
     let folder = RepoFolder::new(&config.cache_dir, &info.org, &info.repo);
-    let mut flights: Vec<(Target, Option<Arc<Flight>>)> = Vec::new();
+    let mut targets = Vec::new();
     for file in &files {
-        let Some(etag) = file.lfs_sha256.clone().or_else(|| file.oid.clone()) else {
+        let Some(etag) = file.etag() else {
             let problem = format!("it lists {} without a hash", file.path);
             return Err(HubError::Protocol {
                 host: config.endpoint.clone(),
                 problem,
             });
         };
-        let target = Target {
+        targets.push(Target {
             repo: repo.clone(),
             commit: info.commit.clone(),
             path: file.path.clone(),
             size: file.size,
-            blob: folder.blob(&etag),
+            blob: folder.blob(etag),
             lock: config
                 .cache_dir
                 .join(".locks")
                 .join(format!("models--{}--{}", info.org, info.repo))
                 .join(format!("{etag}.lock")),
-            etag,
-        };
+            etag: etag.to_owned(),
+        });
+    }
+    check_space(&repo, &targets).await?;
+    let mut flights: Vec<(Target, Option<Arc<Flight>>)> = Vec::new();
+    for target in targets {
         let (blob, size) = (target.blob.clone(), target.size);
         let flight = if blocking(move || Ok(is_present(&blob, size))).await? {
             report_whole(&digest_of(&target.etag), size, events).await?;
@@ -192,6 +252,11 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
     }
     events.status("writing manifest").await?;
     let (hub, key) = (hub.clone(), super::key(&info.org, &info.repo, &label));
+    let note = Note {
+        commit: info.commit.clone(),
+        endpoint: config.endpoint.clone(),
+        license: info.license.clone(),
+    };
     let revision = name.revision.clone().unwrap_or_else(|| "main".to_owned());
     let targets: Vec<Target> = flights.into_iter().map(|(target, _)| target).collect();
     blocking(move || {
@@ -209,10 +274,27 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
         if !cache::is_commit(&revision) {
             folder.write_reference(&revision, &info.commit)?;
         }
-        hub.0.ledger.set_unlisted(&key, false)
+        hub.0.ledger.pulled(&key, note)
     })
     .await?;
     events.status("success").await
+}
+
+/// Refuses a pull whose files do not all fit, before the first of them is begun.
+async fn check_space(repo: &str, targets: &[Target]) -> Result<(), HubError> {
+    let (repo, targets) = (repo.to_owned(), targets.to_vec());
+    blocking(move || {
+        let missing = targets.iter().filter(|target| !is_present(&target.blob, target.size));
+        let needed = missing.fold(0_u64, |sum, target| {
+            let left = target.size.saturating_sub(Partial::peek(&target.blob, target.size));
+            sum.saturating_add(left)
+        });
+        match targets.first() {
+            Some(first) => disk::check_space(&repo, &first.blob, needed),
+            None => Ok(()),
+        }
+    })
+    .await
 }
 
 /// Tells how a download advances, until all its bytes are there.

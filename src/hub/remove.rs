@@ -15,8 +15,9 @@ use super::{
     resolve,
 };
 
-/// Removes a model's files where hubllama downloaded them, else unlists it; `key` is its name in the ledger.
-pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str) -> Result<Deleted, HubError> {
+/// Removes a model's files where hubllama downloaded them, or where `all` says so, else unlists it; `key` is its name in
+/// the ledger.
+pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str, all: bool) -> Result<Deleted, HubError> {
     let Some(folder) = RepoFolder::find(root, &name.org, &name.repo) else {
         return Err(HubError::NotCached(name.to_string()));
     };
@@ -30,13 +31,14 @@ pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str) -> 
             continue;
         };
         found = true;
-        if !is_owned(root, ledger, &model) {
+        if !all && !is_owned(ledger, &model) {
             is_left = true;
             continue;
         }
-        unlinked.extend(unlink(&folder, &snapshot, &model.files).map_err(io_error)?);
-        if let Some(projector) = lone_projector(&folder, &snapshot, ledger, model.mmproj) {
-            unlinked.extend(unlink(&folder, &snapshot, &[projector]).map_err(io_error)?);
+        unlinked.extend(unlink(&folder, &model.files).map_err(io_error)?);
+        let projector = model.mmproj.filter(|link| all || is_ours(ledger, &folder, link));
+        if let Some(projector) = projector.filter(|link| is_lone(&snapshot, link)) {
+            unlinked.extend(unlink(&folder, &[projector]).map_err(io_error)?);
         }
     }
     if !found {
@@ -56,12 +58,14 @@ pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str) -> 
         tracing::info!(model.name = %name, "model is unlisted; its files are another program's and stay");
         return Ok(Deleted::Unlisted);
     }
+    // Whoever downloads it next may see it again.
+    ledger.set_unlisted(key, false)?;
     Ok(Deleted::Removed { bytes_freed })
 }
 
 /// Whether hubllama downloaded every file.
-pub(crate) fn is_owned(root: &Path, ledger: &Ledger, model: &cache::CachedModel) -> bool {
-    let folder = RepoFolder::new(root, &model.org, &model.repo);
+pub(crate) fn is_owned(ledger: &Ledger, model: &cache::CachedModel) -> bool {
+    let folder = RepoFolder::new(&model.root, &model.org, &model.repo);
     model.files.iter().all(|link| is_ours(ledger, &folder, link))
 }
 
@@ -70,13 +74,7 @@ fn is_ours(ledger: &Ledger, folder: &RepoFolder, link: &Path) -> bool {
 }
 
 /// A projector serves every quantisation of its folder; it goes with the last of them.
-fn lone_projector(
-    folder: &RepoFolder,
-    snapshot: &Snapshot,
-    ledger: &Ledger,
-    projector: Option<PathBuf>,
-) -> Option<PathBuf> {
-    let projector = projector.filter(|link| is_ours(ledger, folder, link))?;
+fn is_lone(snapshot: &Snapshot, projector: &Path) -> bool {
     let is_used = |model: &resolve::Resolution| {
         model
             .mmproj
@@ -84,31 +82,41 @@ fn lone_projector(
             .is_some_and(|used| snapshot.path.join(&used.path) == projector)
     };
     let files = snapshot.files(&mut Vec::new());
-    (!resolve::all(&files).iter().any(is_used)).then_some(projector)
+    !resolve::all(&files).iter().any(is_used)
 }
 
 /// Removes links, and the folders that became empty, the snapshot's own included; returns the blobs they led to.
-fn unlink(folder: &RepoFolder, snapshot: &Snapshot, links: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
+fn unlink(folder: &RepoFolder, links: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
     let mut blobs = Vec::new();
     for link in links {
         blobs.extend(cache::blob_of(folder, link));
         fs::remove_file(link)?;
-        for emptied in link
-            .ancestors()
-            .skip(1)
-            .take_while(|parent| parent.starts_with(&snapshot.path))
-        {
+        remove_empty_folders(link, "snapshots");
+    }
+    Ok(blobs)
+}
+
+/// Removes the folders around a file that is gone, as far as they are empty and below one of this name.
+pub(crate) fn remove_empty_folders(gone: &Path, below: &str) {
+    let parents = gone.ancestors().skip(1).take_while(|parent| !parent.ends_with(below));
+    // A blob's folder is not below it.
+    if gone.ancestors().any(|parent| parent.ends_with(below)) {
+        for emptied in parents {
             // Not empty is the usual case and no error.
             if fs::remove_dir(emptied).is_err() {
                 break;
             }
         }
     }
-    Ok(blobs)
 }
 
 /// Every blob that some snapshot refers to. Blobs without a link are left alone: they may belong to a pull that is under way.
-fn referenced(folder: &RepoFolder) -> io::Result<HashSet<PathBuf>> {
+pub(crate) fn referenced(folder: &RepoFolder) -> io::Result<HashSet<PathBuf>> {
+    referenced_but(folder, &[])
+}
+
+/// The same as if some links were not there.
+pub(crate) fn referenced_but(folder: &RepoFolder, links: &[PathBuf]) -> io::Result<HashSet<PathBuf>> {
     let mut referenced = HashSet::new();
     let mut stack = vec![folder.path.join("snapshots")];
     while let Some(path) = stack.pop() {
@@ -116,7 +124,7 @@ fn referenced(folder: &RepoFolder) -> io::Result<HashSet<PathBuf>> {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
                 stack.push(entry.path());
-            } else {
+            } else if !links.contains(&entry.path()) {
                 referenced.extend(cache::blob_of(folder, &entry.path()));
             }
         }
@@ -168,7 +176,11 @@ mod tests {
         }
 
         fn delete(&self, text: &str) -> Result<Deleted, HubError> {
-            delete(self.root.path(), &self.ledger(), &name(text), "key")
+            delete(self.root.path(), &self.ledger(), &name(text), "key", false)
+        }
+
+        fn delete_all(&self, text: &str) -> Result<Deleted, HubError> {
+            delete(self.root.path(), &self.ledger(), &name(text), "key", true)
         }
     }
 
@@ -206,6 +218,20 @@ mod tests {
         let blob = put(bench.root.path(), "o/r", OLD, "m-Q4_0.gguf", "weights");
         assert_eq!(bench.delete("hf:o/r:Q4_0"), Ok(Deleted::Unlisted));
         assert!(blob.exists() && bench.ledger().is_unlisted("key"));
+    }
+
+    #[test]
+    fn foreign_files_go_where_all_was_said() {
+        let bench = Bench::new();
+        let blob = put(bench.root.path(), "o/r", OLD, "m-Q4_0.gguf", "weights");
+        let eye = put(bench.root.path(), "o/r", OLD, "mmproj-F16.gguf", "eye");
+        bench.delete("hf:o/r:Q4_0").unwrap();
+        assert!(blob.exists() && bench.ledger().is_unlisted("key"));
+        assert_eq!(
+            bench.delete_all("hf:o/r:Q4_0"),
+            Ok(Deleted::Removed { bytes_freed: 10 })
+        );
+        assert!(!blob.exists() && !eye.exists() && !bench.ledger().is_unlisted("key"));
     }
 
     #[test]

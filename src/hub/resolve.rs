@@ -23,6 +23,14 @@ pub struct RepoFile {
     pub lfs_sha256: Option<String>,
 }
 
+impl RepoFile {
+    /// The hash of the content by which the cache names it.
+    #[must_use]
+    pub fn etag(&self) -> Option<&str> {
+        self.lfs_sha256.as_deref().or(self.oid.as_deref())
+    }
+}
+
 /// What a name stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolution {
@@ -32,7 +40,26 @@ pub struct Resolution {
     pub files: Vec<RepoFile>,
     /// The projector for images or audio.
     pub mmproj: Option<RepoFile>,
+    /// Small models beside it that can guess its next tokens, the kind that guesses best first, one of each.
+    pub drafts: Vec<Draft>,
 }
+
+/// A model that guesses what another will say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// What its file's name has in front: `mtp`, `dspark`, `dflash` or `eagle3`.
+    pub kind: &'static str,
+    /// The weights.
+    pub file: RepoFile,
+}
+
+/// Kinds of drafts in the order of preference, and how llama.cpp knows them; in this case only.
+const DRAFTS: [(&str, &str); 4] = [
+    ("mtp", "mtp-"),
+    ("dspark", "dspark-"),
+    ("dflash", "dflash-"),
+    ("eagle3", "eagle3-"),
+];
 
 /// Why a listing has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +90,8 @@ pub enum ResolveError {
 /// Chooses files by llama.cpp's and the Hub's rules.
 ///
 /// A path is taken as it is; a label first by equality (`UD-` may be left out), then wherever it ends a word of the path,
-/// then as a folder's name; without a selector the preferred quantisation is taken. The order of `files` does not matter.
+/// then as a folder's name; without a selector the preferred quantisation is taken. A folder leaves only what is in it. The
+/// order of `files` does not matter.
 ///
 /// # Errors
 /// If nothing, or only an incomplete set of shards, answers to the selector.
@@ -132,7 +160,19 @@ fn resolution(files: &[RepoFile], groups: &[Group<'_>], group: &Group<'_>) -> Re
     Resolution {
         label: selector_of(groups, group),
         files: group.files.iter().map(|&file| file.clone()).collect(),
-        mmproj: pick_mmproj(files, group).cloned(),
+        mmproj: companion(files, group, |file| is_mmproj(&file.path)).cloned(),
+        drafts: DRAFTS
+            .iter()
+            .filter_map(|(kind, word)| {
+                let is_kind = |file: &&RepoFile| !is_mmproj(&file.path) && file_name(&file.path).contains(word);
+                let is_other = |file: &RepoFile| !group.files.iter().any(|own| own.path == file.path);
+                let file = companion(files, group, |file| is_kind(&file) && is_other(file))?;
+                Some(Draft {
+                    kind,
+                    file: file.clone(),
+                })
+            })
+            .collect(),
     }
 }
 
@@ -178,6 +218,24 @@ fn shard_of(path: &str) -> Option<(&str, usize, usize)> {
     (1..=count).contains(&index).then_some((prefix, index, count))
 }
 
+/// The names of all parts of a file: itself, where it is whole.
+pub(crate) fn parts(file: &str) -> Vec<String> {
+    /// More parts than any model has; their number comes from a file's name.
+    const MAX_PARTS: usize = 10_000;
+    match shard_of(file) {
+        Some((prefix, _, count)) if count <= MAX_PARTS => (1..=count)
+            .map(|index| format!("{prefix}-{index:05}-of-{count:05}.gguf"))
+            .collect(),
+        _ => vec![file.to_owned()],
+    }
+}
+
+/// Whether a file has this label, in whatever case.
+pub(crate) fn has_label(file: &str, label: &str) -> bool {
+    let prefix = shard_of(file).map_or_else(|| stem(file), |(prefix, ..)| prefix);
+    label_of(prefix).is_some_and(|own| own.eq_ignore_ascii_case(label))
+}
+
 /// The label of a path without its suffix: the last quantisation in the file's name, else in the folder's.
 fn label_of(stem: &str) -> Option<String> {
     let mut segments = stem.rsplit('/');
@@ -206,9 +264,28 @@ fn label_in(name: &str) -> Option<String> {
 }
 
 fn pick<'g, 'f>(groups: &'g [Group<'f>], selector: Option<&Selector>) -> Option<&'g Group<'f>> {
-    let candidates = || groups.iter().filter(|group| group.is_candidate);
     match selector {
-        None => candidates().min_by_key(|group| {
+        Some(Selector::Folder { path, label }) => {
+            let inside: Vec<&Group<'f>> = groups.iter().filter(|group| is_below(group.path(), path)).collect();
+            pick_from(&inside, label.clone().map(Selector::Label).as_ref())
+        }
+        selector => pick_from(&groups.iter().collect::<Vec<_>>(), selector),
+    }
+}
+
+/// Whether a path is in a folder, in whatever case that is spelled.
+fn is_below(path: &str, folder: &str) -> bool {
+    let head = path
+        .get(..folder.len())
+        .filter(|head| head.eq_ignore_ascii_case(folder));
+    head.is_some() && path[folder.len()..].starts_with('/')
+}
+
+fn pick_from<'g, 'f>(groups: &[&'g Group<'f>], selector: Option<&Selector>) -> Option<&'g Group<'f>> {
+    let candidates = || groups.iter().copied().filter(|group| group.is_candidate);
+    match selector {
+        // A folder in a folder is not written.
+        None | Some(Selector::Folder { .. }) => candidates().min_by_key(|group| {
             let label = group.label.as_deref().unwrap_or_default();
             (
                 !group.is_complete(),
@@ -228,6 +305,7 @@ fn pick<'g, 'f>(groups: &'g [Group<'f>], selector: Option<&Selector>) -> Option<
                 best(
                     groups
                         .iter()
+                        .copied()
                         .filter(|group| group.files.iter().any(|file| test(&file.path, path))),
                 )
             })
@@ -316,15 +394,19 @@ fn is_candidate(path: &str) -> bool {
         .any(|word| name.contains(word))
 }
 
-/// The projector nearest to the model: in its folder or one above, the deepest; then the one of the same label, then of
-/// the nearest width, then the float format that loses least.
-fn pick_mmproj<'a>(files: &'a [RepoFile], group: &Group<'_>) -> Option<&'a RepoFile> {
+/// The file of a kind that is nearest to the model: in its folder or one above, the deepest; then the one of the same label,
+/// then of the nearest width, then the float format that loses least.
+fn companion<'a>(
+    files: &'a [RepoFile],
+    group: &Group<'_>,
+    is_kind: impl Fn(&RepoFile) -> bool,
+) -> Option<&'a RepoFile> {
     let model_folder: Vec<&str> = folders(group.path()).collect();
     let label = group.label.clone().unwrap_or_default();
     let same_label = format!("-{}.", label.to_ascii_lowercase());
     files
         .iter()
-        .filter(|file| ends_with_ignore_case(&file.path, ".gguf") && is_mmproj(&file.path))
+        .filter(|file| ends_with_ignore_case(&file.path, ".gguf") && is_kind(file))
         .filter(|file| model_folder.starts_with(&folders(&file.path).collect::<Vec<_>>()))
         .min_by_key(|file| {
             let own = label_in(stem(file_name(&file.path))).unwrap_or_default();

@@ -290,3 +290,331 @@ fn every_listed_label_finds_its_own_file() {
         assert_eq!(ask(&files, &model.label).unwrap(), model);
     }
 }
+
+#[test]
+fn in_a_folder() {
+    let paths = &[
+        "a/m-Q8_0.gguf",
+        "a/deep/m-Q4_K_M.gguf",
+        "b/m-Q8_0.gguf",
+        "m-Q4_K_M.gguf",
+        "mmproj-F16.gguf",
+    ];
+    let ask = |path: &str, label: Option<&str>| {
+        let selector = Selector::Folder {
+            path: path.into(),
+            label: label.map(str::to_owned),
+        };
+        resolve(&listing(paths), Some(&selector)).map(|found| (found.files[0].path.clone(), found.mmproj.is_some()))
+    };
+    assert_eq!(ask("a", None), Ok(("a/deep/m-Q4_K_M.gguf".into(), true)));
+    assert_eq!(ask("A", Some("q8_0")), Ok(("a/m-Q8_0.gguf".into(), true)));
+    assert_eq!(ask("b", None), Ok(("b/m-Q8_0.gguf".into(), true)));
+    for (path, label) in [("b", Some("Q4_K_M")), ("c", None), ("a/dee", None)] {
+        assert!(
+            matches!(ask(path, label), Err(ResolveError::NoSuchSelector { .. })),
+            "{path}"
+        );
+    }
+}
+
+/// The listings and picks of llama.cpp's own test of its resolution, as data.
+mod published {
+    use super::*;
+
+    const FLAT: &[&str] = &[
+        "README.md",
+        "model-BF16.gguf",
+        "model-Q4_K_M.gguf",
+        "model-Q8_0.gguf",
+        "mmproj-model-BF16.gguf",
+        "mmproj-model-Q8_0.gguf",
+        "mtp-model-BF16.gguf",
+        "mtp-model-Q4_0.gguf",
+        "mtp-model-Q8_0.gguf",
+        "dflash-model-BF16.gguf",
+        "dflash-model-Q8_0.gguf",
+    ];
+    const SHARDED: &[&str] = &[
+        "mmproj-model-f16.gguf",
+        "model-mtp-BF16.gguf",
+        "model-mtp-Q8_0.gguf",
+        "Q3_K_M/model-Q3_K_M-00001-of-00003.gguf",
+        "Q3_K_M/model-Q3_K_M-00002-of-00003.gguf",
+        "Q3_K_M/model-Q3_K_M-00003-of-00003.gguf",
+        "Q8_0/model-Q8_0-00001-of-00002.gguf",
+        "Q8_0/model-Q8_0-00002-of-00002.gguf",
+    ];
+    const HOLE: &[&str] = &[
+        "model-BF16.gguf",
+        "model-Q4_K_M.gguf",
+        "model-Q8_0.gguf",
+        "mtp-model-BF16.gguf",
+        "mtp-model-Q4_0.gguf",
+        "mtp-model-Q8_0.gguf",
+        "dflash-model-BF16.gguf",
+        "dflash-model-Q8_0.gguf",
+    ];
+    const SUFFIXED: &[&str] = &["model-UD-Q8_K_XL.gguf", "mmproj-BF16.gguf", "model-MTP-BF16.gguf"];
+    const VENDORS: &[&str] = &["TheDrummer_Model-24B-v4.1-Q8_0.gguf", "BlackSheep-24B.Q8_0.gguf"];
+    const QUAD: &[&str] = &[
+        "model-Q8_0.gguf",
+        "mtp-model-Q8_0.gguf",
+        "dflash-model-Q8_0.gguf",
+        "eagle3-model-Q8_0.gguf",
+        "dspark-model-Q8_0.gguf",
+    ];
+    const SPARK: &[&str] = &[
+        "README.md",
+        "model-MXFP4.gguf",
+        "dspark-model-BF16.gguf",
+        "dspark-model-MXFP4.gguf",
+    ];
+
+    struct Case {
+        files: &'static [&'static str],
+        selector: &'static str,
+        /// First file, or nothing where none answers.
+        model: &'static str,
+        shards: usize,
+        mmproj: &'static str,
+        /// In our order of preference.
+        drafts: &'static [&'static str],
+    }
+
+    const fn case(
+        files: &'static [&'static str],
+        selector: &'static str,
+        model: &'static str,
+        shards: usize,
+        mmproj: &'static str,
+        drafts: &'static [&'static str],
+    ) -> Case {
+        Case {
+            files,
+            selector,
+            model,
+            shards,
+            mmproj,
+            drafts,
+        }
+    }
+
+    const CASES: &[Case] = &[
+        case(
+            FLAT,
+            "Q8_0",
+            "model-Q8_0.gguf",
+            1,
+            "mmproj-model-Q8_0.gguf",
+            &["mtp-model-Q8_0.gguf", "dflash-model-Q8_0.gguf"],
+        ),
+        case(
+            FLAT,
+            "",
+            "model-Q4_K_M.gguf",
+            1,
+            "mmproj-model-Q8_0.gguf",
+            &["mtp-model-Q4_0.gguf", "dflash-model-Q8_0.gguf"],
+        ),
+        case(SUFFIXED, "", "model-UD-Q8_K_XL.gguf", 1, "mmproj-BF16.gguf", &[]),
+        case(
+            FLAT,
+            "model-BF16.gguf",
+            "model-BF16.gguf",
+            1,
+            "mmproj-model-BF16.gguf",
+            &["mtp-model-BF16.gguf", "dflash-model-BF16.gguf"],
+        ),
+        case(FLAT, "nope.gguf", "", 0, "", &[]),
+        case(
+            SHARDED,
+            "Q3_K_M",
+            "Q3_K_M/model-Q3_K_M-00001-of-00003.gguf",
+            3,
+            "mmproj-model-f16.gguf",
+            &["model-mtp-Q8_0.gguf"],
+        ),
+        // A quantisation that only drafts have is no model.
+        case(HOLE, "Q4_0", "", 0, "", &[]),
+        case(
+            HOLE,
+            "",
+            "model-Q4_K_M.gguf",
+            1,
+            "",
+            &["mtp-model-Q4_0.gguf", "dflash-model-Q8_0.gguf"],
+        ),
+        // A draft is known by `mtp-` in lower case only; that -MTP- is no model either is ours.
+        case(SUFFIXED, "Q8_K_XL", "model-UD-Q8_K_XL.gguf", 1, "mmproj-BF16.gguf", &[]),
+        // Of two at the same quantisation llama.cpp takes the first listed, we the first of the alphabet.
+        case(VENDORS, "Q8_0", "BlackSheep-24B.Q8_0.gguf", 1, "", &[]),
+        case(
+            QUAD,
+            "Q8_0",
+            "model-Q8_0.gguf",
+            1,
+            "",
+            &[
+                "mtp-model-Q8_0.gguf",
+                "dspark-model-Q8_0.gguf",
+                "dflash-model-Q8_0.gguf",
+                "eagle3-model-Q8_0.gguf",
+            ],
+        ),
+        case(SPARK, "", "model-MXFP4.gguf", 1, "", &["dspark-model-MXFP4.gguf"]),
+        case(SPARK, "BF16", "", 0, "", &[]),
+        case(&["draft-model-Q4_K_M.gguf"], "", "draft-model-Q4_K_M.gguf", 1, "", &[]),
+        case(&["preset.ini", "model-Q8_0.gguf"], "", "model-Q8_0.gguf", 1, "", &[]),
+    ];
+
+    #[test]
+    fn cases() {
+        for case in CASES {
+            let mut files = listing(case.files);
+            for turn in 0..files.len() {
+                files.rotate_left(1);
+                if turn % 2 == 1 {
+                    files.reverse();
+                }
+                let context = format!("{:?} {}", case.files, case.selector);
+                let Ok(found) = ask(&files, case.selector) else {
+                    assert_eq!(case.model, "", "{context}");
+                    continue;
+                };
+                assert_eq!(found.files[0].path, case.model, "{context}");
+                assert_eq!(found.files.len(), case.shards, "{context}");
+                let mmproj = found.mmproj.as_ref().map_or("", |file| file.path.as_str());
+                assert_eq!(mmproj, case.mmproj, "{context}");
+                let drafts: Vec<&str> = found.drafts.iter().map(|draft| draft.file.path.as_str()).collect();
+                assert_eq!(drafts, case.drafts, "{context}");
+            }
+        }
+    }
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Names as people give them, and some as nobody should.
+    fn path() -> impl Strategy<Value = String> {
+        let folder = prop::option::of(prop::sample::select(vec![
+            "a",
+            "A",
+            "Q8_0",
+            "UD-Q4_K_XL",
+            "a/b",
+            "mtp-x",
+        ]));
+        let stem = prop::sample::select(vec![
+            "m", "M", "mmproj", "mmproj-m", "mtp-m", "imatrix", "Q4_K_M", "x.y", "eagle3-m",
+        ]);
+        let label = prop::sample::select(vec![
+            "",
+            "-Q4_K_M",
+            ".q4_k_m",
+            "-Q8_0",
+            "-UD-Q4_K_XL",
+            "-F16",
+            "_BF16",
+            "-IQ2_XXS",
+            "-chat",
+            "-MXFP4",
+        ]);
+        let shard = prop::sample::select(vec![
+            "",
+            "",
+            "",
+            "-00001-of-00002",
+            "-00002-of-00002",
+            "-00001-of-00001",
+            "-00003-of-00002",
+        ]);
+        let suffix = prop::sample::select(vec![".gguf", ".gguf", ".gguf", ".GGUF", ".safetensors", ".bin"]);
+        (folder, stem, label, shard, suffix).prop_map(|(folder, stem, label, shard, suffix)| {
+            let folder = folder.map(|folder| format!("{folder}/")).unwrap_or_default();
+            format!("{folder}{stem}{label}{shard}{suffix}")
+        })
+    }
+
+    fn files() -> impl Strategy<Value = Vec<RepoFile>> {
+        prop::collection::btree_set(path(), 0..14)
+            .prop_map(|paths| listing(&paths.iter().map(String::as_str).collect::<Vec<_>>()))
+    }
+
+    fn selector() -> impl Strategy<Value = Option<Selector>> {
+        let label = prop::sample::select(vec!["Q4_K_M", "q8_0", "Q4_K_XL", "f16", "chat", "K_M", "a", "Q5_0"]);
+        prop::option::of(prop_oneof![
+            label.clone().prop_map(|label| Selector::Label(label.to_owned())),
+            path().prop_map(Selector::File),
+            (prop::sample::select(vec!["a", "A/B", "q8_0"]), prop::option::of(label)).prop_map(|(path, label)| {
+                Selector::Folder {
+                    path: path.to_owned(),
+                    label: label.map(str::to_owned),
+                }
+            }),
+        ])
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_a_listing_does_not_matter(
+            (files, shuffled) in files().prop_flat_map(|files| (Just(files.clone()), Just(files).prop_shuffle())),
+            selector in selector(),
+        ) {
+            prop_assert_eq!(resolve(&files, selector.as_ref()), resolve(&shuffled, selector.as_ref()));
+            prop_assert_eq!(all(&files), all(&shuffled));
+        }
+
+        #[test]
+        fn every_listed_model_is_found_by_its_label(files in files()) {
+            let models = all(&files);
+            let folded: std::collections::HashSet<String> =
+                files.iter().map(|file| file_name(&file.path).to_lowercase()).collect();
+            for model in &models {
+                prop_assert_eq!(&ask(&files, &model.label), &Ok(model.clone()));
+                // Where two names differ in case alone, case is what tells them apart.
+                if folded.len() == files.len() {
+                    prop_assert_eq!(&ask(&files, &model.label.to_ascii_lowercase()), &Ok(model.clone()));
+                }
+            }
+            match resolve(&files, None) {
+                Ok(usual) => prop_assert!(models.contains(&usual)),
+                Err(_) => prop_assert!(models.is_empty()),
+            }
+        }
+
+        #[test]
+        fn an_answer_is_whole_and_of_this_listing(files in files(), selector in selector()) {
+            let Ok(found) = resolve(&files, selector.as_ref()) else { return Ok(()) };
+            prop_assert!(!found.files.is_empty() && found.files.iter().all(|file| files.contains(file)));
+            let shards: Vec<_> = found.files.iter().filter_map(|file| shard_of(&file.path)).collect();
+            if let Some((_, _, count)) = shards.first() {
+                prop_assert_eq!(shards.len(), *count);
+                prop_assert!(shards.iter().enumerate().all(|(at, shard)| shard.1 == at + 1));
+            } else {
+                prop_assert_eq!(found.files.len(), 1);
+            }
+            let home: Vec<&str> = folders(&found.files[0].path).collect();
+            for beside in found.mmproj.iter().chain(found.drafts.iter().map(|draft| &draft.file)) {
+                prop_assert!(files.contains(beside) && !found.files.contains(beside));
+                prop_assert!(home.starts_with(&folders(&beside.path).collect::<Vec<_>>()));
+            }
+            if let Some(Selector::Folder { path, .. }) = &selector {
+                prop_assert!(is_below(&found.files[0].path, path));
+            }
+        }
+
+        #[test]
+        fn nothing_panics(paths in prop::collection::vec("\\PC{0,30}(\\.gguf)?", 0..8), label in "\\PC{0,12}") {
+            let files = listing(&paths.iter().map(String::as_str).collect::<Vec<_>>());
+            let _ = all(&files);
+            for selector in [Selector::Label(label.clone()), Selector::File(label.clone()),
+                Selector::Folder { path: label.clone(), label: Some(label) }] {
+                let _ = resolve(&files, Some(&selector));
+            }
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! What the Hub's answers look like: JSON bodies and headers.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::{
     Response,
@@ -15,6 +15,33 @@ use super::{backoff::MAX_WAIT, cache, error::HubError, name, resolve::RepoFile};
 pub(crate) struct InfoWire {
     pub(crate) id: Option<String>,
     pub(crate) sha: Option<String>,
+    #[serde(default)]
+    pub(crate) tags: Vec<String>,
+}
+
+impl InfoWire {
+    /// The licence, which the Hub repeats among the tags.
+    pub(crate) fn license(&self) -> Option<String> {
+        license_in(&self.tags)
+    }
+}
+
+/// One repository of a search.
+#[derive(Deserialize)]
+pub(crate) struct FoundWire {
+    pub(crate) id: String,
+    #[serde(default)]
+    pub(crate) downloads: u64,
+    #[serde(default)]
+    pub(crate) tags: Vec<String>,
+    /// `false`, `"auto"` or `"manual"`.
+    #[serde(default)]
+    pub(crate) gated: serde_json::Value,
+}
+
+pub(crate) fn license_in(tags: &[String]) -> Option<String> {
+    let license = tags.iter().find_map(|tag| tag.strip_prefix("license:"))?;
+    Some(license.chars().filter(|c| !c.is_control()).take(100).collect())
 }
 
 #[derive(Deserialize)]
@@ -85,8 +112,22 @@ pub(crate) fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
     headers.get(name)?.to_str().ok()?.parse().ok()
 }
 
+/// What a server wants to be waited for: `Retry-After` in seconds or as a date, else the `t=` of `RateLimit`.
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    number(headers, RETRY_AFTER.as_str()).map(|seconds| Duration::from_secs(seconds).min(MAX_WAIT))
+    let asked = number(headers, RETRY_AFTER.as_str())
+        .map(Duration::from_secs)
+        .or_else(|| {
+            let date = headers.get(RETRY_AFTER)?.to_str().ok()?;
+            let until = httpdate::parse_http_date(date).ok()?;
+            Some(until.duration_since(SystemTime::now()).unwrap_or_default())
+        })
+        .or_else(|| {
+            // `"api";r=0;t=55`: none left, anew in 55 seconds.
+            let limit = headers.get("ratelimit")?.to_str().ok()?;
+            let seconds = limit.split(';').find_map(|part| part.trim().strip_prefix("t="))?;
+            seconds.parse().ok().map(Duration::from_secs)
+        });
+    asked.map(|asked| asked.min(MAX_WAIT))
 }
 
 /// The target of `Link: <…>; rel="next"`.
@@ -116,5 +157,61 @@ mod tests {
         assert_eq!(etag(&headers, "etag"), Some("a".repeat(40)));
         assert_eq!(etag(&headers, "x-linked-etag"), None, "it would become a file name");
         assert_eq!(next_page(&headers).as_deref(), Some("http://h/a?c=,2"));
+    }
+    #[test]
+    fn entries_from_strangers() {
+        let file = |json: &str| {
+            serde_json::from_str::<EntryWire>(json)
+                .ok()
+                .and_then(EntryWire::into_file)
+        };
+        let oid = "a".repeat(40);
+        let good = file(&format!(
+            r#"{{"type":"file","path":"a/b.gguf","size":3,"oid":"{oid}"}}"#
+        ));
+        assert_eq!(good.and_then(|file| file.oid), Some(oid));
+        for path in [
+            "../x.gguf",
+            "/x.gguf",
+            "a/./x.gguf",
+            "a/../x.gguf",
+            "",
+            "a\\\\b.gguf",
+            "a\\u0000.gguf",
+        ] {
+            assert_eq!(file(&format!(r#"{{"type":"file","path":"{path}"}}"#)), None, "{path}");
+        }
+        // What would become a file's name is a hash or nothing.
+        let odd = file(r#"{"type":"file","path":"x.gguf","oid":"../../etc","lfs":{"oid":"AB","size":7}}"#).unwrap();
+        assert_eq!((odd.etag(), odd.size), (None, 7));
+        for json in [
+            r#"{"type":"file","path":"x.gguf","size":-1}"#,
+            r#"{"type":"file","path":"x.gguf","size":99999999999999999999999}"#,
+            r#"{"path":7}"#,
+        ] {
+            assert_eq!(file(json), None, "{json}");
+        }
+    }
+
+    #[test]
+    fn waits() {
+        let asked = |name: &'static str, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            retry_after(&headers)
+        };
+        assert_eq!(asked("retry-after", "7"), Some(Duration::from_secs(7)));
+        assert_eq!(asked("retry-after", "99999"), Some(MAX_WAIT));
+        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(30));
+        assert!(asked("retry-after", &soon).is_some_and(|asked| asked > Duration::from_secs(20)));
+        assert_eq!(
+            asked("retry-after", "Thu, 01 Jan 1970 00:00:00 GMT"),
+            Some(Duration::ZERO)
+        );
+        assert_eq!(
+            asked("ratelimit", "\"resolvers\";r=0;t=12"),
+            Some(Duration::from_secs(12))
+        );
+        assert_eq!(asked("retry-after", "soon"), None);
     }
 }

@@ -72,6 +72,11 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// The card of one model that is on disk (or named in the configuration).
     fn card<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>>;
 
+    /// The same for a request that is about to be made: nothing is waited for that the answer itself can tell of.
+    fn card_now<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
+        self.card(call, name)
+    }
+
     /// Everything that is known of one model.
     fn show<'a>(&'a self, call: &'a Call, name: &'a str, verbose: bool)
     -> BoxFuture<'a, Result<ModelDetails, Failure>>;
@@ -146,4 +151,9 @@ pub trait Provider: fmt::Debug + Send + Sync {
 
     /// Removes a model from disk, or from the listing where its files are not ours.
     fn delete<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Removes a model from disk, whoever put it there.
+    fn delete_files<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+        self.delete(call, name)
+    }
 }

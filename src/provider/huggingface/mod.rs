@@ -7,6 +7,7 @@ mod prompt;
 mod settings;
 mod taught_tools;
 mod vectors;
+mod waiting;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -295,6 +296,16 @@ impl Provider for HuggingFace {
         async move { Ok(self.locate(call, name).await?.card()) }.boxed()
     }
 
+    fn card_now<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
+        async move {
+            match HfName::parse(name) {
+                Ok(parsed) if waiting::is_awaited(self, call, &parsed).await => Ok(not_downloaded(name)),
+                _ => self.card(call, name).await,
+            }
+        }
+        .boxed()
+    }
+
     fn show<'a>(
         &'a self,
         call: &'a Call,
@@ -306,7 +317,16 @@ impl Provider for HuggingFace {
             let settings = Settings::resolve(&call.config, &located.local.canonical, &LoadOptions::default());
             let files = located.local.files.clone();
             let projector = located.local.mmproj.clone();
-            let (model_info, tensors, license, projector_info) = headers::details(files, projector, verbose).await?;
+            let (mut model_info, tensors, license, projector_info) =
+                headers::details(files, projector, verbose).await?;
+            let provenance = self.hub.provenance(&located.local).await;
+            let has_template = !located.header.template.is_empty();
+            model_info.extend(provenance.keys(if has_template { "gguf" } else { "none" }));
+            let license = if license.is_empty() {
+                provenance.license.unwrap_or_default()
+            } else {
+                license
+            };
             Ok(ModelDetails {
                 from: located.local.canonical.clone(),
                 messages: Vec::new(),
@@ -362,6 +382,10 @@ impl Provider for HuggingFace {
         request: InferenceRequest,
     ) -> BoxFuture<'a, Result<EventStream, Failure>> {
         async move {
+            let request = match waiting::begin(self, call, name, request).await {
+                Ok(stream) => return Ok(stream),
+                Err(request) => request,
+            };
             let located = self.locate(call, name).await?;
             Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
             let settings = Settings::resolve(&call.config, &located.local.canonical, &request.load);
@@ -525,6 +549,20 @@ impl Provider for HuggingFace {
             let parsed = HfName::parse(name).map_err(HubError::from)?;
             self.unload(call, name).await?;
             self.hub.delete(&call.config.hub, &parsed).await?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn delete_files<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+        async move {
+            let parsed = HfName::parse(name).map_err(HubError::from)?;
+            match self.unload(call, name).await {
+                // What is not listed any more may still have files.
+                Ok(()) | Err(Failure::NotFound(_)) => {}
+                Err(failure) => return Err(failure),
+            }
+            self.hub.delete_files(&call.config.hub, &parsed).await?;
             Ok(())
         }
         .boxed()

@@ -1,0 +1,22 @@
+//! GGUF headers: whatever is read, everything that is asked of it answers.
+#![no_main]
+#![allow(dead_code, unused_imports)]
+
+#[path = "../../src/gguf/mod.rs"]
+mod gguf;
+#[path = "../../src/inference/mod.rs"]
+mod inference;
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    // A header may claim more than there is; the length of the file is what bounds it.
+    let Ok(header) = gguf::Header::read(bytes, bytes.len() as u64) else { return };
+    let _ = gguf::precheck(&header);
+    let _ = gguf::facts(&header);
+    let _ = gguf::tensors(&header);
+    let _ = gguf::model_info(&header, true);
+    let _ = gguf::model_info(&header, false);
+    let _ = (gguf::bos_token(&header), gguf::eos_token(&header), gguf::chat_template(&header));
+    let _ = header.split();
+});

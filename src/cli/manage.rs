@@ -1,0 +1,149 @@
+//! `rm`, `verify`, `prune` and `import`: what is done to the cache. `rm` goes through the running daemon, so that a model
+//! that is in use is unloaded first; the others work on files, in the cache that the configuration names.
+
+use std::{path::Path, process::ExitCode};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::client::Daemon;
+use crate::{
+    config::{self, Inputs},
+    gguf,
+    hub::{Deleted, HfName, Hub, Verdict, WasteKind},
+    stdx::size::human_bytes,
+};
+
+/// What became of a model whose files are not ours.
+const UNLISTED: &str =
+    "is not listed any more; another program put its files there, and they stay (hubllama rm --files)";
+
+pub(super) async fn remove(inputs: &Inputs, name: &str, files: bool) -> anyhow::Result<ExitCode> {
+    let config = config::load(inputs)?.config;
+    if let Some(daemon) = Daemon::find(&config).await? {
+        // Asked before: afterwards nobody knows it. What cannot be shown can still be removed.
+        let shown = daemon
+            .post("/api/show", &json!({ "model": name }))
+            .await
+            .unwrap_or_default();
+        let is_foreign = shown.pointer("/model_info/hubllama.downloaded") == Some(&json!(false));
+        let body = if files {
+            json!({ "model": name, "files": true })
+        } else {
+            json!({ "model": name })
+        };
+        daemon.delete("/api/delete", &body).await?;
+        if is_foreign && !files {
+            println!("{name} {UNLISTED}");
+        } else {
+            println!("removed {name}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("no daemon is running; removing from {}", config.hub.cache_dir.display());
+    let hub = Hub::new(&config.state_dir);
+    let parsed = HfName::parse(name)?;
+    let deleted = if files {
+        hub.delete_files(&config.hub, &parsed).await?
+    } else {
+        hub.delete(&config.hub, &parsed).await?
+    };
+    match deleted {
+        Deleted::Removed { bytes_freed } => println!("removed {name}, {} freed", human_bytes(bytes_freed)),
+        Deleted::Unlisted if files => println!("{name} is not listed any more; other caches still hold its files"),
+        Deleted::Unlisted => println!("{name} {UNLISTED}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn verify(inputs: &Inputs, names: &[String]) -> anyhow::Result<ExitCode> {
+    let config = config::load(inputs)?.config;
+    let hub = Hub::new(&config.state_dir);
+    let mut models = Vec::new();
+    for name in names {
+        models.push(hub.locate(&config.hub, &HfName::parse(name)?).await?);
+    }
+    if names.is_empty() {
+        models = hub.list(&config.hub).await;
+    }
+    let bar = bar(models.iter().map(|model| model.size_bytes).sum());
+    let mut is_good = true;
+    for model in models {
+        let (name, read) = (&model.canonical, bar.clone());
+        let checked = hub.verify(&model, move |bytes| read.inc(bytes)).await?;
+        let mut lines = Vec::new();
+        for file in checked {
+            let path = file.path.display();
+            match file.verdict {
+                Verdict::Good => {}
+                Verdict::Unknown => lines.push(format!("unknown  {name}: the cache holds no hash of {path}")),
+                Verdict::Corrupt { expected, actual } => {
+                    is_good = false;
+                    lines.push(format!(
+                        "corrupt  {name}: {path} has the hash {actual}, not {expected}; hubllama rm --files {name}, then \
+                         pull it again"
+                    ));
+                }
+            }
+        }
+        if lines.is_empty() {
+            lines.push(format!("good     {name}  {}", human_bytes(model.size_bytes)));
+        }
+        bar.suspend(|| println!("{}", lines.join("\n")));
+    }
+    bar.finish_and_clear();
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+pub(super) async fn prune(inputs: &Inputs, apply: bool) -> anyhow::Result<ExitCode> {
+    let config = config::load(inputs)?.config;
+    let hub = Hub::new(&config.state_dir);
+    let waste = hub.prunable(&config.hub).await?;
+    for waste in &waste {
+        let kind = match waste.kind {
+            WasteKind::Partial => "broken off",
+            WasteKind::Superseded => "superseded",
+            WasteKind::Orphan => "unused",
+        };
+        println!("{kind:10}  {:>9}  {}", human_bytes(waste.bytes), waste.what);
+    }
+    let bytes: u64 = waste.iter().map(|waste| waste.bytes).sum();
+    let cache = config.hub.cache_dir.display();
+    if waste.is_empty() {
+        println!("nothing to remove in {cache}");
+    } else if apply {
+        let freed = hub.prune(waste).await?;
+        println!("{} freed in {cache}", human_bytes(freed));
+    } else {
+        println!(
+            "{} in {cache}; nothing was removed: hubllama prune --apply",
+            human_bytes(bytes)
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn import(inputs: &Inputs, file: &Path, name: &str) -> anyhow::Result<ExitCode> {
+    let config = config::load(inputs)?.config;
+    let name = HfName::parse(name)?;
+    // llama.cpp is not the first to read what a stranger may have made.
+    let header =
+        gguf::Header::open(file).map_err(|error| anyhow::anyhow!("{} is no usable GGUF: {error}", file.display()))?;
+    gguf::precheck(&header)?;
+    let bar = bar(std::fs::metadata(file)?.len());
+    let copied = bar.clone();
+    let model = Hub::new(&config.state_dir)
+        .import(&config.hub, file, &name, move |bytes| copied.inc(bytes))
+        .await?;
+    bar.finish_and_clear();
+    println!("imported {}  {}", model.canonical, human_bytes(model.size_bytes));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Shows nothing where nobody looks.
+fn bar(total: u64) -> ProgressBar {
+    let style = "{wide_bar} {decimal_bytes:>10}/{decimal_total_bytes:10} {decimal_bytes_per_sec:>12} {eta:>4}";
+    let bar = ProgressBar::new(total);
+    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}

@@ -1,0 +1,107 @@
+//! `search`: what the Hub has, how large it is, and whether this machine can run it.
+
+use std::{fmt::Write as _, fs, process::ExitCode};
+
+use crate::{
+    config::{self, Inputs},
+    hub::{Found, Hub},
+    stdx::size::human_bytes,
+};
+
+/// What a model needs beside its weights: a small context, buffers, the program.
+const OVERHEAD_BYTES: u64 = 512 << 20;
+
+pub(super) async fn search(inputs: &Inputs, words: &[String], limit: usize) -> anyhow::Result<ExitCode> {
+    let config = config::load(inputs)?.config;
+    let words = words.join(" ");
+    let found = Hub::new(&config.state_dir).search(&config.hub, &words, limit).await?;
+    if found.is_empty() {
+        eprintln!("nothing on the Hub with GGUF files matches \"{words}\"");
+        return Ok(ExitCode::FAILURE);
+    }
+    print!("{}", screen(&found, memory()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Bytes of memory that this machine has in all; 0 if it does not say.
+fn memory() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kibibytes = text.lines().find_map(|line| {
+        line.strip_prefix("MemTotal:")?
+            .trim()
+            .strip_suffix("kB")?
+            .trim()
+            .parse::<u64>()
+            .ok()
+    });
+    kibibytes.unwrap_or(0) << 10
+}
+
+fn screen(found: &[Found], memory: u64) -> String {
+    let mut text = String::new();
+    for repo in found {
+        let license = repo.license.as_deref().unwrap_or("no licence named");
+        let gated = if repo.gated { ", terms to accept" } else { "" };
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "hf:{}  ({license}{gated}, {} downloads)",
+            repo.repository, repo.downloads
+        );
+        if repo.models.is_empty() {
+            let _ = writeln!(text, "  what it holds cannot be seen");
+        }
+        let width = repo
+            .models
+            .iter()
+            .map(|(label, _)| label.chars().count())
+            .max()
+            .unwrap_or(0);
+        for (label, bytes) in &repo.models {
+            let verdict = verdict(*bytes, memory);
+            let _ = writeln!(text, "  {label:width$}  {:>9}  {verdict}", human_bytes(*bytes));
+        }
+    }
+    text.chars().filter(|c| *c == '\n' || !c.is_control()).collect()
+}
+
+/// Whether a model of this size runs in this much memory.
+fn verdict(bytes: u64, memory: u64) -> &'static str {
+    let needed = bytes.saturating_add(bytes / 10).saturating_add(OVERHEAD_BYTES);
+    match memory {
+        0 => "",
+        memory if needed <= memory / 4 * 3 => "fits",
+        memory if needed <= memory => "tight",
+        _ => "too large for this machine's memory",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_screen_says_what_fits() {
+        let found = Found {
+            repository: "o/r".into(),
+            downloads: 7,
+            license: Some("mit".into()),
+            gated: true,
+            models: vec![
+                ("Q4_K_M".into(), 4 << 30),
+                ("Q8_0".into(), 8 << 30),
+                ("F16".into(), 16 << 30),
+            ],
+        };
+        let text = screen(&[found], 10 << 30);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "hf:o/r  (mit, terms to accept, 7 downloads)");
+        assert!(
+            lines[1].starts_with("  Q4_K_M  ") && lines[1].ends_with("fits"),
+            "{text}"
+        );
+        assert!(lines[2].ends_with("tight"), "{text}");
+        assert!(lines[3].ends_with("too large for this machine's memory"), "{text}");
+        assert_eq!(verdict(1, 0), "");
+    }
+}

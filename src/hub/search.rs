@@ -1,0 +1,62 @@
+//! Looking for models on the Hub.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt as _, stream};
+
+use super::{Hub, client::Client, error::HubError, resolve, wire::license_in};
+use crate::config::HubConfig;
+
+/// Listings that are asked for at once.
+const PARALLEL: usize = 4;
+
+/// A repository with GGUF files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// `ORG/REPO`.
+    pub repository: String,
+    /// Downloads in the last month.
+    pub downloads: u64,
+    /// As its card has it.
+    pub license: Option<String>,
+    /// Its terms have to be accepted first.
+    pub gated: bool,
+    /// What can be pulled: selector and bytes, the smallest first. Empty where the listing could not be had.
+    pub models: Vec<(String, u64)>,
+}
+
+impl Hub {
+    /// Repositories that match some words, the most downloaded first, with what each holds.
+    ///
+    /// # Errors
+    /// If the Hub cannot be asked.
+    pub async fn search(&self, config: &HubConfig, words: &str, limit: usize) -> Result<Vec<Found>, HubError> {
+        if config.offline {
+            return Err(HubError::SwitchedOff);
+        }
+        let client = Client::new(&self.0.pool, Arc::new(config.clone()))?;
+        let found = client.search(words, limit).await?;
+        let client = &client;
+        let with_models = stream::iter(found).map(|repo| async move {
+            // One listing that cannot be had does not spoil the others.
+            let files = client.tree(&repo.id, "main").await.unwrap_or_default();
+            let mut models: Vec<(String, u64)> = resolve::all(&files)
+                .into_iter()
+                .map(|model| {
+                    let files = model.files.iter().chain(&model.mmproj);
+                    let bytes = files.fold(0_u64, |sum, file| sum.saturating_add(file.size));
+                    (model.label, bytes)
+                })
+                .collect();
+            models.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
+            Found {
+                license: license_in(&repo.tags),
+                gated: !matches!(repo.gated, serde_json::Value::Bool(false) | serde_json::Value::Null),
+                repository: repo.id,
+                downloads: repo.downloads,
+                models,
+            }
+        });
+        Ok(with_models.buffered(PARALLEL).collect().await)
+    }
+}

@@ -1,0 +1,60 @@
+//! The bandwidth that all downloads of a process share.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until};
+
+/// Time that may be caught up after a pause: enough to even out timers, too little to be noticed as a burst.
+const CATCH_UP: Duration = Duration::from_millis(50);
+
+/// When the next byte may come.
+#[derive(Debug, Default)]
+pub(crate) struct Throttle(Mutex<Option<Instant>>);
+
+impl Throttle {
+    /// Waits until these bytes fit into the limit; 0 is no limit.
+    pub(crate) async fn take(&self, bytes: u64, bytes_per_second: u64) {
+        if bytes_per_second == 0 {
+            return;
+        }
+        let until = {
+            let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let earliest = Instant::now().checked_sub(CATCH_UP);
+            let start = next.max(earliest).unwrap_or_else(Instant::now);
+            #[expect(clippy::cast_precision_loss, reason = "a part in 2^52 is nothing here")]
+            let takes = Duration::try_from_secs_f64(bytes as f64 / bytes_per_second as f64).unwrap_or(Duration::MAX);
+            *next = start.checked_add(takes);
+            start
+        };
+        sleep_until(until).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn everybody_together_keeps_the_limit() {
+        let throttle = Throttle::default();
+        let started = Instant::now();
+        let take = || async {
+            for _ in 0..10 {
+                throttle.take(1000, 100_000).await;
+            }
+        };
+        tokio::join!(take(), take());
+        // 20 kB at 100 kB/s, of which the last kilobyte and what is caught up are not waited for.
+        assert!(
+            started.elapsed() >= Duration::from_millis(130),
+            "{:?}",
+            started.elapsed()
+        );
+        let started = Instant::now();
+        throttle.take(u64::MAX, 0).await;
+        assert!(started.elapsed() < Duration::from_millis(50));
+    }
+}
