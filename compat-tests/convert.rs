@@ -1,6 +1,6 @@
 //! `hubllama convert`, as a person types it, and what it makes of real checkpoints.
 
-mod smollm2;
+pub(crate) mod smollm2;
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ const REPO: &str = "Example-Org/SmolLM2-GGUF";
 const NAME: &str = "hf:Example-Org/SmolLM2-GGUF:BF16";
 
 /// A tiny checkpoint, with its tokenizer.
-fn checkpoint(model: &str, tokenizer: &str) -> TempDir {
+pub(crate) fn checkpoint(model: &str, tokenizer: &str) -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     for from in [format!("tokenizers/{tokenizer}"), model.to_owned()] {
         for entry in fs::read_dir(Path::new(FIXTURES).join(from)).expect("a fixture") {
@@ -61,7 +61,7 @@ fn convert(home: &Path, arguments: &[&str]) -> (bool, String) {
     )
 }
 
-fn names(folder: &Path) -> Vec<String> {
+pub(crate) fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).expect("a folder");
     let mut names: Vec<String> = entries
         .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())

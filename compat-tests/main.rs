@@ -15,6 +15,7 @@ mod lifecycle;
 mod passthrough;
 mod reload;
 mod replay;
+mod safetensors;
 mod scenarios;
 mod templates;
 mod tidy;

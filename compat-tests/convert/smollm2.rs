@@ -15,10 +15,10 @@ const KEY_HEADS: u64 = 3;
 const SHARDS: usize = 3;
 
 /// Dimensions and numbers of every tensor that a conversion should make, by its name.
-pub(super) type Expected = HashMap<String, (Vec<u64>, Vec<bf16>)>;
+pub(crate) type Expected = HashMap<String, (Vec<u64>, Vec<bf16>)>;
 
 /// Writes the checkpoint; returns what comes of it.
-pub(super) fn write(folder: &Path) -> Expected {
+pub(crate) fn write(folder: &Path) -> Expected {
     fs::create_dir_all(folder).expect("a folder");
     let bytes = fs::read(gguf()).expect("the model");
     let header = Header::open(&gguf()).expect("a header");

@@ -1,7 +1,7 @@
 //! `pull` and `list`: through the running daemon, so that the service's cache is the one that fills; without one, in
 //! this process, in the cache that the configuration names.
 
-use std::{collections::HashMap, io::IsTerminal, process::ExitCode};
+use std::{collections::HashMap, io::IsTerminal, process::ExitCode, sync::Arc};
 
 use futures_util::StreamExt;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -11,6 +11,8 @@ use crate::{
     config::{self, Inputs},
     hub::{HfName, Hub},
     inference::PullEvent,
+    lifecycle::WorkerCommand,
+    provider::Converting,
     stdx::size::human_bytes,
 };
 
@@ -42,7 +44,11 @@ pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode
                 config.hub.cache_dir.display()
             );
             let name = HfName::parse(name)?;
-            let hub = Hub::new(&config.state_dir);
+            let command = WorkerCommand {
+                log: "warn".into(),
+                ..WorkerCommand::default()
+            };
+            let hub = Hub::with_converter(&config.state_dir, Arc::new(Converting(command)));
             let mut events = hub.pull(&config.hub, &name);
             while let Some(event) = events.next().await {
                 match event? {

@@ -42,6 +42,15 @@ impl Config {
         Self::new(root)
     }
 
+    /// Reads the file's text.
+    pub(super) fn parse(json: &str) -> Result<Self, ConvertError> {
+        match serde_json::from_str(json) {
+            Ok(Value::Object(root)) => Self::new(root),
+            Ok(_) => Err(ConvertError::Config("it is not an object".to_owned())),
+            Err(error) => Err(ConvertError::Config(error.to_string())),
+        }
+    }
+
     fn new(root: Map<String, Value>) -> Result<Self, ConvertError> {
         let architecture = root
             .get("architectures")

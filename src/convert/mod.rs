@@ -23,7 +23,10 @@ mod write;
 
 pub use error::ConvertError;
 pub use model::VirtualGguf;
-pub use plan::{Planned, Quantization, TargetType, plan};
+pub use plan::{Planned, Quantization, TargetType, check_config, plan};
 pub use recipe::{Recipe, Scratch};
 pub use tokenizer::reference_tokens;
 pub use write::Progress;
+
+/// Changes when a conversion makes something else of the same checkpoint, so that what is kept is made again.
+pub const VERSION: u32 = 1;

@@ -82,6 +82,16 @@ impl Quantization {
     }
 }
 
+impl TargetType {
+    /// Every type that has a name of its own, the widest first, then llama.cpp's mixes.
+    #[must_use]
+    pub fn named() -> Vec<Self> {
+        let plain = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0];
+        let mixes = QUANTIZATIONS.iter().map(|mix| Self::Quantized(*mix));
+        plain.into_iter().chain(mixes).collect()
+    }
+}
+
 impl FromStr for TargetType {
     type Err = String;
 
@@ -184,6 +194,16 @@ fn most_stored(recipes: &[Recipe]) -> GgmlType {
     }
     let most = counts.into_iter().max_by_key(|(_, count)| *count);
     most.map_or(GgmlType::F16, |(kind, _)| kind)
+}
+
+/// Whether the checkpoint that a `config.json` describes can be planned, as far as that file shows: worth asking before
+/// gigabytes of weights are fetched.
+///
+/// # Errors
+/// If its architecture is unknown, or the weights are quantised already.
+pub fn check_config(json: &str) -> Result<(), ConvertError> {
+    let config = Config::parse(json)?;
+    arch::family_of(config.architecture()).map(drop)
 }
 
 /// Plans the file of a checkpoint. Reads configuration, tokenizer and the headers of the weights, but no weight.

@@ -15,7 +15,7 @@ use crate::{
     hub::Hub,
     lifecycle::{Helper, Lifecycle, LifecycleHealth, WorkerCommand},
     observability::{self, LogControl},
-    provider::{Aliases, HuggingFace, Registry, ollama::Ollama},
+    provider::{Aliases, Converting, HuggingFace, Registry, ollama::Ollama},
     server::{BindError, ServeError, Server, Stop},
 };
 
@@ -93,7 +93,8 @@ async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartErro
         ..WorkerCommand::default()
     };
     let lifecycle = Lifecycle::start(worker.clone());
-    let hugging_face = HuggingFace::new(Hub::new(&config.state_dir), lifecycle.clone(), Helper::new(worker));
+    let hub = Hub::with_converter(&config.state_dir, Arc::new(Converting(worker.clone())));
+    let hugging_face = HuggingFace::new(hub, lifecycle.clone(), Helper::new(worker));
     let registry = Registry::with_aliases(Arc::new(hugging_face), Aliases::load(&config.state_dir));
     let api = api(&store, registry, &lifecycle);
 

@@ -37,6 +37,8 @@ pub(crate) struct CachedModel {
     /// Snapshot paths, first shard first. llama.cpp finds the other shards by the path, so these are never blobs.
     pub(crate) files: Vec<PathBuf>,
     pub(crate) mmproj: Option<PathBuf>,
+    /// Snapshot paths of the checkpoint that the file was made from; empty where the file was downloaded.
+    pub(crate) sources: Vec<PathBuf>,
     /// Bytes of all files, the projector included.
     pub(crate) size_bytes: u64,
     /// 64 hex digits.
@@ -193,23 +195,40 @@ impl RepoFolder {
     }
 }
 
+/// One walk through a snapshot.
+struct Walk<'a> {
+    is_wanted: fn(&str) -> bool,
+    left: usize,
+    files: Vec<RepoFile>,
+    watched: &'a mut Watched,
+}
+
 impl Snapshot {
     /// The GGUF files of a snapshot whose content is there.
     pub(crate) fn files(&self, watched: &mut Watched) -> Vec<RepoFile> {
-        let mut files = Vec::new();
-        let mut left = MAX_ENTRIES;
-        self.walk(String::new(), 0, &mut left, &mut files, watched);
-        files
+        self.files_where(watched, |path| path.to_ascii_lowercase().ends_with(".gguf"))
     }
 
-    fn walk(&self, prefix: String, depth: usize, left: &mut usize, files: &mut Vec<RepoFile>, watched: &mut Watched) {
+    /// The files of a snapshot whose path is wanted and whose content is there.
+    pub(crate) fn files_where(&self, watched: &mut Watched, is_wanted: fn(&str) -> bool) -> Vec<RepoFile> {
+        let mut walk = Walk {
+            is_wanted,
+            left: MAX_ENTRIES,
+            files: Vec::new(),
+            watched,
+        };
+        self.walk(String::new(), 0, &mut walk);
+        walk.files
+    }
+
+    fn walk(&self, prefix: String, depth: usize, walk: &mut Walk<'_>) {
         let folder = self.path.join(&prefix);
-        watch(watched, &folder);
+        watch(walk.watched, &folder);
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            if *left == 0 {
+            if walk.left == 0 {
                 return;
             }
-            *left -= 1;
+            walk.left -= 1;
             let Some(name) = entry.file_name().to_str().map(str::to_owned) else {
                 continue;
             };
@@ -221,9 +240,9 @@ impl Snapshot {
             let Ok(kind) = entry.file_type() else { continue };
             // Links to folders are not followed: they could lead round in a circle.
             if kind.is_dir() && depth < MAX_DEPTH {
-                self.walk(path, depth + 1, left, files, watched);
-            } else if !kind.is_dir() && path.to_ascii_lowercase().ends_with(".gguf") {
-                files.extend(self.file(path));
+                self.walk(path, depth + 1, walk);
+            } else if !kind.is_dir() && (walk.is_wanted)(&path) {
+                walk.files.extend(self.file(path));
             }
         }
     }
@@ -251,6 +270,7 @@ impl Snapshot {
             commit: self.commit.clone(),
             files: resolution.files.iter().map(full).collect(),
             mmproj: resolution.mmproj.as_ref().map(full),
+            sources: Vec::new(),
             size_bytes: parts().map(|file| file.size).sum(),
             digest: digest(&resolution.files),
             modified_at: parts().filter_map(modified).max().unwrap_or(SystemTime::UNIX_EPOCH),

@@ -3,7 +3,7 @@
 use std::{io, path::Path, time::Duration};
 
 use super::{name::NameError, resolve::ResolveError};
-use crate::inference::Failure;
+use crate::{convert::ConvertError, inference::Failure};
 
 /// Why a name could not be located, pulled or deleted. Clones are shared by everybody who waits for one download.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -139,6 +139,17 @@ pub enum HubError {
         /// Why.
         error: ResolveError,
     },
+    /// The repository's checkpoint cannot become a GGUF file.
+    #[error("{repo} cannot be served from its safetensors: {reason}")]
+    Checkpoint {
+        /// `ORG/REPO`.
+        repo: String,
+        /// Why.
+        reason: String,
+    },
+    /// A conversion failed, but not by its checkpoint's fault.
+    #[error("the safetensors could not be converted: {0}")]
+    Converter(String),
     /// The content is not what the Hub said it would be.
     #[error(
         "{path} is corrupt: expected hash {expected}, got {actual}; the file was discarded, pull again to fetch it anew"
@@ -196,6 +207,20 @@ impl HubError {
         }
     }
 
+    /// An error of a conversion.
+    pub(crate) fn conversion(repo: &str, error: &ConvertError) -> Self {
+        match error {
+            ConvertError::Io { .. } | ConvertError::Space { .. } | ConvertError::Engine(_) => {
+                Self::Converter(error.to_string())
+            }
+            ConvertError::Cancelled => Self::Cancelled,
+            _ => Self::Checkpoint {
+                repo: repo.to_owned(),
+                reason: error.to_string(),
+            },
+        }
+    }
+
     /// Whether the same request may well succeed a little later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
@@ -215,7 +240,7 @@ impl From<HubError> for Failure {
         match error {
             HubError::Name(NameError::Malformed { .. }) => Self::InvalidName(text),
             HubError::Name(NameError::Cloud(name)) | HubError::NotCached(name) => Self::NotFound(name),
-            HubError::Adapters(_) | HubError::Import { .. } => Self::Invalid(text),
+            HubError::Adapters(_) | HubError::Import { .. } | HubError::Checkpoint { .. } => Self::Invalid(text),
             HubError::RepoNotFound { .. }
             | HubError::RevisionNotFound { .. }
             | HubError::FileNotFound { .. }
@@ -234,6 +259,7 @@ impl From<HubError> for Failure {
             | HubError::HashMismatch { .. }
             | HubError::Locked { .. }
             | HubError::DiskFull { .. }
+            | HubError::Converter(_)
             | HubError::Io { .. } => Self::Unavailable(text),
         }
     }
@@ -245,7 +271,9 @@ fn resolve_text(repo: &str, error: &ResolveError) -> String {
             format!("{repo} has no '{selector}': choose one of {}", available.join(", "))
         }
         ResolveError::NoGguf { has_safetensors: true } => {
-            format!("{repo} has no GGUF files, only safetensors: choose a repository with GGUF files")
+            format!(
+                "{repo} has no GGUF files, and its safetensors are no model with a config.json: choose a repository with GGUF files"
+            )
         }
         ResolveError::NoGguf { has_safetensors: false } => {
             format!("{repo} has no GGUF files: choose a repository that has them")

@@ -7,7 +7,9 @@
 
 mod backoff;
 mod cache;
+mod checkpoint;
 mod client;
+mod converted;
 mod disk;
 mod download;
 mod error;
@@ -36,6 +38,7 @@ use std::{
 };
 
 pub use client::Reachable;
+pub use converted::{Converter, Order};
 pub use error::HubError;
 pub use name::{HfName, NameError, Selector};
 pub use provenance::{FileProvenance, Provenance};
@@ -46,6 +49,7 @@ pub use search::Found;
 pub use verify::{Checked, Verdict};
 
 use cache::{CachedModel, Watched};
+use converted::Conversions;
 use download::blocking;
 use ledger::Ledger;
 
@@ -64,6 +68,7 @@ struct Shared {
     pool: client::Pool,
     downloads: download::Downloads,
     ledger: Arc<Ledger>,
+    conversions: Conversions,
     /// By cache.
     scans: Mutex<HashMap<PathBuf, Scan>>,
 }
@@ -95,13 +100,15 @@ pub struct LocalModel {
     pub files: Vec<PathBuf>,
     /// Snapshot path of the projector.
     pub mmproj: Option<PathBuf>,
+    /// Snapshot paths of the checkpoint that the file was made from; empty where the file was downloaded.
+    pub sources: Vec<PathBuf>,
     /// Bytes of all files, the projector included.
     pub size_bytes: u64,
     /// 64 hex digits: sha256 of the weights where they are one file.
     pub digest: String,
     /// When the last of its files arrived.
     pub modified_at: SystemTime,
-    /// Whether hubllama downloaded the weights, so that deleting the model removes them.
+    /// Whether hubllama downloaded or made the weights, so that deleting the model removes them.
     pub owned: bool,
 }
 
@@ -126,14 +133,34 @@ pub enum Deleted {
     Unlisted,
 }
 
+impl LocalModel {
+    /// What was downloaded for it: its own files, or those that it was made from.
+    pub(crate) fn downloads(&self) -> impl Iterator<Item = &PathBuf> {
+        let own = self.files.iter().chain(&self.mmproj);
+        let own = own.filter(|_| self.sources.is_empty());
+        self.sources.iter().chain(own)
+    }
+}
+
 impl Hub {
     /// A handle whose ledger lies in `state_dir`. Reads that one file.
     #[must_use]
     pub fn new(state_dir: &Path) -> Self {
+        Self::build(state_dir, None)
+    }
+
+    /// The same, which also serves checkpoints: what it pulls of them is converted.
+    #[must_use]
+    pub fn with_converter(state_dir: &Path, converter: Arc<dyn Converter>) -> Self {
+        Self::build(state_dir, Some(converter))
+    }
+
+    fn build(state_dir: &Path, converter: Option<Arc<dyn Converter>>) -> Self {
         Self(Arc::new(Shared {
             pool: client::Pool::default(),
             downloads: download::Downloads::default(),
             ledger: Arc::new(Ledger::load(state_dir)),
+            conversions: Conversions::new(state_dir, converter),
             scans: Mutex::default(),
         }))
     }
@@ -157,8 +184,17 @@ impl Hub {
     pub async fn list(&self, config: &HubConfig) -> Vec<LocalModel> {
         let (hub, roots) = (self.clone(), roots(config));
         let listed = blocking(move || {
-            let models = hub.scan(&roots).into_iter();
-            let listed = models.filter(|m| !hub.0.ledger.is_unlisted(&key(&m.org, &m.repo, &m.label)));
+            let mut models = hub.scan(&roots);
+            let key = |model: &CachedModel| key(&model.org, &model.repo, &model.label);
+            for made in hub.0.conversions.all(&roots) {
+                if !models.iter().any(|model| key(model) == key(&made)) {
+                    models.push(made);
+                }
+            }
+            models.sort_by_key(key);
+            let listed = models
+                .into_iter()
+                .filter(|model| !hub.0.ledger.is_unlisted(&key(model)));
             Ok(listed.map(|model| hub.local(model, None)).collect())
         });
         listed.await.unwrap_or_default()
@@ -225,6 +261,15 @@ impl Hub {
         let (hub, config) = (self.clone(), config.clone());
         blocking(move || {
             let key = key(&name.org, &name.repo, &model.label);
+            if !model.sources.is_empty() {
+                let made = hub.0.conversions.locate(&roots(&config), &name)?;
+                hub.0.ledger.set_unlisted(&key, false)?;
+                let revision = name.revision.as_deref();
+                return hub
+                    .0
+                    .conversions
+                    .delete(&config.cache_dir, &hub.0.ledger, &made, revision, all);
+            }
             let elsewhere = cache::locate_in(&config.extra_caches, &name).is_ok();
             match remove::delete(&config.cache_dir, &hub.0.ledger, &name, &key, all) {
                 Err(HubError::NotCached(_)) if elsewhere => {}
@@ -279,7 +324,7 @@ impl Hub {
     async fn find(&self, config: &HubConfig, name: &HfName) -> Result<LocalModel, HubError> {
         let (hub, roots, name) = (self.clone(), roots(config), name.clone());
         blocking(move || {
-            let model = cache::locate_in(&roots, &name)?;
+            let model = cache::locate_in(&roots, &name).or_else(|_| hub.0.conversions.locate(&roots, &name))?;
             Ok(hub.local(model, name.revision))
         })
         .await
@@ -295,6 +340,7 @@ impl Hub {
             label,
             files,
             mmproj,
+            sources,
             size_bytes,
             digest,
             modified_at,
@@ -310,6 +356,7 @@ impl Hub {
             label,
             files,
             mmproj,
+            sources,
             size_bytes,
             digest,
             modified_at,

@@ -55,7 +55,7 @@ impl Hub {
                 .path
                 .join("snapshots")
                 .join(&model.commit);
-            let files = model.files.iter().chain(&model.mmproj).map(|file| {
+            let files = model.downloads().map(|file| {
                 let etag = cache::blob_name(file).unwrap_or_default();
                 FileProvenance {
                     path: file.strip_prefix(&snapshot).unwrap_or(file).display().to_string(),

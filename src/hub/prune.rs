@@ -41,7 +41,7 @@ pub enum WasteKind {
     Partial,
     /// An older commit of a model that is there in a newer one.
     Superseded,
-    /// Content that no model uses.
+    /// Content that no model uses, or that was made of a checkpoint that is gone.
     Orphan,
 }
 
@@ -51,8 +51,20 @@ impl Hub {
     /// # Errors
     /// If the cache cannot be read.
     pub async fn prunable(&self, config: &HubConfig) -> Result<Vec<Waste>, HubError> {
-        let (hub, root) = (self.clone(), config.cache_dir.clone());
-        blocking(move || Ok(find(&root, &hub.0.ledger, SETTLED))).await
+        let (hub, root, roots) = (self.clone(), config.cache_dir.clone(), super::roots(config));
+        blocking(move || {
+            let mut waste = find(&root, &hub.0.ledger, SETTLED);
+            let stale = hub.0.conversions.stale(&roots).into_iter();
+            waste.extend(stale.map(|(what, path)| Waste {
+                kind: WasteKind::Orphan,
+                what,
+                bytes: fs::metadata(&path).map_or(0, |meta| meta.len()),
+                paths: vec![path],
+                lock: None,
+            }));
+            Ok(waste)
+        })
+        .await
     }
 
     /// Removes what was found, and returns how many bytes that freed. What is in use meanwhile stays.

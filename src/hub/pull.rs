@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -19,7 +19,9 @@ use tokio::{
 use super::{
     Hub, LocalModel, Update,
     cache::{self, RepoFolder},
-    client::{Client, RepoInfo},
+    checkpoint::{self, Checkpoint},
+    client::{About, Client, RepoInfo},
+    converted::Wanted,
     disk,
     download::{Flight, State, Target, blocking, is_present},
     error::HubError,
@@ -28,7 +30,11 @@ use super::{
     partial::Partial,
     resolve::{self, RepoFile},
 };
-use crate::{config::HubConfig, inference::PullEvent};
+use crate::{
+    config::HubConfig,
+    convert::{self, TargetType},
+    inference::PullEvent,
+};
 
 /// Time between two progress events of a file, Ollama's own.
 const INTERVAL: Duration = Duration::from_millis(60);
@@ -36,6 +42,8 @@ const INTERVAL: Duration = Duration::from_millis(60);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Events that wait for a slow reader; the download does not.
 const QUEUE: usize = 16;
+/// Time between two words of a conversion.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 
 /// Progress of one pull. Dropping it lets the download go, which ends it unless another pull shares it; what has arrived
 /// stays for the next pull.
@@ -142,16 +150,17 @@ async fn plan_soon(hub: &Hub, config: &Arc<HubConfig>, name: &HfName) -> Result<
 
 /// Whether the files of a plan are those of a model in a cache that is only read: then nothing is to be copied.
 async fn is_elsewhere(config: &HubConfig, model: &LocalModel, plan: &Plan) -> Result<bool, HubError> {
-    if model.root == config.cache_dir {
+    // What is made of a checkpoint may be another type than the one that is there.
+    if model.root == config.cache_dir || !model.sources.is_empty() {
         return Ok(false);
     }
     let wanted: Vec<Option<String>> = plan.files.iter().map(|file| file.etag().map(str::to_owned)).collect();
     Ok(wanted == hashes(model).await?)
 }
 
-/// Hashes of a model's files by their blobs, the projector last.
+/// Hashes of what was downloaded for a model, by its blobs, the projector last.
 async fn hashes(model: &LocalModel) -> Result<Vec<Option<String>>, HubError> {
-    let files: Vec<PathBuf> = model.files.iter().chain(&model.mmproj).cloned().collect();
+    let files: Vec<PathBuf> = model.downloads().cloned().collect();
     blocking(move || Ok(files.iter().map(|file| cache::blob_name(file)).collect())).await
 }
 
@@ -182,8 +191,16 @@ pub(crate) async fn update(
 /// What to fetch.
 struct Plan {
     info: RepoInfo,
-    label: String,
+    what: What,
     files: Vec<RepoFile>,
+}
+
+/// What the files are.
+enum What {
+    /// The model with this selector.
+    Gguf(String),
+    /// A checkpoint, of which a model of this type is made.
+    Checkpoint(TargetType),
 }
 
 async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, HubError> {
@@ -192,20 +209,28 @@ async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, 
     let info = client.info(&name.repo_id(), revision).await?;
     let repo = format!("{}/{}", info.org, info.repo);
     let listing = client.tree(&repo, &info.commit).await?;
-    let resolution =
-        resolve::resolve(&listing, name.selector.as_ref()).map_err(|error| HubError::Resolve { repo, error })?;
-    let mut files = resolution.files;
-    files.extend(resolution.mmproj);
-    Ok(Plan {
-        info,
-        label: resolution.label,
-        files,
-    })
+    let selector = name.selector.as_ref();
+    let unfound = match resolve::resolve(&listing, selector) {
+        Ok(resolution) => {
+            let mut files = resolution.files;
+            files.extend(resolution.mmproj);
+            let what = What::Gguf(resolution.label);
+            return Ok(Plan { info, what, files });
+        }
+        Err(error) => error,
+    };
+    let checkpoint = match &hub.0.conversions.converter {
+        Some(_) => checkpoint::resolve(&listing, selector, unfound),
+        None => Err(unfound),
+    };
+    let Checkpoint { kind, files } = checkpoint.map_err(|error| HubError::Resolve { repo, error })?;
+    let what = What::Checkpoint(kind);
+    Ok(Plan { info, what, files })
 }
 
 async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, events: &Events) -> Result<(), HubError> {
     let client = Client::new(&hub.0.pool, Arc::clone(config))?;
-    let Plan { info, label, files } = plan;
+    let Plan { info, what, files } = plan;
     let repo = format!("{}/{}", info.org, info.repo);
     let folder = RepoFolder::new(&config.cache_dir, &info.org, &info.repo);
     let mut targets = Vec::new();
@@ -231,6 +256,9 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
             etag: etag.to_owned(),
         });
     }
+    if let What::Checkpoint(_) = what {
+        check_config(&client, &repo, &targets).await?;
+    }
     check_space(&repo, &targets).await?;
     let mut flights: Vec<(Target, Option<Arc<Flight>>)> = Vec::new();
     for target in targets {
@@ -251,7 +279,6 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
         flight.done().await?;
     }
     events.status("writing manifest").await?;
-    let (hub, key) = (hub.clone(), super::key(&info.org, &info.repo, &label));
     let note = Note {
         commit: info.commit.clone(),
         endpoint: config.endpoint.clone(),
@@ -259,6 +286,7 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
     };
     let revision = name.revision.clone().unwrap_or_else(|| "main".to_owned());
     let targets: Vec<Target> = flights.into_iter().map(|(target, _)| target).collect();
+    let (of, commit) = (folder.clone(), info.commit.clone());
     blocking(move || {
         for target in &targets {
             folder.link(&target.commit, &target.path, &target.etag)?;
@@ -272,12 +300,56 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
             });
         }
         if !cache::is_commit(&revision) {
-            folder.write_reference(&revision, &info.commit)?;
+            folder.write_reference(&revision, &commit)?;
         }
-        hub.0.ledger.pulled(&key, note)
+        Ok(())
     })
     .await?;
+    let label = match what {
+        What::Gguf(label) => label,
+        What::Checkpoint(kind) => {
+            let wanted = Wanted {
+                folder: of,
+                commit: info.commit.clone(),
+                kind,
+            };
+            make(hub, wanted, events).await?
+        }
+    };
+    let (hub, key) = (hub.clone(), super::key(&info.org, &info.repo, &label));
+    blocking(move || hub.0.ledger.pulled(&key, note)).await?;
     events.status("success").await
+}
+
+/// Makes a model of a checkpoint, and says again and again that this goes on: a stream without a word for minutes is taken
+/// for a dead one.
+async fn make(hub: &Hub, wanted: Wanted, events: &Events) -> Result<String, HubError> {
+    if let Some(label) = hub.0.conversions.find(&wanted).await? {
+        return Ok(label);
+    }
+    let mut making = pin!(hub.0.conversions.make(wanted));
+    loop {
+        events.status("converting model").await?;
+        if let Ok(made) = timeout(SIGN_OF_LIFE, &mut making).await {
+            return made;
+        }
+    }
+}
+
+/// Refuses a checkpoint that can never be converted before its weights are fetched.
+async fn check_config(client: &Client, repo: &str, targets: &[Target]) -> Result<(), HubError> {
+    let missing = targets.to_vec();
+    let is_here = blocking(move || Ok(missing.iter().all(|target| is_present(&target.blob, target.size)))).await?;
+    let Some(config) = targets.iter().find(|target| target.path == "config.json" && !is_here) else {
+        return Ok(());
+    };
+    let about = About {
+        repo,
+        revision: &config.commit,
+        path: &config.path,
+    };
+    let text = client.text(&about).await?.unwrap_or_default();
+    convert::check_config(&text).map_err(|error| HubError::conversion(repo, &error))
 }
 
 /// Refuses a pull whose files do not all fit, before the first of them is begun.
@@ -328,7 +400,7 @@ async fn follow(flight: &Flight, target: &Target, events: &Events) -> Result<(),
 
 /// Says what a pull says of a model that is complete.
 async fn from_cache(hub: &Hub, model: &LocalModel, events: &Events) -> Result<(), HubError> {
-    for path in model.files.iter().chain(&model.mmproj) {
+    for path in model.downloads() {
         let path = path.clone();
         let (digest, size) = blocking(move || {
             let size = std::fs::metadata(&path)

@@ -44,15 +44,7 @@ pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str, all
     if !found {
         return Err(HubError::NotCached(name.to_string()));
     }
-    let still_used = referenced(&folder).map_err(io_error)?;
-    let mut bytes_freed = 0;
-    for blob in unlinked.difference(&still_used) {
-        // A blob may itself be a link into a store that repositories share: only the link is ours.
-        bytes_freed += fs::symlink_metadata(blob).map_err(io_error)?.len();
-        fs::remove_file(blob).map_err(io_error)?;
-        ledger.forget(blob)?;
-    }
-    remove_if_bare(&folder.path);
+    let bytes_freed = free(&folder, ledger, &unlinked)?;
     if is_left {
         ledger.set_unlisted(key, true)?;
         tracing::info!(model.name = %name, "model is unlisted; its files are another program's and stay");
@@ -63,13 +55,35 @@ pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str, all
     Ok(Deleted::Removed { bytes_freed })
 }
 
+/// Removes links, and the blobs that only they led to; returns the bytes of those.
+pub(crate) fn release(folder: &RepoFolder, ledger: &Ledger, links: &[PathBuf]) -> Result<u64, HubError> {
+    let blobs = unlink(folder, links).map_err(|error| HubError::io("delete from", &folder.path, &error))?;
+    free(folder, ledger, &blobs.into_iter().collect())
+}
+
+/// Removes those blobs that nothing refers to any more, and what is bare then.
+fn free(folder: &RepoFolder, ledger: &Ledger, unlinked: &HashSet<PathBuf>) -> Result<u64, HubError> {
+    let io_error = |error: io::Error| HubError::io("delete from", &folder.path, &error);
+    let still_used = referenced(folder).map_err(io_error)?;
+    let mut bytes_freed = 0;
+    for blob in unlinked.difference(&still_used) {
+        // A blob may itself be a link into a store that repositories share: only the link is ours.
+        bytes_freed += fs::symlink_metadata(blob).map_err(io_error)?.len();
+        fs::remove_file(blob).map_err(io_error)?;
+        ledger.forget(blob)?;
+    }
+    remove_if_bare(&folder.path);
+    Ok(bytes_freed)
+}
+
 /// Whether hubllama downloaded every file.
 pub(crate) fn is_owned(ledger: &Ledger, model: &cache::CachedModel) -> bool {
     let folder = RepoFolder::new(&model.root, &model.org, &model.repo);
-    model.files.iter().all(|link| is_ours(ledger, &folder, link))
+    // What was made of a checkpoint is ours, whoever brought that.
+    !model.sources.is_empty() || model.files.iter().all(|link| is_ours(ledger, &folder, link))
 }
 
-fn is_ours(ledger: &Ledger, folder: &RepoFolder, link: &Path) -> bool {
+pub(crate) fn is_ours(ledger: &Ledger, folder: &RepoFolder, link: &Path) -> bool {
     cache::blob_of(folder, link).is_some_and(|blob| ledger.owns(&blob))
 }
 

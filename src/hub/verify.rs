@@ -49,7 +49,7 @@ impl Hub {
         model: &LocalModel,
         on_bytes: impl Fn(u64) + Send + 'static,
     ) -> Result<Vec<Checked>, HubError> {
-        let files: Vec<PathBuf> = model.files.iter().chain(&model.mmproj).cloned().collect();
+        let files: Vec<PathBuf> = model.downloads().cloned().collect();
         blocking(move || {
             let check = |path: PathBuf| {
                 let verdict = check(&path, &on_bytes).map_err(|error| HubError::io("read", &path, &error))?;

@@ -65,7 +65,16 @@ pub(super) fn build<'a>(folder: &'a Path, config: &'a Config, tensors: Tensors) 
         vocabulary: 0,
         embedding: None,
     };
-    let family: fn(&mut Build<'_>) -> Result<(), ConvertError> = match config.architecture() {
+    family_of(config.architecture())?(&mut build)?;
+    build.finish()
+}
+
+/// What plans the files of a family.
+type Family = fn(&mut Build<'_>) -> Result<(), ConvertError>;
+
+/// The family of an architecture.
+pub(super) fn family_of(architecture: &str) -> Result<Family, ConvertError> {
+    Ok(match architecture {
         "LlamaForCausalLM" | "LLaMAForCausalLM" | "LlamaModel" => llama::llama,
         "MistralForCausalLM" => llama::mistral,
         "MixtralForCausalLM" => llama::mixtral,
@@ -88,9 +97,7 @@ pub(super) fn build<'a>(folder: &'a Path, config: &'a Config, tensors: Tensors) 
         "RobertaModel" | "RobertaForMaskedLM" | "XLMRobertaModel" | "XLMRobertaForMaskedLM" => bert::roberta,
         "ModernBertModel" | "ModernBertForMaskedLM" => modern_bert::modern_bert,
         other => return Err(ConvertError::Architecture(other.to_owned())),
-    };
-    family(&mut build)?;
-    build.finish()
+    })
 }
 
 /// Leaves out what belongs to pictures and sounds, and shortens the names of the language model beside them.

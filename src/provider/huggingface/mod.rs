@@ -2,6 +2,7 @@
 
 mod answer;
 mod chat;
+mod converter;
 mod headers;
 mod prompt;
 mod settings;
@@ -13,6 +14,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 
+pub use self::converter::Converting;
 pub(super) use self::prompt::shorten;
 use self::{
     answer::{Answering, start},

@@ -1,0 +1,234 @@
+//! Names of repositories that hold only safetensors: pulled, converted once, and served.
+
+use std::{fs, path::Path};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::{
+    convert::{checkpoint, names, smollm2},
+    harness::{
+        fake_hub::{FakeHub, Source},
+        hubllama::{Hubllama, Setup, sha256_of},
+    },
+};
+
+const REPO: &str = "Example-Org/SmolLM2";
+const NAME: &str = "hf:Example-Org/SmolLM2:BF16";
+const EIGHT: &str = "hf:Example-Org/SmolLM2:Q8_0";
+const TINY: &str = "Example-Org/Tiny";
+
+/// Puts a folder into a repository, the weights as large files.
+fn publish(hub: &FakeHub, repo: &str, folder: &Path) {
+    for name in names(folder) {
+        let path = folder.join(&name);
+        if name.ends_with(".safetensors") {
+            hub.add(repo, &name, Source::Path(path));
+        } else {
+            hub.add_small(repo, &name, &fs::read_to_string(path).expect("a text"));
+        }
+    }
+}
+
+fn post(daemon: &Hubllama, path: &str, body: &Value) -> (u16, Value) {
+    let (head, body) = daemon.post(path, body);
+    (head.status(), serde_json::from_str(&body).unwrap_or(Value::Null))
+}
+
+/// Statuses of a pull, without those of the files.
+fn pull(daemon: &Hubllama, model: &str) -> Vec<String> {
+    let (head, body) = daemon.post("/api/pull", &json!({ "model": model }));
+    assert_eq!(head.status(), 200, "{body}");
+    let frames = body
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let frames = frames.filter(|frame| frame.get("digest").is_none());
+    let mut statuses: Vec<String> = frames
+        .map(|frame| {
+            frame["status"]
+                .as_str()
+                .map_or_else(|| frame.to_string(), str::to_owned)
+        })
+        .collect();
+    statuses.dedup();
+    statuses
+}
+
+fn listed(daemon: &Hubllama) -> Vec<String> {
+    let tags = daemon.get_json("/api/tags");
+    let models = tags["models"].as_array().cloned().unwrap_or_default();
+    let mut names: Vec<String> = models
+        .iter()
+        .map(|model| model["name"].as_str().unwrap_or_default().to_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+fn asks_for_paris(daemon: &Hubllama, model: &str) {
+    let request = json!({
+        "model": model, "stream": false, "options": {"temperature": 0, "num_predict": 20, "num_ctx": 512},
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+    });
+    let (status, reply) = post(daemon, "/api/chat", &request);
+    let answer = reply["message"]["content"].as_str().unwrap_or_default();
+    assert!(status == 200 && answer.contains("Paris"), "{model}: {reply}");
+}
+
+fn generate(daemon: &Hubllama, model: &str) -> (u16, Value) {
+    let request = json!({"model": model, "prompt": "The capital of France is", "raw": true, "stream": false, "options": {"num_predict": 1, "temperature": 0, "num_ctx": 64}});
+    post(daemon, "/api/generate", &request)
+}
+
+#[test]
+fn a_checkpoint_is_pulled_converted_once_and_talks() {
+    let home = tempfile::tempdir().expect("a home");
+    let folder = home.path().join("SmolLM2");
+    smollm2::write(&folder);
+    let hub = FakeHub::start();
+    publish(&hub, REPO, &folder);
+    let unwanted: Vec<String> = ["consolidated.safetensors", "pytorch_model.bin"]
+        .iter()
+        .map(|name| hub.add(REPO, name, Source::Bytes(Bytes::copy_from_slice(name.as_bytes()))))
+        .collect();
+    let daemon = Setup::default()
+        .hub(hub.url())
+        .config("[engine]\nthreads = 2\n")
+        .start();
+
+    let steps = [
+        "pulling manifest",
+        "verifying sha256 digest",
+        "writing manifest",
+        "converting model",
+        "success",
+    ];
+    assert_eq!(pull(&daemon, "hf:example-org/smollm2:latest"), steps);
+    assert!(
+        unwanted
+            .iter()
+            .all(|hash| hub.hits(&format!("/cdn/{hash}")).requests == 0)
+    );
+    assert_eq!(listed(&daemon), [NAME]);
+    asks_for_paris(&daemon, "hf:Example-Org/SmolLM2");
+
+    let before = hub.hits("/cdn").bytes;
+    assert_eq!(pull(&daemon, "hf:Example-Org/SmolLM2:q8_0"), steps);
+    assert_eq!(hub.hits("/cdn").bytes, before, "the checkpoint was there");
+    assert_eq!(listed(&daemon), [NAME, EIGHT]);
+    let (status, reply) = generate(&daemon, EIGHT);
+    assert_eq!((status, reply["response"].as_str()), (200, Some(" Paris")), "{reply}");
+    let (status, shown) = post(&daemon, "/api/show", &json!({ "model": EIGHT }));
+    assert_eq!((status, &shown["details"]["quantization_level"]), (200, &json!("Q8_0")));
+    let (_, shown) = post(&daemon, "/api/show", &json!({ "model": "hf:Example-Org/SmolLM2" }));
+    assert_eq!(
+        shown["details"]["quantization_level"], "BF16",
+        "the stored type is the default"
+    );
+
+    // Again: nothing is fetched, nothing is made.
+    for name in ["hf:Example-Org/SmolLM2", NAME, EIGHT] {
+        let again = pull(&daemon, name);
+        assert!(again.ends_with(&["success".to_owned()]), "{again:?}");
+        assert!(!again.contains(&"converting model".to_owned()), "{again:?}");
+    }
+    assert_eq!(hub.hits("/cdn").bytes, before);
+
+    let (status, reply) = post(
+        &daemon,
+        "/api/pull",
+        &json!({"model": "hf:Example-Org/SmolLM2:IQ1_S", "stream": false}),
+    );
+    let error = reply["error"].as_str().unwrap_or_default();
+    assert_eq!(status, 404, "{reply}");
+    assert!(
+        error.contains("F32, F16, BF16, Q8_0, Q4_0") && error.contains("Q4_K_M"),
+        "{error}"
+    );
+
+    let daemon = daemon.again(rustix::process::Signal::TERM);
+    assert_eq!(listed(&daemon), [NAME, EIGHT], "they are there after a restart");
+    let delete = |model: &str| daemon.request("DELETE", "/api/delete", &json!({ "model": model }).to_string());
+    assert_eq!(delete("hf:Example-Org/SmolLM2").0.status(), 200);
+    assert_eq!(listed(&daemon), [EIGHT]);
+    let checkpoint = daemon.folder.path().join("hub/models--Example-Org--SmolLM2");
+    assert!(
+        checkpoint.join("snapshots").exists(),
+        "what another model is made of stays"
+    );
+    assert_eq!(delete(EIGHT).0.status(), 200);
+    assert_eq!(listed(&daemon), Vec::<String>::new());
+    assert!(!checkpoint.exists());
+    assert_eq!(generate(&daemon, NAME).0, 404);
+}
+
+#[test]
+fn a_first_use_converts_too_and_says_what_cannot_be_converted() {
+    let hub = FakeHub::start();
+    let tiny = checkpoint("qwen3", "qwen");
+    publish(&hub, TINY, tiny.path());
+    hub.add(
+        "Example-Org/Both",
+        "both-F16.gguf",
+        Source::Path(crate::harness::hubllama::gguf()),
+    );
+    publish(&hub, "Example-Org/Both", tiny.path());
+    let unknown = checkpoint("qwen3", "qwen");
+    let path = unknown.path().join("config.json");
+    let config = fs::read_to_string(&path).expect("a configuration");
+    fs::write(path, config.replace("Qwen3ForCausalLM", "BrandNewForCausalLM")).expect("written");
+    fs::write(unknown.path().join("model.safetensors"), "never fetched").expect("written");
+    publish(&hub, "Example-Org/Unknown", unknown.path());
+    let daemon = Setup::default()
+        .hub(hub.url())
+        .config("[engine]\nthreads = 1\n[hub]\nauto_pull = true\n")
+        .start();
+
+    for name in [
+        "hf:Example-Org/Tiny",
+        "hf:Example-Org/Tiny:q4_k_m",
+        "hf:Example-Org/Both:Q8_0",
+    ] {
+        let (status, reply) = generate(&daemon, name);
+        assert_eq!((status, &reply["done"]), (200, &json!(true)), "{name}: {reply}");
+    }
+    let expected = [
+        "hf:Example-Org/Both:Q8_0",
+        "hf:Example-Org/Tiny:BF16",
+        "hf:Example-Org/Tiny:Q4_K_M",
+    ];
+    assert_eq!(listed(&daemon), expected);
+    let (status, reply) = generate(&daemon, "hf:Example-Org/Unknown");
+    let error = reply["error"].as_str().unwrap_or_default();
+    assert!(
+        status == 400 && error.contains("BrandNewForCausalLM"),
+        "{status} {reply}"
+    );
+    let (status, reply) = post(
+        &daemon,
+        "/api/pull",
+        &json!({"model": "hf:Example-Org/Unknown", "stream": false}),
+    );
+    assert_eq!(status, 400, "{reply}");
+    let hash = sha256_of(&unknown.path().join("model.safetensors"));
+    assert_eq!(
+        hub.hits(&format!("/cdn/{hash}")).requests,
+        0,
+        "weights that are of no use are not fetched"
+    );
+    assert_eq!(listed(&daemon), expected, "what failed is not listed");
+}
+
+/// Whoever deletes the checkpoint from the cache takes away what was made of it.
+#[test]
+fn a_conversion_whose_checkpoint_is_gone_is_ignored() {
+    let hub = FakeHub::start();
+    publish(&hub, TINY, checkpoint("qwen3", "qwen").path());
+    let home = tempfile::tempdir().expect("a home");
+    let daemon = Setup::default().hub(hub.url()).cache(home.path().to_owned()).start();
+    pull(&daemon, "hf:Example-Org/Tiny");
+    assert_eq!(listed(&daemon), ["hf:Example-Org/Tiny:BF16"]);
+    fs::remove_dir_all(home.path().join("models--Example-Org--Tiny")).expect("removed");
+    assert_eq!(listed(&daemon), Vec::<String>::new());
+    assert_eq!(generate(&daemon, "hf:Example-Org/Tiny").0, 404);
+}

@@ -1,0 +1,412 @@
+//! GGUF files that were made from checkpoints in the cache, once each. They lie outside it, since they are nobody else's:
+//! `STATE/converted/models--ORG--REPO/COMMIT/VERSION-TYPE.gguf`.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use futures_util::future::BoxFuture;
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Deleted,
+    cache::{self, CachedModel, RepoFolder, Snapshot},
+    checkpoint,
+    disk::link_atomic,
+    download::blocking,
+    error::HubError,
+    ledger::Ledger,
+    name::{HfName, Selector},
+    remove,
+};
+use crate::convert::{ConvertError, TargetType, VERSION};
+
+/// Makes GGUF files. The Hub knows when one is wanted; who gives one does so in processes of its own.
+pub trait Converter: fmt::Debug + Send + Sync {
+    /// Makes a file that is whole or not there, and names the type of its weights. Dropping the future gives up.
+    fn convert(&self, order: Order) -> BoxFuture<'static, Result<&'static str, ConvertError>>;
+}
+
+/// A file that is to be made.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The folder of the checkpoint.
+    pub folder: PathBuf,
+    /// What the model is called.
+    pub name: String,
+    /// The type of its weights.
+    pub kind: TargetType,
+    /// The file.
+    pub output: PathBuf,
+}
+
+/// Where the made files are, and who makes them.
+#[derive(Debug)]
+pub(crate) struct Conversions {
+    root: PathBuf,
+    pub(crate) converter: Option<Arc<dyn Converter>>,
+    /// A conversion takes all cores, so that there is one at a time; whoever waited finds the file made.
+    running: tokio::sync::Mutex<()>,
+}
+
+/// A checkpoint in the cache, and what is made of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) folder: RepoFolder,
+    pub(crate) commit: String,
+    pub(crate) kind: TargetType,
+}
+
+impl Conversions {
+    pub(crate) fn new(state_dir: &Path, converter: Option<Arc<dyn Converter>>) -> Self {
+        Self {
+            root: state_dir.join("converted"),
+            converter,
+            running: tokio::sync::Mutex::default(),
+        }
+    }
+
+    fn folder(&self, of: &RepoFolder, commit: &str) -> PathBuf {
+        RepoFolder::new(&self.root, &of.org, &of.repo).path.join(commit)
+    }
+
+    /// The name of the type of a file that is there already.
+    pub(crate) async fn find(&self, wanted: &Wanted) -> Result<Option<String>, HubError> {
+        let (folder, kind) = (self.folder(&wanted.folder, &wanted.commit), wanted.kind);
+        blocking(move || Ok(made(&folder, kind))).await
+    }
+
+    /// Makes the file unless it is there; returns the name of its type.
+    pub(crate) async fn make(&self, wanted: Wanted) -> Result<String, HubError> {
+        let repo = format!("{}/{}", wanted.folder.org, wanted.folder.repo);
+        let Some(converter) = &self.converter else {
+            return Err(HubError::Converter("nothing here converts checkpoints".to_owned()));
+        };
+        let _running = self.running.lock().await;
+        if let Some(label) = self.find(&wanted).await? {
+            return Ok(label);
+        }
+        let folder = self.folder(&wanted.folder, &wanted.commit);
+        let stored = folder.join(format!("{VERSION}-stored"));
+        let output = match wanted.kind {
+            // What that is comes out only in the end.
+            TargetType::Stored => stored.with_extension("new"),
+            kind => folder.join(file_name(&kind.to_string())),
+        };
+        let created = tokio::fs::create_dir_all(&folder).await;
+        created.map_err(|error| HubError::io("create", &folder, &error))?;
+        let order = Order {
+            folder: wanted.folder.path.join("snapshots").join(&wanted.commit),
+            name: wanted.folder.repo.clone(),
+            kind: wanted.kind,
+            output: output.clone(),
+        };
+        tracing::info!(model.repository = repo, kind = %wanted.kind, "converting a checkpoint");
+        let converted = converter.convert(order).await;
+        if converted.is_err() {
+            // Only where it is empty.
+            self.remove_empty(&wanted.folder, &wanted.commit);
+        }
+        let label = converted
+            .map_err(|error| HubError::conversion(&repo, &error))?
+            .to_owned();
+        if wanted.kind == TargetType::Stored {
+            let name = file_name(&label);
+            let path = folder.join(&name);
+            blocking(move || {
+                fs::rename(&output, &path).map_err(|error| HubError::io("rename", &output, &error))?;
+                link_atomic(&stored, &name).map_err(|error| HubError::io("link", &stored, &error))
+            })
+            .await?;
+        }
+        Ok(label)
+    }
+
+    /// Every converted file whose checkpoint is in one of the caches.
+    pub(crate) fn all(&self, roots: &[PathBuf]) -> Vec<CachedModel> {
+        let mut models: Vec<CachedModel> = Vec::new();
+        for own in RepoFolder::all(&self.root) {
+            let mut seen = BTreeSet::new();
+            for (folder, snapshot) in snapshots(roots, &own.org, &own.repo, None) {
+                let found = self.in_snapshot(&folder, &snapshot);
+                models.extend(found.into_iter().filter(|model| seen.insert(model.label.clone())));
+            }
+        }
+        models
+    }
+
+    /// The converted file that a name stands for.
+    pub(crate) fn locate(&self, roots: &[PathBuf], name: &HfName) -> Result<CachedModel, HubError> {
+        snapshots(roots, &name.org, &name.repo, name.revision.as_deref())
+            .into_iter()
+            .find_map(|(folder, snapshot)| {
+                let found = self.in_snapshot(&folder, &snapshot);
+                let label = match &name.selector {
+                    Some(Selector::Label(label)) => label.clone(),
+                    Some(_) => return None,
+                    None => made(&self.folder(&folder, &snapshot.commit), TargetType::Stored)
+                        .or_else(|| found.first().map(|model| model.label.clone()))?,
+                };
+                found.into_iter().find(|model| model.label.eq_ignore_ascii_case(&label))
+            })
+            .ok_or_else(|| HubError::NotCached(name.to_string()))
+    }
+
+    /// Converted files of one commit, the widest type first.
+    fn in_snapshot(&self, folder: &RepoFolder, snapshot: &Snapshot) -> Vec<CachedModel> {
+        let made = self.folder(folder, &snapshot.commit);
+        if !made.is_dir() {
+            return Vec::new();
+        }
+        let listing = snapshot.files_where(&mut Vec::new(), checkpoint::is_part);
+        let Some(sources) = checkpoint::files(&listing) else {
+            return Vec::new();
+        };
+        let sources: Vec<PathBuf> = sources.iter().map(|file| snapshot.path.join(&file.path)).collect();
+        let model = |kind: TargetType| {
+            let label = kind.to_string();
+            let path = made.join(file_name(&label));
+            let meta = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
+            let text = format!("{}/{} {} {VERSION}-{label}", folder.org, folder.repo, snapshot.commit);
+            Some(CachedModel {
+                root: folder.path.parent().map(Path::to_owned).unwrap_or_default(),
+                org: folder.org.clone(),
+                repo: folder.repo.clone(),
+                commit: snapshot.commit.clone(),
+                label,
+                files: vec![path],
+                mmproj: None,
+                sources: sources.clone(),
+                size_bytes: meta.len(),
+                digest: cache::hex(&Sha256::digest(text)),
+                modified_at: meta.modified().ok()?,
+            })
+        };
+        TargetType::named().into_iter().filter_map(model).collect()
+    }
+
+    /// Files that are of no use any more: their checkpoint is gone, or another version made them. For people, and their paths.
+    pub(crate) fn stale(&self, roots: &[PathBuf]) -> Vec<(String, PathBuf)> {
+        let mut stale = Vec::new();
+        for own in RepoFolder::all(&self.root) {
+            // Looked at before what is used, so that what is made meanwhile is not taken for unused.
+            let files: Vec<PathBuf> = paths(&own.path).flat_map(|commit| paths(&commit)).collect();
+            let used: Vec<PathBuf> = snapshots(roots, &own.org, &own.repo, None)
+                .iter()
+                .flat_map(|(folder, snapshot)| self.in_snapshot(folder, snapshot))
+                .flat_map(|model| model.files)
+                .collect();
+            let is_unused = |path: &PathBuf| !path.is_symlink() && !used.contains(path);
+            let unused = files.into_iter().filter(is_unused);
+            stale.extend(unused.map(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                (format!("{}/{} {name}", own.org, own.repo), path)
+            }));
+        }
+        stale
+    }
+
+    /// Removes a converted file, at every commit that the name means; with the last of a commit go those files of its
+    /// checkpoint that hubllama downloaded, or all where `all` says so.
+    pub(crate) fn delete(
+        &self,
+        root: &Path,
+        ledger: &Ledger,
+        model: &CachedModel,
+        revision: Option<&str>,
+        all: bool,
+    ) -> Result<Deleted, HubError> {
+        let own = RepoFolder::new(&self.root, &model.org, &model.repo);
+        let io_error = |error: io::Error| HubError::io("delete from", &own.path, &error);
+        let mut bytes_freed = 0;
+        let mut bare = BTreeSet::new();
+        for entry in fs::read_dir(&own.path).map_err(io_error)? {
+            let folder = entry.map_err(io_error)?.path();
+            let Some(commit) = folder.file_name().and_then(OsStr::to_str).map(str::to_owned) else {
+                continue;
+            };
+            if revision.is_some() && commit != model.commit {
+                continue;
+            }
+            // Those of other versions too.
+            let suffix = format!("-{}.gguf", model.label);
+            for path in paths(&folder).filter(|path| path.to_string_lossy().ends_with(&suffix)) {
+                bytes_freed += fs::symlink_metadata(&path).map_err(io_error)?.len();
+                fs::remove_file(&path).map_err(io_error)?;
+            }
+            // What says which type is the stored one may lead nowhere now.
+            for path in paths(&folder).filter(|path| path.is_symlink() && !path.exists()) {
+                fs::remove_file(&path).map_err(io_error)?;
+            }
+            if self.remove_empty(&own, &commit) {
+                bare.insert(commit);
+            }
+        }
+        if let Some(folder) = RepoFolder::find(root, &model.org, &model.repo) {
+            let snapshots = folder.snapshots(None);
+            let bare = snapshots.iter().filter(|snapshot| bare.contains(&snapshot.commit));
+            for snapshot in bare {
+                let listing = snapshot.files_where(&mut Vec::new(), checkpoint::is_part);
+                let sources = checkpoint::files(&listing).unwrap_or_default();
+                let links = sources.iter().map(|file| snapshot.path.join(&file.path));
+                let links: Vec<PathBuf> = links
+                    .filter(|link| all || remove::is_ours(ledger, &folder, link))
+                    .collect();
+                bytes_freed += remove::release(&folder, ledger, &links)?;
+            }
+        }
+        Ok(Deleted::Removed { bytes_freed })
+    }
+
+    /// Removes the folder of a commit if nothing is in it.
+    fn remove_empty(&self, of: &RepoFolder, commit: &str) -> bool {
+        let folder = self.folder(of, commit);
+        let is_removed = fs::remove_dir(&folder).is_ok();
+        remove::remove_empty_folders(&folder, "converted");
+        is_removed
+    }
+}
+
+/// The type of a file that is there: the one asked for, or the one that turned out to be the stored one.
+fn made(folder: &Path, kind: TargetType) -> Option<String> {
+    let label = match kind {
+        TargetType::Stored => {
+            let target = fs::read_link(folder.join(format!("{VERSION}-stored"))).ok()?;
+            let label = target.to_str()?.strip_prefix(&format!("{VERSION}-"))?;
+            checkpoint::type_named(label.strip_suffix(".gguf")?)?.to_string()
+        }
+        kind => kind.to_string(),
+    };
+    folder.join(file_name(&label)).is_file().then_some(label)
+}
+
+fn file_name(label: &str) -> String {
+    format!("{VERSION}-{label}.gguf")
+}
+
+/// Snapshots of a repository in all caches, most wanted first.
+fn snapshots(roots: &[PathBuf], org: &str, repo: &str, revision: Option<&str>) -> Vec<(RepoFolder, Snapshot)> {
+    let folders = roots.iter().filter_map(|root| RepoFolder::find(root, org, repo));
+    folders
+        .flat_map(|folder| {
+            let snapshots = folder.snapshots(revision);
+            snapshots.into_iter().map(move |snapshot| (folder.clone(), snapshot))
+        })
+        .collect()
+}
+
+fn paths(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::FutureExt as _;
+
+    use super::{
+        super::cache::tests::{OLD, name, put},
+        *,
+    };
+
+    /// Writes a word, and counts how often.
+    #[derive(Debug, Default)]
+    struct Writer(AtomicUsize);
+
+    impl Converter for Writer {
+        fn convert(&self, order: Order) -> BoxFuture<'static, Result<&'static str, ConvertError>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            async move {
+                tokio::task::yield_now().await;
+                assert!(order.folder.join("config.json").is_file() && order.name == "r");
+                fs::write(&order.output, "made").unwrap();
+                Ok(match order.kind {
+                    TargetType::F32 => "F32",
+                    TargetType::Q8_0 => "Q8_0",
+                    _ => "BF16",
+                })
+            }
+            .boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn made_once_found_by_type_and_gone_with_the_checkpoint() {
+        let (cache, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let roots = [cache.path().to_owned()];
+        put(cache.path(), "o/r", OLD, "config.json", "{}");
+        put(cache.path(), "o/r", OLD, "model.safetensors", "weights");
+        let writer = Arc::new(Writer::default());
+        let conversions = Conversions::new(state.path(), Some(writer.clone()));
+        let wanted = |kind| Wanted {
+            folder: RepoFolder::new(cache.path(), "o", "r"),
+            commit: OLD.to_owned(),
+            kind,
+        };
+        let locate = |text: &str| conversions.locate(&roots, &name(text)).map(|model| model.label);
+
+        let eight = || conversions.make(wanted(TargetType::Q8_0));
+        assert_eq!(tokio::join!(eight(), eight()), (Ok("Q8_0".into()), Ok("Q8_0".into())));
+        assert_eq!(writer.0.load(Ordering::Relaxed), 1, "the second finds it made");
+        assert_eq!(locate("hf:O/R").as_deref(), Ok("Q8_0"), "better than nothing");
+        assert_eq!(conversions.make(wanted(TargetType::Stored)).await, Ok("BF16".into()));
+        assert_eq!(conversions.make(wanted(TargetType::Bf16)).await, Ok("BF16".into()));
+        assert_eq!(
+            writer.0.load(Ordering::Relaxed),
+            2,
+            "the stored type by its name is the same file"
+        );
+        assert_eq!(conversions.make(wanted(TargetType::F32)).await, Ok("F32".into()));
+        assert_eq!(
+            locate("hf:o/r").as_deref(),
+            Ok("BF16"),
+            "the stored type, not the widest"
+        );
+        assert_eq!(locate("hf:o/r:q8_0").as_deref(), Ok("Q8_0"));
+        assert!(locate("hf:o/r:F16").is_err() && locate("hf:o/r@other").is_err());
+        let all: Vec<String> = conversions.all(&roots).into_iter().map(|model| model.label).collect();
+        assert_eq!(all, ["F32", "BF16", "Q8_0"]);
+
+        let made = conversions.folder(&RepoFolder::new(cache.path(), "o", "r"), OLD);
+        fs::write(made.join("0-F16.gguf"), "of an older version").unwrap();
+        assert_eq!(conversions.stale(&roots).len(), 1);
+        fs::remove_dir_all(cache.path().join("models--o--r")).unwrap();
+        assert!(conversions.all(&roots).is_empty() && locate("hf:o/r").is_err());
+        assert_eq!(conversions.stale(&roots).len(), 4, "what was made, but not the link");
+    }
+
+    #[tokio::test]
+    async fn only_our_files_of_a_checkpoint_go_and_with_the_last_conversion() {
+        let (cache, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let roots = [cache.path().to_owned()];
+        let ledger = Ledger::load(state.path());
+        let theirs = put(cache.path(), "o/r", OLD, "config.json", "{}");
+        let ours = put(cache.path(), "o/r", OLD, "model.safetensors", "weights");
+        ledger.add(ours.clone()).unwrap();
+        let conversions = Conversions::new(state.path(), Some(Arc::new(Writer::default())));
+        for kind in [TargetType::Stored, TargetType::Q8_0] {
+            let folder = RepoFolder::new(cache.path(), "o", "r");
+            let commit = OLD.to_owned();
+            conversions.make(Wanted { folder, commit, kind }).await.unwrap();
+        }
+        let delete = |text: &str| {
+            let model = conversions.locate(&roots, &name(text)).unwrap();
+            conversions.delete(cache.path(), &ledger, &model, None, false)
+        };
+        assert_eq!(delete("hf:o/r"), Ok(Deleted::Removed { bytes_freed: 4 }));
+        assert!(ours.exists());
+        assert_eq!(delete("hf:o/r:Q8_0"), Ok(Deleted::Removed { bytes_freed: 4 + 7 }));
+        assert!(theirs.exists() && !ours.exists());
+        let left: Vec<PathBuf> = paths(&state.path().join("converted")).collect();
+        assert_eq!(left, Vec::<PathBuf>::new());
+    }
+}
