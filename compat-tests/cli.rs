@@ -118,6 +118,7 @@ fn help_names_every_command_and_no_other() {
         "verify",
         "prune",
         "import",
+        "convert",
         "template",
         "doctor",
         "--config",

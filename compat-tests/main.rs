@@ -6,6 +6,7 @@ mod cli;
 mod clients;
 mod compatibility;
 mod concurrency;
+mod convert;
 mod embeddings;
 mod harness;
 mod honest_v1;

@@ -13,6 +13,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("gguf", 0),
     ("config", 0),
     ("llama", 0),
+    ("convert", 1),
     ("go_template", 1),
     ("hub", 1),
     ("observability", 1),

@@ -37,6 +37,7 @@
 //! | 3 | [`provider`] | the `Provider` trait, the registry, `ollama`, `huggingface` |
 //! | 2 | [`lifecycle`] | which models are resident: leases, keep-alive, eviction, worker supervision |
 //! | 2 | [`worker`] | the child process: scheduler, slots, prefix reuse, constraints, sampling, vectors; `protocol` is shared with lifecycle |
+//! | 1 | [`convert`] | safetensors into GGUF, as data: configuration, tokenizer, one file per architecture family |
 //! | 1 | [`go_template`] | templates as Ollama writes them, filled with a conversation |
 //! | 1 | [`hub`] | names, resolving, downloading, the shared cache |
 //! | 1 | [`observability`] | logging |
@@ -61,6 +62,7 @@
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod convert;
 pub mod daemon;
 pub mod gguf;
 pub mod go_template;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser as _};
 
-use crate::config::Inputs;
+use crate::{config::Inputs, convert::TargetType};
 
 /// Makes every existing Ollama client speak Hugging Face.
 ///
@@ -88,6 +88,20 @@ pub(super) enum Command {
         #[arg(long = "as", value_name = "NAME")]
         name: String,
     },
+    /// Make a GGUF file from a safetensors checkpoint; needs no daemon
+    Convert {
+        /// The folder of a checkpoint, or hf:ORG/REPO where its files are in the cache
+        checkpoint: String,
+        /// Type of the weights: auto (as they are stored), F32, F16, BF16, Q8_0, Q4_K_M, Q6_K and others of llama.cpp
+        #[arg(long = "type", value_name = "TYPE", default_value_t)]
+        target: TargetType,
+        /// Where to write [default: NAME-TYPE.gguf in this folder]
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Convert also where the engine would cut texts into other tokens than the model learned with
+        #[arg(long)]
+        any_tokenizer: bool,
+    },
     /// Show what a model's chat template makes of a conversation, and whether its repository has the same one
     Template(TemplateArguments),
     /// Say what this build and this machine can do, and what is wrong
@@ -136,6 +150,7 @@ pub(super) struct TemplateArguments {
 pub(super) enum Role {
     Model,
     Helper,
+    Quantizer,
 }
 
 impl Arguments {

@@ -2,6 +2,7 @@
 
 mod args;
 mod client;
+mod convert;
 mod doctor;
 mod manage;
 mod models;
@@ -39,6 +40,12 @@ pub fn main() -> ExitCode {
         Command::Config {
             command: ConfigCommand::Check,
         } => check(&inputs),
+        Command::Convert {
+            checkpoint,
+            target,
+            output,
+            any_tokenizer,
+        } => with_runtime(convert::run(&inputs, &checkpoint, target, output, any_tokenizer)),
         Command::Doctor => with_runtime(doctor::run(&inputs)),
         Command::Pull { name } => with_runtime(models::pull(&inputs, &name)),
         Command::List => with_runtime(models::list(&inputs)),
@@ -97,6 +104,7 @@ fn run_worker(role: Role) -> ExitCode {
     let role = match role {
         Role::Model => WorkerRole::Model,
         Role::Helper => WorkerRole::Helper,
+        Role::Quantizer => WorkerRole::Quantizer,
     };
     match worker::run(role) {
         Ok(()) => ExitCode::SUCCESS,

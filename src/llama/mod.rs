@@ -11,6 +11,7 @@ mod chat;
 mod context;
 mod grammar;
 mod model;
+mod quantize;
 mod sampler;
 
 pub use backend::{Device, DeviceKind, cpu_features, devices, init, supports_gpu_offload, version};
@@ -21,4 +22,5 @@ pub use chat::{
 pub use context::{Context, ContextParams, ContextPurpose, DecodeError};
 pub use grammar::{Grammar, Trigger};
 pub use model::{Model, ModelParams, Token};
+pub use quantize::quantize;
 pub use sampler::{Candidates, SamplerChain, log_softmax_of};

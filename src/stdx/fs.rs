@@ -45,7 +45,7 @@ fn write_and_rename(temporary: &Path, path: &Path, bytes: &[u8]) -> io::Result<(
 }
 
 /// In the same folder, because a rename does not cross file systems; hidden, so that a scan of the folder skips it.
-fn temporary_name(path: &Path) -> io::Result<PathBuf> {
+pub(super) fn temporary_name(path: &Path) -> io::Result<PathBuf> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -53,7 +53,7 @@ fn temporary_name(path: &Path) -> io::Result<PathBuf> {
     Ok(folder_of(path).join(name))
 }
 
-fn folder_of(path: &Path) -> &Path {
+pub(super) fn folder_of(path: &Path) -> &Path {
     path.parent()
         .filter(|folder| !folder.as_os_str().is_empty())
         .unwrap_or(Path::new("."))

@@ -1,4 +1,4 @@
-//! The child process: one resident model, or the helper that compiles what strangers wrote.
+//! The child process: one resident model, the helper that compiles what strangers wrote, or the quantizer of files.
 //!
 //! It is this same binary, started again as `hubllama worker` with one end of a Unix socket pair as its standard input.
 //! It ends when that socket closes. `protocol` is all that the daemon's side shares with it.
@@ -19,6 +19,7 @@ mod output;
 mod prefix;
 mod prepare;
 pub mod protocol;
+mod quantize;
 mod reasoning;
 mod sampling;
 mod scheduler;
@@ -52,6 +53,8 @@ pub enum WorkerRole {
     Model,
     /// Renders templates; holds no weights.
     Helper,
+    /// Quantises files.
+    Quantizer,
 }
 
 /// The main function of `hubllama worker`; returns when the socket on standard input is closed.
@@ -89,6 +92,7 @@ pub fn run(role: WorkerRole) -> std::io::Result<()> {
             match role {
                 WorkerRole::Model => engine::run(&receiver, &sender, &mut reports),
                 WorkerRole::Helper => compile::run(&receiver, &mut reports),
+                WorkerRole::Quantizer => quantize::run(&receiver, &mut reports),
             }
         })?;
     engine

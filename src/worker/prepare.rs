@@ -187,7 +187,9 @@ impl Workshop {
 
     fn answer(&self, question: Question) -> Result<Outcome, Failure> {
         let reply = match question {
-            Question::Render(_) => return Err(Failure::Worker("a model's worker does not render".into())),
+            Question::Render(_) | Question::Quantize(_) | Question::CutTexts { .. } => {
+                return Err(Failure::Worker("that is not for a model's worker".into()));
+            }
             Question::Embed(job) => return self.texts(&job).map(Outcome::Embed),
             Question::Tokenize {
                 text,

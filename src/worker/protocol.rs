@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Changes with every change of the types below.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 /// The largest frame: the largest prompt with every byte escaped, and room for the rest.
 pub const MAX_FRAME_BYTES: usize = 256 << 20;
 /// Events of one stream that may be on their way to the daemon; at zero its sequence is parked, not the batch.
@@ -80,6 +80,15 @@ pub enum Question {
         /// Their ids.
         tokens: Vec<i32>,
     },
+    /// Quantise a file (quantizer role).
+    Quantize(QuantizeJob),
+    /// Cut texts into tokens with the vocabulary of a file, the text of control tokens read as those (quantizer role).
+    CutTexts {
+        /// The GGUF.
+        path: PathBuf,
+        /// What is cut.
+        texts: Vec<String>,
+    },
 }
 
 /// The answer to a [`Question`].
@@ -99,6 +108,23 @@ pub enum Reply {
     Tokens(Vec<TextToken>),
     /// To [`Question::Detokenize`].
     Text(String),
+    /// To [`Question::Quantize`].
+    Quantized,
+    /// To [`Question::CutTexts`].
+    Cut(Vec<Vec<i32>>),
+}
+
+/// A file to quantise.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct QuantizeJob {
+    /// A GGUF whose weights have 16 or 32 bits.
+    pub input: PathBuf,
+    /// Is written over.
+    pub output: PathBuf,
+    /// llama.cpp's number of a mix of types.
+    pub file_type: u32,
+    /// Compute threads.
+    pub threads: u32,
 }
 
 /// Texts to turn into vectors.

@@ -1,0 +1,121 @@
+//! BERT, as a model of vectors: its heads for other tasks are left out.
+
+use super::{Build, pooling, spec};
+use crate::{
+    convert::{ConvertError, Recipe, recipe::Rows},
+    gguf::Value,
+};
+
+/// Names of the checkpoint and of the file. Both have a weight and a bias.
+const LAYER: &[(&str, &str)] = &[
+    ("attention.self.query", "attn_q"),
+    ("attention.self.key", "attn_k"),
+    ("attention.self.value", "attn_v"),
+    ("attention.output.dense", "attn_output"),
+    ("attention.output.LayerNorm", "attn_output_norm"),
+    ("intermediate.dense", "ffn_up"),
+    ("output.dense", "ffn_down"),
+    ("output.LayerNorm", "layer_output_norm"),
+];
+
+pub(super) fn bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    encoder(build, 0)
+}
+
+/// RoBERTa, whose positions begin behind the number of its padding token.
+pub(super) fn roberta(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    let padding = build.config.integer_or(&["pad_token_id"], 1)?;
+    encoder(build, padding + 1)
+}
+
+fn encoder(build: &mut Build<'_>, first_position: u64) -> Result<(), ConvertError> {
+    build.arch = "bert";
+    let config = build.config;
+    if let Some(kind) = config
+        .text(&["position_embedding_type"])
+        .filter(|kind| *kind != "absolute")
+    {
+        return Err(ConvertError::Config(format!(
+            "positions are embedded by {kind:?}, not \"absolute\""
+        )));
+    }
+    let hidden = config.count(&["hidden_size"])?;
+    let inner = config.count(&["intermediate_size"])?;
+    let heads = config.count(&["num_attention_heads"])?;
+    let blocks = build.blocks(&["num_hidden_layers"])?;
+    let positions = config.integer_or(&["max_position_embeddings"], 512)?;
+    let Some(context) = positions.checked_sub(first_position).filter(|context| *context > 0) else {
+        return Err(ConvertError::Config(format!(
+            "{positions} positions of which the first is {first_position}"
+        )));
+    };
+    let types = config.integer_or(&["type_vocab_size"], 2)?;
+    let epsilon = config.number_or(&["layer_norm_eps"], 1e-12)?;
+    build.put_integer("block_count", blocks)?;
+    build.put_integer("context_length", context)?;
+    build.put_integer("embedding_length", hidden)?;
+    build.put_integer("feed_forward_length", inner)?;
+    build.put_integer("attention.head_count", heads)?;
+    build.put_number("attention.layer_norm_epsilon", epsilon);
+    build.put("attention.causal", Value::Bool(false));
+    pooling::keys(build)?;
+    let types_key = "tokenizer.ggml.token_type_count".to_owned();
+    build.keys.push((types_key, Value::U32(types as u32)));
+
+    headless(build);
+    build.take_embedding("embeddings.word_embeddings.weight", hidden)?;
+    let source = build.take("embeddings.position_embeddings.weight", &[positions, hidden])?;
+    let used = Rows::some(&source, first_position, context, 1);
+    let recipe = Recipe::rows(spec("position_embd.weight", &[context, hidden]), vec![used]);
+    build.recipes.push(recipe);
+    let source = build.take("embeddings.token_type_embeddings.weight", &[types, hidden])?;
+    build.add("token_types.weight", &source);
+    both(build, "embeddings.LayerNorm", "token_embd_norm", &[hidden])?;
+    for block in 0..blocks {
+        for (from, to) in LAYER {
+            let shape: &[u64] = match *to {
+                "ffn_up" => &[inner, hidden],
+                "ffn_down" => &[hidden, inner],
+                norm if norm.ends_with("norm") => &[hidden],
+                _ => &[hidden, hidden],
+            };
+            both(
+                build,
+                &format!("encoder.layer.{block}.{from}"),
+                &format!("blk.{block}.{to}"),
+                shape,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the heads and the class's name, and spells norms in the new way.
+fn headless(build: &mut Build<'_>) {
+    let tensors = std::mem::take(&mut build.tensors);
+    for (name, tensor) in tensors {
+        let short = name.strip_prefix("bert.").or_else(|| name.strip_prefix("roberta."));
+        let short = short.unwrap_or(&name);
+        if ["pooler.", "cls.predictions.", "cls.seq_relationship.", "lm_head."]
+            .iter()
+            .any(|head| short.starts_with(head))
+        {
+            continue;
+        }
+        let short = match (short.strip_suffix(".gamma"), short.strip_suffix(".beta")) {
+            (Some(stem), _) => format!("{stem}.weight"),
+            (_, Some(stem)) => format!("{stem}.bias"),
+            _ => short.to_owned(),
+        };
+        build.tensors.insert(short, tensor);
+    }
+}
+
+/// Takes a weight of this shape, and the bias beside it.
+fn both(build: &mut Build<'_>, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
+    for (part, shape) in [("weight", shape), ("bias", &shape[..1])] {
+        let source = build.take(&format!("{from}.{part}"), shape)?;
+        build.add(&format!("{to}.{part}"), &source);
+    }
+    Ok(())
+}

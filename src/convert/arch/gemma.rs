@@ -1,0 +1,116 @@
+//! Gemma 1, 2 and 3. Norms are stored as the difference from one; the output matrix is always the embedding.
+
+use super::{
+    Build,
+    decoder::{ATTENTION, Change, Class, Decoder, Dim, HeadDim, MLP, Weight},
+    llama::LLAMA,
+};
+use crate::{convert::ConvertError, gguf::Value};
+
+use Dim::{Head, Hidden};
+
+const GEMMA: Class = Class {
+    arch: "gemma",
+    kv_heads: Some(16),
+    head_dim: HeadDim::Or(256),
+    context: 8192,
+    ..LLAMA
+};
+const GEMMA2: Class = Class {
+    arch: "gemma2",
+    kv_heads: Some(4),
+    ..GEMMA
+};
+const GEMMA3: Class = Class {
+    arch: "gemma3",
+    heads: Some(8),
+    kv_heads: Some(4),
+    context: 131_072,
+    theta: 1e6,
+    ..GEMMA
+};
+/// Base frequency of Gemma 3's layers with a sliding window.
+const GEMMA3_LOCAL_THETA: f64 = 1e4;
+const WINDOW: u64 = 4096;
+
+const fn norm(from: &'static str, to: &'static str) -> Weight {
+    Weight::new(from, to, &[Hidden]).changed(Change::PlusOne)
+}
+
+const TWO_NORMS: &[Weight] = &[
+    norm("input_layernorm", "attn_norm"),
+    norm("post_attention_layernorm", "ffn_norm"),
+];
+const FOUR_NORMS: &[Weight] = &[
+    norm("input_layernorm", "attn_norm"),
+    norm("post_attention_layernorm", "post_attention_norm"),
+    norm("pre_feedforward_layernorm", "ffn_norm"),
+    norm("post_feedforward_layernorm", "post_ffw_norm"),
+];
+const HEAD_NORMS: &[Weight] = &[
+    Weight::new("self_attn.q_norm", "attn_q_norm", &[Head]).changed(Change::PlusOne),
+    Weight::new("self_attn.k_norm", "attn_k_norm", &[Head]).changed(Change::PlusOne),
+];
+
+fn decode(build: &mut Build<'_>, class: Class, layer: &[&[Weight]]) -> Result<(), ConvertError> {
+    let decoder = Decoder {
+        class,
+        layer,
+        experts: None,
+        last_norm: Change::PlusOne,
+        output: false,
+    };
+    decoder.build(build)?;
+    build
+        .keys
+        .push(("tokenizer.ggml.add_space_prefix".to_owned(), Value::Bool(false)));
+    Ok(())
+}
+
+pub(super) fn gemma(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    decode(build, GEMMA, &[TWO_NORMS, ATTENTION, MLP])
+}
+
+pub(super) fn gemma2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    decode(build, GEMMA2, &[FOUR_NORMS, ATTENTION, MLP])?;
+    let config = build.config;
+    build.put_number(
+        "attn_logit_softcapping",
+        config.number_or(&["attn_logit_softcapping"], 50.0)?,
+    );
+    build.put_number(
+        "final_logit_softcapping",
+        config.number_or(&["final_logit_softcapping"], 30.0)?,
+    );
+    build.put_integer(
+        "attention.sliding_window",
+        config.integer_or(&["sliding_window"], WINDOW)?,
+    )
+}
+
+pub(super) fn gemma3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    let config = build.config;
+    if config.find(&["attn_logit_softcapping"]).is_some() {
+        return Err(ConvertError::Config("Gemma 3 has no attn_logit_softcapping".to_owned()));
+    }
+    decode(build, GEMMA3, &[FOUR_NORMS, ATTENTION, HEAD_NORMS, MLP])?;
+    if let Some(cap) = config.optional_number(&["final_logit_softcapping"])? {
+        build.put_number("final_logit_softcapping", cap);
+    }
+    if config.rope(GEMMA3.theta)?.sliding_theta.is_none() {
+        let theta = config.number_or(&["rope_local_base_freq"], GEMMA3_LOCAL_THETA)?;
+        build.put_number("rope.freq_base_swa", theta);
+    }
+    let pattern = config.optional_integer(&["sliding_window_pattern", "_sliding_window_pattern"])?;
+    if pattern != Some(1) {
+        build.put_integer(
+            "attention.sliding_window",
+            config.integer_or(&["sliding_window"], WINDOW)?,
+        )?;
+    }
+    // Every sixth layer is the engine's own default.
+    if let Some(pattern) = pattern.filter(|pattern| !matches!(pattern, 1 | 6)) {
+        build.put_integer("attention.sliding_window_pattern", pattern)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! What each architecture family calls its tensors and sizes, one file per family.
+//!
+//! A family takes tensors out of the checkpoint by name and shape and puts recipes and keys into the [`Build`]. What it
+//! leaves is not part of the architecture, and refused.
+
+mod bert;
+mod decoder;
+mod experts;
+mod gemma;
+mod gpt2;
+mod granite;
+mod lfm2;
+mod llama;
+mod modern_bert;
+mod olmo;
+mod phi3;
+mod pooling;
+mod qwen;
+mod rope;
+
+use std::path::Path;
+
+use super::{
+    ConvertError, Recipe,
+    config::Config,
+    recipe::Rows,
+    safetensors::{Stored, Tensors},
+    tokenizer,
+};
+use crate::gguf::{GgmlType, TensorSpec, Value};
+
+/// llama.cpp's own limit.
+const MAX_BLOCKS: u64 = 512;
+
+/// Architectures for which the engine does not take the embedding where there is no output matrix.
+const NEVER_TIED: [&str; 3] = ["olmo2", "olmoe", "qwen2moe"];
+
+/// A file in the making.
+#[derive(Debug)]
+pub(super) struct Build<'a> {
+    folder: &'a Path,
+    config: &'a Config,
+    /// Those that no recipe has taken yet, their names without what other modalities put in front.
+    tensors: Tensors,
+    /// llama.cpp's name of the architecture.
+    arch: &'static str,
+    pub(super) keys: Vec<(String, Value)>,
+    pub(super) recipes: Vec<Recipe>,
+    pub(super) tokenizer: tokenizer::Choice,
+    /// Rows of the token embedding.
+    pub(super) vocabulary: u64,
+    embedding: Option<Stored>,
+}
+
+/// Reads the configuration and the tensors as the architecture wants them.
+pub(super) fn build<'a>(folder: &'a Path, config: &'a Config, tensors: Tensors) -> Result<Build<'a>, ConvertError> {
+    let mut build = Build {
+        folder,
+        config,
+        tensors: renamed(tensors)?,
+        arch: "",
+        keys: Vec::new(),
+        recipes: Vec::new(),
+        tokenizer: tokenizer::Choice::default(),
+        vocabulary: 0,
+        embedding: None,
+    };
+    let family: fn(&mut Build<'_>) -> Result<(), ConvertError> = match config.architecture() {
+        "LlamaForCausalLM" | "LLaMAForCausalLM" | "LlamaModel" => llama::llama,
+        "MistralForCausalLM" => llama::mistral,
+        "MixtralForCausalLM" => llama::mixtral,
+        "SmolLM3ForCausalLM" => llama::smollm3,
+        "GraniteForCausalLM" => granite::granite,
+        "GraniteMoeForCausalLM" | "GraniteMoeSharedForCausalLM" => granite::granite_moe,
+        "Qwen2ForCausalLM" | "Qwen2Model" => qwen::qwen2,
+        "Qwen2MoeForCausalLM" => qwen::qwen2_moe,
+        "Qwen3ForCausalLM" | "Qwen3Model" => qwen::qwen3,
+        "Qwen3MoeForCausalLM" => qwen::qwen3_moe,
+        "GemmaForCausalLM" => gemma::gemma,
+        "Gemma2ForCausalLM" => gemma::gemma2,
+        "Gemma3ForCausalLM" | "Gemma3ForConditionalGeneration" => gemma::gemma3,
+        "Phi3ForCausalLM" => phi3::phi3,
+        "Olmo2ForCausalLM" => olmo::olmo2,
+        "OlmoeForCausalLM" => olmo::olmoe,
+        "GPT2LMHeadModel" => gpt2::gpt2,
+        "Lfm2ForCausalLM" | "LFM2ForCausalLM" => lfm2::lfm2,
+        "BertModel" | "BertForMaskedLM" => bert::bert,
+        "RobertaModel" | "RobertaForMaskedLM" | "XLMRobertaModel" | "XLMRobertaForMaskedLM" => bert::roberta,
+        "ModernBertModel" | "ModernBertForMaskedLM" => modern_bert::modern_bert,
+        other => return Err(ConvertError::Architecture(other.to_owned())),
+    };
+    family(&mut build)?;
+    build.finish()
+}
+
+/// Leaves out what belongs to pictures and sounds, and shortens the names of the language model beside them.
+fn renamed(tensors: Tensors) -> Result<Tensors, ConvertError> {
+    const OTHER_STARTS: [&str; 4] = ["mlp1.", "merger.", "resampler.", "visual."];
+    const OTHER_PARTS: [&str; 8] = [
+        ".visual.",
+        "vision_",
+        "audio_",
+        "projector.",
+        "image_newline",
+        "patch_embed",
+        "patch_merger.",
+        "model.connector.",
+    ];
+    const DERIVED: [&str; 4] = [
+        ".rotary_emb.inv_freq",
+        ".attn.bias",
+        ".attn.masked_bias",
+        ".position_ids",
+    ];
+    let mut out = Tensors::new();
+    for (name, tensor) in tensors {
+        let is_other = OTHER_STARTS.iter().any(|start| name.starts_with(start))
+            || OTHER_PARTS.iter().any(|part| name.contains(part))
+            || DERIVED.iter().any(|end| name.ends_with(end));
+        if is_other {
+            continue;
+        }
+        let short = name.replace("language_model.", "").replace("text_model.", "");
+        if let Some(twice) = out.insert(short, tensor) {
+            return Err(ConvertError::Weights(format!(
+                "{:?} and {name:?} are the same tensor",
+                twice.name
+            )));
+        }
+    }
+    Ok(out)
+}
+
+impl Build<'_> {
+    /// llama.cpp's name of the architecture.
+    pub(super) fn arch_name(&self) -> &'static str {
+        self.arch
+    }
+
+    /// Puts a key of this architecture.
+    fn put(&mut self, key: &str, value: Value) {
+        self.keys.push((format!("{}.{key}", self.arch), value));
+    }
+
+    fn put_integer(&mut self, key: &str, integer: u64) -> Result<(), ConvertError> {
+        let number = u32::try_from(integer).map_err(|_| ConvertError::Config(format!("{key} would be {integer}")))?;
+        self.put(key, Value::U32(number));
+        Ok(())
+    }
+
+    fn put_number(&mut self, key: &str, number: f64) {
+        self.put(key, Value::F32(number as f32));
+    }
+
+    fn blocks(&self, keys: &[&str]) -> Result<u64, ConvertError> {
+        match self.config.count(keys)? {
+            blocks if blocks > MAX_BLOCKS => Err(ConvertError::Config(format!(
+                "it has {blocks} layers; the engine can hold {MAX_BLOCKS}"
+            ))),
+            blocks => Ok(blocks),
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Takes a tensor of any shape.
+    fn take_any(&mut self, name: &str) -> Result<Stored, ConvertError> {
+        let taken = self.tensors.remove(name);
+        taken.ok_or_else(|| ConvertError::Weights(format!("the tensor {name:?} is missing")))
+    }
+
+    /// Takes a tensor that must have this shape, slowest dimension first.
+    fn take(&mut self, name: &str, shape: &[u64]) -> Result<Stored, ConvertError> {
+        let taken = self.take_any(name)?;
+        if taken.shape != shape {
+            return Err(ConvertError::Weights(format!(
+                "the tensor {name:?} has the shape {:?}, but config.json asks for {shape:?}",
+                taken.shape
+            )));
+        }
+        Ok(taken)
+    }
+
+    /// Adds a tensor as it is stored.
+    fn add(&mut self, name: &str, source: &Stored) {
+        let recipe = Recipe::rows(spec(name, &source.shape), vec![Rows::all(source)]);
+        self.recipes.push(recipe);
+    }
+
+    /// Takes the token embedding; its rows are the vocabulary.
+    fn take_embedding(&mut self, name: &str, hidden: u64) -> Result<(), ConvertError> {
+        let source = self.take_any(name)?;
+        let [rows, columns] = source.shape[..] else {
+            return Err(ConvertError::Weights(format!("the tensor {name:?} is not a matrix")));
+        };
+        let said = self.config.optional_integer(&["vocab_size"])?;
+        if columns != hidden || said.is_some_and(|said| said != rows) {
+            return Err(ConvertError::Weights(format!(
+                "the tensor {name:?} has the shape {:?}, but config.json asks for a vocabulary of {} and a width of \
+                 {hidden}",
+                source.shape,
+                said.unwrap_or(rows)
+            )));
+        }
+        self.vocabulary = rows;
+        self.add("token_embd.weight", &source);
+        self.embedding = Some(source);
+        Ok(())
+    }
+
+    /// Takes the output matrix where it is stored; else the embedding is it, too.
+    fn take_output(&mut self, name: &str, hidden: u64) -> Result<(), ConvertError> {
+        if self.has(name) {
+            let source = self.take(name, &[self.vocabulary, hidden])?;
+            self.add("output.weight", &source);
+            return Ok(());
+        }
+        let is_tied = self.config.flag("tie_word_embeddings") != Some(false);
+        if !is_tied && self.config.architecture().ends_with("ForCausalLM") {
+            return Err(ConvertError::Weights(format!("the tensor {name:?} is missing")));
+        }
+        if let Some(embedding) = self.embedding.take().filter(|_| NEVER_TIED.contains(&self.arch)) {
+            self.add("output.weight", &embedding);
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Self, ConvertError> {
+        if let Some((name, _)) = self.tensors.first_key_value() {
+            return Err(ConvertError::Weights(format!(
+                "nothing is known of the tensor {name:?} in {} ({} such tensors)",
+                self.config.architecture(),
+                self.tensors.len()
+            )));
+        }
+        Ok(self)
+    }
+}
+
+/// A tensor in full precision, whose type is chosen later.
+fn spec(name: &str, shape: &[u64]) -> TensorSpec {
+    let dims: Vec<u64> = shape.iter().rev().copied().collect();
+    TensorSpec::new(name, GgmlType::F32, dims)
+}

@@ -1,0 +1,110 @@
+//! ModernBERT: BERT with rotated positions, gates, and windows in two of three layers.
+
+use serde_json::Value as Json;
+
+use super::{Build, pooling, rope};
+use crate::{convert::ConvertError, gguf::Value};
+
+const GLOBAL_THETA: f64 = 160_000.0;
+const LOCAL_THETA: f64 = 10_000.0;
+
+pub(super) fn modern_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    build.arch = "modern-bert";
+    let config = build.config;
+    let hidden = config.count(&["hidden_size"])?;
+    let inner = config.count(&["intermediate_size"])?;
+    let heads = config.count(&["num_attention_heads"])?;
+    let blocks = build.blocks(&["num_hidden_layers"])?;
+    let context = config.integer_or(&["max_position_embeddings"], 8192)?;
+    let epsilon = config.number_or(&["layer_norm_eps", "norm_eps"], 1e-5)?;
+    build.put_integer("block_count", blocks)?;
+    build.put_integer("context_length", context)?;
+    build.put_integer("embedding_length", hidden)?;
+    build.put_integer("feed_forward_length", inner)?;
+    build.put_integer("attention.head_count", heads)?;
+    build.put_number("attention.layer_norm_epsilon", epsilon);
+    build.put("attention.causal", Value::Bool(false));
+    rope::keys(build, GLOBAL_THETA, context)?;
+    if config.rope(GLOBAL_THETA)?.sliding_theta.is_none() {
+        build.put_number(
+            "rope.freq_base_swa",
+            config.number_or(&["local_rope_theta"], LOCAL_THETA)?,
+        );
+    }
+    build.put("rope.scaling.type", Value::String("none".to_owned()));
+    build.put_integer(
+        "attention.sliding_window",
+        config.integer_or(&["local_attention"], 128)?,
+    )?;
+    let every = every(build)?;
+    build.put_integer("attention.sliding_window_pattern", every)?;
+    if let Some(kind) = config.text(&["hidden_activation"]) {
+        build.put("hidden_activation", Value::String(kind.to_owned()));
+    }
+    pooling::keys(build)?;
+    for frame in ["bos", "eos", "sep"] {
+        let key = format!("tokenizer.ggml.add_{frame}_token");
+        build.keys.push((key, Value::Bool(true)));
+    }
+
+    headless(build);
+    build.take_embedding("embeddings.tok_embeddings.weight", hidden)?;
+    let vocabulary = build.vocabulary;
+    build.put_integer("vocab_size", vocabulary)?;
+    weight(build, "embeddings.norm", "token_embd_norm", &[hidden])?;
+    for block in 0..blocks {
+        let (from, to) = (format!("layers.{block}."), format!("blk.{block}."));
+        // The first layer takes the normed embedding.
+        if block > 0 {
+            weight(build, &format!("{from}attn_norm"), &format!("{to}attn_norm"), &[hidden])?;
+        }
+        for (part, name, shape) in [
+            ("attn.Wqkv", "attn_qkv", &[3 * hidden, hidden][..]),
+            ("attn.Wo", "attn_output", &[hidden, hidden]),
+            ("mlp_norm", "ffn_norm", &[hidden]),
+            ("mlp.Wi", "ffn_up", &[2 * inner, hidden]),
+            ("mlp.Wo", "ffn_down", &[hidden, inner]),
+        ] {
+            weight(build, &format!("{from}{part}"), &format!("{to}{name}"), shape)?;
+        }
+    }
+    weight(build, "final_norm", "output_norm", &[hidden])
+}
+
+fn weight(build: &mut Build<'_>, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
+    let source = build.take(&format!("{from}.weight"), shape)?;
+    build.add(&format!("{to}.weight"), &source);
+    Ok(())
+}
+
+/// Every how many layers one attends to all of a text: the first and every `every`th after it.
+fn every(build: &Build<'_>) -> Result<u64, ConvertError> {
+    let types = build.config.find(&["layer_types"]).and_then(Json::as_array);
+    let Some(types) = types.filter(|_| build.config.find(&["global_attn_every_n_layers"]).is_none()) else {
+        return build.config.integer_or(&["global_attn_every_n_layers"], 3);
+    };
+    let is_global = |kind: &Json| kind.as_str() == Some("full_attention");
+    let next = types.iter().skip(1).position(is_global);
+    let every = next.map_or(types.len(), |next| next + 1);
+    let fits = types
+        .iter()
+        .enumerate()
+        .all(|(at, kind)| is_global(kind) == at.is_multiple_of(every));
+    if every == 0 || !fits {
+        return Err(ConvertError::Config(
+            "its layers attend in no regular pattern".to_owned(),
+        ));
+    }
+    Ok(every as u64)
+}
+
+/// Removes the heads and the class's name.
+fn headless(build: &mut Build<'_>) {
+    let tensors = std::mem::take(&mut build.tensors);
+    for (name, tensor) in tensors {
+        let short = name.strip_prefix("model.").unwrap_or(&name);
+        if !["head.", "decoder."].iter().any(|head| short.starts_with(head)) {
+            build.tensors.insert(short.to_owned(), tensor);
+        }
+    }
+}

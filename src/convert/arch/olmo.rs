@@ -1,0 +1,75 @@
+//! OLMo 2 and OLMoE.
+
+use super::{
+    Build,
+    decoder::{ATTENTION, Change, Class, Decoder, Dim, HeadDim, MLP, NORMS, Weight},
+    experts::Experts,
+    llama::LLAMA,
+    qwen::shares_are_normalised,
+};
+use crate::{convert::ConvertError, gguf::Value};
+
+use Dim::{Hidden, Key, Query};
+
+const OLMO2: Class = Class {
+    arch: "olmo2",
+    head_dim: HeadDim::IfSaid,
+    epsilon: 1e-5,
+    ..LLAMA
+};
+const OLMOE: Class = Class {
+    arch: "olmoe",
+    context: 4096,
+    experts: Some((64, 8)),
+    ..OLMO2
+};
+/// Norms over all heads at once.
+const QUERY_NORMS: &[Weight] = &[
+    Weight::new("self_attn.q_norm", "attn_q_norm", &[Query]),
+    Weight::new("self_attn.k_norm", "attn_k_norm", &[Key]),
+];
+/// Norms behind what they norm.
+const POST_NORMS: &[Weight] = &[
+    Weight::new("post_attention_layernorm", "post_attention_norm", &[Hidden]),
+    Weight::new("post_feedforward_layernorm", "post_ffw_norm", &[Hidden]),
+];
+
+pub(super) fn olmo2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    let decoder = Decoder {
+        class: OLMO2,
+        layer: &[ATTENTION, QUERY_NORMS, POST_NORMS, MLP],
+        experts: None,
+        last_norm: Change::None,
+        output: true,
+    };
+    decoder.build(build).map(drop)
+}
+
+pub(super) fn olmoe(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    shares_are_normalised(build, false)?;
+    let experts = Experts {
+        router: "mlp.gate",
+        folder: "mlp.experts",
+        names: ["gate_proj", "up_proj", "down_proj"],
+        size_keys: &["intermediate_size"],
+        count: 64,
+    };
+    let decoder = Decoder {
+        class: OLMOE,
+        layer: &[NORMS, ATTENTION, QUERY_NORMS],
+        experts: Some(experts),
+        last_norm: Change::None,
+        output: true,
+    };
+    let sizes = decoder.build(build)?;
+    if sizes.heads != sizes.kv_heads {
+        return Err(ConvertError::Config(
+            "OLMoE with fewer key heads than heads is not something that the engine can load".to_owned(),
+        ));
+    }
+    // The class takes no other number, whatever its configuration says.
+    let key = "olmoe.attention.layer_norm_rms_epsilon";
+    build.keys.retain(|(name, _)| name != key);
+    build.keys.push((key.to_owned(), Value::F32(1e-5)));
+    Ok(())
+}

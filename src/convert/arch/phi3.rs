@@ -1,0 +1,82 @@
+//! Phi 3, and Phi 4 mini. Queries, keys and values are one matrix, gate and up another.
+
+use super::{
+    Build,
+    decoder::{Change, Class, Decoder, Dim, HeadDim, NORMS, Weight},
+    llama::LLAMA,
+};
+use crate::convert::{ConvertError, Recipe};
+
+use Dim::{FeedForward, GateUp, Hidden, Qkv, Query};
+
+const PHI3: Class = Class {
+    arch: "phi3",
+    head_dim: HeadDim::Never,
+    context: 4096,
+    epsilon: 1e-5,
+    ..LLAMA
+};
+const LAYER: &[Weight] = &[
+    Weight::new("self_attn.qkv_proj", "attn_qkv", &[Qkv, Hidden]),
+    Weight::new("self_attn.o_proj", "attn_output", &[Hidden, Query]),
+    Weight::new("mlp.gate_up_proj", "ffn_up", &[GateUp, Hidden]),
+    Weight::new("mlp.down_proj", "ffn_down", &[Hidden, FeedForward]),
+];
+
+pub(super) fn phi3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    let decoder = Decoder {
+        class: PHI3,
+        layer: &[NORMS, LAYER],
+        experts: None,
+        last_norm: Change::None,
+        output: true,
+    };
+    let sizes = decoder.build(build)?;
+    // Its long texts are known from its tensors.
+    build.keys.retain(|(key, _)| key != "phi3.rope.scaling.type");
+    let config = build.config;
+    let rope = config.rope(PHI3.theta)?;
+    let original = match rope.number("original_max_position_embeddings") {
+        Some(original) if original >= 1.0 => original,
+        Some(original) => return Err(ConvertError::Config(format!("its original context is {original}"))),
+        None => config.integer_or(&["original_max_position_embeddings"], PHI3.context)? as f64,
+    };
+    let rotated = rope.number("partial_rotary_factor").unwrap_or(1.0) * sizes.hidden as f64;
+    let rotated = rotated as u64 / sizes.heads;
+    build.put_integer("rope.scaling.original_context_length", original as u64)?;
+    build.put_integer("rope.dimension_count", rotated)?;
+    // Zero is none.
+    let window = config.optional_integer(&["sliding_window"])?.unwrap_or(0);
+    build.put_integer("attention.sliding_window", window)?;
+
+    let Some(long) = rope.numbers("long_factor") else {
+        return Ok(());
+    };
+    let short = rope.numbers("short_factor").unwrap_or_default();
+    if long.len() as u64 != rotated / 2 || short.len() != long.len() {
+        return Err(ConvertError::Config(format!(
+            "the rotation has {} long and {} short factors, not {} of each",
+            long.len(),
+            short.len(),
+            rotated / 2
+        )));
+    }
+    let context = config.integer_or(&["max_position_embeddings"], PHI3.context)?;
+    let scale = context as f64 / original;
+    let factor = match rope.kind() {
+        _ if scale <= 1.0 => 1.0,
+        "longrope" => (1.0 + scale.ln() / original.ln()).sqrt(),
+        "yarn" => 0.1 * scale.ln() + 1.0,
+        other => {
+            return Err(ConvertError::Config(format!(
+                "long factors with the rotation {other:?}"
+            )));
+        }
+    };
+    build.put_number("rope.scaling.attn_factor", factor);
+    for (name, factors) in [("rope_factors_long.weight", long), ("rope_factors_short.weight", short)] {
+        let factors = factors.into_iter().map(|factor| factor as f32).collect();
+        build.recipes.push(Recipe::values(name, factors));
+    }
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! Qwen 2 and 3, dense and as mixtures of experts.
+
+use super::{
+    Build,
+    decoder::{ATTENTION, Change, Class, Decoder, Dim, HEAD_NORMS, HeadDim, MLP, NORMS, Weight},
+    experts::Experts,
+    llama::LLAMA,
+    pooling,
+};
+use crate::convert::ConvertError;
+
+use Dim::{Hidden, Key, Query};
+
+const QWEN2: Class = Class {
+    arch: "qwen2",
+    kv_heads: Some(32),
+    head_dim: HeadDim::IfSaid,
+    context: 32_768,
+    ..LLAMA
+};
+const QWEN2_MOE: Class = Class {
+    arch: "qwen2moe",
+    kv_heads: Some(16),
+    experts: Some((60, 4)),
+    ..QWEN2
+};
+const QWEN3: Class = Class {
+    arch: "qwen3",
+    head_dim: HeadDim::Or(128),
+    ..QWEN2
+};
+const QWEN3_MOE: Class = Class {
+    arch: "qwen3moe",
+    kv_heads: Some(4),
+    experts: Some((128, 8)),
+    ..QWEN2
+};
+/// Queries, keys and values always have biases here.
+const BIASED_ATTENTION: &[Weight] = &[
+    Weight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]).biased(),
+    Weight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]).biased(),
+    Weight::new("self_attn.v_proj", "attn_v", &[Key, Hidden]).biased(),
+    Weight::new("self_attn.o_proj", "attn_output", &[Hidden, Query]),
+];
+const EXPERTS: Experts = Experts {
+    router: "mlp.gate",
+    folder: "mlp.experts",
+    names: ["gate_proj", "up_proj", "down_proj"],
+    size_keys: &["moe_intermediate_size"],
+    count: 128,
+};
+
+fn decoder<'a>(class: Class, layer: &'a [&'a [Weight]], experts: Option<Experts>) -> Decoder<'a> {
+    Decoder {
+        class,
+        layer,
+        experts,
+        last_norm: Change::None,
+        output: true,
+    }
+}
+
+pub(super) fn qwen2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    decoder(QWEN2, &[NORMS, BIASED_ATTENTION, MLP], None).build(build)?;
+    pooling::keys(build)
+}
+
+pub(super) fn qwen3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    decoder(QWEN3, &[NORMS, ATTENTION, HEAD_NORMS, MLP], None).build(build)?;
+    pooling::keys(build)
+}
+
+pub(super) fn qwen3_moe(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    all_layers_have_experts(build)?;
+    shares_are_normalised(build, true)?;
+    decoder(QWEN3_MOE, &[NORMS, ATTENTION, HEAD_NORMS], Some(EXPERTS)).build(build)?;
+    let inner = build.config.count(EXPERTS.size_keys)?;
+    build.put_integer("expert_feed_forward_length", inner)
+}
+
+pub(super) fn qwen2_moe(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    all_layers_have_experts(build)?;
+    shares_are_normalised(build, false)?;
+    let experts = Experts { count: 60, ..EXPERTS };
+    let sizes = decoder(QWEN2_MOE, &[NORMS, BIASED_ATTENTION], Some(experts)).build(build)?;
+    let shared = build.config.count(&["shared_expert_intermediate_size"])?;
+    for block in 0..sizes.blocks {
+        let layer = format!("model.layers.{block}.mlp.");
+        for (from, to, shape) in [
+            ("shared_expert.gate_proj", "ffn_gate_shexp", [shared, sizes.hidden]),
+            ("shared_expert.up_proj", "ffn_up_shexp", [shared, sizes.hidden]),
+            ("shared_expert.down_proj", "ffn_down_shexp", [sizes.hidden, shared]),
+            ("shared_expert_gate", "ffn_gate_inp_shexp", [1, sizes.hidden]),
+        ] {
+            let source = build.take(&format!("{layer}{from}.weight"), &shape)?;
+            build.add(&format!("blk.{block}.{to}.weight"), &source);
+        }
+    }
+    let inner = build.config.count(experts.size_keys)?;
+    build.put_integer("expert_feed_forward_length", inner)?;
+    build.put_integer("expert_shared_feed_forward_length", shared)
+}
+
+/// The engine has no layers without experts in these architectures.
+fn all_layers_have_experts(build: &Build<'_>) -> Result<(), ConvertError> {
+    let step = build.config.optional_integer(&["decoder_sparse_step"])?.unwrap_or(1);
+    let dense = build.config.find(&["mlp_only_layers"]).and_then(|list| list.as_array());
+    if step != 1 || dense.is_some_and(|list| !list.is_empty()) {
+        return Err(ConvertError::Config(
+            "some layers have no experts, which the engine cannot load".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+/// Whether the shares of the chosen experts are scaled to a sum of one: each architecture does it in one way in the engine.
+pub(super) fn shares_are_normalised(build: &Build<'_>, expected: bool) -> Result<(), ConvertError> {
+    // False is what the classes take for granted.
+    if build.config.flag("norm_topk_prob").unwrap_or(false) != expected {
+        return Err(ConvertError::Config(format!(
+            "norm_topk_prob is not {expected}, as it is in every model of this architecture that the engine knows"
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! How positions are rotated, as keys, and as a tensor where llama.cpp wants one.
+
+use super::Build;
+use crate::{
+    convert::{ConvertError, Recipe, config::Rope},
+    gguf::Value,
+};
+
+/// The keys that all decoders share; `theta` is the class's default.
+pub(super) fn keys(build: &mut Build<'_>, theta: f64, context: u64) -> Result<(), ConvertError> {
+    let rope = build.config.rope(theta)?;
+    match rope.kind() {
+        "default" => {}
+        "linear" => {
+            build.put("rope.scaling.type", Value::String("linear".to_owned()));
+            build.put_number("rope.scaling.factor", rope.needed("factor")?);
+        }
+        "yarn" => {
+            build.put("rope.scaling.type", Value::String("yarn".to_owned()));
+            build.put_number("rope.scaling.factor", rope.needed("factor")?);
+            let original = rope.number("original_max_position_embeddings");
+            build.put_integer(
+                "rope.scaling.original_context_length",
+                original.map_or(context, |n| n as u64),
+            )?;
+            for (from, to) in [
+                ("extrapolation_factor", "rope.scaling.yarn_ext_factor"),
+                ("attention_factor", "rope.scaling.yarn_attn_factor"),
+                ("beta_fast", "rope.scaling.yarn_beta_fast"),
+                ("beta_slow", "rope.scaling.yarn_beta_slow"),
+            ] {
+                if let Some(number) = rope.number(from) {
+                    build.put_number(to, number);
+                }
+            }
+        }
+        "longrope" => build.put("rope.scaling.type", Value::String("longrope".to_owned())),
+        // A tensor says it.
+        "llama3" => {}
+        other => {
+            return Err(ConvertError::Config(format!(
+                "positions are rotated by {other:?}, which the engine cannot"
+            )));
+        }
+    }
+    build.put_number("rope.freq_base", rope.needed("rope_theta")?);
+    if let Some(theta) = rope.sliding_theta {
+        build.put_number("rope.freq_base_swa", theta);
+    }
+    Ok(())
+}
+
+/// The factors of Llama 3.1's rotation, if it has them: 1 for fast frequencies, `factor` for slow ones, and a way between.
+pub(super) fn llama3(build: &mut Build<'_>, theta: f64, head_dim: u64) -> Result<(), ConvertError> {
+    let rope = build.config.rope(theta)?;
+    if rope.kind() == "llama3" {
+        build
+            .recipes
+            .push(Recipe::values("rope_freqs.weight", llama3_factors(&rope, head_dim)?));
+    }
+    Ok(())
+}
+
+fn llama3_factors(rope: &Rope, head_dim: u64) -> Result<Vec<f32>, ConvertError> {
+    let theta = rope.needed("rope_theta")?;
+    let or = |key: &str, default: f64| rope.number(key).unwrap_or(default);
+    let (factor, low, high) = (
+        or("factor", 8.0),
+        or("low_freq_factor", 1.0),
+        or("high_freq_factor", 4.0),
+    );
+    let original = or("original_max_position_embeddings", 8192.0);
+    // The reference computes frequencies in 32 bits; so is it done here, for the same bits.
+    let factors = (0..head_dim).step_by(2).map(|at| {
+        let exponent = at as f32 / head_dim as f32;
+        let frequency = 1.0 / (theta as f32).powf(exponent);
+        let wavelength = (2.0 * std::f64::consts::PI) as f32 / frequency;
+        if wavelength < (original / high) as f32 {
+            1.0
+        } else if wavelength > (original / low) as f32 {
+            factor as f32
+        } else {
+            let smooth = (original as f32 / wavelength - low as f32) / (high - low) as f32;
+            1.0 / ((1.0 - smooth) / factor as f32 + smooth)
+        }
+    });
+    Ok(factors.collect())
+}

@@ -1,0 +1,228 @@
+//! Numbers from one element type into another, with the rounding of ggml.
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+
+use super::{ConvertError, safetensors::Dtype};
+use crate::gguf::GgmlType;
+
+/// Elements of a Q8_0 block.
+const Q8_0_ELEMENTS: usize = 32;
+
+/// Which tensor the numbers are of, for the error.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owner<'a>(pub(super) &'a str);
+
+impl Owner<'_> {
+    fn refuse(self, value: f32, kind: &'static str) -> ConvertError {
+        let advice = if value.is_finite() {
+            "convert to BF16, F32 or Q8_0"
+        } else {
+            "the checkpoint is damaged or its training failed"
+        };
+        ConvertError::Number {
+            tensor: self.0.to_owned(),
+            value,
+            kind,
+            advice,
+        }
+    }
+}
+
+/// Whether the stored bytes are the target's, so that they can be copied.
+pub(super) fn is_same(dtype: Dtype, target: GgmlType) -> bool {
+    matches!(
+        (dtype, target),
+        (Dtype::F32, GgmlType::F32) | (Dtype::F16, GgmlType::F16) | (Dtype::BF16, GgmlType::BF16)
+    )
+}
+
+/// Refuses NaN and infinities among stored numbers.
+pub(super) fn check_finite(owner: Owner<'_>, dtype: Dtype, bytes: &[u8]) -> Result<(), ConvertError> {
+    // One pass without an early end, which the compiler turns into vector instructions.
+    fn any<const N: usize>(bytes: &[u8], is_special: impl Fn(&[u8; N]) -> bool) -> bool {
+        let (numbers, _) = bytes.as_chunks::<N>();
+        numbers.iter().fold(false, |found, number| found | is_special(number))
+    }
+    let found = match dtype {
+        Dtype::F64 => any(bytes, |number| !f64::from_le_bytes(*number).is_finite()),
+        Dtype::F32 => any(bytes, |number| u32::from_le_bytes(*number) & 0x7f80_0000 == 0x7f80_0000),
+        Dtype::F16 => any(bytes, |number| u16::from_le_bytes(*number) & 0x7c00 == 0x7c00),
+        Dtype::BF16 => any(bytes, |number| u16::from_le_bytes(*number) & 0x7f80 == 0x7f80),
+        Dtype::Other(..) => false,
+    };
+    if !found {
+        return Ok(());
+    }
+    let mut numbers = Vec::new();
+    decode(dtype, bytes, &mut numbers);
+    let value = numbers.into_iter().find(|number| !number.is_finite());
+    Err(owner.refuse(value.unwrap_or(f32::INFINITY), "a model"))
+}
+
+/// Appends the numbers of stored bytes. Exact but for F64. Types that no weight can be made from were refused earlier.
+pub(super) fn decode(dtype: Dtype, bytes: &[u8], out: &mut Vec<f32>) {
+    match dtype {
+        Dtype::F64 => out.extend(
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|number| f64::from_le_bytes(*number) as f32),
+        ),
+        Dtype::F32 => out.extend(bytes.as_chunks().0.iter().map(|number| f32::from_le_bytes(*number))),
+        Dtype::F16 => {
+            let start = out.len();
+            let halves: Vec<f16> = bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|number| f16::from_le_bytes(*number))
+                .collect();
+            out.resize(start + halves.len(), 0.0);
+            halves.convert_to_f32_slice(&mut out[start..]);
+        }
+        Dtype::BF16 => out.extend(
+            bytes
+                .as_chunks()
+                .0
+                .iter()
+                .map(|number| f32::from_bits(u32::from(u16::from_le_bytes(*number)) << 16)),
+        ),
+        Dtype::Other(..) => {}
+    }
+}
+
+/// Appends numbers, which are finite, in the target type. Rows of a block type are whole numbers of blocks.
+pub(super) fn encode(
+    owner: Owner<'_>,
+    target: GgmlType,
+    numbers: &[f32],
+    out: &mut Vec<u8>,
+) -> Result<(), ConvertError> {
+    match target {
+        GgmlType::F32 => out.extend(numbers.iter().flat_map(|number| number.to_le_bytes())),
+        GgmlType::F16 => {
+            let mut halves = vec![f16::ZERO; numbers.len()];
+            halves.convert_from_f32_slice(numbers);
+            if let Some(at) = halves.iter().position(|number| !number.is_finite()) {
+                return Err(owner.refuse(numbers[at], "F16"));
+            }
+            out.extend(halves.iter().flat_map(|number| number.to_le_bytes()));
+        }
+        GgmlType::BF16 => out.extend(numbers.iter().flat_map(|number| bf16_bits(*number).to_le_bytes())),
+        GgmlType::Q8_0 => {
+            let (blocks, _) = numbers.as_chunks::<Q8_0_ELEMENTS>();
+            for block in blocks {
+                q8_0(block, out).map_err(|scale| owner.refuse(scale, "Q8_0"))?;
+            }
+        }
+        // A target is one of the above; see `TargetType`.
+        other => unreachable_type(other),
+    }
+    Ok(())
+}
+
+#[track_caller]
+fn unreachable_type(kind: GgmlType) {
+    debug_assert!(false, "{} is no target type", kind.name());
+}
+
+/// `ggml_compute_fp32_to_bf16` for finite numbers: to the nearest, ties to even.
+fn bf16_bits(number: f32) -> u16 {
+    bf16::from_f32(number).to_bits()
+}
+
+/// `quantize_row_q8_0_ref` for one block. The error is a scale that F16 cannot hold.
+fn q8_0(block: &[f32; Q8_0_ELEMENTS], out: &mut Vec<u8>) -> Result<(), f32> {
+    let largest = block.iter().fold(0.0f32, |largest, number| largest.max(number.abs()));
+    let scale = largest / 127.0;
+    let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+    let stored = f16::from_f32(scale);
+    if !stored.is_finite() {
+        return Err(largest);
+    }
+    out.extend(stored.to_le_bytes());
+    // `round` goes away from zero at ties, as C's roundf does.
+    out.extend(block.iter().map(|number| (number * inverse).round() as i8 as u8));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(target: GgmlType, numbers: &[f32]) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode(Owner("t"), target, numbers, &mut out).unwrap();
+        out
+    }
+
+    fn words(bytes: &[u8]) -> Vec<u16> {
+        bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|word| u16::from_le_bytes(*word))
+            .collect()
+    }
+
+    #[test]
+    fn halves_round_to_the_nearest_even() {
+        // 1 + 2^-11 lies between two F16 numbers, 1 + 3 * 2^-11 as well; the even neighbour is taken.
+        let numbers = [1.0, 1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, -65504.0, 5.96e-8, 2.9e-8];
+        let expected = [0x3c00, 0x3c00, 0x3c02, 0xfbff, 0x0001, 0x0000];
+        assert_eq!(words(&encoded(GgmlType::F16, &numbers)), expected);
+        let numbers = [
+            f32::from_bits(0x3f80_8000),
+            f32::from_bits(0x3f81_8000),
+            f32::from_bits(0x3f80_8001),
+            f32::from_bits(0x0000_8000),
+        ];
+        assert_eq!(
+            words(&encoded(GgmlType::BF16, &numbers)),
+            [0x3f80, 0x3f82, 0x3f81, 0x0000]
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let mut out = Vec::new();
+        let error = encode(Owner("t"), GgmlType::F16, &[1.0, 70_000.0], &mut out).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the tensor \"t\" contains 70000, which F16 cannot hold; convert to BF16, F32 or Q8_0"
+        );
+        assert!(encode(Owner("t"), GgmlType::Q8_0, &[1e10; 32], &mut out).is_err());
+        for (dtype, bytes) in [
+            (Dtype::F32, f32::NAN.to_le_bytes().to_vec()),
+            (Dtype::F64, f64::INFINITY.to_le_bytes().to_vec()),
+            (Dtype::F16, f16::NEG_INFINITY.to_le_bytes().to_vec()),
+            (Dtype::BF16, bf16::NAN.to_le_bytes().to_vec()),
+        ] {
+            let error = check_finite(Owner("t"), dtype, &bytes).unwrap_err().to_string();
+            assert!(error.contains("damaged or its training failed"), "{error}");
+            assert!(check_finite(Owner("t"), dtype, &vec![0; bytes.len()]).is_ok());
+        }
+    }
+
+    #[test]
+    fn decoding_is_exact() {
+        let mut out = vec![7.0];
+        decode(Dtype::BF16, &[0x80, 0x3f, 0x49, 0x40], &mut out);
+        decode(Dtype::F16, &[0x00, 0x3c, 0x01, 0x00], &mut out);
+        decode(Dtype::F64, &1.5f64.to_le_bytes(), &mut out);
+        assert_eq!(out, [7.0, 1.0, 3.140_625, 1.0, 5.960_464_5e-8, 1.5]);
+    }
+
+    /// Vectors made by `fixtures/convert/make/q8_0.py` with the `gguf` package.
+    #[test]
+    fn q8_0_is_bit_exact() {
+        let vectors: Vec<(Vec<u32>, Vec<u8>)> =
+            serde_json::from_str(include_str!("../../fixtures/convert/q8_0.json")).unwrap();
+        assert!(vectors.len() >= 64);
+        for (bits, expected) in vectors {
+            let numbers: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
+            assert_eq!(encoded(GgmlType::Q8_0, &numbers), expected, "{numbers:?}");
+        }
+    }
+}

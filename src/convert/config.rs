@@ -1,0 +1,303 @@
+//! `config.json`, in the spellings of transformers 4 and 5.
+//!
+//! The transformers library fills what a file leaves out from the defaults of a class, so a converter must know them.
+//! Every default that is used is noted, since a newer library may have another.
+
+use std::{cell::RefCell, path::Path};
+
+use serde_json::{Map, Value};
+
+use super::{ConvertError, files};
+
+/// Sizes are stored in 32 bits.
+const MAX_SIZE: u64 = i32::MAX as u64;
+
+/// `config.json`.
+#[derive(Debug)]
+pub(super) struct Config {
+    values: Map<String, Value>,
+    architecture: String,
+    notes: RefCell<Vec<String>>,
+}
+
+/// How positions are rotated.
+#[derive(Debug)]
+pub(super) struct Rope {
+    /// Of layers with full attention.
+    values: Map<String, Value>,
+    /// Base frequency of layers with a sliding window, where it is another.
+    pub(super) sliding_theta: Option<f64>,
+}
+
+impl Config {
+    /// Reads the file of a checkpoint.
+    pub(super) fn read(folder: &Path) -> Result<Self, ConvertError> {
+        let path = folder.join("config.json");
+        let Some(root) = files::object_if_there(&path)? else {
+            return Err(ConvertError::Incomplete(format!(
+                "{} has no config.json",
+                folder.display()
+            )));
+        };
+        Self::new(root)
+    }
+
+    fn new(root: Map<String, Value>) -> Result<Self, ConvertError> {
+        let architecture = root
+            .get("architectures")
+            .and_then(|list| list.get(0))
+            .and_then(Value::as_str)
+            .map(str::to_owned);
+        let Some(architecture) = architecture else {
+            return Err(ConvertError::Config("it names no architecture".to_owned()));
+        };
+        let mut values = root;
+        if let Some(Value::Object(text)) = values.remove("text_config") {
+            values.extend(text);
+        }
+        let config = Self {
+            values,
+            architecture,
+            notes: RefCell::default(),
+        };
+        if let Some(quantization) = config.find(&["quantization_config"]) {
+            let method = quantization.get("quant_method").and_then(Value::as_str);
+            return Err(ConvertError::Quantized(
+                method.unwrap_or("quantization_config").to_owned(),
+            ));
+        }
+        Ok(config)
+    }
+
+    /// The class that the checkpoint is of, as `LlamaForCausalLM`.
+    pub(super) fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// The first of these keys that is there and not null.
+    pub(super) fn find(&self, keys: &[&str]) -> Option<&Value> {
+        let present = |key: &&str| self.values.get(*key).filter(|value| !value.is_null());
+        keys.iter().find_map(present)
+    }
+
+    /// Notes that the class's default stands in for what the file does not say.
+    fn note(&self, keys: &[&str], default: impl std::fmt::Display) {
+        let key = keys.first().copied().unwrap_or_default();
+        self.notes.borrow_mut().push(format!(
+            "config.json has no {key}: the default of its class, {default}, was used"
+        ));
+    }
+
+    /// What the caller of the conversion should know.
+    pub(super) fn take_notes(&self) -> Vec<String> {
+        self.notes.take()
+    }
+
+    pub(super) fn optional_integer(&self, keys: &[&str]) -> Result<Option<u64>, ConvertError> {
+        let Some(value) = self.find(keys) else {
+            return Ok(None);
+        };
+        // Some tools write 1e6 or 512.0 where they mean an integer.
+        let integer = value.as_u64().or_else(|| {
+            let number = value
+                .as_f64()
+                .filter(|number| number.fract() == 0.0 && *number >= 0.0)?;
+            (number <= MAX_SIZE as f64).then_some(number as u64)
+        });
+        match integer.filter(|number| *number <= MAX_SIZE) {
+            Some(number) => Ok(Some(number)),
+            None => Err(wrong(keys, value, "an integer")),
+        }
+    }
+
+    pub(super) fn integer(&self, keys: &[&str]) -> Result<u64, ConvertError> {
+        self.optional_integer(keys)?.ok_or_else(|| missing(keys))
+    }
+
+    /// A number of things of which there is at least one.
+    pub(super) fn count(&self, keys: &[&str]) -> Result<u64, ConvertError> {
+        match self.integer(keys)? {
+            0 => Err(ConvertError::Config(format!(
+                "{} is 0",
+                keys.first().copied().unwrap_or_default()
+            ))),
+            count => Ok(count),
+        }
+    }
+
+    pub(super) fn integer_or(&self, keys: &[&str], default: u64) -> Result<u64, ConvertError> {
+        Ok(self.optional_integer(keys)?.unwrap_or_else(|| {
+            self.note(keys, default);
+            default
+        }))
+    }
+
+    pub(super) fn optional_number(&self, keys: &[&str]) -> Result<Option<f64>, ConvertError> {
+        let Some(value) = self.find(keys) else {
+            return Ok(None);
+        };
+        value.as_f64().map(Some).ok_or_else(|| wrong(keys, value, "a number"))
+    }
+
+    pub(super) fn number_or(&self, keys: &[&str], default: f64) -> Result<f64, ConvertError> {
+        Ok(self.optional_number(keys)?.unwrap_or_else(|| {
+            self.note(keys, default);
+            default
+        }))
+    }
+
+    pub(super) fn flag(&self, key: &str) -> Option<bool> {
+        self.find(&[key]).and_then(Value::as_bool)
+    }
+
+    pub(super) fn text(&self, keys: &[&str]) -> Option<&str> {
+        self.find(keys).and_then(Value::as_str)
+    }
+
+    /// How positions are rotated; `theta` is the class's default.
+    pub(super) fn rope(&self, theta: f64) -> Result<Rope, ConvertError> {
+        let stored = self.find(&["rope_parameters"]).or_else(|| self.find(&["rope_scaling"]));
+        let stored = stored.and_then(Value::as_object).cloned().unwrap_or_default();
+        let inner = |key: &str| stored.get(key).and_then(Value::as_object).cloned();
+        let sliding = inner("sliding_attention");
+        let mut values = inner("full_attention").unwrap_or_else(|| stored.clone());
+        let mut fill = |key: &str, value: Option<&Value>| {
+            if let Some(value) = value.filter(|_| !values.contains_key(key)) {
+                values.insert(key.to_owned(), value.clone());
+            }
+        };
+        let global = [
+            "global_rope_theta",
+            "rope_global_theta",
+            "rope_theta",
+            "rotary_emb_base",
+        ];
+        fill("rope_theta", self.find(&global));
+        fill("rope_type", stored.get("type"));
+        for key in ["partial_rotary_factor", "original_max_position_embeddings"] {
+            fill(key, self.find(&[key]));
+        }
+        if !values.contains_key("rope_theta") {
+            self.note(&["rope_theta"], theta);
+            values.insert("rope_theta".to_owned(), Value::from(theta));
+        }
+        let local = [
+            "local_rope_theta",
+            "rope_local_theta",
+            "swa_rope_theta",
+            "rope_local_base_freq",
+        ];
+        let sliding_theta = match sliding {
+            Some(sliding) => sliding.get("rope_theta").and_then(Value::as_f64),
+            None => self.optional_number(&local)?,
+        };
+        Ok(Rope { values, sliding_theta })
+    }
+}
+
+impl Rope {
+    /// `default`, `linear`, `yarn`, `llama3`, `longrope`, `dynamic`, …
+    pub(super) fn kind(&self) -> &str {
+        match self.values.get("rope_type").and_then(Value::as_str) {
+            None => "default",
+            Some("su") => "longrope",
+            Some(kind) => kind,
+        }
+    }
+
+    pub(super) fn number(&self, key: &str) -> Option<f64> {
+        self.values.get(key).and_then(Value::as_f64)
+    }
+
+    /// A number without which this kind of rotation cannot be.
+    pub(super) fn needed(&self, key: &str) -> Result<f64, ConvertError> {
+        self.number(key)
+            .filter(|number| number.is_finite())
+            .ok_or_else(|| ConvertError::Config(format!("the rotation {:?} lacks {key}", self.kind())))
+    }
+
+    pub(super) fn numbers(&self, key: &str) -> Option<Vec<f64>> {
+        self.values.get(key)?.as_array()?.iter().map(Value::as_f64).collect()
+    }
+}
+
+fn missing(keys: &[&str]) -> ConvertError {
+    ConvertError::Config(format!("it has no {}", keys.first().copied().unwrap_or_default()))
+}
+
+fn wrong(keys: &[&str], value: &Value, expected: &str) -> ConvertError {
+    let mut text = value.to_string();
+    text.truncate(text.floor_char_boundary(40));
+    let key = keys.first().copied().unwrap_or_default();
+    ConvertError::Config(format!("{key} is {text}, not {expected}"))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::convert) fn config(text: &str) -> Config {
+        Config::new(serde_json::from_str(text).unwrap()).unwrap()
+    }
+
+    fn error(text: &str) -> String {
+        Config::new(serde_json::from_str(text).unwrap())
+            .unwrap_err()
+            .to_string()
+    }
+
+    #[test]
+    fn text_models_inside_of_others() {
+        let config = config(
+            r#"{"architectures":["X"],"hidden_size":1,"dtype":"a","text_config":{"hidden_size":2,"n_layer":3e0,"eps":null}}"#,
+        );
+        assert_eq!(config.architecture(), "X");
+        assert_eq!(config.integer(&["hidden_size"]).unwrap(), 2);
+        assert_eq!(config.integer(&["num_hidden_layers", "n_layer"]).unwrap(), 3);
+        assert_eq!(config.number_or(&["eps"], 0.5).unwrap(), 0.5);
+        assert_eq!(
+            config.take_notes(),
+            ["config.json has no eps: the default of its class, 0.5, was used"]
+        );
+    }
+
+    #[test]
+    fn refused() {
+        assert!(error("{}").contains("names no architecture"));
+        assert!(error(r#"{"architectures":[1]}"#).contains("names no architecture"));
+        let quantized = error(r#"{"architectures":["X"],"quantization_config":{"quant_method":"awq"}}"#);
+        assert!(quantized.contains("(awq)"), "{quantized}");
+        let config = config(r#"{"architectures":["X"],"a":-1,"b":"x","c":1e300,"d":0}"#);
+        for key in ["a", "b", "c", "z"] {
+            assert!(config.integer(&[key]).is_err(), "{key}");
+        }
+        assert!(config.count(&["d"]).is_err());
+        assert!(config.optional_number(&["b"]).is_err());
+    }
+
+    #[test]
+    fn rotations_of_both_generations() {
+        let old = config(
+            r#"{"architectures":["X"],"rope_theta":5e5,"rope_local_base_freq":1e4,
+                "rope_scaling":{"type":"su","factor":8}}"#,
+        );
+        let rope = old.rope(1.0).unwrap();
+        assert_eq!((rope.kind(), rope.sliding_theta), ("longrope", Some(1e4)));
+        assert_eq!(
+            (rope.number("rope_theta"), rope.number("factor")),
+            (Some(5e5), Some(8.0))
+        );
+        let new = config(
+            r#"{"architectures":["X"],"rope_parameters":{"full_attention":{"rope_theta":1e6,"rope_type":"linear"},
+                "sliding_attention":{"rope_theta":1e4}}}"#,
+        );
+        let rope = new.rope(1.0).unwrap();
+        assert_eq!((rope.kind(), rope.sliding_theta), ("linear", Some(1e4)));
+        assert_eq!(rope.number("rope_theta"), Some(1e6));
+        assert!(rope.needed("factor").is_err());
+        let none = config(r#"{"architectures":["X"],"rope_scaling":null}"#);
+        let rope = none.rope(7.0).unwrap();
+        assert_eq!((rope.kind(), rope.number("rope_theta")), ("default", Some(7.0)));
+        assert_eq!(none.take_notes().len(), 1);
+    }
+}

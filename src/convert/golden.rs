@@ -1,0 +1,304 @@
+//! Tiny checkpoints of every architecture against what llama.cpp's own converter made of them, key by key and byte by
+//! byte. `fixtures/convert/make/checkpoints.py` says how both were made.
+
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
+
+use serde::Deserialize;
+use serde_json::{Value as Json, json};
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
+
+use super::{TargetType, plan};
+use crate::{
+    config::SplitMode,
+    gguf::{Array, Header, Value},
+    inference::{KvCacheType, Switch},
+    llama::{Batch, Context, ContextParams, ContextPurpose, Model, ModelParams},
+};
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/convert");
+/// Longer lists are compared by their hash.
+const MAX_LISTED: usize = 16;
+/// Tensors that are computed; the last bit of a power or a root is the platform's.
+const COMPUTED: [&str; 1] = ["rope_freqs.weight"];
+
+/// Dimensions, and for each type of a file the tensor's type and the beginning of its content's sha256.
+type GoldenTensor = (Vec<u64>, BTreeMap<String, (String, String)>);
+
+#[derive(Deserialize)]
+struct Golden {
+    tokenizer: String,
+    prompt: Vec<i32>,
+    logits: Vec<f32>,
+    keys: BTreeMap<String, (String, Json)>,
+    tensors: BTreeMap<String, GoldenTensor>,
+}
+
+fn read(name: &str) -> Golden {
+    let text = fs::read_to_string(Path::new(FIXTURES).join(name).join("golden.json")).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// A whole checkpoint in a folder of its own: weights, and the tokenizer that several share.
+fn assemble(name: &str, golden: &Golden) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = Path::new(FIXTURES).join("tokenizers").join(&golden.tokenizer);
+    for from in [tokenizer, Path::new(FIXTURES).join(name)] {
+        for entry in fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    folder
+}
+
+fn hash(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn listed(kind: &str, list: Vec<Json>) -> (String, Json) {
+    let value = if list.len() > MAX_LISTED {
+        json!({"len": list.len(), "sha256": hash(Json::Array(list).to_string().as_bytes())})
+    } else {
+        Json::Array(list)
+    };
+    (format!("[{kind}]"), value)
+}
+
+/// A value as the scripts print it.
+fn printed(value: &Value) -> (String, Json) {
+    let number = |kind: &str, number: Json| (kind.to_owned(), number);
+    match value {
+        Value::U32(x) => number("UINT32", json!(x)),
+        Value::I32(x) => number("INT32", json!(x)),
+        Value::F32(x) => number("FLOAT32", json!(f64::from(*x))),
+        Value::Bool(x) => number("BOOL", json!(x)),
+        Value::String(x) => number("STRING", json!(x)),
+        Value::Array(Array::I32(list)) => listed("INT32", list.iter().map(|x| json!(x)).collect()),
+        Value::Array(Array::F32(list)) => listed("FLOAT32", list.iter().map(|x| json!(f64::from(*x))).collect()),
+        Value::Array(Array::U8(list)) => listed("UINT8", list.iter().map(|x| json!(x)).collect()),
+        Value::Array(Array::Bool(list)) => listed("BOOL", list.iter().map(|x| json!(x)).collect()),
+        Value::Array(Array::String(list)) => {
+            let texts = list.iter().map(|text| json!(std::str::from_utf8(text).unwrap()));
+            listed("STRING", texts.collect())
+        }
+        other => panic!("an unexpected value {other:?}"),
+    }
+}
+
+/// Keys that we write where llama.cpp's converter leaves them out: ids that it does not look for.
+fn is_ours(key: &str) -> bool {
+    key.starts_with("tokenizer.ggml.") && key.ends_with("_token_id")
+}
+
+/// Keys that it writes and we do not: it takes any Gemma for CodeGemma, and a class that knows no window has none.
+fn is_theirs(name: &str, key: &str) -> bool {
+    name == "gemma" && key == "tokenizer.ggml.eot_token_id" || key == "modern-bert.attention.layer_norm_rms_epsilon"
+}
+
+/// Keys that its class for the first Gemmas does not write, though they are what the model has.
+fn is_said_once_more(key: &str) -> bool {
+    matches!(
+        key,
+        "gemma.rope.freq_base" | "gemma2.rope.freq_base" | "modern-bert.attention.sliding_window_pattern"
+    )
+}
+
+fn check(name: &str) {
+    let golden = read(name);
+    let folder = assemble(name, &golden);
+    let mut types: Vec<&String> = golden.tensors.values().flat_map(|(_, types)| types.keys()).collect();
+    types.sort();
+    types.dedup();
+    assert_eq!(types, ["BF16", "F16", "F32", "Q8_0"]);
+    for kind in types {
+        let target: TargetType = kind.parse().unwrap();
+        let planned = plan(folder.path(), "test", target).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(planned.file_type, kind);
+        let path = folder.path().join("out.gguf");
+        planned
+            .model
+            .write(&path, &|_, _| {}, &CancellationToken::new())
+            .unwrap();
+        let bytes = fs::read(&path).unwrap();
+        let header = Header::open(&path).unwrap();
+
+        let mut expected = golden.keys.clone();
+        for (key, value) in header.metadata.iter() {
+            if key.starts_with("general.") && !golden.keys.contains_key(key) || is_said_once_more(key) {
+                continue;
+            }
+            if key == "tokenizer.ggml.remove_extra_whitespaces" {
+                // The converter takes it from a setting for the way back from tokens to text.
+                expected.remove(key);
+                continue;
+            }
+            match expected.remove(key) {
+                Some(expected) => assert_eq!(printed(value), expected, "{name} {kind}: {key}"),
+                None => assert!(is_ours(key), "{name}: {key} is {value:?}, but should not be there"),
+            }
+        }
+        expected.retain(|key, _| !is_theirs(name, key));
+        assert!(expected.is_empty(), "{name}: missing {expected:?}");
+
+        let mut tensors = golden.tensors.clone();
+        for tensor in &header.tensors {
+            if name == "olmo2" && tensor.name == "output.weight" {
+                // The converter makes a file of it that the engine cannot load.
+                continue;
+            }
+            let Some((dims, stored)) = tensors.remove(&tensor.name) else {
+                panic!("{name}: {} should not be there", tensor.name);
+            };
+            let (element, digest) = &stored[kind];
+            assert_eq!(tensor.dims, dims, "{name}: {}", tensor.name);
+            assert_eq!(tensor.element_type.name(), element, "{name} {kind}: {}", tensor.name);
+            let start = (header.data_start + tensor.offset) as usize;
+            let data = &bytes[start..start + tensor.byte_len().unwrap() as usize];
+            if !COMPUTED.contains(&tensor.name.as_str()) {
+                assert_eq!(&hash(data)[..16], digest, "{name} {kind}: {}", tensor.name);
+            }
+        }
+        assert!(tensors.is_empty(), "{name}: missing {:?}", tensors.keys());
+    }
+}
+
+/// In the engine, exact activations are computed like this, all others from a table of 16-bit floats.
+const EXACT: f32 = 2e-5;
+const TABLE: f32 = 3e-3;
+
+macro_rules! golden {
+    ($($test:ident $name:literal $tolerance:ident;)*) => {
+        mod bytes {$(
+            #[test]
+            fn $test() {
+                super::check($name);
+            }
+        )*}
+        mod numbers {$(
+            #[test]
+            fn $test() {
+                super::check_numbers($name, super::$tolerance);
+            }
+        )*}
+    };
+}
+
+golden! {
+    bert "bert" TABLE;
+    gemma "gemma" TABLE;
+    gemma2 "gemma2" TABLE;
+    gemma3 "gemma3" TABLE;
+    gpt2 "gpt2" TABLE;
+    lfm2 "lfm2" EXACT;
+    modernbert "modernbert" TABLE;
+    roberta "roberta" TABLE;
+    xlm_roberta "xlm-roberta" TABLE;
+    granite "granite" EXACT;
+    granitemoe "granitemoe" EXACT;
+    llama "llama" EXACT;
+    llama3 "llama3" EXACT;
+    mistral "mistral" EXACT;
+    mixtral "mixtral" EXACT;
+    olmo2 "olmo2" EXACT;
+    olmoe "olmoe" EXACT;
+    phi3 "phi3" EXACT;
+    phi3_longrope "phi3-longrope" EXACT;
+    qwen2 "qwen2" EXACT;
+    qwen2_yarn_sharded "qwen2-yarn" EXACT;
+    qwen2moe "qwen2moe" EXACT;
+    qwen3 "qwen3" EXACT;
+    qwen3moe "qwen3moe" EXACT;
+    smollm3 "smollm3" EXACT;
+}
+
+/// The model in the engine, and a context of one sequence, all in 32 bits.
+fn engine(folder: &Path, purpose: ContextPurpose) -> Context {
+    let planned = plan(folder, "test", TargetType::F32).unwrap();
+    let path = folder.join("engine.gguf");
+    planned
+        .model
+        .write(&path, &|_, _| {}, &CancellationToken::new())
+        .unwrap();
+    let params = ModelParams {
+        gpu_layers: 0,
+        main_gpu: 0,
+        split_mode: SplitMode::None,
+        tensor_split: Vec::new(),
+        mmap: true,
+        check_tensors: true,
+    };
+    let model = Model::load(&path, &params, |_| true).unwrap();
+    let params = ContextParams {
+        purpose,
+        context_per_sequence: 64,
+        sequences: 1,
+        batch: 64,
+        threads: 1,
+        flash_attention: Switch::Off,
+        kv_type_k: KvCacheType::F32,
+        kv_type_v: KvCacheType::F32,
+    };
+    Context::new(Arc::new(model), &params).unwrap()
+}
+
+/// What the engine computes from the file is what transformers computed from the checkpoint.
+fn check_numbers(name: &str, tolerance: f32) {
+    let golden = read(name);
+    let folder = assemble(name, &golden);
+    let purpose = match name {
+        "bert" | "modernbert" | "roberta" | "xlm-roberta" => ContextPurpose::Embed,
+        _ => ContextPurpose::Generate,
+    };
+    let mut context = engine(folder.path(), purpose);
+    let mut batch = Batch::new(golden.prompt.len());
+    let mut last = None;
+    for (position, token) in golden.prompt.iter().enumerate() {
+        last = batch.add(*token, position as i32, 0, true);
+    }
+    context.decode(&mut batch).unwrap();
+    let numbers = match purpose {
+        ContextPurpose::Embed => context.embedding(0),
+        ContextPurpose::Generate => context.logits(last.unwrap()),
+    };
+    let numbers = numbers.unwrap();
+    assert_eq!(numbers.len(), golden.logits.len());
+    let worst = numbers.iter().zip(&golden.logits).map(|(one, two)| (one - two).abs());
+    let worst = worst.fold(0.0, f32::max);
+    assert!(worst < tolerance, "{name}: the largest difference is {worst}");
+}
+
+/// Texts are cut into the same tokens as by the reference implementation.
+fn check_texts(name: &str) {
+    let golden = read(name);
+    let folder = assemble(name, &golden);
+    let context = engine(folder.path(), ContextPurpose::Generate);
+    let texts = fs::read_to_string(folder.path().join("texts.json")).unwrap();
+    let texts: Vec<(String, Vec<i32>)> = serde_json::from_str(&texts).unwrap();
+    assert_eq!(texts.len(), 10);
+    for (text, expected) in texts {
+        let tokens = context.model().tokenize(&text, false, true).unwrap();
+        assert_eq!(tokens, expected, "{name}: {text:?}");
+    }
+}
+
+macro_rules! texts {
+    ($($test:ident $name:literal;)*) => {
+        mod texts {$(
+            #[test]
+            fn $test() {
+                super::check_texts($name);
+            }
+        )*}
+    };
+}
+
+texts! {
+    gemma "gemma2";
+    gpt2 "granite";
+    llama3 "llama3";
+    qwen "qwen2";
+    sentencepiece "llama";
+    unigram "xlm-roberta";
+    wordpiece "bert";
+}

@@ -1,0 +1,29 @@
+//! From a safetensors checkpoint to a GGUF file, planned before a weight is read.
+//!
+//! `safetensors` reads the headers of the weights. A [`VirtualGguf`] is metadata and a [`Recipe`] for each tensor: which
+//! stored rows it is made from, in which order and in which type. Its size and layout are known at once; whoever
+//! consumes it asks for rows. One consumer writes a file.
+//!
+//! [`plan()`] makes one from a folder: `config` reads `config.json`, `arch` knows what each architecture family calls its
+//! tensors, `tokenizer` reads the tokenizer's files.
+
+mod arch;
+mod cast;
+mod config;
+mod error;
+mod files;
+#[cfg(test)]
+mod golden;
+mod model;
+mod plan;
+mod recipe;
+mod safetensors;
+mod tokenizer;
+mod write;
+
+pub use error::ConvertError;
+pub use model::VirtualGguf;
+pub use plan::{Planned, Quantization, TargetType, plan};
+pub use recipe::{Recipe, Scratch};
+pub use tokenizer::reference_tokens;
+pub use write::Progress;

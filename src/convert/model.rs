@@ -1,0 +1,95 @@
+//! A GGUF file that exists only as a plan: its header, and how each of its tensors is made.
+
+use std::path::Path;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{ConvertError, Recipe, write};
+use crate::{
+    gguf::{self, Header, Plan, TensorSpec, Value},
+    stdx::new_file::NewFile,
+};
+
+/// A GGUF file that exists only as a plan. Its size and every offset are known; no weight has been read.
+#[derive(Debug)]
+pub struct VirtualGguf {
+    plan: Plan,
+    recipes: Vec<Recipe>,
+}
+
+impl VirtualGguf {
+    pub(super) fn new(metadata: Vec<(String, Value)>, recipes: Vec<Recipe>) -> Result<Self, ConvertError> {
+        recipes.iter().try_for_each(Recipe::check)?;
+        let specs: Vec<TensorSpec> = recipes.iter().map(|recipe| recipe.spec().clone()).collect();
+        let plan = Plan::new(metadata, specs)?;
+        // What our own writer makes goes through the same door as a stranger's file.
+        gguf::precheck(&Header::read(plan.header(), plan.file_len())?)?;
+        Ok(Self { plan, recipes })
+    }
+
+    /// The file's first bytes, up to where tensor data begins.
+    #[must_use]
+    pub fn header(&self) -> &[u8] {
+        self.plan.header()
+    }
+
+    /// Bytes of the whole file.
+    #[must_use]
+    pub fn file_len(&self) -> u64 {
+        self.plan.file_len()
+    }
+
+    /// How each tensor is made, in the order of the file.
+    #[must_use]
+    pub fn recipes(&self) -> &[Recipe] {
+        &self.recipes
+    }
+
+    /// Where a tensor's data begins, from the start of the file.
+    #[must_use]
+    pub fn data_offset(&self, tensor: usize) -> u64 {
+        self.plan.header().len() as u64 + self.plan.tensors()[tensor].offset
+    }
+
+    /// Writes only the header; where the weights will be is a hole. Enough for whoever wants the vocabulary.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn write_header(&self, new: &NewFile) -> Result<(), ConvertError> {
+        write::write_header(self, new)
+    }
+
+    /// Writes the content of a file that has no name yet, on all cores and in any order.
+    ///
+    /// # Errors
+    /// As [`VirtualGguf::write`].
+    pub fn write_into(
+        &self,
+        new: &NewFile,
+        progress: write::Progress<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<(), ConvertError> {
+        write::write_into(self, new, progress, cancel)
+    }
+
+    /// Refuses to begin what would fill the disk: this file, and `more` bytes.
+    ///
+    /// # Errors
+    /// If there is not as much space where `path` will be.
+    pub fn check_space(&self, path: &Path, more: u64) -> Result<(), ConvertError> {
+        write::check_space(path, self.file_len().saturating_add(more))
+    }
+
+    /// Writes the file, on all cores and in any order, but so that `path` holds all of it or is untouched.
+    ///
+    /// # Errors
+    /// If the disk is too small, the checkpoint cannot be read, a number does not fit, or the caller cancels.
+    pub fn write(
+        &self,
+        path: &Path,
+        progress: write::Progress<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<(), ConvertError> {
+        write::write(self, path, progress, cancel)
+    }
+}

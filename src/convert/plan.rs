@@ -1,0 +1,291 @@
+//! From a folder to a plan: which type each tensor gets, and what the file says of itself.
+
+use std::{fmt, path::Path, str::FromStr};
+
+use super::{
+    ConvertError, Recipe, VirtualGguf, arch,
+    config::Config,
+    safetensors::{self, Dtype},
+    tokenizer,
+};
+use crate::gguf::{GgmlType, Value, file_type_name};
+
+/// `GGML_QNT_VERSION`.
+const QUANTIZATION_VERSION: u32 = 2;
+/// Matrices that the engine wants in full precision: small, and much depends on them.
+const FULL_PRECISION: [&str; 4] = ["ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd", "token_types"];
+/// What the engine demands of the vocabulary of a model with Phi 3's name.
+const PHI3_TOKENS: [&str; 4] = ["</s>", "<unk>", "<s>", "<|endoftext|>"];
+
+/// In which type most weights are written. Vectors, norms and routers are always F32.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum TargetType {
+    /// The one that most of the checkpoint's numbers have.
+    #[default]
+    Stored,
+    /// 32 bits.
+    F32,
+    /// 16 bits, of which five are the exponent.
+    F16,
+    /// 16 bits, of which eight are the exponent.
+    Bf16,
+    /// 8 bits in blocks of 32 with a scale.
+    Q8_0,
+    /// A mix that llama.cpp makes. The plan is that of the file that it is made from, in the stored type.
+    Quantized(Quantization),
+}
+
+/// A mix of types that llama.cpp makes from a file of 16 or 32 bits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quantization {
+    /// As `Q4_K_M`.
+    pub name: &'static str,
+    /// llama.cpp's number.
+    pub file_type: u32,
+    /// About how many bits a weight has.
+    bits: f64,
+}
+
+/// Those that need no sample of what the model will be used for.
+const QUANTIZATIONS: &[Quantization] = &[
+    quantization("Q4_0", 2, 4.6),
+    quantization("Q4_1", 3, 5.1),
+    quantization("Q5_0", 8, 5.6),
+    quantization("Q5_1", 9, 6.1),
+    quantization("Q2_K", 10, 3.2),
+    quantization("Q3_K_S", 11, 3.6),
+    quantization("Q3_K_M", 12, 4.0),
+    quantization("Q3_K_L", 13, 4.3),
+    quantization("Q4_K_S", 14, 4.7),
+    quantization("Q4_K_M", 15, 4.9),
+    quantization("Q5_K_S", 16, 5.6),
+    quantization("Q5_K_M", 17, 5.8),
+    quantization("Q6_K", 18, 6.6),
+    quantization("IQ4_NL", 25, 4.6),
+    quantization("IQ4_XS", 30, 4.4),
+];
+
+const fn quantization(name: &'static str, file_type: u32, bits: f64) -> Quantization {
+    Quantization { name, file_type, bits }
+}
+
+impl Quantization {
+    /// About how many bytes the file will have that is made from a model.
+    #[must_use]
+    pub fn estimate(&self, model: &VirtualGguf) -> u64 {
+        let weights: u64 = model
+            .recipes()
+            .iter()
+            .map(|recipe| recipe.spec().dims.iter().product::<u64>())
+            .sum();
+        model.header().len() as u64 + (weights as f64 * self.bits / 8.0) as u64
+    }
+}
+
+impl FromStr for TargetType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text.to_ascii_uppercase().as_str() {
+            "AUTO" | "STORED" => Self::Stored,
+            "F32" => Self::F32,
+            "F16" => Self::F16,
+            "BF16" => Self::Bf16,
+            "Q8_0" => Self::Q8_0,
+            other => {
+                let Some(found) = QUANTIZATIONS.iter().find(|mix| mix.name == other) else {
+                    let names: Vec<&str> = QUANTIZATIONS.iter().map(|mix| mix.name).collect();
+                    return Err(format!(
+                        "{text:?} is none of auto, F32, F16, BF16, Q8_0, {}",
+                        names.join(", ")
+                    ));
+                };
+                Self::Quantized(*found)
+            }
+        })
+    }
+}
+
+/// A plan, and what its maker should know.
+#[derive(Debug)]
+pub struct Planned {
+    /// The file.
+    pub model: VirtualGguf,
+    /// As `BF16`.
+    pub file_type: &'static str,
+    /// Sentences: defaults that were used, doubts.
+    pub notes: Vec<String>,
+}
+
+/// The type of a whole file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileType {
+    element: GgmlType,
+    /// llama.cpp's number.
+    number: u32,
+}
+
+impl FileType {
+    fn new(element: GgmlType) -> Self {
+        let number = match element {
+            GgmlType::F16 => 1,
+            GgmlType::Q8_0 => 7,
+            GgmlType::BF16 => 32,
+            _ => 0,
+        };
+        Self { element, number }
+    }
+
+    fn of(target: TargetType, recipes: &[Recipe]) -> Self {
+        Self::new(match target {
+            TargetType::F32 => GgmlType::F32,
+            TargetType::F16 => GgmlType::F16,
+            TargetType::Bf16 => GgmlType::BF16,
+            TargetType::Q8_0 => GgmlType::Q8_0,
+            TargetType::Stored | TargetType::Quantized(_) => most_stored(recipes),
+        })
+    }
+
+    /// The type of one tensor, by the rules of llama.cpp's converter.
+    fn of_tensor(self, recipe: &Recipe) -> GgmlType {
+        let spec = recipe.spec();
+        let Some(name) = spec.name.strip_suffix(".weight") else {
+            return GgmlType::F32;
+        };
+        let last = name.rsplit('.').next().unwrap_or(name);
+        let is_full = FULL_PRECISION.contains(&last) || name.ends_with(".shortconv.conv");
+        let row = spec.dims.first().copied().unwrap_or(1);
+        if spec.dims.len() < 2 || name.ends_with("_norm") || is_full {
+            GgmlType::F32
+        } else if !row.is_multiple_of(self.element.block_elements()) {
+            GgmlType::F16
+        } else {
+            self.element
+        }
+    }
+}
+
+/// The type that most numbers of matrices have.
+fn most_stored(recipes: &[Recipe]) -> GgmlType {
+    let mut counts = [(GgmlType::BF16, 0u64), (GgmlType::F16, 0), (GgmlType::F32, 0)];
+    for source in recipes
+        .iter()
+        .filter(|recipe| recipe.spec().dims.len() > 1)
+        .flat_map(Recipe::sources)
+    {
+        let kind = match source.dtype {
+            Dtype::BF16 => 0,
+            Dtype::F16 => 1,
+            _ => 2,
+        };
+        counts[kind].1 = counts[kind]
+            .1
+            .saturating_add(source.rows().saturating_mul(source.row_elements()));
+    }
+    let most = counts.into_iter().max_by_key(|(_, count)| *count);
+    most.map_or(GgmlType::F16, |(kind, _)| kind)
+}
+
+/// Plans the file of a checkpoint. Reads configuration, tokenizer and the headers of the weights, but no weight.
+///
+/// # Errors
+/// If the folder holds no complete checkpoint of a known architecture.
+pub fn plan(folder: &Path, name: &str, target: TargetType) -> Result<Planned, ConvertError> {
+    let config = Config::read(folder)?;
+    let tensors = safetensors::open(folder)?;
+    let build = arch::build(folder, &config, tensors)?;
+    let mut notes = config.take_notes();
+    notes.sort();
+    notes.dedup();
+    let mut metadata = tokenizer::metadata(folder, build.vocabulary, build.tokenizer, &mut notes)?;
+    // What an architecture says of its tokenizer stands above what the tokenizer's files say.
+    metadata.retain(|(key, _)| build.keys.iter().all(|(other, _)| other != key));
+
+    let arch = build.arch_name();
+    let mut recipes = build.recipes;
+    let kind = FileType::of(target, &recipes);
+    for recipe in &mut recipes {
+        let element = kind.of_tensor(recipe);
+        recipe.set_type(element);
+    }
+    let text = |key: &str, text: &str| (key.to_owned(), Value::String(text.to_owned()));
+    let mut all = vec![text("general.architecture", arch), text("general.type", "model")];
+    if is_safe_name(name, &metadata) {
+        all.push(text("general.name", name));
+    }
+    all.push(("general.file_type".to_owned(), Value::U32(kind.number)));
+    all.push((
+        "general.quantization_version".to_owned(),
+        Value::U32(QUANTIZATION_VERSION),
+    ));
+    all.extend(build.keys);
+    all.extend(metadata);
+    Ok(Planned {
+        model: VirtualGguf::new(all, recipes)?,
+        file_type: file_type_name(kind.number.into()).unwrap_or("F32"),
+        notes,
+    })
+}
+
+/// The engine takes a model of this name for Phi 3, and throws where it lacks Phi 3's tokens.
+fn is_safe_name(name: &str, metadata: &[(String, Value)]) -> bool {
+    let lower = name.to_ascii_lowercase();
+    if !lower.contains("phi-3") && !lower.contains("phi3") {
+        return !name.is_empty();
+    }
+    let tokens = metadata.iter().find(|(key, _)| key == "tokenizer.ggml.tokens");
+    let tokens = tokens.and_then(|(_, value)| value.as_strings());
+    tokens.is_some_and(|tokens| {
+        PHI3_TOKENS
+            .iter()
+            .all(|wanted| tokens.iter().any(|token| token == wanted.as_bytes()))
+    })
+}
+
+impl fmt::Display for TargetType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stored => "auto",
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Bf16 => "BF16",
+            Self::Q8_0 => "Q8_0",
+            Self::Quantized(mix) => mix.name,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_types() {
+        for kind in [
+            TargetType::Stored,
+            TargetType::F32,
+            TargetType::F16,
+            TargetType::Bf16,
+            TargetType::Q8_0,
+        ] {
+            assert_eq!(kind.to_string().to_lowercase().parse(), Ok(kind));
+        }
+        for mix in QUANTIZATIONS {
+            assert_eq!(mix.name.parse(), Ok(TargetType::Quantized(*mix)));
+            assert_eq!(file_type_name(mix.file_type.into()), Some(mix.name));
+        }
+        assert!("IQ1_S".parse::<TargetType>().unwrap_err().contains("none of"));
+    }
+
+    #[test]
+    fn a_name_that_the_engine_misreads() {
+        let tokens = |list: &[&str]| {
+            let strings = crate::gguf::Array::String(list.iter().collect());
+            vec![("tokenizer.ggml.tokens".to_owned(), Value::Array(strings))]
+        };
+        assert!(is_safe_name("Llama", &[]));
+        assert!(!is_safe_name("", &[]));
+        assert!(!is_safe_name("my-Phi3-mini", &tokens(&["<s>"])));
+        assert!(is_safe_name("Phi-3", &tokens(&PHI3_TOKENS)));
+    }
+}

@@ -1,0 +1,468 @@
+//! How one tensor of the result is made from the checkpoint, any range of rows at a time.
+//!
+//! A row is what lies in a tensor's fastest dimension. Every change that an architecture needs sends whole rows to new
+//! places or reads columns as rows, so that no tensor need ever be in memory as a whole.
+
+use std::{ops::Range, os::unix::fs::FileExt};
+
+use super::{
+    ConvertError,
+    cast::{Owner, check_finite, decode, encode, is_same},
+    safetensors::{Dtype, Stored},
+};
+use crate::gguf::{GgmlType, TensorSpec};
+
+/// Bytes that one step reads and writes at most, about.
+const STEP_BYTES: u64 = 4 << 20;
+/// The longest rows of real models are below a million elements.
+const MAX_ROW_ELEMENTS: u64 = 16 << 20;
+
+/// A tensor of the result.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    spec: TensorSpec,
+    /// Elements of a row: those of the fastest dimension, unless the tensor is made of smaller pieces.
+    row: u64,
+    content: Content,
+    /// Added to every number: norms that are stored as the difference from one.
+    add: f32,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
+    Rows(Vec<Rows>),
+    /// The columns of a matrix become rows.
+    Columns(Stored),
+    /// Computed, not stored.
+    Values(Vec<f32>),
+}
+
+/// Some rows of a stored tensor, its outer dimensions taken as one.
+#[derive(Clone, Debug)]
+pub(super) struct Rows {
+    source: Stored,
+    first: u64,
+    count: u64,
+    step: u64,
+    order: Order,
+}
+
+/// In which order rows are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    AsStored,
+    /// Within each head of this many rows, the two halves are interleaved: the checkpoint rotates pairs that are half
+    /// a head apart, llama.cpp neighbours.
+    Interleaved(u64),
+}
+
+/// Memory that is used again for every step.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    stored: Vec<u8>,
+    rows: Vec<u8>,
+    numbers: Vec<f32>,
+}
+
+impl Rows {
+    /// All rows of a tensor.
+    pub(super) fn all(source: &Stored) -> Self {
+        Self {
+            first: 0,
+            count: source.rows(),
+            step: 1,
+            order: Order::AsStored,
+            source: source.clone(),
+        }
+    }
+
+    /// `count` rows from `first` on, every `step`th. The caller keeps within the tensor.
+    pub(super) fn some(source: &Stored, first: u64, count: u64, step: u64) -> Self {
+        debug_assert!(count == 0 || first + (count - 1) * step < source.rows());
+        Self {
+            first,
+            count,
+            step,
+            order: Order::AsStored,
+            source: source.clone(),
+        }
+    }
+
+    /// Heads of this many rows, their halves interleaved.
+    pub(super) fn interleaved(mut self, head: u64) -> Self {
+        debug_assert!(self.step == 1 && head.is_multiple_of(2) && self.count.is_multiple_of(head));
+        self.order = Order::Interleaved(head);
+        self
+    }
+
+    /// The stored row that becomes row `at`.
+    fn stored_row(&self, at: u64) -> u64 {
+        self.first
+            + match self.order {
+                Order::AsStored => at * self.step,
+                Order::Interleaved(head) => {
+                    let within = at % head;
+                    at - within + within % 2 * (head / 2) + within / 2
+                }
+            }
+    }
+
+    /// Stored rows that hold all of some rows.
+    fn span(&self, rows: &Range<u64>) -> Range<u64> {
+        match self.order {
+            Order::AsStored => self.stored_row(rows.start)..self.stored_row(rows.end - 1) + 1,
+            Order::Interleaved(head) => {
+                self.first + rows.start / head * head..self.first + rows.end.next_multiple_of(head)
+            }
+        }
+    }
+}
+
+impl Stored {
+    /// Elements of a row.
+    pub(super) fn row_elements(&self) -> u64 {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Rows, all outer dimensions taken together.
+    pub(super) fn rows(&self) -> u64 {
+        let outer = self.shape.len().saturating_sub(1);
+        self.shape[..outer].iter().product()
+    }
+
+    fn element_bytes(&self) -> u64 {
+        self.dtype.element_bytes().unwrap_or(1)
+    }
+
+    /// A vector as a matrix of one column.
+    pub(super) fn as_column(&self) -> Self {
+        let mut column = self.clone();
+        column.shape.push(1);
+        column
+    }
+
+    fn read(&self, elements: Range<u64>, out: &mut Vec<u8>) -> Result<(), ConvertError> {
+        let start = out.len();
+        let bytes = (elements.end - elements.start) * self.element_bytes();
+        out.resize(start + bytes as usize, 0);
+        let offset = self.offset + elements.start * self.element_bytes();
+        let shard = &self.shard;
+        let read = shard.file.read_exact_at(&mut out[start..], offset);
+        read.map_err(ConvertError::io(&shard.path, "read"))
+    }
+}
+
+impl Recipe {
+    /// A tensor made of stored rows, one part behind the other. `dims` has the fastest dimension first.
+    pub(super) fn rows(spec: TensorSpec, parts: Vec<Rows>) -> Self {
+        Self {
+            row: spec.dims.first().copied().unwrap_or(1),
+            spec,
+            content: Content::Rows(parts),
+            add: 0.0,
+        }
+    }
+
+    /// A matrix whose rows are a stored matrix's columns.
+    pub(super) fn columns(spec: TensorSpec, source: &Stored) -> Self {
+        Self {
+            row: spec.dims.first().copied().unwrap_or(1),
+            spec,
+            content: Content::Columns(source.clone()),
+            add: 0.0,
+        }
+    }
+
+    /// A vector that is not in the checkpoint.
+    pub(super) fn values(name: &str, values: Vec<f32>) -> Self {
+        Self {
+            row: values.len() as u64,
+            spec: TensorSpec::new(name, GgmlType::F32, [values.len() as u64]),
+            content: Content::Values(values),
+            add: 0.0,
+        }
+    }
+
+    /// Adds a number to every element.
+    pub(super) fn plus(mut self, add: f32) -> Self {
+        self.add = add;
+        self
+    }
+
+    /// A vector of the same elements, in the same pieces: what happens to a matrix's rows happens to its bias's elements.
+    pub(super) fn flattened(mut self) -> Self {
+        self.spec.dims = vec![self.spec.dims.iter().product()];
+        self
+    }
+
+    /// Name, type and dimensions.
+    #[must_use]
+    pub fn spec(&self) -> &TensorSpec {
+        &self.spec
+    }
+
+    pub(super) fn set_type(&mut self, kind: GgmlType) {
+        self.spec.element_type = kind;
+    }
+
+    /// The tensors of the checkpoint that it is made from.
+    pub(super) fn sources(&self) -> impl Iterator<Item = &Stored> {
+        let (parts, column) = match &self.content {
+            Content::Rows(parts) => (parts.as_slice(), None),
+            Content::Columns(source) => (&[][..], Some(source)),
+            Content::Values(_) => (&[][..], None),
+        };
+        parts.iter().map(|part| &part.source).chain(column)
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn row_count(&self) -> u64 {
+        self.spec
+            .dims
+            .iter()
+            .product::<u64>()
+            .checked_div(self.row)
+            .unwrap_or(0)
+    }
+
+    /// Bytes of one row of the result.
+    #[must_use]
+    pub fn row_bytes(&self) -> u64 {
+        let kind = self.spec.element_type;
+        self.row / kind.block_elements() * kind.block_bytes()
+    }
+
+    /// Refuses what could not be made later: every part must give rows of the right length, all parts together all rows.
+    pub(super) fn check(&self) -> Result<(), ConvertError> {
+        let wrong = |reason: String| Err(ConvertError::Weights(format!("{:?} {reason}", self.spec.name)));
+        for source in self.sources() {
+            if let Dtype::Other(name, _) = source.dtype {
+                return Err(ConvertError::Quantized(format!("{:?} is {name}", source.name)));
+            }
+        }
+        let elements = self.row;
+        if elements == 0 || elements > MAX_ROW_ELEMENTS || self.row_count() == 0 {
+            return wrong(format!("would have the dimensions {:?}", self.spec.dims));
+        }
+        let fits = match &self.content {
+            Content::Rows(parts) => {
+                parts.iter().all(|part| part.source.row_elements() == elements)
+                    && parts.iter().map(|part| part.count).sum::<u64>() == self.row_count()
+            }
+            Content::Columns(source) => {
+                source.shape.len() == 2 && source.rows() == elements && source.row_elements() == self.row_count()
+            }
+            Content::Values(values) => values.len() as u64 == elements && self.row_count() == 1,
+        };
+        if fits && self.spec.element_type.tensor_bytes(&self.spec.dims).is_some() {
+            return Ok(());
+        }
+        wrong(format!("cannot be made with the dimensions {:?}", self.spec.dims))
+    }
+
+    /// Rows that are worth one step of work, at most.
+    pub(super) fn rows_per_step(&self) -> u64 {
+        let stored_bytes = |source: &Stored| self.row * source.element_bytes();
+        let widest = self.sources().map(stored_bytes).max().unwrap_or(1);
+        let rows = (STEP_BYTES / widest.max(self.row_bytes()).max(1)).max(1);
+        match &self.content {
+            // Whole heads, so that nothing is read twice.
+            Content::Rows(parts) => match parts.first().map(|part| part.order) {
+                Some(Order::Interleaved(head)) => rows.next_multiple_of(head),
+                _ => rows,
+            },
+            // One read for each stored row: the more columns at once, the fewer reads.
+            Content::Columns(_) => rows * 4,
+            Content::Values(_) => rows,
+        }
+    }
+
+    /// Replaces `out` by the bytes of some rows.
+    ///
+    /// # Errors
+    /// If the checkpoint cannot be read, or a number does not fit into the target type.
+    pub fn produce(&self, rows: Range<u64>, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<(), ConvertError> {
+        out.clear();
+        match &self.content {
+            Content::Values(values) => encode(Owner(&self.spec.name), self.spec.element_type, values, out),
+            Content::Columns(source) => self.produce_columns(source, rows, scratch, out),
+            Content::Rows(parts) => {
+                let mut start = 0;
+                for part in parts {
+                    let end = start + part.count;
+                    let wanted = rows.start.max(start)..rows.end.min(end);
+                    if wanted.start < wanted.end {
+                        self.produce_part(part, wanted.start - start..wanted.end - start, scratch, out)?;
+                    }
+                    start = end;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn produce_part(
+        &self,
+        part: &Rows,
+        rows: Range<u64>,
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ConvertError> {
+        let source = &part.source;
+        let elements = source.row_elements();
+        let span = part.span(&rows);
+        let span_elements = span.start * elements..span.end * elements;
+        let is_plain = part.order == Order::AsStored && part.step == 1;
+        if is_plain && self.add == 0.0 && is_same(source.dtype, self.spec.element_type) {
+            let start = out.len();
+            source.read(span_elements, out)?;
+            return check_finite(Owner(&source.name), source.dtype, &out[start..]);
+        }
+        let Scratch {
+            stored,
+            rows: ordered,
+            numbers,
+        } = scratch;
+        stored.clear();
+        source.read(span_elements, stored)?;
+        check_finite(Owner(&source.name), source.dtype, stored)?;
+        let bytes: &[u8] = if is_plain {
+            stored
+        } else {
+            let row_bytes = (elements * source.element_bytes()) as usize;
+            ordered.clear();
+            for row in rows {
+                let at = (part.stored_row(row) - span.start) as usize * row_bytes;
+                ordered.extend_from_slice(&stored[at..at + row_bytes]);
+            }
+            ordered
+        };
+        self.cast(source, bytes, numbers, out)
+    }
+
+    fn produce_columns(
+        &self,
+        source: &Stored,
+        columns: Range<u64>,
+        scratch: &mut Scratch,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ConvertError> {
+        let width = source.element_bytes() as usize;
+        let count = (columns.end - columns.start) as usize;
+        let height = source.rows() as usize;
+        scratch.stored.clear();
+        scratch.rows.clear();
+        scratch.rows.resize(count * height * width, 0);
+        for row in 0..height {
+            let start = row as u64 * source.row_elements();
+            scratch.stored.clear();
+            source.read(start + columns.start..start + columns.end, &mut scratch.stored)?;
+            for (column, number) in scratch.stored.chunks_exact(width).enumerate() {
+                let at = (column * height + row) * width;
+                scratch.rows[at..at + width].copy_from_slice(number);
+            }
+        }
+        check_finite(Owner(&source.name), source.dtype, &scratch.rows)?;
+        self.cast(source, &scratch.rows, &mut scratch.numbers, out)
+    }
+
+    fn cast(
+        &self,
+        source: &Stored,
+        bytes: &[u8],
+        numbers: &mut Vec<f32>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ConvertError> {
+        if self.add == 0.0 && is_same(source.dtype, self.spec.element_type) {
+            out.extend_from_slice(bytes);
+            return Ok(());
+        }
+        numbers.clear();
+        decode(source.dtype, bytes, numbers);
+        if self.add != 0.0 {
+            for number in numbers.iter_mut() {
+                *number += self.add;
+            }
+        }
+        encode(Owner(&source.name), self.spec.element_type, numbers, out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+    use crate::convert::safetensors::{open, tests::file};
+
+    /// A checkpoint whose tensor `t` counts from zero.
+    fn counting(folder: &Path, shape: &[u64]) -> Stored {
+        let elements: u64 = shape.iter().product();
+        let data: Vec<u8> = (0..elements).flat_map(|number| (number as f32).to_le_bytes()).collect();
+        let header = format!(
+            r#"{{"t":{{"dtype":"F32","shape":{shape:?},"data_offsets":[0,{}]}}}}"#,
+            data.len()
+        );
+        fs::write(folder.join("model.safetensors"), file(&header, &data)).unwrap();
+        open(folder).unwrap().remove("t").unwrap()
+    }
+
+    /// The numbers of a recipe, made a few rows at a time.
+    fn numbers(recipe: &Recipe, step: u64) -> Vec<f32> {
+        recipe.check().unwrap();
+        let (mut scratch, mut out, mut all) = (Scratch::default(), Vec::new(), Vec::new());
+        let mut row = 0;
+        while row < recipe.row_count() {
+            let end = (row + step).min(recipe.row_count());
+            recipe.produce(row..end, &mut scratch, &mut out).unwrap();
+            assert_eq!(out.len() as u64, (end - row) * recipe.row_bytes());
+            decode(Dtype::F32, &out, &mut all);
+            row = end;
+        }
+        all
+    }
+
+    fn f32s(dims: &[u64]) -> TensorSpec {
+        TensorSpec::new("x", GgmlType::F32, dims)
+    }
+
+    #[test]
+    fn rows_are_taken_in_every_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let t = counting(folder.path(), &[8, 2]);
+        for step in [1, 3, 4, 8] {
+            // Two heads of four rows: 0 2 1 3, 4 6 5 7.
+            let recipe = Recipe::rows(f32s(&[2, 8]), vec![Rows::all(&t).interleaved(4)]);
+            assert_eq!(
+                numbers(&recipe, step),
+                [0., 1., 4., 5., 2., 3., 6., 7., 8., 9., 12., 13., 10., 11., 14., 15.]
+            );
+            let parts = vec![Rows::some(&t, 6, 2, 1), Rows::some(&t, 1, 3, 2)];
+            let recipe = Recipe::rows(f32s(&[2, 5]), parts).plus(0.5);
+            assert_eq!(
+                numbers(&recipe, step),
+                [12.5, 13.5, 14.5, 15.5, 2.5, 3.5, 6.5, 7.5, 10.5, 11.5]
+            );
+            let recipe = Recipe::columns(f32s(&[8, 2]), &t);
+            let columns: Vec<f32> = (0..16).map(|at| ((at % 8) * 2 + at / 8) as f32).collect();
+            assert_eq!(numbers(&recipe, step), columns);
+        }
+        assert_eq!(numbers(&Recipe::values("v", vec![1.0, 2.0]), 1), [1.0, 2.0]);
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_refused_before_anything_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let t = counting(folder.path(), &[8, 2]);
+        for recipe in [
+            Recipe::rows(f32s(&[2, 9]), vec![Rows::all(&t)]),
+            Recipe::rows(f32s(&[4, 4]), vec![Rows::all(&t)]),
+            Recipe::rows(f32s(&[2, 0]), vec![]),
+            Recipe::columns(f32s(&[2, 8]), &t),
+            Recipe::rows(TensorSpec::new("x", GgmlType::Q8_0, [2, 8]), vec![Rows::all(&t)]),
+        ] {
+            assert!(recipe.check().is_err(), "{recipe:?}");
+        }
+    }
+}

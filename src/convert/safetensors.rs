@@ -1,0 +1,531 @@
+//! Reads the headers of a safetensors checkpoint, from bytes that nobody vouches for. No weight is touched.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt,
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, IgnoredAny, MapAccess, Visitor},
+};
+
+use super::{ConvertError, files};
+
+/// The format's own limit.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// A mixture of experts with every expert in a tensor of its own stays below 100,000.
+const MAX_TENSORS: usize = 1 << 18;
+/// The largest published checkpoints have fewer than 400.
+const MAX_SHARDS: usize = 4096;
+const MAX_DIMENSIONS: usize = 8;
+const MAX_NAME_BYTES: usize = 512;
+/// The map of a checkpoint's tensors to its shards.
+const INDEX: &str = "model.safetensors.index.json";
+const SINGLE: &str = "model.safetensors";
+
+/// How a tensor's numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dtype {
+    F64,
+    F32,
+    F16,
+    BF16,
+    /// Anything else that the format knows: its name and bits of one element.
+    Other(&'static str, u64),
+}
+
+impl Dtype {
+    fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "F64" => Self::F64,
+            "F32" => Self::F32,
+            "F16" => Self::F16,
+            "BF16" => Self::BF16,
+            "I64" => Self::Other("I64", 64),
+            "U64" => Self::Other("U64", 64),
+            "C64" => Self::Other("C64", 64),
+            "I32" => Self::Other("I32", 32),
+            "U32" => Self::Other("U32", 32),
+            "I16" => Self::Other("I16", 16),
+            "U16" => Self::Other("U16", 16),
+            "I8" => Self::Other("I8", 8),
+            "U8" => Self::Other("U8", 8),
+            "BOOL" => Self::Other("BOOL", 8),
+            "F8_E5M2" => Self::Other("F8_E5M2", 8),
+            "F8_E4M3" => Self::Other("F8_E4M3", 8),
+            "F8_E8M0" => Self::Other("F8_E8M0", 8),
+            "F4" => Self::Other("F4", 4),
+            "F6_E2M3" => Self::Other("F6_E2M3", 6),
+            "F6_E3M2" => Self::Other("F6_E3M2", 6),
+            _ => return None,
+        })
+    }
+
+    fn bits(self) -> u64 {
+        match self {
+            Self::F64 => 64,
+            Self::F32 => 32,
+            Self::F16 | Self::BF16 => 16,
+            Self::Other(_, bits) => bits,
+        }
+    }
+
+    /// Bytes of one element; `None` for what no weight can be made from.
+    pub(super) fn element_bytes(self) -> Option<u64> {
+        match self {
+            Self::Other(..) => None,
+            known => Some(known.bits() / 8),
+        }
+    }
+}
+
+/// A file of weights, open for reading at any position.
+#[derive(Debug)]
+pub(super) struct Shard {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+}
+
+/// Where a tensor's numbers lie.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    /// As in the checkpoint.
+    pub(super) name: String,
+    pub(super) shard: Arc<Shard>,
+    /// From the start of the file.
+    pub(super) offset: u64,
+    pub(super) dtype: Dtype,
+    /// Slowest dimension first, as in the checkpoint.
+    pub(super) shape: Vec<u64>,
+}
+
+/// The tensors of all shards, by name.
+pub(super) type Tensors = BTreeMap<String, Stored>;
+
+/// Reads the headers of all weights in a folder: `model.safetensors`, or the shards that an index names.
+pub(super) fn open(folder: &Path) -> Result<Tensors, ConvertError> {
+    let single = folder.join(SINGLE);
+    if single.is_file() {
+        return read_shards(folder, &[SINGLE.to_owned()], None);
+    }
+    let index = folder.join(INDEX);
+    if index.is_file() {
+        let (names, map) = read_index(&index)?;
+        return read_shards(folder, &names, Some((&index, &map)));
+    }
+    let names = unlisted_shards(folder)?;
+    if names.is_empty() {
+        return Err(ConvertError::Incomplete(format!(
+            "{} has no model.safetensors and no {INDEX}",
+            folder.display()
+        )));
+    }
+    read_shards(folder, &names, None)
+}
+
+type WeightMap = HashMap<String, String>;
+
+fn read_index(path: &Path) -> Result<(Vec<String>, WeightMap), ConvertError> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: WeightMap,
+    }
+    let text = files::read(path, MAX_HEADER_BYTES)?;
+    let index: Index = serde_json::from_slice(&text).map_err(|error| ConvertError::damaged(path, error.to_string()))?;
+    let mut names: Vec<String> = index.weight_map.values().cloned().collect();
+    names.sort_unstable();
+    names.dedup();
+    if names.is_empty() || names.len() > MAX_SHARDS {
+        return Err(ConvertError::damaged(path, format!("it names {} files", names.len())));
+    }
+    // The index was written by a stranger: nothing outside the folder is opened.
+    if let Some(name) = names.iter().find(|name| !is_plain(name)) {
+        return Err(ConvertError::damaged(
+            path,
+            format!("{name:?} is not the name of a shard"),
+        ));
+    }
+    Ok((names, index.weight_map))
+}
+
+fn is_plain(name: &str) -> bool {
+    name.ends_with(".safetensors") && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
+}
+
+/// `model-00001-of-00003.safetensors` and its like without an index: all of one set, or an error.
+fn unlisted_shards(folder: &Path) -> Result<Vec<String>, ConvertError> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(ConvertError::io(folder, "read"))? {
+        let name = entry.map_err(ConvertError::io(folder, "read"))?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if name.starts_with("model-") && is_plain(name) {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort_unstable();
+    let Some(total) = names.first().and_then(|name| shard_total(name)) else {
+        return Ok(Vec::new());
+    };
+    for number in 1..=total {
+        let expected = format!("model-{number:05}-of-{total:05}.safetensors");
+        if !names.contains(&expected) {
+            return Err(ConvertError::Incomplete(format!(
+                "{expected} is missing from {}",
+                folder.display()
+            )));
+        }
+    }
+    names.truncate(total);
+    Ok(names)
+}
+
+fn shard_total(name: &str) -> Option<usize> {
+    let total = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?.1;
+    total.parse().ok().filter(|total| (1..=MAX_SHARDS).contains(total))
+}
+
+fn read_shards(folder: &Path, names: &[String], index: Option<(&Path, &WeightMap)>) -> Result<Tensors, ConvertError> {
+    let mut all = Tensors::new();
+    for name in names {
+        let path = folder.join(name);
+        if !path.is_file() {
+            return Err(ConvertError::Incomplete(format!(
+                "{name} is missing from {}",
+                folder.display()
+            )));
+        }
+        for tensor in read_header(&path)? {
+            if let Some((index_path, map)) = index
+                && map.get(&tensor.name) != Some(name)
+            {
+                let reason = format!("it does not say that {name} has the tensor {:?}", tensor.name);
+                return Err(ConvertError::damaged(index_path, reason));
+            }
+            if let Some(twice) = all.insert(tensor.name.clone(), tensor) {
+                return Err(ConvertError::damaged(
+                    &path,
+                    format!("the tensor {:?} is in two files", twice.name),
+                ));
+            }
+            if all.len() > MAX_TENSORS {
+                return Err(ConvertError::damaged(
+                    &path,
+                    format!("there are more than {MAX_TENSORS} tensors"),
+                ));
+            }
+        }
+    }
+    if let Some((_, map)) = index
+        && let Some((tensor, shard)) = map.iter().find(|(tensor, _)| !all.contains_key(*tensor))
+    {
+        return Err(ConvertError::damaged(
+            &folder.join(shard),
+            format!("the index says that it has the tensor {tensor:?}, which it has not"),
+        ));
+    }
+    Ok(all)
+}
+
+/// What a header says of a tensor.
+#[derive(Deserialize)]
+struct Entry {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: (u64, u64),
+}
+
+/// A header's entries in the order of the file, its free-form metadata left out.
+struct Entries(Vec<(String, Entry)>);
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Entries;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                    if entries.len() == MAX_TENSORS || name.len() > MAX_NAME_BYTES {
+                        return Err(A::Error::custom("too many tensors, or too long a name"));
+                    }
+                    entries.push((name, map.next_value()?));
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}
+
+fn read_header(path: &Path) -> Result<Vec<Stored>, ConvertError> {
+    let mut file = File::open(path).map_err(ConvertError::io(path, "opened"))?;
+    let file_bytes = file.metadata().map_err(ConvertError::io(path, "read"))?.len();
+    let mut length = [0; 8];
+    if file_bytes < 8 {
+        return Err(ConvertError::damaged(path, format!("it has {file_bytes} bytes")));
+    }
+    file.read_exact(&mut length).map_err(ConvertError::io(path, "read"))?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER_BYTES || length > file_bytes - 8 {
+        return Err(ConvertError::damaged(
+            path,
+            format!("its header should have {length} bytes, the file has {file_bytes}"),
+        ));
+    }
+    let mut header = vec![0; length as usize];
+    file.read_exact(&mut header).map_err(ConvertError::io(path, "read"))?;
+    let Entries(entries) = serde_json::from_slice(&header)
+        .map_err(|error| ConvertError::damaged(path, format!("its header does not parse: {error}")))?;
+    drop(header);
+
+    let data_start = 8 + length;
+    check_layout(&entries, file_bytes - data_start).map_err(|reason| ConvertError::damaged(path, reason))?;
+    let shard = Arc::new(Shard {
+        path: path.to_owned(),
+        file,
+    });
+    let mut tensors = Vec::with_capacity(entries.len());
+    for (name, entry) in entries {
+        let Some(dtype) = Dtype::parse(&entry.dtype) else {
+            let reason = format!("the tensor {name:?} has the unknown type {:?}", entry.dtype);
+            return Err(ConvertError::damaged(path, reason));
+        };
+        tensors.push(Stored {
+            name,
+            shard: Arc::clone(&shard),
+            offset: data_start + entry.data_offsets.0,
+            dtype,
+            shape: entry.shape,
+        });
+    }
+    Ok(tensors)
+}
+
+/// Every byte behind the header belongs to exactly one tensor, and each tensor has as many as its shape needs.
+fn check_layout(entries: &[(String, Entry)], data_bytes: u64) -> Result<(), String> {
+    let mut names = HashSet::with_capacity(entries.len());
+    let mut spans = Vec::with_capacity(entries.len());
+    for (name, entry) in entries {
+        if !names.insert(name) {
+            return Err(format!("the tensor {name:?} occurs twice"));
+        }
+        let (start, end) = entry.data_offsets;
+        let needed = Dtype::parse(&entry.dtype).and_then(|dtype| {
+            let elements = entry
+                .shape
+                .iter()
+                .try_fold(1u64, |product, dim| product.checked_mul(*dim))?;
+            let bits = elements.checked_mul(dtype.bits())?;
+            bits.is_multiple_of(8).then_some(bits / 8)
+        });
+        if entry.shape.len() > MAX_DIMENSIONS || start > end || needed != Some(end - start) {
+            return Err(format!(
+                "the tensor {name:?} of type {} and shape {:?} cannot lie at bytes {start} to {end}",
+                entry.dtype, entry.shape
+            ));
+        }
+        spans.push((start, end, name));
+    }
+    spans.sort_unstable();
+    let mut position = 0;
+    for (start, end, name) in spans {
+        if start < position {
+            return Err(format!("the tensor {name:?} overlaps the one before it"));
+        }
+        if start > position {
+            return Err(format!("the bytes {position} to {start} belong to no tensor"));
+        }
+        position = end;
+    }
+    if position > data_bytes {
+        return Err(format!(
+            "its tensors need {position} bytes but only {data_bytes} are there"
+        ));
+    }
+    if position < data_bytes {
+        return Err(format!(
+            "{} bytes at its end belong to no tensor",
+            data_bytes - position
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::fs;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A file with this header text and this many bytes of data.
+    pub(in crate::convert) fn file(header: &str, data: &[u8]) -> Vec<u8> {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend(data);
+        bytes
+    }
+
+    fn read(bytes: &[u8]) -> Result<Vec<Stored>, ConvertError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        fs::write(&path, bytes).unwrap();
+        read_header(&path)
+    }
+
+    #[test]
+    fn a_sound_header() {
+        let header = r#"{"__metadata__":{"format":"pt"},"b":{"dtype":"BF16","shape":[2,3],"data_offsets":[4,16]},
+                         "a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
+        let tensors = read(&file(header, &[0; 16])).unwrap();
+        assert_eq!(tensors.len(), 2);
+        assert_eq!((tensors[0].name.as_str(), tensors[0].dtype), ("b", Dtype::BF16));
+        assert_eq!(tensors[0].shape, [2, 3]);
+        assert_eq!(tensors[0].offset, 8 + header.len() as u64 + 4);
+    }
+
+    #[test]
+    fn hostile_headers() {
+        let entry = |dtype: &str, shape: &str, from: u64, to: u64| {
+            format!(r#"{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{from},{to}]}}"#)
+        };
+        let one = entry("F32", "[4]", 0, 16);
+        for (header, data, reason) in [
+            (format!(r#"{{"a":{one}}}"#), 15, "only 15 are there"),
+            (format!(r#"{{"a":{one}}}"#), 17, "1 bytes at its end"),
+            (format!(r#"{{"a":{one},"a":{one}}}"#), 16, "occurs twice"),
+            (format!(r#"{{"a":{one},"b":{one}}}"#), 16, "overlaps"),
+            (
+                format!(r#"{{"a":{}}}"#, entry("F32", "[4]", 4, 20)),
+                20,
+                "bytes 0 to 4 belong to no tensor",
+            ),
+            (format!(r#"{{"a":{}}}"#, entry("F32", "[4]", 0, 12)), 12, "cannot lie"),
+            (format!(r#"{{"a":{}}}"#, entry("F32", "[4]", 16, 0)), 16, "cannot lie"),
+            (format!(r#"{{"a":{}}}"#, entry("F99", "[4]", 0, 16)), 16, "cannot lie"),
+            (format!(r#"{{"a":{}}}"#, entry("F4", "[3]", 0, 1)), 1, "cannot lie"),
+            (
+                format!(r#"{{"a":{}}}"#, entry("F32", "[4611686018427387904,4]", 0, 0)),
+                0,
+                "cannot lie",
+            ),
+            (
+                format!(r#"{{"a":{}}}"#, entry("F32", "[1,1,1,1,1,1,1,1,1]", 0, 4)),
+                4,
+                "cannot lie",
+            ),
+            (format!(r#"{{"{}":{one}}}"#, "x".repeat(600)), 16, "too long a name"),
+            ("[1]".to_owned(), 0, "does not parse"),
+            ("{".to_owned(), 0, "does not parse"),
+            (
+                format!("{}1{}", "[".repeat(5000), "]".repeat(5000)),
+                0,
+                "does not parse",
+            ),
+        ] {
+            let error = read(&file(&header, &vec![0; data])).expect_err(&header).to_string();
+            assert!(error.contains(reason), "{error:?} does not say {reason:?}");
+            assert!(error.contains("download it again"), "{error}");
+        }
+        for bytes in [&[][..], &[1, 2, 3], &u64::MAX.to_le_bytes(), &9u64.to_le_bytes()] {
+            assert!(read(bytes).is_err());
+        }
+    }
+
+    /// A folder whose files hold the named one-element tensors.
+    fn sharded(shards: &[(&str, &[&str])], index: Option<&str>) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, tensors) in shards {
+            let entries: Vec<String> = tensors
+                .iter()
+                .enumerate()
+                .map(|(at, tensor)| {
+                    let (from, to) = (at * 2, at * 2 + 2);
+                    format!(r#""{tensor}":{{"dtype":"F16","shape":[1],"data_offsets":[{from},{to}]}}"#)
+                })
+                .collect();
+            let header = format!("{{{}}}", entries.join(","));
+            fs::write(folder.path().join(name), file(&header, &vec![0; tensors.len() * 2])).unwrap();
+        }
+        if let Some(map) = index {
+            fs::write(folder.path().join(INDEX), format!(r#"{{"weight_map":{{{map}}}}}"#)).unwrap();
+        }
+        folder
+    }
+
+    const ONE: &str = "model-00001-of-00002.safetensors";
+    const TWO: &str = "model-00002-of-00002.safetensors";
+
+    #[test]
+    fn shards() {
+        let map = format!(r#""a":"{ONE}","b":"{TWO}","c":"{TWO}""#);
+        let folder = sharded(&[(ONE, &["a"]), (TWO, &["b", "c"])], Some(&map));
+        assert_eq!(open(folder.path()).unwrap().keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+        let folder = sharded(&[(ONE, &["a"]), (TWO, &["b"])], None);
+        assert_eq!(open(folder.path()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn incomplete_sets() {
+        let map = format!(r#""a":"{ONE}","b":"{TWO}""#);
+        let cases = [
+            (sharded(&[(ONE, &["a"])], Some(&map)), format!("{TWO} is missing")),
+            (sharded(&[(ONE, &["a"])], None), format!("{TWO} is missing")),
+            (sharded(&[], None), "has no model.safetensors".to_owned()),
+            (
+                sharded(&[(ONE, &["a"]), (TWO, &[])], Some(&map)),
+                "which it has not".to_owned(),
+            ),
+            (
+                sharded(&[(ONE, &["a", "x"]), (TWO, &["b"])], Some(&map)),
+                "does not say that".to_owned(),
+            ),
+            (
+                sharded(&[(ONE, &["a"]), (TWO, &["a"])], None),
+                "in two files".to_owned(),
+            ),
+            (
+                sharded(&[], Some(r#""a":"../secret.safetensors""#)),
+                "not the name of a shard".to_owned(),
+            ),
+            (sharded(&[], Some("")), "names 0 files".to_owned()),
+        ];
+        for (folder, reason) in cases {
+            let error = open(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(&reason), "{error:?} does not say {reason:?}");
+        }
+    }
+
+    proptest! {
+        /// Whatever the bytes are, reading them ends in tensors that lie inside the file, or in an error.
+        #[test]
+        fn arbitrary_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 0..64), flip in any::<proptest::sample::Index>(), with: u8) {
+            let _ = read(&bytes);
+            let header = r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+            bytes = file(header, &[0; 8]);
+            let at = flip.index(bytes.len());
+            bytes[at] = with;
+            if let Ok(tensors) = read(&bytes) {
+                for tensor in tensors {
+                    let size = tensor.shape.iter().product::<u64>() * tensor.dtype.bits() / 8;
+                    prop_assert!(tensor.offset + size <= bytes.len() as u64);
+                }
+            }
+        }
+    }
+}

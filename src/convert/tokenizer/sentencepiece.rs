@@ -1,0 +1,363 @@
+//! SentencePiece's BPE: from its own `tokenizer.model`, or from a `tokenizer.json` that was made from one.
+
+use std::collections::HashMap;
+
+use serde_json::Value as Json;
+
+use super::{Added, Files, TokenType, Vocabulary, bpe, looks_special, texts_by_id, vocabulary_pairs};
+use crate::convert::ConvertError;
+
+/// What a space is in a vocabulary.
+pub(super) const SPACE: &str = "\u{2581}";
+/// Of tokens that no text becomes.
+pub(super) const UNUSED_SCORE: f32 = -10000.0;
+/// Of tokens that were added; they are found before the scores matter.
+const ADDED_SCORE: f32 = -1000.0;
+/// Of tokens that no merge makes.
+const UNREACHABLE_SCORE: f32 = -1e6;
+const MAX_PIECES: usize = 4 << 20;
+
+/// `trainer_spec.model_type`.
+const BPE: u64 = 2;
+
+/// A piece of a `ModelProto`.
+struct Piece<'a> {
+    text: &'a [u8],
+    score: f32,
+    kind: u64,
+}
+
+/// The vocabulary of a `tokenizer.model`.
+pub(super) fn from_model(files: &Files, proto: &[u8]) -> Result<Vocabulary, ConvertError> {
+    let Model {
+        pieces,
+        kind,
+        add_dummy_prefix,
+    } = parse(proto).ok_or_else(|| ConvertError::Tokenizer("tokenizer.model does not parse".to_owned()))?;
+    if kind != BPE {
+        return Err(ConvertError::Tokenizer(
+            "tokenizer.model is not a BPE model, which is not supported yet".to_owned(),
+        ));
+    }
+    let mut tokens: Vec<(Vec<u8>, TokenType)> = Vec::with_capacity(pieces.len());
+    let mut scores = Vec::with_capacity(pieces.len());
+    for piece in &pieces {
+        let kind = match piece.kind {
+            2 => TokenType::Unknown,
+            3 => TokenType::Control,
+            5 => TokenType::Unused,
+            6 => TokenType::Byte,
+            // Those that users defined, too: `tokenizer_config.json` says which they are.
+            _ => TokenType::Normal,
+        };
+        tokens.push((piece.text.to_vec(), kind));
+        scores.push(piece.score);
+    }
+    let added = files.added.iter().filter_map(|(text, id)| {
+        Some(Added {
+            id: id.as_u64()?,
+            text: text.clone(),
+            special: false,
+            normalized: true,
+        })
+    });
+    for token in added {
+        add(
+            &mut tokens,
+            &mut scores,
+            token.id,
+            (token.text.into_bytes(), TokenType::UserDefined),
+        )?;
+    }
+    for token in files.added_by_config() {
+        let typed = typed(token.special, &token.text);
+        add(&mut tokens, &mut scores, token.id, typed)?;
+    }
+    let from_config = files.config.get("add_prefix_space").and_then(Json::as_bool);
+    Ok(Vocabulary {
+        model: "llama",
+        pre: "default".to_owned(),
+        tokens,
+        scores: Some(scores),
+        merges: Vec::new(),
+        // True is what the engine takes for granted.
+        add_space_prefix: from_config.or((!add_dummy_prefix).then_some(false)),
+        extra: Vec::new(),
+    })
+}
+
+fn typed(special: bool, text: &str) -> (Vec<u8>, TokenType) {
+    if special || looks_special(text) {
+        (text.as_bytes().to_vec(), TokenType::Control)
+    } else {
+        (text.replace(SPACE, " ").into_bytes(), TokenType::UserDefined)
+    }
+}
+
+/// Puts a token at an id, behind the trained ones or in place of one of them.
+fn add(
+    tokens: &mut Vec<(Vec<u8>, TokenType)>,
+    scores: &mut Vec<f32>,
+    id: u64,
+    token: (Vec<u8>, TokenType),
+) -> Result<(), ConvertError> {
+    if id >= MAX_PIECES as u64 {
+        return Err(ConvertError::Tokenizer(format!("an added token has the id {id}")));
+    }
+    let id = id as usize;
+    for gap in tokens.len()..=id {
+        tokens.push((format!("[PAD{gap}]").into_bytes(), TokenType::Unused));
+        scores.push(UNUSED_SCORE);
+    }
+    tokens[id] = token;
+    scores[id] = ADDED_SCORE;
+    Ok(())
+}
+
+/// The vocabulary of a `tokenizer.json` that stands for a SentencePiece model.
+///
+/// The scores are lost in that form, but the engine merges the pair with the highest score first, and the merges are in
+/// the order of their scores: the negated rank of the merge that makes a token gives back the same order.
+pub(super) fn from_json(files: &Files, json: &Json) -> Result<Vocabulary, ConvertError> {
+    let added = files.added_by_json();
+    let pairs = vocabulary_pairs(json)?.chain(added.iter().map(|token| (token.text.as_str(), token.id)));
+    let texts = texts_by_id(pairs)?;
+    let merges = bpe::merges(json)?;
+    let mut ranks = HashMap::with_capacity(merges.len());
+    for (rank, merge) in merges.iter().enumerate() {
+        ranks.entry(merge.replacen(' ', "", 1)).or_insert(rank);
+    }
+    let unknown = json.pointer("/model/unk_token").and_then(Json::as_str);
+    let mut tokens = Vec::with_capacity(texts.len());
+    let mut scores = Vec::with_capacity(texts.len());
+    for (id, text) in texts.iter().enumerate() {
+        let (kind, score) = match text {
+            None => (TokenType::Unused, UNUSED_SCORE),
+            Some(text) if Some(*text) == unknown => (TokenType::Unknown, 0.0),
+            Some(text) if is_byte(text) => (TokenType::Byte, 0.0),
+            Some(text) => match ranks.get(*text) {
+                Some(rank) => (TokenType::Normal, -(*rank as f32)),
+                None => (TokenType::Normal, UNREACHABLE_SCORE),
+            },
+        };
+        let text = text.map_or_else(|| format!("[PAD{id}]"), str::to_owned);
+        tokens.push((text.into_bytes(), kind));
+        scores.push(score);
+    }
+    for token in added {
+        let at = token.id as usize;
+        if tokens[at].1 != TokenType::Unknown {
+            tokens[at] = typed(token.special, &token.text);
+        }
+        scores[at] = 0.0;
+    }
+    Ok(Vocabulary {
+        model: "llama",
+        pre: "default".to_owned(),
+        tokens,
+        scores: Some(scores),
+        merges: Vec::new(),
+        add_space_prefix: Some(prepends_space(json)),
+        extra: Vec::new(),
+    })
+}
+
+fn is_byte(text: &str) -> bool {
+    let digits = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    digits.is_some_and(|digits| digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
+}
+
+/// Whether the normaliser or the pre-tokenizer puts a space in front of a text.
+fn prepends_space(json: &Json) -> bool {
+    let normalizer = json.get("normalizer").unwrap_or(&Json::Null);
+    let inner = normalizer.get("normalizers").and_then(Json::as_array);
+    let mut all = std::iter::once(normalizer).chain(inner.into_iter().flatten());
+    let prepends = all.any(|one| one.get("type").and_then(Json::as_str) == Some("Prepend"));
+    let scheme = json.pointer("/pre_tokenizer/prepend_scheme").and_then(Json::as_str);
+    prepends || matches!(scheme, Some("always" | "first"))
+}
+
+struct Model<'a> {
+    pieces: Vec<Piece<'a>>,
+    kind: u64,
+    add_dummy_prefix: bool,
+}
+
+/// Reads the parts of a `ModelProto` that matter here. `None` if it is not one.
+fn parse(bytes: &[u8]) -> Option<Model<'_>> {
+    let mut model = Model {
+        pieces: Vec::new(),
+        kind: 1,
+        add_dummy_prefix: true,
+    };
+    for field in Fields(bytes) {
+        match field? {
+            (1, Field::Bytes(piece)) => {
+                if model.pieces.len() == MAX_PIECES {
+                    return None;
+                }
+                model.pieces.push(parse_piece(piece)?);
+            }
+            (2, Field::Bytes(trainer)) => {
+                for field in Fields(trainer) {
+                    if let (3, Field::Varint(kind)) = field? {
+                        model.kind = kind;
+                    }
+                }
+            }
+            (3, Field::Bytes(normalizer)) => {
+                for field in Fields(normalizer) {
+                    if let (3, Field::Varint(flag)) = field? {
+                        model.add_dummy_prefix = flag != 0;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    (!model.pieces.is_empty()).then_some(model)
+}
+
+fn parse_piece(bytes: &[u8]) -> Option<Piece<'_>> {
+    let mut piece = Piece {
+        text: &[],
+        score: 0.0,
+        kind: 1,
+    };
+    for field in Fields(bytes) {
+        match field? {
+            (1, Field::Bytes(text)) => piece.text = text,
+            (2, Field::Fixed32(bits)) => piece.score = f32::from_bits(bits),
+            (3, Field::Varint(kind)) => piece.kind = kind,
+            _ => {}
+        }
+    }
+    piece.score.is_finite().then_some(piece)
+}
+
+enum Field<'a> {
+    Varint(u64),
+    Fixed32(u32),
+    Fixed64,
+    Bytes(&'a [u8]),
+}
+
+/// The fields of a protocol buffer message; `None` is a malformed one, after which nothing follows.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn varint(&mut self) -> Option<u64> {
+        let mut value = 0u64;
+        for shift in (0..64).step_by(7) {
+            let (byte, rest) = self.0.split_first()?;
+            self.0 = rest;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, bytes: u64) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(usize::try_from(bytes).ok()?)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn field(&mut self) -> Option<(u64, Field<'a>)> {
+        let tag = self.varint()?;
+        let field = match tag & 7 {
+            0 => Field::Varint(self.varint()?),
+            1 => self.take(8).map(|_| Field::Fixed64)?,
+            2 => {
+                let length = self.varint()?;
+                Field::Bytes(self.take(length)?)
+            }
+            5 => Field::Fixed32(u32::from_le_bytes(self.take(4)?.try_into().ok()?)),
+            _ => return None,
+        };
+        Some((tag >> 3, field))
+    }
+}
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = Option<(u64, Field<'a>)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let field = self.field();
+        if field.is_none() {
+            self.0 = &[];
+        }
+        Some(field)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MODEL: &[u8] = include_bytes!("../../../fixtures/convert/tokenizers/spm/tokenizer.model");
+
+    #[test]
+    fn a_model_of_sentencepiece() {
+        let model = parse(MODEL).unwrap();
+        assert_eq!(
+            (model.pieces.len(), model.kind, model.add_dummy_prefix),
+            (292, BPE, true)
+        );
+        assert_eq!((model.pieces[0].text, model.pieces[0].kind), (&b"<unk>"[..], 2));
+        assert_eq!((model.pieces[13].text, model.pieces[13].kind), (&b"<0x0A>"[..], 6));
+        let vocabulary = from_model(&Files::default(), MODEL).unwrap();
+        assert_eq!(vocabulary.add_space_prefix, None);
+        assert_eq!(vocabulary.tokens[1], (b"<s>".to_vec(), TokenType::Control));
+        assert_eq!(vocabulary.scores.unwrap().len(), 292);
+    }
+
+    #[test]
+    fn scores_from_the_order_of_merges() {
+        let json = serde_json::json!({
+            "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u{2581}"}]},
+            "model": {
+                "unk_token": "<unk>",
+                "vocab": {"<unk>": 0, "<s>": 1, "<0x41>": 2, "a": 3, "b": 4, "ab": 5, "ba": 6},
+                "merges": [["b", "a"], ["a", "b"]],
+            },
+            "added_tokens": [
+                {"id": 0, "content": "<unk>", "special": true},
+                {"id": 1, "content": "<s>", "special": true},
+            ],
+        });
+        let files = Files {
+            json: Some(json.clone()),
+            ..Files::default()
+        };
+        let vocabulary = from_json(&files, &json).unwrap();
+        assert_eq!(vocabulary.scores.unwrap(), [0.0, 0.0, 0.0, -1e6, -1e6, -1.0, 0.0]);
+        let kinds: Vec<TokenType> = vocabulary.tokens.iter().map(|(_, kind)| *kind).collect();
+        use TokenType::{Byte, Control, Normal, Unknown};
+        assert_eq!(kinds, [Unknown, Control, Byte, Normal, Normal, Normal, Normal]);
+        assert_eq!(vocabulary.add_space_prefix, Some(true));
+    }
+
+    #[test]
+    fn damaged_models() {
+        for length in [0, 1, 100, MODEL.len() - 1] {
+            assert!(parse(&MODEL[..length]).is_none_or(|model| model.pieces.len() <= 292));
+        }
+        assert!(parse(&[0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f]).is_none());
+        assert!(parse(&[0x80; 20]).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_models(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&bytes);
+        }
+    }
+}

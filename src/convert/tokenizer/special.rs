@@ -1,0 +1,359 @@
+//! Special tokens: their ids, which of them frame a text, and which of them end an answer.
+
+use std::collections::HashMap;
+
+use serde_json::Value as Json;
+
+use super::{Files, Vocabulary};
+use crate::gguf::Value;
+
+/// Names in `tokenizer_config.json` and in the container. The third is the container's own spelling.
+const KINDS: &[(&str, &str)] = &[
+    ("bos", "bos_token_id"),
+    ("eos", "eos_token_id"),
+    ("unk", "unknown_token_id"),
+    ("sep", "seperator_token_id"),
+    ("pad", "padding_token_id"),
+    ("mask", "mask_token_id"),
+    ("eot", "eot_token_id"),
+    ("eom", "eom_token_id"),
+];
+/// What the container can say of framing.
+const FRAMES: &[(&str, &str)] = &[
+    ("bos", "add_bos_token"),
+    ("eos", "add_eos_token"),
+    ("sep", "add_sep_token"),
+];
+/// Kinds of tokens that end an answer, the first being the usual one.
+const ENDS: [&str; 3] = ["eos", "eot", "eom"];
+
+/// What was found so far.
+#[derive(Default)]
+struct Found {
+    /// Texts by kind.
+    texts: HashMap<&'static str, String>,
+    /// Framing by kind.
+    frames: HashMap<&'static str, bool>,
+    ids: HashMap<&'static str, u64>,
+    lowercase: Option<bool>,
+    strip_accents: Option<bool>,
+}
+
+/// The keys of special tokens, without their common beginning.
+pub(super) fn metadata(files: &Files, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Vec<(&'static str, Value)> {
+    let mut found = Found::default();
+    for kind in ["bos", "eos", "unk", "sep", "pad", "mask", "cls"] {
+        let entry = files.config.get(&format!("{kind}_token"));
+        let text = entry.and_then(|entry| entry.as_str().or_else(|| entry.get("content")?.as_str()));
+        if let Some(text) = text.filter(|text| !text.is_empty()) {
+            found.texts.insert(kind, text.to_owned());
+        }
+    }
+    if let Some(json) = &files.json {
+        found.stand_in("bos", "cls");
+        found.stand_in("eos", "sep");
+        let processor = json.get("post_processor").unwrap_or(&Json::Null);
+        match processor.get("processors").and_then(Json::as_array) {
+            Some(list) => list.iter().for_each(|processor| found.read_processor(processor)),
+            None => found.read_processor(processor),
+        }
+        found.read_normalizer(json.get("normalizer").unwrap_or(&Json::Null), 0);
+    }
+    for (kind, _) in FRAMES {
+        let key = format!("add_{kind}_token");
+        if let Some(flag) = files.config.get(&key).and_then(Json::as_bool) {
+            found.frames.insert(kind, flag);
+        }
+    }
+    found.find_ids(files, vocabulary);
+    found.find_ends(files, vocabulary, notes);
+    found.keys()
+}
+
+impl Found {
+    /// One kind's token has another's role as well.
+    fn stand_in(&mut self, kind: &'static str, other: &'static str) {
+        if !self.texts.contains_key(kind)
+            && let Some(text) = self.texts.get(other).cloned()
+        {
+            self.texts.insert(kind, text);
+        }
+    }
+
+    fn is(&self, kind: &str, text: &str) -> bool {
+        self.texts.get(kind).is_some_and(|known| known == text)
+    }
+
+    fn read_processor(&mut self, processor: &Json) {
+        match processor.get("type").and_then(Json::as_str) {
+            Some("RobertaProcessing" | "BertProcessing") => {
+                let text = |key: &str| processor.get(key)?.get(0)?.as_str().map(str::to_owned);
+                for (kind, key) in [("bos", "cls"), ("eos", "sep"), ("sep", "sep")] {
+                    self.frames.insert(kind, true);
+                    if let Some(text) = text(key) {
+                        self.texts.entry(kind).or_insert(text);
+                    }
+                }
+            }
+            Some("TemplateProcessing") => self.read_template(processor),
+            _ => {}
+        }
+    }
+
+    /// A template as `[CLS] A [SEP]`, and for pairs `[CLS] A [SEP] B [SEP]`.
+    fn read_template(&mut self, processor: &Json) {
+        let items = |key: &str| {
+            processor
+                .get(key)
+                .and_then(Json::as_array)
+                .map_or(&[][..], Vec::as_slice)
+        };
+        let special = |item: Option<&Json>| item?.pointer("/SpecialToken/id")?.as_str().map(str::to_owned);
+        let single = items("single");
+        let (first, last) = match single {
+            [first, .., last] => (special(Some(first)), special(Some(last))),
+            _ => (None, None),
+        };
+        if let Some(first) = &first {
+            self.texts.entry("bos").or_insert_with(|| first.clone());
+            let is_known = self.is("bos", first) || self.is("cls", first);
+            self.frames.insert("bos", is_known);
+        }
+        if let Some(last) = &last {
+            // What a text ends with is its end; what the configuration calls so ends a turn.
+            if let Some(old) = self.texts.insert("eos", last.clone()).filter(|old| old != last) {
+                self.texts.entry("eot").or_insert(old);
+            }
+            self.frames.insert("eos", true);
+        }
+        let mut pair = items("pair");
+        if first.is_some() && special(pair.first()) == first {
+            pair = &pair[1..];
+        }
+        if last.is_some() && special(pair.last()) == last {
+            pair = &pair[..pair.len() - 1];
+        }
+        let sequence = |item: Option<&Json>| item?.pointer("/Sequence/id")?.as_str().map(str::to_owned);
+        let is_pair = sequence(pair.first()).as_deref() == Some("A") && sequence(pair.last()).as_deref() == Some("B");
+        if is_pair && pair.len() > 2 {
+            let between = &pair[1..pair.len() - 1];
+            let separates =
+                |item: Option<&Json>| special(item).is_some_and(|text| self.is("sep", &text) || self.is("eos", &text));
+            // Where a text has an end of its own, that end separates already, unless another follows it.
+            let adds = separates(between.first()) && last.is_none() || between.len() == 2 && separates(between.get(1));
+            self.frames.insert("sep", adds);
+        }
+    }
+
+    fn read_normalizer(&mut self, normalizer: &Json, depth: u32) {
+        let flag = |key: &str| normalizer.get(key).and_then(Json::as_bool);
+        match normalizer.get("type").and_then(Json::as_str) {
+            Some("Lowercase") => self.lowercase = Some(true),
+            Some("StripAccents") => self.strip_accents = Some(true),
+            Some("BertNormalizer") => {
+                self.lowercase = flag("lowercase").or(self.lowercase);
+                self.strip_accents = flag("strip_accents").or(self.strip_accents);
+            }
+            Some("Sequence") if depth < 4 => {
+                let inner = normalizer.get("normalizers").and_then(Json::as_array);
+                inner
+                    .into_iter()
+                    .flatten()
+                    .for_each(|normalizer| self.read_normalizer(normalizer, depth + 1));
+            }
+            _ => {}
+        }
+    }
+
+    fn find_ids(&mut self, files: &Files, vocabulary: &Vocabulary) {
+        let mut added = files.added_by_json();
+        added.extend(files.added_by_config());
+        let count = vocabulary.tokens.len() as u64;
+        for (kind, _) in KINDS {
+            let by_text = self.texts.get(kind).and_then(|text| {
+                let added = added.iter().find(|token| token.text == *text).map(|token| token.id);
+                added.or_else(|| vocabulary.id(text))
+            });
+            let by_number = || {
+                let key = format!("{kind}_token_id");
+                let of_text = || files.model.get("text_config")?.get(&key)?.as_u64();
+                files.model.get(&key).and_then(Json::as_u64).or_else(of_text)
+            };
+            if let Some(id) = by_text.or_else(by_number).filter(|id| *id < count) {
+                self.ids.insert(kind, id);
+            }
+        }
+    }
+
+    /// Every token that ends an answer, of all files that name some. The engine has room for three; others it knows by
+    /// their texts.
+    fn find_ends(&mut self, files: &Files, vocabulary: &Vocabulary, notes: &mut Vec<String>) {
+        let mut named = Vec::new();
+        let of_text = files.model.get("text_config").and_then(|text| text.get("eos_token_id"));
+        for value in [
+            files.generation.get("eos_token_id"),
+            files.model.get("eos_token_id"),
+            of_text,
+        ] {
+            match value {
+                Some(Json::Array(list)) => named.extend(list.iter().filter_map(Json::as_u64)),
+                Some(one) => named.extend(one.as_u64()),
+                None => {}
+            }
+        }
+        named.retain(|id| *id < vocabulary.tokens.len() as u64);
+        for id in named {
+            if ENDS.iter().any(|kind| self.ids.get(kind) == Some(&id)) {
+                continue;
+            }
+            match ENDS.iter().find(|kind| !self.ids.contains_key(*kind)) {
+                Some(kind) => {
+                    self.ids.insert(kind, id);
+                }
+                None => notes.push(format!(
+                    "the token {id} ends answers too, but the file has no room for more than three such tokens"
+                )),
+            }
+        }
+        if !self.ids.contains_key("eos") {
+            notes.push("no file of the checkpoint names the token that ends a text".to_owned());
+        }
+    }
+
+    fn keys(self) -> Vec<(&'static str, Value)> {
+        let ids = KINDS.iter().filter_map(|(kind, key)| {
+            let id = u32::try_from(*self.ids.get(kind)?).ok()?;
+            Some((*key, Value::U32(id)))
+        });
+        let frames = FRAMES
+            .iter()
+            .filter_map(|(kind, key)| Some((*key, Value::Bool(*self.frames.get(kind)?))));
+        let normalizer = [
+            ("normalizer.lowercase", self.lowercase),
+            ("normalizer.strip_accents", self.strip_accents),
+        ];
+        let normalizer = normalizer
+            .into_iter()
+            .filter_map(|(key, flag)| Some((key, Value::Bool(flag?))));
+        ids.chain(frames).chain(normalizer).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::convert::tokenizer::TokenType;
+
+    fn keys(config: Json, json: Json, model: Json, generation: Json) -> (HashMap<&'static str, Value>, Vec<String>) {
+        let object = |value: Json| value.as_object().cloned().unwrap_or_default();
+        let files = Files {
+            json: Some(json),
+            config: object(config),
+            model: object(model),
+            generation: object(generation),
+            ..Files::default()
+        };
+        let tokens = ["a", "<s>", "</s>", "<end>", "<more>", "<last>"];
+        let vocabulary = Vocabulary {
+            model: "gpt2",
+            pre: "gpt-2".to_owned(),
+            tokens: tokens
+                .map(|text| (text.as_bytes().to_vec(), TokenType::Normal))
+                .to_vec(),
+            scores: None,
+            merges: Vec::new(),
+            add_space_prefix: None,
+            extra: Vec::new(),
+        };
+        let mut notes = Vec::new();
+        let keys = metadata(&files, &vocabulary, &mut notes).into_iter().collect();
+        (keys, notes)
+    }
+
+    #[test]
+    fn all_ends_of_an_answer() {
+        let (keys, notes) = keys(
+            json!({"eos_token": {"content": "<end>"}}),
+            json!({}),
+            json!({"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 99}),
+            json!({"eos_token_id": [3, 4, 5, 99]}),
+        );
+        assert_eq!(keys["eos_token_id"], Value::U32(3));
+        assert_eq!(keys["eot_token_id"], Value::U32(4));
+        assert_eq!(keys["eom_token_id"], Value::U32(5));
+        assert_eq!(keys["bos_token_id"], Value::U32(1));
+        assert!(!keys.contains_key("padding_token_id"), "it is out of range");
+        assert_eq!(notes.len(), 1, "{notes:?}");
+        assert!(notes[0].starts_with("the token 2 ends"));
+    }
+
+    #[test]
+    fn no_end_is_said() {
+        let (keys, notes) = keys(json!({}), json!({}), json!({}), json!({}));
+        assert!(keys.is_empty());
+        assert!(notes[0].contains("ends a text"));
+    }
+
+    #[test]
+    fn frames() {
+        let special = |text: &str| json!({"SpecialToken": {"id": text, "type_id": 0}});
+        let sequence = |text: &str| json!({"Sequence": {"id": text, "type_id": 0}});
+        let template = |single: Vec<Json>, pair: Vec<Json>| {
+            json!({"post_processor": {"type": "Sequence", "processors": [
+                {"type": "ByteLevel"}, {"type": "TemplateProcessing", "single": single, "pair": pair}]}})
+        };
+        let config = json!({"bos_token": "<s>", "eos_token": "</s>"});
+        let (found, _) = keys(
+            config.clone(),
+            template(
+                vec![special("<s>"), sequence("A")],
+                vec![special("<s>"), sequence("A"), special("<s>"), sequence("B")],
+            ),
+            json!({}),
+            json!({}),
+        );
+        assert_eq!(found["add_bos_token"], Value::Bool(true));
+        assert_eq!(found["add_sep_token"], Value::Bool(false));
+        assert!(!found.contains_key("add_eos_token"));
+
+        let (found, _) = keys(
+            config.clone(),
+            template(
+                vec![special("<s>"), sequence("A"), special("<end>")],
+                vec![
+                    special("<s>"),
+                    sequence("A"),
+                    special("<end>"),
+                    special("<end>"),
+                    sequence("B"),
+                    special("<end>"),
+                ],
+            ),
+            json!({}),
+            json!({}),
+        );
+        assert_eq!(found["add_eos_token"], Value::Bool(true));
+        assert_eq!(found["eos_token_id"], Value::U32(3));
+        assert_eq!(found["eot_token_id"], Value::U32(2));
+        assert_eq!(found["add_sep_token"], Value::Bool(true));
+
+        let (found, _) = keys(
+            json!({"add_bos_token": false}),
+            json!({"post_processor": {"type": "RobertaProcessing", "cls": ["<s>", 1], "sep": ["</s>", 2]},
+                   "normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, {"type": "StripAccents"}]}}),
+            json!({}),
+            json!({}),
+        );
+        assert_eq!(
+            found["add_bos_token"],
+            Value::Bool(false),
+            "the configuration has the last word"
+        );
+        assert_eq!(found["seperator_token_id"], Value::U32(2));
+        assert_eq!(found["bos_token_id"], Value::U32(1));
+        assert_eq!(found["normalizer.lowercase"], Value::Bool(true));
+        assert_eq!(found["normalizer.strip_accents"], Value::Bool(true));
+    }
+}

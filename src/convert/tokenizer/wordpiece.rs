@@ -1,0 +1,47 @@
+//! WordPiece: the tokenizers of BERT and its children.
+
+use serde_json::Value as Json;
+
+use super::{Files, TokenType, Vocabulary, looks_special, pre, sentencepiece::SPACE, texts_by_id, vocabulary_pairs};
+use crate::convert::ConvertError;
+
+/// What llama.cpp calls the tokenizer of BERT; it changes nothing in how texts are cut.
+const DEFAULT_PRE: &str = "jina-v2-en";
+
+/// The vocabulary of a `tokenizer.json` whose model is WordPiece.
+pub(super) fn vocabulary(files: &Files, json: &Json) -> Result<Vocabulary, ConvertError> {
+    let prefix = json.pointer("/model/continuing_subword_prefix").and_then(Json::as_str);
+    let prefix = prefix.unwrap_or("##");
+    let pre = pre::by_hash(&pre::reference(&files.bytes)?)?.unwrap_or(DEFAULT_PRE);
+    let added = files.added_by_json();
+    let pairs = vocabulary_pairs(json)?.chain(added.iter().map(|token| (token.text.as_str(), token.id)));
+    let texts = texts_by_id(pairs)?;
+    let mut tokens: Vec<(Vec<u8>, TokenType)> = texts
+        .iter()
+        .enumerate()
+        .map(|(id, text)| match text {
+            // The engine marks where a word begins; WordPiece where it goes on.
+            Some(text) => match text.strip_prefix(prefix) {
+                Some(rest) => (rest.as_bytes().to_vec(), TokenType::Normal),
+                None => (format!("{SPACE}{text}").into_bytes(), TokenType::Normal),
+            },
+            None => (format!("{SPACE}[PAD{id}]").into_bytes(), TokenType::Unused),
+        })
+        .collect();
+    for token in added {
+        tokens[token.id as usize] = if token.special || looks_special(&token.text) {
+            (token.text.into_bytes(), TokenType::Control)
+        } else {
+            (format!("{SPACE}{}", token.text).into_bytes(), TokenType::UserDefined)
+        };
+    }
+    Ok(Vocabulary {
+        model: "bert",
+        pre: pre.to_owned(),
+        tokens,
+        scores: None,
+        merges: Vec::new(),
+        add_space_prefix: None,
+        extra: Vec::new(),
+    })
+}

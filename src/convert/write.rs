@@ -1,0 +1,264 @@
+//! The consumer that makes a file: all cores, positioned writes, and either the whole file or none.
+
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    thread,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use super::{ConvertError, Recipe, VirtualGguf, recipe::Scratch};
+use crate::stdx::{fs::free_bytes, new_file::NewFile};
+
+/// More threads than this only wait for the disk.
+const MAX_THREADS: usize = 8;
+
+/// Is called from several threads with the bytes written so far and those of the whole file.
+pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
+
+/// Some rows of a tensor.
+struct Step {
+    tensor: usize,
+    rows: Range<u64>,
+}
+
+/// Steps in the order of the file, given out to whoever asks.
+struct Steps<'a> {
+    recipes: &'a [Recipe],
+    next: Mutex<(usize, u64)>,
+}
+
+impl Steps<'_> {
+    fn take(&self) -> Option<Step> {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let (tensor, start) = *next;
+        let recipe = self.recipes.get(tensor)?;
+        let end = (start + recipe.rows_per_step()).min(recipe.row_count());
+        *next = if end == recipe.row_count() {
+            (tensor + 1, 0)
+        } else {
+            (tensor, end)
+        };
+        Some(Step {
+            tensor,
+            rows: start..end,
+        })
+    }
+}
+
+/// Writes the file and gives it its name.
+pub(super) fn write(
+    model: &VirtualGguf,
+    path: &Path,
+    progress: Progress<'_>,
+    cancel: &CancellationToken,
+) -> Result<(), ConvertError> {
+    check_space(path, model.file_len())?;
+    let new = NewFile::create(path).map_err(ConvertError::io(path, "written"))?;
+    write_into(model, &new, progress, cancel)?;
+    if cancel.is_cancelled() {
+        return Err(ConvertError::Cancelled);
+    }
+    new.finish().map_err(ConvertError::io(path, "written"))
+}
+
+/// Refuses what would fill the disk.
+pub(super) fn check_space(path: &Path, needed: u64) -> Result<(), ConvertError> {
+    let free = free_bytes(path).map_err(ConvertError::io(path, "written"))?;
+    if free < needed {
+        return Err(ConvertError::Space {
+            path: path.to_owned(),
+            needed,
+            free,
+        });
+    }
+    Ok(())
+}
+
+/// Writes all but the tensors' data.
+pub(super) fn write_header(model: &VirtualGguf, new: &NewFile) -> Result<(), ConvertError> {
+    let (file, failed) = (new.file(), || ConvertError::io(new.destination(), "written"));
+    // The padding between tensors is never written: a file that grows is zero.
+    file.set_len(model.file_len()).map_err(failed())?;
+    file.write_all_at(model.header(), 0).map_err(failed())
+}
+
+/// Writes the content of a file that has no name yet.
+pub(super) fn write_into(
+    model: &VirtualGguf,
+    new: &NewFile,
+    progress: Progress<'_>,
+    cancel: &CancellationToken,
+) -> Result<(), ConvertError> {
+    write_header(model, new)?;
+    fill(model, new.file(), new.destination(), progress, cancel)
+}
+
+fn fill(
+    model: &VirtualGguf,
+    file: &File,
+    path: &Path,
+    progress: Progress<'_>,
+    cancel: &CancellationToken,
+) -> Result<(), ConvertError> {
+    let steps = Steps {
+        recipes: model.recipes(),
+        next: Mutex::default(),
+    };
+    let written = AtomicU64::new(model.header().len() as u64);
+    let failed = AtomicBool::new(false);
+    let running = AtomicUsize::new(0);
+    let work = || -> Result<(), ConvertError> {
+        running.fetch_add(1, Ordering::Relaxed);
+        let (mut scratch, mut bytes) = (Scratch::default(), Vec::new());
+        while let Some(step) = steps.take() {
+            if cancel.is_cancelled() {
+                return Err(ConvertError::Cancelled);
+            }
+            if failed.load(Ordering::Relaxed) {
+                break;
+            }
+            let recipe = &model.recipes()[step.tensor];
+            recipe.produce(step.rows.clone(), &mut scratch, &mut bytes)?;
+            let offset = model.data_offset(step.tensor) + step.rows.start * recipe.row_bytes();
+            file.write_all_at(&bytes, offset)
+                .map_err(ConvertError::io(path, "written"))?;
+            let done = written.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
+            progress(done, model.file_len());
+        }
+        Ok(())
+    };
+    let work = || work().inspect_err(|_| failed.store(true, Ordering::Relaxed));
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads)
+            .map(|number| {
+                thread::Builder::new()
+                    .name(format!("convert-{number}"))
+                    .spawn_scoped(scope, work)
+            })
+            .collect();
+        let mut result = work();
+        for other in others {
+            // A thread that could not be started is only missed.
+            let Ok(other) = other else { continue };
+            let other = other.join().unwrap_or_else(|_| {
+                Err(ConvertError::Io {
+                    path: path.to_owned(),
+                    what: "written",
+                    error: io::Error::other("a thread of the conversion panicked"),
+                })
+            });
+            result = result.and(other);
+        }
+        result
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        convert::{
+            VirtualGguf,
+            recipe::Rows,
+            safetensors::{open, tests::file},
+        },
+        gguf::{GgmlType, Header, TensorSpec, Value},
+    };
+
+    fn folder_with(dtype: &str, element: &[u8]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let data = element.repeat(3 * 64);
+        let header = format!(
+            r#"{{"t":{{"dtype":"{dtype}","shape":[3,64],"data_offsets":[0,{}]}}}}"#,
+            data.len()
+        );
+        fs::write(folder.path().join("model.safetensors"), file(&header, &data)).unwrap();
+        folder
+    }
+
+    fn model(folder: &Path, kind: GgmlType) -> VirtualGguf {
+        let source = open(folder).unwrap().remove("t").unwrap();
+        let spec = |name| TensorSpec::new(name, kind, [64, 3]);
+        let metadata = vec![("general.architecture".to_owned(), Value::String("test".to_owned()))];
+        let recipes = vec![
+            Recipe::rows(spec("a.weight"), vec![Rows::all(&source)]),
+            Recipe::values("b.weight", vec![1.0; 3]),
+            Recipe::rows(spec("c.weight"), vec![Rows::all(&source)]),
+        ];
+        VirtualGguf::new(metadata, recipes).unwrap()
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_file_is_what_was_planned() {
+        let folder = folder_with("F32", &1.5f32.to_le_bytes());
+        let out = folder.path().join("out.gguf");
+        fs::write(&out, "an older file").unwrap();
+        for kind in [GgmlType::F32, GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0] {
+            let model = model(folder.path(), kind);
+            let last = AtomicU64::new(0);
+            let progress = |done: u64, total: u64| {
+                assert!(done <= total);
+                last.fetch_max(done, Ordering::Relaxed);
+            };
+            model.write(&out, &progress, &CancellationToken::new()).unwrap();
+            let bytes = fs::read(&out).unwrap();
+            assert_eq!(bytes.len() as u64, model.file_len());
+            assert!(last.load(Ordering::Relaxed) > model.file_len() - 64);
+            let header = Header::open(&out).unwrap();
+            assert_eq!(header.tensors.len(), 3);
+            let at = (header.data_start + header.tensors[1].offset) as usize;
+            assert_eq!(bytes[at..at + 12], [0, 0, 0x80, 0x3f].repeat(3));
+            assert!(bytes[at + 12..at + 32].iter().all(|byte| *byte == 0));
+            let first = header.data_start as usize;
+            let last = (header.data_start + header.tensors[2].offset) as usize;
+            let length = header.tensors[0].byte_len().unwrap() as usize;
+            assert_eq!(bytes[first..first + length], bytes[last..last + length]);
+        }
+        assert_eq!(names(folder.path()), ["model.safetensors", "out.gguf"]);
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_failed_or_was_cancelled() {
+        let folder = folder_with("F32", &1e9f32.to_le_bytes());
+        let out = folder.path().join("out.gguf");
+        let quiet = |_, _| {};
+        let error = model(folder.path(), GgmlType::F16).write(&out, &quiet, &CancellationToken::new());
+        assert!(matches!(error, Err(ConvertError::Number { .. })));
+        let cancel = CancellationToken::new();
+        let during = |_, _| cancel.cancel();
+        let error = model(folder.path(), GgmlType::F32).write(&out, &during, &cancel);
+        assert!(matches!(error, Err(ConvertError::Cancelled)));
+        let model = model(folder.path(), GgmlType::F32);
+        assert!(
+            model
+                .write(&folder.path().join("none/out.gguf"), &quiet, &CancellationToken::new())
+                .is_err()
+        );
+        assert!(model.write(Path::new("/"), &quiet, &CancellationToken::new()).is_err());
+        // The checkpoint shrinks under the conversion.
+        fs::write(folder.path().join("model.safetensors"), "x").unwrap();
+        assert!(model.write(&out, &quiet, &CancellationToken::new()).is_err());
+        assert_eq!(names(folder.path()), ["model.safetensors"]);
+    }
+}

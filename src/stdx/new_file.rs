@@ -1,0 +1,151 @@
+//! A file that is all there or not there.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::fs::{folder_of, temporary_name};
+
+/// A file that gets its name when it is whole. Until then it has none at all, so that not even a kill leaves anything of it
+/// behind; where the file system cannot do that, it has a hidden one.
+#[derive(Debug)]
+pub struct NewFile {
+    file: File,
+    destination: PathBuf,
+    /// Removed when dropped.
+    name: Option<PathBuf>,
+}
+
+impl NewFile {
+    /// Begins a file that will be called `destination`.
+    ///
+    /// # Errors
+    /// If its folder does not exist or cannot be written to.
+    pub fn create(destination: &Path) -> io::Result<Self> {
+        if destination.file_name().is_none() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::fs::{CWD, Mode, OFlags, openat};
+            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+            if let Ok(file) = openat(CWD, folder_of(destination), flags, Mode::from_raw_mode(0o666)) {
+                return Ok(Self {
+                    file: file.into(),
+                    destination: destination.to_owned(),
+                    name: None,
+                });
+            }
+        }
+        Self::create_named(destination)
+    }
+
+    fn create_named(destination: &Path) -> io::Result<Self> {
+        let name = temporary_name(destination)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&name)?;
+        Ok(Self {
+            file,
+            destination: destination.to_owned(),
+            name: Some(name),
+        })
+    }
+
+    /// The open file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// What it will be called.
+    #[must_use]
+    pub fn destination(&self) -> &Path {
+        &self.destination
+    }
+
+    /// By which another process of the same user can open it now.
+    #[must_use]
+    pub fn current_path(&self) -> PathBuf {
+        use std::os::fd::AsRawFd;
+        match &self.name {
+            Some(name) => name.clone(),
+            None => format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into(),
+        }
+    }
+
+    /// Makes the content durable and gives the file its name, in place of any other file of that name.
+    ///
+    /// # Errors
+    /// If the file system refuses. The other file is then untouched.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        if self.name.is_none() {
+            // A link cannot replace a file, a rename can.
+            let name = temporary_name(&self.destination)?;
+            self.link(&name)?;
+            self.name = Some(name);
+        }
+        if let Some(name) = &self.name {
+            fs::rename(name, &self.destination)?;
+            self.name = None;
+        }
+        // The name is durable only when the folder is.
+        File::open(folder_of(&self.destination))?.sync_all()
+    }
+
+    #[cfg(target_os = "linux")]
+    fn link(&self, name: &Path) -> io::Result<()> {
+        use std::os::fd::AsRawFd;
+
+        use rustix::fs::{AtFlags, CWD, linkat};
+        let open = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        Ok(linkat(CWD, open, CWD, name, AtFlags::SYMLINK_FOLLOW)?)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn link(&self, _: &Path) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if let Some(name) = &self.name {
+            // Best effort: the first error is the one to report.
+            let _ = fs::remove_file(name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn count(folder: &Path) -> usize {
+        fs::read_dir(folder).unwrap().count()
+    }
+
+    #[test]
+    fn whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for create in [NewFile::create, NewFile::create_named] {
+            fs::write(&path, "old").unwrap();
+            let new = create(&path).unwrap();
+            new.file().write_all(b"half").unwrap();
+            assert_eq!(fs::read(new.current_path()).unwrap(), b"half");
+            drop(new);
+            assert_eq!(fs::read(&path).unwrap(), b"old");
+            let new = create(&path).unwrap();
+            new.file().write_all(b"whole").unwrap();
+            new.finish().unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"whole");
+            assert_eq!(count(folder.path()), 1);
+        }
+        assert!(NewFile::create(&folder.path().join("none/file")).is_err());
+        assert!(NewFile::create(Path::new("/")).is_err());
+    }
+}
