@@ -59,6 +59,7 @@ fmt:
 	cargo fmt --check
 clippy: deps
 	cargo clippy --release --locked --all-targets -- -D warnings
+	cargo check --quiet --locked --manifest-path compat-tests/fuzz/Cargo.toml
 doc: deps
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --no-deps --document-private-items
 unit: deps

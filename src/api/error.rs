@@ -34,6 +34,11 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
+    /// Ollama's sentence for a request that names nobody.
+    pub(crate) fn model_required() -> Self {
+        Self::bad_request("model is required")
+    }
+
     /// Ollama's sentence for a model that is not there; clients look for `not found` in it.
     pub(crate) fn model_not_found(requested: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, format!("model '{requested}' not found"))

@@ -11,7 +11,7 @@ pub(crate) fn answer(endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> O
     let native = |checked: Result<(), ApiError>, otherwise: ApiError| {
         Some(reply::native_error(&checked.err().unwrap_or(otherwise)))
     };
-    let required = || ApiError::bad_request("model is required");
+    let required = ApiError::model_required;
     match endpoint {
         Endpoint::Chat => native(ollama::check_chat(body), required()),
         Endpoint::Generate => native(ollama::check_generate(body), ApiError::model_not_found("")),

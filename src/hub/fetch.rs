@@ -1,6 +1,9 @@
 //! The bytes of one file over HTTP: in ranges, several at once, each tried again and from another link where one fails.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use reqwest::{Response, StatusCode, header::CONTENT_RANGE};
@@ -21,6 +24,8 @@ const MIN_PIECE_BYTES: u64 = 1 << 20;
 const MAX_PIECE_BYTES: u64 = 32 << 20;
 /// Bytes that are gathered before they are written; times the connections, this is the memory of a download.
 const WRITE_BYTES: usize = 1 << 20;
+/// The longest that bytes wait for more: what is not written is lost when the download is given up.
+const WRITE_INTERVAL: Duration = Duration::from_millis(250);
 /// Bytes after which a try counts as one that got somewhere.
 const PROGRESS_BYTES: u64 = 64 << 10;
 /// Everything that the ranges of one file share.
@@ -210,6 +215,7 @@ impl<'a> Fetch<'a> {
     async fn copy(&self, mut response: Response, at: &mut u64, end: u64) -> Result<(), HubError> {
         let mut buffer = Vec::with_capacity(WRITE_BYTES);
         let mut pace = self.client.pace();
+        let mut written = Instant::now();
         loop {
             let mut received = self.client.content(&mut response).await;
             let length = received
@@ -227,10 +233,12 @@ impl<'a> Fetch<'a> {
                 return Err(self.client.protocol(response.url(), "it sent more than was asked for"));
             }
             // What arrived before an error is kept.
-            if buffer.len() >= WRITE_BYTES || (is_over && !buffer.is_empty()) {
+            let is_due = buffer.len() >= WRITE_BYTES || is_over || written.elapsed() >= WRITE_INTERVAL;
+            if is_due && !buffer.is_empty() {
                 let length = buffer.len() as u64;
                 buffer = self.write(*at, buffer).await?;
                 *at += length;
+                written = Instant::now();
             }
             match received {
                 Ok(Some(_)) => {}

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use super::{cache, disk::write_lightly, error::HubError};
 
 /// Time between two writes of the side file; a kill loses at most what arrived in between.
-const SAVE_INTERVAL: Duration = Duration::from_secs(1);
+const SAVE_INTERVAL: Duration = Duration::from_millis(500);
 /// The longest sleep of who waits for more bytes; it is woken when some arrive.
 const NAP: Duration = Duration::from_millis(200);
 /// Bytes of the side file; a range takes about 25.

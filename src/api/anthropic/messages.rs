@@ -39,11 +39,7 @@ pub(crate) fn nameless_count(body: &[u8]) -> Response<Body> {
 
 fn refuse(decoded: Result<MessagesRequest, ApiError>) -> Response<Body> {
     // A name of blanks is no name either.
-    error(
-        &decoded
-            .err()
-            .unwrap_or_else(|| ApiError::bad_request("model is required")),
-    )
+    error(&decoded.err().unwrap_or_else(ApiError::model_required))
 }
 
 /// Answers for a model of ours.

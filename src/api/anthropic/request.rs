@@ -221,7 +221,7 @@ impl<'a> Fields<'a> {
 
     fn require_model(&self) -> Result<(), ApiError> {
         if self.model.is_empty() {
-            return Err(ApiError::bad_request("model is required"));
+            return Err(ApiError::model_required());
         }
         Ok(())
     }

@@ -30,7 +30,7 @@ use crate::{
 pub(crate) fn nameless_chat(body: &[u8]) -> Response<Body> {
     match decode(body) {
         Err(error) => shim_error(&error),
-        Ok(_) => handler_error(&ApiError::bad_request("model is required")),
+        Ok(_) => handler_error(&ApiError::model_required()),
     }
 }
 

@@ -45,7 +45,7 @@ struct Transcription<'a> {
 /// The reply to a form that names no model, while no upstream is there to word it.
 pub(crate) fn nameless_transcriptions(headers: &HeaderMap, body: &[u8]) -> Response<Body> {
     let error = Form::read(headers, body).err();
-    shim_error(&error.unwrap_or_else(|| bad("model is required")))
+    shim_error(&error.unwrap_or_else(ApiError::model_required))
 }
 
 /// Answers for a model of ours.
@@ -102,7 +102,7 @@ impl Form {
             }
         }
         if form.model.is_empty() {
-            return Err(bad("model is required"));
+            return Err(ApiError::model_required());
         }
         let audio = file.ok_or_else(|| bad("file is required: http: no such file"))?;
         if audio.is_empty() {

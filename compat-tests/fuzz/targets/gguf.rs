@@ -2,9 +2,9 @@
 #![no_main]
 #![allow(dead_code, unused_imports)]
 
-#[path = "../../src/gguf/mod.rs"]
+#[path = "../../../src/gguf/mod.rs"]
 mod gguf;
-#[path = "../../src/inference/mod.rs"]
+#[path = "../../../src/inference/mod.rs"]
 mod inference;
 
 use libfuzzer_sys::fuzz_target;

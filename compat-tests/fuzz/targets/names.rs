@@ -2,9 +2,9 @@
 #![no_main]
 #![allow(dead_code)]
 
-#[path = "../../src/hub/name.rs"]
+#[path = "../../../src/hub/name.rs"]
 mod name;
-#[path = "../../src/hub/resolve.rs"]
+#[path = "../../../src/hub/resolve.rs"]
 mod resolve;
 
 use libfuzzer_sys::fuzz_target;
