@@ -232,3 +232,38 @@ fn a_conversion_whose_checkpoint_is_gone_is_ignored() {
     assert_eq!(listed(&daemon), Vec::<String>::new());
     assert_eq!(generate(&daemon, "hf:Example-Org/Tiny").0, 404);
 }
+
+/// As `hf download` leaves it; its files stay when the model is deleted.
+#[test]
+fn a_checkpoint_that_is_in_the_cache_needs_no_hub() {
+    let home = tempfile::tempdir().expect("a home");
+    let repository = home.path().join("models--Example-Org--Tiny");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    let (snapshot, blobs) = (repository.join("snapshots").join(commit), repository.join("blobs"));
+    fs::create_dir_all(&snapshot).expect("folders");
+    fs::create_dir_all(&blobs).expect("folders");
+    let tiny = checkpoint("qwen3", "qwen");
+    for name in names(tiny.path()) {
+        let hash = sha256_of(&tiny.path().join(&name));
+        fs::copy(tiny.path().join(&name), blobs.join(&hash)).expect("copied");
+        std::os::unix::fs::symlink(format!("../../blobs/{hash}"), snapshot.join(&name)).expect("linked");
+    }
+    let daemon = Setup::default()
+        .cache(home.path().to_owned())
+        .config("[engine]\nthreads = 1\n[hub]\noffline = true\n")
+        .start();
+    assert_eq!(listed(&daemon), Vec::<String>::new());
+    let steps = ["pulling manifest", "converting model", "success"];
+    assert_eq!(pull(&daemon, "hf:Example-Org/Tiny:F16"), steps);
+    assert_eq!(listed(&daemon), ["hf:Example-Org/Tiny:F16"]);
+    let (status, reply) = generate(&daemon, "hf:Example-Org/Tiny:F16");
+    assert_eq!(status, 200, "{reply}");
+    let body = json!({"model": "hf:Example-Org/Tiny:F16"}).to_string();
+    assert_eq!(daemon.request("DELETE", "/api/delete", &body).0.status(), 200);
+    assert_eq!(listed(&daemon), Vec::<String>::new());
+    assert_eq!(
+        names(&snapshot),
+        names(tiny.path()),
+        "what others have downloaded stays"
+    );
+}

@@ -21,7 +21,7 @@ use super::{
     error::HubError,
     ledger::Ledger,
     name::{HfName, Selector},
-    remove,
+    remove, resolve,
 };
 use crate::convert::{ConvertError, TargetType, VERSION};
 
@@ -48,7 +48,7 @@ pub struct Order {
 #[derive(Debug)]
 pub(crate) struct Conversions {
     root: PathBuf,
-    pub(crate) converter: Option<Arc<dyn Converter>>,
+    converter: Option<Arc<dyn Converter>>,
     /// A conversion takes all cores, so that there is one at a time; whoever waited finds the file made.
     running: tokio::sync::Mutex<()>,
 }
@@ -74,6 +74,12 @@ impl Conversions {
         RepoFolder::new(&self.root, &of.org, &of.repo).path.join(commit)
     }
 
+    /// Who converts; worth asking before anything is downloaded.
+    pub(crate) fn check_converter(&self) -> Result<&Arc<dyn Converter>, HubError> {
+        let missing = || HubError::Converter("nothing here converts checkpoints".to_owned());
+        self.converter.as_ref().ok_or_else(missing)
+    }
+
     /// The name of the type of a file that is there already.
     pub(crate) async fn find(&self, wanted: &Wanted) -> Result<Option<String>, HubError> {
         let (folder, kind) = (self.folder(&wanted.folder, &wanted.commit), wanted.kind);
@@ -83,9 +89,7 @@ impl Conversions {
     /// Makes the file unless it is there; returns the name of its type.
     pub(crate) async fn make(&self, wanted: Wanted) -> Result<String, HubError> {
         let repo = format!("{}/{}", wanted.folder.org, wanted.folder.repo);
-        let Some(converter) = &self.converter else {
-            return Err(HubError::Converter("nothing here converts checkpoints".to_owned()));
-        };
+        let converter = self.check_converter()?;
         let _running = self.running.lock().await;
         if let Some(label) = self.find(&wanted).await? {
             return Ok(label);
@@ -269,6 +273,22 @@ impl Conversions {
         remove::remove_empty_folders(&folder, "converted");
         is_removed
     }
+}
+
+/// The checkpoint in a cache that a name stands for.
+pub(crate) fn cached(roots: &[PathBuf], name: &HfName) -> Option<Wanted> {
+    let is_wanted = |path: &str| checkpoint::is_part(path) || path.to_ascii_lowercase().ends_with(".gguf");
+    let found = snapshots(roots, &name.org, &name.repo, name.revision.as_deref());
+    found.into_iter().find_map(|(folder, snapshot)| {
+        let listing = snapshot.files_where(&mut Vec::new(), is_wanted);
+        let unfound = resolve::resolve(&listing, name.selector.as_ref()).err()?;
+        let found = checkpoint::resolve(&listing, name.selector.as_ref(), unfound).ok()?;
+        Some(Wanted {
+            folder,
+            commit: snapshot.commit,
+            kind: found.kind,
+        })
+    })
 }
 
 /// The type of a file that is there: the one asked for, or the one that turned out to be the stored one.

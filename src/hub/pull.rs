@@ -21,7 +21,7 @@ use super::{
     cache::{self, RepoFolder},
     checkpoint::{self, Checkpoint},
     client::{About, Client, RepoInfo},
-    converted::Wanted,
+    converted::{self, Wanted},
     disk,
     download::{Flight, State, Target, blocking, is_present},
     error::HubError,
@@ -114,7 +114,7 @@ async fn run(hub: &Hub, config: Arc<HubConfig>, name: &HfName, events: &Events) 
     if config.offline {
         return match cached {
             Some(model) => from_cache(hub, &model, events).await,
-            None => Err(HubError::Offline(name.to_string())),
+            None => from_cached_checkpoint(hub, &config, name, events).await,
         };
     }
     let Some(model) = cached else {
@@ -219,11 +219,8 @@ async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, 
         }
         Err(error) => error,
     };
-    let checkpoint = match &hub.0.conversions.converter {
-        Some(_) => checkpoint::resolve(&listing, selector, unfound),
-        None => Err(unfound),
-    };
-    let Checkpoint { kind, files } = checkpoint.map_err(|error| HubError::Resolve { repo, error })?;
+    let Checkpoint { kind, files } =
+        checkpoint::resolve(&listing, selector, unfound).map_err(|error| HubError::Resolve { repo, error })?;
     let what = What::Checkpoint(kind);
     Ok(Plan { info, what, files })
 }
@@ -257,6 +254,7 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
         });
     }
     if let What::Checkpoint(_) = what {
+        hub.0.conversions.check_converter()?;
         check_config(&client, &repo, &targets).await?;
     }
     check_space(&repo, &targets).await?;
@@ -417,6 +415,18 @@ async fn from_cache(hub: &Hub, model: &LocalModel, events: &Events) -> Result<()
     events.status("verifying sha256 digest").await?;
     events.status("writing manifest").await?;
     let (hub, key) = (hub.clone(), super::key(&model.org, &model.repo, &model.label));
+    blocking(move || hub.0.ledger.set_unlisted(&key, false)).await?;
+    events.status("success").await
+}
+
+/// Makes a model of a checkpoint that somebody has downloaded.
+async fn from_cached_checkpoint(hub: &Hub, config: &HubConfig, name: &HfName, events: &Events) -> Result<(), HubError> {
+    let (roots, wanted) = (super::roots(config), name.clone());
+    let found = blocking(move || Ok(converted::cached(&roots, &wanted))).await?;
+    let wanted = found.ok_or_else(|| HubError::Offline(name.to_string()))?;
+    let (org, repo) = (wanted.folder.org.clone(), wanted.folder.repo.clone());
+    let label = make(hub, wanted, events).await?;
+    let (hub, key) = (hub.clone(), super::key(&org, &repo, &label));
     blocking(move || hub.0.ledger.set_unlisted(&key, false)).await?;
     events.status("success").await
 }
