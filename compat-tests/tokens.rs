@@ -1,8 +1,12 @@
 //! Tokens and prompts of a real model, as people debug with them.
 
+use hubllama::gguf;
 use serde_json::{Value, json};
 
-use crate::harness::hubllama::{Hubllama, MODEL, Setup};
+use crate::harness::{
+    hubllama::{Hubllama, MODEL, Setup},
+    tools_model,
+};
 
 fn post(daemon: &Hubllama, path: &str, body: &Value) -> Value {
     let (head, reply) = daemon.post(path, body);
@@ -116,4 +120,41 @@ fn both_routes_give_the_same_vector_and_a_shorter_one_has_length_one() {
     let short = numbers(&post(&daemon, "/api/embed", &request)["embeddings"][0]);
     assert_eq!(short.len(), 8);
     assert!((product(&short, &short) - 1.0).abs() < 1e-3);
+}
+
+#[test]
+fn a_gap_is_filled_between_the_tokens_that_the_file_names() {
+    const PREFIX: u32 = 3;
+    const SUFFIX: u32 = 4;
+    const MIDDLE: u32 = 5;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("fill-Q4_1.gguf");
+    let keys = [("pre", PREFIX), ("suf", SUFFIX), ("mid", MIDDLE)]
+        .map(|(name, id)| (format!("tokenizer.ggml.fim_{name}_token_id"), id));
+    let keys: Vec<_> = keys
+        .iter()
+        .map(|(key, id)| (key.as_str(), gguf::Value::U32(*id)))
+        .collect();
+    tools_model::write_with(&keys, &file);
+    let daemon = Setup::default()
+        .file("Example-Org/Fill-GGUF", "fill-Q4_1.gguf", file)
+        .config("[engine]\nthreads = 1\n")
+        .start();
+    let model = "hf:Example-Org/Fill-GGUF:Q4_1";
+    let shown = post(&daemon, "/api/show", &json!({"model": model}));
+    assert_eq!(shown["capabilities"], json!(["insert", "completion"]));
+    let request = json!({
+        "model": model, "prompt": "def add(a, b):", "suffix": "return c", "stream": false, "options": {"num_predict": 4},
+    });
+    let answer = post(&daemon, "/api/generate", &request);
+    let context: Vec<u32> = serde_json::from_value(answer["context"].clone()).expect("token ids");
+    let at = |token: u32| context.iter().position(|&id| id == token);
+    assert_eq!(at(PREFIX), Some(0), "{context:?}");
+    assert!(at(SUFFIX) < at(MIDDLE), "{context:?}");
+    let prompt = answer["prompt_eval_count"].as_u64().expect("a count");
+    assert_eq!(
+        at(MIDDLE),
+        usize::try_from(prompt).ok().map(|count| count - 1),
+        "{context:?}"
+    );
 }

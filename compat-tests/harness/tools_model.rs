@@ -64,7 +64,7 @@ pub(crate) fn gguf() -> PathBuf {
             super::hubllama::gguf().with_file_name(format!("tools-{:02x}{:02x}{:02x}.gguf", hash[0], hash[1], hash[2]));
         if !path.exists() {
             let whole = path.with_extension("new");
-            write(&super::hubllama::gguf(), &whole);
+            write_with(&[("tokenizer.chat_template", Value::String(TEMPLATE.into()))], &whole);
             fs::rename(whole, &path).expect("renamed");
         }
         path
@@ -72,15 +72,16 @@ pub(crate) fn gguf() -> PathBuf {
     written.clone()
 }
 
-fn write(original: &Path, path: &Path) {
-    let header = Header::open(original).expect("a model");
-    let metadata = header.metadata.iter().map(|(key, value)| {
-        let value = match key {
-            "tokenizer.chat_template" => Value::String(TEMPLATE.into()),
-            _ => value.clone(),
-        };
-        (key.to_owned(), value)
+/// Writes the real model with these keys in the place of its own.
+pub(crate) fn write_with(keys: &[(&str, Value)], path: &Path) {
+    let original = super::hubllama::gguf();
+    let header = Header::open(&original).expect("a model");
+    let replaced = header.metadata.iter().map(|(key, value)| {
+        let new = keys.iter().find(|(replaced, _)| *replaced == key);
+        (key.to_owned(), new.map_or(value, |(_, value)| value).clone())
     });
+    let added = keys.iter().filter(|(key, _)| header.get(key).is_none());
+    let metadata = replaced.chain(added.map(|(key, value)| ((*key).to_owned(), value.clone())));
     let tensors = header
         .tensors
         .iter()
