@@ -162,6 +162,10 @@ pub(super) fn same_model(canonical: &str, configured: &str) -> bool {
     let (Ok(canonical), Ok(configured)) = (HfName::parse(canonical), HfName::parse(configured)) else {
         return false;
     };
+    same_base(&canonical, &configured) && canonical.has_adapters_of(&configured)
+}
+
+fn same_base(canonical: &HfName, configured: &HfName) -> bool {
     canonical.repo_id().eq_ignore_ascii_case(&configured.repo_id())
         && match (&canonical.selector, &configured.selector) {
             (Some(a), Some(b)) => a.as_str().eq_ignore_ascii_case(b.as_str()),
@@ -169,14 +173,16 @@ pub(super) fn same_model(canonical: &str, configured: &str) -> bool {
         }
 }
 
-/// The settings of a model; an entry with a selector goes before one for the whole repository.
+/// The settings of a model; an entry with a selector goes before one for the whole repository. What is said of a base holds
+/// with adapters, too, unless something is said of both.
 fn model_config<'a>(config: &'a Config, canonical: &str) -> Option<&'a ModelConfig> {
-    let has_selector = |name: &str| HfName::parse(name).is_ok_and(|name| name.selector.is_some());
-    config
-        .models
-        .iter()
-        .filter(|(name, _)| same_model(canonical, name))
-        .max_by_key(|(name, _)| has_selector(name))
+    let canonical = HfName::parse(canonical).ok()?;
+    let entries = config.models.iter();
+    let entries = entries.filter_map(|(name, model)| Some((HfName::parse(name).ok()?, model)));
+    entries
+        .filter(|(name, _)| same_base(&canonical, name))
+        .filter(|(name, _)| name.adapters.is_empty() || canonical.has_adapters_of(name))
+        .max_by_key(|(name, _)| (!name.adapters.is_empty(), name.selector.is_some()))
         .map(|(_, model)| model)
 }
 
