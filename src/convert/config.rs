@@ -89,6 +89,11 @@ impl Config {
         keys.iter().find_map(present)
     }
 
+    /// Whether the file says that there is no such thing, so that the class's default does not stand in.
+    pub(super) fn is_null(&self, key: &str) -> bool {
+        self.values.get(key).is_some_and(Value::is_null)
+    }
+
     /// Notes that the class's default stands in for what the file does not say.
     fn note(&self, keys: &[&str], default: impl std::fmt::Display) {
         let key = keys.first().copied().unwrap_or_default();
@@ -159,8 +164,22 @@ impl Config {
         self.find(&[key]).and_then(Value::as_bool)
     }
 
+    pub(super) fn flag_or(&self, key: &str, default: bool) -> bool {
+        self.flag(key).unwrap_or_else(|| {
+            self.note(&[key], default);
+            default
+        })
+    }
+
     pub(super) fn text(&self, keys: &[&str]) -> Option<&str> {
         self.find(keys).and_then(Value::as_str)
+    }
+
+    pub(super) fn text_or<'a>(&'a self, keys: &[&str], default: &'a str) -> &'a str {
+        self.text(keys).unwrap_or_else(|| {
+            self.note(keys, default);
+            default
+        })
     }
 
     /// How positions are rotated; `theta` is the class's default.

@@ -5,6 +5,7 @@
 
 mod bert;
 mod decoder;
+mod deepseek;
 mod experts;
 mod gemma;
 mod gpt2;
@@ -81,6 +82,8 @@ pub(super) fn family_of(architecture: &str) -> Result<Family, ConvertError> {
         "SmolLM3ForCausalLM" => llama::smollm3,
         "GraniteForCausalLM" => granite::granite,
         "GraniteMoeForCausalLM" | "GraniteMoeSharedForCausalLM" => granite::granite_moe,
+        "DeepseekV2ForCausalLM" => deepseek::v2,
+        "DeepseekV3ForCausalLM" => deepseek::v3,
         "Qwen2ForCausalLM" | "Qwen2Model" => qwen::qwen2,
         "Qwen2MoeForCausalLM" => qwen::qwen2_moe,
         "Qwen3ForCausalLM" | "Qwen3Model" => qwen::qwen3,
@@ -194,6 +197,13 @@ impl Build<'_> {
     fn add(&mut self, name: &str, source: &Stored) {
         let recipe = Recipe::rows(spec(name, &source.shape), vec![Rows::all(source)]);
         self.recipes.push(recipe);
+    }
+
+    /// Takes the weight of this shape below a name, and adds it below another.
+    fn copy(&mut self, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
+        let source = self.take(&format!("{from}.weight"), shape)?;
+        self.add(&format!("{to}.weight"), &source);
+        Ok(())
     }
 
     /// Takes the token embedding; its rows are the vocabulary.

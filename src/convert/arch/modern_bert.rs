@@ -51,12 +51,12 @@ pub(super) fn modern_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
     build.take_embedding("embeddings.tok_embeddings.weight", hidden)?;
     let vocabulary = build.vocabulary;
     build.put_integer("vocab_size", vocabulary)?;
-    weight(build, "embeddings.norm", "token_embd_norm", &[hidden])?;
+    build.copy("embeddings.norm", "token_embd_norm", &[hidden])?;
     for block in 0..blocks {
         let (from, to) = (format!("layers.{block}."), format!("blk.{block}."));
         // The first layer takes the normed embedding.
         if block > 0 {
-            weight(build, &format!("{from}attn_norm"), &format!("{to}attn_norm"), &[hidden])?;
+            build.copy(&format!("{from}attn_norm"), &format!("{to}attn_norm"), &[hidden])?;
         }
         for (part, name, shape) in [
             ("attn.Wqkv", "attn_qkv", &[3 * hidden, hidden][..]),
@@ -65,16 +65,10 @@ pub(super) fn modern_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
             ("mlp.Wi", "ffn_up", &[2 * inner, hidden]),
             ("mlp.Wo", "ffn_down", &[hidden, inner]),
         ] {
-            weight(build, &format!("{from}{part}"), &format!("{to}{name}"), shape)?;
+            build.copy(&format!("{from}{part}"), &format!("{to}{name}"), shape)?;
         }
     }
-    weight(build, "final_norm", "output_norm", &[hidden])
-}
-
-fn weight(build: &mut Build<'_>, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
-    let source = build.take(&format!("{from}.weight"), shape)?;
-    build.add(&format!("{to}.weight"), &source);
-    Ok(())
+    build.copy("final_norm", "output_norm", &[hidden])
 }
 
 /// Every how many layers one attends to all of a text: the first and every `every`th after it.
