@@ -17,7 +17,27 @@ const MAX_SIZE: u64 = i32::MAX as u64;
 pub(super) struct Config {
     values: Map<String, Value>,
     architecture: String,
+    packing: Option<Packing>,
     notes: RefCell<Vec<String>>,
+}
+
+/// How weights were quantised by whoever made the checkpoint, as far as it can be converted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Packing {
+    /// Experts in blocks of four bits.
+    Mxfp4,
+}
+
+impl Packing {
+    /// Reads `quantization_config`.
+    fn read(quantization: &Value) -> Result<Self, ConvertError> {
+        match quantization.get("quant_method").and_then(Value::as_str) {
+            Some("mxfp4") => Ok(Self::Mxfp4),
+            other => Err(ConvertError::Quantized(
+                other.unwrap_or("quantization_config").to_owned(),
+            )),
+        }
+    }
 }
 
 /// How positions are rotated.
@@ -64,18 +84,19 @@ impl Config {
         if let Some(Value::Object(text)) = values.remove("text_config") {
             values.extend(text);
         }
-        let config = Self {
+        let quantization = values.get("quantization_config").filter(|value| !value.is_null());
+        let packing = quantization.map(Packing::read).transpose()?;
+        Ok(Self {
             values,
             architecture,
+            packing,
             notes: RefCell::default(),
-        };
-        if let Some(quantization) = config.find(&["quantization_config"]) {
-            let method = quantization.get("quant_method").and_then(Value::as_str);
-            return Err(ConvertError::Quantized(
-                method.unwrap_or("quantization_config").to_owned(),
-            ));
-        }
-        Ok(config)
+        })
+    }
+
+    /// How weights are quantised.
+    pub(super) fn packing(&self) -> Option<Packing> {
+        self.packing
     }
 
     /// The class that the checkpoint is of, as `LlamaForCausalLM`.
@@ -293,8 +314,14 @@ pub(super) mod tests {
     fn refused() {
         assert!(error("{}").contains("names no architecture"));
         assert!(error(r#"{"architectures":[1]}"#).contains("names no architecture"));
-        let quantized = error(r#"{"architectures":["X"],"quantization_config":{"quant_method":"awq"}}"#);
-        assert!(quantized.contains("(awq)"), "{quantized}");
+        for method in ["awq", "gptq", "bitsandbytes", "compressed-tensors", "modelopt"] {
+            let text = format!(r#"{{"architectures":["X"],"quantization_config":{{"quant_method":"{method}"}}}}"#);
+            let quantized = error(&text);
+            assert!(
+                quantized.contains(&format!("quantised already ({method})")),
+                "{quantized}"
+            );
+        }
         let config = config(r#"{"architectures":["X"],"a":-1,"b":"x","c":1e300,"d":0}"#);
         for key in ["a", "b", "c", "z"] {
             assert!(config.integer(&[key]).is_err(), "{key}");

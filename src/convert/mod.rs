@@ -15,6 +15,7 @@ mod files;
 #[cfg(test)]
 mod golden;
 mod model;
+mod mxfp4;
 mod plan;
 mod recipe;
 mod safetensors;

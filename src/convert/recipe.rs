@@ -8,6 +8,7 @@ use std::{ops::Range, os::unix::fs::FileExt};
 use super::{
     ConvertError,
     cast::{Owner, check_finite, decode, encode, is_same},
+    mxfp4::Packed,
     safetensors::{Dtype, Stored},
 };
 use crate::gguf::{GgmlType, TensorSpec};
@@ -33,6 +34,8 @@ enum Content {
     Rows(Vec<Rows>),
     /// Columns become rows.
     Columns(Vec<Columns>),
+    /// Packed as they are, or unpacked into numbers.
+    Mxfp4(Vec<Packed>),
     /// Computed, not stored.
     Values(Vec<f32>),
 }
@@ -70,9 +73,9 @@ enum Order {
 /// Memory that is used again for every step.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    stored: Vec<u8>,
-    rows: Vec<u8>,
-    numbers: Vec<f32>,
+    pub(super) stored: Vec<u8>,
+    pub(super) rows: Vec<u8>,
+    pub(super) numbers: Vec<f32>,
 }
 
 impl Rows {
@@ -172,7 +175,8 @@ impl Stored {
         column
     }
 
-    fn read(&self, elements: Range<u64>, out: &mut Vec<u8>) -> Result<(), ConvertError> {
+    /// Appends the bytes of some elements.
+    pub(super) fn read(&self, elements: Range<u64>, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         let start = out.len();
         let bytes = (elements.end - elements.start) * self.element_bytes();
         out.resize(start + bytes as usize, 0);
@@ -204,6 +208,19 @@ impl Recipe {
         }
     }
 
+    /// A tensor of packed rows, one part behind the other. Until it gets another type it stays packed.
+    pub(super) fn mxfp4(spec: TensorSpec, parts: Vec<Packed>) -> Self {
+        Self {
+            row: spec.dims.first().copied().unwrap_or(1),
+            spec: TensorSpec {
+                element_type: GgmlType::MXFP4,
+                ..spec
+            },
+            content: Content::Mxfp4(parts),
+            add: 0.0,
+        }
+    }
+
     /// A vector that is not in the checkpoint.
     pub(super) fn values(name: &str, values: Vec<f32>) -> Self {
         Self {
@@ -221,8 +238,14 @@ impl Recipe {
     }
 
     /// A vector of the same elements, in the same pieces: what happens to a matrix's rows happens to its bias's elements.
-    pub(super) fn flattened(mut self) -> Self {
-        self.spec.dims = vec![self.spec.dims.iter().product()];
+    pub(super) fn flattened(self) -> Self {
+        let elements = self.spec.dims.iter().product();
+        self.shaped(vec![elements])
+    }
+
+    /// Other dimensions of the same elements, in the same pieces.
+    pub(super) fn shaped(mut self, dims: Vec<u64>) -> Self {
+        self.spec.dims = dims;
         self
     }
 
@@ -236,15 +259,24 @@ impl Recipe {
         self.spec.element_type = kind;
     }
 
+    /// Whether the checkpoint has it in a packed type.
+    pub(super) fn is_packed(&self) -> bool {
+        matches!(self.content, Content::Mxfp4(_))
+    }
+
     /// The tensors of the checkpoint that it is made from.
     pub(super) fn sources(&self) -> impl Iterator<Item = &Stored> {
-        let (rows, columns) = match &self.content {
-            Content::Rows(parts) => (parts.as_slice(), &[][..]),
-            Content::Columns(parts) => (&[][..], parts.as_slice()),
-            Content::Values(_) => (&[][..], &[][..]),
-        };
+        let (mut rows, mut columns, mut packed) = (&[][..], &[][..], &[][..]);
+        match &self.content {
+            Content::Rows(parts) => rows = parts,
+            Content::Columns(parts) => columns = parts,
+            Content::Mxfp4(parts) => packed = parts,
+            Content::Values(_) => {}
+        }
         let rows = rows.iter().map(|part| &part.source);
-        rows.chain(columns.iter().map(|part| &part.source))
+        let columns = columns.iter().map(|part| &part.source);
+        let packed = packed.iter().flat_map(|part| [&part.blocks, &part.scales]);
+        rows.chain(columns).chain(packed)
     }
 
     /// Number of rows.
@@ -268,7 +300,7 @@ impl Recipe {
     /// Refuses what could not be made later: every part must give rows of the right length, all parts together all rows.
     pub(super) fn check(&self) -> Result<(), ConvertError> {
         let wrong = |reason: String| Err(ConvertError::Weights(format!("{:?} {reason}", self.spec.name)));
-        for source in self.sources() {
+        for source in self.sources().filter(|_| !self.is_packed()) {
             if let Dtype::Other(name, _) = source.dtype {
                 return Err(ConvertError::Quantized(format!("{:?} is {name}", source.name)));
             }
@@ -285,6 +317,10 @@ impl Recipe {
             Content::Columns(parts) => {
                 parts.iter().all(|part| part.rows.end - part.rows.start == elements)
                     && parts.iter().map(|part| part.count).sum::<u64>() == self.row_count()
+            }
+            Content::Mxfp4(parts) => {
+                let fits = |part: &Packed| part.is_whole() && part.row_elements() == elements;
+                parts.iter().all(fits) && parts.iter().map(|part| part.count).sum::<u64>() == self.row_count()
             }
             Content::Values(values) => values.len() as u64 == elements && self.row_count() == 1,
         };
@@ -307,7 +343,7 @@ impl Recipe {
             },
             // One read for each stored row: the more columns at once, the fewer reads.
             Content::Columns(_) => rows * 4,
-            Content::Values(_) => rows,
+            Content::Mxfp4(_) | Content::Values(_) => rows,
         }
     }
 
@@ -328,6 +364,12 @@ impl Recipe {
             Content::Columns(parts) => {
                 for (part, wanted) in overlapping(parts, |part| part.count, &rows) {
                     self.produce_columns(part, wanted, scratch, out)?;
+                }
+                Ok(())
+            }
+            Content::Mxfp4(parts) => {
+                for (part, wanted) in overlapping(parts, |part| part.count, &rows) {
+                    part.produce(wanted, self.spec.element_type, scratch, out)?;
                 }
                 Ok(())
             }

@@ -9,6 +9,7 @@ mod deepseek;
 mod experts;
 mod gemma;
 mod gpt2;
+mod gpt_oss;
 mod granite;
 mod lfm2;
 mod llama;
@@ -23,7 +24,7 @@ use std::path::Path;
 
 use super::{
     ConvertError, Recipe,
-    config::Config,
+    config::{Config, Packing},
     recipe::Rows,
     safetensors::{Stored, Tensors},
     tokenizer,
@@ -34,7 +35,7 @@ use crate::gguf::{GgmlType, TensorSpec, Value};
 const MAX_BLOCKS: u64 = 512;
 
 /// Architectures for which the engine does not take the embedding where there is no output matrix.
-const NEVER_TIED: [&str; 3] = ["olmo2", "olmoe", "qwen2moe"];
+const NEVER_TIED: [&str; 4] = ["gpt-oss", "olmo2", "olmoe", "qwen2moe"];
 
 /// A file in the making.
 #[derive(Debug)]
@@ -66,7 +67,7 @@ pub(super) fn build<'a>(folder: &'a Path, config: &'a Config, tensors: Tensors) 
         vocabulary: 0,
         embedding: None,
     };
-    family_of(config.architecture())?(&mut build)?;
+    family_of(config)?(&mut build)?;
     build.finish()
 }
 
@@ -74,8 +75,8 @@ pub(super) fn build<'a>(folder: &'a Path, config: &'a Config, tensors: Tensors) 
 type Family = fn(&mut Build<'_>) -> Result<(), ConvertError>;
 
 /// The family of an architecture.
-pub(super) fn family_of(architecture: &str) -> Result<Family, ConvertError> {
-    Ok(match architecture {
+pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
+    let family: Family = match config.architecture() {
         "LlamaForCausalLM" | "LLaMAForCausalLM" | "LlamaModel" => llama::llama,
         "MistralForCausalLM" => llama::mistral,
         "MixtralForCausalLM" => llama::mixtral,
@@ -94,13 +95,19 @@ pub(super) fn family_of(architecture: &str) -> Result<Family, ConvertError> {
         "Phi3ForCausalLM" => phi3::phi3,
         "Olmo2ForCausalLM" => olmo::olmo2,
         "OlmoeForCausalLM" => olmo::olmoe,
+        "GptOssForCausalLM" => gpt_oss::gpt_oss,
         "GPT2LMHeadModel" => gpt2::gpt2,
         "Lfm2ForCausalLM" | "LFM2ForCausalLM" => lfm2::lfm2,
         "BertModel" | "BertForMaskedLM" => bert::bert,
         "RobertaModel" | "RobertaForMaskedLM" | "XLMRobertaModel" | "XLMRobertaForMaskedLM" => bert::roberta,
         "ModernBertModel" | "ModernBertForMaskedLM" => modern_bert::modern_bert,
         other => return Err(ConvertError::Architecture(other.to_owned())),
-    })
+    };
+    // Others have no names for it.
+    if config.packing() == Some(Packing::Mxfp4) && config.architecture() != "GptOssForCausalLM" {
+        return Err(ConvertError::Quantized("mxfp4".to_owned()));
+    }
+    Ok(family)
 }
 
 /// Leaves out what belongs to pictures and sounds, and shortens the names of the language model beside them.
@@ -177,20 +184,28 @@ impl Build<'_> {
 
     /// Takes a tensor of any shape.
     fn take_any(&mut self, name: &str) -> Result<Stored, ConvertError> {
-        let taken = self.tensors.remove(name);
-        taken.ok_or_else(|| ConvertError::Weights(format!("the tensor {name:?} is missing")))
+        self.tensors.remove(name).ok_or_else(|| missing(name))
     }
 
     /// Takes a tensor that must have this shape, slowest dimension first.
     fn take(&mut self, name: &str, shape: &[u64]) -> Result<Stored, ConvertError> {
-        let taken = self.take_any(name)?;
-        if taken.shape != shape {
+        let taken = self.look(name, shape)?;
+        self.tensors.remove(name);
+        Ok(taken)
+    }
+
+    /// A tensor that must have this shape and stays for others.
+    fn look(&self, name: &str, shape: &[u64]) -> Result<Stored, ConvertError> {
+        let Some(found) = self.tensors.get(name) else {
+            return Err(missing(name));
+        };
+        if found.shape != shape {
             return Err(ConvertError::Weights(format!(
                 "the tensor {name:?} has the shape {:?}, but config.json asks for {shape:?}",
-                taken.shape
+                found.shape
             )));
         }
-        Ok(taken)
+        Ok(found.clone())
     }
 
     /// Adds a tensor as it is stored.
@@ -236,7 +251,7 @@ impl Build<'_> {
         }
         let is_tied = self.config.flag("tie_word_embeddings") != Some(false);
         if !is_tied && self.config.architecture().ends_with("ForCausalLM") {
-            return Err(ConvertError::Weights(format!("the tensor {name:?} is missing")));
+            return Err(missing(name));
         }
         if let Some(embedding) = self.embedding.take().filter(|_| NEVER_TIED.contains(&self.arch)) {
             self.add("output.weight", &embedding);
@@ -254,6 +269,10 @@ impl Build<'_> {
         }
         Ok(self)
     }
+}
+
+fn missing(name: &str) -> ConvertError {
+    ConvertError::Weights(format!("the tensor {name:?} is missing"))
 }
 
 /// A tensor in full precision, whose type is chosen later.
