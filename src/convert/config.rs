@@ -7,7 +7,7 @@ use std::{cell::RefCell, path::Path};
 
 use serde_json::{Map, Value};
 
-use super::{ConvertError, files};
+use super::{ConvertError, files, fp8::Block};
 
 /// Sizes are stored in 32 bits.
 const MAX_SIZE: u64 = i32::MAX as u64;
@@ -26,6 +26,8 @@ pub(super) struct Config {
 pub(super) enum Packing {
     /// Experts in blocks of four bits.
     Mxfp4,
+    /// Matrices of eight bits; the rows and columns that share a scale, if it is not all of them.
+    Fp8(Option<Block>),
 }
 
 impl Packing {
@@ -33,6 +35,20 @@ impl Packing {
     fn read(quantization: &Value) -> Result<Self, ConvertError> {
         match quantization.get("quant_method").and_then(Value::as_str) {
             Some("mxfp4") => Ok(Self::Mxfp4),
+            Some("fp8") => match quantization.get("weight_block_size") {
+                None | Some(Value::Null) => Ok(Self::Fp8(None)),
+                Some(list) => {
+                    let size = |at: usize| list.get(at).and_then(Value::as_u64).filter(|size| *size > 0);
+                    match (size(0), size(1), size(2)) {
+                        (Some(rows), Some(columns), None) => Ok(Self::Fp8(Some([rows, columns]))),
+                        _ => Err(wrong(
+                            &["weight_block_size"],
+                            list,
+                            "a number of rows and one of columns",
+                        )),
+                    }
+                }
+            },
             other => Err(ConvertError::Quantized(
                 other.unwrap_or("quantization_config").to_owned(),
             )),
@@ -322,6 +338,8 @@ pub(super) mod tests {
                 "{quantized}"
             );
         }
+        let text = r#"{"architectures":["X"],"quantization_config":{"quant_method":"fp8","weight_block_size":[1,0]}}"#;
+        assert!(error(text).contains("weight_block_size is [1,0]"));
         let config = config(r#"{"architectures":["X"],"a":-1,"b":"x","c":1e300,"d":0}"#);
         for key in ["a", "b", "c", "z"] {
             assert!(config.integer(&[key]).is_err(), "{key}");

@@ -214,6 +214,7 @@ golden! {
     llama "llama" EXACT;
     llama3 "llama3" EXACT;
     mistral "mistral" EXACT;
+    mistral_fp8 "mistral-fp8" EXACT;
     mixtral "mixtral" EXACT;
     olmo2 "olmo2" EXACT;
     olmoe "olmoe" EXACT;

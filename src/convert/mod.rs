@@ -12,6 +12,7 @@ mod cast;
 mod config;
 mod error;
 mod files;
+mod fp8;
 #[cfg(test)]
 mod golden;
 mod model;

@@ -196,6 +196,8 @@ fn most_stored(recipes: &[Recipe]) -> GgmlType {
         .flat_map(Recipe::sources)
     {
         let kind = match source.dtype {
+            // The scales have no more bits in the models that were made so.
+            _ if source.scales.is_some() => 0,
             Dtype::BF16 => 0,
             Dtype::F16 => 1,
             Dtype::F32 | Dtype::F64 => 2,

@@ -177,12 +177,21 @@ impl Stored {
 
     /// Appends the bytes of some elements.
     pub(super) fn read(&self, elements: Range<u64>, out: &mut Vec<u8>) -> Result<(), ConvertError> {
+        let Some(scales) = &self.scales else {
+            return self.read_stored(elements, self.element_bytes(), out);
+        };
+        let mut bytes = Vec::new();
+        self.read_stored(elements.clone(), 1, &mut bytes)?;
+        scales.scale(&bytes, elements, self.row_elements(), out)
+    }
+
+    fn read_stored(&self, elements: Range<u64>, width: u64, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         let start = out.len();
-        let bytes = (elements.end - elements.start) * self.element_bytes();
-        out.resize(start + bytes as usize, 0);
-        let offset = self.offset + elements.start * self.element_bytes();
+        out.resize(start + ((elements.end - elements.start) * width) as usize, 0);
         let shard = &self.shard;
-        let read = shard.file.read_exact_at(&mut out[start..], offset);
+        let read = shard
+            .file
+            .read_exact_at(&mut out[start..], self.offset + elements.start * width);
         read.map_err(ConvertError::io(&shard.path, "read"))
     }
 }
@@ -240,12 +249,12 @@ impl Recipe {
     /// A vector of the same elements, in the same pieces: what happens to a matrix's rows happens to its bias's elements.
     pub(super) fn flattened(self) -> Self {
         let elements = self.spec.dims.iter().product();
-        self.shaped(vec![elements])
+        self.reshaped(&[elements])
     }
 
-    /// Other dimensions of the same elements, in the same pieces.
-    pub(super) fn shaped(mut self, dims: Vec<u64>) -> Self {
-        self.spec.dims = dims;
+    /// The same elements in the same order with other dimensions, fastest first.
+    pub(super) fn reshaped(mut self, dims: &[u64]) -> Self {
+        self.spec.dims = dims.to_vec();
         self
     }
 

@@ -140,7 +140,7 @@ impl Matrices {
         let elements = Rows::some(&bias.as_column(), self.first, experts * taken, self.step);
         let name = format!("{to}.bias");
         let recipe = Recipe::rows(spec(&name, &[experts * taken, 1]), vec![elements]);
-        build.recipes.push(recipe.shaped(spec(&name, &[experts, taken]).dims));
+        build.recipes.push(recipe.reshaped(&[taken, experts]));
         Ok(())
     }
 }

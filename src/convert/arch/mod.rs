@@ -25,6 +25,7 @@ use std::path::Path;
 use super::{
     ConvertError, Recipe,
     config::{Config, Packing},
+    fp8,
     recipe::Rows,
     safetensors::{Stored, Tensors},
     tokenizer,
@@ -56,6 +57,10 @@ pub(super) struct Build<'a> {
 
 /// Reads the configuration and the tensors as the architecture wants them.
 pub(super) fn build<'a>(folder: &'a Path, config: &'a Config, tensors: Tensors) -> Result<Build<'a>, ConvertError> {
+    let tensors = match config.packing() {
+        Some(Packing::Fp8(block)) => fp8::join(tensors, block)?,
+        _ => tensors,
+    };
     let mut build = Build {
         folder,
         config,
