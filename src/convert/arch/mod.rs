@@ -4,6 +4,7 @@
 //! leaves is not part of the architecture, and refused.
 
 mod bert;
+mod classifier;
 mod decoder;
 mod deepseek;
 mod experts;
@@ -103,9 +104,10 @@ pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
         "GptOssForCausalLM" => gpt_oss::gpt_oss,
         "GPT2LMHeadModel" => gpt2::gpt2,
         "Lfm2ForCausalLM" | "LFM2ForCausalLM" => lfm2::lfm2,
-        "BertModel" | "BertForMaskedLM" => bert::bert,
-        "RobertaModel" | "RobertaForMaskedLM" | "XLMRobertaModel" | "XLMRobertaForMaskedLM" => bert::roberta,
-        "ModernBertModel" | "ModernBertForMaskedLM" => modern_bert::modern_bert,
+        "BertModel" | "BertForMaskedLM" | "BertForSequenceClassification" => bert::bert,
+        "RobertaModel" | "RobertaForMaskedLM" | "RobertaForSequenceClassification" => bert::roberta,
+        "XLMRobertaModel" | "XLMRobertaForMaskedLM" | "XLMRobertaForSequenceClassification" => bert::roberta,
+        "ModernBertModel" | "ModernBertForMaskedLM" | "ModernBertForSequenceClassification" => modern_bert::modern_bert,
         other => return Err(ConvertError::Architecture(other.to_owned())),
     };
     // Others have no names for it.
