@@ -239,6 +239,7 @@ golden! {
     qwen2_yarn_sharded "qwen2-yarn" EXACT;
     qwen2moe "qwen2moe" EXACT;
     qwen3 "qwen3" EXACT;
+    qwen3_reranker "qwen3-reranker" EXACT;
     qwen3moe "qwen3moe" EXACT;
     smollm3 "smollm3" EXACT;
 }
@@ -281,7 +282,7 @@ fn check_numbers(name: &str, tolerance: f32) {
 fn check_numbers_of(name: &str, target: TargetType, tolerance: f32) {
     let golden = read(name);
     let folder = assemble(name, &golden);
-    let purpose = if name.contains("bert") {
+    let purpose = if name.contains("bert") || name.contains("rerank") {
         ContextPurpose::Embed
     } else {
         ContextPurpose::Generate

@@ -228,7 +228,7 @@ pub fn check_config(json: &str) -> Result<(), ConvertError> {
 pub fn plan(folder: &Path, name: &str, target: TargetType) -> Result<Planned, ConvertError> {
     let config = Config::read(folder)?;
     let tensors = safetensors::open(folder)?;
-    let build = arch::build(folder, &config, tensors)?;
+    let build = arch::build(folder, name, &config, tensors)?;
     let mut notes = config.take_notes();
     notes.sort();
     notes.dedup();

@@ -19,6 +19,7 @@ mod olmo;
 mod phi3;
 mod pooling;
 mod qwen;
+mod reranker;
 mod rope;
 
 use std::path::Path;
@@ -43,6 +44,8 @@ const NEVER_TIED: [&str; 4] = ["gpt-oss", "olmo2", "olmoe", "qwen2moe"];
 #[derive(Debug)]
 pub(super) struct Build<'a> {
     folder: &'a Path,
+    /// What the model is called.
+    name: &'a str,
     config: &'a Config,
     /// Those that no recipe has taken yet, their names without what other modalities put in front.
     tensors: Tensors,
@@ -57,13 +60,19 @@ pub(super) struct Build<'a> {
 }
 
 /// Reads the configuration and the tensors as the architecture wants them.
-pub(super) fn build<'a>(folder: &'a Path, config: &'a Config, tensors: Tensors) -> Result<Build<'a>, ConvertError> {
+pub(super) fn build<'a>(
+    folder: &'a Path,
+    name: &'a str,
+    config: &'a Config,
+    tensors: Tensors,
+) -> Result<Build<'a>, ConvertError> {
     let tensors = match config.packing() {
         Some(Packing::Fp8(block)) => fp8::join(tensors, block)?,
         _ => tensors,
     };
     let mut build = Build {
         folder,
+        name,
         config,
         tensors: renamed(tensors)?,
         arch: "",
