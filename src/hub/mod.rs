@@ -29,6 +29,7 @@ mod sites;
 mod throttle;
 mod verify;
 mod wire;
+mod xet;
 
 use std::{
     collections::{BTreeMap, HashMap},
