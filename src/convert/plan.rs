@@ -146,6 +146,18 @@ impl FileType {
         Self { element, number }
     }
 
+    /// The type of a file whose experts are MXFP4 while all else is not quantised.
+    fn with_packed(self) -> Self {
+        const MXFP4_MOE: u32 = 38;
+        match self.element {
+            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => Self {
+                number: MXFP4_MOE,
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     fn of(target: TargetType, recipes: &[Recipe]) -> Self {
         Self::new(match target {
             TargetType::F32 => GgmlType::F32,
@@ -184,9 +196,12 @@ fn most_stored(recipes: &[Recipe]) -> GgmlType {
         .flat_map(Recipe::sources)
     {
         let kind = match source.dtype {
+            // The scales have no more bits in the models that were made so.
+            _ if source.scales.is_some() => 0,
             Dtype::BF16 => 0,
             Dtype::F16 => 1,
-            _ => 2,
+            Dtype::F32 | Dtype::F64 => 2,
+            Dtype::Other(..) => continue,
         };
         counts[kind].1 = counts[kind]
             .1
@@ -203,7 +218,7 @@ fn most_stored(recipes: &[Recipe]) -> GgmlType {
 /// If its architecture is unknown, or the weights are quantised already.
 pub fn check_config(json: &str) -> Result<(), ConvertError> {
     let config = Config::parse(json)?;
-    arch::family_of(config.architecture()).map(drop)
+    arch::family_of(&config).map(drop)
 }
 
 /// Plans the file of a checkpoint. Reads configuration, tokenizer and the headers of the weights, but no weight.
@@ -213,7 +228,7 @@ pub fn check_config(json: &str) -> Result<(), ConvertError> {
 pub fn plan(folder: &Path, name: &str, target: TargetType) -> Result<Planned, ConvertError> {
     let config = Config::read(folder)?;
     let tensors = safetensors::open(folder)?;
-    let build = arch::build(folder, &config, tensors)?;
+    let build = arch::build(folder, name, &config, tensors)?;
     let mut notes = config.take_notes();
     notes.sort();
     notes.dedup();
@@ -223,8 +238,13 @@ pub fn plan(folder: &Path, name: &str, target: TargetType) -> Result<Planned, Co
 
     let arch = build.arch_name();
     let mut recipes = build.recipes;
-    let kind = FileType::of(target, &recipes);
+    let mut kind = FileType::of(target, &recipes);
     for recipe in &mut recipes {
+        // What is packed stays so, unless all is to be packed in another way.
+        if recipe.is_packed() && !matches!(target, TargetType::Quantized(_)) {
+            kind = kind.with_packed();
+            continue;
+        }
         let element = kind.of_tensor(recipe);
         recipe.set_type(element);
     }
