@@ -111,21 +111,9 @@ impl Rows {
         self
     }
 
-    /// The same rows of another tensor, which has as many.
-    ///
-    /// # Errors
-    /// If it has not.
-    pub(super) fn of(&self, other: &Stored) -> Result<Self, ConvertError> {
-        if other.rows() != self.source.rows() {
-            return Err(ConvertError::Weights(format!(
-                "{:?} has {} rows, where {:?} has {}",
-                other.name,
-                other.rows(),
-                self.source.name,
-                self.source.rows()
-            )));
-        }
-        Ok(Self {
+    /// The same rows of another tensor; `None` if it has not as many.
+    pub(super) fn of(&self, other: &Stored) -> Option<Self> {
+        (other.rows() == self.source.rows()).then(|| Self {
             source: other.clone(),
             ..self.clone()
         })

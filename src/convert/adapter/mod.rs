@@ -219,8 +219,15 @@ fn factors(recipe: &Recipe, pairs: &[&Pair], config: &AdapterConfig, alpha: f64)
         }
         _ if first.is_embedding => return unsuited(),
         ([_, rows], Some([part])) => {
+            let Some(same) = part.of(&first.b) else {
+                return refuse(format!(
+                    "its {:?} has {} rows, which is not what the base has; it was made for another model",
+                    first.b.name,
+                    first.b.rows()
+                ));
+            };
             let spec = TensorSpec::new(name_b, GgmlType::F32, [rank, *rows]);
-            (plain(name_a, &first.a), Recipe::rows(spec, vec![part.of(&first.b)?]))
+            (plain(name_a, &first.a), Recipe::rows(spec, vec![same]))
         }
         // A matrix that is stored the other way round; its factors are not.
         ([_, _], None) if recipe.is_turned() => (plain(name_a, &first.a), plain(name_b, &first.b)),

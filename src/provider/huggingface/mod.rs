@@ -31,7 +31,7 @@ use crate::{
     },
     lifecycle::{Helper, JobStream, Lease, Lifecycle, Limits, Wanted},
     stdx::cpu::compute_threads,
-    worker::protocol::{EmbedJob, Job, JobPrompt, LoadSpec, Question, Reply},
+    worker::protocol::{self, AdapterSpec, EmbedJob, Job, JobPrompt, LoadSpec, Question, Reply},
 };
 
 /// Models in memory at once where nobody said, as Ollama has it without a GPU.
@@ -123,6 +123,8 @@ impl HuggingFace {
         if let Some(reason) = &located.header.refusal {
             return Err(Failure::Load(format!("the model could not be loaded: {reason}")));
         }
+        let adapters = self.hub.adapter_files(&located.local).await?.into_iter();
+        let adapters = adapters.map(|path| AdapterSpec { path, scale: 1.0 }).collect();
         let engine = &call.config.engine;
         let threads = match engine.threads {
             0 => compute_threads(),
@@ -133,7 +135,7 @@ impl HuggingFace {
             card: located.card(),
             spec: LoadSpec {
                 path: located.path()?,
-                adapters: Vec::new(),
+                adapters,
                 context_length,
                 parallel: settings.parallel(located.header.kv_bytes_per_token, context_length),
                 batch: settings.load.num_batch.unwrap_or(engine.batch),
@@ -372,8 +374,10 @@ impl Provider for HuggingFace {
             let parsed = HfName::parse(name).map_err(HubError::from)?;
             match self.locate_local(call, &parsed).await {
                 Ok(local) => {
-                    if let Some(path) = local.files.first() {
-                        self.lifecycle.unload(path.clone()).await;
+                    // One whose adapters cannot be applied is not resident.
+                    if let (Some(path), Ok(adapters)) = (local.files.first(), self.hub.adapter_files(&local).await) {
+                        let adapters = adapters.iter().map(PathBuf::as_path);
+                        self.lifecycle.unload(protocol::identity(path, adapters)).await;
                     }
                     Ok(())
                 }
