@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::{TargetType, plan};
+use super::{ConvertError, Planned, TargetType, plan, plan_projector};
 use crate::{
     config::SplitMode,
     gguf::{Array, Header, Value},
@@ -30,13 +30,24 @@ struct Golden {
     tokenizer: String,
     prompt: Vec<i32>,
     logits: Vec<f32>,
+    #[serde(flatten)]
+    contents: Contents,
+}
+
+/// What is in a file.
+#[derive(Deserialize)]
+struct Contents {
     keys: BTreeMap<String, (String, Json)>,
     tensors: BTreeMap<String, GoldenTensor>,
 }
 
-fn read(name: &str) -> Golden {
-    let text = fs::read_to_string(Path::new(FIXTURES).join(name).join("golden.json")).unwrap();
+fn read<T: serde::de::DeserializeOwned>(name: &str, file: &str) -> T {
+    let text = fs::read_to_string(Path::new(FIXTURES).join(name).join(file)).unwrap();
     serde_json::from_str(&text).unwrap()
+}
+
+fn read_golden(name: &str) -> Golden {
+    read(name, "golden.json")
 }
 
 /// A whole checkpoint in a folder of its own: weights, and the tokenizer that several share.
@@ -105,17 +116,29 @@ fn is_said_once_more(key: &str) -> bool {
 }
 
 fn check(name: &str) {
-    let golden = read(name);
+    let golden = read_golden(name);
     let folder = assemble(name, &golden);
+    check_contents(name, folder.path(), &golden.contents, plan);
+}
+
+fn check_projector(name: &str) {
+    let folder = assemble(name, &read_golden(name));
+    check_contents(name, folder.path(), &read(name, "projector.json"), plan_projector);
+}
+
+type Planner = fn(&Path, &str, TargetType) -> Result<Planned, ConvertError>;
+
+/// Files of every type have exactly these keys and tensors.
+fn check_contents(name: &str, folder: &Path, golden: &Contents, planner: Planner) {
     let mut types: Vec<&String> = golden.tensors.values().flat_map(|(_, types)| types.keys()).collect();
     types.sort();
     types.dedup();
     assert_eq!(types, ["BF16", "F16", "F32", "Q8_0"]);
     for kind in types {
         let target: TargetType = kind.parse().unwrap();
-        let planned = plan(folder.path(), "test", target).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let planned = planner(folder, "test", target).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(planned.file_type, kind);
-        let path = folder.path().join("out.gguf");
+        let path = folder.join("out.gguf");
         planned
             .model
             .write(&path, &|_, _| {}, &CancellationToken::new())
@@ -210,6 +233,28 @@ golden! {
     qwen3 "qwen3" EXACT;
     qwen3moe "qwen3moe" EXACT;
     smollm3 "smollm3" EXACT;
+    gemma3_vision "gemma3-vision" TABLE;
+    qwen2vl "qwen2vl" EXACT;
+    qwen2_5vl "qwen2_5vl" EXACT;
+    smolvlm "smolvlm" EXACT;
+}
+
+mod projector_bytes {
+    macro_rules! projectors {
+        ($($test:ident $name:literal;)*) => {$(
+            #[test]
+            fn $test() {
+                super::check_projector($name);
+            }
+        )*};
+    }
+
+    projectors! {
+        gemma3 "gemma3-vision";
+        qwen2vl "qwen2vl";
+        qwen2_5vl "qwen2_5vl";
+        smolvlm "smolvlm";
+    }
 }
 
 /// The model in the engine, and a context of one sequence, all in 32 bits.
@@ -244,7 +289,7 @@ fn engine(folder: &Path, purpose: ContextPurpose) -> Context {
 
 /// What the engine computes from the file is what transformers computed from the checkpoint.
 fn check_numbers(name: &str, tolerance: f32) {
-    let golden = read(name);
+    let golden = read_golden(name);
     let folder = assemble(name, &golden);
     let purpose = match name {
         "bert" | "modernbert" | "roberta" | "xlm-roberta" => ContextPurpose::Embed,
@@ -270,7 +315,7 @@ fn check_numbers(name: &str, tolerance: f32) {
 
 /// Texts are cut into the same tokens as by the reference implementation.
 fn check_texts(name: &str) {
-    let golden = read(name);
+    let golden = read_golden(name);
     let folder = assemble(name, &golden);
     let context = engine(folder.path(), ContextPurpose::Generate);
     let texts = fs::read_to_string(folder.path().join("texts.json")).unwrap();

@@ -23,7 +23,7 @@ mod write;
 
 pub use error::ConvertError;
 pub use model::VirtualGguf;
-pub use plan::{Planned, Quantization, TargetType, check_config, plan};
+pub use plan::{Planned, Quantization, TargetType, check_config, has_projector, plan, plan_projector};
 pub use recipe::{Recipe, Scratch};
 pub use tokenizer::reference_tokens;
 pub use write::Progress;

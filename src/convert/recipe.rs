@@ -24,6 +24,8 @@ pub struct Recipe {
     /// Elements of a row: those of the fastest dimension, unless the tensor is made of smaller pieces.
     row: u64,
     content: Content,
+    /// Whether the type is the engine's demand, not the caller's choice.
+    is_pinned: bool,
     /// Added to every number: norms that are stored as the difference from one.
     add: f32,
 }
@@ -141,6 +143,14 @@ impl Stored {
         column
     }
 
+    /// The `last` fastest dimensions as one.
+    pub(super) fn merged(&self, last: usize) -> Self {
+        let mut merged = self.clone();
+        let fast = merged.shape.split_off(merged.shape.len().saturating_sub(last));
+        merged.shape.push(fast.iter().product());
+        merged
+    }
+
     fn read(&self, elements: Range<u64>, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         let start = out.len();
         let bytes = (elements.end - elements.start) * self.element_bytes();
@@ -159,6 +169,7 @@ impl Recipe {
             row: spec.dims.first().copied().unwrap_or(1),
             spec,
             content: Content::Rows(parts),
+            is_pinned: false,
             add: 0.0,
         }
     }
@@ -169,6 +180,7 @@ impl Recipe {
             row: spec.dims.first().copied().unwrap_or(1),
             spec,
             content: Content::Columns(source.clone()),
+            is_pinned: false,
             add: 0.0,
         }
     }
@@ -179,6 +191,7 @@ impl Recipe {
             row: values.len() as u64,
             spec: TensorSpec::new(name, GgmlType::F32, [values.len() as u64]),
             content: Content::Values(values),
+            is_pinned: false,
             add: 0.0,
         }
     }
@@ -195,14 +208,30 @@ impl Recipe {
         self
     }
 
+    /// The same elements in the same order with other dimensions, fastest first.
+    pub(super) fn reshaped(mut self, dims: &[u64]) -> Self {
+        self.spec.dims = dims.to_vec();
+        self
+    }
+
+    /// A tensor that has this type in files of every type.
+    pub(super) fn pinned(mut self, kind: GgmlType) -> Self {
+        self.spec.element_type = kind;
+        self.is_pinned = true;
+        self
+    }
+
     /// Name, type and dimensions.
     #[must_use]
     pub fn spec(&self) -> &TensorSpec {
         &self.spec
     }
 
+    /// Chooses the type, unless it is pinned.
     pub(super) fn set_type(&mut self, kind: GgmlType) {
-        self.spec.element_type = kind;
+        if !self.is_pinned {
+            self.spec.element_type = kind;
+        }
     }
 
     /// The tensors of the checkpoint that it is made from.

@@ -17,6 +17,9 @@ mod phi3;
 mod pooling;
 mod qwen;
 mod rope;
+mod vision;
+
+pub(super) use vision::{build_projector, vision_config};
 
 use std::path::Path;
 
@@ -77,11 +80,13 @@ pub(super) fn family_of(architecture: &str) -> Result<Family, ConvertError> {
     Ok(match architecture {
         "LlamaForCausalLM" | "LLaMAForCausalLM" | "LlamaModel" => llama::llama,
         "MistralForCausalLM" => llama::mistral,
+        "Idefics3ForConditionalGeneration" | "SmolVLMForConditionalGeneration" => llama::idefics3,
         "MixtralForCausalLM" => llama::mixtral,
         "SmolLM3ForCausalLM" => llama::smollm3,
         "GraniteForCausalLM" => granite::granite,
         "GraniteMoeForCausalLM" | "GraniteMoeSharedForCausalLM" => granite::granite_moe,
         "Qwen2ForCausalLM" | "Qwen2Model" => qwen::qwen2,
+        "Qwen2VLForConditionalGeneration" | "Qwen2_5_VLForConditionalGeneration" => qwen::qwen2_vl,
         "Qwen2MoeForCausalLM" => qwen::qwen2_moe,
         "Qwen3ForCausalLM" | "Qwen3Model" => qwen::qwen3,
         "Qwen3MoeForCausalLM" => qwen::qwen3_moe,
@@ -160,7 +165,16 @@ impl Build<'_> {
     }
 
     fn blocks(&self, keys: &[&str]) -> Result<u64, ConvertError> {
-        match self.config.count(keys)? {
+        Self::check_blocks(self.config.count(keys)?)
+    }
+
+    fn blocks_or(&self, keys: &[&str], default: u64) -> Result<u64, ConvertError> {
+        Self::check_blocks(self.config.integer_or(keys, default)?)
+    }
+
+    fn check_blocks(blocks: u64) -> Result<u64, ConvertError> {
+        match blocks {
+            0 => Err(ConvertError::Config("it has no layers".to_owned())),
             blocks if blocks > MAX_BLOCKS => Err(ConvertError::Config(format!(
                 "it has {blocks} layers; the engine can hold {MAX_BLOCKS}"
             ))),
