@@ -246,6 +246,10 @@ pub fn plan(folder: &Path, name: &str, target: TargetType) -> Result<Planned, Co
 pub fn plan_projector(folder: &Path, name: &str, target: TargetType) -> Result<Planned, ConvertError> {
     let config = Config::read(folder)?;
     let vision = arch::vision_config(&config)?;
+    let target = match target {
+        TargetType::Quantized(_) => TargetType::Stored,
+        plain => plain,
+    };
     let tensors = safetensors::open(folder)?;
     let build = arch::build_projector(folder, &config, &vision, tensors)?;
     let mut notes = config.take_notes();

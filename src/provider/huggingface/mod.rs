@@ -235,19 +235,13 @@ impl HuggingFace {
 }
 
 /// The messages of a conversation with the configured system prompt.
-fn with_system(settings: &Settings, messages: &[Message]) -> Result<Vec<Message>, Failure> {
-    if messages.iter().any(|message| !message.media.is_empty()) {
-        // In llama-server's words, which clients of Ollama see.
-        return Err(Failure::Invalid(
-            "Multimodal data provided, but model does not support multimodal requests.".into(),
-        ));
-    }
+fn with_system(settings: &Settings, messages: &[Message]) -> Vec<Message> {
     let mut messages = messages.to_vec();
     let has_system = messages.first().is_some_and(|message| message.role.0 == "system");
     if let (Some(system), false) = (&settings.system, has_system) {
         messages.insert(0, Message::text("system", system.clone()));
     }
-    Ok(messages)
+    messages
 }
 
 fn prompt_lengths(prompt: &Prompt) -> Vec<usize> {
@@ -390,6 +384,7 @@ impl Provider for HuggingFace {
             };
             let located = self.locate(call, name).await?;
             Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
+            prompt::check_media(&request.prompt, located.local.mmproj.is_some())?;
             let settings = Settings::resolve(&call.config, &located.local.canonical, &request.load);
             let lease = self.acquire(call, &located, &settings, request.keep_alive).await?;
             let load_duration = call.arrived.elapsed();
@@ -416,7 +411,7 @@ impl Provider for HuggingFace {
             let stalled = call.config.engine.stream_timeout;
             let (stream, first) = match &request.prompt {
                 Prompt::Chat { messages, .. } => {
-                    let messages = with_system(&settings, messages)?;
+                    let messages = with_system(&settings, messages);
                     self.start_chat(call, &lease, &located.header, &request, messages, &job)
                         .await?
                 }
@@ -484,10 +479,11 @@ impl Provider for HuggingFace {
         async move {
             let located = self.locate(call, name).await?;
             Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
+            prompt::check_media(&request.prompt, located.local.mmproj.is_some())?;
             let settings = Settings::resolve(&call.config, &located.local.canonical, &request.load);
             match &request.prompt {
                 Prompt::Chat { messages, .. } => {
-                    let messages = with_system(&settings, messages)?;
+                    let messages = with_system(&settings, messages);
                     let conversation =
                         chat::converse(&self.helper, &call.config, &located.header, &request, &messages).await?;
                     Ok(conversation.text)
