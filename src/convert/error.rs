@@ -52,6 +52,9 @@ pub enum ConvertError {
     /// Weights are missing, surplus or of another shape.
     #[error("the weights do not fit the architecture: {0}")]
     Weights(String),
+    /// An adapter that cannot be applied, or not to this base. The sentence is about "it".
+    #[error("{0}")]
+    Adapter(String),
     /// The tokenizer is missing or of an unknown kind.
     #[error("the tokenizer cannot be converted: {0}")]
     Tokenizer(String),

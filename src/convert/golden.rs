@@ -1,7 +1,13 @@
 //! Tiny checkpoints of every architecture against what llama.cpp's own converter made of them, key by key and byte by
 //! byte. `fixtures/convert/make/checkpoints.py` says how both were made.
 
-use std::{collections::BTreeMap, fs, io::Read, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
@@ -16,7 +22,7 @@ use crate::{
     llama::{Batch, Context, ContextParams, ContextPurpose, Model, ModelParams},
 };
 
-const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/convert");
+pub(super) const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/convert");
 /// Longer lists are compared by their hash.
 const MAX_LISTED: usize = 16;
 /// Tensors that are computed; the last bit of a power or a root is the platform's.
@@ -26,7 +32,7 @@ const COMPUTED: [&str; 1] = ["rope_freqs.weight"];
 type GoldenTensor = (Vec<u64>, BTreeMap<String, (String, String)>);
 
 #[derive(Deserialize)]
-struct Golden {
+pub(super) struct Golden {
     tokenizer: String,
     prompt: Vec<i32>,
     logits: Vec<f32>,
@@ -41,17 +47,17 @@ struct Contents {
     tensors: BTreeMap<String, GoldenTensor>,
 }
 
-fn read<T: serde::de::DeserializeOwned>(name: &str, file: &str) -> T {
+fn read_file<T: serde::de::DeserializeOwned>(name: &str, file: &str) -> T {
     let text = fs::read_to_string(Path::new(FIXTURES).join(name).join(file)).unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
-fn read_golden(name: &str) -> Golden {
-    read(name, "golden.json")
+pub(super) fn read(name: &str) -> Golden {
+    read_file(name, "golden.json")
 }
 
 /// A whole checkpoint in a folder of its own: weights, and the tokenizer that several share.
-fn assemble(name: &str, golden: &Golden) -> tempfile::TempDir {
+pub(super) fn assemble(name: &str, golden: &Golden) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = Path::new(FIXTURES).join("tokenizers").join(&golden.tokenizer);
     for from in [tokenizer, Path::new(FIXTURES).join(name)] {
@@ -65,10 +71,10 @@ fn assemble(name: &str, golden: &Golden) -> tempfile::TempDir {
 
 /// The checkpoint of this name.
 pub(super) fn assembled(name: &str) -> tempfile::TempDir {
-    assemble(name, &read_golden(name))
+    assemble(name, &read(name))
 }
 
-fn hash(bytes: &[u8]) -> String {
+pub(super) fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -121,14 +127,14 @@ fn is_said_once_more(key: &str) -> bool {
 }
 
 fn check(name: &str) {
-    let golden = read_golden(name);
+    let golden = read(name);
     let folder = assemble(name, &golden);
     check_contents(name, folder.path(), &golden.contents, plan);
 }
 
 fn check_projector(name: &str) {
-    let folder = assemble(name, &read_golden(name));
-    check_contents(name, folder.path(), &read(name, "projector.json"), plan_projector);
+    let folder = assemble(name, &read(name));
+    check_contents(name, folder.path(), &read_file(name, "projector.json"), plan_projector);
 }
 
 type Planner = fn(&Path, &str, TargetType) -> Result<Planned, ConvertError>;
@@ -200,8 +206,8 @@ fn check_contents(name: &str, folder: &Path, golden: &Contents, planner: Planner
 }
 
 /// In the engine, exact activations are computed like this, all others from a table of 16-bit floats.
-const EXACT: f32 = 2e-5;
-const TABLE: f32 = 3e-3;
+pub(super) const EXACT: f32 = 2e-5;
+pub(super) const TABLE: f32 = 3e-3;
 
 macro_rules! golden {
     ($($test:ident $name:literal $tolerance:ident;)*) => {
@@ -272,7 +278,7 @@ mod projector_bytes {
 
 /// How the engine gets a model.
 #[derive(Clone, Copy, Debug)]
-enum Way {
+pub(super) enum Way {
     File,
     #[cfg(target_os = "linux")]
     Stream,
@@ -284,8 +290,8 @@ const WAYS: &[Way] = &[
     Way::Stream,
 ];
 
-/// The model in the engine, and a context of one sequence, all in 32 bits.
-fn engine(folder: &Path, purpose: ContextPurpose, way: Way) -> Context {
+/// The model in the engine with some adapters, and a context of one sequence, all in 32 bits.
+pub(super) fn engine(folder: &Path, purpose: ContextPurpose, adapters: &[PathBuf], way: Way) -> Context {
     let planned = plan(folder, "test", TargetType::F32).unwrap();
     let path = folder.join("engine.gguf");
     let params = ModelParams {
@@ -305,7 +311,10 @@ fn engine(folder: &Path, purpose: ContextPurpose, way: Way) -> Context {
         #[cfg(target_os = "linux")]
         Way::Stream => Model::load_from(&mut Stream::start(planned.model), &params, |_| true),
     };
-    let model = model.unwrap();
+    let mut model = model.unwrap();
+    for adapter in adapters {
+        model.add_adapter(adapter, 1.0).unwrap();
+    }
     let params = ContextParams {
         purpose,
         context_per_sequence: 64,
@@ -321,37 +330,49 @@ fn engine(folder: &Path, purpose: ContextPurpose, way: Way) -> Context {
 
 /// What the engine computes from the file is what transformers computed from the checkpoint.
 fn check_numbers(name: &str, tolerance: f32) {
-    let golden = read_golden(name);
+    let golden = read(name);
     let folder = assemble(name, &golden);
-    let purpose = match name {
-        "bert" | "modernbert" | "roberta" | "xlm-roberta" => ContextPurpose::Embed,
-        _ => ContextPurpose::Generate,
-    };
+    let purpose = purpose_of(name);
     for way in WAYS {
-        let mut context = engine(folder.path(), purpose, *way);
-        let mut batch = Batch::new(golden.prompt.len());
-        let mut last = None;
-        for (position, token) in golden.prompt.iter().enumerate() {
-            last = batch.add(*token, position as i32, 0, true);
-        }
-        context.decode(&mut batch).unwrap();
-        let numbers = match purpose {
-            ContextPurpose::Embed => context.embedding(0),
-            ContextPurpose::Generate => context.logits(last.unwrap()),
-        };
-        let numbers = numbers.unwrap();
-        assert_eq!(numbers.len(), golden.logits.len());
-        let worst = numbers.iter().zip(&golden.logits).map(|(one, two)| (one - two).abs());
-        let worst = worst.fold(0.0, f32::max);
+        let numbers = numbers(engine(folder.path(), purpose, &[], *way), purpose, &golden.prompt);
+        let worst = largest_difference(&numbers, &golden.logits);
         assert!(worst < tolerance, "{name}: the largest difference is {worst} ({way:?})");
     }
 }
 
+pub(super) fn purpose_of(name: &str) -> ContextPurpose {
+    match name {
+        "bert" | "modernbert" | "roberta" | "xlm-roberta" => ContextPurpose::Embed,
+        _ => ContextPurpose::Generate,
+    }
+}
+
+/// The logits behind the last token, or the vector of all of them.
+pub(super) fn numbers(mut context: Context, purpose: ContextPurpose, prompt: &[i32]) -> Vec<f32> {
+    let mut batch = Batch::new(prompt.len());
+    let mut last = None;
+    for (position, token) in prompt.iter().enumerate() {
+        last = batch.add(*token, position as i32, 0, true);
+    }
+    context.decode(&mut batch).unwrap();
+    let numbers = match purpose {
+        ContextPurpose::Embed => context.embedding(0),
+        ContextPurpose::Generate => context.logits(last.unwrap()),
+    };
+    numbers.unwrap().to_vec()
+}
+
+pub(super) fn largest_difference(one: &[f32], other: &[f32]) -> f32 {
+    assert_eq!(one.len(), other.len());
+    let differences = one.iter().zip(other).map(|(one, other)| (one - other).abs());
+    differences.fold(0.0, f32::max)
+}
+
 /// Texts are cut into the same tokens as by the reference implementation.
 fn check_texts(name: &str) {
-    let golden = read_golden(name);
+    let golden = read(name);
     let folder = assemble(name, &golden);
-    let context = engine(folder.path(), ContextPurpose::Generate, Way::File);
+    let context = engine(folder.path(), ContextPurpose::Generate, &[], Way::File);
     let texts = fs::read_to_string(folder.path().join("texts.json")).unwrap();
     let texts: Vec<(String, Vec<i32>)> = serde_json::from_str(&texts).unwrap();
     assert_eq!(texts.len(), 10);

@@ -7,6 +7,7 @@
 //! [`plan()`] makes one from a folder: `config` reads `config.json`, `arch` knows what each architecture family calls its
 //! tensors, `tokenizer` reads the tokenizer's files.
 
+mod adapter;
 mod arch;
 mod cast;
 mod config;
@@ -23,6 +24,7 @@ mod stream;
 mod tokenizer;
 mod write;
 
+pub use adapter::{AdapterBase, check_adapter_config, plan_adapter};
 pub use error::ConvertError;
 pub use model::VirtualGguf;
 pub use plan::{Planned, Quantization, TargetType, check_config, has_projector, plan, plan_projector};

@@ -5,6 +5,7 @@
 //! outlive what they point into: [`Context`] keeps its [`Model`] alive through an [`std::sync::Arc`].
 #![expect(unsafe_code, reason = "this is the border to C")]
 
+mod adapter;
 mod backend;
 mod batch;
 mod chat;

@@ -14,7 +14,7 @@ use serde_json::{Map, Value as Json};
 
 use super::Build;
 use crate::{
-    convert::{ConvertError, config::Config, files, safetensors::Tensors, tokenizer},
+    convert::{ConvertError, config::Config, files, safetensors::Tensors},
     gguf::{Array, Value},
 };
 
@@ -61,17 +61,8 @@ pub(in crate::convert) fn build_projector<'a>(
     vision: &'a Config,
     tensors: Tensors,
 ) -> Result<Build<'a>, ConvertError> {
-    let mut build = Build {
-        folder,
-        config: vision,
-        tensors: renamed(tensors)?,
-        arch: "clip",
-        keys: Vec::new(),
-        recipes: Vec::new(),
-        tokenizer: tokenizer::Choice::default(),
-        vocabulary: 0,
-        embedding: None,
-    };
+    let mut build = Build::new(folder, vision, renamed(tensors)?, None);
+    build.arch = "clip";
     let surroundings = Surroundings {
         config,
         hidden: config.count(&["hidden_size"])?,
