@@ -21,6 +21,7 @@ mod addresses;
 mod daemon;
 mod processes;
 mod python;
+mod xet;
 
 const REPO: &str = "Test-Org/Tiny-GGUF";
 const NAME: &str = "hf:Test-Org/Tiny-GGUF:Q8_0";

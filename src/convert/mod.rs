@@ -13,9 +13,11 @@ mod cast;
 mod config;
 mod error;
 mod files;
+mod fp8;
 #[cfg(test)]
 mod golden;
 mod model;
+mod mxfp4;
 mod plan;
 mod recipe;
 mod replan;

@@ -148,6 +148,18 @@ impl FileType {
         Self { element, number }
     }
 
+    /// The type of a file whose experts are MXFP4 while all else is not quantised.
+    fn with_packed(self) -> Self {
+        const MXFP4_MOE: u32 = 38;
+        match self.element {
+            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => Self {
+                number: MXFP4_MOE,
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     fn of(target: TargetType, recipes: &[Recipe]) -> Self {
         Self::new(match target {
             TargetType::F32 => GgmlType::F32,
@@ -193,9 +205,12 @@ fn most_stored(recipes: &[Recipe]) -> GgmlType {
         .flat_map(Recipe::sources)
     {
         let kind = match source.dtype {
+            // The scales have no more bits in the models that were made so.
+            _ if source.scales.is_some() => 0,
             Dtype::BF16 => 0,
             Dtype::F16 => 1,
-            _ => 2,
+            Dtype::F32 | Dtype::F64 => 2,
+            Dtype::Other(..) => continue,
         };
         counts[kind].1 = counts[kind]
             .1
@@ -212,7 +227,7 @@ fn most_stored(recipes: &[Recipe]) -> GgmlType {
 /// If its architecture is unknown, or the weights are quantised already.
 pub fn check_config(json: &str) -> Result<(), ConvertError> {
     let config = Config::parse(json)?;
-    arch::family_of(config.architecture()).map(drop)
+    arch::family_of(&config).map(drop)
 }
 
 /// Whether the checkpoint that a `config.json` describes has a projector that can be planned, as far as that file shows.
@@ -228,7 +243,7 @@ pub fn has_projector(json: &str) -> bool {
 pub fn plan(folder: &Path, name: &str, target: TargetType) -> Result<Planned, ConvertError> {
     let config = Config::read(folder)?;
     let tensors = safetensors::open(folder)?;
-    let build = arch::build(folder, &config, tensors)?;
+    let build = arch::build(folder, name, &config, tensors)?;
     let mut notes = sorted(config.take_notes());
     let mut metadata = tokenizer::metadata(folder, build.vocabulary, build.tokenizer, &mut notes)?;
     // What an architecture says of its tokenizer stands above what the tokenizer's files say.
@@ -251,7 +266,7 @@ pub fn plan_projector(folder: &Path, name: &str, target: TargetType) -> Result<P
         plain => plain,
     };
     let tensors = safetensors::open(folder)?;
-    let build = arch::build_projector(folder, &config, &vision, tensors)?;
+    let build = arch::build_projector(folder, name, &config, &vision, tensors)?;
     let mut notes = config.take_notes();
     notes.extend(vision.take_notes());
     finish(build, "mmproj", name, target, Vec::new(), sorted(notes))
@@ -274,8 +289,13 @@ fn finish(
 ) -> Result<Planned, ConvertError> {
     let arch = build.arch_name();
     let mut recipes = build.recipes;
-    let kind = FileType::of(target, &recipes);
+    let mut kind = FileType::of(target, &recipes);
     for recipe in &mut recipes {
+        // What is packed stays so, unless all is to be packed in another way.
+        if recipe.is_packed() && !matches!(target, TargetType::Quantized(_)) {
+            kind = kind.with_packed();
+            continue;
+        }
         let element = kind.of_tensor(recipe);
         recipe.set_type(element);
     }

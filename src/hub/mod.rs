@@ -29,6 +29,7 @@ mod sites;
 mod throttle;
 mod verify;
 mod wire;
+mod xet;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -178,6 +179,26 @@ impl Hub {
             return Err(HubError::NotCached(name.to_string()));
         }
         Ok(model)
+    }
+
+    /// Whether a name stands for a model of the cache, however it is spelled. A name without a selector means every model of
+    /// its repository, one without a revision every commit.
+    pub async fn means(&self, config: &HubConfig, name: &HfName, model: &LocalModel) -> bool {
+        if !name.org.eq_ignore_ascii_case(&model.org) || !name.repo.eq_ignore_ascii_case(&model.repo) {
+            return false;
+        }
+        // What the selector finds where the model is; only a look at its folder tells.
+        let name = HfName {
+            selector: name
+                .selector
+                .clone()
+                .or_else(|| Selector::parse(&model.label).ok().flatten()),
+            revision: name.revision.clone().or_else(|| Some(model.commit.clone())),
+            ..name.clone()
+        };
+        self.find(config, &name)
+            .await
+            .is_ok_and(|found| found.files == model.files)
     }
 
     /// Every complete model of the cache that was not unlisted, sorted by name.
@@ -410,7 +431,10 @@ mod tests {
     use std::time::Instant;
 
     use super::{
-        cache::tests::{NEW, OLD, name, put},
+        cache::{
+            RepoFolder,
+            tests::{NEW, OLD, name, put},
+        },
         *,
     };
 
@@ -438,6 +462,52 @@ mod tests {
             [],
             "it stays unlisted after a restart"
         );
+    }
+
+    #[tokio::test]
+    async fn a_model_is_meant_by_every_spelling_of_its_name() {
+        let (root, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let config = HubConfig {
+            cache_dir: root.path().to_owned(),
+            ..HubConfig::default()
+        };
+        let hub = Hub::new(state.path());
+        for path in ["m-Q4_0.gguf", "q8/m-Q8_0.gguf", "sub/m-Q4_0.gguf", "m-UD-Q2_K.gguf"] {
+            put(root.path(), "Org/Repo", OLD, path, path);
+        }
+        RepoFolder::new(root.path(), "Org", "Repo")
+            .write_reference("main", OLD)
+            .unwrap();
+        let meant = |spelling: &str| {
+            let (hub, config, spelling) = (hub.clone(), config.clone(), name(spelling));
+            async move {
+                let mut meant = Vec::new();
+                for model in hub.list(&config).await {
+                    if hub.means(&config, &spelling, &model).await {
+                        meant.push(model.label);
+                    }
+                }
+                meant.join(" ")
+            }
+        };
+        for (spelling, labels) in [
+            ("HF:org/REPO:q4_0", "Q4_0"),
+            ("hf.co/Org/Repo:q8_0", "Q8_0"),
+            ("hf:org/repo/Q8", "Q8_0"),
+            ("hf:org/repo/q8:q8_0", "Q8_0"),
+            ("hf:org/repo:m-q4_0.gguf", "Q4_0"),
+            ("hf:org/repo/sub:Q4_0", "sub/m-Q4_0.gguf"),
+            ("hf:org/repo/sub/m-Q4_0.gguf", "sub/m-Q4_0.gguf"),
+            ("hf:org/repo:Q2_K", "UD-Q2_K"),
+            ("hf:org/repo@main:Q4_0", "Q4_0"),
+            ("hf:org/repo", "Q4_0 Q8_0 sub/m-Q4_0.gguf UD-Q2_K"),
+            ("hf:org/repo:latest", "Q4_0 Q8_0 sub/m-Q4_0.gguf UD-Q2_K"),
+            ("hf:org/repo@v1:Q4_0", ""),
+            ("hf:org/other:Q4_0", ""),
+            ("hf:org/repo:F16", ""),
+        ] {
+            assert_eq!(meant(spelling).await, labels, "{spelling}");
+        }
     }
 
     #[tokio::test]

@@ -23,7 +23,7 @@ use config::AdapterConfig;
 
 use super::{
     ConvertError, Recipe, VirtualGguf, arch,
-    recipe::Rows,
+    recipe::{Columns, Rows},
     safetensors::{self, Dtype, Stored},
 };
 use crate::gguf::{GgmlType, TensorSpec, Value};
@@ -213,7 +213,8 @@ fn factors(recipe: &Recipe, pairs: &[&Pair], config: &AdapterConfig, alpha: f64)
     let (a, b) = match (dims, recipe.row_parts()) {
         // Looked up by rows: the first factor is turned.
         (_, Some([_])) if first.is_embedding && name == EMBEDDING => {
-            let turned = Recipe::columns(TensorSpec::new(name_a, GgmlType::F32, [rank, columns]), &first.a);
+            let spec = TensorSpec::new(name_a, GgmlType::F32, [rank, columns]);
+            let turned = Recipe::columns(spec, vec![Columns::all(&first.a, 0..first.a.rows())]);
             (turned, plain(name_b, &first.b))
         }
         _ if first.is_embedding => return unsuited(),

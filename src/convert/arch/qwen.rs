@@ -5,7 +5,7 @@ use super::{
     decoder::{ATTENTION, Change, Class, Decoder, Dim, HEAD_NORMS, HeadDim, MLP, NORMS, Weight},
     experts::Experts,
     llama::LLAMA,
-    pooling,
+    pooling, reranker,
 };
 use crate::{
     convert::ConvertError,
@@ -95,8 +95,18 @@ pub(super) fn qwen2_vl(build: &mut Build<'_>) -> Result<(), ConvertError> {
 }
 
 pub(super) fn qwen3(build: &mut Build<'_>) -> Result<(), ConvertError> {
-    decoder(QWEN3, &[NORMS, ATTENTION, HEAD_NORMS, MLP], None).build(build)?;
-    pooling::keys(build)
+    let mut decoder = decoder(QWEN3, &[NORMS, ATTENTION, HEAD_NORMS, MLP], None);
+    if !reranker::is_one(build) {
+        decoder.build(build)?;
+        return pooling::keys(build);
+    }
+    let output = build.tensors.get("lm_head.weight").cloned();
+    decoder.output = false;
+    decoder.build(build)?;
+    match output.or_else(|| build.embedding.take()) {
+        Some(output) => reranker::head(build, &output),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn qwen3_moe(build: &mut Build<'_>) -> Result<(), ConvertError> {

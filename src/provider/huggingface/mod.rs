@@ -219,7 +219,7 @@ impl HuggingFace {
         keep_alive: Option<KeepAlive>,
     ) -> Result<(Located, Settings, Lease), Failure> {
         let located = self.locate(call, name).await?;
-        let settings = Settings::resolve(&call.config, &located.local.canonical, load);
+        let settings = Settings::of(&self.hub, &call.config, &located.local, load).await;
         let lease = self.acquire(call, &located, &settings, keep_alive).await?;
         Ok((located, settings, lease))
     }
@@ -260,18 +260,24 @@ impl Provider for HuggingFace {
     fn list<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ModelCard>> {
         async move {
             let mut cards = Vec::new();
+            let mut missing = settings::named_models(&call.config);
             for local in self.hub.list(&call.config.hub).await {
                 // A file that is no model is not listed; the log says why, once, when its header is read.
-                if let Ok(header) = self.headers.get(&local).await {
-                    cards.push(Located { local, header }.card());
+                let Ok(header) = self.headers.get(&local).await else {
+                    continue;
+                };
+                let mut still_missing = Vec::new();
+                for name in missing {
+                    let is_here = match HfName::parse(&name) {
+                        Ok(parsed) => self.hub.means(&call.config.hub, &parsed, &local).await,
+                        Err(_) => false,
+                    };
+                    still_missing.extend((!is_here).then_some(name));
                 }
+                missing = still_missing;
+                cards.push(Located { local, header }.card());
             }
-            let expected = settings::named_models(&call.config);
-            for name in expected {
-                if !cards.iter().any(|card| settings::same_model(&card.name, &name)) {
-                    cards.push(not_downloaded(&name));
-                }
-            }
+            cards.extend(missing.iter().map(|name| not_downloaded(name)));
             cards
         }
         .boxed()
@@ -311,7 +317,7 @@ impl Provider for HuggingFace {
     ) -> BoxFuture<'a, Result<ModelDetails, Failure>> {
         async move {
             let located = self.locate(call, name).await?;
-            let settings = Settings::resolve(&call.config, &located.local.canonical, &LoadOptions::default());
+            let settings = Settings::of(&self.hub, &call.config, &located.local, &LoadOptions::default()).await;
             let files = located.local.files.clone();
             let projector = located.local.mmproj.clone();
             let (mut model_info, tensors, license, projector_info) =
@@ -349,7 +355,7 @@ impl Provider for HuggingFace {
     ) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
             let located = self.locate(call, name).await?;
-            let settings = Settings::resolve(&call.config, &located.local.canonical, &options);
+            let settings = Settings::of(&self.hub, &call.config, &located.local, &options).await;
             self.acquire(call, &located, &settings, keep_alive).await.map(drop)
         }
         .boxed()
@@ -386,7 +392,7 @@ impl Provider for HuggingFace {
             let located = self.locate(call, name).await?;
             Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
             prompt::check_media(&request.prompt, located.local.mmproj.is_some())?;
-            let settings = Settings::resolve(&call.config, &located.local.canonical, &request.load);
+            let settings = Settings::of(&self.hub, &call.config, &located.local, &request.load).await;
             let lease = self.acquire(call, &located, &settings, request.keep_alive).await?;
             let load_duration = call.arrived.elapsed();
             let context = settings.window(&located.header.facts, lease.loaded().context_length);
@@ -481,7 +487,7 @@ impl Provider for HuggingFace {
             let located = self.locate(call, name).await?;
             Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
             prompt::check_media(&request.prompt, located.local.mmproj.is_some())?;
-            let settings = Settings::resolve(&call.config, &located.local.canonical, &request.load);
+            let settings = Settings::of(&self.hub, &call.config, &located.local, &request.load).await;
             match &request.prompt {
                 Prompt::Chat { messages, .. } => {
                     let messages = with_system(&settings, messages);

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-use super::Build;
+use super::{Build, unpacked};
 use crate::{
     convert::{ConvertError, config::Config, files, safetensors::Tensors},
     gguf::{Array, Value},
@@ -57,11 +57,13 @@ pub(in crate::convert) fn vision_config(config: &Config) -> Result<Config, Conve
 /// Reads the configuration and the tensors as the architecture's projector wants them.
 pub(in crate::convert) fn build_projector<'a>(
     folder: &'a Path,
+    name: &'a str,
     config: &Config,
     vision: &'a Config,
     tensors: Tensors,
 ) -> Result<Build<'a>, ConvertError> {
-    let mut build = Build::new(folder, vision, renamed(tensors)?, None);
+    let tensors = renamed(unpacked(config, tensors)?)?;
+    let mut build = Build::new(folder, name, vision, tensors, None);
     build.arch = "clip";
     let surroundings = Surroundings {
         config,
