@@ -29,7 +29,7 @@ mod write;
 pub use adapter::{AdapterBase, check_adapter_config, plan_adapter};
 pub use error::ConvertError;
 pub use model::VirtualGguf;
-pub use plan::{Planned, Quantization, TargetType, check_config, plan};
+pub use plan::{Planned, Quantization, TargetType, check_config, has_projector, plan, plan_projector};
 pub use recipe::{Recipe, Scratch};
 pub use replan::replan;
 pub use stream::Stream;

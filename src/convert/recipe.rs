@@ -25,6 +25,8 @@ pub struct Recipe {
     /// Elements of a row: those of the fastest dimension, unless the tensor is made of smaller pieces.
     row: u64,
     content: Content,
+    /// Whether the type is the engine's demand, not the caller's choice.
+    is_pinned: bool,
     /// Added to every number: norms that are stored as the difference from one.
     add: f32,
     /// Multiplied with every number before.
@@ -185,6 +187,14 @@ impl Stored {
         column
     }
 
+    /// The `last` fastest dimensions as one.
+    pub(super) fn merged(&self, last: usize) -> Self {
+        let mut merged = self.clone();
+        let fast = merged.shape.split_off(merged.shape.len().saturating_sub(last));
+        merged.shape.push(fast.iter().product());
+        merged
+    }
+
     /// Appends the bytes of some elements.
     pub(super) fn read(&self, elements: Range<u64>, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         let Some(scales) = &self.scales else {
@@ -213,6 +223,7 @@ impl Recipe {
             row: spec.dims.first().copied().unwrap_or(1),
             spec,
             content: Content::Rows(parts),
+            is_pinned: false,
             add: 0.0,
             times: 1.0,
         }
@@ -224,6 +235,7 @@ impl Recipe {
             row: spec.dims.first().copied().unwrap_or(1),
             spec,
             content: Content::Columns(parts),
+            is_pinned: false,
             add: 0.0,
             times: 1.0,
         }
@@ -238,6 +250,7 @@ impl Recipe {
                 ..spec
             },
             content: Content::Mxfp4(parts),
+            is_pinned: false,
             add: 0.0,
             times: 1.0,
         }
@@ -249,6 +262,7 @@ impl Recipe {
             row: values.len() as u64,
             spec: TensorSpec::new(name, GgmlType::F32, [values.len() as u64]),
             content: Content::Values(values),
+            is_pinned: false,
             add: 0.0,
             times: 1.0,
         }
@@ -304,14 +318,24 @@ impl Recipe {
         self
     }
 
+    /// A tensor that has this type in files of every type.
+    pub(super) fn pinned(mut self, kind: GgmlType) -> Self {
+        self.spec.element_type = kind;
+        self.is_pinned = true;
+        self
+    }
+
     /// Name, type and dimensions.
     #[must_use]
     pub fn spec(&self) -> &TensorSpec {
         &self.spec
     }
 
+    /// Chooses the type, unless it is pinned.
     pub(super) fn set_type(&mut self, kind: GgmlType) {
-        self.spec.element_type = kind;
+        if !self.is_pinned {
+            self.spec.element_type = kind;
+        }
     }
 
     /// Whether the checkpoint has it in a packed type.

@@ -21,6 +21,9 @@ mod pooling;
 mod qwen;
 mod reranker;
 mod rope;
+mod vision;
+
+pub(super) use vision::{build_projector, vision_config};
 
 use std::{fmt, path::Path, sync::Arc};
 
@@ -99,13 +102,18 @@ pub(super) fn build<'a>(
     config: &'a Config,
     tensors: Tensors,
 ) -> Result<Build<'a>, ConvertError> {
-    let tensors = match config.packing() {
-        Some(Packing::Fp8(block)) => fp8::join(tensors, block)?,
-        _ => tensors,
-    };
-    let mut build = Build::new(folder, name, config, renamed(tensors)?, None);
+    let tensors = renamed(unpacked(config, tensors)?)?;
+    let mut build = Build::new(folder, name, config, tensors, None);
     family_of(config)?(&mut build)?;
     build.finish()
+}
+
+/// The tensors with their scales, where they have some.
+fn unpacked(config: &Config, tensors: Tensors) -> Result<Tensors, ConvertError> {
+    match config.packing() {
+        Some(Packing::Fp8(block)) => fp8::join(tensors, block),
+        _ => Ok(tensors),
+    }
 }
 
 /// What a family would make of a checkpoint with this configuration, and of which of its tensors. `has` says which of those
@@ -131,6 +139,7 @@ pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
     let family: Family = match config.architecture() {
         "LlamaForCausalLM" | "LLaMAForCausalLM" | "LlamaModel" => llama::llama,
         "MistralForCausalLM" => llama::mistral,
+        "Idefics3ForConditionalGeneration" | "SmolVLMForConditionalGeneration" => llama::idefics3,
         "MixtralForCausalLM" => llama::mixtral,
         "SmolLM3ForCausalLM" => llama::smollm3,
         "GraniteForCausalLM" => granite::granite,
@@ -138,6 +147,7 @@ pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
         "DeepseekV2ForCausalLM" => deepseek::v2,
         "DeepseekV3ForCausalLM" => deepseek::v3,
         "Qwen2ForCausalLM" | "Qwen2Model" => qwen::qwen2,
+        "Qwen2VLForConditionalGeneration" | "Qwen2_5_VLForConditionalGeneration" => qwen::qwen2_vl,
         "Qwen2MoeForCausalLM" => qwen::qwen2_moe,
         "Qwen3ForCausalLM" | "Qwen3Model" => qwen::qwen3,
         "Qwen3MoeForCausalLM" => qwen::qwen3_moe,
@@ -245,7 +255,16 @@ impl<'a> Build<'a> {
     }
 
     fn blocks(&self, keys: &[&str]) -> Result<u64, ConvertError> {
-        match self.config.count(keys)? {
+        Self::check_blocks(self.config.count(keys)?)
+    }
+
+    fn blocks_or(&self, keys: &[&str], default: u64) -> Result<u64, ConvertError> {
+        Self::check_blocks(self.config.integer_or(keys, default)?)
+    }
+
+    fn check_blocks(blocks: u64) -> Result<u64, ConvertError> {
+        match blocks {
+            0 => Err(ConvertError::Config("it has no layers".to_owned())),
             blocks if blocks > MAX_BLOCKS => Err(ConvertError::Config(format!(
                 "it has {blocks} layers; the engine can hold {MAX_BLOCKS}"
             ))),

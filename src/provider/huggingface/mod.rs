@@ -238,19 +238,13 @@ impl HuggingFace {
 }
 
 /// The messages of a conversation with the configured system prompt.
-fn with_system(settings: &Settings, messages: &[Message]) -> Result<Vec<Message>, Failure> {
-    if messages.iter().any(|message| !message.media.is_empty()) {
-        // In llama-server's words, which clients of Ollama see.
-        return Err(Failure::Invalid(
-            "Multimodal data provided, but model does not support multimodal requests.".into(),
-        ));
-    }
+fn with_system(settings: &Settings, messages: &[Message]) -> Vec<Message> {
     let mut messages = messages.to_vec();
     let has_system = messages.first().is_some_and(|message| message.role.0 == "system");
     if let (Some(system), false) = (&settings.system, has_system) {
         messages.insert(0, Message::text("system", system.clone()));
     }
-    Ok(messages)
+    messages
 }
 
 fn prompt_lengths(prompt: &Prompt) -> Vec<usize> {
@@ -401,6 +395,7 @@ impl Provider for HuggingFace {
             };
             let located = self.locate(call, name).await?;
             Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
+            prompt::check_media(&request.prompt, located.local.mmproj.is_some())?;
             let settings = Settings::of(&self.hub, &call.config, &located.local, &request.load).await;
             let lease = self.acquire(call, &located, &settings, request.keep_alive).await?;
             let load_duration = call.arrived.elapsed();
@@ -427,7 +422,7 @@ impl Provider for HuggingFace {
             let stalled = call.config.engine.stream_timeout;
             let (stream, first) = match &request.prompt {
                 Prompt::Chat { messages, .. } => {
-                    let messages = with_system(&settings, messages)?;
+                    let messages = with_system(&settings, messages);
                     self.start_chat(call, &lease, &located.header, &request, messages, &job)
                         .await?
                 }
@@ -495,10 +490,11 @@ impl Provider for HuggingFace {
         async move {
             let located = self.locate(call, name).await?;
             Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
+            prompt::check_media(&request.prompt, located.local.mmproj.is_some())?;
             let settings = Settings::of(&self.hub, &call.config, &located.local, &request.load).await;
             match &request.prompt {
                 Prompt::Chat { messages, .. } => {
-                    let messages = with_system(&settings, messages)?;
+                    let messages = with_system(&settings, messages);
                     let conversation =
                         chat::converse(&self.helper, &call.config, &located.header, &request, &messages).await?;
                     Ok(conversation.text)
