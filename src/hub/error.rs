@@ -140,12 +140,14 @@ pub enum HubError {
         error: ResolveError,
     },
     /// The repository's checkpoint cannot become a GGUF file.
-    #[error("{repo} cannot be served from its safetensors: {reason}")]
+    #[error("{repo} cannot be served from its safetensors: {reason}{}", alternatives_text(.alternatives))]
     Checkpoint {
         /// `ORG/REPO`.
         repo: String,
         /// Why.
         reason: String,
+        /// Repositories with GGUF files of it.
+        alternatives: Vec<String>,
     },
     /// A conversion failed, but not by its checkpoint's fault.
     #[error("the safetensors could not be converted: {0}")]
@@ -217,6 +219,7 @@ impl HubError {
             _ => Self::Checkpoint {
                 repo: repo.to_owned(),
                 reason: error.to_string(),
+                alternatives: Vec::new(),
             },
         }
     }
@@ -263,6 +266,14 @@ impl From<HubError> for Failure {
             | HubError::Io { .. } => Self::Unavailable(text),
         }
     }
+}
+
+fn alternatives_text(repositories: &[String]) -> String {
+    if repositories.is_empty() {
+        return String::new();
+    }
+    let names: Vec<String> = repositories.iter().map(|repo| format!("hf:{repo}")).collect();
+    format!("; repositories with GGUF files of it: {}", names.join(", "))
 }
 
 fn resolve_text(repo: &str, error: &ResolveError) -> String {

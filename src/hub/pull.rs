@@ -29,6 +29,7 @@ use super::{
     name::HfName,
     partial::Partial,
     resolve::{self, RepoFile},
+    search,
 };
 use crate::{
     config::HubConfig,
@@ -255,7 +256,8 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
     }
     if let What::Checkpoint(_) = what {
         hub.0.conversions.check_converter()?;
-        check_config(&client, &repo, &targets).await?;
+        let checked = check_config(&client, &repo, &targets).await;
+        with_alternatives(&client, checked).await?;
     }
     check_space(&repo, &targets).await?;
     let mut flights: Vec<(Target, Option<Arc<Flight>>)> = Vec::new();
@@ -311,7 +313,10 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
                 commit: info.commit.clone(),
                 kind,
             };
-            make(hub, wanted, events).await?
+            let snapshot = wanted.folder.path.join("snapshots").join(&wanted.commit);
+            let made = make(hub, wanted, events).await;
+            note_conversion(hub, snapshot, &made).await?;
+            with_alternatives(&client, made).await?
         }
     };
     let (hub, key) = (hub.clone(), super::key(&info.org, &info.repo, &label));
@@ -331,6 +336,29 @@ async fn make(hub: &Hub, wanted: Wanted, events: &Events) -> Result<String, HubE
         if let Ok(made) = timeout(SIGN_OF_LIFE, &mut making).await {
             return made;
         }
+    }
+}
+
+/// Notes a checkpoint that is of no use, so that it can be offered for removal.
+async fn note_conversion<T>(hub: &Hub, snapshot: PathBuf, result: &Result<T, HubError>) -> Result<(), HubError> {
+    let failed = match result {
+        Ok(_) => false,
+        Err(HubError::Checkpoint { .. } | HubError::Converter(_)) => true,
+        Err(_) => return Ok(()),
+    };
+    let hub = hub.clone();
+    blocking(move || hub.0.ledger.set_unconverted(&snapshot, failed)).await
+}
+
+/// Adds to the error of a checkpoint that cannot be converted what could be pulled instead.
+async fn with_alternatives<T>(client: &Client, result: Result<T, HubError>) -> Result<T, HubError> {
+    match result {
+        Err(HubError::Checkpoint { repo, reason, .. }) => Err(HubError::Checkpoint {
+            alternatives: search::made_from(client, &repo).await,
+            repo,
+            reason,
+        }),
+        result => result,
     }
 }
 
