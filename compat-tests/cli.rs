@@ -16,6 +16,8 @@ use crate::harness::{
     raw_http::PATIENCE,
 };
 
+mod checkpoints;
+
 const REPO: &str = "Example-Org/Small-GGUF";
 const NAME: &str = "hf:Example-Org/Small-GGUF:Q4_1";
 
