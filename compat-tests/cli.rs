@@ -17,6 +17,7 @@ use crate::harness::{
 };
 
 mod checkpoints;
+mod updates;
 
 const REPO: &str = "Example-Org/Small-GGUF";
 const NAME: &str = "hf:Example-Org/Small-GGUF:Q4_1";

@@ -67,3 +67,26 @@ fn a_checkpoint_that_cannot_be_converted_can_be_pruned() {
     assert_eq!(fs::read_dir(&blobs).map_or(0, Iterator::count), 0);
     assert!(caller.run(&["prune"]).stdout.contains("nothing to remove"));
 }
+
+/// A checkpoint that somebody else has downloaded is made use of where it lies.
+#[test]
+fn a_checkpoint_in_another_users_cache_is_not_downloaded_again() {
+    let hub = FakeHub::start();
+    publish(&hub, REPO, checkpoint("qwen3", "qwen").path());
+    let other = Caller::alone(&hub);
+    assert_eq!(other.run(&["pull", "hf:Example-Org/Tiny:F16"]).code, Some(0));
+    let fetched = hub.hits("/cdn").bytes;
+    let caller = Caller::alone(&hub);
+    let file = caller.config(&format!("[hub]\nextra_caches = [{:?}]\n", other.cache()));
+    let pulled = caller.run(&["pull", "hf:Example-Org/Tiny:Q8_0", "--config", &file]);
+    assert_eq!(pulled.code, Some(0), "{}", pulled.stderr);
+    assert!(pulled.stderr.contains("converting model"), "{}", pulled.stderr);
+    assert_eq!(hub.hits("/cdn").bytes, fetched);
+    let listed = caller.run(&["list", "--config", &file]).stdout;
+    assert!(listed.contains("hf:Example-Org/Tiny:Q8_0 "), "{listed}");
+    // Nor with the Hub switched off.
+    let offline = Caller::alone(&hub).with("HF_HUB_OFFLINE", "1");
+    let file = offline.config(&format!("[hub]\nextra_caches = [{:?}]\n", other.cache()));
+    let pulled = offline.run(&["pull", "hf:Example-Org/Tiny:Q8_0", "--config", &file]);
+    assert_eq!(pulled.code, Some(0), "{}", pulled.stderr);
+}

@@ -5,6 +5,7 @@
 //! take it away ([`Hub::delete`]). Around them: [`Hub::search`], [`Hub::update`], [`Hub::provenance`], [`Hub::verify`],
 //! [`Hub::import`] and [`Hub::prune`]. What is in the files is not known here.
 
+mod adopt;
 mod backoff;
 mod cache;
 mod checkpoint;
@@ -27,6 +28,7 @@ pub mod resolve;
 mod search;
 mod sites;
 mod throttle;
+mod updates;
 mod verify;
 mod wire;
 mod xet;

@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{
     Hub, LocalModel, Update,
+    adopt::adopt,
     cache::{self, RepoFolder},
     checkpoint::{self, Checkpoint},
     client::{About, Client, RepoInfo},
@@ -172,10 +173,14 @@ pub(crate) async fn update(
     name: &HfName,
     model: &LocalModel,
 ) -> Result<Option<Update>, HubError> {
-    let plan = plan(hub, Arc::new(config.clone()), name).await?;
-    if plan.info.commit == model.commit {
+    let config = Arc::new(config.clone());
+    // Mostly there is nothing new, and a commit is told sooner than a listing.
+    let client = Client::new(&hub.0.pool, Arc::clone(&config))?;
+    let revision = name.revision.as_deref().unwrap_or("main");
+    if client.info(&name.repo_id(), revision).await?.commit == model.commit {
         return Ok(None);
     }
+    let plan = plan(hub, config, name).await?;
     // A commit that changes a README is no new model.
     let here = hashes(model).await?;
     let new = plan
@@ -213,6 +218,7 @@ async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, 
     let selector = name.selector.as_ref();
     let unfound = match resolve::resolve(&listing, selector) {
         Ok(resolution) => {
+            // Drafts are left where they are: nothing here decodes with two models, so that their bytes would be of no use.
             let mut files = resolution.files;
             files.extend(resolution.mmproj);
             let what = What::Gguf(resolution.label);
@@ -253,6 +259,14 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
                 .join(format!("{etag}.lock")),
             etag: etag.to_owned(),
         });
+    }
+    if !config.extra_caches.is_empty() {
+        let (hub, caches, wanted) = (hub.clone(), config.extra_caches.clone(), targets.clone());
+        blocking(move || {
+            let mut wanted = wanted.iter();
+            wanted.try_for_each(|target| adopt(target, &caches, &hub.0.ledger))
+        })
+        .await?;
     }
     if let What::Checkpoint(_) = what {
         hub.0.conversions.check_converter()?;
