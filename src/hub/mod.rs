@@ -5,6 +5,7 @@
 //! take it away ([`Hub::delete`]). Around them: [`Hub::search`], [`Hub::update`], [`Hub::provenance`], [`Hub::verify`],
 //! [`Hub::import`] and [`Hub::prune`]. What is in the files is not known here.
 
+mod adapter;
 mod adopt;
 mod backoff;
 mod cache;
@@ -40,11 +41,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+pub use adapter::LocalAdapter;
 pub use client::Reachable;
 pub use converted::{Converter, Order};
 pub use error::HubError;
 pub use name::{HfName, NameError, Selector};
-pub use provenance::{FileProvenance, Provenance};
+pub use provenance::{AdapterProvenance, FileProvenance, Provenance};
 pub use prune::{Waste, WasteKind};
 pub use pull::Pull;
 pub use resolve::ResolveError;
@@ -72,6 +74,7 @@ struct Shared {
     downloads: download::Downloads,
     ledger: Arc<Ledger>,
     conversions: Conversions,
+    prepared: adapter::Prepared,
     /// By cache.
     scans: Mutex<HashMap<PathBuf, Scan>>,
 }
@@ -113,6 +116,8 @@ pub struct LocalModel {
     pub modified_at: SystemTime,
     /// Whether hubllama downloaded or made the weights, so that deleting the model removes them.
     pub owned: bool,
+    /// LoRA adapters on top, in the order of the name.
+    pub adapters: Vec<LocalAdapter>,
 }
 
 /// What the Hub has instead of the files in the cache.
@@ -137,8 +142,14 @@ pub enum Deleted {
 }
 
 impl LocalModel {
-    /// What was downloaded for it: its own files, or those that it was made from.
+    /// What was downloaded for it: its own files, or those that it was made from, and its adapters'.
     pub(crate) fn downloads(&self) -> impl Iterator<Item = &PathBuf> {
+        let adapters = self.adapters.iter().flat_map(|adapter| &adapter.files);
+        self.base_downloads().chain(adapters)
+    }
+
+    /// The same without its adapters'.
+    fn base_downloads(&self) -> impl Iterator<Item = &PathBuf> {
         let own = self.files.iter().chain(&self.mmproj);
         let own = own.filter(|_| self.sources.is_empty());
         self.sources.iter().chain(own)
@@ -164,6 +175,7 @@ impl Hub {
             downloads: download::Downloads::default(),
             ledger: Arc::new(Ledger::load(state_dir)),
             conversions: Conversions::new(state_dir, converter),
+            prepared: adapter::Prepared::new(state_dir),
             scans: Mutex::default(),
         }))
     }
@@ -171,13 +183,10 @@ impl Hub {
     /// Finds a model in the cache; asks nobody.
     ///
     /// # Errors
-    /// If it is not complete in the cache, was deleted while its files are another program's, or asks for adapters.
+    /// If it is not complete in the cache, or was deleted while its files are another program's.
     pub async fn locate(&self, config: &HubConfig, name: &HfName) -> Result<LocalModel, HubError> {
-        if let [adapter, ..] = name.adapters.as_slice() {
-            return Err(HubError::Adapters(adapter.to_string()));
-        }
         let model = self.find(config, name).await?;
-        if self.0.ledger.is_unlisted(&key(&model.org, &model.repo, &model.label)) {
+        if self.0.ledger.is_unlisted(&model.key()) {
             return Err(HubError::NotCached(name.to_string()));
         }
         Ok(model)
@@ -200,10 +209,10 @@ impl Hub {
         };
         self.find(config, &name)
             .await
-            .is_ok_and(|found| found.files == model.files)
+            .is_ok_and(|found| found.files == model.files && found.adapters == model.adapters)
     }
 
-    /// Every complete model of the cache that was not unlisted, sorted by name.
+    /// Every complete model of the cache that was not unlisted, sorted by name; then those with adapters that were pulled.
     pub async fn list(&self, config: &HubConfig) -> Vec<LocalModel> {
         let (hub, roots) = (self.clone(), roots(config));
         let listed = blocking(move || {
@@ -218,7 +227,9 @@ impl Hub {
             let listed = models
                 .into_iter()
                 .filter(|model| !hub.0.ledger.is_unlisted(&key(model)));
-            Ok(listed.map(|model| hub.local(model, None)).collect())
+            let mut listed: Vec<LocalModel> = listed.map(|model| hub.local(model, None)).collect();
+            listed.extend(hub.adapted(&roots));
+            Ok(listed)
         });
         listed.await.unwrap_or_default()
     }
@@ -253,6 +264,9 @@ impl Hub {
     /// If the model is not in the cache, or the Hub cannot be asked.
     pub async fn update(&self, config: &HubConfig, name: &HfName) -> Result<Option<Update>, HubError> {
         let model = self.locate(config, name).await?;
+        if !model.adapters.is_empty() {
+            return self.update_adapted(config, name, &model).await;
+        }
         if name.revision.as_deref().is_some_and(cache::is_commit) {
             return Ok(None);
         }
@@ -273,6 +287,23 @@ impl Hub {
             Err(HubError::NotCached(_)) if all => self.find(config, name).await?,
             other => other?,
         };
+        let (hub, config, name) = (self.clone(), config.clone(), name.clone());
+        blocking(move || match model.adapters.is_empty() {
+            false => hub.remove_adapted(&config, &model, all),
+            true if !all && hub.is_base(&roots(&config), &model.key()) => {
+                hub.0.ledger.set_unlisted(&model.key(), true)?;
+                Ok(Deleted::Unlisted)
+            }
+            true => hub.remove_base(&config, &name, all),
+        })
+        .await
+    }
+
+    /// Removes a model without adapters.
+    fn remove_base(&self, config: &HubConfig, name: &HfName, all: bool) -> Result<Deleted, HubError> {
+        let roots = roots(config);
+        let model = self.find_now(&roots, name)?;
+        let key = model.key();
         // The selector is made explicit, so that the same model is meant at every commit.
         let selector = Selector::parse(&model.label).ok().flatten();
         let name = HfName {
@@ -281,31 +312,46 @@ impl Hub {
             selector,
             ..name.clone()
         };
-        let (hub, config) = (self.clone(), config.clone());
-        blocking(move || {
-            let key = key(&name.org, &name.repo, &model.label);
-            if !model.sources.is_empty() {
-                let made = hub.0.conversions.locate(&roots(&config), &name)?;
-                hub.0.ledger.set_unlisted(&key, false)?;
-                let revision = name.revision.as_deref();
-                return hub
-                    .0
-                    .conversions
-                    .delete(&config.cache_dir, &hub.0.ledger, &made, revision, all);
+        let ledger = &self.0.ledger;
+        if !model.sources.is_empty() {
+            let made = self.0.conversions.locate(&roots, &name)?;
+            ledger.set_unlisted(&key, false)?;
+            let revision = name.revision.as_deref();
+            let conversions = &self.0.conversions;
+            return conversions.delete(&config.cache_dir, ledger, &made, revision, all);
+        }
+        let elsewhere = cache::locate_in(&config.extra_caches, &name).is_ok();
+        match remove::delete(&config.cache_dir, ledger, &name, &key, all) {
+            Err(HubError::NotCached(_)) if elsewhere => {}
+            deleted if !elsewhere => return deleted,
+            deleted => {
+                deleted?;
             }
-            let elsewhere = cache::locate_in(&config.extra_caches, &name).is_ok();
-            match remove::delete(&config.cache_dir, &hub.0.ledger, &name, &key, all) {
-                Err(HubError::NotCached(_)) if elsewhere => {}
-                deleted if !elsewhere => return deleted,
-                deleted => {
-                    deleted?;
-                }
-            }
-            // It is not ours to remove there, but must not come back into the lists.
-            hub.0.ledger.set_unlisted(&key, true)?;
-            Ok(Deleted::Unlisted)
+        }
+        // It is not ours to remove there, but must not come back into the lists.
+        ledger.set_unlisted(&key, true)?;
+        Ok(Deleted::Unlisted)
+    }
+
+    async fn update_adapted(
+        &self,
+        config: &HubConfig,
+        name: &HfName,
+        model: &LocalModel,
+    ) -> Result<Option<Update>, HubError> {
+        let base = HfName {
+            adapters: Vec::new(),
+            ..name.clone()
+        };
+        let of_base = Box::pin(self.update(config, &base)).await?;
+        let of_adapters = adapter::update(self, &Arc::new(config.clone()), model).await?;
+        Ok(match (of_base, of_adapters) {
+            (Some(one), Some(other)) => Some(Update {
+                bytes: one.bytes.saturating_add(other.bytes),
+                ..one
+            }),
+            (one, other) => one.or(other),
         })
-        .await
     }
 
     /// Asks the Hub whether it is there and what it thinks of the token.
@@ -346,11 +392,16 @@ impl Hub {
     /// Finds a model in the cache, also one that is unlisted.
     async fn find(&self, config: &HubConfig, name: &HfName) -> Result<LocalModel, HubError> {
         let (hub, roots, name) = (self.clone(), roots(config), name.clone());
-        blocking(move || {
-            let model = cache::locate_in(&roots, &name).or_else(|_| hub.0.conversions.locate(&roots, &name))?;
-            Ok(hub.local(model, name.revision))
-        })
-        .await
+        blocking(move || hub.find_now(&roots, &name)).await
+    }
+
+    fn find_now(&self, roots: &[PathBuf], name: &HfName) -> Result<LocalModel, HubError> {
+        let model = cache::locate_in(roots, name).or_else(|_| self.0.conversions.locate(roots, name))?;
+        let model = self.local(model, name.revision.clone());
+        if name.adapters.is_empty() {
+            return Ok(model);
+        }
+        Ok(model.with_adapters(self.find_adapters(roots, name)?))
     }
 
     fn local(&self, model: CachedModel, revision: Option<String>) -> LocalModel {
@@ -384,6 +435,7 @@ impl Hub {
             digest,
             modified_at,
             owned,
+            adapters: Vec::new(),
         }
     }
 

@@ -62,6 +62,7 @@ impl Hub {
                 waste.extend(checkpoints(&folder, &hub.0.ledger, &hub.0.conversions));
             }
             let mut stale = hub.0.conversions.stale(&roots);
+            stale.extend(hub.0.prepared.stale(&roots));
             stale.retain(|(_, path)| !waste.iter().any(|waste| waste.paths.contains(path)));
             waste.extend(stale.into_iter().map(|(what, path)| Waste {
                 kind: WasteKind::Orphan,

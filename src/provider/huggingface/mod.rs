@@ -31,7 +31,7 @@ use crate::{
     },
     lifecycle::{Helper, JobStream, Lease, Lifecycle, Limits, Wanted},
     stdx::cpu::compute_threads,
-    worker::protocol::{EmbedJob, Job, JobPrompt, LoadSpec, Question, Reply},
+    worker::protocol::{self, AdapterSpec, EmbedJob, Job, JobPrompt, LoadSpec, Question, Reply},
 };
 
 /// Models in memory at once where nobody said, as Ollama has it without a GPU.
@@ -123,6 +123,8 @@ impl HuggingFace {
         if let Some(reason) = &located.header.refusal {
             return Err(Failure::Load(format!("the model could not be loaded: {reason}")));
         }
+        let adapters = self.hub.adapter_files(&located.local).await?.into_iter();
+        let adapters = adapters.map(|path| AdapterSpec { path, scale: 1.0 }).collect();
         let engine = &call.config.engine;
         let threads = match engine.threads {
             0 => compute_threads(),
@@ -133,6 +135,7 @@ impl HuggingFace {
             card: located.card(),
             spec: LoadSpec {
                 path: located.path()?,
+                adapters,
                 context_length,
                 parallel: settings.parallel(located.header.kv_bytes_per_token, context_length),
                 batch: settings.load.num_batch.unwrap_or(engine.batch),
@@ -235,19 +238,13 @@ impl HuggingFace {
 }
 
 /// The messages of a conversation with the configured system prompt.
-fn with_system(settings: &Settings, messages: &[Message]) -> Result<Vec<Message>, Failure> {
-    if messages.iter().any(|message| !message.media.is_empty()) {
-        // In llama-server's words, which clients of Ollama see.
-        return Err(Failure::Invalid(
-            "Multimodal data provided, but model does not support multimodal requests.".into(),
-        ));
-    }
+fn with_system(settings: &Settings, messages: &[Message]) -> Vec<Message> {
     let mut messages = messages.to_vec();
     let has_system = messages.first().is_some_and(|message| message.role.0 == "system");
     if let (Some(system), false) = (&settings.system, has_system) {
         messages.insert(0, Message::text("system", system.clone()));
     }
-    Ok(messages)
+    messages
 }
 
 fn prompt_lengths(prompt: &Prompt) -> Vec<usize> {
@@ -371,8 +368,10 @@ impl Provider for HuggingFace {
             let parsed = HfName::parse(name).map_err(HubError::from)?;
             match self.locate_local(call, &parsed).await {
                 Ok(local) => {
-                    if let Some(path) = local.files.first() {
-                        self.lifecycle.unload(path.clone()).await;
+                    // One whose adapters cannot be applied is not resident.
+                    if let (Some(path), Ok(adapters)) = (local.files.first(), self.hub.adapter_files(&local).await) {
+                        let adapters = adapters.iter().map(PathBuf::as_path);
+                        self.lifecycle.unload(protocol::identity(path, adapters)).await;
                     }
                     Ok(())
                 }
@@ -396,6 +395,7 @@ impl Provider for HuggingFace {
             };
             let located = self.locate(call, name).await?;
             Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
+            prompt::check_media(&request.prompt, located.local.mmproj.is_some())?;
             let settings = Settings::of(&self.hub, &call.config, &located.local, &request.load).await;
             let lease = self.acquire(call, &located, &settings, request.keep_alive).await?;
             let load_duration = call.arrived.elapsed();
@@ -422,7 +422,7 @@ impl Provider for HuggingFace {
             let stalled = call.config.engine.stream_timeout;
             let (stream, first) = match &request.prompt {
                 Prompt::Chat { messages, .. } => {
-                    let messages = with_system(&settings, messages)?;
+                    let messages = with_system(&settings, messages);
                     self.start_chat(call, &lease, &located.header, &request, messages, &job)
                         .await?
                 }
@@ -490,10 +490,11 @@ impl Provider for HuggingFace {
         async move {
             let located = self.locate(call, name).await?;
             Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
+            prompt::check_media(&request.prompt, located.local.mmproj.is_some())?;
             let settings = Settings::of(&self.hub, &call.config, &located.local, &request.load).await;
             match &request.prompt {
                 Prompt::Chat { messages, .. } => {
-                    let messages = with_system(&settings, messages)?;
+                    let messages = with_system(&settings, messages);
                     let conversation =
                         chat::converse(&self.helper, &call.config, &located.header, &request, &messages).await?;
                     Ok(conversation.text)

@@ -165,6 +165,7 @@ impl Settings {
 fn is_same(name: &HfName, configured: &HfName) -> bool {
     let selector = |name: &HfName| name.selector.as_ref().map(ToString::to_string);
     name.repo_id().eq_ignore_ascii_case(&configured.repo_id())
+        && name.has_adapters_of(configured)
         && match (selector(name), selector(configured)) {
             (Some(a), Some(b)) => a.eq_ignore_ascii_case(&b),
             _ => true,
@@ -172,11 +173,18 @@ fn is_same(name: &HfName, configured: &HfName) -> bool {
 }
 
 /// The settings of a model; an entry that says more about which model it is for goes before one for the whole repository.
+/// What is said of a base holds with adapters, too.
 async fn model_config(hub: &Hub, config: &Config, model: &LocalModel) -> ModelConfig {
-    let mut found: Option<((bool, bool), &ModelConfig)> = None;
+    let mut found: Option<((bool, bool, bool), &ModelConfig)> = None;
+    let base = LocalModel {
+        adapters: Vec::new(),
+        ..model.clone()
+    };
     for (name, settings) in &config.models {
         let Ok(name) = HfName::parse(name) else { continue };
-        let exactness = (name.selector.is_some(), name.revision.is_some());
+        let is_of_base = name.adapters.is_empty();
+        let exactness = (!is_of_base, name.selector.is_some(), name.revision.is_some());
+        let model = if is_of_base { &base } else { model };
         let is_better = found.is_none_or(|(best, _)| exactness > best);
         if is_better && hub.means(&config.hub, &name, model).await {
             found = Some((exactness, settings));
