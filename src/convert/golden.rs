@@ -221,6 +221,8 @@ golden! {
     modernbert "modernbert" TABLE;
     modernbert_classifier "modernbert-classifier" TABLE;
     modernbert_reranker "modernbert-reranker" TABLE;
+    nomic_bert "nomic-bert" EXACT;
+    nomic_bert_moe "nomic-bert-moe" TABLE;
     roberta "roberta" TABLE;
     roberta_reranker "roberta-reranker" TABLE;
     xlm_roberta "xlm-roberta" TABLE;

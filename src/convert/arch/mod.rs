@@ -15,6 +15,7 @@ mod granite;
 mod lfm2;
 mod llama;
 mod modern_bert;
+mod nomic_bert;
 mod olmo;
 mod phi3;
 mod pooling;
@@ -117,6 +118,7 @@ pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
         "RobertaModel" | "RobertaForMaskedLM" | "RobertaForSequenceClassification" => bert::roberta,
         "XLMRobertaModel" | "XLMRobertaForMaskedLM" | "XLMRobertaForSequenceClassification" => bert::roberta,
         "ModernBertModel" | "ModernBertForMaskedLM" | "ModernBertForSequenceClassification" => modern_bert::modern_bert,
+        "NomicBertModel" => nomic_bert::nomic_bert,
         other => return Err(ConvertError::Architecture(other.to_owned())),
     };
     // Others have no names for it.
