@@ -44,12 +44,22 @@ fn assemble(name: &str, golden: &Golden) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = Path::new(FIXTURES).join("tokenizers").join(&golden.tokenizer);
     for from in [tokenizer, Path::new(FIXTURES).join(name)] {
-        for entry in fs::read_dir(from).unwrap() {
-            let path = entry.unwrap().path();
-            fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-        }
+        copy_all(&from, folder.path());
     }
     folder
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let copy = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_all(&path, &copy);
+        } else {
+            fs::copy(&path, copy).unwrap();
+        }
+    }
 }
 
 fn hash(bytes: &[u8]) -> String {
@@ -103,6 +113,7 @@ fn is_said_once_more(key: &str) -> bool {
         key,
         "deepseek2.attention.q_lora_rank"
             | "deepseek2.expert_gating_func"
+            | "gemma-embedding.attention.sliding_window_pattern"
             | "gemma.rope.freq_base"
             | "gemma2.rope.freq_base"
             | "modern-bert.attention.sliding_window_pattern"
@@ -212,6 +223,7 @@ golden! {
     deepseek2 "deepseek2" EXACT;
     deepseek3 "deepseek3" EXACT;
     gemma "gemma" TABLE;
+    gemma_embedding "gemma-embedding" TABLE;
     gemma2 "gemma2" TABLE;
     gemma3 "gemma3" TABLE;
     gpt2 "gpt2" TABLE;
@@ -284,7 +296,7 @@ fn check_numbers(name: &str, tolerance: f32) {
 fn check_numbers_of(name: &str, target: TargetType, tolerance: f32) {
     let golden = read(name);
     let folder = assemble(name, &golden);
-    let purpose = if name.contains("bert") || name.contains("rerank") {
+    let purpose = if ["bert", "embedding", "rerank"].iter().any(|kind| name.contains(kind)) {
         ContextPurpose::Embed
     } else {
         ContextPurpose::Generate

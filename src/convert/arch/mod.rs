@@ -108,6 +108,7 @@ pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
         "GemmaForCausalLM" => gemma::gemma,
         "Gemma2ForCausalLM" => gemma::gemma2,
         "Gemma3ForCausalLM" | "Gemma3ForConditionalGeneration" => gemma::gemma3,
+        "Gemma3TextModel" => gemma::embedding,
         "Phi3ForCausalLM" => phi3::phi3,
         "Olmo2ForCausalLM" => olmo::olmo2,
         "OlmoeForCausalLM" => olmo::olmoe,
