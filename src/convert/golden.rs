@@ -222,6 +222,8 @@ golden! {
     bert_classifier "bert-classifier" TABLE;
     deepseek2 "deepseek2" EXACT;
     deepseek3 "deepseek3" EXACT;
+    ernie4_5 "ernie4_5" EXACT;
+    exaone4 "exaone4" EXACT;
     gemma "gemma" TABLE;
     gemma_embedding "gemma-embedding" TABLE;
     gemma2 "gemma2" TABLE;
@@ -240,12 +242,15 @@ golden! {
     xlm_roberta "xlm-roberta" TABLE;
     granite "granite" EXACT;
     granitemoe "granitemoe" EXACT;
+    internlm3 "internlm3" EXACT;
     llama "llama" EXACT;
+    ministral3 "ministral3" EXACT;
     llama3 "llama3" EXACT;
     mistral "mistral" EXACT;
     mistral_fp8 "mistral-fp8" EXACT;
     mixtral "mixtral" EXACT;
     olmo2 "olmo2" EXACT;
+    olmo3 "olmo3" EXACT;
     olmoe "olmoe" EXACT;
     phi3 "phi3" EXACT;
     phi3_longrope "phi3-longrope" EXACT;
@@ -255,6 +260,7 @@ golden! {
     qwen3 "qwen3" EXACT;
     qwen3_reranker "qwen3-reranker" EXACT;
     qwen3moe "qwen3moe" EXACT;
+    seed_oss "seed-oss" EXACT;
     smollm3 "smollm3" EXACT;
 }
 
@@ -317,6 +323,23 @@ fn check_numbers_of(name: &str, target: TargetType, tolerance: f32) {
     let worst = numbers.iter().zip(&golden.logits).map(|(one, two)| (one - two).abs());
     let worst = worst.fold(0.0, f32::max);
     assert!(worst < tolerance, "{name}: the largest difference is {worst}");
+}
+
+/// The text of a model that sees is the architecture that it was before it saw.
+#[test]
+fn mistral_small_is_mistral3() {
+    let folder = assemble("mistral", &read("mistral"));
+    let path = folder.path().join("config.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(
+        &path,
+        text.replace("MistralForCausalLM", "Mistral3ForConditionalGeneration"),
+    )
+    .unwrap();
+    let planned = plan(folder.path(), "test", TargetType::F32).unwrap();
+    let header = Header::read(planned.model.header(), planned.model.file_len()).unwrap();
+    assert_eq!(header.architecture(), "mistral3");
+    assert_eq!(header.hyperparameter("attention.temperature_scale"), None);
 }
 
 /// A mix of types is made from numbers, so the plan for one has no packed experts.

@@ -17,11 +17,13 @@ mod llama;
 mod modern_bert;
 mod nomic_bert;
 mod olmo;
+mod others;
 mod phi3;
 mod pooling;
 mod qwen;
 mod reranker;
 mod rope;
+mod window;
 
 use std::path::Path;
 
@@ -95,7 +97,9 @@ pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
     let family: Family = match config.architecture() {
         "LlamaForCausalLM" | "LLaMAForCausalLM" | "LlamaModel" => llama::llama,
         "MistralForCausalLM" => llama::mistral,
+        "Mistral3ForConditionalGeneration" | "Ministral3ForCausalLM" => llama::mistral3,
         "MixtralForCausalLM" => llama::mixtral,
+        "InternLM3ForCausalLM" => llama::internlm3,
         "SmolLM3ForCausalLM" => llama::smollm3,
         "GraniteForCausalLM" => granite::granite,
         "GraniteMoeForCausalLM" | "GraniteMoeSharedForCausalLM" => granite::granite_moe,
@@ -111,8 +115,12 @@ pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
         "Gemma3TextModel" => gemma::embedding,
         "Phi3ForCausalLM" => phi3::phi3,
         "Olmo2ForCausalLM" => olmo::olmo2,
+        "Olmo3ForCausalLM" => olmo::olmo3,
         "OlmoeForCausalLM" => olmo::olmoe,
         "GptOssForCausalLM" => gpt_oss::gpt_oss,
+        "SeedOssForCausalLM" => others::seed_oss,
+        "Exaone4ForCausalLM" => others::exaone4,
+        "Ernie4_5ForCausalLM" | "Ernie4_5_ForCausalLM" => others::ernie4_5,
         "GPT2LMHeadModel" => gpt2::gpt2,
         "Lfm2ForCausalLM" | "LFM2ForCausalLM" => lfm2::lfm2,
         "BertModel" | "BertForMaskedLM" | "BertForSequenceClassification" => bert::bert,
