@@ -111,13 +111,16 @@ fn is_theirs(name: &str, key: &str) -> bool {
 fn is_said_once_more(key: &str) -> bool {
     matches!(
         key,
-        "deepseek2.attention.q_lora_rank"
+        "cohere2.attention.sliding_window_pattern"
+            | "deepseek2.attention.q_lora_rank"
             | "deepseek2.expert_gating_func"
             | "gemma-embedding.attention.sliding_window_pattern"
             | "gemma.rope.freq_base"
             | "gemma2.rope.freq_base"
             | "modern-bert.attention.sliding_window_pattern"
             | "modern-bert.classifier.pooling_type"
+            | "phi2.rope.freq_base"
+            | "stablelm.rope.freq_base"
             // The engine would make vectors.
             | "bert.pooling_type"
             | "modern-bert.pooling_type"
@@ -220,6 +223,8 @@ macro_rules! golden {
 golden! {
     bert "bert" TABLE;
     bert_classifier "bert-classifier" TABLE;
+    cohere2 "cohere2" EXACT;
+    command_r "command-r" EXACT;
     deepseek2 "deepseek2" EXACT;
     deepseek3 "deepseek3" EXACT;
     ernie4_5 "ernie4_5" EXACT;
@@ -252,6 +257,7 @@ golden! {
     olmo2 "olmo2" EXACT;
     olmo3 "olmo3" EXACT;
     olmoe "olmoe" EXACT;
+    phi2 "phi2" TABLE;
     phi3 "phi3" EXACT;
     phi3_longrope "phi3-longrope" EXACT;
     qwen2 "qwen2" EXACT;
@@ -262,6 +268,9 @@ golden! {
     qwen3moe "qwen3moe" EXACT;
     seed_oss "seed-oss" EXACT;
     smollm3 "smollm3" EXACT;
+    stablelm "stablelm" EXACT;
+    stablelm_parallel "stablelm-parallel" EXACT;
+    starcoder2 "starcoder2" TABLE;
 }
 
 /// The model in the engine, and a context of one sequence, all that is not in the file in 32 bits.

@@ -2,7 +2,7 @@
 
 use super::{
     Build,
-    decoder::{Change, Class, Decoder, HeadDim, INTERLEAVED_ATTENTION, MLP, NORMS, Sizes},
+    decoder::{Change, Class, Decoder, HeadDim, INTERLEAVED_ATTENTION, MLP, NORMS, Norms, Sizes},
     experts::Experts,
     rope,
 };
@@ -17,6 +17,8 @@ pub(super) const LLAMA: Class = Class {
     epsilon: 1e-6,
     theta: 1e4,
     experts: None,
+    norms: Norms::Rms,
+    final_norm: "norm",
 };
 const MISTRAL: Class = Class {
     kv_heads: Some(8),

@@ -12,6 +12,7 @@ mod gemma;
 mod gpt2;
 mod gpt_oss;
 mod granite;
+mod layer_norm;
 mod lfm2;
 mod llama;
 mod modern_bert;
@@ -41,7 +42,7 @@ use crate::gguf::{GgmlType, TensorSpec, Value};
 const MAX_BLOCKS: u64 = 512;
 
 /// Architectures for which the engine does not take the embedding where there is no output matrix.
-const NEVER_TIED: [&str; 4] = ["gpt-oss", "olmo2", "olmoe", "qwen2moe"];
+const NEVER_TIED: [&str; 6] = ["gpt-oss", "olmo2", "olmoe", "phi2", "qwen2moe", "stablelm"];
 
 /// A file in the making.
 #[derive(Debug)]
@@ -118,6 +119,11 @@ pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
         "Olmo3ForCausalLM" => olmo::olmo3,
         "OlmoeForCausalLM" => olmo::olmoe,
         "GptOssForCausalLM" => gpt_oss::gpt_oss,
+        "Starcoder2ForCausalLM" => layer_norm::starcoder2,
+        "StableLmForCausalLM" | "StableLMEpochForCausalLM" => layer_norm::stablelm,
+        "PhiForCausalLM" => layer_norm::phi2,
+        "CohereForCausalLM" => layer_norm::command_r,
+        "Cohere2ForCausalLM" => layer_norm::cohere2,
         "SeedOssForCausalLM" => others::seed_oss,
         "Exaone4ForCausalLM" => others::exaone4,
         "Ernie4_5ForCausalLM" | "Ernie4_5_ForCausalLM" => others::ernie4_5,
@@ -274,6 +280,11 @@ impl Build<'_> {
         if self.has(name) {
             let source = self.take(name, &[self.vocabulary, hidden])?;
             self.add("output.weight", &source);
+            let bias = name.replace(".weight", ".bias");
+            if self.has(&bias) {
+                let source = self.take(&bias, &[self.vocabulary])?;
+                self.add("output.bias", &source);
+            }
             return Ok(());
         }
         let is_tied = self.config.flag("tie_word_embeddings") != Some(false);
