@@ -111,6 +111,20 @@ pub struct HubConfig {
     pub parallel_ranges: usize,
     /// Bytes in a second that all downloads together may bring; 0 is no limit.
     pub max_bytes_per_second: u64,
+    /// When files come over the Hub's xet protocol.
+    pub xet: XetUse,
+}
+
+/// When files come over the Hub's xet protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XetUse {
+    /// Never.
+    Off,
+    /// Where plain HTTP cannot give them.
+    #[default]
+    Auto,
+    /// Wherever the Hub has them there.
+    Always,
 }
 
 /// `[engine]`: defaults of every hf: model, and what they share.
@@ -287,6 +301,7 @@ impl Default for HubConfig {
             retry_delay: Duration::from_millis(500),
             parallel_ranges: 8,
             max_bytes_per_second: 0,
+            xet: XetUse::default(),
         }
     }
 }

@@ -16,6 +16,8 @@ const MAX_SIZE: u64 = i32::MAX as u64;
 #[derive(Debug)]
 pub(super) struct Config {
     values: Map<String, Value>,
+    /// What is before the keys of a part, as `vision_config.`.
+    prefix: String,
     architecture: String,
     packing: Option<Packing>,
     notes: RefCell<Vec<String>>,
@@ -41,11 +43,7 @@ impl Packing {
                     let size = |at: usize| list.get(at).and_then(Value::as_u64).filter(|size| *size > 0);
                     match (size(0), size(1), size(2)) {
                         (Some(rows), Some(columns), None) => Ok(Self::Fp8(Some([rows, columns]))),
-                        _ => Err(wrong(
-                            &["weight_block_size"],
-                            list,
-                            "a number of rows and one of columns",
-                        )),
+                        _ => Err(wrong("weight_block_size", list, "a number of rows and one of columns")),
                     }
                 }
             },
@@ -104,6 +102,7 @@ impl Config {
         let packing = quantization.map(Packing::read).transpose()?;
         Ok(Self {
             values,
+            prefix: String::new(),
             architecture,
             packing,
             notes: RefCell::default(),
@@ -113,6 +112,18 @@ impl Config {
     /// How weights are quantised.
     pub(super) fn packing(&self) -> Option<Packing> {
         self.packing
+    }
+
+    /// The configuration of another model inside of this one, as `vision_config`.
+    pub(super) fn part(&self, key: &str) -> Result<Self, ConvertError> {
+        let values = self.find(&[key]).and_then(Value::as_object);
+        Ok(Self {
+            values: values.ok_or_else(|| self.missing(&[key]))?.clone(),
+            prefix: format!("{}{key}.", self.prefix),
+            architecture: self.architecture.clone(),
+            packing: self.packing,
+            notes: RefCell::default(),
+        })
     }
 
     /// The class that the checkpoint is of, as `LlamaForCausalLM`.
@@ -133,9 +144,9 @@ impl Config {
 
     /// Notes that the class's default stands in for what the file does not say.
     fn note(&self, keys: &[&str], default: impl std::fmt::Display) {
-        let key = keys.first().copied().unwrap_or_default();
         self.notes.borrow_mut().push(format!(
-            "config.json has no {key}: the default of its class, {default}, was used"
+            "config.json has no {}: the default of its class, {default}, was used",
+            self.name(keys)
         ));
     }
 
@@ -162,21 +173,18 @@ impl Config {
         });
         match integer.filter(|number| *number <= MAX_SIZE) {
             Some(number) => Ok(Some(number)),
-            None => Err(wrong(keys, value, "an integer")),
+            None => Err(wrong(&self.name(keys), value, "an integer")),
         }
     }
 
     pub(super) fn integer(&self, keys: &[&str]) -> Result<u64, ConvertError> {
-        self.optional_integer(keys)?.ok_or_else(|| missing(keys))
+        self.optional_integer(keys)?.ok_or_else(|| self.missing(keys))
     }
 
     /// A number of things of which there is at least one.
     pub(super) fn count(&self, keys: &[&str]) -> Result<u64, ConvertError> {
         match self.integer(keys)? {
-            0 => Err(ConvertError::Config(format!(
-                "{} is 0",
-                keys.first().copied().unwrap_or_default()
-            ))),
+            0 => Err(ConvertError::Config(format!("{} is 0", self.name(keys)))),
             count => Ok(count),
         }
     }
@@ -192,7 +200,10 @@ impl Config {
         let Some(value) = self.find(keys) else {
             return Ok(None);
         };
-        value.as_f64().map(Some).ok_or_else(|| wrong(keys, value, "a number"))
+        value
+            .as_f64()
+            .map(Some)
+            .ok_or_else(|| wrong(&self.name(keys), value, "a number"))
     }
 
     pub(super) fn number_or(&self, keys: &[&str], default: f64) -> Result<f64, ConvertError> {
@@ -200,6 +211,15 @@ impl Config {
             self.note(keys, default);
             default
         }))
+    }
+
+    /// A key for people: the name that most files have for it.
+    fn name(&self, keys: &[&str]) -> String {
+        format!("{}{}", self.prefix, keys.first().copied().unwrap_or_default())
+    }
+
+    fn missing(&self, keys: &[&str]) -> ConvertError {
+        ConvertError::Config(format!("it has no {}", self.name(keys)))
     }
 
     pub(super) fn flag(&self, key: &str) -> Option<bool> {
@@ -269,7 +289,8 @@ impl Rope {
     /// `default`, `linear`, `yarn`, `llama3`, `longrope`, `dynamic`, …
     pub(super) fn kind(&self) -> &str {
         match self.values.get("rope_type").and_then(Value::as_str) {
-            None => "default",
+            // Positions in pictures have several dimensions; each is rotated as any other position.
+            None | Some("mrope") => "default",
             Some("su") => "longrope",
             Some(kind) => kind,
         }
@@ -291,14 +312,9 @@ impl Rope {
     }
 }
 
-fn missing(keys: &[&str]) -> ConvertError {
-    ConvertError::Config(format!("it has no {}", keys.first().copied().unwrap_or_default()))
-}
-
-fn wrong(keys: &[&str], value: &Value, expected: &str) -> ConvertError {
+fn wrong(key: &str, value: &Value, expected: &str) -> ConvertError {
     let mut text = value.to_string();
     text.truncate(text.floor_char_boundary(40));
-    let key = keys.first().copied().unwrap_or_default();
     ConvertError::Config(format!("{key} is {text}, not {expected}"))
 }
 

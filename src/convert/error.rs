@@ -43,12 +43,18 @@ pub enum ConvertError {
          with GGUF files"
     )]
     Quantized(String),
+    /// The architecture sees nothing, or nobody taught this program how.
+    #[error("{0} has no projector that can be converted from safetensors by this version; look for an mmproj file")]
+    Projector(String),
     /// `config.json` contradicts itself, the weights, or what is known of the architecture.
     #[error("config.json does not describe this checkpoint: {0}")]
     Config(String),
     /// Weights are missing, surplus or of another shape.
     #[error("the weights do not fit the architecture: {0}")]
     Weights(String),
+    /// An adapter that cannot be applied, or not to this base. The sentence is about "it".
+    #[error("{0}")]
+    Adapter(String),
     /// The tokenizer is missing or of an unknown kind.
     #[error("the tokenizer cannot be converted: {0}")]
     Tokenizer(String),

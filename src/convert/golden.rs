@@ -1,14 +1,20 @@
 //! Tiny checkpoints of every architecture against what llama.cpp's own converter made of them, key by key and byte by
 //! byte. `fixtures/convert/make/checkpoints.py` says how both were made.
 
-use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::{TargetType, plan};
+use super::{ConvertError, Planned, Stream, TargetType, plan, plan_projector, replan};
 use crate::{
     config::SplitMode,
     gguf::{Array, GgmlType, Header, Value},
@@ -16,7 +22,7 @@ use crate::{
     llama::{Batch, Context, ContextParams, ContextPurpose, Model, ModelParams},
 };
 
-const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/convert");
+pub(super) const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/convert");
 /// Longer lists are compared by their hash.
 const MAX_LISTED: usize = 16;
 /// Tensors that are computed; the last bit of a power or a root is the platform's.
@@ -26,21 +32,32 @@ const COMPUTED: [&str; 1] = ["rope_freqs.weight"];
 type GoldenTensor = (Vec<u64>, BTreeMap<String, (String, String)>);
 
 #[derive(Deserialize)]
-struct Golden {
+pub(super) struct Golden {
     tokenizer: String,
     prompt: Vec<i32>,
     logits: Vec<f32>,
+    #[serde(flatten)]
+    contents: Contents,
+}
+
+/// What is in a file.
+#[derive(Deserialize)]
+struct Contents {
     keys: BTreeMap<String, (String, Json)>,
     tensors: BTreeMap<String, GoldenTensor>,
 }
 
-fn read(name: &str) -> Golden {
-    let text = fs::read_to_string(Path::new(FIXTURES).join(name).join("golden.json")).unwrap();
+fn read_file<T: serde::de::DeserializeOwned>(name: &str, file: &str) -> T {
+    let text = fs::read_to_string(Path::new(FIXTURES).join(name).join(file)).unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
+pub(super) fn read(name: &str) -> Golden {
+    read_file(name, "golden.json")
+}
+
 /// A whole checkpoint in a folder of its own: weights, and the tokenizer that several share.
-fn assemble(name: &str, golden: &Golden) -> tempfile::TempDir {
+pub(super) fn assemble(name: &str, golden: &Golden) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = Path::new(FIXTURES).join("tokenizers").join(&golden.tokenizer);
     for from in [tokenizer, Path::new(FIXTURES).join(name)] {
@@ -62,7 +79,12 @@ fn copy_all(from: &Path, to: &Path) {
     }
 }
 
-fn hash(bytes: &[u8]) -> String {
+/// The checkpoint of this name.
+pub(super) fn assembled(name: &str) -> tempfile::TempDir {
+    assemble(name, &read(name))
+}
+
+pub(super) fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -138,25 +160,45 @@ fn is_missed(name: &str, tensor: &str) -> bool {
 fn check(name: &str) {
     let golden = read(name);
     let folder = assemble(name, &golden);
+    check_contents(name, folder.path(), &golden.contents, plan);
+}
+
+fn check_projector(name: &str) {
+    let folder = assemble(name, &read(name));
+    check_contents(name, folder.path(), &read_file(name, "projector.json"), plan_projector);
+}
+
+type Planner = fn(&Path, &str, TargetType) -> Result<Planned, ConvertError>;
+
+/// Files of every type have exactly these keys and tensors.
+fn check_contents(name: &str, folder: &Path, golden: &Contents, planner: Planner) {
     let mut types: Vec<&String> = golden.tensors.values().flat_map(|(_, types)| types.keys()).collect();
     types.sort();
     types.dedup();
     assert_eq!(types, ["BF16", "F16", "F32", "Q8_0"]);
     for kind in types {
         let target: TargetType = kind.parse().unwrap();
-        let planned = plan(folder.path(), "test", target).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let planned = planner(folder, "test", target).unwrap_or_else(|error| panic!("{name}: {error}"));
         let expected = match kind.as_str() {
             "F32" | "F16" | "BF16" if name == "gpt-oss-mxfp4" => "MXFP4_MOE",
             kind => kind,
         };
         assert_eq!(planned.file_type, expected);
-        let path = folder.path().join("out.gguf");
+        let path = folder.join("out.gguf");
         planned
             .model
             .write(&path, &|_, _| {}, &CancellationToken::new())
             .unwrap();
         let bytes = fs::read(&path).unwrap();
         let header = Header::open(&path).unwrap();
+        let mut streamed = Vec::new();
+        let again = match header.architecture() {
+            // Always a file of its own, so that nobody plans it again.
+            "clip" => planned.model,
+            _ => replan(folder, &path).unwrap_or_else(|error| panic!("{name} {kind}: {error}")),
+        };
+        Stream::start(again).read_to_end(&mut streamed).unwrap();
+        assert!(streamed == bytes, "{name} {kind}: the stream is not the file");
 
         let mut expected = golden.keys.clone();
         for (key, value) in header.metadata.iter() {
@@ -198,8 +240,8 @@ fn check(name: &str) {
 }
 
 /// In the engine, exact activations are computed like this, all others from a table of 16-bit floats.
-const EXACT: f32 = 2e-5;
-const TABLE: f32 = 3e-3;
+pub(super) const EXACT: f32 = 2e-5;
+pub(super) const TABLE: f32 = 3e-3;
 /// What is multiplied by four bits is rounded to eight; and the numbers of a file in 16 bits are rounded.
 const PACKED: f32 = 3e-2;
 
@@ -271,16 +313,54 @@ golden! {
     stablelm "stablelm" EXACT;
     stablelm_parallel "stablelm-parallel" EXACT;
     starcoder2 "starcoder2" TABLE;
+    gemma3_vision "gemma3-vision" TABLE;
+    qwen2vl "qwen2vl" EXACT;
+    qwen2_5vl "qwen2_5vl" EXACT;
+    smolvlm "smolvlm" EXACT;
 }
 
-/// The model in the engine, and a context of one sequence, all that is not in the file in 32 bits.
-fn engine(folder: &Path, purpose: ContextPurpose, target: TargetType) -> Context {
+mod projector_bytes {
+    macro_rules! projectors {
+        ($($test:ident $name:literal;)*) => {$(
+            #[test]
+            fn $test() {
+                super::check_projector($name);
+            }
+        )*};
+    }
+
+    projectors! {
+        gemma3 "gemma3-vision";
+        qwen2vl "qwen2vl";
+        qwen2_5vl "qwen2_5vl";
+        smolvlm "smolvlm";
+    }
+}
+
+/// How the engine gets a model.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Way {
+    File,
+    #[cfg(target_os = "linux")]
+    Stream,
+}
+
+const WAYS: &[Way] = &[
+    Way::File,
+    #[cfg(target_os = "linux")]
+    Way::Stream,
+];
+
+/// The model in the engine with some adapters, and a context of one sequence, all that is not in the file in 32 bits.
+pub(super) fn engine(
+    folder: &Path,
+    purpose: ContextPurpose,
+    target: TargetType,
+    adapters: &[PathBuf],
+    way: Way,
+) -> Context {
     let planned = plan(folder, "test", target).unwrap();
     let path = folder.join("engine.gguf");
-    planned
-        .model
-        .write(&path, &|_, _| {}, &CancellationToken::new())
-        .unwrap();
     let params = ModelParams {
         gpu_layers: 0,
         main_gpu: 0,
@@ -289,7 +369,19 @@ fn engine(folder: &Path, purpose: ContextPurpose, target: TargetType) -> Context
         mmap: true,
         check_tensors: true,
     };
-    let model = Model::load(&path, &params, |_| true).unwrap();
+    let model = match way {
+        Way::File => {
+            let cancel = CancellationToken::new();
+            planned.model.write(&path, &|_, _| {}, &cancel).unwrap();
+            Model::load(&path, &params, |_| true)
+        }
+        #[cfg(target_os = "linux")]
+        Way::Stream => Model::load_from(&mut Stream::start(planned.model), &params, |_| true),
+    };
+    let mut model = model.unwrap();
+    for adapter in adapters {
+        model.add_adapter(adapter, 1.0).unwrap();
+    }
     let params = ContextParams {
         purpose,
         context_per_sequence: 64,
@@ -311,15 +403,27 @@ fn check_numbers(name: &str, tolerance: f32) {
 fn check_numbers_of(name: &str, target: TargetType, tolerance: f32) {
     let golden = read(name);
     let folder = assemble(name, &golden);
-    let purpose = if ["bert", "embedding", "rerank"].iter().any(|kind| name.contains(kind)) {
+    let purpose = purpose_of(name);
+    for way in WAYS {
+        let context = engine(folder.path(), purpose, target, &[], *way);
+        let worst = largest_difference(&numbers(context, purpose, &golden.prompt), &golden.logits);
+        assert!(worst < tolerance, "{name}: the largest difference is {worst} ({way:?})");
+    }
+}
+
+pub(super) fn purpose_of(name: &str) -> ContextPurpose {
+    if ["bert", "embedding", "rerank"].iter().any(|kind| name.contains(kind)) {
         ContextPurpose::Embed
     } else {
         ContextPurpose::Generate
-    };
-    let mut context = engine(folder.path(), purpose, target);
-    let mut batch = Batch::new(golden.prompt.len());
+    }
+}
+
+/// The logits behind the last token, or the vector of all of them.
+pub(super) fn numbers(mut context: Context, purpose: ContextPurpose, prompt: &[i32]) -> Vec<f32> {
+    let mut batch = Batch::new(prompt.len());
     let mut last = None;
-    for (position, token) in golden.prompt.iter().enumerate() {
+    for (position, token) in prompt.iter().enumerate() {
         last = batch.add(*token, position as i32, 0, true);
     }
     context.decode(&mut batch).unwrap();
@@ -327,11 +431,13 @@ fn check_numbers_of(name: &str, target: TargetType, tolerance: f32) {
         ContextPurpose::Embed => context.embedding(0),
         ContextPurpose::Generate => context.logits(last.unwrap()),
     };
-    let numbers = numbers.unwrap();
-    assert_eq!(numbers.len(), golden.logits.len());
-    let worst = numbers.iter().zip(&golden.logits).map(|(one, two)| (one - two).abs());
-    let worst = worst.fold(0.0, f32::max);
-    assert!(worst < tolerance, "{name}: the largest difference is {worst}");
+    numbers.unwrap().to_vec()
+}
+
+pub(super) fn largest_difference(one: &[f32], other: &[f32]) -> f32 {
+    assert_eq!(one.len(), other.len());
+    let differences = one.iter().zip(other).map(|(one, other)| (one - other).abs());
+    differences.fold(0.0, f32::max)
 }
 
 /// The text of a model that sees is the architecture that it was before it saw.
@@ -393,7 +499,7 @@ fn deepseek3_chooses_experts_by_its_class() {
 fn check_texts(name: &str) {
     let golden = read(name);
     let folder = assemble(name, &golden);
-    let context = engine(folder.path(), ContextPurpose::Generate, TargetType::F32);
+    let context = engine(folder.path(), ContextPurpose::Generate, TargetType::F32, &[], Way::File);
     let texts = fs::read_to_string(folder.path().join("texts.json")).unwrap();
     let texts: Vec<(String, Vec<i32>)> = serde_json::from_str(&texts).unwrap();
     assert_eq!(texts.len(), 10);

@@ -2,11 +2,12 @@
 //!
 //! `safetensors` reads the headers of the weights. A [`VirtualGguf`] is metadata and a [`Recipe`] for each tensor: which
 //! stored rows it is made from, in which order and in which type. Its size and layout are known at once; whoever
-//! consumes it asks for rows. One consumer writes a file.
+//! consumes it asks for rows. One consumer writes a file; another, [`Stream`], answers whoever reads one that is not there.
 //!
 //! [`plan()`] makes one from a folder: `config` reads `config.json`, `arch` knows what each architecture family calls its
 //! tensors, `tokenizer` reads the tokenizer's files.
 
+mod adapter;
 mod arch;
 mod cast;
 mod config;
@@ -19,14 +20,19 @@ mod model;
 mod mxfp4;
 mod plan;
 mod recipe;
+mod replan;
 mod safetensors;
+mod stream;
 mod tokenizer;
 mod write;
 
+pub use adapter::{AdapterBase, check_adapter_config, plan_adapter};
 pub use error::ConvertError;
 pub use model::VirtualGguf;
-pub use plan::{Planned, Quantization, TargetType, check_config, plan};
+pub use plan::{Planned, Quantization, TargetType, check_config, has_projector, plan, plan_projector};
 pub use recipe::{Recipe, Scratch};
+pub use replan::replan;
+pub use stream::Stream;
 pub use tokenizer::reference_tokens;
 pub use write::Progress;
 

@@ -51,6 +51,19 @@ impl VirtualGguf {
         self.plan.header().len() as u64 + self.plan.tensors()[tensor].offset
     }
 
+    /// Bytes of a tensor's data, without what aligns the next one.
+    pub(super) fn tensor_bytes(&self, tensor: usize) -> u64 {
+        let recipe = &self.recipes[tensor];
+        recipe.row_count() * recipe.row_bytes()
+    }
+
+    /// The tensor whose data begins last at or before a position, from the start of the file.
+    pub(super) fn tensor_at(&self, offset: u64) -> Option<usize> {
+        let within = offset.checked_sub(self.plan.header().len() as u64)?;
+        let behind = self.plan.tensors().partition_point(|tensor| tensor.offset <= within);
+        behind.checked_sub(1)
+    }
+
     /// Writes only the header; where the weights will be is a hole. Enough for whoever wants the vocabulary.
     ///
     /// # Errors

@@ -25,8 +25,12 @@ pub struct Recipe {
     /// Elements of a row: those of the fastest dimension, unless the tensor is made of smaller pieces.
     row: u64,
     content: Content,
+    /// Whether the type is the engine's demand, not the caller's choice.
+    is_pinned: bool,
     /// Added to every number: norms that are stored as the difference from one.
     add: f32,
+    /// Multiplied with every number before.
+    times: f32,
 }
 
 #[derive(Clone, Debug)]
@@ -109,6 +113,14 @@ impl Rows {
         self
     }
 
+    /// The same rows of another tensor; `None` if it has not as many.
+    pub(super) fn of(&self, other: &Stored) -> Option<Self> {
+        (other.rows() == self.source.rows()).then(|| Self {
+            source: other.clone(),
+            ..self.clone()
+        })
+    }
+
     /// The stored row that becomes row `at`.
     fn stored_row(&self, at: u64) -> u64 {
         self.first
@@ -175,6 +187,14 @@ impl Stored {
         column
     }
 
+    /// The `last` fastest dimensions as one.
+    pub(super) fn merged(&self, last: usize) -> Self {
+        let mut merged = self.clone();
+        let fast = merged.shape.split_off(merged.shape.len().saturating_sub(last));
+        merged.shape.push(fast.iter().product());
+        merged
+    }
+
     /// Appends the bytes of some elements.
     pub(super) fn read(&self, elements: Range<u64>, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         let Some(scales) = &self.scales else {
@@ -203,7 +223,9 @@ impl Recipe {
             row: spec.dims.first().copied().unwrap_or(1),
             spec,
             content: Content::Rows(parts),
+            is_pinned: false,
             add: 0.0,
+            times: 1.0,
         }
     }
 
@@ -213,7 +235,9 @@ impl Recipe {
             row: spec.dims.first().copied().unwrap_or(1),
             spec,
             content: Content::Columns(parts),
+            is_pinned: false,
             add: 0.0,
+            times: 1.0,
         }
     }
 
@@ -226,7 +250,9 @@ impl Recipe {
                 ..spec
             },
             content: Content::Mxfp4(parts),
+            is_pinned: false,
             add: 0.0,
+            times: 1.0,
         }
     }
 
@@ -236,7 +262,9 @@ impl Recipe {
             row: values.len() as u64,
             spec: TensorSpec::new(name, GgmlType::F32, [values.len() as u64]),
             content: Content::Values(values),
+            is_pinned: false,
             add: 0.0,
+            times: 1.0,
         }
     }
 
@@ -244,6 +272,38 @@ impl Recipe {
     pub(super) fn plus(mut self, add: f32) -> Self {
         self.add = add;
         self
+    }
+
+    /// Multiplies every element with a number.
+    pub(super) fn times(mut self, times: f32) -> Self {
+        self.times = times;
+        self
+    }
+
+    /// Whether the numbers are the stored ones.
+    fn is_exact(&self) -> bool {
+        self.add == 0.0 && self.times == 1.0
+    }
+
+    /// The rows that it is made of, one part behind the other; `None` if it is made of something else.
+    pub(super) fn row_parts(&self) -> Option<&[Rows]> {
+        match &self.content {
+            Content::Rows(parts) => Some(parts),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a whole stored matrix, its columns as rows.
+    pub(super) fn is_turned(&self) -> bool {
+        let Content::Columns(parts) = &self.content else {
+            return false;
+        };
+        let is_whole = |part: &Columns| {
+            part.source.shape.len() == 2
+                && part.rows == (0..part.source.rows())
+                && (part.first, part.count, part.step) == (0, part.source.row_elements(), 1)
+        };
+        matches!(parts.as_slice(), [part] if is_whole(part))
     }
 
     /// A vector of the same elements, in the same pieces: what happens to a matrix's rows happens to its bias's elements.
@@ -258,14 +318,24 @@ impl Recipe {
         self
     }
 
+    /// A tensor that has this type in files of every type.
+    pub(super) fn pinned(mut self, kind: GgmlType) -> Self {
+        self.spec.element_type = kind;
+        self.is_pinned = true;
+        self
+    }
+
     /// Name, type and dimensions.
     #[must_use]
     pub fn spec(&self) -> &TensorSpec {
         &self.spec
     }
 
+    /// Chooses the type, unless it is pinned.
     pub(super) fn set_type(&mut self, kind: GgmlType) {
-        self.spec.element_type = kind;
+        if !self.is_pinned {
+            self.spec.element_type = kind;
+        }
     }
 
     /// Whether the checkpoint has it in a packed type.
@@ -397,7 +467,7 @@ impl Recipe {
         let span = part.span(&rows);
         let span_elements = span.start * elements..span.end * elements;
         let is_plain = part.order == Order::AsStored && part.step == 1;
-        if is_plain && self.add == 0.0 && is_same(source.dtype, self.spec.element_type) {
+        if is_plain && self.is_exact() && is_same(source.dtype, self.spec.element_type) {
             let start = out.len();
             source.read(span_elements, out)?;
             return check_finite(Owner(&source.name), source.dtype, &out[start..]);
@@ -460,15 +530,15 @@ impl Recipe {
         numbers: &mut Vec<f32>,
         out: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
-        if self.add == 0.0 && is_same(source.dtype, self.spec.element_type) {
+        if self.is_exact() && is_same(source.dtype, self.spec.element_type) {
             out.extend_from_slice(bytes);
             return Ok(());
         }
         numbers.clear();
         decode(source.dtype, bytes, numbers);
-        if self.add != 0.0 {
+        if !self.is_exact() {
             for number in numbers.iter_mut() {
-                *number += self.add;
+                *number = *number * self.times + self.add;
             }
         }
         encode(Owner(&source.name), self.spec.element_type, numbers, out)

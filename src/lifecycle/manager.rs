@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use serde::Serialize;
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
     task::JoinSet,
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     policy::{self, Candidate},
     process::{DIED, JobStream, LoadReport, Worker, WorkerCommand},
+    suspects::{Death, Fingerprint, Suspects},
 };
 use crate::{
     inference::{Failure, KeepAlive, ModelCard, ResidentModel},
@@ -28,12 +30,16 @@ use crate::{
 /// Requests on their way to the task.
 const COMMAND_QUEUE: usize = 256;
 
+/// What is said of a request that a worker died under.
+const REFUSED: &str = "the model's process ended while it worked on this request, so that it is refused for a minute; \
+                       change it, or see the hubllama log for the reason";
+
 /// A model that a request needs.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     /// What the listing says of it.
     pub card: ModelCard,
-    /// How to load it. Its path is the identity: two names for one file share one resident.
+    /// How to load it. Its files are the identity: two names for the same ones share one resident.
     pub spec: LoadSpec,
     /// Tokens of context that the request needs; a resident with less is loaded anew.
     pub needs_context: u32,
@@ -65,6 +71,7 @@ pub struct Lease {
     loaded: LoadedModel,
     count: Arc<AtomicUsize>,
     changed: Arc<Notify>,
+    suspects: Arc<Suspects>,
 }
 
 impl Lease {
@@ -77,17 +84,29 @@ impl Lease {
     /// Starts a job on the model. Keep the lease until the stream has ended.
     ///
     /// # Errors
-    /// When the worker has died.
+    /// When the worker has died, or did so a moment ago under this very job.
     pub async fn generate(&self, job: Job) -> Result<JobStream, Failure> {
-        self.worker.generate(job).await
+        let what = self.admit(&(&job.prompt, &job.chat, &job.schema))?;
+        self.worker.generate(job, what).await
+    }
+
+    /// Refuses what a worker died under.
+    fn admit(&self, asked: &impl Serialize) -> Result<Fingerprint, Failure> {
+        let what = self.suspects.fingerprint(asked);
+        match self.suspects.is_refused(what, Instant::now()) {
+            true => Err(Failure::Invalid(REFUSED.into())),
+            false => Ok(what),
+        }
     }
 
     /// Asks the model something that is not answered by a stream.
     ///
     /// # Errors
-    /// What the worker says; [`Failure::Worker`] when it has died, or has given no sign of life for `stall_timeout`.
+    /// What the worker says; [`Failure::Worker`] when it has died, or has given no sign of life for `stall_timeout`;
+    /// [`Failure::Invalid`] if it did so a moment ago under this very question.
     pub async fn ask(&self, question: Question, stall_timeout: Duration) -> Result<Reply, Failure> {
-        let reply = self.worker.ask(question);
+        let what = self.admit(&question)?;
+        let reply = self.worker.ask_watched(question, Some(what));
         tokio::pin!(reply);
         loop {
             match tokio::time::timeout(stall_timeout, &mut reply).await {
@@ -271,7 +290,7 @@ enum Outcome {
     Loaded(PathBuf, u64, Result<(Worker, LoadedModel), LoadError>),
     Stopped(PathBuf, u64),
     /// A worker's process has ended, asked or not.
-    Ended(PathBuf, u64),
+    Ended(PathBuf, u64, Option<Death>),
 }
 
 enum LoadError {
@@ -294,6 +313,7 @@ struct Manager {
     /// A lease was given back.
     changed: Arc<Notify>,
     publish: watch::Sender<LifecycleHealth>,
+    suspects: Arc<Suspects>,
 }
 
 impl Manager {
@@ -307,6 +327,7 @@ impl Manager {
             tasks: JoinSet::new(),
             changed,
             loads: 0,
+            suspects: Arc::default(),
         }
     }
 
@@ -357,10 +378,13 @@ impl Manager {
     }
 
     fn settle(&mut self, outcome: Outcome) {
+        if let Outcome::Ended(_, _, Some(death)) = &outcome {
+            self.suspects.record(death, Instant::now());
+        }
         match outcome {
             Outcome::Loaded(path, id, result) => self.loaded(path, id, result),
             // The number tells an old process's end from that of the one in place.
-            Outcome::Stopped(path, id) | Outcome::Ended(path, id) => {
+            Outcome::Stopped(path, id) | Outcome::Ended(path, id, _) => {
                 if self.entries.get(&path).is_some_and(|entry| entry.id == id) {
                     self.entries.remove(&path);
                 }
@@ -389,7 +413,7 @@ impl Manager {
                     size_bytes = loaded.size_bytes,
                     "model loaded"
                 );
-                let ended = worker.ended();
+                let death = worker.death();
                 entry.state = State::Ready(Ready {
                     worker,
                     loaded,
@@ -402,10 +426,7 @@ impl Manager {
                     threads: entry.wanted.spec.threads,
                     draining: false,
                 });
-                self.tasks.spawn(async move {
-                    ended.cancelled().await;
-                    Outcome::Ended(path, id)
-                });
+                self.tasks.spawn(async move { Outcome::Ended(path, id, death.await) });
             }
             Err(error) => {
                 self.entries.remove(&path);
@@ -432,7 +453,7 @@ impl Manager {
 
     fn fail_waiting(&mut self, path: &PathBuf, failure: &Failure) {
         for waiting in std::mem::take(&mut self.waiting) {
-            if waiting.wanted.spec.path == *path {
+            if waiting.wanted.spec.identity() == *path {
                 let _ = waiting.reply.send(Err(failure.clone()));
             } else {
                 self.waiting.push_back(waiting);
@@ -491,7 +512,7 @@ impl Manager {
         }
         for waiting in std::mem::take(&mut self.waiting) {
             let Waiting { wanted, reply } = waiting;
-            let path = wanted.spec.path.clone();
+            let path = wanted.spec.identity();
             match self
                 .entries
                 .get_mut(&path)
@@ -514,6 +535,7 @@ impl Manager {
                             loaded: ready.loaded.clone(),
                             count: Arc::clone(&ready.leases),
                             changed: Arc::clone(&self.changed),
+                            suspects: Arc::clone(&self.suspects),
                         };
                         // If nobody takes it, dropping it gives it back.
                         let _ = reply.send(Ok(lease));
@@ -540,7 +562,7 @@ impl Manager {
 
     /// Whether a load may start now; evicts an idle resident if that is what it takes.
     fn make_room(&mut self, wanted: &Wanted) -> Result<bool, Failure> {
-        if let Some((deaths, at, reason)) = self.deaths.get(&wanted.spec.path)
+        if let Some((deaths, at, reason)) = self.deaths.get(&wanted.spec.identity())
             && *deaths >= policy::DEATHS_TO_QUARANTINE
             && at.elapsed() < policy::QUARANTINE
         {
@@ -593,7 +615,7 @@ impl Manager {
 
     fn load(&mut self, wanted: &Wanted) {
         self.loads += 1;
-        let (id, path, cancel) = (self.loads, wanted.spec.path.clone(), CancellationToken::new());
+        let (id, path, cancel) = (self.loads, wanted.spec.identity(), CancellationToken::new());
         let entry = Entry {
             id,
             wanted: wanted.clone(),
@@ -610,7 +632,10 @@ impl Manager {
     fn abandon_loads(&mut self) {
         for (path, entry) in &mut self.entries {
             if let State::Loading { cancel } = &entry.state
-                && !self.waiting.iter().any(|waiting| waiting.wanted.spec.path == *path)
+                && !self
+                    .waiting
+                    .iter()
+                    .any(|waiting| waiting.wanted.spec.identity() == *path)
             {
                 cancel.cancel();
                 entry.state = State::Stopping;

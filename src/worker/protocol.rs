@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, Read},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Changes with every change of the types below.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 /// The largest frame: the largest prompt with every byte escaped, and room for the rest.
 pub const MAX_FRAME_BYTES: usize = 256 << 20;
 /// Events of one stream that may be on their way to the daemon; at zero its sequence is parked, not the batch.
@@ -179,11 +179,22 @@ pub enum Report {
     Alive,
 }
 
+/// A LoRA adapter on top of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdapterSpec {
+    /// A GGUF file.
+    pub path: PathBuf,
+    /// How many times as strongly as the file says it is applied.
+    pub scale: f32,
+}
+
 /// What to load and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadSpec {
     /// The GGUF; of a sharded one the first shard, beside the others.
     pub path: PathBuf,
+    /// What is applied to its weights, all at once.
+    pub adapters: Vec<AdapterSpec>,
     /// Context window of one sequence in tokens; 0 is what the model was trained with.
     pub context_length: u32,
     /// Sequences decoded at once.
@@ -212,6 +223,25 @@ pub struct LoadSpec {
     pub check_tensors: bool,
     /// Whether the model makes vectors only, no text.
     pub embeds_only: bool,
+}
+
+impl LoadSpec {
+    /// Tells one resident model from another: its file, and those of its adapters.
+    #[must_use]
+    pub fn identity(&self) -> PathBuf {
+        let adapters = self.adapters.iter().map(|adapter| adapter.path.as_path());
+        identity(&self.path, adapters)
+    }
+}
+
+/// The identity of a model with this file and adapters.
+pub fn identity<'a>(path: &Path, adapters: impl IntoIterator<Item = &'a Path>) -> PathBuf {
+    let mut identity = path.as_os_str().to_owned();
+    for adapter in adapters {
+        identity.push("+");
+        identity.push(adapter);
+    }
+    identity.into()
 }
 
 /// What was loaded.

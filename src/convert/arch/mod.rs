@@ -24,16 +24,19 @@ mod pooling;
 mod qwen;
 mod reranker;
 mod rope;
+mod vision;
 mod window;
 
-use std::path::Path;
+pub(super) use vision::{build_projector, vision_config};
+
+use std::{fmt, path::Path, sync::Arc};
 
 use super::{
     ConvertError, Recipe,
     config::{Config, Packing},
     fp8,
     recipe::Rows,
-    safetensors::{Stored, Tensors},
+    safetensors::{Dtype, Shard, Stored, Tensors},
     tokenizer,
 };
 use crate::gguf::{GgmlType, TensorSpec, Value};
@@ -61,6 +64,39 @@ pub(super) struct Build<'a> {
     /// Rows of the token embedding.
     pub(super) vocabulary: u64,
     embedding: Option<Stored>,
+    /// Instead of a checkpoint, where there is none.
+    imagined: Option<Imagined<'a>>,
+}
+
+/// Stands in for a checkpoint: every tensor that a family asks for is there, in the shape that it asks for, without
+/// numbers.
+#[derive(Clone, Copy)]
+struct Imagined<'a> {
+    /// Which of the tensors are there that some checkpoints do not have.
+    has: &'a dyn Fn(&str) -> bool,
+    /// The file that they say they are in.
+    shard: &'a Arc<Shard>,
+}
+
+impl fmt::Debug for Imagined<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Imagined")
+            .field("shard", &self.shard.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Imagined<'_> {
+    fn tensor(&self, name: &str, shape: &[u64]) -> Stored {
+        Stored {
+            name: name.to_owned(),
+            shard: Arc::clone(self.shard),
+            offset: 0,
+            dtype: Dtype::F32,
+            shape: shape.to_vec(),
+            scales: None,
+        }
+    }
 }
 
 /// Reads the configuration and the tensors as the architecture wants them.
@@ -70,24 +106,33 @@ pub(super) fn build<'a>(
     config: &'a Config,
     tensors: Tensors,
 ) -> Result<Build<'a>, ConvertError> {
-    let tensors = match config.packing() {
-        Some(Packing::Fp8(block)) => fp8::join(tensors, block)?,
-        _ => tensors,
-    };
-    let mut build = Build {
-        folder,
-        name,
-        config,
-        tensors: renamed(tensors)?,
-        arch: "",
-        keys: Vec::new(),
-        recipes: Vec::new(),
-        tokenizer: tokenizer::Choice::default(),
-        vocabulary: 0,
-        embedding: None,
-    };
+    let tensors = renamed(unpacked(config, tensors)?)?;
+    let mut build = Build::new(folder, name, config, tensors, None);
     family_of(config)?(&mut build)?;
     build.finish()
+}
+
+/// The tensors with their scales, where they have some.
+fn unpacked(config: &Config, tensors: Tensors) -> Result<Tensors, ConvertError> {
+    match config.packing() {
+        Some(Packing::Fp8(block)) => fp8::join(tensors, block),
+        _ => Ok(tensors),
+    }
+}
+
+/// What a family would make of a checkpoint with this configuration, and of which of its tensors. `has` says which of those
+/// are there that some checkpoints do not have; `shard` is the file that none of them is read from.
+pub(super) fn trace(
+    config: &Config,
+    shard: &Arc<Shard>,
+    has: impl Fn(&str) -> bool,
+) -> Result<Vec<Recipe>, ConvertError> {
+    // There is nothing beside the weights, either.
+    let folder = shard.path.parent().unwrap_or(&shard.path);
+    let imagined = Imagined { has: &has, shard };
+    let mut build = Build::new(folder, "", config, Tensors::new(), Some(imagined));
+    family_of(config)?(&mut build)?;
+    Ok(build.recipes)
 }
 
 /// What plans the files of a family.
@@ -99,6 +144,7 @@ pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
         "LlamaForCausalLM" | "LLaMAForCausalLM" | "LlamaModel" => llama::llama,
         "MistralForCausalLM" => llama::mistral,
         "Mistral3ForConditionalGeneration" | "Ministral3ForCausalLM" => llama::mistral3,
+        "Idefics3ForConditionalGeneration" | "SmolVLMForConditionalGeneration" => llama::idefics3,
         "MixtralForCausalLM" => llama::mixtral,
         "InternLM3ForCausalLM" => llama::internlm3,
         "SmolLM3ForCausalLM" => llama::smollm3,
@@ -107,6 +153,7 @@ pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
         "DeepseekV2ForCausalLM" => deepseek::v2,
         "DeepseekV3ForCausalLM" => deepseek::v3,
         "Qwen2ForCausalLM" | "Qwen2Model" => qwen::qwen2,
+        "Qwen2VLForConditionalGeneration" | "Qwen2_5_VLForConditionalGeneration" => qwen::qwen2_vl,
         "Qwen2MoeForCausalLM" => qwen::qwen2_moe,
         "Qwen3ForCausalLM" | "Qwen3Model" => qwen::qwen3,
         "Qwen3MoeForCausalLM" => qwen::qwen3_moe,
@@ -181,7 +228,29 @@ fn renamed(tensors: Tensors) -> Result<Tensors, ConvertError> {
     Ok(out)
 }
 
-impl Build<'_> {
+impl<'a> Build<'a> {
+    fn new(
+        folder: &'a Path,
+        name: &'a str,
+        config: &'a Config,
+        tensors: Tensors,
+        imagined: Option<Imagined<'a>>,
+    ) -> Self {
+        Self {
+            folder,
+            name,
+            config,
+            tensors,
+            arch: "",
+            keys: Vec::new(),
+            recipes: Vec::new(),
+            tokenizer: tokenizer::Choice::default(),
+            vocabulary: 0,
+            embedding: None,
+            imagined,
+        }
+    }
+
     /// llama.cpp's name of the architecture.
     pub(super) fn arch_name(&self) -> &'static str {
         self.arch
@@ -203,7 +272,16 @@ impl Build<'_> {
     }
 
     fn blocks(&self, keys: &[&str]) -> Result<u64, ConvertError> {
-        match self.config.count(keys)? {
+        Self::check_blocks(self.config.count(keys)?)
+    }
+
+    fn blocks_or(&self, keys: &[&str], default: u64) -> Result<u64, ConvertError> {
+        Self::check_blocks(self.config.integer_or(keys, default)?)
+    }
+
+    fn check_blocks(blocks: u64) -> Result<u64, ConvertError> {
+        match blocks {
+            0 => Err(ConvertError::Config("it has no layers".to_owned())),
             blocks if blocks > MAX_BLOCKS => Err(ConvertError::Config(format!(
                 "it has {blocks} layers; the engine can hold {MAX_BLOCKS}"
             ))),
@@ -212,7 +290,7 @@ impl Build<'_> {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.tensors.contains_key(name) || self.imagined.is_some_and(|imagined| (imagined.has)(name))
     }
 
     /// Takes a tensor of any shape.
@@ -229,6 +307,9 @@ impl Build<'_> {
 
     /// A tensor that must have this shape and stays for others.
     fn look(&self, name: &str, shape: &[u64]) -> Result<Stored, ConvertError> {
+        if let Some(imagined) = self.imagined {
+            return Ok(imagined.tensor(name, shape));
+        }
         let Some(found) = self.tensors.get(name) else {
             return Err(missing(name));
         };
@@ -256,11 +337,14 @@ impl Build<'_> {
 
     /// Takes the token embedding; its rows are the vocabulary.
     fn take_embedding(&mut self, name: &str, hidden: u64) -> Result<(), ConvertError> {
-        let source = self.take_any(name)?;
+        let said = self.config.optional_integer(&["vocab_size"])?;
+        let source = match (self.imagined, said) {
+            (Some(imagined), Some(rows)) => imagined.tensor(name, &[rows, hidden]),
+            _ => self.take_any(name)?,
+        };
         let [rows, columns] = source.shape[..] else {
             return Err(ConvertError::Weights(format!("the tensor {name:?} is not a matrix")));
         };
-        let said = self.config.optional_integer(&["vocab_size"])?;
         if columns != hidden || said.is_some_and(|said| said != rows) {
             return Err(ConvertError::Weights(format!(
                 "the tensor {name:?} has the shape {:?}, but config.json asks for a vocabulary of {} and a width of \
