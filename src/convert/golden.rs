@@ -1,6 +1,9 @@
 //! Tiny checkpoints of every architecture against what llama.cpp's own converter made of them, key by key and byte by
 //! byte. `fixtures/convert/make/checkpoints.py` says how both were made.
 
+#[cfg(test)]
+mod mixes;
+
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use serde::Deserialize;
@@ -173,6 +176,12 @@ macro_rules! golden {
             #[test]
             fn $test() {
                 super::check($name);
+            }
+        )*}
+        mod each_mix {$(
+            #[test]
+            fn $test() {
+                super::mixes::check($name);
             }
         )*}
         mod numbers {$(

@@ -7,7 +7,7 @@ use std::{ops::Range, os::unix::fs::FileExt};
 
 use super::{
     ConvertError,
-    cast::{Owner, check_finite, decode, encode, is_same},
+    cast::{Owner, check_finite, decode, encode, is_plain, is_same},
     safetensors::{Dtype, Stored},
 };
 use crate::gguf::{GgmlType, TensorSpec};
@@ -56,12 +56,28 @@ enum Order {
     Interleaved(u64),
 }
 
-/// Memory that is used again for every step.
+/// Appends rows in a type that is quantised: the type, the numbers, and how many of them make a row, which is a whole number
+/// of blocks. The error is the quantiser's own sentence.
+pub type RowQuantizer = fn(GgmlType, &[f32], usize, &mut Vec<u8>) -> Result<(), String>;
+
+/// What a thread that makes rows keeps between steps: memory, and who quantises.
 #[derive(Debug, Default)]
 pub struct Scratch {
     stored: Vec<u8>,
     rows: Vec<u8>,
     numbers: Vec<f32>,
+    quantize: Option<RowQuantizer>,
+}
+
+impl Scratch {
+    /// For recipes whose types may be quantised ones. One without a quantiser knows only Q8_0.
+    #[must_use]
+    pub fn new(quantize: Option<RowQuantizer>) -> Self {
+        Self {
+            quantize,
+            ..Self::default()
+        }
+    }
 }
 
 impl Rows {
@@ -285,7 +301,7 @@ impl Recipe {
     pub fn produce(&self, rows: Range<u64>, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         out.clear();
         match &self.content {
-            Content::Values(values) => encode(Owner(&self.spec.name), self.spec.element_type, values, out),
+            Content::Values(values) => self.encode(Owner(&self.spec.name), values, scratch.quantize, out),
             Content::Columns(source) => self.produce_columns(source, rows, scratch, out),
             Content::Rows(parts) => {
                 let mut start = 0;
@@ -323,6 +339,7 @@ impl Recipe {
             stored,
             rows: ordered,
             numbers,
+            quantize,
         } = scratch;
         stored.clear();
         source.read(span_elements, stored)?;
@@ -338,7 +355,7 @@ impl Recipe {
             }
             ordered
         };
-        self.cast(source, bytes, numbers, out)
+        self.cast(source, bytes, numbers, *quantize, out)
     }
 
     fn produce_columns(
@@ -364,7 +381,7 @@ impl Recipe {
             }
         }
         check_finite(Owner(&source.name), source.dtype, &scratch.rows)?;
-        self.cast(source, &scratch.rows, &mut scratch.numbers, out)
+        self.cast(source, &scratch.rows, &mut scratch.numbers, scratch.quantize, out)
     }
 
     fn cast(
@@ -372,6 +389,7 @@ impl Recipe {
         source: &Stored,
         bytes: &[u8],
         numbers: &mut Vec<f32>,
+        quantize: Option<RowQuantizer>,
         out: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
         if self.add == 0.0 && is_same(source.dtype, self.spec.element_type) {
@@ -385,7 +403,23 @@ impl Recipe {
                 *number += self.add;
             }
         }
-        encode(Owner(&source.name), self.spec.element_type, numbers, out)
+        self.encode(Owner(&source.name), numbers, quantize, out)
+    }
+
+    fn encode(
+        &self,
+        owner: Owner<'_>,
+        numbers: &[f32],
+        quantize: Option<RowQuantizer>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ConvertError> {
+        let kind = self.spec.element_type;
+        if is_plain(kind) {
+            return encode(owner, kind, numbers, out);
+        }
+        let quantize = quantize.ok_or_else(|| ConvertError::Engine(format!("nothing here makes {}", kind.name())))?;
+        quantize(kind, numbers, self.row as usize, out)
+            .map_err(|reason| ConvertError::Weights(format!("{:?} cannot be quantised: {reason}", owner.0)))
     }
 }
 

@@ -9,7 +9,7 @@ mod manager;
 mod policy;
 mod process;
 
-pub use conversion::{Conversion, Converted, Stage};
+pub use conversion::convert;
 pub use helper::Helper;
 pub use manager::{Lease, Lifecycle, LifecycleHealth, Limits, Quarantined, Resident, Wanted};
 pub use policy::default_parallel;

@@ -21,11 +21,12 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     process::{Child, Command as Process},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    convert::Advance,
     inference::{Delta, Event, Failure},
     worker::protocol::{
         self, Command, Job, LoadSpec, LoadedModel, MAX_FRAME_BYTES, PROTOCOL_VERSION, Question, Reply, Report,
@@ -89,13 +90,21 @@ struct Inner {
 #[derive(Debug)]
 struct Shared {
     jobs: Mutex<HashMap<u64, mpsc::Sender<Result<Event, Failure>>>>,
-    questions: Mutex<HashMap<u64, oneshot::Sender<Result<Reply, Failure>>>>,
+    questions: Mutex<HashMap<u64, Waiting>>,
     /// When the process last said anything.
     heard: Mutex<Instant>,
     /// Cancelled when the process has ended.
     ended: CancellationToken,
     /// Cancelled to end it.
     kill: CancellationToken,
+}
+
+/// Who waits for an answer.
+#[derive(Debug)]
+struct Waiting {
+    reply: oneshot::Sender<Result<Reply, Failure>>,
+    /// Who wants to know how far it is.
+    advance: Option<watch::Sender<Advance>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -197,9 +206,19 @@ impl Worker {
 
     /// Asks something. `None` if the process died over it. Dropping the future takes the question back.
     pub(super) async fn ask(&self, question: Question) -> Option<Result<Reply, Failure>> {
+        self.ask_watched(question, None).await
+    }
+
+    /// The same, and tells how far the answer is.
+    pub(super) async fn ask_watched(
+        &self,
+        question: Question,
+        advance: Option<watch::Sender<Advance>>,
+    ) -> Option<Result<Reply, Failure>> {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, reply) = oneshot::channel();
-        lock(&self.inner.shared.questions).insert(id, sender);
+        let waiting = Waiting { reply: sender, advance };
+        lock(&self.inner.shared.questions).insert(id, waiting);
         let asked = Asked { worker: self, id };
         if self.inner.shared.ended.is_cancelled() {
             return None;
@@ -364,8 +383,16 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
                 }
             }
             Report::Answered { id, result } => {
-                if let Some(sender) = lock(&shared.questions).remove(&id) {
-                    let _ = sender.send(result);
+                if let Some(waiting) = lock(&shared.questions).remove(&id) {
+                    let _ = waiting.reply.send(result);
+                }
+            }
+            Report::Advanced { id, advance } => {
+                if let Some(watcher) = lock(&shared.questions)
+                    .get(&id)
+                    .and_then(|asked| asked.advance.as_ref())
+                {
+                    watcher.send_replace(advance);
                 }
             }
             Report::Alive => {}
