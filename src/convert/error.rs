@@ -51,6 +51,9 @@ pub enum ConvertError {
     /// Weights are missing, surplus or of another shape.
     #[error("the weights do not fit the architecture: {0}")]
     Weights(String),
+    /// An adapter that cannot be applied, or not to this base. The sentence is about "it".
+    #[error("{0}")]
+    Adapter(String),
     /// The tokenizer is missing or of an unknown kind.
     #[error("the tokenizer cannot be converted: {0}")]
     Tokenizer(String),
@@ -125,15 +128,7 @@ impl From<ConvertError> for ConvertFault {
             | ConvertError::Space { .. }
             | ConvertError::Engine(_)
             | ConvertError::Cancelled => Self::Machine(error.to_string()),
-            ConvertError::Damaged { .. }
-            | ConvertError::Incomplete(_)
-            | ConvertError::Quantized(_)
-            | ConvertError::Config(_)
-            | ConvertError::Weights(_)
-            | ConvertError::Tokenizer(_)
-            | ConvertError::Number { .. }
-            | ConvertError::Gguf(_)
-            | ConvertError::Refused(_) => Self::Checkpoint(error.to_string()),
+            _ => Self::Checkpoint(error.to_string()),
         }
     }
 }

@@ -69,7 +69,28 @@ impl VirtualGguf {
         self.plan.header().len() as u64 + self.plan.tensors()[tensor].offset
     }
 
-    /// Begins the file: it gets its size and its header, while the weights are a hole. Enough for whoever wants the vocabulary.
+    /// Bytes of a tensor's data, without what aligns the next one.
+    pub(super) fn tensor_bytes(&self, tensor: usize) -> u64 {
+        let recipe = &self.recipes[tensor];
+        recipe.row_count() * recipe.row_bytes()
+    }
+
+    /// The tensor whose data begins last at or before a position, from the start of the file.
+    pub(super) fn tensor_at(&self, offset: u64) -> Option<usize> {
+        let within = offset.checked_sub(self.plan.header().len() as u64)?;
+        let behind = self.plan.tensors().partition_point(|tensor| tensor.offset <= within);
+        behind.checked_sub(1)
+    }
+
+    /// Writes only the header; where the weights will be is a hole. Enough for whoever wants the vocabulary.
+    ///
+    /// # Errors
+    /// If the file system refuses.
+    pub fn write_header(&self, new: &NewFile) -> Result<(), ConvertError> {
+        write::write_header(self, new)
+    }
+
+    /// Begins the file: like [`VirtualGguf::write_header`], but only where there is room for all of it.
     ///
     /// # Errors
     /// If the disk is too small, or the file system refuses.

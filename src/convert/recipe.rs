@@ -26,6 +26,8 @@ pub struct Recipe {
     content: Content,
     /// Added to every number: norms that are stored as the difference from one.
     add: f32,
+    /// Multiplied with every number before.
+    times: f32,
 }
 
 #[derive(Clone, Debug)]
@@ -111,6 +113,26 @@ impl Rows {
         self
     }
 
+    /// The same rows of another tensor, which has as many.
+    ///
+    /// # Errors
+    /// If it has not.
+    pub(super) fn of(&self, other: &Stored) -> Result<Self, ConvertError> {
+        if other.rows() != self.source.rows() {
+            return Err(ConvertError::Weights(format!(
+                "{:?} has {} rows, where {:?} has {}",
+                other.name,
+                other.rows(),
+                self.source.name,
+                self.source.rows()
+            )));
+        }
+        Ok(Self {
+            source: other.clone(),
+            ..self.clone()
+        })
+    }
+
     /// The stored row that becomes row `at`.
     fn stored_row(&self, at: u64) -> u64 {
         self.first
@@ -176,6 +198,7 @@ impl Recipe {
             spec,
             content: Content::Rows(parts),
             add: 0.0,
+            times: 1.0,
         }
     }
 
@@ -186,6 +209,7 @@ impl Recipe {
             spec,
             content: Content::Columns(source.clone()),
             add: 0.0,
+            times: 1.0,
         }
     }
 
@@ -196,6 +220,7 @@ impl Recipe {
             spec: TensorSpec::new(name, GgmlType::F32, [values.len() as u64]),
             content: Content::Values(values),
             add: 0.0,
+            times: 1.0,
         }
     }
 
@@ -203,6 +228,30 @@ impl Recipe {
     pub(super) fn plus(mut self, add: f32) -> Self {
         self.add = add;
         self
+    }
+
+    /// Multiplies every element with a number.
+    pub(super) fn times(mut self, times: f32) -> Self {
+        self.times = times;
+        self
+    }
+
+    /// Whether the numbers are the stored ones.
+    fn is_exact(&self) -> bool {
+        self.add == 0.0 && self.times == 1.0
+    }
+
+    /// The rows that it is made of, one part behind the other; `None` if it is made of something else.
+    pub(super) fn row_parts(&self) -> Option<&[Rows]> {
+        match &self.content {
+            Content::Rows(parts) => Some(parts),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a whole stored matrix, its columns as rows.
+    pub(super) fn is_turned(&self) -> bool {
+        matches!(&self.content, Content::Columns(source) if source.shape.len() == 2)
     }
 
     /// A vector of the same elements, in the same pieces: what happens to a matrix's rows happens to its bias's elements.
@@ -330,7 +379,7 @@ impl Recipe {
         let span = part.span(&rows);
         let span_elements = span.start * elements..span.end * elements;
         let is_plain = part.order == Order::AsStored && part.step == 1;
-        if is_plain && self.add == 0.0 && is_same(source.dtype, self.spec.element_type) {
+        if is_plain && self.is_exact() && is_same(source.dtype, self.spec.element_type) {
             let start = out.len();
             source.read(span_elements, out)?;
             return check_finite(Owner(&source.name), source.dtype, &out[start..]);
@@ -392,15 +441,15 @@ impl Recipe {
         quantize: Option<RowQuantizer>,
         out: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
-        if self.add == 0.0 && is_same(source.dtype, self.spec.element_type) {
+        if self.is_exact() && is_same(source.dtype, self.spec.element_type) {
             out.extend_from_slice(bytes);
             return Ok(());
         }
         numbers.clear();
         decode(source.dtype, bytes, numbers);
-        if self.add != 0.0 {
+        if !self.is_exact() {
             for number in numbers.iter_mut() {
-                *number += self.add;
+                *number = *number * self.times + self.add;
             }
         }
         self.encode(Owner(&source.name), numbers, quantize, out)

@@ -23,7 +23,7 @@ pub async fn convert(
     let (worker, _) = Worker::spawn(command, "converter")
         .map_err(|error| ConvertError::Engine(format!("the converter cannot be started: {error}")))?;
     let (sender, mut advance) = watch::channel(Advance::default());
-    let mut asked = pin!(worker.ask_watched(Question::Convert(job), Some(sender)));
+    let mut asked = pin!(worker.ask_watched(Question::Convert(job), sender));
     let reply = loop {
         tokio::select! {
             reply = &mut asked => break reply,

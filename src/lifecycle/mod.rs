@@ -8,6 +8,7 @@ mod helper;
 mod manager;
 mod policy;
 mod process;
+mod suspects;
 
 pub use conversion::convert;
 pub use helper::Helper;

@@ -193,11 +193,22 @@ pub enum Report {
     Alive,
 }
 
+/// A LoRA adapter on top of a model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdapterSpec {
+    /// A GGUF file.
+    pub path: PathBuf,
+    /// How many times as strongly as the file says it is applied.
+    pub scale: f32,
+}
+
 /// What to load and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadSpec {
     /// The GGUF; of a sharded one the first shard, beside the others.
     pub path: PathBuf,
+    /// What is applied to its weights, all at once.
+    pub adapters: Vec<AdapterSpec>,
     /// Context window of one sequence in tokens; 0 is what the model was trained with.
     pub context_length: u32,
     /// Sequences decoded at once.
