@@ -12,8 +12,8 @@ use super::{
 };
 use crate::gguf::{GgmlType, TensorSpec};
 
-/// Bytes that one step reads and writes at most, about.
-const STEP_BYTES: u64 = 4 << 20;
+/// Bytes that one step reads and writes at most, about: what stays in a core's own cache on the way.
+const STEP_BYTES: u64 = 1 << 20;
 /// The longest rows of real models are below a million elements.
 const MAX_ROW_ELEMENTS: u64 = 16 << 20;
 
@@ -341,6 +341,14 @@ impl Recipe {
             Content::Columns(_) => rows * 4,
             Content::Values(_) => rows,
         }
+    }
+
+    /// Bytes of memory that one step needs, about: what is read, in two orders, its numbers, and what is written.
+    pub(super) fn step_memory(&self) -> u64 {
+        let widest = self.sources().map(Stored::element_bytes).max().unwrap_or(0);
+        let rows = self.rows_per_step().min(self.row_count());
+        let numbers = self.row * (2 * widest + size_of::<f32>() as u64);
+        rows.saturating_mul(numbers.saturating_add(self.row_bytes()))
     }
 
     /// Replaces `out` by the bytes of some rows.

@@ -53,7 +53,7 @@ use converted::Conversions;
 use download::blocking;
 use ledger::Ledger;
 
-use crate::config::HubConfig;
+use crate::{config::HubConfig, convert::TargetType};
 
 /// File systems tick: a change so soon after another one may leave the same time behind.
 const TICK: Duration = Duration::from_millis(50);
@@ -262,7 +262,7 @@ impl Hub {
         blocking(move || {
             let key = key(&name.org, &name.repo, &model.label);
             if !model.sources.is_empty() {
-                let made = hub.0.conversions.locate(&roots(&config), &name)?;
+                let made = hub.0.conversions.locate(&roots(&config), &name, TargetType::Stored)?;
                 hub.0.ledger.set_unlisted(&key, false)?;
                 let revision = name.revision.as_deref();
                 return hub
@@ -323,8 +323,10 @@ impl Hub {
     /// Finds a model in the cache, also one that is unlisted.
     async fn find(&self, config: &HubConfig, name: &HfName) -> Result<LocalModel, HubError> {
         let (hub, roots, name) = (self.clone(), roots(config), name.clone());
+        let default = checkpoint::default_type(config.safetensors_type);
         blocking(move || {
-            let model = cache::locate_in(&roots, &name).or_else(|_| hub.0.conversions.locate(&roots, &name))?;
+            let model =
+                cache::locate_in(&roots, &name).or_else(|_| hub.0.conversions.locate(&roots, &name, default))?;
             Ok(hub.local(model, name.revision))
         })
         .await
