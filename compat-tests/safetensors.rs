@@ -6,10 +6,11 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::{
-    convert::{checkpoint, names, smollm2},
+    convert::{checkpoint, names, smollm2, widen},
     harness::{
         fake_hub::{FakeHub, Source},
-        hubllama::{Hubllama, Setup, sha256_of},
+        hubllama::{Hubllama, Setup, is_alive, sha256_of, wait_until},
+        raw_http::PATIENCE,
     },
 };
 
@@ -248,6 +249,33 @@ fn a_name_without_a_type_gets_the_configured_one() {
     );
     let (_, shown) = post(&daemon, "/api/show", &json!({ "model": "hf:Example-Org/Tiny" }));
     assert_eq!(shown["details"]["quantization_level"], "Q8_0");
+}
+
+/// The conversion is a process with a bound on its memory, and ends with the last who wants it.
+#[test]
+fn who_goes_away_ends_the_conversion() {
+    let hub = FakeHub::start();
+    let wide = checkpoint("qwen3", "qwen");
+    widen(wide.path());
+    publish(&hub, "Example-Org/Wide", wide.path());
+    let daemon = Setup::default().hub(hub.url()).start();
+    let request = json!({ "model": "hf:Example-Org/Wide:Q4_K_M" });
+    let (client, _) = daemon.open("POST", "/api/pull", &request.to_string());
+    let worker = wait_until(PATIENCE, || daemon.converters().first().copied()).expect("a worker");
+    let limits = fs::read_to_string(format!("/proc/{worker}/limits")).expect("its limits");
+    let data = limits.lines().find(|line| line.starts_with("Max data size"));
+    assert!(
+        data.is_some_and(|line| line.contains(&(8u64 << 30).to_string())),
+        "{limits}"
+    );
+    drop(client);
+    let ended = wait_until(PATIENCE, || (!is_alive(worker)).then_some(()));
+    assert!(ended.is_some(), "the worker lives on");
+    assert_eq!(listed(&daemon), Vec::<String>::new());
+    let made = daemon.folder.path().join("state/converted");
+    assert!(!made.exists() || names(&made).is_empty(), "{:?}", names(&made));
+    let (status, _) = post(&daemon, "/api/show", &json!({ "model": "hf:Example-Org/Wide:Q4_K_M" }));
+    assert_eq!(status, 404, "the daemon goes on");
 }
 
 /// Whoever deletes the checkpoint from the cache takes away what was made of it.

@@ -231,6 +231,30 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_that_is_too_small_is_known_before_anything_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = 1u64 << 35;
+        let header = format!(
+            r#"{{"t":{{"dtype":"F32","shape":[{rows},64],"data_offsets":[0,{}]}}}}"#,
+            rows * 256
+        );
+        let path = folder.path().join("model.safetensors");
+        fs::write(&path, file(&header, &[])).unwrap();
+        // A hole of 8 TiB takes no space.
+        let weights = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        weights.set_len(8 + header.len() as u64 + rows * 256).unwrap();
+        let source = open(folder.path()).unwrap().remove("t").unwrap();
+        let spec = TensorSpec::new("a.weight", GgmlType::F32, [64, rows]);
+        let model = VirtualGguf::new(Vec::new(), vec![Recipe::rows(spec, vec![Rows::all(&source)])]).unwrap();
+        let error = model.create(&folder.path().join("out.gguf")).unwrap_err().to_string();
+        assert!(
+            error.starts_with("8.8 TB is needed for ") && error.contains(" is free there"),
+            "{error}"
+        );
+        assert_eq!(names(folder.path()), ["model.safetensors"]);
+    }
+
+    #[test]
     fn nothing_is_left_of_what_failed_or_was_cancelled() {
         let folder = folder_with("F32", &1e9f32.to_le_bytes());
         let out = folder.path().join("out.gguf");
