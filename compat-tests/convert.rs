@@ -52,7 +52,7 @@ fn command(home: &Path, arguments: &[&str]) -> Command {
 }
 
 /// Whether it went well, and what it said.
-fn convert(home: &Path, arguments: &[&str]) -> (bool, String) {
+pub(crate) fn convert(home: &Path, arguments: &[&str]) -> (bool, String) {
     let output = command(home, arguments).output().expect("the binary starts");
     assert!(output.stdout.is_empty(), "it says everything on standard error");
     (

@@ -8,7 +8,7 @@ mod client;
 mod conversion;
 mod decode;
 mod download;
-#[path = "../harness/fake_hub.rs"]
+#[path = "../harness/fake_hub/mod.rs"]
 #[expect(dead_code, reason = "the tests use what the benchmark does not")]
 mod fake_hub;
 mod processes;

@@ -113,6 +113,8 @@ pub struct HubConfig {
     pub max_bytes_per_second: u64,
     /// The type of weights that is made of safetensors for a name that asks for none.
     pub safetensors_type: WeightType,
+    /// When files come over the Hub's xet protocol.
+    pub xet: XetUse,
 }
 
 /// The name of a type of weights, as `Q4_K_M`; `stored` is the one that a repository has.
@@ -147,6 +149,18 @@ impl Default for WeightType {
     fn default() -> Self {
         Self("stored")
     }
+}
+
+/// When files come over the Hub's xet protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XetUse {
+    /// Never.
+    Off,
+    /// Where plain HTTP cannot give them.
+    #[default]
+    Auto,
+    /// Wherever the Hub has them there.
+    Always,
 }
 
 /// `[engine]`: defaults of every hf: model, and what they share.
@@ -324,6 +338,7 @@ impl Default for HubConfig {
             parallel_ranges: 8,
             max_bytes_per_second: 0,
             safetensors_type: WeightType::default(),
+            xet: XetUse::default(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Display, path::PathBuf, time::Duration};
 
 use serde_json::{Value as Json, json};
 
-use super::{JsonSchemas, LogFormat, ProviderName, SplitMode, UnsupportedTools, WeightType, suggest::hint};
+use super::{JsonSchemas, LogFormat, ProviderName, SplitMode, UnsupportedTools, WeightType, XetUse, suggest::hint};
 use crate::{
     inference::{KeepAlive, KvCacheType, Switch},
     stdx::{Secret, go_duration, go_duration::GoDuration},
@@ -319,6 +319,11 @@ impl Named for JsonSchemas {
 
 impl Named for WeightType {
     const NAMES: &'static [(&'static str, Self)] = Self::ALL;
+}
+
+impl Named for XetUse {
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("off", Self::Off), ("auto", Self::Auto), ("always", Self::Always)];
 }
 
 impl Named for LogFormat {

@@ -15,7 +15,8 @@ const Q8_0_BYTES: usize = 34;
 pub(super) struct Owner<'a>(pub(super) &'a str);
 
 impl Owner<'_> {
-    fn refuse(self, value: f32, kind: &'static str) -> ConvertError {
+    /// The error of a number that `kind` cannot hold.
+    pub(super) fn refuse(self, value: f32, kind: &'static str) -> ConvertError {
         let advice = if value.is_finite() {
             "convert to BF16, F32 or Q8_0"
         } else {
