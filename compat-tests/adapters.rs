@@ -387,3 +387,51 @@ fn a_model_that_a_client_makes_of_both() {
     assert_eq!(delete(&daemon, "mine"), 200);
     assert_eq!(listed(&daemon), [base, both.as_str()]);
 }
+
+/// As `hf download` leaves it: what is not ours is used, and stays.
+#[test]
+fn an_adapter_that_is_in_the_cache_needs_no_hub() {
+    let home = tempfile::tempdir().expect("a home");
+    let base = checkpoint("qwen3", "qwen");
+    let adapter = Path::new(ADAPTERS).join("qwen3");
+    for (repo, folder) in [("Base", base.path()), ("Lora", adapter.as_path())] {
+        let repository = home.path().join(format!("models--Example-Org--{repo}"));
+        let snapshot = repository.join("snapshots/0123456789abcdef0123456789abcdef01234567");
+        fs::create_dir_all(&snapshot).expect("folders");
+        fs::create_dir_all(repository.join("blobs")).expect("folders");
+        for name in names(folder) {
+            let hash = sha256_of(&folder.join(&name));
+            fs::copy(folder.join(&name), repository.join("blobs").join(&hash)).expect("copied");
+            std::os::unix::fs::symlink(format!("../../blobs/{hash}"), snapshot.join(&name)).expect("linked");
+        }
+    }
+    let daemon = Setup::default()
+        .cache(home.path().to_owned())
+        .config(&format!("{ENGINE}[hub]\noffline = true\n"))
+        .start();
+    let (plain, both) = ("hf:Example-Org/Base:F16", "hf:Example-Org/Base:F16+Example-Org/Lora");
+    refuses(
+        &daemon,
+        "hf:Example-Org/Base:F16+Example-Org/Absent",
+        500,
+        &["HF_HUB_OFFLINE"],
+    );
+    pulls(&daemon, plain);
+    // Both are there, so that nobody has to pull.
+    says(&daemon, both);
+    assert_eq!(listed(&daemon), [plain]);
+    pulls(&daemon, both);
+    assert_eq!(listed(&daemon), [plain, both]);
+    let (_, shown) = post(&daemon, "/api/show", &json!({ "model": both }));
+    assert_eq!(shown["model_info"]["hubllama.downloaded"], false, "{shown}");
+    assert_eq!(delete(&daemon, both), 200);
+    assert_eq!(listed(&daemon), [plain]);
+    assert_eq!(post(&daemon, "/api/show", &json!({ "model": both })).0, 404);
+    let weights = home
+        .path()
+        .join("models--Example-Org--Lora/snapshots/0123456789abcdef0123456789abcdef01234567");
+    assert_eq!(names(&weights), names(&adapter), "what others have downloaded stays");
+    pulls(&daemon, both);
+    says(&daemon, both);
+    assert_eq!(listed(&daemon), [plain, both]);
+}
