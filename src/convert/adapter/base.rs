@@ -27,6 +27,10 @@ const FINGERPRINT_DIGITS: usize = 16;
 /// of experts has no name of its own, the second is its class.
 const CLASSES: &[(&str, &str, Option<&str>)] = &[
     ("bert", "BertModel", None),
+    ("cohere2", "Cohere2ForCausalLM", None),
+    ("command-r", "CohereForCausalLM", None),
+    ("ernie4_5", "Ernie4_5ForCausalLM", None),
+    ("exaone4", "Exaone4ForCausalLM", None),
     ("gemma", "GemmaForCausalLM", None),
     ("gemma2", "Gemma2ForCausalLM", None),
     ("gemma3", "Gemma3ForCausalLM", None),
@@ -36,9 +40,11 @@ const CLASSES: &[(&str, &str, Option<&str>)] = &[
     ("granitemoe", "GraniteMoeForCausalLM", None),
     ("lfm2", "Lfm2ForCausalLM", None),
     ("llama", "LlamaForCausalLM", Some("MixtralForCausalLM")),
+    ("mistral3", "Mistral3ForConditionalGeneration", None),
     ("modern-bert", "ModernBertModel", None),
     ("olmo2", "Olmo2ForCausalLM", None),
     ("olmoe", "OlmoeForCausalLM", None),
+    ("phi2", "PhiForCausalLM", None),
     ("phi3", "Phi3ForCausalLM", None),
     ("qwen2", "Qwen2ForCausalLM", None),
     ("qwen2moe", "Qwen2MoeForCausalLM", None),
@@ -46,7 +52,9 @@ const CLASSES: &[(&str, &str, Option<&str>)] = &[
     ("qwen2vl", "Qwen2ForCausalLM", None),
     ("qwen3", "Qwen3ForCausalLM", None),
     ("qwen3moe", "Qwen3MoeForCausalLM", None),
+    ("seed_oss", "SeedOssForCausalLM", None),
     ("smollm3", "SmolLM3ForCausalLM", None),
+    ("starcoder2", "Starcoder2ForCausalLM", None),
 ];
 /// Sizes: where the file says them, and where `config.json` does.
 const SIZES: &[(&str, &str)] = &[

@@ -190,7 +190,13 @@ fn what_is_imagined_is_what_is_planned() {
 }
 
 /// Architectures that are converted, but whose adapters are not.
-const UNKNOWN: [&str; 1] = ["deepseek2"];
+const UNKNOWN: [&str; 5] = [
+    "deepseek2",
+    "gemma-embedding",
+    "nomic-bert",
+    "nomic-bert-moe",
+    "stablelm",
+];
 /// What classifiers and rerankers have beyond the model that an adapter is for.
 const HEAD: &str = "cls.";
 /// Tensors that are computed of settings which a header does not keep.
