@@ -3,6 +3,10 @@
 use std::{fs, path::Path};
 
 use bytes::Bytes;
+use hubllama::{
+    config::HubConfig,
+    hub::{HfName, Hub},
+};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -434,4 +438,41 @@ fn an_adapter_that_is_in_the_cache_needs_no_hub() {
     pulls(&daemon, both);
     says(&daemon, both);
     assert_eq!(listed(&daemon), [plain, both]);
+}
+
+#[test]
+fn a_new_commit_of_an_adapter_is_an_update() {
+    let hub = FakeHub::start();
+    publish(&hub, "Example-Org/Base", checkpoint("llama", "spm").path());
+    publish_adapter(&hub, "Example-Org/Lora", "llama");
+    let daemon = Setup::default().hub(hub.url()).config(ENGINE).start();
+    let (plain, both) = ("hf:Example-Org/Base:F16", "hf:Example-Org/Base:F16+Example-Org/Lora");
+    pulls(&daemon, both);
+    let (unadapted, before) = (says(&daemon, plain), says(&daemon, both));
+    assert_ne!(unadapted, before);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let config = HubConfig {
+        endpoint: hub.url(),
+        cache_dir: daemon.folder.path().join("hub"),
+        ..HubConfig::default()
+    };
+    let update = || {
+        let name = HfName::parse(both).expect("a name");
+        let known = Hub::new(&daemon.folder.path().join("state"));
+        runtime.block_on(known.update(&config, &name)).expect("the Hub answers")
+    };
+    assert_eq!(update(), None);
+    hub.add_small("Example-Org/Lora", "README.md", "another text");
+    assert_eq!(update(), None, "a commit without other weights is no update");
+
+    // All numbers are zero now.
+    let mut weights = fs::read(Path::new(ADAPTERS).join("llama").join(WEIGHTS)).expect("weights");
+    let header = u64::from_le_bytes(weights[..8].try_into().expect("eight bytes")) as usize;
+    weights[8 + header..].fill(0);
+    let bytes = weights.len() as u64;
+    hub.add("Example-Org/Lora", WEIGHTS, Source::Bytes(Bytes::from(weights)));
+    assert_eq!(update().map(|update| update.bytes), Some(bytes));
+    pulls(&daemon, both);
+    assert_eq!(update(), None);
+    assert_eq!(says(&daemon, both), unadapted, "it changes nothing any more");
 }
