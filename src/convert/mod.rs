@@ -27,6 +27,7 @@ mod tokenizer;
 mod write;
 
 pub use adapter::{AdapterBase, check_adapter_config, plan_adapter};
+pub use arch::FAMILIES;
 pub use error::ConvertError;
 pub use model::VirtualGguf;
 pub use plan::{Planned, Quantization, TargetType, check_config, has_projector, plan, plan_projector};
@@ -37,4 +38,4 @@ pub use tokenizer::reference_tokens;
 pub use write::Progress;
 
 /// Changes when a conversion makes something else of the same checkpoint, so that what is kept is made again.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
