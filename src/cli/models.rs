@@ -109,8 +109,7 @@ pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
             eprintln!("no daemon is running; listing {}", config.hub.cache_dir.display());
             for model in hub.list(&config.hub).await {
                 let modified = minutes(&crate::stdx::timestamp::rfc3339_local(model.modified_at));
-                let label = model.canonical.rsplit(':').next().unwrap_or("-").to_owned();
-                rows.push([model.canonical, human_bytes(model.size_bytes), label, modified]);
+                rows.push([model.canonical, human_bytes(model.size_bytes), model.label, modified]);
             }
         }
     }

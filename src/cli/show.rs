@@ -129,6 +129,12 @@ fn sheet(name: &str, shown: &Value) -> String {
         add("  sha256", field("sha256").map(str::to_owned));
         add("  git sha1", field("git_sha1").map(str::to_owned));
     }
+    let adapters = info.get("hubllama.adapters").and_then(Value::as_array);
+    for adapter in adapters.into_iter().flatten() {
+        let field = |key: &str| adapter.get(key).and_then(Value::as_str).unwrap_or("-");
+        add("adapter", Some(field("repository").to_owned()));
+        add("  commit", Some(field("commit").to_owned()));
+    }
     add("template", own("template_source").map(str::to_owned));
     add(
         "downloaded by",

@@ -186,12 +186,20 @@ fn is_no_help(error: &HubError) -> bool {
 
 /// A plan for who has the model already, and is not kept waiting by a Hub that is slow, away or asks for patience.
 async fn plan_soon(hub: &Hub, config: &Arc<HubConfig>, name: &HfName) -> Result<Plan, HubError> {
+    soon(config, |config| plan(hub, config, name)).await
+}
+
+/// An answer for who can do without one.
+pub(crate) async fn soon<T, F: Future<Output = Result<T, HubError>>>(
+    config: &Arc<HubConfig>,
+    ask: impl FnOnce(Arc<HubConfig>) -> F,
+) -> Result<T, HubError> {
     let hasty = HubConfig {
         retry_attempts: 0,
         ..(**config).clone()
     };
     let after = config.connect_timeout.min(PATIENCE);
-    match timeout(after, plan(hub, Arc::new(hasty), name)).await {
+    match timeout(after, ask(Arc::new(hasty))).await {
         Ok(result) => result,
         Err(_) => Err(HubError::Stalled {
             host: config.endpoint.clone(),
