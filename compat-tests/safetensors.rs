@@ -357,6 +357,15 @@ fn a_checkpoint_that_is_in_the_cache_needs_no_hub() {
         fs::copy(tiny.path().join(&name), blobs.join(&hash)).expect("copied");
         std::os::unix::fs::symlink(format!("../../blobs/{hash}"), snapshot.join(&name)).expect("linked");
     }
+    // A Hub that is away, as when it is switched off.
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    let nobody = format!("http://{}", nobody.expect("an address"));
+    let daemon = Setup::default().cache(home.path().to_owned()).hub(nobody).start();
+    let pulled = pull(&daemon, "hf:example-org/tiny:Q8_0");
+    assert!(pulled.ends_with(&["success".to_owned()]), "{pulled:?}");
+    let body = json!({"model": "hf:Example-Org/Tiny:Q8_0"}).to_string();
+    assert_eq!(daemon.request("DELETE", "/api/delete", &body).0.status(), 200);
+    drop(daemon);
     let daemon = Setup::default()
         .cache(home.path().to_owned())
         .config("[engine]\nthreads = 1\n[hub]\noffline = true\n")

@@ -140,26 +140,49 @@ async fn run(hub: &Hub, config: Arc<HubConfig>, name: &HfName, events: &Events) 
 
 /// Brings a model without adapters.
 async fn bring(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, events: &Events) -> Result<(), HubError> {
-    let cached = hub.find(config, name).await.ok();
-    if config.offline {
-        return match cached {
-            Some(model) => from_cache(hub, &model, events).await,
-            None => from_cached_checkpoint(hub, config, name, events).await,
-        };
-    }
-    let Some(model) = cached else {
-        let plan = plan(hub, Arc::clone(config), name).await?;
-        return fetch(hub, config, name, plan, events).await;
+    let Ok(model) = hub.find(config, name).await else {
+        return bring_new(hub, config, name, events).await;
     };
+    if config.offline {
+        return from_cache(hub, &model, events).await;
+    }
     match plan_soon(hub, config, name).await {
         Ok(plan) if is_elsewhere(config, &model, &plan).await? => from_cache(hub, &model, events).await,
         Ok(plan) => fetch(hub, config, name, plan, events).await,
-        Err(error) if error.is_transient() || matches!(error, HubError::Protocol { .. }) => {
+        Err(error) if is_no_help(&error) => {
             tracing::warn!(model.name = %name, %error, "the Hub is of no help; the cached model is used");
             from_cache(hub, &model, events).await
         }
         Err(error) => Err(error),
     }
+}
+
+/// Brings a model that is not in the cache; its checkpoint may be, where somebody has downloaded that.
+async fn bring_new(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, events: &Events) -> Result<(), HubError> {
+    let (roots, wanted) = (super::roots(config), name.clone());
+    let default = checkpoint::default_type(config.safetensors_type);
+    let cached = blocking(move || Ok(converted::cached(&roots, &wanted, default))).await?;
+    match cached {
+        None if config.offline => Err(HubError::Offline(name.to_string())),
+        None => {
+            let plan = plan(hub, Arc::clone(config), name).await?;
+            fetch(hub, config, name, plan, events).await
+        }
+        Some(checkpoint) if config.offline => from_checkpoint(hub, checkpoint, events).await,
+        Some(checkpoint) => match plan_soon(hub, config, name).await {
+            Ok(plan) => fetch(hub, config, name, plan, events).await,
+            Err(error) if is_no_help(&error) => {
+                tracing::warn!(model.name = %name, %error, "the Hub is of no help; the cached checkpoint is used");
+                from_checkpoint(hub, checkpoint, events).await
+            }
+            Err(error) => Err(error),
+        },
+    }
+}
+
+/// Whether what is cached is better than the answer.
+fn is_no_help(error: &HubError) -> bool {
+    error.is_transient() || matches!(error, HubError::Protocol { .. })
 }
 
 /// A plan for who has the model already, and is not kept waiting by a Hub that is slow, away or asks for patience.
@@ -529,14 +552,10 @@ async fn from_cache(hub: &Hub, model: &LocalModel, events: &Events) -> Result<()
     blocking(move || hub.0.ledger.set_unlisted(&key, false)).await
 }
 
-/// Makes a model of a checkpoint that somebody has downloaded.
-async fn from_cached_checkpoint(hub: &Hub, config: &HubConfig, name: &HfName, events: &Events) -> Result<(), HubError> {
-    let (roots, wanted) = (super::roots(config), name.clone());
-    let default = checkpoint::default_type(config.safetensors_type);
-    let found = blocking(move || Ok(converted::cached(&roots, &wanted, default))).await?;
-    let wanted = found.ok_or_else(|| HubError::Offline(name.to_string()))?;
-    let (org, repo) = (wanted.folder.org.clone(), wanted.folder.repo.clone());
-    let label = make(hub, wanted, events).await?;
+/// Makes a model of a checkpoint that is in a cache.
+async fn from_checkpoint(hub: &Hub, checkpoint: Wanted, events: &Events) -> Result<(), HubError> {
+    let (org, repo) = (checkpoint.folder.org.clone(), checkpoint.folder.repo.clone());
+    let label = make(hub, checkpoint, events).await?;
     let (hub, key) = (hub.clone(), super::key(&org, &repo, &label));
     blocking(move || hub.0.ledger.set_unlisted(&key, false)).await
 }
