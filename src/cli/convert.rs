@@ -38,6 +38,7 @@ pub(super) async fn run(
         target,
         output,
         any_tokenizer,
+        header_only: false,
     };
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template(

@@ -111,6 +111,21 @@ pub struct HubConfig {
     pub parallel_ranges: usize,
     /// Bytes in a second that all downloads together may bring; 0 is no limit.
     pub max_bytes_per_second: u64,
+    /// What is made of a repository that holds only safetensors.
+    pub safetensors: Safetensors,
+}
+
+/// What is made of a repository that holds only safetensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Safetensors {
+    /// A file of what takes long to make, else nothing.
+    #[default]
+    Auto,
+    /// Nothing, where that is possible: the weights are made from the repository's own files with each load.
+    Stream,
+    /// A GGUF file.
+    File,
 }
 
 /// `[engine]`: defaults of every hf: model, and what they share.
@@ -287,6 +302,7 @@ impl Default for HubConfig {
             retry_delay: Duration::from_millis(500),
             parallel_ranges: 8,
             max_bytes_per_second: 0,
+            safetensors: Safetensors::Auto,
         }
     }
 }

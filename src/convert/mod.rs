@@ -32,5 +32,7 @@ pub use stream::Stream;
 pub use tokenizer::reference_tokens;
 pub use write::Progress;
 
+/// Whether this platform lets llama.cpp read a [`Stream`]; elsewhere a file must be made.
+pub const CAN_STREAM: bool = cfg!(target_os = "linux");
 /// Changes when a conversion makes something else of the same checkpoint, so that what is kept is made again.
 pub const VERSION: u32 = 1;

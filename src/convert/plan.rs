@@ -83,6 +83,12 @@ impl Quantization {
 }
 
 impl TargetType {
+    /// Whether its rows can be made one by one, so that no file is needed.
+    #[must_use]
+    pub fn is_streamable(self) -> bool {
+        !matches!(self, Self::Quantized(_))
+    }
+
     /// Every type that has a name of its own, the widest first, then llama.cpp's mixes.
     #[must_use]
     pub fn named() -> Vec<Self> {

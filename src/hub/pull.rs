@@ -21,7 +21,7 @@ use super::{
     cache::{self, RepoFolder},
     checkpoint::{self, Checkpoint},
     client::{About, Client, RepoInfo},
-    converted::{self, Wanted},
+    converted::{self, Kept, Wanted},
     disk,
     download::{Flight, State, Target, blocking, is_present},
     error::HubError,
@@ -311,7 +311,7 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
                 commit: info.commit.clone(),
                 kind,
             };
-            make(hub, wanted, events).await?
+            make(hub, config, wanted, events).await?
         }
     };
     let (hub, key) = (hub.clone(), super::key(&info.org, &info.repo, &label));
@@ -321,13 +321,18 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
 
 /// Makes a model of a checkpoint, and says again and again that this goes on: a stream without a word for minutes is taken
 /// for a dead one.
-async fn make(hub: &Hub, wanted: Wanted, events: &Events) -> Result<String, HubError> {
-    if let Some(label) = hub.0.conversions.find(&wanted).await? {
+async fn make(hub: &Hub, config: &HubConfig, wanted: Wanted, events: &Events) -> Result<String, HubError> {
+    let kept = Kept::wanted(config, wanted.kind);
+    if let Some(label) = hub.0.conversions.find(&wanted, kept).await? {
         return Ok(label);
     }
-    let mut making = pin!(hub.0.conversions.make(wanted));
+    let status = match kept {
+        Kept::File => "converting model",
+        Kept::Header => "planning model",
+    };
+    let mut making = pin!(hub.0.conversions.make(wanted, kept));
     loop {
-        events.status("converting model").await?;
+        events.status(status).await?;
         if let Ok(made) = timeout(SIGN_OF_LIFE, &mut making).await {
             return made;
         }
@@ -425,7 +430,7 @@ async fn from_cached_checkpoint(hub: &Hub, config: &HubConfig, name: &HfName, ev
     let found = blocking(move || Ok(converted::cached(&roots, &wanted))).await?;
     let wanted = found.ok_or_else(|| HubError::Offline(name.to_string()))?;
     let (org, repo) = (wanted.folder.org.clone(), wanted.folder.repo.clone());
-    let label = make(hub, wanted, events).await?;
+    let label = make(hub, config, wanted, events).await?;
     let (hub, key) = (hub.clone(), super::key(&org, &repo, &label));
     blocking(move || hub.0.ledger.set_unlisted(&key, false)).await?;
     events.status("success").await

@@ -48,6 +48,8 @@ pub struct Conversion {
     pub output: Option<PathBuf>,
     /// Convert also where the engine cuts texts otherwise than the checkpoint's own tokenizer.
     pub any_tokenizer: bool,
+    /// Make a file with a hole for the weights; nothing that llama.cpp quantises.
+    pub header_only: bool,
 }
 
 /// What was made.
@@ -81,6 +83,7 @@ impl Conversion {
             target,
             output,
             any_tokenizer,
+            header_only,
         } = self;
         let (mut planned, texts) = blocking({
             let name = name.clone();
@@ -101,6 +104,16 @@ impl Conversion {
             }
         }
         let bytes = match target {
+            _ if header_only => {
+                let output = output.clone();
+                blocking(move |_| {
+                    let new = NewFile::create(&output).map_err(|error| io(&output, error))?;
+                    planned.model.write_header(&new)?;
+                    new.finish().map_err(|error| io(&output, error))?;
+                    Ok(planned.model.file_len())
+                })
+                .await?
+            }
             TargetType::Quantized(mix) => quantized(planned.model, mix, output.clone(), command, progress).await?,
             _ => {
                 let output = output.clone();

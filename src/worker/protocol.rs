@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Changes with every change of the types below.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 /// The largest frame: the largest prompt with every byte escaped, and room for the rest.
 pub const MAX_FRAME_BYTES: usize = 256 << 20;
 /// Events of one stream that may be on their way to the daemon; at zero its sequence is parked, not the batch.
@@ -182,8 +182,10 @@ pub enum Report {
 /// What to load and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadSpec {
-    /// The GGUF; of a sharded one the first shard, beside the others.
+    /// The GGUF; of a sharded one the first shard, beside the others. Only its header where there is a checkpoint.
     pub path: PathBuf,
+    /// The folder of a checkpoint that the weights are made from while they are loaded; only if [`crate::convert::CAN_STREAM`].
+    pub checkpoint: Option<PathBuf>,
     /// Context window of one sequence in tokens; 0 is what the model was trained with.
     pub context_length: u32,
     /// Sequences decoded at once.

@@ -4,7 +4,7 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 
 use crate::{
     convert::ConvertError,
-    hub::{Converter, Order},
+    hub::{Converter, Kept, Order},
     lifecycle::{Conversion, WorkerCommand},
 };
 
@@ -22,6 +22,7 @@ impl Converter for Converting {
                 target: order.kind,
                 output: Some(order.output),
                 any_tokenizer: false,
+                header_only: order.kept == Kept::Header,
             };
             let converted = conversion.run(&command, |_, _, _| {}).await?;
             for note in &converted.notes {
