@@ -20,6 +20,9 @@ use crate::{
     },
 };
 
+/// Sorted. Of the second, a file is made where nothing is set.
+const NAMES: [&str; 3] = [NAME, FOUR, EIGHT];
+const FOUR: &str = "hf:Example-Org/SmolLM2:Q4_K_M";
 const TINY_NAME: &str = "hf:Example-Org/Tiny:BF16";
 
 fn config(safetensors: &str) -> String {
@@ -93,11 +96,11 @@ fn a_streamed_model_is_the_same_as_its_file() {
     publish(&hub, REPO, &folder);
     let daemon = Setup::default().hub(hub.url()).config(&config("stream")).start();
 
-    for name in [NAME, EIGHT] {
+    for name in NAMES {
         let steps = pull(&daemon, name);
         assert!(steps.contains(&"planning model".to_owned()), "{steps:?}");
     }
-    assert_eq!(listed(&daemon), [NAME, EIGHT]);
+    assert_eq!(listed(&daemon), NAMES);
     assert!(
         made_bytes(&daemon) < 16 << 20,
         "{} bytes were made",
@@ -105,7 +108,7 @@ fn a_streamed_model_is_the_same_as_its_file() {
     );
     let shown = |name: &str| post(&daemon, "/api/show", &json!({"model": name, "verbose": true})).1;
     let mut streamed = Vec::new();
-    for name in [NAME, EIGHT] {
+    for name in NAMES {
         let (ids, size) = (tokens(&daemon, name), resident_bytes(&daemon, name));
         unload(&daemon, name);
         streamed.push((ids, size, entry(&daemon, name), shown(name)));
@@ -114,7 +117,7 @@ fn a_streamed_model_is_the_same_as_its_file() {
     daemon.write_config(&config("file"));
     let is_taken_over = || daemon.log().contains("hub.safetensors").then_some(());
     assert!(wait_until(PATIENCE, is_taken_over).is_some(), "{}", daemon.log());
-    for (name, streamed) in [NAME, EIGHT].iter().zip(streamed) {
+    for (name, streamed) in NAMES.iter().zip(streamed) {
         assert_eq!(
             tokens(&daemon, name),
             streamed.0,

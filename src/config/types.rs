@@ -122,7 +122,7 @@ pub enum Safetensors {
     /// A file of what takes long to make, else nothing.
     #[default]
     Auto,
-    /// Nothing, where that is possible: the weights are made from the repository's own files with each load.
+    /// Nothing: the weights are made from the repository's own files with each load.
     Stream,
     /// A GGUF file.
     File,

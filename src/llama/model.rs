@@ -8,7 +8,7 @@ use std::{
 
 use llama_cpp_sys_2 as sys;
 
-use super::backend;
+use super::{adapter::Adapter, backend};
 use crate::config::SplitMode;
 
 /// A token id. Valid ids are non-negative and below [`Model::vocab_size`].
@@ -36,9 +36,10 @@ pub struct ModelParams {
 pub struct Model {
     raw: NonNull<sys::llama_model>,
     vocab: NonNull<sys::llama_vocab>,
+    pub(super) adapters: Vec<Adapter>,
 }
 
-// SAFETY: llama_model and llama_vocab are immutable after loading; all calls below only read them.
+// SAFETY: llama_model, its adapters and llama_vocab are immutable after loading; all calls below only read them.
 unsafe impl Send for Model {}
 // SAFETY: as above.
 unsafe impl Sync for Model {}
@@ -150,7 +151,11 @@ impl Model {
         // SAFETY: the model is valid; its vocabulary lives as long as it.
         let vocab = unsafe { sys::llama_model_get_vocab(model.as_ptr()) };
         let vocab = NonNull::new(vocab.cast_mut()).ok_or("the model has no vocabulary")?;
-        Ok(Self { raw: model, vocab })
+        Ok(Self {
+            raw: model,
+            vocab,
+            adapters: Vec::new(),
+        })
     }
 
     pub(super) fn as_ptr(&self) -> *mut sys::llama_model {

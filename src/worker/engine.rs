@@ -46,6 +46,7 @@ fn load_checkpoint(
 ) -> Result<Model, String> {
     use crate::convert;
     let plan = convert::replan(folder, header).map_err(|error| error.to_string())?;
+    let plan = plan.with_quantizer(llama::quantize_rows);
     let params = ModelParams {
         // Broken numbers are found where the weights are made.
         check_tensors: false,
@@ -106,15 +107,19 @@ impl Engine {
             }
             true
         };
-        let model = match &spec.checkpoint {
+        let mut model = match &spec.checkpoint {
             None => Model::load(&spec.path, &params, progress)?,
             Some(folder) => load_checkpoint(folder, &spec.path, params, progress)?,
         };
         if model.has_encoder() {
             return Err("encoder-decoder models are not supported".into());
         }
+        let mut weights = model.size_bytes();
+        for adapter in &spec.adapters {
+            model.add_adapter(&adapter.path, adapter.scale)?;
+            weights += std::fs::metadata(&adapter.path).map_or(0, |meta| meta.len());
+        }
         let model = Arc::new(model);
-        let weights = model.size_bytes();
         let context_length = match (spec.context_length, model.train_context()) {
             (0, trained) => trained,
             (wanted, 0) => wanted,

@@ -134,6 +134,7 @@ impl HuggingFace {
             spec: LoadSpec {
                 path: located.path()?,
                 checkpoint: located.local.checkpoint.clone(),
+                adapters: Vec::new(),
                 context_length,
                 parallel: settings.parallel(located.header.kv_bytes_per_token, context_length),
                 batch: settings.load.num_batch.unwrap_or(engine.batch),
