@@ -1,5 +1,7 @@
 //! Names of repositories that hold only safetensors: pulled, converted once, and served.
 
+mod streamed;
+
 use std::{fs, path::Path};
 
 use bytes::Bytes;
@@ -93,7 +95,7 @@ fn a_checkpoint_is_pulled_converted_once_and_talks() {
         .collect();
     let daemon = Setup::default()
         .hub(hub.url())
-        .config("[engine]\nthreads = 2\n")
+        .config("[engine]\nthreads = 2\n[hub]\nsafetensors = \"file\"\n")
         .start();
 
     let steps = [
@@ -253,7 +255,7 @@ fn a_checkpoint_that_is_in_the_cache_needs_no_hub() {
         .config("[engine]\nthreads = 1\n[hub]\noffline = true\n")
         .start();
     assert_eq!(listed(&daemon), Vec::<String>::new());
-    let steps = ["pulling manifest", "converting model", "success"];
+    let steps = ["pulling manifest", "planning model", "success"];
     assert_eq!(pull(&daemon, "hf:Example-Org/Tiny:F16"), steps);
     assert_eq!(listed(&daemon), ["hf:Example-Org/Tiny:F16"]);
     let (status, reply) = generate(&daemon, "hf:Example-Org/Tiny:F16");

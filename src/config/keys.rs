@@ -115,6 +115,7 @@ pub(super) const KEYS: &[Key<Config>] = &[
     key!("hub.parallel_ranges", hub.parallel_ranges, Number),
     key!("hub.max_bytes_per_second", hub.max_bytes_per_second, Size),
     key!("hub.xet", hub.xet, Choice),
+    key!("hub.safetensors", hub.safetensors, Choice),
     key!("engine.max_loaded_models", engine.max_loaded_models, Number),
     key!("engine.parallel", engine.parallel, Number),
     key!("engine.max_queue", engine.max_queue, Number),

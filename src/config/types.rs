@@ -113,6 +113,8 @@ pub struct HubConfig {
     pub max_bytes_per_second: u64,
     /// When files come over the Hub's xet protocol.
     pub xet: XetUse,
+    /// What is made of a repository that holds only safetensors.
+    pub safetensors: Safetensors,
 }
 
 /// When files come over the Hub's xet protocol.
@@ -125,6 +127,19 @@ pub enum XetUse {
     Auto,
     /// Wherever the Hub has them there.
     Always,
+}
+
+/// What is made of a repository that holds only safetensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Safetensors {
+    /// A file of what takes long to make, else nothing.
+    #[default]
+    Auto,
+    /// Nothing: the weights are made from the repository's own files with each load.
+    Stream,
+    /// A GGUF file.
+    File,
 }
 
 /// `[engine]`: defaults of every hf: model, and what they share.
@@ -302,6 +317,7 @@ impl Default for HubConfig {
             parallel_ranges: 8,
             max_bytes_per_second: 0,
             xet: XetUse::default(),
+            safetensors: Safetensors::Auto,
         }
     }
 }

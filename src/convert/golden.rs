@@ -1,6 +1,9 @@
 //! Tiny checkpoints of every architecture against what llama.cpp's own converter made of them, key by key and byte by
 //! byte. `fixtures/convert/make/checkpoints.py` says how both were made.
 
+#[cfg(test)]
+mod mixes;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -19,7 +22,7 @@ use crate::{
     config::SplitMode,
     gguf::{Array, GgmlType, Header, Value},
     inference::{KvCacheType, Switch},
-    llama::{Batch, Context, ContextParams, ContextPurpose, Model, ModelParams},
+    llama::{Batch, Context, ContextParams, ContextPurpose, Model, ModelParams, quantize_rows},
 };
 
 pub(super) const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/convert");
@@ -239,6 +242,12 @@ macro_rules! golden {
                 super::check($name);
             }
         )*}
+        mod each_mix {$(
+            #[test]
+            fn $test() {
+                super::mixes::check($name);
+            }
+        )*}
         mod numbers {$(
             #[test]
             fn $test() {
@@ -258,7 +267,6 @@ golden! {
     gemma3 "gemma3" TABLE;
     gpt2 "gpt2" TABLE;
     gpt_oss "gpt-oss" EXACT;
-    gpt_oss_mxfp4 "gpt-oss-mxfp4" PACKED;
     lfm2 "lfm2" EXACT;
     modernbert "modernbert" TABLE;
     modernbert_classifier "modernbert-classifier" TABLE;
@@ -331,6 +339,7 @@ pub(super) fn engine(
     way: Way,
 ) -> Context {
     let planned = plan(folder, "test", target).unwrap();
+    let plan = planned.model.with_quantizer(quantize_rows);
     let path = folder.join("engine.gguf");
     let params = ModelParams {
         gpu_layers: 0,
@@ -343,11 +352,11 @@ pub(super) fn engine(
     let model = match way {
         Way::File => {
             let cancel = CancellationToken::new();
-            planned.model.write(&path, &|_, _| {}, &cancel).unwrap();
+            plan.write(&path, &|_, _| {}, &cancel).unwrap();
             Model::load(&path, &params, |_| true)
         }
         #[cfg(target_os = "linux")]
-        Way::Stream => Model::load_from(&mut Stream::start(planned.model), &params, |_| true),
+        Way::Stream => Model::load_from(&mut Stream::start(plan), &params, |_| true),
     };
     let mut model = model.unwrap();
     for adapter in adapters {
@@ -411,22 +420,26 @@ pub(super) fn largest_difference(one: &[f32], other: &[f32]) -> f32 {
     differences.fold(0.0, f32::max)
 }
 
+#[test]
+fn packed_experts_stay_packed() {
+    check("gpt-oss-mxfp4");
+    check_numbers("gpt-oss-mxfp4", PACKED);
+}
+
 /// A mix of types is made from numbers, so the plan for one has no packed experts.
 #[test]
 fn mixes_are_made_of_unpacked_experts() {
     let folder = assemble("gpt-oss-mxfp4", &read("gpt-oss-mxfp4"));
-    let mix: TargetType = "Q4_K_M".parse().unwrap();
+    // Rows are so short that this is Q8_0.
+    let mix: TargetType = "Q6_K".parse().unwrap();
     let planned = plan(folder.path(), "test", mix).unwrap();
-    let types = |kind| {
-        planned
-            .model
-            .recipes()
+    let recipes = planned.model.recipes();
+    assert!(
+        recipes
             .iter()
-            .filter(|recipe| recipe.spec().element_type == kind)
-            .count()
-    };
-    assert_eq!((types(GgmlType::MXFP4), types(GgmlType::Q8_0)), (0, 0));
-    assert_eq!(planned.file_type, "BF16");
+            .all(|recipe| recipe.spec().element_type != GgmlType::MXFP4)
+    );
+    assert_eq!(planned.file_type, "Q6_K");
     check_numbers_of("gpt-oss-mxfp4", mix, PACKED);
 }
 

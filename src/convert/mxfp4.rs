@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::{
     ConvertError,
-    cast::{Owner, encode},
+    cast::Owner,
     recipe::Scratch,
     safetensors::{Dtype, Stored},
 };
@@ -56,13 +56,14 @@ impl Packed {
             && (self.count == 0 || self.first + (self.count - 1) * self.step < self.scales.rows())
     }
 
-    /// Appends some rows in the target type: MXFP4, or any that numbers can be cast to.
+    /// Appends some rows in the target type: MXFP4, or what `cast` makes of numbers.
     pub(super) fn produce(
         &self,
         rows: Range<u64>,
         target: GgmlType,
         scratch: &mut Scratch,
         out: &mut Vec<u8>,
+        cast: impl FnOnce(Owner<'_>, &[f32], &mut Vec<u8>) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
         let blocks_of_row = self.row_blocks();
         let stored_row = |row: u64| self.first + row * self.step;
@@ -71,6 +72,7 @@ impl Packed {
             stored,
             rows: scales,
             numbers,
+            ..
         } = scratch;
         stored.clear();
         scales.clear();
@@ -98,7 +100,7 @@ impl Packed {
         if target == GgmlType::MXFP4 {
             return Ok(());
         }
-        encode(Owner(&self.blocks.name), target, numbers, out)
+        cast(Owner(&self.blocks.name), numbers, out)
     }
 }
 

@@ -7,7 +7,7 @@ use std::{ops::Range, os::unix::fs::FileExt};
 
 use super::{
     ConvertError,
-    cast::{Owner, check_finite, decode, encode, is_same},
+    cast::{Owner, check_finite, decode, encode, is_plain, is_same},
     mxfp4::Packed,
     safetensors::{Dtype, Stored},
 };
@@ -74,12 +74,28 @@ enum Order {
     Interleaved(u64),
 }
 
-/// Memory that is used again for every step.
+/// Appends rows in a type that is quantised: the type, the numbers, and how many of them make a row, which is a whole number
+/// of blocks. The error is the quantiser's own sentence.
+pub type RowQuantizer = fn(GgmlType, &[f32], usize, &mut Vec<u8>) -> Result<(), String>;
+
+/// What a thread that makes rows keeps between steps: memory, and who quantises.
 #[derive(Debug, Default)]
 pub struct Scratch {
     pub(super) stored: Vec<u8>,
     pub(super) rows: Vec<u8>,
     pub(super) numbers: Vec<f32>,
+    quantize: Option<RowQuantizer>,
+}
+
+impl Scratch {
+    /// For recipes whose types may be quantised ones. One without a quantiser knows only Q8_0.
+    #[must_use]
+    pub fn new(quantize: Option<RowQuantizer>) -> Self {
+        Self {
+            quantize,
+            ..Self::default()
+        }
+    }
 }
 
 impl Rows {
@@ -433,7 +449,7 @@ impl Recipe {
     pub fn produce(&self, rows: Range<u64>, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         out.clear();
         match &self.content {
-            Content::Values(values) => encode(Owner(&self.spec.name), self.spec.element_type, values, out),
+            Content::Values(values) => self.encode(Owner(&self.spec.name), values, scratch.quantize, out),
             Content::Rows(parts) => {
                 for (part, wanted) in overlapping(parts, |part| part.count, &rows) {
                     self.produce_part(part, wanted, scratch, out)?;
@@ -448,7 +464,10 @@ impl Recipe {
             }
             Content::Mxfp4(parts) => {
                 for (part, wanted) in overlapping(parts, |part| part.count, &rows) {
-                    part.produce(wanted, self.spec.element_type, scratch, out)?;
+                    let quantize = scratch.quantize;
+                    part.produce(wanted, self.spec.element_type, scratch, out, |owner, numbers, out| {
+                        self.encode(owner, numbers, quantize, out)
+                    })?;
                 }
                 Ok(())
             }
@@ -476,6 +495,7 @@ impl Recipe {
             stored,
             rows: ordered,
             numbers,
+            quantize,
         } = scratch;
         stored.clear();
         source.read(span_elements, stored)?;
@@ -491,7 +511,7 @@ impl Recipe {
             }
             ordered
         };
-        self.cast(source, bytes, numbers, out)
+        self.cast(source, bytes, numbers, *quantize, out)
     }
 
     fn produce_columns(
@@ -520,7 +540,7 @@ impl Recipe {
             }
         }
         check_finite(Owner(&source.name), source.dtype, &scratch.rows)?;
-        self.cast(source, &scratch.rows, &mut scratch.numbers, out)
+        self.cast(source, &scratch.rows, &mut scratch.numbers, scratch.quantize, out)
     }
 
     fn cast(
@@ -528,6 +548,7 @@ impl Recipe {
         source: &Stored,
         bytes: &[u8],
         numbers: &mut Vec<f32>,
+        quantize: Option<RowQuantizer>,
         out: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
         if self.is_exact() && is_same(source.dtype, self.spec.element_type) {
@@ -541,7 +562,23 @@ impl Recipe {
                 *number = *number * self.times + self.add;
             }
         }
-        encode(Owner(&source.name), self.spec.element_type, numbers, out)
+        self.encode(Owner(&source.name), numbers, quantize, out)
+    }
+
+    fn encode(
+        &self,
+        owner: Owner<'_>,
+        numbers: &[f32],
+        quantize: Option<RowQuantizer>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ConvertError> {
+        let kind = self.spec.element_type;
+        if is_plain(kind) {
+            return encode(owner, kind, numbers, out);
+        }
+        let quantize = quantize.ok_or_else(|| ConvertError::Engine(format!("nothing here makes {}", kind.name())))?;
+        quantize(kind, numbers, self.row as usize, out)
+            .map_err(|reason| ConvertError::Weights(format!("{:?} cannot be quantised: {reason}", owner.0)))
     }
 }
 

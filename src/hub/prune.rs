@@ -10,6 +10,7 @@ use std::{
 use super::{
     Hub,
     cache::{self, RepoFolder},
+    converted,
     download::blocking,
     error::HubError,
     ledger::Ledger,
@@ -59,7 +60,7 @@ impl Hub {
             waste.extend(stale.map(|(what, path)| Waste {
                 kind: WasteKind::Orphan,
                 what,
-                bytes: fs::metadata(&path).map_or(0, |meta| meta.len()),
+                bytes: converted::occupied(&path),
                 paths: vec![path],
                 lock: None,
             }));

@@ -21,7 +21,7 @@ use super::{
     cache::{self, RepoFolder},
     checkpoint::{self, Checkpoint},
     client::{About, Client, RepoInfo},
-    converted::{self, Wanted},
+    converted::{self, Kept, Wanted},
     disk,
     download::{Flight, State, Target, blocking, is_present},
     error::HubError,
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     config::HubConfig,
-    convert::{self, TargetType},
+    convert::{self, Advance, TargetType},
     inference::PullEvent,
 };
 
@@ -275,7 +275,7 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
                 commit: info.commit.clone(),
                 kind,
             };
-            make(hub, wanted, events).await?
+            make(hub, config, wanted, events).await?
         }
     };
     let (hub, key) = (hub.clone(), super::key(&info.org, &info.repo, &label));
@@ -365,17 +365,48 @@ pub(crate) async fn download(
     .await
 }
 
-/// Makes a model of a checkpoint, and says again and again that this goes on: a stream without a word for minutes is taken
-/// for a dead one.
-async fn make(hub: &Hub, wanted: Wanted, events: &Events) -> Result<String, HubError> {
-    if let Some(label) = hub.0.conversions.find(&wanted).await? {
+/// Makes a model of a checkpoint, and says how far that is, again and again: a stream without a word for minutes is taken for
+/// a dead one.
+async fn make(hub: &Hub, config: &HubConfig, wanted: Wanted, events: &Events) -> Result<String, HubError> {
+    let conversions = &hub.0.conversions;
+    let kept = Kept::wanted(config, wanted.kind);
+    if let Some(label) = conversions.find(&wanted, kept).await? {
         return Ok(label);
     }
-    let mut making = pin!(hub.0.conversions.make(wanted));
+    let status = match kept {
+        Kept::File => "converting model",
+        Kept::Header => "planning model",
+    };
+    let digest = cache::hex(&Sha256::digest(wanted.to_string()));
+    let event = |advance: Advance| PullEvent::Converting {
+        digest: digest.clone(),
+        total: advance.total,
+        completed: advance.done,
+    };
+    let (mut watch, mut told) = (conversions.watch(), None);
+    let mut making = pin!(conversions.make(wanted.clone(), kept));
     loop {
-        events.status("converting model").await?;
-        if let Ok(made) = timeout(SIGN_OF_LIFE, &mut making).await {
-            return made;
+        match told {
+            Some(advance) => events.send(event(advance)).await?,
+            None => events.status(status).await?,
+        }
+        let pause = Instant::now() + INTERVAL;
+        let news = async {
+            sleep_until(pause).await;
+            let is_new = |state: &Option<_>| converted::advance_of(state, &wanted).is_some_and(|it| Some(it) != told);
+            match timeout(SIGN_OF_LIFE, watch.wait_for(is_new)).await {
+                Ok(Ok(state)) => converted::advance_of(&state, &wanted),
+                _ => told,
+            }
+        };
+        tokio::select! {
+            made = &mut making => {
+                if let (Ok(_), Some(Advance { total, stage, .. })) = (&made, told) {
+                    events.send(event(Advance { done: total, total, stage })).await?;
+                }
+                return made;
+            }
+            advance = news => told = advance,
         }
     }
 }
@@ -458,7 +489,7 @@ async fn from_cached_checkpoint(hub: &Hub, config: &HubConfig, name: &HfName, ev
     let found = blocking(move || Ok(converted::cached(&roots, &wanted))).await?;
     let wanted = found.ok_or_else(|| HubError::Offline(name.to_string()))?;
     let (org, repo) = (wanted.folder.org.clone(), wanted.folder.repo.clone());
-    let label = make(hub, wanted, events).await?;
+    let label = make(hub, config, wanted, events).await?;
     let (hub, key) = (hub.clone(), super::key(&org, &repo, &label));
     blocking(move || hub.0.ledger.set_unlisted(&key, false)).await
 }
