@@ -44,6 +44,9 @@ fn llama(is_tied: bool) -> AdapterBase {
         ("blk.0.attn_q.weight", &[8, 8]),
         ("blk.0.attn_k.weight", &[8, 4]),
         ("blk.0.ffn_gate_exps.weight", &[8, 16, 3]),
+        ("blk.1.attn_q.weight", &[8, 8]),
+        ("blk.1.attn_kv_a_mqa.weight", &[8, 4]),
+        ("position_embd.weight", &[8, 32]),
     ];
     if !is_tied {
         tensors.push(("output.weight", &[8, 20]));
@@ -225,7 +228,17 @@ fn pairings_that_are_refused() {
         ("blk.0.attn_q.weight.lora_a", &[9, 2]),
         ("blk.0.attn_q.weight.lora_b", &[2, 8]),
     ];
+    let compressed: &[(&str, &[u64])] = &[
+        ("blk.1.attn_q.weight.lora_a", &[8, 2]),
+        ("blk.1.attn_q.weight.lora_b", &[2, 8]),
+    ];
+    let positions: &[(&str, &[u64])] = &[
+        ("position_embd.weight.lora_a", &[8, 2]),
+        ("position_embd.weight.lora_b", &[2, 32]),
+    ];
     for (base, architecture, tensors, part) in [
+        (&untied, "llama", compressed, "does not apply adapters"),
+        (&untied, "llama", positions, "does not apply adapters"),
         (&tied, "qwen2", q, "\"qwen2\", and the base is of \"llama\""),
         (&tied, "llama", output, "in this base is the embedding"),
         (&tied, "llama", embedding, "in this base is the output matrix"),
