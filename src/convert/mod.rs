@@ -33,7 +33,7 @@ mod write;
 pub use adapter::{AdapterBase, check_adapter_config, plan_adapter};
 pub use error::{ConvertError, ConvertFault};
 pub use model::VirtualGguf;
-pub use plan::{Planned, Quantization, TargetType, check_config, has_projector, plan, plan_projector};
+pub use plan::{Part, Planned, Quantization, TargetType, check_config, has_projector, plan, plan_projector};
 pub use progress::{Advance, Stage};
 pub use recipe::{Recipe, RowQuantizer, Scratch};
 pub use replan::replan;

@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     config::{HubConfig, Safetensors},
-    convert::{Advance, CAN_STREAM, ConvertError, TargetType, VERSION},
+    convert::{Advance, CAN_STREAM, ConvertError, Part, TargetType, VERSION, has_projector},
 };
 
 /// Makes GGUF files. The Hub knows when one is wanted; who gives one does so in processes of its own.
@@ -54,6 +54,8 @@ pub struct Order {
     pub output: PathBuf,
     /// What of it is made.
     pub kept: Kept,
+    /// Which file of those that can be made of it.
+    pub part: Part,
 }
 
 /// What is kept of a conversion.
@@ -183,13 +185,16 @@ impl Conversions {
             kind: wanted.kind,
             output: output.clone(),
             kept,
+            part: Part::Model,
         };
         tracing::info!(model.repository = repo, kind = %wanted.kind, ?kept, "converting a checkpoint");
+        make_projector(converter, &order).await?;
         let (told, what) = (self.advance.clone(), wanted.clone());
         let progress = move |advance| _ = told.send_replace(Some((what.clone(), advance)));
         let converted = converter.convert(order, Box::new(progress)).await;
         self.advance.send_replace(None);
         if converted.is_err() {
+            remove_lone_projector(&folder);
             // Only where it is empty.
             self.remove_empty(&wanted.folder, &wanted.commit);
         }
@@ -260,6 +265,7 @@ impl Conversions {
             return Vec::new();
         };
         let sources: Vec<PathBuf> = sources.iter().map(|file| snapshot.path.join(&file.path)).collect();
+        let projector = Some(made.join(projector_name())).filter(|path| path.is_file());
         let model = |kind: TargetType| {
             let (label, kept) = self::made(&made, kind)?;
             let path = made.join(kept.file_name(&label));
@@ -272,11 +278,11 @@ impl Conversions {
                 commit: snapshot.commit.clone(),
                 label,
                 files: vec![path],
-                mmproj: None,
+                mmproj: projector.clone(),
                 sources: sources.clone(),
                 checkpoint: (kept == Kept::Header).then(|| snapshot.path.clone()),
                 // A header's file is as long as if the weights were in it.
-                size_bytes: meta.len(),
+                size_bytes: meta.len() + projector.as_deref().map_or(0, occupied),
                 digest: cache::hex(&Sha256::digest(text)),
                 modified_at: meta.modified().ok()?,
             })
@@ -293,7 +299,7 @@ impl Conversions {
             let used: Vec<PathBuf> = snapshots(roots, &own.org, &own.repo, None)
                 .iter()
                 .flat_map(|(folder, snapshot)| self.in_snapshot(folder, snapshot))
-                .flat_map(|model| model.files)
+                .flat_map(|model| model.files.into_iter().chain(model.mmproj))
                 .collect();
             let is_unused = |path: &PathBuf| !path.is_symlink() && !used.contains(path);
             let unused = files.into_iter().filter(is_unused);
@@ -338,6 +344,7 @@ impl Conversions {
             for path in paths(&folder).filter(|path| path.is_symlink() && !path.exists()) {
                 fs::remove_file(&path).map_err(io_error)?;
             }
+            bytes_freed += remove_lone_projector(&folder);
             if self.remove_empty(&own, &commit) {
                 bare.insert(commit);
             }
@@ -396,6 +403,45 @@ fn made(folder: &Path, kind: TargetType) -> Option<(String, Kept)> {
     let kept = [Kept::File, Kept::Header].into_iter();
     let mut found = kept.filter(|kept| folder.join(kept.file_name(&label)).is_file());
     found.next().map(|kept| (label, kept))
+}
+
+/// The file beside all models of a commit with which they see.
+fn projector_name() -> String {
+    format!("{VERSION}-mmproj.gguf")
+}
+
+/// Makes the projector of a checkpoint that has one, unless it is there: always a whole file, in the stored type, since it
+/// is small and mapped by path. The model talks without it, so that one which cannot be made is only told.
+async fn make_projector(converter: &Arc<dyn Converter>, model: &Order) -> Result<(), HubError> {
+    let output = model.output.with_file_name(projector_name());
+    let (folder, path) = (model.folder.clone(), output.clone());
+    if !blocking(move || Ok(!path.is_file() && has_projector(&folder))).await? {
+        return Ok(());
+    }
+    let order = Order {
+        kind: TargetType::Stored,
+        kept: Kept::File,
+        part: Part::Projector,
+        output,
+        ..model.clone()
+    };
+    if let Err(error) = converter.convert(order, Box::new(|_| {})).await {
+        tracing::warn!(model = model.name, %error, "the projector of a checkpoint cannot be made; its model reads text only");
+    }
+    Ok(())
+}
+
+/// Removes projectors, those of other versions too, if nothing else is left of a commit; returns the bytes that they had.
+fn remove_lone_projector(folder: &Path) -> u64 {
+    let files: Vec<PathBuf> = paths(folder).collect();
+    let is_projector = |path: &PathBuf| path.to_string_lossy().ends_with("-mmproj.gguf");
+    if !files.iter().all(is_projector) {
+        return 0;
+    }
+    let removed = files.iter().map(|path| (occupied(path), fs::remove_file(path)));
+    removed
+        .filter_map(|(bytes, removed)| removed.ok().map(|()| bytes))
+        .sum()
 }
 
 /// Bytes that a file takes from its disk: a header's hole takes none.
@@ -630,5 +676,37 @@ mod tests {
         assert_eq!(wanted(Safetensors::Auto, mix), Kept::File);
         assert_eq!(wanted(Safetensors::Stream, mix), streamed);
         assert_eq!(wanted(Safetensors::File, mix), Kept::File);
+    }
+
+    #[tokio::test]
+    async fn a_projector_serves_all_models_of_a_commit_and_goes_with_the_last() {
+        let (cache, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let roots = [cache.path().to_owned()];
+        let config = r#"{"architectures":["Qwen2VLForConditionalGeneration"],"vision_config":{}}"#;
+        put(cache.path(), "o/r", OLD, "config.json", config);
+        put(cache.path(), "o/r", OLD, "model.safetensors", "weights");
+        let writer = Arc::new(Writer::default());
+        let conversions = Conversions::new(state.path(), Some(writer.clone()));
+        for kind in [TargetType::Stored, TargetType::Q8_0] {
+            let wanted = Wanted {
+                folder: RepoFolder::new(cache.path(), "o", "r"),
+                commit: OLD.to_owned(),
+                kind,
+            };
+            conversions.make(wanted, Kept::File).await.unwrap();
+        }
+        assert_eq!(writer.0.load(Ordering::Relaxed), 3, "two models and one projector");
+        let locate = |text: &str| conversions.locate(&roots, &name(text)).unwrap();
+        let (model, eight) = (locate("hf:o/r"), locate("hf:o/r:Q8_0"));
+        let projector = model.mmproj.clone().unwrap();
+        assert_eq!((eight.mmproj.as_ref(), model.size_bytes), (Some(&projector), 8));
+        assert!(conversions.stale(&roots).is_empty());
+
+        let ledger = Ledger::load(state.path());
+        let delete = |model: &CachedModel| conversions.delete(cache.path(), &ledger, model, None, false);
+        assert_eq!(delete(&model).unwrap(), Deleted::Removed { bytes_freed: 4 });
+        assert!(projector.is_file());
+        assert_eq!(delete(&eight).unwrap(), Deleted::Removed { bytes_freed: 8 });
+        assert!(!projector.exists() && conversions.all(&roots).is_empty());
     }
 }

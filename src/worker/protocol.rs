@@ -14,7 +14,7 @@ use crate::inference::TextToken;
 pub use crate::llama::{GrammarTrigger, RenderedChat};
 use crate::{
     config::SplitMode,
-    convert::{Advance, ConvertFault, TargetType},
+    convert::{Advance, ConvertFault, Part, TargetType},
     inference::{Event, Failure, KvCacheType, Switch},
 };
 
@@ -121,6 +121,8 @@ pub struct ConvertJob {
     pub any_tokenizer: bool,
     /// Leave a hole for the weights.
     pub header_only: bool,
+    /// Which file of those that can be made of it.
+    pub part: Part,
 }
 
 /// A file that was made of a checkpoint.

@@ -28,6 +28,7 @@ impl Converter for Converting {
                 output: Some(order.output),
                 any_tokenizer: false,
                 header_only: order.kept == Kept::Header,
+                part: order.part,
             };
             let converted = convert(job, &command, progress).await?;
             for note in &converted.notes {
