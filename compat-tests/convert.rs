@@ -79,6 +79,22 @@ fn file_type(path: &Path) -> Option<u64> {
 }
 
 #[test]
+fn the_projector_of_a_model_that_sees() {
+    let home = tempfile::tempdir().expect("a home");
+    let folder = checkpoint("qwen2vl", "qwen");
+    let (good, said) = convert(home.path(), &[text(folder.path()), "--mmproj", "--type", "f16"]);
+    assert!(good, "{said}");
+    let made = names(home.path());
+    let made = made
+        .iter()
+        .find(|name| name.starts_with("mmproj-") && name.ends_with("-F16.gguf"));
+    let header = Header::open(&home.path().join(made.expect(&said))).expect("a header");
+    assert_eq!(header.architecture(), "clip");
+    let (good, said) = convert(home.path(), &[text(checkpoint("qwen3", "qwen").path()), "--mmproj"]);
+    assert!(!good && said.contains("Qwen3ForCausalLM has no projector"), "{said}");
+}
+
+#[test]
 fn to_every_kind_of_type_without_a_daemon() {
     let home = tempfile::tempdir().expect("a home");
     let folder = checkpoint("qwen3", "qwen");

@@ -1,5 +1,7 @@
 //! Names of repositories that hold only safetensors: pulled, converted once, and served.
 
+mod streamed;
+
 use std::{fs, path::Path};
 
 use bytes::Bytes;
@@ -115,7 +117,7 @@ fn a_checkpoint_is_pulled_converted_once_and_talks() {
         .collect();
     let daemon = Setup::default()
         .hub(hub.url())
-        .config("[engine]\nthreads = 2\n")
+        .config("[engine]\nthreads = 2\n[hub]\nsafetensors = \"file\"\n")
         .start();
 
     let steps = [
@@ -182,6 +184,44 @@ fn a_checkpoint_is_pulled_converted_once_and_talks() {
     assert_eq!(listed(&daemon), Vec::<String>::new());
     assert!(!checkpoint.exists());
     assert_eq!(generate(&daemon, NAME).0, 404);
+}
+
+#[test]
+fn a_model_that_sees_has_its_projector_beside_it() {
+    let hub = FakeHub::start();
+    publish(&hub, TINY, checkpoint("qwen2vl", "qwen").path());
+    let daemon = Setup::default()
+        .hub(hub.url())
+        .config("[engine]\nthreads = 1\n")
+        .start();
+    for name in ["hf:Example-Org/Tiny", "hf:Example-Org/Tiny:Q8_0"] {
+        let statuses = pull(&daemon, name);
+        assert_eq!(statuses.last().map(String::as_str), Some("success"), "{statuses:?}");
+        let (status, shown) = post(&daemon, "/api/show", &json!({ "model": name }));
+        let projector = &shown["projector_info"];
+        assert_eq!(
+            (status, &projector["clip.projector_type"]),
+            (200, &json!("qwen2vl_merger")),
+            "{name}"
+        );
+        assert_eq!(shown["details"]["families"], json!(["qwen2vl", "clip"]));
+        let (status, reply) = generate(&daemon, name);
+        assert_eq!((status, &reply["done"]), (200, &json!(true)), "{name}: {reply}");
+        let picture =
+            json!({"model": name, "stream": false, "messages": [{"role": "user", "content": "x", "images": ["aGk="]}]});
+        let (status, reply) = post(&daemon, "/api/chat", &picture);
+        let error = reply["error"].as_str().unwrap_or_default();
+        assert!(
+            status == 400 && error.contains("images of requests are not read yet"),
+            "{reply}"
+        );
+    }
+    let delete = |model: &str| daemon.request("DELETE", "/api/delete", &json!({ "model": model }).to_string());
+    for name in listed(&daemon) {
+        assert_eq!(delete(&name).0.status(), 200, "{name}");
+    }
+    let made = daemon.folder.path().join("state/converted");
+    assert!(!made.exists() || names(&made).is_empty());
 }
 
 #[test]
@@ -371,7 +411,7 @@ fn a_checkpoint_that_is_in_the_cache_needs_no_hub() {
         .config("[engine]\nthreads = 1\n[hub]\noffline = true\n")
         .start();
     assert_eq!(listed(&daemon), Vec::<String>::new());
-    let steps = ["pulling manifest", "converting model", "success"];
+    let steps = ["pulling manifest", "planning model", "success"];
     assert_eq!(pull(&daemon, "hf:Example-Org/Tiny:F16"), steps);
     assert_eq!(listed(&daemon), ["hf:Example-Org/Tiny:F16"]);
     let (status, reply) = generate(&daemon, "hf:Example-Org/Tiny:F16");

@@ -105,6 +105,9 @@ pub(super) enum Command {
         /// Convert also where the engine would cut texts into other tokens than the model learned with
         #[arg(long)]
         any_tokenizer: bool,
+        /// Make the projector of a model that sees, the file that goes beside the model's
+        #[arg(long)]
+        mmproj: bool,
     },
     /// Show what a model's chat template makes of a conversation, and whether its repository has the same one
     Template(TemplateArguments),

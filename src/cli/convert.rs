@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
     config::{self, Inputs},
-    convert::{Advance, Stage, TargetType},
+    convert::{Advance, Part, Stage, TargetType},
     hub::HfName,
     lifecycle::{WorkerCommand, convert},
     stdx::size::human_bytes,
@@ -25,6 +25,7 @@ pub(super) async fn run(
     target: TargetType,
     output: Option<PathBuf>,
     any_tokenizer: bool,
+    part: Part,
 ) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let (folder, name) = find(inputs, checkpoint)?;
@@ -38,6 +39,8 @@ pub(super) async fn run(
         target,
         output,
         any_tokenizer,
+        header_only: false,
+        part,
     };
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template(

@@ -17,6 +17,7 @@ use clap::Parser;
 use self::args::{Arguments, Command, ConfigCommand, Role};
 use crate::{
     config::{self, Inputs},
+    convert::Part,
     daemon, observability,
     worker::{self, WorkerRole},
 };
@@ -45,7 +46,11 @@ pub fn main() -> ExitCode {
             target,
             output,
             any_tokenizer,
-        } => with_runtime(convert::run(&inputs, &checkpoint, target, output, any_tokenizer)),
+            mmproj,
+        } => {
+            let part = if mmproj { Part::Projector } else { Part::Model };
+            with_runtime(convert::run(&inputs, &checkpoint, target, output, any_tokenizer, part))
+        }
         Command::Doctor => with_runtime(doctor::run(&inputs)),
         Command::Pull { name } => with_runtime(models::pull(&inputs, &name)),
         Command::List => with_runtime(models::list(&inputs)),

@@ -115,6 +115,8 @@ pub struct HubConfig {
     pub safetensors_type: WeightType,
     /// When files come over the Hub's xet protocol.
     pub xet: XetUse,
+    /// What is made of a repository that holds only safetensors.
+    pub safetensors: Safetensors,
 }
 
 /// The name of a type of weights, as `Q4_K_M`; `stored` is the one that a repository has.
@@ -161,6 +163,19 @@ pub enum XetUse {
     Auto,
     /// Wherever the Hub has them there.
     Always,
+}
+
+/// What is made of a repository that holds only safetensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Safetensors {
+    /// A file of what takes long to make, else nothing.
+    #[default]
+    Auto,
+    /// Nothing: the weights are made from the repository's own files with each load.
+    Stream,
+    /// A GGUF file.
+    File,
 }
 
 /// `[engine]`: defaults of every hf: model, and what they share.
@@ -339,6 +354,7 @@ impl Default for HubConfig {
             max_bytes_per_second: 0,
             safetensors_type: WeightType::default(),
             xet: XetUse::default(),
+            safetensors: Safetensors::Auto,
         }
     }
 }

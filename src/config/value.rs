@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fmt::Display, path::PathBuf, time::Duration};
 
 use serde_json::{Value as Json, json};
 
-use super::{JsonSchemas, LogFormat, ProviderName, SplitMode, UnsupportedTools, WeightType, XetUse, suggest::hint};
+use super::{
+    JsonSchemas, LogFormat, ProviderName, Safetensors, SplitMode, UnsupportedTools, WeightType, XetUse, suggest::hint,
+};
 use crate::{
     inference::{KeepAlive, KvCacheType, Switch},
     stdx::{Secret, go_duration, go_duration::GoDuration},
@@ -324,6 +326,11 @@ impl Named for WeightType {
 impl Named for XetUse {
     const NAMES: &'static [(&'static str, Self)] =
         &[("off", Self::Off), ("auto", Self::Auto), ("always", Self::Always)];
+}
+
+impl Named for Safetensors {
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("stream", Self::Stream), ("file", Self::File)];
 }
 
 impl Named for LogFormat {

@@ -82,15 +82,16 @@ impl VirtualGguf {
         behind.checked_sub(1)
     }
 
-    /// Writes only the header; where the weights will be is a hole. Enough for whoever wants the vocabulary.
+    /// Begins the file with its header; where the weights would be is a hole. Enough for whoever wants the vocabulary, or what
+    /// a header says.
     ///
     /// # Errors
     /// If the file system refuses.
-    pub fn write_header(&self, new: &NewFile) -> Result<(), ConvertError> {
-        write::write_header(self, new)
+    pub fn create_header(&self, path: &Path) -> Result<NewFile, ConvertError> {
+        write::create_header(self, path)
     }
 
-    /// Begins the file: like [`VirtualGguf::write_header`], but only where there is room for all of it.
+    /// The same, but only where there is room for all of the file.
     ///
     /// # Errors
     /// If the disk is too small, or the file system refuses.

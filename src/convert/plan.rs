@@ -109,6 +109,37 @@ impl FromStr for TargetType {
     }
 }
 
+/// Which file is made of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// The model; of one that sees, the language model.
+    Model,
+    /// What makes embeddings of pictures.
+    Projector,
+}
+
+impl Part {
+    /// Plans the file, as [`plan()`] or [`plan_projector`].
+    ///
+    /// # Errors
+    /// As these.
+    pub fn plan(self, folder: &Path, name: &str, target: TargetType) -> Result<Planned, ConvertError> {
+        match self {
+            Self::Model => plan(folder, name, target),
+            Self::Projector => plan_projector(folder, name, target),
+        }
+    }
+
+    /// What the file is called where nobody says: pairs of both are found by these names.
+    #[must_use]
+    pub fn file_name(self, name: &str, file_type: &str) -> String {
+        match self {
+            Self::Model => format!("{name}-{file_type}.gguf"),
+            Self::Projector => format!("mmproj-{name}-{file_type}.gguf"),
+        }
+    }
+}
+
 /// A plan, and what its maker should know.
 #[derive(Debug)]
 pub struct Planned {
@@ -221,10 +252,10 @@ pub fn check_config(json: &str) -> Result<(), ConvertError> {
     arch::family_of(&config).map(drop)
 }
 
-/// Whether the checkpoint that a `config.json` describes has a projector that can be planned, as far as that file shows.
+/// Whether a checkpoint has a projector that can be planned, as far as its `config.json` shows.
 #[must_use]
-pub fn has_projector(json: &str) -> bool {
-    Config::parse(json).is_ok_and(|config| arch::vision_config(&config).is_ok())
+pub fn has_projector(folder: &Path) -> bool {
+    Config::read(folder).is_ok_and(|config| arch::vision_config(&config).is_ok())
 }
 
 /// Plans the file of a checkpoint. Reads configuration, tokenizer and the headers of the weights, but no weight.

@@ -60,9 +60,7 @@ mod tests {
         let kept = folder.path().join("kept.gguf");
         let keep = |target| {
             let planned = plan(folder.path(), "test", target).unwrap();
-            let new = crate::stdx::new_file::NewFile::create(&kept).unwrap();
-            planned.model.write_header(&new).unwrap();
-            new.finish().unwrap();
+            planned.model.create_header(&kept).unwrap().finish().unwrap();
         };
         for target in [TargetType::Q8_0, TargetType::Stored] {
             keep(target);

@@ -111,9 +111,9 @@ impl Stream {
         });
         Self {
             threads: threads.collect(),
+            scratch: shared.model.scratch(),
             shared,
             current: None,
-            scratch: Scratch::default(),
             single: Vec::new(),
             position: 0,
         }
@@ -223,7 +223,7 @@ impl Shared {
 
     /// The life of a thread of the pool.
     fn work(&self) {
-        let mut scratch = Scratch::default();
+        let mut scratch = self.model.scratch();
         let mut state = self.lock();
         while !state.is_stopped {
             let Some((step, spare)) = state.begin(&self.model, self.ahead) else {

@@ -79,17 +79,17 @@ pub(super) fn create(model: &VirtualGguf, path: &Path) -> Result<NewFile, Conver
             free,
         });
     }
-    let new = NewFile::create(path).map_err(failed())?;
-    write_header(model, &new)?;
-    Ok(new)
+    create_header(model, path)
 }
 
-/// Writes all but the tensors' data.
-pub(super) fn write_header(model: &VirtualGguf, new: &NewFile) -> Result<(), ConvertError> {
-    let (file, failed) = (new.file(), || ConvertError::io(new.destination(), "written"));
+/// Begins the file: all of it but the tensors' data.
+pub(super) fn create_header(model: &VirtualGguf, path: &Path) -> Result<NewFile, ConvertError> {
+    let failed = || ConvertError::io(path, "written");
+    let new = NewFile::create(path).map_err(failed())?;
     // The padding between tensors is never written: a file that grows is zero.
-    file.set_len(model.file_len()).map_err(failed())?;
-    file.write_all_at(model.header(), 0).map_err(failed())
+    new.file().set_len(model.file_len()).map_err(failed())?;
+    new.file().write_all_at(model.header(), 0).map_err(failed())?;
+    Ok(new)
 }
 
 /// Writes the weights.

@@ -39,6 +39,8 @@ pub(crate) struct CachedModel {
     pub(crate) mmproj: Option<PathBuf>,
     /// Snapshot paths of the checkpoint that the file was made from; empty where the file was downloaded.
     pub(crate) sources: Vec<PathBuf>,
+    /// The folder of that checkpoint where its weights are loaded, and the file is only a header.
+    pub(crate) checkpoint: Option<PathBuf>,
     /// Bytes of all files, the projector included.
     pub(crate) size_bytes: u64,
     /// 64 hex digits.
@@ -271,6 +273,7 @@ impl Snapshot {
             files: resolution.files.iter().map(full).collect(),
             mmproj: resolution.mmproj.as_ref().map(full),
             sources: Vec::new(),
+            checkpoint: None,
             size_bytes: parts().map(|file| file.size).sum(),
             digest: digest(&resolution.files),
             modified_at: parts().filter_map(modified).max().unwrap_or(SystemTime::UNIX_EPOCH),

@@ -1,10 +1,12 @@
-//! GGUF files that were made from checkpoints in the cache, once each. They lie outside it, since they are nobody else's:
-//! `STATE/converted/models--ORG--REPO/COMMIT/VERSION-TYPE.gguf`.
+//! What was made from checkpoints in the cache, once each. It lies outside of it, since it is nobody else's:
+//! `STATE/converted/models--ORG--REPO/COMMIT/VERSION-TYPE.gguf`, or `….header` where the weights are loaded from the
+//! checkpoint itself.
 
 use std::{
     collections::BTreeSet,
     ffi::OsStr,
     fmt, fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -24,7 +26,10 @@ use super::{
     name::{HfName, Selector},
     remove, resolve,
 };
-use crate::convert::{Advance, ConvertError, TargetType, VERSION};
+use crate::{
+    config::{HubConfig, Safetensors},
+    convert::{Advance, CAN_STREAM, ConvertError, Part, TargetType, VERSION, has_projector},
+};
 
 /// Makes GGUF files. The Hub knows when one is wanted; who gives one does so in processes of its own.
 pub trait Converter: fmt::Debug + Send + Sync {
@@ -47,6 +52,46 @@ pub struct Order {
     pub kind: TargetType,
     /// The file.
     pub output: PathBuf,
+    /// What of it is made.
+    pub kept: Kept,
+    /// Which file of those that can be made of it.
+    pub part: Part,
+}
+
+/// What is kept of a conversion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// The whole file.
+    File,
+    /// A file with a hole for the weights, which are made again with each load.
+    Header,
+}
+
+impl Kept {
+    /// What the configuration wants of a type.
+    pub(crate) fn wanted(config: &HubConfig, kind: TargetType) -> Self {
+        let is_streamed = match config.safetensors {
+            Safetensors::Auto => !matches!(kind, TargetType::Quantized(_)),
+            Safetensors::Stream => true,
+            Safetensors::File => false,
+        };
+        if is_streamed && CAN_STREAM {
+            Self::Header
+        } else {
+            Self::File
+        }
+    }
+
+    fn extension(self) -> &'static str {
+        match self {
+            Self::File => "gguf",
+            Self::Header => "header",
+        }
+    }
+
+    fn file_name(self, label: &str) -> String {
+        format!("{VERSION}-{label}.{}", self.extension())
+    }
 }
 
 /// Where the made files are, and who makes them.
@@ -109,18 +154,20 @@ impl Conversions {
         self.converter.as_ref().ok_or_else(missing)
     }
 
-    /// The name of the type of a file that is there already.
-    pub(crate) async fn find(&self, wanted: &Wanted) -> Result<Option<String>, HubError> {
+    /// The name of the type of what is there already. A whole file serves as well as its header.
+    pub(crate) async fn find(&self, wanted: &Wanted, kept: Kept) -> Result<Option<String>, HubError> {
         let (folder, kind) = (self.folder(&wanted.folder, &wanted.commit), wanted.kind);
-        blocking(move || Ok(made(&folder, kind))).await
+        blocking(move || Ok(made(&folder, kind).filter(|(_, found)| *found == Kept::File || *found == kept)))
+            .await
+            .map(|found| found.map(|(label, _)| label))
     }
 
     /// Makes the file unless it is there; returns the name of its type.
-    pub(crate) async fn make(&self, wanted: Wanted) -> Result<String, HubError> {
+    pub(crate) async fn make(&self, wanted: Wanted, kept: Kept) -> Result<String, HubError> {
         let repo = format!("{}/{}", wanted.folder.org, wanted.folder.repo);
         let converter = self.check_converter()?;
         let _running = self.running.lock().await;
-        if let Some(label) = self.find(&wanted).await? {
+        if let Some(label) = self.find(&wanted, kept).await? {
             return Ok(label);
         }
         let folder = self.folder(&wanted.folder, &wanted.commit);
@@ -128,7 +175,7 @@ impl Conversions {
         let output = match wanted.kind {
             // What that is comes out only in the end.
             TargetType::Stored => stored.with_extension("new"),
-            kind => folder.join(file_name(&kind.to_string())),
+            kind => folder.join(kept.file_name(&kind.to_string())),
         };
         let created = tokio::fs::create_dir_all(&folder).await;
         created.map_err(|error| HubError::io("create", &folder, &error))?;
@@ -137,30 +184,41 @@ impl Conversions {
             name: wanted.folder.repo.clone(),
             kind: wanted.kind,
             output: output.clone(),
+            kept,
+            part: Part::Model,
         };
-        tracing::info!(model.repository = repo, kind = %wanted.kind, "converting a checkpoint");
+        tracing::info!(model.repository = repo, kind = %wanted.kind, ?kept, "converting a checkpoint");
+        make_projector(converter, &order).await?;
         let (told, what) = (self.advance.clone(), wanted.clone());
         let progress = move |advance| _ = told.send_replace(Some((what.clone(), advance)));
         let converted = converter.convert(order, Box::new(progress)).await;
         self.advance.send_replace(None);
         if converted.is_err() {
+            remove_lone_projector(&folder);
             // Only where it is empty.
             self.remove_empty(&wanted.folder, &wanted.commit);
         }
         let label = converted.map_err(|error| HubError::conversion(&repo, &error))?;
-        if wanted.kind == TargetType::Stored {
-            let name = file_name(&label);
+        let (name, header) = (kept.file_name(&label), Kept::Header.file_name(&label));
+        blocking(move || {
             let path = folder.join(&name);
-            blocking(move || {
+            if output != path {
                 fs::rename(&output, &path).map_err(|error| HubError::io("rename", &output, &error))?;
-                link_atomic(&stored, &name).map_err(|error| HubError::io("link", &stored, &error))
-            })
-            .await?;
-        }
+            }
+            if output != path || fs::read_link(&stored).is_ok_and(|target| target.as_os_str() == header.as_str()) {
+                link_atomic(&stored, &name).map_err(|error| HubError::io("link", &stored, &error))?;
+            }
+            if kept == Kept::File {
+                // There may be none; one that stays does no harm.
+                let _ = fs::remove_file(folder.join(header));
+            }
+            Ok(())
+        })
+        .await?;
         Ok(label)
     }
 
-    /// Every converted file whose checkpoint is in one of the caches.
+    /// Every conversion whose checkpoint is in one of the caches.
     pub(crate) fn all(&self, roots: &[PathBuf]) -> Vec<CachedModel> {
         let mut models: Vec<CachedModel> = Vec::new();
         for own in RepoFolder::all(&self.root) {
@@ -173,7 +231,7 @@ impl Conversions {
         models
     }
 
-    /// The converted file that a name stands for; of a name without a type the one of the default type, or what is there.
+    /// The conversion that a name stands for; of a name without a type the one of the default type, or what is there.
     pub(crate) fn locate(
         &self,
         roots: &[PathBuf],
@@ -190,6 +248,7 @@ impl Conversions {
                     None => [default, TargetType::Stored]
                         .into_iter()
                         .find_map(|kind| made(&self.folder(&folder, &snapshot.commit), kind))
+                        .map(|(label, _)| label)
                         .or_else(|| found.first().map(|model| model.label.clone()))?,
                 };
                 found.into_iter().find(|model| model.label.eq_ignore_ascii_case(&label))
@@ -202,7 +261,7 @@ impl Conversions {
         paths(&self.folder(of, commit)).collect()
     }
 
-    /// Converted files of one commit, the widest type first.
+    /// Conversions of one commit, the widest type first.
     pub(crate) fn in_snapshot(&self, folder: &RepoFolder, snapshot: &Snapshot) -> Vec<CachedModel> {
         let made = self.folder(folder, &snapshot.commit);
         if !made.is_dir() {
@@ -213,10 +272,11 @@ impl Conversions {
             return Vec::new();
         };
         let sources: Vec<PathBuf> = sources.iter().map(|file| snapshot.path.join(&file.path)).collect();
+        let projector = Some(made.join(projector_name())).filter(|path| path.is_file());
         let model = |kind: TargetType| {
-            let label = kind.to_string();
-            let path = made.join(file_name(&label));
-            let meta = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
+            let (label, kept) = self::made(&made, kind)?;
+            let path = made.join(kept.file_name(&label));
+            let meta = fs::metadata(&path).ok()?;
             let text = format!("{}/{} {} {VERSION}-{label}", folder.org, folder.repo, snapshot.commit);
             Some(CachedModel {
                 root: folder.path.parent().map(Path::to_owned).unwrap_or_default(),
@@ -225,9 +285,11 @@ impl Conversions {
                 commit: snapshot.commit.clone(),
                 label,
                 files: vec![path],
-                mmproj: None,
+                mmproj: projector.clone(),
                 sources: sources.clone(),
-                size_bytes: meta.len(),
+                checkpoint: (kept == Kept::Header).then(|| snapshot.path.clone()),
+                // A header's file is as long as if the weights were in it.
+                size_bytes: meta.len() + projector.as_deref().map_or(0, occupied),
                 digest: cache::hex(&Sha256::digest(text)),
                 modified_at: meta.modified().ok()?,
             })
@@ -244,7 +306,7 @@ impl Conversions {
             let used: Vec<PathBuf> = snapshots(roots, &own.org, &own.repo, None)
                 .iter()
                 .flat_map(|(folder, snapshot)| self.in_snapshot(folder, snapshot))
-                .flat_map(|model| model.files)
+                .flat_map(|model| model.files.into_iter().chain(model.mmproj))
                 .collect();
             let is_unused = |path: &PathBuf| !path.is_symlink() && !used.contains(path);
             let unused = files.into_iter().filter(is_unused);
@@ -256,7 +318,7 @@ impl Conversions {
         stale
     }
 
-    /// Removes a converted file, at every commit that the name means; with the last of a commit go those files of its
+    /// Removes a conversion, at every commit that the name means; with the last of a commit go those files of its
     /// checkpoint that hubllama downloaded, or all where `all` says so.
     pub(crate) fn delete(
         &self,
@@ -279,15 +341,17 @@ impl Conversions {
                 continue;
             }
             // Those of other versions too.
-            let suffix = format!("-{}.gguf", model.label);
-            for path in paths(&folder).filter(|path| path.to_string_lossy().ends_with(&suffix)) {
-                bytes_freed += fs::symlink_metadata(&path).map_err(io_error)?.len();
+            let ends = [Kept::File, Kept::Header].map(|kept| format!("-{}.{}", model.label, kept.extension()));
+            let is_meant = |path: &PathBuf| ends.iter().any(|end| path.to_string_lossy().ends_with(end));
+            for path in paths(&folder).filter(is_meant) {
+                bytes_freed += occupied(&path);
                 fs::remove_file(&path).map_err(io_error)?;
             }
             // What says which type is the stored one may lead nowhere now.
             for path in paths(&folder).filter(|path| path.is_symlink() && !path.exists()) {
                 fs::remove_file(&path).map_err(io_error)?;
             }
+            bytes_freed += remove_lone_projector(&folder);
             if self.remove_empty(&own, &commit) {
                 bare.insert(commit);
             }
@@ -333,21 +397,69 @@ pub(crate) fn cached(roots: &[PathBuf], name: &HfName, default: TargetType) -> O
     })
 }
 
-/// The type of a file that is there: the one asked for, or the one that turned out to be the stored one.
-fn made(folder: &Path, kind: TargetType) -> Option<String> {
+/// What is there of a type: of the one asked for, or of the one that turned out to be the stored one.
+fn made(folder: &Path, kind: TargetType) -> Option<(String, Kept)> {
     let label = match kind {
         TargetType::Stored => {
             let target = fs::read_link(folder.join(format!("{VERSION}-stored"))).ok()?;
             let label = target.to_str()?.strip_prefix(&format!("{VERSION}-"))?;
-            checkpoint::type_named(label.strip_suffix(".gguf")?)?.to_string()
+            checkpoint::type_named(label.split_once('.')?.0)?.to_string()
         }
         kind => kind.to_string(),
     };
-    folder.join(file_name(&label)).is_file().then_some(label)
+    let kept = [Kept::File, Kept::Header].into_iter();
+    let mut found = kept.filter(|kept| folder.join(kept.file_name(&label)).is_file());
+    found.next().map(|kept| (label, kept))
 }
 
-fn file_name(label: &str) -> String {
-    format!("{VERSION}-{label}.gguf")
+/// The file beside all models of a commit with which they see.
+fn projector_name() -> String {
+    format!("{VERSION}-mmproj.gguf")
+}
+
+/// Makes the projector of a checkpoint that has one, unless it is there: always a whole file, in the stored type, since it
+/// is small and mapped by path. The model talks without it, so that one which cannot be made is only told.
+async fn make_projector(converter: &Arc<dyn Converter>, model: &Order) -> Result<(), HubError> {
+    let output = model.output.with_file_name(projector_name());
+    let (folder, path) = (model.folder.clone(), output.clone());
+    if !blocking(move || Ok(!path.is_file() && has_projector(&folder))).await? {
+        return Ok(());
+    }
+    let order = Order {
+        kind: TargetType::Stored,
+        kept: Kept::File,
+        part: Part::Projector,
+        output,
+        ..model.clone()
+    };
+    if let Err(error) = converter.convert(order, Box::new(|_| {})).await {
+        tracing::warn!(model = model.name, %error, "the projector of a checkpoint cannot be made; its model reads text only");
+    }
+    Ok(())
+}
+
+/// Removes projectors, those of other versions too, if nothing else is left of a commit; returns the bytes that they had.
+fn remove_lone_projector(folder: &Path) -> u64 {
+    let files: Vec<PathBuf> = paths(folder).collect();
+    let is_projector = |path: &PathBuf| path.to_string_lossy().ends_with("-mmproj.gguf");
+    if !files.iter().all(is_projector) {
+        return 0;
+    }
+    let removed = files.iter().map(|path| (occupied(path), fs::remove_file(path)));
+    removed
+        .filter_map(|(bytes, removed)| removed.ok().map(|()| bytes))
+        .sum()
+}
+
+/// Bytes that a file takes from its disk: a header's hole takes none.
+pub(super) fn occupied(path: &Path) -> u64 {
+    let is_header = path
+        .extension()
+        .is_some_and(|extension| extension == Kept::Header.extension());
+    fs::symlink_metadata(path).map_or(0, |meta| match is_header {
+        true => meta.len().min(meta.blocks().saturating_mul(512)),
+        false => meta.len(),
+    })
 }
 
 /// Snapshots of a repository in all caches, most wanted first.
@@ -395,7 +507,15 @@ mod tests {
             async move {
                 tokio::task::yield_now().await;
                 assert!(order.folder.join("config.json").is_file() && order.name == "r");
-                fs::write(&order.output, "made").unwrap();
+                match order.kept {
+                    Kept::File => fs::write(&order.output, "made").unwrap(),
+                    // With a hole behind it.
+                    Kept::Header => {
+                        fs::write(&order.output, "head").unwrap();
+                        let file = fs::OpenOptions::new().write(true).open(&order.output).unwrap();
+                        file.set_len(64 << 20).unwrap();
+                    }
+                }
                 progress(Advance {
                     stage: Stage::Writing,
                     done: 4,
@@ -432,18 +552,27 @@ mod tests {
         };
         let locate = |text: &str| locate_by(text, TargetType::Stored);
 
-        let eight = || conversions.make(wanted(TargetType::Q8_0));
+        let eight = || conversions.make(wanted(TargetType::Q8_0), Kept::File);
         assert_eq!(tokio::join!(eight(), eight()), (Ok("Q8_0".into()), Ok("Q8_0".into())));
         assert_eq!(writer.0.load(Ordering::Relaxed), 1, "the second finds it made");
         assert_eq!(locate("hf:O/R").as_deref(), Ok("Q8_0"), "better than nothing");
-        assert_eq!(conversions.make(wanted(TargetType::Stored)).await, Ok("BF16".into()));
-        assert_eq!(conversions.make(wanted(TargetType::Bf16)).await, Ok("BF16".into()));
+        assert_eq!(
+            conversions.make(wanted(TargetType::Stored), Kept::File).await,
+            Ok("BF16".into())
+        );
+        assert_eq!(
+            conversions.make(wanted(TargetType::Bf16), Kept::File).await,
+            Ok("BF16".into())
+        );
         assert_eq!(
             writer.0.load(Ordering::Relaxed),
             2,
             "the stored type by its name is the same file"
         );
-        assert_eq!(conversions.make(wanted(TargetType::F32)).await, Ok("F32".into()));
+        assert_eq!(
+            conversions.make(wanted(TargetType::F32), Kept::File).await,
+            Ok("F32".into())
+        );
         assert_eq!(
             locate("hf:o/r").as_deref(),
             Ok("BF16"),
@@ -481,7 +610,8 @@ mod tests {
         for kind in [TargetType::Stored, TargetType::Q8_0] {
             let folder = RepoFolder::new(cache.path(), "o", "r");
             let commit = OLD.to_owned();
-            conversions.make(Wanted { folder, commit, kind }).await.unwrap();
+            let wanted = Wanted { folder, commit, kind };
+            conversions.make(wanted, Kept::File).await.unwrap();
         }
         let delete = |text: &str| {
             let model = conversions.locate(&roots, &name(text), TargetType::Stored).unwrap();
@@ -493,5 +623,109 @@ mod tests {
         assert!(theirs.exists() && !ours.exists());
         let left: Vec<PathBuf> = paths(&state.path().join("converted")).collect();
         assert_eq!(left, Vec::<PathBuf>::new());
+    }
+
+    #[tokio::test]
+    async fn a_header_stands_for_its_file_until_there_is_one() {
+        let (cache, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let roots = [cache.path().to_owned()];
+        put(cache.path(), "o/r", OLD, "config.json", "{}");
+        put(cache.path(), "o/r", OLD, "model.safetensors", "weights");
+        let writer = Arc::new(Writer::default());
+        let conversions = Conversions::new(state.path(), Some(writer.clone()));
+        let wanted = |kind| Wanted {
+            folder: RepoFolder::new(cache.path(), "o", "r"),
+            commit: OLD.to_owned(),
+            kind,
+        };
+        let locate = |text: &str| conversions.locate(&roots, &name(text), TargetType::Stored).unwrap();
+        for kind in [TargetType::Q8_0, TargetType::Stored, TargetType::Bf16] {
+            conversions.make(wanted(kind), Kept::Header).await.unwrap();
+        }
+        assert_eq!(writer.0.load(Ordering::Relaxed), 2);
+        let model = locate("hf:o/r");
+        let snapshot = cache.path().join("models--o--r/snapshots").join(OLD);
+        assert_eq!((model.label.as_str(), model.size_bytes), ("BF16", 64 << 20));
+        assert_eq!(model.checkpoint, Some(snapshot));
+        assert_eq!(conversions.all(&roots).len(), 2);
+
+        // The configuration wants files now.
+        assert_eq!(
+            conversions.make(wanted(TargetType::Bf16), Kept::File).await,
+            Ok("BF16".into())
+        );
+        assert_eq!(writer.0.load(Ordering::Relaxed), 3);
+        let file = locate("hf:o/r");
+        assert_eq!((file.checkpoint, file.size_bytes), (None, 4), "still the default");
+        assert_eq!(file.digest, model.digest);
+        assert_ne!(file.files, model.files);
+        assert!(!model.files[0].exists() && conversions.stale(&roots).is_empty());
+        // And headers again: the file is as good.
+        for kind in [TargetType::Stored, TargetType::Bf16] {
+            conversions.make(wanted(kind), Kept::Header).await.unwrap();
+        }
+        assert_eq!(writer.0.load(Ordering::Relaxed), 3);
+
+        let ledger = Ledger::load(state.path());
+        let deleted = conversions.delete(cache.path(), &ledger, &locate("hf:o/r:Q8_0"), None, false);
+        let Ok(Deleted::Removed { bytes_freed }) = deleted else {
+            panic!("{deleted:?}");
+        };
+        assert!(bytes_freed < 1 << 20, "a hole takes no place: {bytes_freed}");
+        assert_eq!(locate("hf:o/r").label, "BF16");
+        assert_eq!(conversions.all(&roots).len(), 1);
+    }
+
+    #[test]
+    fn what_is_kept_is_set_and_possible() {
+        let wanted = |safetensors, kind| {
+            let config = HubConfig {
+                safetensors,
+                ..HubConfig::default()
+            };
+            Kept::wanted(&config, kind)
+        };
+        let mix = checkpoint::type_named("Q4_K_M").unwrap();
+        let streamed = if CAN_STREAM { Kept::Header } else { Kept::File };
+        for kind in [TargetType::Stored, TargetType::F16, TargetType::Q8_0] {
+            assert_eq!(wanted(Safetensors::Auto, kind), streamed);
+            assert_eq!(wanted(Safetensors::Stream, kind), streamed);
+            assert_eq!(wanted(Safetensors::File, kind), Kept::File);
+        }
+        assert_eq!(wanted(Safetensors::Auto, mix), Kept::File);
+        assert_eq!(wanted(Safetensors::Stream, mix), streamed);
+        assert_eq!(wanted(Safetensors::File, mix), Kept::File);
+    }
+
+    #[tokio::test]
+    async fn a_projector_serves_all_models_of_a_commit_and_goes_with_the_last() {
+        let (cache, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let roots = [cache.path().to_owned()];
+        let config = r#"{"architectures":["Qwen2VLForConditionalGeneration"],"vision_config":{}}"#;
+        put(cache.path(), "o/r", OLD, "config.json", config);
+        put(cache.path(), "o/r", OLD, "model.safetensors", "weights");
+        let writer = Arc::new(Writer::default());
+        let conversions = Conversions::new(state.path(), Some(writer.clone()));
+        for kind in [TargetType::Stored, TargetType::Q8_0] {
+            let wanted = Wanted {
+                folder: RepoFolder::new(cache.path(), "o", "r"),
+                commit: OLD.to_owned(),
+                kind,
+            };
+            conversions.make(wanted, Kept::File).await.unwrap();
+        }
+        assert_eq!(writer.0.load(Ordering::Relaxed), 3, "two models and one projector");
+        let locate = |text: &str| conversions.locate(&roots, &name(text), TargetType::Stored).unwrap();
+        let (model, eight) = (locate("hf:o/r"), locate("hf:o/r:Q8_0"));
+        let projector = model.mmproj.clone().unwrap();
+        assert_eq!((eight.mmproj.as_ref(), model.size_bytes), (Some(&projector), 8));
+        assert!(conversions.stale(&roots).is_empty());
+
+        let ledger = Ledger::load(state.path());
+        let delete = |model: &CachedModel| conversions.delete(cache.path(), &ledger, model, None, false);
+        assert_eq!(delete(&model).unwrap(), Deleted::Removed { bytes_freed: 4 });
+        assert!(projector.is_file());
+        assert_eq!(delete(&eight).unwrap(), Deleted::Removed { bytes_freed: 8 });
+        assert!(!projector.exists() && conversions.all(&roots).is_empty());
     }
 }

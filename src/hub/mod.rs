@@ -43,7 +43,7 @@ use std::{
 
 pub use adapter::LocalAdapter;
 pub use client::Reachable;
-pub use converted::{Converter, Order};
+pub use converted::{Converter, Kept, Order};
 pub use error::HubError;
 pub use name::{HfName, NameError, Selector};
 pub use provenance::{AdapterProvenance, FileProvenance, Provenance};
@@ -108,7 +108,9 @@ pub struct LocalModel {
     pub mmproj: Option<PathBuf>,
     /// Snapshot paths of the checkpoint that the file was made from; empty where the file was downloaded.
     pub sources: Vec<PathBuf>,
-    /// Bytes of all files, the projector included.
+    /// The folder of that checkpoint where its weights are loaded, and the file is only a header.
+    pub checkpoint: Option<PathBuf>,
+    /// Bytes of all files, the projector included, as if every weight were in them.
     pub size_bytes: u64,
     /// 64 hex digits: sha256 of the weights where they are one file.
     pub digest: String,
@@ -417,6 +419,7 @@ impl Hub {
             files,
             mmproj,
             sources,
+            checkpoint,
             size_bytes,
             digest,
             modified_at,
@@ -433,6 +436,7 @@ impl Hub {
             files,
             mmproj,
             sources,
+            checkpoint,
             size_bytes,
             digest,
             modified_at,

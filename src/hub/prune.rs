@@ -11,7 +11,7 @@ use super::{
     Hub,
     cache::{self, RepoFolder},
     checkpoint,
-    converted::Conversions,
+    converted::{self, Conversions},
     download::blocking,
     error::HubError,
     ledger::Ledger,
@@ -67,7 +67,7 @@ impl Hub {
             waste.extend(stale.into_iter().map(|(what, path)| Waste {
                 kind: WasteKind::Orphan,
                 what,
-                bytes: fs::metadata(&path).map_or(0, |meta| meta.len()),
+                bytes: converted::occupied(&path),
                 paths: vec![path],
                 lock: None,
             }));

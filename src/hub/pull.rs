@@ -22,7 +22,7 @@ use super::{
     cache::{self, RepoFolder},
     checkpoint::{self, Checkpoint},
     client::{About, Client, RepoInfo},
-    converted::{self, Wanted},
+    converted::{self, Kept, Wanted},
     disk,
     download::{Flight, State, Target, blocking, is_present},
     error::HubError,
@@ -168,12 +168,12 @@ async fn bring_new(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, events: &E
             let plan = plan(hub, Arc::clone(config), name).await?;
             fetch(hub, config, name, plan, events).await
         }
-        Some(checkpoint) if config.offline => from_checkpoint(hub, checkpoint, events).await,
+        Some(checkpoint) if config.offline => from_checkpoint(hub, config, checkpoint, events).await,
         Some(checkpoint) => match plan_soon(hub, config, name).await {
             Ok(plan) => fetch(hub, config, name, plan, events).await,
             Err(error) if is_no_help(&error) => {
                 tracing::warn!(model.name = %name, %error, "the Hub is of no help; the cached checkpoint is used");
-                from_checkpoint(hub, checkpoint, events).await
+                from_checkpoint(hub, config, checkpoint, events).await
             }
             Err(error) => Err(error),
         },
@@ -316,7 +316,7 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
                 kind,
             };
             let snapshot = wanted.folder.path.join("snapshots").join(&wanted.commit);
-            let made = make(hub, wanted, events).await;
+            let made = make(hub, config, wanted, events).await;
             note_conversion(hub, snapshot, &made).await?;
             with_alternatives(&client, made).await?
         }
@@ -418,11 +418,16 @@ pub(crate) async fn download(
 
 /// Makes a model of a checkpoint, and says how far that is, again and again: a stream without a word for minutes is taken for
 /// a dead one.
-async fn make(hub: &Hub, wanted: Wanted, events: &Events) -> Result<String, HubError> {
+async fn make(hub: &Hub, config: &HubConfig, wanted: Wanted, events: &Events) -> Result<String, HubError> {
     let conversions = &hub.0.conversions;
-    if let Some(label) = conversions.find(&wanted).await? {
+    let kept = Kept::wanted(config, wanted.kind);
+    if let Some(label) = conversions.find(&wanted, kept).await? {
         return Ok(label);
     }
+    let status = match kept {
+        Kept::File => "converting model",
+        Kept::Header => "planning model",
+    };
     let digest = cache::hex(&Sha256::digest(wanted.to_string()));
     let event = |advance: Advance| PullEvent::Converting {
         digest: digest.clone(),
@@ -430,11 +435,11 @@ async fn make(hub: &Hub, wanted: Wanted, events: &Events) -> Result<String, HubE
         completed: advance.done,
     };
     let (mut watch, mut told) = (conversions.watch(), None);
-    let mut making = pin!(conversions.make(wanted.clone()));
+    let mut making = pin!(conversions.make(wanted.clone(), kept));
     loop {
         match told {
             Some(advance) => events.send(event(advance)).await?,
-            None => events.status("converting model").await?,
+            None => events.status(status).await?,
         }
         let pause = Instant::now() + INTERVAL;
         let news = async {
@@ -553,9 +558,9 @@ async fn from_cache(hub: &Hub, model: &LocalModel, events: &Events) -> Result<()
 }
 
 /// Makes a model of a checkpoint that is in a cache.
-async fn from_checkpoint(hub: &Hub, checkpoint: Wanted, events: &Events) -> Result<(), HubError> {
+async fn from_checkpoint(hub: &Hub, config: &HubConfig, checkpoint: Wanted, events: &Events) -> Result<(), HubError> {
     let (org, repo) = (checkpoint.folder.org.clone(), checkpoint.folder.repo.clone());
-    let label = make(hub, checkpoint, events).await?;
+    let label = make(hub, config, checkpoint, events).await?;
     let (hub, key) = (hub.clone(), super::key(&org, &repo, &label));
     blocking(move || hub.0.ledger.set_unlisted(&key, false)).await
 }

@@ -14,7 +14,7 @@ use super::{
     protocol::{Command, ConvertJob, Converted, Question, Reply, Report},
 };
 use crate::{
-    convert::{Advance, ConvertError, Planned, Stage, plan, reference_tokens},
+    convert::{Advance, ConvertError, Part, Planned, Stage, reference_tokens},
     inference::Failure,
     llama::{Model, quantize_rows},
     stdx::new_file::NewFile,
@@ -76,24 +76,32 @@ fn convert(job: ConvertJob, teller: &Teller<'_>) -> Result<Converted, ConvertErr
         model,
         file_type,
         mut notes,
-    } = plan(&job.folder, &job.name, job.target)?;
+    } = job.part.plan(&job.folder, &job.name, job.target)?;
     let model = model.with_quantizer(quantize_rows);
     let output = job
         .output
-        .unwrap_or_else(|| PathBuf::from(format!("{}-{file_type}.gguf", job.name)));
-    let new = model.create(&output)?;
-    if let Some(difference) = check_tokens(&job.folder, &new)? {
+        .unwrap_or_else(|| PathBuf::from(job.part.file_name(&job.name, file_type)));
+    let new = match job.header_only {
+        true => model.create_header(&output)?,
+        false => model.create(&output)?,
+    };
+    // A projector has no vocabulary.
+    if job.part == Part::Model
+        && let Some(difference) = check_tokens(&job.folder, &new)?
+    {
         if difference.is_bad() && !job.any_tokenizer {
             return Err(ConvertError::Tokenizer(difference.text));
         }
         notes.push(difference.text);
     }
     let total = model.file_len();
-    let advance = |stage, done| teller.tell(Advance { stage, done, total });
-    advance(Stage::Writing, 0);
-    let progress = |done, _| advance(Stage::Writing, done);
-    model.fill(&new, &progress, &CancellationToken::new())?;
-    advance(Stage::Syncing, total);
+    if !job.header_only {
+        let advance = |stage, done| teller.tell(Advance { stage, done, total });
+        advance(Stage::Writing, 0);
+        let progress = |done, _| advance(Stage::Writing, done);
+        model.fill(&new, &progress, &CancellationToken::new())?;
+        advance(Stage::Syncing, total);
+    }
     new.finish().map_err(|error| ConvertError::Io {
         path: output.clone(),
         what: "written",

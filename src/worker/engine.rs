@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    path::Path,
     sync::{
         Arc,
         mpsc::{SyncSender, TryRecvError, sync_channel},
@@ -34,6 +35,30 @@ const PREPARE_STACK_BYTES: usize = 64 << 20;
 const MAX_EMBED_WINDOW: u32 = 8192;
 /// Tokens in a batch of texts, where one text does not need more.
 const EMBED_BATCH: u32 = 1024;
+
+/// Loads a model whose weights are made meanwhile.
+#[cfg(target_os = "linux")]
+fn load_checkpoint(
+    folder: &Path,
+    header: &Path,
+    params: ModelParams,
+    progress: impl FnMut(f32) -> bool,
+) -> Result<Model, String> {
+    use crate::convert;
+    let plan = convert::replan(folder, header).map_err(|error| error.to_string())?;
+    let plan = plan.with_quantizer(llama::quantize_rows);
+    let params = ModelParams {
+        // Broken numbers are found where the weights are made.
+        check_tensors: false,
+        ..params
+    };
+    Model::load_from(&mut convert::Stream::start(plan), &params, progress)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn load_checkpoint(_: &Path, _: &Path, _: ModelParams, _: impl FnMut(f32) -> bool) -> Result<Model, String> {
+    Err("a checkpoint cannot be loaded on this platform without a file made of it".to_owned())
+}
 
 /// Loads the model that the first command names and serves it until the socket closes.
 pub(super) fn run(inputs: &Inputs, sender: &SyncSender<Input>, reports: &mut Reports) {
@@ -75,13 +100,17 @@ impl Engine {
             check_tensors: spec.check_tensors,
         };
         let mut reported = Instant::now();
-        let mut model = Model::load(&spec.path, &params, |fraction| {
+        let progress = |fraction| {
             if reported.elapsed() >= PROGRESS_INTERVAL {
                 reported = Instant::now();
                 reports.send(&Report::Progress { fraction });
             }
             true
-        })?;
+        };
+        let mut model = match &spec.checkpoint {
+            None => Model::load(&spec.path, &params, progress)?,
+            Some(folder) => load_checkpoint(folder, &spec.path, params, progress)?,
+        };
         if model.has_encoder() {
             return Err("encoder-decoder models are not supported".into());
         }

@@ -14,7 +14,7 @@ use crate::inference::TextToken;
 pub use crate::llama::{GrammarTrigger, RenderedChat};
 use crate::{
     config::SplitMode,
-    convert::{Advance, ConvertFault, TargetType},
+    convert::{Advance, ConvertFault, Part, TargetType},
     inference::{Event, Failure, KvCacheType, Switch},
 };
 
@@ -119,6 +119,10 @@ pub struct ConvertJob {
     pub output: Option<PathBuf>,
     /// Convert also where the engine cuts texts otherwise than the checkpoint's own tokenizer.
     pub any_tokenizer: bool,
+    /// Leave a hole for the weights.
+    pub header_only: bool,
+    /// Which file of those that can be made of it.
+    pub part: Part,
 }
 
 /// A file that was made of a checkpoint.
@@ -205,8 +209,10 @@ pub struct AdapterSpec {
 /// What to load and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadSpec {
-    /// The GGUF; of a sharded one the first shard, beside the others.
+    /// The GGUF; of a sharded one the first shard, beside the others. Only its header where there is a checkpoint.
     pub path: PathBuf,
+    /// The folder of a checkpoint that the weights are made from while they are loaded; only if [`crate::convert::CAN_STREAM`].
+    pub checkpoint: Option<PathBuf>,
     /// What is applied to its weights, all at once.
     pub adapters: Vec<AdapterSpec>,
     /// Context window of one sequence in tokens; 0 is what the model was trained with.

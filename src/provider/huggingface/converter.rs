@@ -4,7 +4,7 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 
 use crate::{
     convert::{Advance, ConvertError},
-    hub::{Converter, Order},
+    hub::{Converter, Kept, Order},
     lifecycle::{WorkerCommand, convert},
     worker::protocol::ConvertJob,
 };
@@ -27,6 +27,8 @@ impl Converter for Converting {
                 target: order.kind,
                 output: Some(order.output),
                 any_tokenizer: false,
+                header_only: order.kept == Kept::Header,
+                part: order.part,
             };
             let converted = convert(job, &command, progress).await?;
             for note in &converted.notes {

@@ -136,6 +136,7 @@ impl HuggingFace {
             spec: LoadSpec {
                 path: located.path()?,
                 adapters,
+                checkpoint: located.local.checkpoint.clone(),
                 context_length,
                 parallel: settings.parallel(located.header.kv_bytes_per_token, context_length),
                 batch: settings.load.num_batch.unwrap_or(engine.batch),

@@ -178,6 +178,11 @@ fn what_a_file_leaves_out_is_what_its_class_says() {
 
 #[test]
 fn which_checkpoints_see() {
+    let folder = tempfile::tempdir().unwrap();
+    let has_projector = |text: &str| {
+        fs::write(folder.path().join("config.json"), text).unwrap();
+        has_projector(folder.path())
+    };
     let json = |architecture: &str, vision: Json| {
         json!({"architectures": [architecture], "vision_config": vision}).to_string()
     };
