@@ -557,6 +557,21 @@ async fn updates_are_known_without_a_download() {
 }
 
 #[tokio::test]
+async fn a_repository_that_was_renamed_is_found_by_its_old_name() {
+    let (bench, content, _) = Bench::with_model(2 * MIB);
+    bench.server.rename(REPO, "New-Org/New-Name");
+    bench.pull(NAME).await.unwrap();
+    bench.assert_complete(&content).await;
+    assert_eq!(bench.hub.update(&bench.config, &name(NAME)).await, Ok(None));
+    bench.pull("hf:new-org/new-name").await.unwrap();
+    assert_eq!(
+        bench.hub.list(&bench.config).await.len(),
+        2,
+        "they are two to whoever asks"
+    );
+}
+
+#[tokio::test]
 async fn redirects_in_a_circle_end() {
     let (bench, ..) = Bench::with_model(MIB);
     bench.server.faults(|faults| faults.redirect_loop = true);

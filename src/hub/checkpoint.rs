@@ -47,7 +47,8 @@ pub(crate) fn is_part(path: &str) -> bool {
     DESCRIPTIONS.contains(&path)
         || is_weights(path)
         || path.starts_with(TEMPLATES) && in_folder(path) && path.ends_with(".jinja")
-        // Pooling of an embedding model.
+        // Pooling of an embedding model, and layers behind it.
+        || path.ends_with("_Dense/model.safetensors") && in_folder(path)
         || path.ends_with("/config.json") && in_folder(path) && !OTHER_FORMATS.iter().any(|other| path.starts_with(other))
 }
 
@@ -174,6 +175,9 @@ mod tests {
         "tokenizer.json",
         "additional_chat_templates/tools.jinja",
         "1_Pooling/config.json",
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+        "2_Dense/pytorch_model.bin",
     ];
 
     #[test]
@@ -184,6 +188,8 @@ mod tests {
             paths,
             [
                 "1_Pooling/config.json",
+                "2_Dense/config.json",
+                "2_Dense/model.safetensors",
                 "additional_chat_templates/tools.jinja",
                 "config.json",
                 "model-00001-of-00002.safetensors",

@@ -57,6 +57,8 @@ pub(crate) struct Faults {
     pub(crate) retry_after: Option<u64>,
     /// The API takes requests and never answers.
     pub(crate) api_hangs: bool,
+    /// The same of searches only.
+    pub(crate) search_hangs: bool,
     /// Content bodies break off after so many bytes, so many times.
     pub(crate) truncate: Option<(u64, u32)>,
     /// Content bodies stop without an end after so many bytes, so many times.
@@ -101,6 +103,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     repos: BTreeMap<String, Repo>,
+    /// New names by old ones.
+    renamed: BTreeMap<String, String>,
     faults: Faults,
     hits: BTreeMap<String, Hits>,
 }
@@ -217,6 +221,14 @@ impl FakeHub {
             Source::Bytes(Bytes::copy_from_slice(content.as_bytes())),
             false,
         )
+    }
+
+    /// Gives a repository another name; the old one leads there.
+    pub(crate) fn rename(&self, old: &str, new: &str) {
+        let mut state = self.state();
+        let repo = state.repos.remove(old).expect("it was added");
+        state.repos.insert(new.to_owned(), repo);
+        state.renamed.insert(old.to_owned(), new.to_owned());
     }
 
     /// Visible only with the token.
