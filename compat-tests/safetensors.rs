@@ -352,12 +352,12 @@ fn who_goes_away_ends_the_conversion() {
     let request = json!({ "model": "hf:Example-Org/Wide:Q4_K_M" });
     let (client, _) = daemon.open("POST", "/api/pull", &request.to_string());
     let worker = wait_until(PATIENCE, || daemon.converters().first().copied()).expect("a worker");
-    let limits = fs::read_to_string(format!("/proc/{worker}/limits")).expect("its limits");
-    let data = limits.lines().find(|line| line.starts_with("Max data size"));
-    assert!(
-        data.is_some_and(|line| line.contains(&(8u64 << 30).to_string())),
-        "{limits}"
-    );
+    let limited = wait_until(PATIENCE, || {
+        let limits = fs::read_to_string(format!("/proc/{worker}/limits")).expect("its limits");
+        let data = limits.lines().find(|line| line.starts_with("Max data size"))?;
+        data.contains(&(8u64 << 30).to_string()).then_some(())
+    });
+    assert!(limited.is_some(), "its memory has no bound");
     drop(client);
     let ended = wait_until(PATIENCE, || (!is_alive(worker)).then_some(()));
     assert!(ended.is_some(), "the worker lives on");
