@@ -85,7 +85,8 @@ async fn the_setting_says_when() {
 /// Faults that another try gets over.
 #[tokio::test]
 async fn the_store_may_fail_for_a_while() {
-    let faults: [(&str, fn(&mut Faults)); 9] = [
+    type Fault = fn(&mut Faults);
+    let faults: [(&str, Fault); 9] = [
         ("token", |faults| faults.xet.token_expired = 2),
         ("links", |faults| faults.xet.xorb_status = Some((403, 2))),
         ("outage", |faults| faults.xet.xorb_status = Some((503, 2))),

@@ -209,7 +209,8 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let changes: [(fn(&mut Value), &str); 11] = [
+        type Change = fn(&mut Value);
+        let changes: [(Change, &str); 11] = [
             (|a| a["offset_into_first_range"] = 111.into(), "before the file"),
             (|a| a["terms"] = json!([]), "less of the file"),
             (|a| a["terms"][2]["unpacked_length"] = 99.into(), "less of the file"),
