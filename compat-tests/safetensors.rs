@@ -425,3 +425,46 @@ fn a_checkpoint_that_is_in_the_cache_needs_no_hub() {
         "what others have downloaded stays"
     );
 }
+
+/// A classifier answers with a number for each label, and a reranker with how probable its answers are.
+#[test]
+fn models_with_labels_give_scores() {
+    const JUDGE: &str = "hf:Example-Org/Judge:F32";
+    // The name alone says what it is.
+    const RERANKER: &str = "hf:Example-Org/Qwen3-Reranker-Tiny:F32";
+    let hub = FakeHub::start();
+    let judge = checkpoint("bert-classifier", "wordpiece");
+    publish(&hub, "Example-Org/Judge", judge.path());
+    let reranker = checkpoint("qwen3-reranker", "qwen-reranker");
+    publish(&hub, "Example-Org/Qwen3-Reranker-Tiny", reranker.path());
+    let daemon = Setup::default()
+        .hub(hub.url())
+        .config("[engine]\nthreads = 2\n")
+        .start();
+    let scores = |model: &str| {
+        let (status, reply) = post(
+            &daemon,
+            "/api/embed",
+            &json!({"model": model, "input": ["the heat is on", "a hot thing"]}),
+        );
+        assert_eq!(status, 200, "{reply}");
+        serde_json::from_value::<Vec<Vec<f64>>>(reply["embeddings"].clone()).expect("numbers")
+    };
+    for model in [JUDGE, RERANKER] {
+        pull(&daemon, model);
+    }
+    let judged = scores(JUDGE);
+    assert!(
+        judged.len() == 2 && judged.iter().all(|labels| labels.len() == 3),
+        "{judged:?}"
+    );
+    let length: f64 = judged[0].iter().map(|score| score * score).sum();
+    assert!((length - 1.0).abs() > 1e-3, "{judged:?}");
+    let ranked = scores(RERANKER);
+    assert!(
+        ranked.len() == 2 && ranked.iter().all(|answers| answers.len() == 2),
+        "{ranked:?}"
+    );
+    let all: f64 = ranked[0].iter().sum();
+    assert!((all - 1.0).abs() < 1e-5, "{ranked:?}");
+}
