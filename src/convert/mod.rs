@@ -23,9 +23,9 @@ mod write;
 
 pub use error::ConvertError;
 pub use model::VirtualGguf;
-pub use plan::{Planned, Quantization, TargetType, check_config, plan};
+pub use plan::{Cut, Planned, Quantization, TargetType, check_config, plan, plan_checked};
 pub use recipe::{Recipe, Scratch};
-pub use tokenizer::reference_tokens;
+pub use tokenizer::{TokenizerCheck, reference_tokens};
 pub use write::Progress;
 
 /// Changes when a conversion makes something else of the same checkpoint, so that what is kept is made again.

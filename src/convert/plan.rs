@@ -6,9 +6,9 @@ use super::{
     ConvertError, Recipe, VirtualGguf, arch,
     config::Config,
     safetensors::{self, Dtype},
-    tokenizer,
+    tokenizer::{self, Tokenizer, TokenizerCheck},
 };
-use crate::gguf::{GgmlType, Value, file_type_name};
+use crate::gguf::{self, GgmlType, Value, file_type_name};
 
 /// `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -123,6 +123,8 @@ pub struct Planned {
     pub model: VirtualGguf,
     /// As `BF16`.
     pub file_type: &'static str,
+    /// How the engine compares with the checkpoint's own tokenizer, if it was asked and there is one.
+    pub check: Option<TokenizerCheck>,
     /// Sentences: defaults that were used, doubts.
     pub notes: Vec<String>,
 }
@@ -206,45 +208,134 @@ pub fn check_config(json: &str) -> Result<(), ConvertError> {
     arch::family_of(config.architecture()).map(drop)
 }
 
+/// What the engine makes of texts with the vocabulary of a file, given as bytes, that has no weights.
+pub type Cut<'a> = dyn FnMut(&[u8], &[String]) -> Result<Vec<Vec<i32>>, ConvertError> + 'a;
+
 /// Plans the file of a checkpoint. Reads configuration, tokenizer and the headers of the weights, but no weight.
 ///
 /// # Errors
 /// If the folder holds no complete checkpoint of a known architecture.
 pub fn plan(folder: &Path, name: &str, target: TargetType) -> Result<Planned, ConvertError> {
-    let config = Config::read(folder)?;
-    let tensors = safetensors::open(folder)?;
-    let build = arch::build(folder, &config, tensors)?;
-    let mut notes = config.take_notes();
-    notes.sort();
-    notes.dedup();
-    let mut metadata = tokenizer::metadata(folder, build.vocabulary, build.tokenizer, &mut notes)?;
-    // What an architecture says of its tokenizer stands above what the tokenizer's files say.
-    metadata.retain(|(key, _)| build.keys.iter().all(|(other, _)| other != key));
+    let draft = Draft::new(folder, name, target)?;
+    if !draft.tokenizer.is_known {
+        return Err(ConvertError::Tokenizer(
+            "llama.cpp has no pre-tokenizer that is known to cut texts as this one does; choose a repository with GGUF \
+             files"
+                .to_owned(),
+        ));
+    }
+    draft.finish(None)
+}
 
-    let arch = build.arch_name();
-    let mut recipes = build.recipes;
-    let kind = FileType::of(target, &recipes);
-    for recipe in &mut recipes {
-        let element = kind.of_tensor(recipe);
-        recipe.set_type(element);
+/// As [`plan`], and compares the engine with the checkpoint's own tokenizer on some texts. Of several ways in which the
+/// engine could cut them, it takes the first that is right, or the best.
+///
+/// # Errors
+/// As [`plan`], and those of `cut`.
+pub fn plan_checked(folder: &Path, name: &str, target: TargetType, cut: &mut Cut<'_>) -> Result<Planned, ConvertError> {
+    let mut draft = Draft::new(folder, name, target)?;
+    let texts = draft.tokenizer.texts();
+    if texts.is_empty() {
+        return draft.finish(None);
     }
-    let text = |key: &str, text: &str| (key.to_owned(), Value::String(text.to_owned()));
-    let mut all = vec![text("general.architecture", arch), text("general.type", "model")];
-    if is_safe_name(name, &metadata) {
-        all.push(text("general.name", name));
+    let mut best: Option<(usize, TokenizerCheck)> = None;
+    for candidate in 0..draft.tokenizer.candidates() {
+        draft.tokenizer.choose(candidate);
+        let vocabulary = gguf::Plan::new(draft.metadata(), Vec::new())?;
+        let check = draft.tokenizer.check(&cut(vocabulary.header(), &texts)?);
+        let is_better = best.as_ref().is_none_or(|(_, best)| check.wrong < best.wrong);
+        let is_enough = !check.is_doubtful();
+        if is_better {
+            best = Some((candidate, check));
+        }
+        if is_enough {
+            break;
+        }
     }
-    all.push(("general.file_type".to_owned(), Value::U32(kind.number)));
-    all.push((
-        "general.quantization_version".to_owned(),
-        Value::U32(QUANTIZATION_VERSION),
-    ));
-    all.extend(build.keys);
-    all.extend(metadata);
-    Ok(Planned {
-        model: VirtualGguf::new(all, recipes)?,
-        file_type: file_type_name(kind.number.into()).unwrap_or("F32"),
-        notes,
-    })
+    if let Some((candidate, _)) = &best {
+        draft.tokenizer.choose(*candidate);
+    }
+    draft.finish(best.map(|(_, check)| check))
+}
+
+/// A plan whose tokenizer may still change.
+struct Draft {
+    general: Vec<(String, Value)>,
+    keys: Vec<(String, Value)>,
+    tokenizer: Tokenizer,
+    recipes: Vec<Recipe>,
+    kind: FileType,
+    notes: Vec<String>,
+}
+
+impl Draft {
+    fn new(folder: &Path, name: &str, target: TargetType) -> Result<Self, ConvertError> {
+        let config = Config::read(folder)?;
+        let tensors = safetensors::open(folder)?;
+        let build = arch::build(folder, &config, tensors)?;
+        let mut notes = config.take_notes();
+        notes.sort();
+        notes.dedup();
+        let tokenizer = tokenizer::read(folder, build.vocabulary, build.tokenizer, &mut notes)?;
+        let arch = build.arch_name();
+        let mut recipes = build.recipes;
+        let kind = FileType::of(target, &recipes);
+        for recipe in &mut recipes {
+            let element = kind.of_tensor(recipe);
+            recipe.set_type(element);
+        }
+        let text = |key: &str, text: &str| (key.to_owned(), Value::String(text.to_owned()));
+        let mut general = vec![text("general.architecture", arch), text("general.type", "model")];
+        if is_safe_name(name, tokenizer.keys()) {
+            general.push(text("general.name", name));
+        }
+        general.push(("general.file_type".to_owned(), Value::U32(kind.number)));
+        general.push((
+            "general.quantization_version".to_owned(),
+            Value::U32(QUANTIZATION_VERSION),
+        ));
+        Ok(Self {
+            general,
+            keys: build.keys,
+            tokenizer,
+            recipes,
+            kind,
+            notes,
+        })
+    }
+
+    fn metadata(&self) -> Vec<(String, Value)> {
+        // What an architecture says of its tokenizer stands above what the tokenizer's files say.
+        let is_free = |key: &str| self.keys.iter().all(|(other, _)| other != key);
+        let tokenizer = self.tokenizer.keys().iter().filter(|(key, _)| is_free(key));
+        self.general
+            .iter()
+            .chain(&self.keys)
+            .chain(tokenizer)
+            .cloned()
+            .collect()
+    }
+
+    fn finish(self, check: Option<TokenizerCheck>) -> Result<Planned, ConvertError> {
+        let mut metadata = self.metadata();
+        if let Some(check) = &check {
+            metadata.push((gguf::TOKENIZER_CHECK_KEY.to_owned(), Value::String(check.value())));
+        }
+        let Self {
+            tokenizer,
+            recipes,
+            kind,
+            notes,
+            ..
+        } = self;
+        drop(tokenizer);
+        Ok(Planned {
+            model: VirtualGguf::new(metadata, recipes)?,
+            file_type: file_type_name(kind.number.into()).unwrap_or("F32"),
+            check,
+            notes,
+        })
+    }
 }
 
 /// The engine takes a model of this name for Phi 3, and throws where it lacks Phi 3's tokens.
