@@ -44,7 +44,7 @@ pub(super) fn byte_level<'a>(
         .and_then(Json::as_bool)
         .unwrap_or(false);
     let mut found = TokenizerJson {
-        decoder: json!({"type": "ByteLevel"}),
+        decoder: byte_level_decoder(),
         model: Model {
             kind: Some("BPE".to_owned()),
             vocab,
@@ -98,6 +98,11 @@ pub(super) fn byte_level<'a>(
                                       "trim_offsets": true, "add_prefix_space": prefixes});
     }
     Ok(found)
+}
+
+/// Makes bytes of a byte-level vocabulary's letters again.
+pub(super) fn byte_level_decoder() -> Json {
+    json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true})
 }
 
 /// A tokenizer of `vocab.txt`: a token a line, its id being the line's number.

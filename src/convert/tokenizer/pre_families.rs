@@ -3,6 +3,8 @@
 
 use super::pre::Step::{self, DigitRuns, Digits, Gpt2, Punctuation, Split};
 
+/// What the step of GPT-2 stands for, spelled out.
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 pub(super) const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 pub(super) const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -64,7 +66,9 @@ pub(super) const FAMILIES: &[Family] = &[
     family("smaug-bpe", &[Split(LLAMA3)]),
     family("qwen2", &[Split(QWEN2)]),
     family("gpt-2", &[Gpt2]),
+    family("gpt-2", &[Split(GPT2)]),
     family("smollm", &[Digits, Gpt2]),
+    family("smollm", &[Digits, Split(GPT2)]),
     ignoring("tekken", &[Split(TEKKEN)], true),
     family("gpt-4o", &[Split(GPT4O)]),
     ignoring("granite-embed-multi-97m", &[Split(GPT4O)], false),

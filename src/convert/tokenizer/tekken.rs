@@ -105,7 +105,7 @@ pub(super) fn read(bytes: &[u8], config: &mut Map<String, Json>) -> Result<Token
             {"type": "Split", "pattern": {"Regex": file.config.pattern}, "behavior": "Isolated", "invert": false},
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
         ]}),
-        decoder: json!({"type": "ByteLevel"}),
+        decoder: plain::byte_level_decoder(),
         added: special
             .iter()
             .zip(0..)
