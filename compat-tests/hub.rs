@@ -136,7 +136,7 @@ fn shape(events: &[PullEvent]) -> Vec<String> {
         .iter()
         .map(|event| match event {
             PullEvent::Status(status) => (*status).to_owned(),
-            PullEvent::File { digest, .. } => digest[..12].to_owned(),
+            PullEvent::File { digest, .. } | PullEvent::Converting { digest, .. } => digest[..12].to_owned(),
         })
         .collect();
     shape.dedup();
@@ -168,7 +168,7 @@ async fn frames_come_in_ollamas_order() {
                 assert_eq!((digest, *total), (&sha256, content.len() as u64));
                 Some(*completed)
             }
-            PullEvent::Status(_) => None,
+            PullEvent::Status(_) | PullEvent::Converting { .. } => None,
         })
         .collect();
     assert!(completed.is_sorted() && completed.len() > 2, "{completed:?}");

@@ -57,6 +57,32 @@ fn a_worker_that_is_killed_takes_its_own_answers_and_nothing_else() {
 }
 
 #[test]
+fn a_request_that_a_worker_crashed_under_is_refused_for_a_while_and_no_other_is() {
+    let daemon = Setup::with_model().config(ENGINE).start();
+    load(&daemon, MODEL);
+    let poison = count(MODEL, ENDLESS);
+    let mut stream = Stream::open(&daemon, "/api/generate", &poison);
+    stream.frames(3);
+    send_signal(daemon.workers()[0], Signal::ABORT);
+    let rest = stream.rest();
+    let last = rest.last().expect("a last frame");
+    assert!(last["error"].as_str().is_some_and(|text| text.contains(DIED)), "{last}");
+
+    // Other numbers to choose tokens by are no other request.
+    let mut again = poison.clone();
+    again["options"]["seed"] = json!(7);
+    for request in [&poison, &again] {
+        let (head, body) = daemon.post("/api/generate", request);
+        assert_eq!(head.status(), 400, "{body}");
+        assert!(body.contains("refused for a minute"), "{body}");
+    }
+    let mut other = count(MODEL, 2);
+    (other["prompt"], other["stream"]) = (json!("Another question."), json!(false));
+    let (head, body) = daemon.post("/api/generate", &other);
+    assert_eq!(head.status(), 200, "{body}");
+}
+
+#[test]
 fn a_daemon_that_is_killed_leaves_no_process_behind() {
     let mut daemon = two_models(ENGINE).start();
     // One that decodes, one that loads (held in the middle of it), and the helper.

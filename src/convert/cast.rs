@@ -36,6 +36,11 @@ pub(super) fn is_same(dtype: Dtype, target: GgmlType) -> bool {
     )
 }
 
+/// Whether [`encode`] knows a type; the others are left to ggml's own quantisers.
+pub(super) fn is_plain(target: GgmlType) -> bool {
+    matches!(target, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Q8_0)
+}
+
 /// Refuses NaN and infinities among stored numbers.
 pub(super) fn check_finite(owner: Owner<'_>, dtype: Dtype, bytes: &[u8]) -> Result<(), ConvertError> {
     // One pass without an early end, which the compiler turns into vector instructions.
@@ -116,7 +121,7 @@ pub(super) fn encode(
                 q8_0(block, out).map_err(|scale| owner.refuse(scale, "Q8_0"))?;
             }
         }
-        // A target is one of the above; see `TargetType`.
+        // See `is_plain`.
         other => unreachable_type(other),
     }
     Ok(())

@@ -1,14 +1,23 @@
 //! Tiny checkpoints of every architecture against what llama.cpp's own converter made of them, key by key and byte by
 //! byte. `fixtures/convert/make/checkpoints.py` says how both were made.
 
-use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
+#[cfg(test)]
+mod mixes;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::{ConvertError, TargetType, plan, plan_checked};
+use super::{ConvertError, Stream, TargetType, plan, plan_checked, replan};
 use crate::{
     config::SplitMode,
     gguf::{Array, Header, Value},
@@ -16,7 +25,7 @@ use crate::{
     llama::{Batch, Context, ContextParams, ContextPurpose, Model, ModelParams},
 };
 
-const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/convert");
+pub(super) const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/convert");
 /// Longer lists are compared by their hash.
 const MAX_LISTED: usize = 16;
 /// Tensors that are computed; the last bit of a power or a root is the platform's.
@@ -26,7 +35,7 @@ const COMPUTED: [&str; 1] = ["rope_freqs.weight"];
 type GoldenTensor = (Vec<u64>, BTreeMap<String, (String, String)>);
 
 #[derive(Deserialize)]
-struct Golden {
+pub(super) struct Golden {
     tokenizer: String,
     prompt: Vec<i32>,
     logits: Vec<f32>,
@@ -34,13 +43,13 @@ struct Golden {
     tensors: BTreeMap<String, GoldenTensor>,
 }
 
-fn read(name: &str) -> Golden {
+pub(super) fn read(name: &str) -> Golden {
     let text = fs::read_to_string(Path::new(FIXTURES).join(name).join("golden.json")).unwrap();
     serde_json::from_str(&text).unwrap()
 }
 
 /// A whole checkpoint in a folder of its own: weights, and the tokenizer that several share.
-fn assemble(name: &str, golden: &Golden) -> tempfile::TempDir {
+pub(super) fn assemble(name: &str, golden: &Golden) -> tempfile::TempDir {
     assemble_with(name, &golden.tokenizer)
 }
 
@@ -56,7 +65,12 @@ fn assemble_with(name: &str, tokenizer: &str) -> tempfile::TempDir {
     folder
 }
 
-fn hash(bytes: &[u8]) -> String {
+/// The checkpoint of this name.
+pub(super) fn assembled(name: &str) -> tempfile::TempDir {
+    assemble(name, &read(name))
+}
+
+pub(super) fn hash(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -126,6 +140,10 @@ fn check(name: &str) {
             .unwrap();
         let bytes = fs::read(&path).unwrap();
         let header = Header::open(&path).unwrap();
+        let mut streamed = Vec::new();
+        let again = replan(folder.path(), &path).unwrap_or_else(|error| panic!("{name} {kind}: {error}"));
+        Stream::start(again).read_to_end(&mut streamed).unwrap();
+        assert!(streamed == bytes, "{name} {kind}: the stream is not the file");
 
         let mut expected = golden.keys.clone();
         for (key, value) in header.metadata.iter() {
@@ -168,8 +186,8 @@ fn check(name: &str) {
 }
 
 /// In the engine, exact activations are computed like this, all others from a table of 16-bit floats.
-const EXACT: f32 = 2e-5;
-const TABLE: f32 = 3e-3;
+pub(super) const EXACT: f32 = 2e-5;
+pub(super) const TABLE: f32 = 3e-3;
 
 macro_rules! golden {
     ($($test:ident $name:literal $tolerance:ident;)*) => {
@@ -177,6 +195,12 @@ macro_rules! golden {
             #[test]
             fn $test() {
                 super::check($name);
+            }
+        )*}
+        mod each_mix {$(
+            #[test]
+            fn $test() {
+                super::mixes::check($name);
             }
         )*}
         mod numbers {$(
@@ -216,14 +240,24 @@ golden! {
     smollm3 "smollm3" EXACT;
 }
 
-/// The model in the engine, and a context of one sequence, all in 32 bits.
-fn engine(folder: &Path, purpose: ContextPurpose) -> Context {
+/// How the engine gets a model.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Way {
+    File,
+    #[cfg(target_os = "linux")]
+    Stream,
+}
+
+const WAYS: &[Way] = &[
+    Way::File,
+    #[cfg(target_os = "linux")]
+    Way::Stream,
+];
+
+/// The model in the engine with some adapters, and a context of one sequence, all in 32 bits.
+pub(super) fn engine(folder: &Path, purpose: ContextPurpose, adapters: &[PathBuf], way: Way) -> Context {
     let planned = plan(folder, "test", TargetType::F32).unwrap();
     let path = folder.join("engine.gguf");
-    planned
-        .model
-        .write(&path, &|_, _| {}, &CancellationToken::new())
-        .unwrap();
     let params = ModelParams {
         gpu_layers: 0,
         main_gpu: 0,
@@ -232,7 +266,19 @@ fn engine(folder: &Path, purpose: ContextPurpose) -> Context {
         mmap: true,
         check_tensors: true,
     };
-    let model = Model::load(&path, &params, |_| true).unwrap();
+    let model = match way {
+        Way::File => {
+            let cancel = CancellationToken::new();
+            planned.model.write(&path, &|_, _| {}, &cancel).unwrap();
+            Model::load(&path, &params, |_| true)
+        }
+        #[cfg(target_os = "linux")]
+        Way::Stream => Model::load_from(&mut Stream::start(planned.model), &params, |_| true),
+    };
+    let mut model = model.unwrap();
+    for adapter in adapters {
+        model.add_adapter(adapter, 1.0).unwrap();
+    }
     let params = ContextParams {
         purpose,
         context_per_sequence: 64,
@@ -250,14 +296,26 @@ fn engine(folder: &Path, purpose: ContextPurpose) -> Context {
 fn check_numbers(name: &str, tolerance: f32) {
     let golden = read(name);
     let folder = assemble(name, &golden);
-    let purpose = match name {
+    let purpose = purpose_of(name);
+    for way in WAYS {
+        let numbers = numbers(engine(folder.path(), purpose, &[], *way), purpose, &golden.prompt);
+        let worst = largest_difference(&numbers, &golden.logits);
+        assert!(worst < tolerance, "{name}: the largest difference is {worst} ({way:?})");
+    }
+}
+
+pub(super) fn purpose_of(name: &str) -> ContextPurpose {
+    match name {
         "bert" | "modernbert" | "roberta" | "xlm-roberta" => ContextPurpose::Embed,
         _ => ContextPurpose::Generate,
-    };
-    let mut context = engine(folder.path(), purpose);
-    let mut batch = Batch::new(golden.prompt.len());
+    }
+}
+
+/// The logits behind the last token, or the vector of all of them.
+pub(super) fn numbers(mut context: Context, purpose: ContextPurpose, prompt: &[i32]) -> Vec<f32> {
+    let mut batch = Batch::new(prompt.len());
     let mut last = None;
-    for (position, token) in golden.prompt.iter().enumerate() {
+    for (position, token) in prompt.iter().enumerate() {
         last = batch.add(*token, position as i32, 0, true);
     }
     context.decode(&mut batch).unwrap();
@@ -265,11 +323,13 @@ fn check_numbers(name: &str, tolerance: f32) {
         ContextPurpose::Embed => context.embedding(0),
         ContextPurpose::Generate => context.logits(last.unwrap()),
     };
-    let numbers = numbers.unwrap();
-    assert_eq!(numbers.len(), golden.logits.len());
-    let worst = numbers.iter().zip(&golden.logits).map(|(one, two)| (one - two).abs());
-    let worst = worst.fold(0.0, f32::max);
-    assert!(worst < tolerance, "{name}: the largest difference is {worst}");
+    numbers.unwrap().to_vec()
+}
+
+pub(super) fn largest_difference(one: &[f32], other: &[f32]) -> f32 {
+    assert_eq!(one.len(), other.len());
+    let differences = one.iter().zip(other).map(|(one, other)| (one - other).abs());
+    differences.fold(0.0, f32::max)
 }
 
 /// Texts are cut into the same tokens as by the reference implementation.
@@ -279,7 +339,7 @@ fn check_texts(name: &str) {
 }
 
 fn check_texts_in(name: &str, folder: &tempfile::TempDir) {
-    let context = engine(folder.path(), ContextPurpose::Generate);
+    let context = engine(folder.path(), ContextPurpose::Generate, &[], Way::File);
     let texts = fs::read_to_string(folder.path().join("texts.json")).unwrap();
     let texts: Vec<(String, Vec<i32>)> = serde_json::from_str(&texts).unwrap();
     assert_eq!(texts.len(), 10);
@@ -385,7 +445,10 @@ fn a_pre_tokenizer_of_unknown_structure_is_found_by_trying() {
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
         ]});
         // Long numbers tell this pre-tokenizer from those that are tried before it.
-        json["model"]["vocab"].as_object_mut().unwrap().retain(|_, id| id.as_u64() < Some(264));
+        json["model"]["vocab"]
+            .as_object_mut()
+            .unwrap()
+            .retain(|_, id| id.as_u64() < Some(264));
         let merges = json["model"]["merges"].as_array_mut().unwrap();
         merges.truncate(merges.len() - 2);
         merges.extend([json!(["3", "3"]), json!(["33", "33"])]);

@@ -2,11 +2,14 @@
 //!
 //! `safetensors` reads the headers of the weights. A [`VirtualGguf`] is metadata and a [`Recipe`] for each tensor: which
 //! stored rows it is made from, in which order and in which type. Its size and layout are known at once; whoever
-//! consumes it asks for rows. One consumer writes a file.
+//! consumes it asks for rows. One consumer writes a file, in one pass for every type: rows of mixes as `Q4_K_M` are quantised
+//! by a function that whoever may call the engine passes in. Another, [`Stream`], answers whoever reads a file that is not
+//! there.
 //!
 //! [`plan()`] makes one from a folder: `config` reads `config.json`, `arch` knows what each architecture family calls its
 //! tensors, `tokenizer` reads the tokenizer's files.
 
+mod adapter;
 mod arch;
 mod cast;
 mod config;
@@ -14,19 +17,27 @@ mod error;
 mod files;
 #[cfg(test)]
 mod golden;
+mod mix;
 mod model;
 mod plan;
+mod progress;
 mod recipe;
+mod replan;
 mod safetensors;
+mod stream;
 mod tokenizer;
 mod write;
 
-pub use error::ConvertError;
+pub use adapter::{AdapterBase, check_adapter_config, plan_adapter};
+pub use error::{ConvertError, ConvertFault};
 pub use model::VirtualGguf;
 pub use plan::{Cut, Planned, Quantization, TargetType, check_config, plan, plan_checked};
-pub use recipe::{Recipe, Scratch};
-pub use tokenizer::{TokenizerCheck, reference_tokens};
+pub use progress::{Advance, Stage};
+pub use recipe::{Recipe, RowQuantizer, Scratch};
+pub use replan::replan;
+pub use stream::Stream;
+pub use tokenizer::TokenizerCheck;
 pub use write::Progress;
 
 /// Changes when a conversion makes something else of the same checkpoint, so that what is kept is made again.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;

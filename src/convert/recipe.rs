@@ -7,7 +7,7 @@ use std::{ops::Range, os::unix::fs::FileExt};
 
 use super::{
     ConvertError,
-    cast::{Owner, check_finite, decode, encode, is_same},
+    cast::{Owner, check_finite, decode, encode, is_plain, is_same},
     safetensors::{Dtype, Stored},
 };
 use crate::gguf::{GgmlType, TensorSpec};
@@ -26,6 +26,8 @@ pub struct Recipe {
     content: Content,
     /// Added to every number: norms that are stored as the difference from one.
     add: f32,
+    /// Multiplied with every number before.
+    times: f32,
 }
 
 #[derive(Clone, Debug)]
@@ -56,12 +58,28 @@ enum Order {
     Interleaved(u64),
 }
 
-/// Memory that is used again for every step.
+/// Appends rows in a type that is quantised: the type, the numbers, and how many of them make a row, which is a whole number
+/// of blocks. The error is the quantiser's own sentence.
+pub type RowQuantizer = fn(GgmlType, &[f32], usize, &mut Vec<u8>) -> Result<(), String>;
+
+/// What a thread that makes rows keeps between steps: memory, and who quantises.
 #[derive(Debug, Default)]
 pub struct Scratch {
     stored: Vec<u8>,
     rows: Vec<u8>,
     numbers: Vec<f32>,
+    quantize: Option<RowQuantizer>,
+}
+
+impl Scratch {
+    /// For recipes whose types may be quantised ones. One without a quantiser knows only Q8_0.
+    #[must_use]
+    pub fn new(quantize: Option<RowQuantizer>) -> Self {
+        Self {
+            quantize,
+            ..Self::default()
+        }
+    }
 }
 
 impl Rows {
@@ -93,6 +111,26 @@ impl Rows {
         debug_assert!(self.step == 1 && head.is_multiple_of(2) && self.count.is_multiple_of(head));
         self.order = Order::Interleaved(head);
         self
+    }
+
+    /// The same rows of another tensor, which has as many.
+    ///
+    /// # Errors
+    /// If it has not.
+    pub(super) fn of(&self, other: &Stored) -> Result<Self, ConvertError> {
+        if other.rows() != self.source.rows() {
+            return Err(ConvertError::Weights(format!(
+                "{:?} has {} rows, where {:?} has {}",
+                other.name,
+                other.rows(),
+                self.source.name,
+                self.source.rows()
+            )));
+        }
+        Ok(Self {
+            source: other.clone(),
+            ..self.clone()
+        })
     }
 
     /// The stored row that becomes row `at`.
@@ -160,6 +198,7 @@ impl Recipe {
             spec,
             content: Content::Rows(parts),
             add: 0.0,
+            times: 1.0,
         }
     }
 
@@ -170,6 +209,7 @@ impl Recipe {
             spec,
             content: Content::Columns(source.clone()),
             add: 0.0,
+            times: 1.0,
         }
     }
 
@@ -180,6 +220,7 @@ impl Recipe {
             spec: TensorSpec::new(name, GgmlType::F32, [values.len() as u64]),
             content: Content::Values(values),
             add: 0.0,
+            times: 1.0,
         }
     }
 
@@ -187,6 +228,30 @@ impl Recipe {
     pub(super) fn plus(mut self, add: f32) -> Self {
         self.add = add;
         self
+    }
+
+    /// Multiplies every element with a number.
+    pub(super) fn times(mut self, times: f32) -> Self {
+        self.times = times;
+        self
+    }
+
+    /// Whether the numbers are the stored ones.
+    fn is_exact(&self) -> bool {
+        self.add == 0.0 && self.times == 1.0
+    }
+
+    /// The rows that it is made of, one part behind the other; `None` if it is made of something else.
+    pub(super) fn row_parts(&self) -> Option<&[Rows]> {
+        match &self.content {
+            Content::Rows(parts) => Some(parts),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a whole stored matrix, its columns as rows.
+    pub(super) fn is_turned(&self) -> bool {
+        matches!(&self.content, Content::Columns(source) if source.shape.len() == 2)
     }
 
     /// A vector of the same elements, in the same pieces: what happens to a matrix's rows happens to its bias's elements.
@@ -285,7 +350,7 @@ impl Recipe {
     pub fn produce(&self, rows: Range<u64>, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         out.clear();
         match &self.content {
-            Content::Values(values) => encode(Owner(&self.spec.name), self.spec.element_type, values, out),
+            Content::Values(values) => self.encode(Owner(&self.spec.name), values, scratch.quantize, out),
             Content::Columns(source) => self.produce_columns(source, rows, scratch, out),
             Content::Rows(parts) => {
                 let mut start = 0;
@@ -314,7 +379,7 @@ impl Recipe {
         let span = part.span(&rows);
         let span_elements = span.start * elements..span.end * elements;
         let is_plain = part.order == Order::AsStored && part.step == 1;
-        if is_plain && self.add == 0.0 && is_same(source.dtype, self.spec.element_type) {
+        if is_plain && self.is_exact() && is_same(source.dtype, self.spec.element_type) {
             let start = out.len();
             source.read(span_elements, out)?;
             return check_finite(Owner(&source.name), source.dtype, &out[start..]);
@@ -323,6 +388,7 @@ impl Recipe {
             stored,
             rows: ordered,
             numbers,
+            quantize,
         } = scratch;
         stored.clear();
         source.read(span_elements, stored)?;
@@ -338,7 +404,7 @@ impl Recipe {
             }
             ordered
         };
-        self.cast(source, bytes, numbers, out)
+        self.cast(source, bytes, numbers, *quantize, out)
     }
 
     fn produce_columns(
@@ -364,7 +430,7 @@ impl Recipe {
             }
         }
         check_finite(Owner(&source.name), source.dtype, &scratch.rows)?;
-        self.cast(source, &scratch.rows, &mut scratch.numbers, out)
+        self.cast(source, &scratch.rows, &mut scratch.numbers, scratch.quantize, out)
     }
 
     fn cast(
@@ -372,20 +438,37 @@ impl Recipe {
         source: &Stored,
         bytes: &[u8],
         numbers: &mut Vec<f32>,
+        quantize: Option<RowQuantizer>,
         out: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
-        if self.add == 0.0 && is_same(source.dtype, self.spec.element_type) {
+        if self.is_exact() && is_same(source.dtype, self.spec.element_type) {
             out.extend_from_slice(bytes);
             return Ok(());
         }
         numbers.clear();
         decode(source.dtype, bytes, numbers);
-        if self.add != 0.0 {
+        if !self.is_exact() {
             for number in numbers.iter_mut() {
-                *number += self.add;
+                *number = *number * self.times + self.add;
             }
         }
-        encode(Owner(&source.name), self.spec.element_type, numbers, out)
+        self.encode(Owner(&source.name), numbers, quantize, out)
+    }
+
+    fn encode(
+        &self,
+        owner: Owner<'_>,
+        numbers: &[f32],
+        quantize: Option<RowQuantizer>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), ConvertError> {
+        let kind = self.spec.element_type;
+        if is_plain(kind) {
+            return encode(owner, kind, numbers, out);
+        }
+        let quantize = quantize.ok_or_else(|| ConvertError::Engine(format!("nothing here makes {}", kind.name())))?;
+        quantize(kind, numbers, self.row as usize, out)
+            .map_err(|reason| ConvertError::Weights(format!("{:?} cannot be quantised: {reason}", owner.0)))
     }
 }
 

@@ -128,6 +128,11 @@ pub(super) fn open(folder: &Path) -> Result<Tensors, ConvertError> {
     read_shards(folder, &names, None)
 }
 
+/// Reads the header of one file.
+pub(super) fn open_file(folder: &Path, name: &str) -> Result<Tensors, ConvertError> {
+    read_shards(folder, &[name.to_owned()], None)
+}
+
 type WeightMap = HashMap<String, String>;
 
 fn read_index(path: &Path) -> Result<(Vec<String>, WeightMap), ConvertError> {

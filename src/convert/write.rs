@@ -1,7 +1,6 @@
 //! The consumer that makes a file: all cores, positioned writes, and either the whole file or none.
 
 use std::{
-    fs::File,
     io,
     ops::Range,
     os::unix::fs::FileExt,
@@ -15,7 +14,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{ConvertError, Recipe, VirtualGguf, recipe::Scratch};
+use super::{ConvertError, Recipe, VirtualGguf};
 use crate::stdx::{fs::free_bytes, new_file::NewFile};
 
 /// More threads than this only wait for the disk.
@@ -61,18 +60,18 @@ pub(super) fn write(
     progress: Progress<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), ConvertError> {
-    check_space(path, model.file_len())?;
-    let new = NewFile::create(path).map_err(ConvertError::io(path, "written"))?;
-    write_into(model, &new, progress, cancel)?;
+    let new = create(model, path)?;
+    fill(model, &new, progress, cancel)?;
     if cancel.is_cancelled() {
         return Err(ConvertError::Cancelled);
     }
     new.finish().map_err(ConvertError::io(path, "written"))
 }
 
-/// Refuses what would fill the disk.
-pub(super) fn check_space(path: &Path, needed: u64) -> Result<(), ConvertError> {
-    let free = free_bytes(path).map_err(ConvertError::io(path, "written"))?;
+/// Begins the file, unless it would fill the disk.
+pub(super) fn create(model: &VirtualGguf, path: &Path) -> Result<NewFile, ConvertError> {
+    let failed = || ConvertError::io(path, "written");
+    let (needed, free) = (model.file_len(), free_bytes(path).map_err(failed())?);
     if free < needed {
         return Err(ConvertError::Space {
             path: path.to_owned(),
@@ -80,7 +79,9 @@ pub(super) fn check_space(path: &Path, needed: u64) -> Result<(), ConvertError> 
             free,
         });
     }
-    Ok(())
+    let new = NewFile::create(path).map_err(failed())?;
+    write_header(model, &new)?;
+    Ok(new)
 }
 
 /// Writes all but the tensors' data.
@@ -91,24 +92,14 @@ pub(super) fn write_header(model: &VirtualGguf, new: &NewFile) -> Result<(), Con
     file.write_all_at(model.header(), 0).map_err(failed())
 }
 
-/// Writes the content of a file that has no name yet.
-pub(super) fn write_into(
+/// Writes the weights.
+pub(super) fn fill(
     model: &VirtualGguf,
     new: &NewFile,
     progress: Progress<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), ConvertError> {
-    write_header(model, new)?;
-    fill(model, new.file(), new.destination(), progress, cancel)
-}
-
-fn fill(
-    model: &VirtualGguf,
-    file: &File,
-    path: &Path,
-    progress: Progress<'_>,
-    cancel: &CancellationToken,
-) -> Result<(), ConvertError> {
+    let (file, path) = (new.file(), new.destination());
     let steps = Steps {
         recipes: model.recipes(),
         next: Mutex::default(),
@@ -118,7 +109,7 @@ fn fill(
     let running = AtomicUsize::new(0);
     let work = || -> Result<(), ConvertError> {
         running.fetch_add(1, Ordering::Relaxed);
-        let (mut scratch, mut bytes) = (Scratch::default(), Vec::new());
+        let (mut scratch, mut bytes) = (model.scratch(), Vec::new());
         while let Some(step) = steps.take() {
             if cancel.is_cancelled() {
                 return Err(ConvertError::Cancelled);

@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     config::HubConfig,
-    convert::{self, TargetType},
+    convert::{self, Advance, TargetType},
     inference::PullEvent,
 };
 
@@ -319,17 +319,43 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
     events.status("success").await
 }
 
-/// Makes a model of a checkpoint, and says again and again that this goes on: a stream without a word for minutes is taken
-/// for a dead one.
+/// Makes a model of a checkpoint, and says how far that is, again and again: a stream without a word for minutes is taken for
+/// a dead one.
 async fn make(hub: &Hub, wanted: Wanted, events: &Events) -> Result<String, HubError> {
-    if let Some(label) = hub.0.conversions.find(&wanted).await? {
+    let conversions = &hub.0.conversions;
+    if let Some(label) = conversions.find(&wanted).await? {
         return Ok(label);
     }
-    let mut making = pin!(hub.0.conversions.make(wanted));
+    let digest = cache::hex(&Sha256::digest(wanted.to_string()));
+    let event = |advance: Advance| PullEvent::Converting {
+        digest: digest.clone(),
+        total: advance.total,
+        completed: advance.done,
+    };
+    let (mut watch, mut told) = (conversions.watch(), None);
+    let mut making = pin!(conversions.make(wanted.clone()));
     loop {
-        events.status("converting model").await?;
-        if let Ok(made) = timeout(SIGN_OF_LIFE, &mut making).await {
-            return made;
+        match told {
+            Some(advance) => events.send(event(advance)).await?,
+            None => events.status("converting model").await?,
+        }
+        let pause = Instant::now() + INTERVAL;
+        let news = async {
+            sleep_until(pause).await;
+            let is_new = |state: &Option<_>| converted::advance_of(state, &wanted).is_some_and(|it| Some(it) != told);
+            match timeout(SIGN_OF_LIFE, watch.wait_for(is_new)).await {
+                Ok(Ok(state)) => converted::advance_of(&state, &wanted),
+                _ => told,
+            }
+        };
+        tokio::select! {
+            made = &mut making => {
+                if let (Ok(_), Some(Advance { total, stage, .. })) = (&made, told) {
+                    events.send(event(Advance { done: total, total, stage })).await?;
+                }
+                return made;
+            }
+            advance = news => told = advance,
         }
     }
 }

@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use serde::Serialize;
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
     task::JoinSet,
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     policy::{self, Candidate},
     process::{DIED, JobStream, LoadReport, Worker, WorkerCommand},
+    suspects::{Death, Fingerprint, Suspects},
 };
 use crate::{
     inference::{Failure, KeepAlive, ModelCard, ResidentModel},
@@ -27,6 +29,10 @@ use crate::{
 
 /// Requests on their way to the task.
 const COMMAND_QUEUE: usize = 256;
+
+/// What is said of a request that a worker died under.
+const REFUSED: &str = "the model's process ended while it worked on this request, so that it is refused for a minute; \
+                       change it, or see the hubllama log for the reason";
 
 /// A model that a request needs.
 #[derive(Clone, Debug)]
@@ -65,6 +71,7 @@ pub struct Lease {
     loaded: LoadedModel,
     count: Arc<AtomicUsize>,
     changed: Arc<Notify>,
+    suspects: Arc<Suspects>,
 }
 
 impl Lease {
@@ -77,17 +84,29 @@ impl Lease {
     /// Starts a job on the model. Keep the lease until the stream has ended.
     ///
     /// # Errors
-    /// When the worker has died.
+    /// When the worker has died, or did so a moment ago under this very job.
     pub async fn generate(&self, job: Job) -> Result<JobStream, Failure> {
-        self.worker.generate(job).await
+        let what = self.admit(&(&job.prompt, &job.chat, &job.schema))?;
+        self.worker.generate(job, what).await
+    }
+
+    /// Refuses what a worker died under.
+    fn admit(&self, asked: &impl Serialize) -> Result<Fingerprint, Failure> {
+        let what = self.suspects.fingerprint(asked);
+        match self.suspects.is_refused(what, Instant::now()) {
+            true => Err(Failure::Invalid(REFUSED.into())),
+            false => Ok(what),
+        }
     }
 
     /// Asks the model something that is not answered by a stream.
     ///
     /// # Errors
-    /// What the worker says; [`Failure::Worker`] when it has died, or has given no sign of life for `stall_timeout`.
+    /// What the worker says; [`Failure::Worker`] when it has died, or has given no sign of life for `stall_timeout`;
+    /// [`Failure::Invalid`] if it did so a moment ago under this very question.
     pub async fn ask(&self, question: Question, stall_timeout: Duration) -> Result<Reply, Failure> {
-        let reply = self.worker.ask(question);
+        let what = self.admit(&question)?;
+        let reply = self.worker.ask_suspect(question, what);
         tokio::pin!(reply);
         loop {
             match tokio::time::timeout(stall_timeout, &mut reply).await {
@@ -271,7 +290,7 @@ enum Outcome {
     Loaded(PathBuf, u64, Result<(Worker, LoadedModel), LoadError>),
     Stopped(PathBuf, u64),
     /// A worker's process has ended, asked or not.
-    Ended(PathBuf, u64),
+    Ended(PathBuf, u64, Option<Death>),
 }
 
 enum LoadError {
@@ -294,6 +313,7 @@ struct Manager {
     /// A lease was given back.
     changed: Arc<Notify>,
     publish: watch::Sender<LifecycleHealth>,
+    suspects: Arc<Suspects>,
 }
 
 impl Manager {
@@ -307,6 +327,7 @@ impl Manager {
             tasks: JoinSet::new(),
             changed,
             loads: 0,
+            suspects: Arc::default(),
         }
     }
 
@@ -357,10 +378,13 @@ impl Manager {
     }
 
     fn settle(&mut self, outcome: Outcome) {
+        if let Outcome::Ended(_, _, Some(death)) = &outcome {
+            self.suspects.record(death, Instant::now());
+        }
         match outcome {
             Outcome::Loaded(path, id, result) => self.loaded(path, id, result),
             // The number tells an old process's end from that of the one in place.
-            Outcome::Stopped(path, id) | Outcome::Ended(path, id) => {
+            Outcome::Stopped(path, id) | Outcome::Ended(path, id, _) => {
                 if self.entries.get(&path).is_some_and(|entry| entry.id == id) {
                     self.entries.remove(&path);
                 }
@@ -389,7 +413,7 @@ impl Manager {
                     size_bytes = loaded.size_bytes,
                     "model loaded"
                 );
-                let ended = worker.ended();
+                let death = worker.death();
                 entry.state = State::Ready(Ready {
                     worker,
                     loaded,
@@ -402,10 +426,7 @@ impl Manager {
                     threads: entry.wanted.spec.threads,
                     draining: false,
                 });
-                self.tasks.spawn(async move {
-                    ended.cancelled().await;
-                    Outcome::Ended(path, id)
-                });
+                self.tasks.spawn(async move { Outcome::Ended(path, id, death.await) });
             }
             Err(error) => {
                 self.entries.remove(&path);
@@ -514,6 +535,7 @@ impl Manager {
                             loaded: ready.loaded.clone(),
                             count: Arc::clone(&ready.leases),
                             changed: Arc::clone(&self.changed),
+                            suspects: Arc::clone(&self.suspects),
                         };
                         // If nobody takes it, dropping it gives it back.
                         let _ = reply.send(Ok(lease));

@@ -2,9 +2,10 @@
 
 use std::{
     collections::HashMap,
+    os::unix::process::ExitStatusExt as _,
     path::PathBuf,
     pin::Pin,
-    process::Stdio,
+    process::{ExitStatus, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -21,11 +22,13 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     process::{Child, Command as Process},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
 };
 use tokio_util::sync::CancellationToken;
 
+use super::suspects::{Death, Fingerprint};
 use crate::{
+    convert::Advance,
     inference::{Delta, Event, Failure},
     worker::protocol::{
         self, Command, Job, LoadSpec, LoadedModel, MAX_FRAME_BYTES, PROTOCOL_VERSION, Question, Reply, Report,
@@ -88,14 +91,32 @@ struct Inner {
 /// What the reader task fills in.
 #[derive(Debug)]
 struct Shared {
-    jobs: Mutex<HashMap<u64, mpsc::Sender<Result<Event, Failure>>>>,
-    questions: Mutex<HashMap<u64, oneshot::Sender<Result<Reply, Failure>>>>,
+    jobs: Mutex<HashMap<u64, Asked<mpsc::Sender<Result<Event, Failure>>>>>,
+    questions: Mutex<HashMap<u64, Asked<Waiting>>>,
     /// When the process last said anything.
     heard: Mutex<Instant>,
+    /// How the process ended, if nobody asked it to; there before `ended` is cancelled.
+    death: Mutex<Option<Death>>,
     /// Cancelled when the process has ended.
     ended: CancellationToken,
     /// Cancelled to end it.
     kill: CancellationToken,
+}
+
+/// Who waits for an answer.
+#[derive(Debug)]
+struct Waiting {
+    reply: oneshot::Sender<Result<Reply, Failure>>,
+    /// Who wants to know how far it is.
+    advance: Option<watch::Sender<Advance>>,
+}
+
+/// What the process owes.
+#[derive(Debug)]
+struct Asked<S> {
+    to: S,
+    /// Of what was asked; `None` if nobody wants to know.
+    what: Option<Fingerprint>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -135,6 +156,7 @@ impl Worker {
             jobs: Mutex::default(),
             questions: Mutex::default(),
             heard: Mutex::new(Instant::now()),
+            death: Mutex::default(),
             ended: CancellationToken::new(),
             kill: CancellationToken::new(),
         });
@@ -174,11 +196,15 @@ impl Worker {
     }
 
     /// Starts a job; its id is filled in here.
-    pub(super) async fn generate(&self, mut job: Job) -> Result<JobStream, Failure> {
+    pub(super) async fn generate(&self, mut job: Job, what: Fingerprint) -> Result<JobStream, Failure> {
         job.id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
         let id = job.id;
         let (sender, events) = mpsc::channel(STREAM_CREDIT as usize + CREDIT_SLACK);
-        lock(&self.inner.shared.jobs).insert(id, sender);
+        let asked = Asked {
+            to: sender,
+            what: Some(what),
+        };
+        lock(&self.inner.shared.jobs).insert(id, asked);
         // From here on dropping the stream cancels the job, also while the command is on its way.
         let stream = JobStream {
             worker: self.clone(),
@@ -197,17 +223,41 @@ impl Worker {
 
     /// Asks something. `None` if the process died over it. Dropping the future takes the question back.
     pub(super) async fn ask(&self, question: Question) -> Option<Result<Reply, Failure>> {
+        self.ask_about(question, None, None).await
+    }
+
+    /// As [`Worker::ask`], and tells how far the answer is.
+    pub(super) async fn ask_watched(
+        &self,
+        question: Question,
+        advance: watch::Sender<Advance>,
+    ) -> Option<Result<Reply, Failure>> {
+        self.ask_about(question, None, Some(advance)).await
+    }
+
+    /// As [`Worker::ask`], and if the process dies, it is known under what.
+    pub(super) async fn ask_suspect(&self, question: Question, what: Fingerprint) -> Option<Result<Reply, Failure>> {
+        self.ask_about(question, Some(what), None).await
+    }
+
+    async fn ask_about(
+        &self,
+        question: Question,
+        what: Option<Fingerprint>,
+        advance: Option<watch::Sender<Advance>>,
+    ) -> Option<Result<Reply, Failure>> {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, reply) = oneshot::channel();
-        lock(&self.inner.shared.questions).insert(id, sender);
-        let asked = Asked { worker: self, id };
+        let to = Waiting { reply: sender, advance };
+        lock(&self.inner.shared.questions).insert(id, Asked { to, what });
+        let guard = TakeBack { worker: self, id };
         if self.inner.shared.ended.is_cancelled() {
             return None;
         }
         let question = Box::new(question);
         self.send(&Command::Ask { id, question }).await.ok()?;
         let reply = reply.await.ok();
-        drop(asked);
+        drop(guard);
         reply
     }
 
@@ -234,6 +284,15 @@ impl Worker {
         self.inner.shared.ended.cancelled().await;
     }
 
+    /// Resolves when the process has ended, with how it did if nobody asked it to.
+    pub(super) fn death(&self) -> impl Future<Output = Option<Death>> + Send + use<> {
+        let shared = Arc::clone(&self.inner.shared);
+        async move {
+            shared.ended.cancelled().await;
+            lock(&shared.death).take()
+        }
+    }
+
     /// Resolves when the process has ended.
     pub(super) fn ended(&self) -> CancellationToken {
         self.inner.shared.ended.clone()
@@ -247,12 +306,12 @@ impl Drop for Inner {
 }
 
 /// A question under way; dropping it before the reply has come takes it back.
-struct Asked<'a> {
+struct TakeBack<'a> {
     worker: &'a Worker,
     id: u64,
 }
 
-impl Drop for Asked<'_> {
+impl Drop for TakeBack<'_> {
     fn drop(&mut self) {
         if lock(&self.worker.inner.shared.questions).remove(&self.id).is_some() {
             self.worker.tell(&Command::Cancel { id: self.id });
@@ -292,15 +351,37 @@ async fn supervise(mut child: Child, socket: OwnedReadHalf, shared: Arc<Shared>,
             child.wait().await
         }
     };
-    match status {
+    match &status {
         _ if asked => tracing::debug!(worker.pid = pid, "worker ended"),
         Ok(status) => tracing::error!(worker.pid = pid, %status, "a worker died"),
         Err(error) => tracing::error!(worker.pid = pid, %error, "a worker died"),
+    }
+    if !asked {
+        let jobs = lock(&shared.jobs)
+            .values()
+            .filter_map(|job| job.what)
+            .collect::<Vec<_>>();
+        let questions = lock(&shared.questions)
+            .values()
+            .filter_map(|question| question.what)
+            .collect();
+        *lock(&shared.death) = Some(Death {
+            crashed: status.is_ok_and(crashed),
+            under: [jobs, questions].concat(),
+        });
     }
     shared.ended.cancel();
     // Dropping the senders ends the streams; a stream without its last event reports the death.
     lock(&shared.jobs).clear();
     lock(&shared.questions).clear();
+}
+
+/// Whether a process ended by its own fault; whoever is killed by the system or by a person gets other signals.
+fn crashed(status: ExitStatus) -> bool {
+    use rustix::process::Signal;
+    let faults = [Signal::ILL, Signal::ABORT, Signal::BUS, Signal::FPE, Signal::SEGV];
+    let fault = |signal: i32| faults.iter().any(|fault| fault.as_raw() == signal);
+    status.signal().is_some_and(fault)
 }
 
 async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sender<LoadReport>) -> std::io::Result<()> {
@@ -350,7 +431,7 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
                 for (id, event) in events {
                     let last = matches!(event, Event::Finished(_));
                     let sign_of_life = is_sign_of_life(&event);
-                    let sent = jobs.get(&id).is_none_or(|sender| sender.try_send(Ok(event)).is_ok());
+                    let sent = jobs.get(&id).is_none_or(|job| job.to.try_send(Ok(event)).is_ok());
                     // Credits keep the channel from filling up; a worker that ignores them loses the stream.
                     let lost = !sent && !sign_of_life;
                     if last || lost {
@@ -359,13 +440,19 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
                 }
             }
             Report::Failed { id, failure } => {
-                if let Some(sender) = lock(&shared.jobs).remove(&id) {
-                    let _ = sender.try_send(Err(failure));
+                if let Some(job) = lock(&shared.jobs).remove(&id) {
+                    let _ = job.to.try_send(Err(failure));
                 }
             }
             Report::Answered { id, result } => {
-                if let Some(sender) = lock(&shared.questions).remove(&id) {
-                    let _ = sender.send(result);
+                if let Some(question) = lock(&shared.questions).remove(&id) {
+                    let _ = question.to.reply.send(result);
+                }
+            }
+            Report::Advanced { id, advance } => {
+                let questions = lock(&shared.questions);
+                if let Some(watcher) = questions.get(&id).and_then(|question| question.to.advance.as_ref()) {
+                    watcher.send_replace(advance);
                 }
             }
             Report::Alive => {}

@@ -4,7 +4,7 @@ use std::{ptr::NonNull, sync::Arc};
 
 use llama_cpp_sys_2 as sys;
 
-use super::{Batch, Model, backend};
+use super::{Batch, Model, adapter, backend};
 use crate::inference::{KvCacheType, Switch};
 
 /// llama.cpp's granule of a sequence's context window.
@@ -136,7 +136,10 @@ impl Context {
         // SAFETY: the model is valid and kept alive by this value.
         let context = unsafe { sys::llama_init_from_model(model.as_ptr(), params) };
         match NonNull::new(context) {
-            Some(raw) => Ok(Self { raw, model }),
+            Some(raw) => {
+                adapter::apply(raw, &model.adapters);
+                Ok(Self { raw, model })
+            }
             None => {
                 let reason = backend::first_error();
                 Err(if reason.is_empty() {

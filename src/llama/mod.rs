@@ -5,6 +5,7 @@
 //! outlive what they point into: [`Context`] keeps its [`Model`] alive through an [`std::sync::Arc`].
 #![expect(unsafe_code, reason = "this is the border to C")]
 
+mod adapter;
 mod backend;
 mod batch;
 mod chat;
@@ -13,6 +14,8 @@ mod grammar;
 mod model;
 mod quantize;
 mod sampler;
+#[cfg(target_os = "linux")]
+mod source;
 
 pub use backend::{Device, DeviceKind, cpu_features, devices, init, supports_gpu_offload, version};
 pub use batch::Batch;
@@ -22,5 +25,7 @@ pub use chat::{
 pub use context::{Context, ContextParams, ContextPurpose, DecodeError};
 pub use grammar::{Grammar, Trigger};
 pub use model::{Model, ModelParams, Token};
-pub use quantize::quantize;
+pub use quantize::{quantize, quantize_rows};
 pub use sampler::{Candidates, SamplerChain, log_softmax_of};
+#[cfg(target_os = "linux")]
+pub use source::Source;

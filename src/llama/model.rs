@@ -8,7 +8,7 @@ use std::{
 
 use llama_cpp_sys_2 as sys;
 
-use super::backend;
+use super::{adapter::Adapter, backend};
 use crate::config::SplitMode;
 
 /// A token id. Valid ids are non-negative and below [`Model::vocab_size`].
@@ -36,9 +36,10 @@ pub struct ModelParams {
 pub struct Model {
     raw: NonNull<sys::llama_model>,
     vocab: NonNull<sys::llama_vocab>,
+    pub(super) adapters: Vec<Adapter>,
 }
 
-// SAFETY: llama_model and llama_vocab are immutable after loading; all calls below only read them.
+// SAFETY: llama_model, its adapters and llama_vocab are immutable after loading; all calls below only read them.
 unsafe impl Send for Model {}
 // SAFETY: as above.
 unsafe impl Sync for Model {}
@@ -46,7 +47,7 @@ unsafe impl Sync for Model {}
 type Progress<'a> = &'a mut dyn FnMut(f32) -> bool;
 
 unsafe extern "C" fn on_progress(progress: f32, user_data: *mut c_void) -> bool {
-    // SAFETY: `load` passes a pointer to its own `Progress` reference, which outlives the call.
+    // SAFETY: `load_with` passes a pointer to its own `Progress` reference, which outlives the call.
     let callback = unsafe { &mut *user_data.cast::<Progress<'_>>() };
     // A panic must not unwind into C++: treat it as "stop loading".
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| callback(progress))).unwrap_or(false)
@@ -57,9 +58,42 @@ impl Model {
     ///
     /// # Errors
     /// llama.cpp's own sentence.
-    pub fn load(path: &Path, params: &ModelParams, mut progress: impl FnMut(f32) -> bool) -> Result<Self, String> {
-        backend::init();
+    pub fn load(path: &Path, params: &ModelParams, progress: impl FnMut(f32) -> bool) -> Result<Self, String> {
         let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| "the path holds a NUL".to_owned())?;
+        // SAFETY: `path` outlives the call, and so does what the parameters point to.
+        Self::load_with(params, progress, |raw| unsafe {
+            sys::llama_model_load_from_file(path.as_ptr(), raw)
+        })
+    }
+
+    /// Loads a GGUF that need not be a file. It is not mapped, whatever the parameters say.
+    ///
+    /// # Errors
+    /// The source's own sentence, else llama.cpp's.
+    #[cfg(target_os = "linux")]
+    pub fn load_from(
+        source: &mut impl super::Source,
+        params: &ModelParams,
+        progress: impl FnMut(f32) -> bool,
+    ) -> Result<Self, String> {
+        let mut file = super::source::CFile::open(source)?;
+        let params = ModelParams {
+            mmap: false,
+            ..params.clone()
+        };
+        // SAFETY: the file is open during the call, and so lives what the parameters point to.
+        let model = Self::load_with(&params, progress, |raw| unsafe {
+            sys::llama_model_load_from_file_ptr(file.as_ptr().cast(), raw)
+        });
+        model.map_err(|reason| file.error().unwrap_or(reason))
+    }
+
+    fn load_with(
+        params: &ModelParams,
+        mut progress: impl FnMut(f32) -> bool,
+        load: impl FnOnce(sys::llama_model_params) -> *mut sys::llama_model,
+    ) -> Result<Self, String> {
+        backend::init();
         let mut split = params.tensor_split.clone();
         // SAFETY: no preconditions.
         split.resize(unsafe { sys::llama_max_devices() }, 0.0);
@@ -85,8 +119,8 @@ impl Model {
         let mut callback: Progress<'_> = &mut progress;
         raw.progress_callback = Some(on_progress);
         raw.progress_callback_user_data = (&raw mut callback).cast();
-        // SAFETY: `path`, `split` and `callback` outlive the call; the callback is not kept by the model.
-        Self::own(unsafe { sys::llama_model_load_from_file(path.as_ptr(), raw) })
+        // `split` and `callback` outlive the call; the callback is not kept by the model.
+        Self::own(load(raw))
     }
 
     /// Loads the vocabulary of a GGUF without its weights: such a model can tokenise and nothing else.
@@ -117,7 +151,11 @@ impl Model {
         // SAFETY: the model is valid; its vocabulary lives as long as it.
         let vocab = unsafe { sys::llama_model_get_vocab(model.as_ptr()) };
         let vocab = NonNull::new(vocab.cast_mut()).ok_or("the model has no vocabulary")?;
-        Ok(Self { raw: model, vocab })
+        Ok(Self {
+            raw: model,
+            vocab,
+            adapters: Vec::new(),
+        })
     }
 
     pub(super) fn as_ptr(&self) -> *mut sys::llama_model {

@@ -75,7 +75,7 @@ impl Engine {
             check_tensors: spec.check_tensors,
         };
         let mut reported = Instant::now();
-        let model = Model::load(&spec.path, &params, |fraction| {
+        let mut model = Model::load(&spec.path, &params, |fraction| {
             if reported.elapsed() >= PROGRESS_INTERVAL {
                 reported = Instant::now();
                 reports.send(&Report::Progress { fraction });
@@ -85,8 +85,12 @@ impl Engine {
         if model.has_encoder() {
             return Err("encoder-decoder models are not supported".into());
         }
+        let mut weights = model.size_bytes();
+        for adapter in &spec.adapters {
+            model.add_adapter(&adapter.path, adapter.scale)?;
+            weights += std::fs::metadata(&adapter.path).map_or(0, |meta| meta.len());
+        }
         let model = Arc::new(model);
-        let weights = model.size_bytes();
         let context_length = match (spec.context_length, model.train_context()) {
             (0, trained) => trained,
             (wanted, 0) => wanted,

@@ -18,13 +18,13 @@ mod pooling;
 mod qwen;
 mod rope;
 
-use std::path::Path;
+use std::{fmt, path::Path, sync::Arc};
 
 use super::{
     ConvertError, Recipe,
     config::Config,
     recipe::Rows,
-    safetensors::{Stored, Tensors},
+    safetensors::{Dtype, Shard, Stored, Tensors},
     tokenizer,
 };
 use crate::gguf::{GgmlType, TensorSpec, Value};
@@ -50,23 +50,60 @@ pub(super) struct Build<'a> {
     /// Rows of the token embedding.
     pub(super) vocabulary: u64,
     embedding: Option<Stored>,
+    /// Instead of a checkpoint, where there is none.
+    imagined: Option<Imagined<'a>>,
+}
+
+/// Stands in for a checkpoint: every tensor that a family asks for is there, in the shape that it asks for, without
+/// numbers.
+#[derive(Clone, Copy)]
+struct Imagined<'a> {
+    /// Which of the tensors are there that some checkpoints do not have.
+    has: &'a dyn Fn(&str) -> bool,
+    /// The file that they say they are in.
+    shard: &'a Arc<Shard>,
+}
+
+impl fmt::Debug for Imagined<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Imagined")
+            .field("shard", &self.shard.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Imagined<'_> {
+    fn tensor(&self, name: &str, shape: &[u64]) -> Stored {
+        Stored {
+            name: name.to_owned(),
+            shard: Arc::clone(self.shard),
+            offset: 0,
+            dtype: Dtype::F32,
+            shape: shape.to_vec(),
+        }
+    }
 }
 
 /// Reads the configuration and the tensors as the architecture wants them.
 pub(super) fn build<'a>(folder: &'a Path, config: &'a Config, tensors: Tensors) -> Result<Build<'a>, ConvertError> {
-    let mut build = Build {
-        folder,
-        config,
-        tensors: renamed(tensors)?,
-        arch: "",
-        keys: Vec::new(),
-        recipes: Vec::new(),
-        tokenizer: tokenizer::Choice::default(),
-        vocabulary: 0,
-        embedding: None,
-    };
+    let mut build = Build::new(folder, config, renamed(tensors)?, None);
     family_of(config.architecture())?(&mut build)?;
     build.finish()
+}
+
+/// What a family would make of a checkpoint with this configuration, and of which of its tensors. `has` says which of those
+/// are there that some checkpoints do not have; `shard` is the file that none of them is read from.
+pub(super) fn trace(
+    config: &Config,
+    shard: &Arc<Shard>,
+    has: impl Fn(&str) -> bool,
+) -> Result<Vec<Recipe>, ConvertError> {
+    // There is nothing beside the weights, either.
+    let folder = shard.path.parent().unwrap_or(&shard.path);
+    let imagined = Imagined { has: &has, shard };
+    let mut build = Build::new(folder, config, Tensors::new(), Some(imagined));
+    family_of(config.architecture())?(&mut build)?;
+    Ok(build.recipes)
 }
 
 /// What plans the files of a family.
@@ -138,7 +175,22 @@ fn renamed(tensors: Tensors) -> Result<Tensors, ConvertError> {
     Ok(out)
 }
 
-impl Build<'_> {
+impl<'a> Build<'a> {
+    fn new(folder: &'a Path, config: &'a Config, tensors: Tensors, imagined: Option<Imagined<'a>>) -> Self {
+        Self {
+            folder,
+            config,
+            tensors,
+            arch: "",
+            keys: Vec::new(),
+            recipes: Vec::new(),
+            tokenizer: tokenizer::Choice::default(),
+            vocabulary: 0,
+            embedding: None,
+            imagined,
+        }
+    }
+
     /// llama.cpp's name of the architecture.
     pub(super) fn arch_name(&self) -> &'static str {
         self.arch
@@ -169,7 +221,7 @@ impl Build<'_> {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.tensors.contains_key(name) || self.imagined.is_some_and(|imagined| (imagined.has)(name))
     }
 
     /// Takes a tensor of any shape.
@@ -180,6 +232,9 @@ impl Build<'_> {
 
     /// Takes a tensor that must have this shape, slowest dimension first.
     fn take(&mut self, name: &str, shape: &[u64]) -> Result<Stored, ConvertError> {
+        if let Some(imagined) = self.imagined {
+            return Ok(imagined.tensor(name, shape));
+        }
         let taken = self.take_any(name)?;
         if taken.shape != shape {
             return Err(ConvertError::Weights(format!(
@@ -198,11 +253,14 @@ impl Build<'_> {
 
     /// Takes the token embedding; its rows are the vocabulary.
     fn take_embedding(&mut self, name: &str, hidden: u64) -> Result<(), ConvertError> {
-        let source = self.take_any(name)?;
+        let said = self.config.optional_integer(&["vocab_size"])?;
+        let source = match (self.imagined, said) {
+            (Some(imagined), Some(rows)) => imagined.tensor(name, &[rows, hidden]),
+            _ => self.take_any(name)?,
+        };
         let [rows, columns] = source.shape[..] else {
             return Err(ConvertError::Weights(format!("the tensor {name:?} is not a matrix")));
         };
-        let said = self.config.optional_integer(&["vocab_size"])?;
         if columns != hidden || said.is_some_and(|said| said != rows) {
             return Err(ConvertError::Weights(format!(
                 "the tensor {name:?} has the shape {:?}, but config.json asks for a vocabulary of {} and a width of \

@@ -175,15 +175,6 @@ pub(super) fn read(
     })
 }
 
-/// Texts, and the ids that the checkpoint's own tokenizer makes of them. Empty where there is no reference.
-///
-/// # Errors
-/// If the tokenizer's files cannot be read.
-pub fn reference_tokens(folder: &Path) -> Result<Vec<(String, Vec<u32>)>, ConvertError> {
-    let bytes = Bytes::read(folder)?;
-    Ok(Files::read(folder, &bytes, false, &mut Vec::new())?.reference.cuts)
-}
-
 impl Tokenizer {
     /// The keys of a file.
     pub(super) fn keys(&self) -> &[(String, Value)] {

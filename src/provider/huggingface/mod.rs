@@ -133,6 +133,7 @@ impl HuggingFace {
             card: located.card(),
             spec: LoadSpec {
                 path: located.path()?,
+                adapters: Vec::new(),
                 context_length,
                 parallel: settings.parallel(located.header.kv_bytes_per_token, context_length),
                 batch: settings.load.num_batch.unwrap_or(engine.batch),

@@ -1,0 +1,240 @@
+//! The model that an adapter is for, known from the header of its file: of which class it is, how large, and which adapters
+//! the engine can apply to it.
+
+use std::collections::HashMap;
+
+use serde_json::{Value as Json, json};
+use sha2::{Digest as _, Sha256};
+
+use super::{ConvertError, config::AdapterConfig, refuse};
+use crate::{
+    convert::config::Config,
+    gguf::{self, Header, TensorInfo, Value},
+};
+
+/// How the factors of a matrix are called in a file: behind its own name.
+pub(super) const FACTORS: [&str; 2] = [".lora_a", ".lora_b"];
+const OUTPUT: &str = "output.weight";
+pub(super) const EMBEDDING: &str = "token_embd.weight";
+/// Digits that tell two bases apart.
+const FINGERPRINT_DIGITS: usize = 16;
+
+/// llama.cpp's names of architectures and the classes of the transformers library whose tensors they have. Where a mixture
+/// of experts has no name of its own, the second is its class.
+const CLASSES: &[(&str, &str, Option<&str>)] = &[
+    ("bert", "BertModel", None),
+    ("gemma", "GemmaForCausalLM", None),
+    ("gemma2", "Gemma2ForCausalLM", None),
+    ("gemma3", "Gemma3ForCausalLM", None),
+    ("gpt2", "GPT2LMHeadModel", None),
+    ("granite", "GraniteForCausalLM", None),
+    ("granitemoe", "GraniteMoeForCausalLM", None),
+    ("lfm2", "Lfm2ForCausalLM", None),
+    ("llama", "LlamaForCausalLM", Some("MixtralForCausalLM")),
+    ("modern-bert", "ModernBertModel", None),
+    ("olmo2", "Olmo2ForCausalLM", None),
+    ("olmoe", "OlmoeForCausalLM", None),
+    ("phi3", "Phi3ForCausalLM", None),
+    ("qwen2", "Qwen2ForCausalLM", None),
+    ("qwen2moe", "Qwen2MoeForCausalLM", None),
+    ("qwen3", "Qwen3ForCausalLM", None),
+    ("qwen3moe", "Qwen3MoeForCausalLM", None),
+    ("smollm3", "SmolLM3ForCausalLM", None),
+];
+/// Sizes: where the file says them, and where `config.json` does.
+const SIZES: &[(&str, &str)] = &[
+    ("block_count", "num_hidden_layers"),
+    ("context_length", "max_position_embeddings"),
+    ("context_length", "n_positions"),
+    ("embedding_length", "hidden_size"),
+    ("feed_forward_length", "intermediate_size"),
+    ("feed_forward_length", "n_inner"),
+    ("expert_feed_forward_length", "moe_intermediate_size"),
+    ("expert_shared_feed_forward_length", "shared_expert_intermediate_size"),
+    ("expert_shared_feed_forward_length", "shared_intermediate_size"),
+    ("attention.head_count", "num_attention_heads"),
+    ("attention.head_count_kv", "num_key_value_heads"),
+    ("attention.key_length", "head_dim"),
+    ("expert_count", "num_experts"),
+    ("expert_count", "num_local_experts"),
+    ("expert_used_count", "num_experts_per_tok"),
+    ("shortconv.l_cache", "conv_L_cache"),
+];
+
+/// The model that an adapter is for.
+#[derive(Debug)]
+pub struct AdapterBase {
+    architecture: String,
+    /// What `config.json` would say; `None` if no class is known.
+    config: Option<String>,
+    /// By name, the fastest dimension first.
+    dims: HashMap<String, Vec<u64>>,
+}
+
+impl AdapterBase {
+    /// The base whose file, or files, have these headers.
+    #[must_use]
+    pub fn of(shards: &[Header]) -> Self {
+        let architecture = shards.iter().map(Header::architecture).find(|name| !name.is_empty());
+        let tensors = shards.iter().flat_map(|shard| &shard.tensors);
+        let mut base = Self {
+            architecture: architecture.unwrap_or_default().to_owned(),
+            config: None,
+            dims: tensors
+                .map(|tensor| (tensor.name.clone(), tensor.dims.clone()))
+                .collect(),
+        };
+        let header = shards
+            .iter()
+            .find(|shard| shard.hyperparameter("block_count").is_some());
+        base.config = header.and_then(|header| base.config_of(header));
+        base
+    }
+
+    fn config_of(&self, header: &Header) -> Option<String> {
+        let sizes = |key: &str| header.hyperparameter(key).map(Value::integers).unwrap_or_default();
+        let (_, class, mixture) = CLASSES.iter().find(|(name, ..)| *name == self.architecture)?;
+        let has_experts = sizes("expert_count").iter().any(|count| *count > 0);
+        let class = mixture.filter(|_| has_experts).unwrap_or(class);
+        let mut config = json!({
+            "architectures": [class],
+            "vocab_size": self.dims.get(EMBEDDING).and_then(|dims| dims.get(1)),
+            "type_vocab_size": self.dims.get("token_types.weight").and_then(|dims| dims.get(1)),
+            "tie_word_embeddings": self.is_tied(),
+            // What the engine takes for granted of each architecture.
+            "norm_topk_prob": self.architecture == "qwen3moe",
+            "block_auto_adjust_ff_dim": false,
+        });
+        for (from, to) in SIZES {
+            // Where layers differ, it is the size of those that have the thing at all.
+            if let Some(size) = sizes(from).into_iter().max() {
+                config[*to] = Json::from(size);
+            }
+        }
+        let key_heads = sizes("attention.head_count_kv");
+        if key_heads.len() > 1 {
+            let kinds = key_heads.iter().map(|heads| match heads {
+                0 => "conv",
+                _ => "full_attention",
+            });
+            config["layer_types"] = kinds.collect();
+        }
+        Some(config.to_string())
+    }
+
+    /// Whether the output matrix is the embedding.
+    fn is_tied(&self) -> bool {
+        !self.dims.contains_key(OUTPUT)
+    }
+
+    /// Tells apart the bases for which one adapter becomes different files.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let text = self.config.as_deref().unwrap_or(&self.architecture);
+        let digest = Sha256::digest(text);
+        let mut digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        digits.truncate(FINGERPRINT_DIGITS);
+        digits
+    }
+
+    pub(super) fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    pub(super) fn config(&self) -> Result<Config, ConvertError> {
+        match &self.config {
+            Some(json) => Config::parse(json),
+            None => refuse(format!(
+                "its tensors' names are not known for the architecture {:?} of the base; choose an adapter that is a GGUF file",
+                self.architecture
+            )),
+        }
+    }
+
+    /// Names of matrices that only some models of a class have, and this one has.
+    pub(super) fn optional_matrices(&self) -> impl Iterator<Item = &'static str> {
+        (!self.is_tied()).then_some("lm_head").into_iter()
+    }
+
+    /// Refuses an adapter that the engine would refuse, or that would end its process.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn check(&self, adapter: &Header) -> Result<(), ConvertError> {
+        let text = |key: &str| adapter.get(key).and_then(Value::as_str).unwrap_or_default();
+        if (text("general.type"), text("adapter.type")) != ("adapter", "lora") {
+            return refuse("its GGUF file is no LoRA adapter but a model".to_owned());
+        }
+        if adapter.architecture() != self.architecture {
+            return refuse(format!(
+                "it was made for a model of the architecture {:?}, and the base is of {:?}",
+                adapter.architecture(),
+                self.architecture
+            ));
+        }
+        if !matches!(adapter.get("adapter.lora.alpha"), Some(Value::F32(alpha)) if alpha.is_finite()) {
+            return refuse("its GGUF file does not say how strong it is".to_owned());
+        }
+        if adapter.get("adapter.alora.invocation_tokens").is_some() {
+            return refuse("it is an aLoRA, which begins in the midst of a text".to_owned());
+        }
+        gguf::precheck(adapter)?;
+        if adapter.tensors.is_empty() {
+            return refuse("it changes nothing".to_owned());
+        }
+        let [first, second] = FACTORS;
+        let named: HashMap<&str, &TensorInfo> = adapter.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+        for tensor in &adapter.tensors {
+            let name = tensor.name.as_str();
+            let Some(matrix) = name.strip_suffix(first).or_else(|| name.strip_suffix(second)) else {
+                return refuse(format!("{name:?} is none of two factors of a matrix"));
+            };
+            let factor = |suffix: &str| named.get(format!("{matrix}{suffix}").as_str()).copied();
+            let (Some(a), Some(b)) = (factor(first), factor(second)) else {
+                return refuse(format!("one of the factors of {matrix:?} is missing"));
+            };
+            self.check_pair(matrix, &a.dims, &b.dims)?;
+        }
+        Ok(())
+    }
+
+    fn check_pair(&self, matrix: &str, a: &[u64], b: &[u64]) -> Result<(), ConvertError> {
+        let Some(dims) = self.dims.get(matrix) else {
+            return refuse(match (matrix, self.is_tied()) {
+                (OUTPUT, true) => "it changes the output matrix, which in this base is the embedding".to_owned(),
+                _ => format!("it changes {matrix:?}, which the base does not have"),
+            });
+        };
+        let is_embedding = matrix == EMBEDDING;
+        if is_embedding && self.is_tied() {
+            return refuse("it changes the embedding, which in this base is the output matrix, too".to_owned());
+        }
+        // The embedding is looked up by rows, so that its first factor lies the other way round.
+        let fits = match (dims.as_slice(), a, b) {
+            ([inner, outer], [rank, rows], [columns, height]) if is_embedding => {
+                rank == columns && rows == outer && height == inner
+            }
+            ([inner, outer], [width, rank], [columns, height]) => width == inner && rank == columns && height == outer,
+            ([inner, outer, experts], [width, rank, many], [columns, height, as_many]) => {
+                width == inner && rank == columns && height == outer && many == experts && as_many == experts
+            }
+            _ => false,
+        };
+        if fits {
+            return Ok(());
+        }
+        refuse(format!(
+            "its factors of {matrix:?} have the dimensions {a:?} and {b:?}, which do not make a matrix of {dims:?}; it was \
+             made for another model"
+        ))
+    }
+}
+
+/// Refuses an adapter that can never be applied, as far as its `adapter_config.json` shows: worth asking before weights are
+/// fetched.
+///
+/// # Errors
+/// What about it cannot be applied.
+pub fn check_adapter_config(json: &str) -> Result<(), ConvertError> {
+    AdapterConfig::parse(json).map(drop)
+}

@@ -1,0 +1,255 @@
+//! LoRA adapters of the PEFT library as GGUF files: two small factors for each matrix that they change.
+//!
+//! Which tensors a file calls what, and in which order it wants their rows, is known from the same families that convert
+//! whole checkpoints: a family is run on the base's sizes without weights, and what it does with the rows of a matrix is
+//! done with the rows of its second factor. The first has the matrix's columns, which no family changes.
+
+mod base;
+mod config;
+#[cfg(test)]
+mod golden;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+pub use base::{AdapterBase, check_adapter_config};
+
+use base::{EMBEDDING, FACTORS};
+use config::AdapterConfig;
+
+use super::{
+    ConvertError, Recipe, VirtualGguf, arch,
+    recipe::Rows,
+    safetensors::{self, Dtype, Stored},
+};
+use crate::gguf::{GgmlType, TensorSpec, Value};
+
+/// The weights of an adapter.
+const WEIGHTS: &str = "adapter_model.safetensors";
+/// What PEFT puts in front of every name.
+const PREFIX: &str = "base_model.model.";
+/// What it calls an adapter of which nobody has said the name.
+const NAMELESS: &str = ".default";
+/// What classes put in front of names that they share with others.
+const CLASS_PREFIXES: [&str; 4] = ["model.", "transformer.", "bert.", "roberta."];
+
+/// The factors of a matrix: their product is what is added to it.
+#[derive(Debug)]
+struct Pair {
+    /// As PEFT calls it, for the patterns of its settings.
+    module: String,
+    /// `[rank, columns]`.
+    a: Stored,
+    /// `[rows, rank]`.
+    b: Stored,
+    /// Of a table that is looked up by rows, and so stored the other way round.
+    is_embedding: bool,
+}
+
+/// Factors by the name of their matrix.
+type Pairs = BTreeMap<String, Pair>;
+
+/// Plans the GGUF file of the adapter in a folder, for this base. Reads its configuration and the header of its weights.
+///
+/// # Errors
+/// If the folder holds no LoRA adapter, or one that cannot be applied to the base.
+pub fn plan_adapter(folder: &Path, name: &str, base: &AdapterBase) -> Result<VirtualGguf, ConvertError> {
+    let config = AdapterConfig::read(folder)?;
+    let base_config = base.config()?;
+    let pairs = pairs(safetensors::open_file(folder, WEIGHTS)?)?;
+    let Some(first) = pairs.values().next() else {
+        return refuse("it changes nothing".to_owned());
+    };
+    let alpha = config.usual_strength(rank(first));
+    let mut matrices: BTreeSet<String> = pairs.keys().cloned().collect();
+    matrices.extend(base.optional_matrices().map(str::to_owned));
+    let traced = arch::trace(&base_config, &first.a.shard, |name| matrices.contains(&stem(name)))?;
+
+    let mut unused: BTreeSet<&str> = pairs.keys().map(String::as_str).collect();
+    let mut recipes = Vec::new();
+    for recipe in &traced {
+        let stems: Vec<String> = recipe.sources().map(|source| stem(&source.name)).collect();
+        let found: Vec<&Pair> = stems.iter().filter_map(|stem| pairs.get(stem)).collect();
+        if found.is_empty() {
+            continue;
+        }
+        if found.len() < stems.len() {
+            return refuse(format!("it changes only some of the parts of {:?}", recipe.spec().name));
+        }
+        for stem in &stems {
+            unused.remove(stem.as_str());
+        }
+        recipes.extend(factors(recipe, &found, &config, alpha)?);
+    }
+    if let Some(name) = unused.first() {
+        return refuse(format!(
+            "it changes {name:?}, which a base of the architecture {:?} does not have; it was made for another model",
+            base.architecture()
+        ));
+    }
+    let text = |key: &str, text: &str| (key.to_owned(), Value::String(text.to_owned()));
+    let metadata = vec![
+        text("general.architecture", base.architecture()),
+        text("general.type", "adapter"),
+        text("general.name", name),
+        text("adapter.type", "lora"),
+        ("adapter.lora.alpha".to_owned(), Value::F32(alpha as f32)),
+    ];
+    VirtualGguf::new(metadata, recipes)
+}
+
+fn refuse<T>(reason: String) -> Result<T, ConvertError> {
+    Err(ConvertError::Adapter(reason))
+}
+
+fn rank(pair: &Pair) -> u64 {
+    pair.a.shape.first().copied().unwrap_or(0)
+}
+
+/// The name of a matrix without what differs from class to class.
+fn stem(name: &str) -> String {
+    let name = name.strip_suffix(".weight").unwrap_or(name);
+    let name = name.replace("language_model.", "").replace("text_model.", "");
+    let mut rest = name.as_str();
+    while let Some(shorter) = CLASS_PREFIXES.iter().find_map(|prefix| rest.strip_prefix(prefix)) {
+        rest = shorter;
+    }
+    rest.to_owned()
+}
+
+/// Sorts the tensors of a file.
+fn pairs(tensors: safetensors::Tensors) -> Result<Pairs, ConvertError> {
+    let mut halves: BTreeMap<(String, bool), [Option<Stored>; 2]> = BTreeMap::new();
+    for (name, tensor) in tensors {
+        // What some tools copy out of the base.
+        if name.contains(".base_layer.") {
+            continue;
+        }
+        let Some((module, half, is_embedding)) = factor_of(&name) else {
+            return refuse(format!(
+                "it holds {name:?}, which is none of two factors of a matrix and cannot be applied; merge it into its base \
+                 and serve that"
+            ));
+        };
+        let pair = halves.entry((module, is_embedding)).or_default();
+        if pair[half].replace(tensor).is_some() {
+            return refuse(format!("it holds {name:?} twice"));
+        }
+    }
+    let mut pairs = Pairs::new();
+    for ((module, is_embedding), halves) in halves {
+        let [Some(a), Some(b)] = halves else {
+            return refuse(format!("one of the factors of {module:?} is missing"));
+        };
+        let fits = match (a.shape.as_slice(), b.shape.as_slice()) {
+            ([rank, _], [_, columns]) => rank == columns,
+            _ => false,
+        };
+        if !fits {
+            return refuse(format!(
+                "the factors of {module:?} have the shapes {:?} and {:?}, which make no matrix",
+                a.shape, b.shape
+            ));
+        }
+        let stem = stem(&module);
+        let pair = Pair {
+            module,
+            a,
+            b,
+            is_embedding,
+        };
+        if let Some(twice) = pairs.insert(stem, pair) {
+            return refuse(format!("it changes {:?} twice", twice.module));
+        }
+    }
+    Ok(pairs)
+}
+
+/// The module of a tensor, which of its factors it is, and whether of an embedding.
+fn factor_of(name: &str) -> Option<(String, usize, bool)> {
+    const ENDS: [(&str, usize, bool); 4] = [
+        (".lora_A", 0, false),
+        (".lora_B", 1, false),
+        (".lora_embedding_A", 0, true),
+        (".lora_embedding_B", 1, true),
+    ];
+    let name = name.strip_prefix(PREFIX).unwrap_or(name);
+    let name = name.strip_suffix(".weight").unwrap_or(name);
+    let name = name.strip_suffix(NAMELESS).unwrap_or(name);
+    let (module, half, is_embedding) = ENDS
+        .iter()
+        .find_map(|(end, half, is_embedding)| Some((name.strip_suffix(end)?, *half, *is_embedding)))?;
+    Some((module.to_owned(), half, is_embedding))
+}
+
+/// The two tensors that change the one that a recipe makes.
+fn factors(recipe: &Recipe, pairs: &[&Pair], config: &AdapterConfig, alpha: f64) -> Result<[Recipe; 2], ConvertError> {
+    let name = recipe.spec().name.as_str();
+    let [name_a, name_b] = FACTORS.map(|suffix| format!("{name}{suffix}"));
+    let unsuited = || {
+        refuse(format!(
+            "it changes {name:?}, which the engine does not let adapters change"
+        ))
+    };
+    let Some(first) = pairs.first() else {
+        return unsuited();
+    };
+    let is_same_size = |pair: &&Pair| pair.a.shape == first.a.shape && pair.b.shape == first.b.shape;
+    if !pairs.iter().all(is_same_size) {
+        return refuse(format!("its factors of the parts of {name:?} have different sizes"));
+    }
+    let strength = |pair: &Pair| (config.strength(&pair.module, rank(pair)) / alpha) as f32;
+    if pairs.iter().any(|pair| strength(pair) != strength(first)) {
+        return refuse(format!(
+            "its factors of the parts of {name:?} are of different strength"
+        ));
+    }
+    let columns = first.a.row_elements();
+    let (rank, dims) = (rank(first), recipe.spec().dims.as_slice());
+    let (a, b) = match (dims, recipe.row_parts()) {
+        // Looked up by rows: the first factor is turned.
+        (_, Some([_])) if first.is_embedding && name == EMBEDDING => {
+            let turned = Recipe::columns(TensorSpec::new(name_a, GgmlType::F32, [rank, columns]), &first.a);
+            (turned, plain(name_b, &first.b))
+        }
+        _ if first.is_embedding => return unsuited(),
+        ([_, rows], Some([part])) => {
+            let spec = TensorSpec::new(name_b, GgmlType::F32, [rank, *rows]);
+            (plain(name_a, &first.a), Recipe::rows(spec, vec![part.of(&first.b)?]))
+        }
+        // A matrix that is stored the other way round; its factors are not.
+        ([_, _], None) if recipe.is_turned() => (plain(name_a, &first.a), plain(name_b, &first.b)),
+        ([_, rows, experts], Some(parts)) if parts.len() as u64 == *experts && parts.len() == pairs.len() => {
+            let stacked = |name: String, dims: [u64; 2], of: fn(&Pair) -> &Stored| {
+                let spec = TensorSpec::new(name, GgmlType::F32, [dims[0], dims[1], *experts]);
+                Recipe::rows(spec, pairs.iter().map(|pair| Rows::all(of(pair))).collect())
+            };
+            (
+                stacked(name_a, [columns, rank], |pair| &pair.a),
+                stacked(name_b, [rank, *rows], |pair| &pair.b),
+            )
+        }
+        _ => return unsuited(),
+    };
+    Ok([typed(a, &first.a, 1.0), typed(b, &first.b, strength(first))])
+}
+
+fn plain(name: String, source: &Stored) -> Recipe {
+    let dims: Vec<u64> = source.shape.iter().rev().copied().collect();
+    Recipe::rows(TensorSpec::new(name, GgmlType::F32, dims), vec![Rows::all(source)])
+}
+
+/// In the stored type, unless the numbers are changed.
+fn typed(mut recipe: Recipe, source: &Stored, times: f32) -> Recipe {
+    let kind = match source.dtype {
+        Dtype::F16 if times == 1.0 => GgmlType::F16,
+        Dtype::BF16 if times == 1.0 => GgmlType::BF16,
+        _ => GgmlType::F32,
+    };
+    recipe.set_type(kind);
+    recipe.times(times)
+}

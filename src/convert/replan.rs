@@ -1,0 +1,93 @@
+//! A plan made again from its header, which was kept: the tokenizer is not read a second time.
+
+use std::{fs::File, io::Read, path::Path};
+
+use super::{ConvertError, VirtualGguf, arch, config::Config, safetensors};
+use crate::gguf::{Header, Value};
+
+/// Plans the file of a checkpoint whose header was kept. Reads configuration and headers of the weights, and finds out
+/// whether they still are what the kept header was made of.
+///
+/// # Errors
+/// If the folder does not hold that checkpoint any more.
+pub fn replan(folder: &Path, kept: &Path) -> Result<VirtualGguf, ConvertError> {
+    let changed = |what: String| {
+        ConvertError::Incomplete(format!(
+            "the checkpoint in {} is not the one that {} was made of ({what}); delete the model and pull it again",
+            folder.display(),
+            kept.display()
+        ))
+    };
+    let header = Header::open(kept)?;
+    let config = Config::read(folder)?;
+    let build = arch::build(folder, &config, safetensors::open(folder)?)?;
+    let differs = |(key, value): &&(String, Value)| header.get(key) != Some(value);
+    if let Some((key, _)) = build.keys.iter().find(differs) {
+        return Err(changed(format!("{key} has another value")));
+    }
+    let mut recipes = build.recipes;
+    if recipes.len() != header.tensors.len() {
+        return Err(changed(format!("it has {} tensors", recipes.len())));
+    }
+    for (recipe, tensor) in recipes.iter_mut().zip(&header.tensors) {
+        recipe.set_type(tensor.element_type);
+    }
+    let metadata = header.metadata.iter();
+    let metadata = metadata.map(|(key, value)| (key.to_owned(), value.clone())).collect();
+    let model = VirtualGguf::new(metadata, recipes)?;
+    let mut bytes = Vec::new();
+    File::open(kept)
+        .and_then(|file| file.take(header.data_start).read_to_end(&mut bytes))
+        .map_err(ConvertError::io(kept, "read"))?;
+    if bytes != model.header() || header.file_len != model.file_len() {
+        return Err(changed("its tensors have other names or sizes".to_owned()));
+    }
+    Ok(model)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::convert::{TargetType, golden::assembled, plan};
+
+    #[test]
+    fn another_checkpoint_is_not_taken_for_the_same() {
+        let folder = assembled("qwen3");
+        let kept = folder.path().join("kept.gguf");
+        let keep = |target| {
+            let planned = plan(folder.path(), "test", target).unwrap();
+            let new = crate::stdx::new_file::NewFile::create(&kept).unwrap();
+            planned.model.write_header(&new).unwrap();
+            new.finish().unwrap();
+        };
+        for target in [TargetType::Q8_0, TargetType::Stored] {
+            keep(target);
+            let again = replan(folder.path(), &kept).unwrap();
+            assert_eq!(
+                again.header(),
+                plan(folder.path(), "test", target).unwrap().model.header()
+            );
+        }
+        let config = folder.path().join("config.json");
+        let text = fs::read_to_string(&config).unwrap();
+        let refusal = |text: &str| {
+            fs::write(&config, text).unwrap();
+            replan(folder.path(), &kept).unwrap_err().to_string()
+        };
+        let changed = text.replace("\"rms_norm_eps\": 1e-06", "\"rms_norm_eps\": 1e-05");
+        assert_ne!(changed, text);
+        let error = refusal(&changed);
+        assert!(
+            error.contains("layer_norm_rms_epsilon") && error.contains("pull it again"),
+            "{error}"
+        );
+        assert!(refusal("{").contains("config.json"));
+        fs::write(&config, &text).unwrap();
+        fs::write(&kept, "GGUF").unwrap();
+        assert!(replan(folder.path(), &kept).is_err());
+        fs::remove_file(&kept).unwrap();
+        assert!(replan(folder.path(), &kept).is_err());
+    }
+}
