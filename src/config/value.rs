@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Display, path::PathBuf, time::Duration};
 
 use serde_json::{Value as Json, json};
 
-use super::{JsonSchemas, LogFormat, ProviderName, SplitMode, UnsupportedTools, suggest::hint};
+use super::{DoubtfulTokenizers, JsonSchemas, LogFormat, ProviderName, SplitMode, UnsupportedTools, suggest::hint};
 use crate::{
     inference::{KeepAlive, KvCacheType, Switch},
     stdx::{Secret, go_duration, go_duration::GoDuration},
@@ -311,6 +311,10 @@ impl Named for UnsupportedTools {
         ("refuse", Self::Refuse),
         ("prompt", Self::Prompt),
     ];
+}
+
+impl Named for DoubtfulTokenizers {
+    const NAMES: &'static [(&'static str, Self)] = &[("refuse", Self::Refuse), ("warn", Self::Warn)];
 }
 
 impl Named for JsonSchemas {

@@ -476,3 +476,20 @@ fn a_pre_tokenizer_of_unknown_structure_is_found_by_trying() {
         }
     }
 }
+
+/// More tokens end an answer than the container has keys for.
+#[test]
+fn the_engine_knows_every_end_of_an_answer() {
+    let golden = read("llama3");
+    let folder = assemble("llama3", &golden);
+    fs::write(
+        folder.path().join("generation_config.json"),
+        r#"{"eos_token_id": [267, 268, 269, 5, 7]}"#,
+    )
+    .unwrap();
+    let context = engine(folder.path(), ContextPurpose::Generate, &[], Way::File);
+    let ends: Vec<i32> = (0..296)
+        .filter(|token| context.model().is_end_of_generation(*token))
+        .collect();
+    assert_eq!(ends, [5, 7, 267, 268, 269]);
+}

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::Value as Json;
 
 use super::{Files, Vocabulary};
-use crate::gguf::{Array, END_TOKENS_KEY, Value};
+use crate::gguf::{END_TOKENS_KEY, Value};
 
 /// Names in `tokenizer_config.json` and in the container. The third is the container's own spelling.
 const KINDS: &[(&str, &str)] = &[
@@ -27,8 +27,8 @@ const FRAMES: &[(&str, &str)] = &[
 /// Kinds of tokens that end an answer, the first being the usual one.
 const ENDS: [&str; 3] = ["eos", "eot", "eom"];
 
-/// Tokens that end an answer, at most: those of a file that has many more are a mistake.
-const MAX_ENDS: usize = 64;
+/// Tokens that end an answer beyond those with a key, at most. llama.cpp tells no longer texts than a list of so many.
+const MAX_ENDS: usize = 24;
 
 /// Keys of special tokens.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ pub(super) fn metadata(files: &Files<'_>, vocabulary: &Vocabulary, notes: &mut V
     }
     found.find_ids(files, vocabulary);
     let ends = found.find_ends(files, vocabulary, notes);
-    let own = (!ends.is_empty()).then(|| (END_TOKENS_KEY.to_owned(), Value::Array(Array::U32(ends))));
+    let own = (!ends.is_empty()).then(|| (END_TOKENS_KEY.to_owned(), Value::String(ends.join(","))));
     Special {
         ggml: found.keys(),
         own: own.into_iter().collect(),
@@ -200,7 +200,7 @@ impl Found {
 
     /// Every token that ends an answer, of all files that name some. The engine has room for three, and knows others by
     /// their texts; where there are more, all of them are returned.
-    fn find_ends(&mut self, files: &Files<'_>, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Vec<u32> {
+    fn find_ends(&mut self, files: &Files<'_>, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Vec<String> {
         let of_text = files.model.get("text_config").and_then(|text| text.get("eos_token_id"));
         let named = [
             files.generation.get("eos_token_id"),
@@ -237,7 +237,7 @@ impl Found {
             return Vec::new();
         }
         let all = ENDS.iter().filter_map(|kind| self.ids.get(kind)).chain(&more);
-        all.filter_map(|id| u32::try_from(*id).ok()).collect()
+        all.map(u64::to_string).collect()
     }
 
     fn keys(self) -> Vec<(&'static str, Value)> {
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(keys["eom_token_id"], Value::U32(5));
         assert_eq!(keys["bos_token_id"], Value::U32(1));
         assert!(!keys.contains_key("padding_token_id"), "it is out of range");
-        assert_eq!(keys[OWN], Value::Array(Array::U32(vec![3, 4, 5, 2])));
+        assert_eq!(keys[OWN], Value::String("3,4,5,2".to_owned()));
         assert!(notes.is_empty(), "{notes:?}");
     }
 
