@@ -11,6 +11,7 @@
 
 mod adapter;
 mod arch;
+mod card;
 mod cast;
 mod config;
 mod error;
@@ -40,4 +41,4 @@ pub use tokenizer::TokenizerCheck;
 pub use write::Progress;
 
 /// Changes when a conversion makes something else of the same checkpoint, so that what is kept is made again.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;

@@ -5,7 +5,7 @@ use std::{fmt, path::Path, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConvertError, Recipe, VirtualGguf, arch,
+    ConvertError, Recipe, VirtualGguf, arch, card,
     config::Config,
     mix::{self, Shape},
     safetensors::{self, Dtype},
@@ -288,14 +288,16 @@ impl Draft {
         };
         let text = |key: &str, text: &str| (key.to_owned(), Value::String(text.to_owned()));
         let mut general = vec![text("general.architecture", arch), text("general.type", "model")];
-        if is_safe_name(name, tokenizer.keys()) {
-            general.push(text("general.name", name));
-        }
         general.push(("general.file_type".to_owned(), Value::U32(number)));
         general.push((
             "general.quantization_version".to_owned(),
             Value::U32(QUANTIZATION_VERSION),
         ));
+        let of_card = card::metadata(folder, name, &recipes)?.into_iter();
+        let is_safe = |(key, value): &(String, Value)| {
+            key != "general.name" || value.as_str().is_some_and(|name| is_safe_name(name, tokenizer.keys()))
+        };
+        general.extend(of_card.filter(is_safe));
         Ok(Self {
             general,
             keys: build.keys,
