@@ -234,7 +234,10 @@ fn a_doubtful_tokenizer_is_refused_or_said() {
     let check = |daemon: &Hubllama, name: &str| {
         let (status, shown) = post(daemon, "/api/show", &json!({ "model": name }));
         assert_eq!(status, 200, "{shown}");
-        assert_eq!(shown["license"], "apache-2.0", "the card is read, and the file says what it said");
+        assert_eq!(
+            shown["license"], "apache-2.0",
+            "the card is read, and the file says what it said"
+        );
         assert_eq!(shown["model_info"]["general.license"], "apache-2.0");
         shown["model_info"]["hubllama.tokenizer_check"]
             .as_str()
