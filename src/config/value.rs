@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt::Display, path::PathBuf, time::Duration};
 
 use serde_json::{Value as Json, json};
 
-use super::{DoubtfulTokenizers, JsonSchemas, LogFormat, ProviderName, SplitMode, UnsupportedTools, suggest::hint};
+use super::{
+    DoubtfulTokenizers, JsonSchemas, LogFormat, ProviderName, SplitMode, UnsupportedTools, WeightType, XetUse,
+    suggest::hint,
+};
 use crate::{
     inference::{KeepAlive, KvCacheType, Switch},
     stdx::{Secret, go_duration, go_duration::GoDuration},
@@ -319,6 +322,15 @@ impl Named for DoubtfulTokenizers {
 
 impl Named for JsonSchemas {
     const NAMES: &'static [(&'static str, Self)] = &[("relaxed", Self::Relaxed), ("strict", Self::Strict)];
+}
+
+impl Named for WeightType {
+    const NAMES: &'static [(&'static str, Self)] = Self::ALL;
+}
+
+impl Named for XetUse {
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("off", Self::Off), ("auto", Self::Auto), ("always", Self::Always)];
 }
 
 impl Named for LogFormat {

@@ -16,10 +16,12 @@ mod cast;
 mod config;
 mod error;
 mod files;
+mod fp8;
 #[cfg(test)]
 mod golden;
 mod mix;
 mod model;
+mod mxfp4;
 mod plan;
 mod progress;
 mod recipe;
@@ -32,7 +34,9 @@ mod write;
 pub use adapter::{AdapterBase, check_adapter_config, plan_adapter};
 pub use error::{ConvertError, ConvertFault};
 pub use model::VirtualGguf;
-pub use plan::{Cut, Planned, Quantization, TargetType, check_config, plan, plan_checked};
+pub use plan::{
+    Cut, Planned, Quantization, TargetType, check_config, has_projector, plan, plan_checked, plan_projector,
+};
 pub use progress::{Advance, Stage};
 pub use recipe::{Recipe, RowQuantizer, Scratch};
 pub use replan::replan;

@@ -104,8 +104,8 @@ struct Vocabulary {
     extra: Vec<(&'static str, Value)>,
 }
 
-/// A tokenizer as metadata.
-#[derive(Debug)]
+/// A tokenizer as metadata; the default is none.
+#[derive(Debug, Default)]
 pub(super) struct Tokenizer {
     keys: Vec<(String, Value)>,
     pre: Vec<&'static str>,
