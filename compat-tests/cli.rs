@@ -16,6 +16,9 @@ use crate::harness::{
     raw_http::PATIENCE,
 };
 
+mod checkpoints;
+mod updates;
+
 const REPO: &str = "Example-Org/Small-GGUF";
 const NAME: &str = "hf:Example-Org/Small-GGUF:Q4_1";
 

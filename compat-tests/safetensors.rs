@@ -20,7 +20,7 @@ const EIGHT: &str = "hf:Example-Org/SmolLM2:Q8_0";
 const TINY: &str = "Example-Org/Tiny";
 
 /// Puts a folder into a repository, the weights as large files.
-fn publish(hub: &FakeHub, repo: &str, folder: &Path) {
+pub(crate) fn publish(hub: &FakeHub, repo: &str, folder: &Path) {
     for name in names(folder) {
         let path = folder.join(&name);
         if name.ends_with(".safetensors") {
@@ -85,6 +85,16 @@ fn asks_for_paris(daemon: &Hubllama, model: &str) {
     let (status, reply) = post(daemon, "/api/chat", &request);
     let answer = reply["message"]["content"].as_str().unwrap_or_default();
     assert!(status == 200 && answer.contains("Paris"), "{model}: {reply}");
+}
+
+/// A checkpoint of an architecture that nobody knows.
+fn unknown() -> tempfile::TempDir {
+    let unknown = checkpoint("qwen3", "qwen");
+    let path = unknown.path().join("config.json");
+    let config = fs::read_to_string(&path).expect("a configuration");
+    fs::write(path, config.replace("Qwen3ForCausalLM", "BrandNewForCausalLM")).expect("written");
+    fs::write(unknown.path().join("model.safetensors"), "never fetched").expect("written");
+    unknown
 }
 
 fn generate(daemon: &Hubllama, model: &str) -> (u16, Value) {
@@ -185,11 +195,7 @@ fn a_first_use_converts_too_and_says_what_cannot_be_converted() {
         Source::Path(crate::harness::hubllama::gguf()),
     );
     publish(&hub, "Example-Org/Both", tiny.path());
-    let unknown = checkpoint("qwen3", "qwen");
-    let path = unknown.path().join("config.json");
-    let config = fs::read_to_string(&path).expect("a configuration");
-    fs::write(path, config.replace("Qwen3ForCausalLM", "BrandNewForCausalLM")).expect("written");
-    fs::write(unknown.path().join("model.safetensors"), "never fetched").expect("written");
+    let unknown = unknown();
     publish(&hub, "Example-Org/Unknown", unknown.path());
     let daemon = Setup::default()
         .hub(hub.url())
@@ -301,6 +307,50 @@ fn an_answer_ends_at_every_token_that_ends_one() {
         (status, &reply["response"], &reply["done_reason"]),
         (200, &json!(""), &json!("stop")),
         "{reply}"
+    );
+}
+
+#[test]
+fn what_cannot_be_converted_is_said_with_where_it_is_to_be_had() {
+    let hub = FakeHub::start();
+    publish(&hub, "Example-Org/Unknown", unknown().path());
+    let made_from = "base_model:quantized:Example-Org/Unknown";
+    for (repo, tag) in [
+        ("A/Other-GGUF", "base_model:quantized:Example-Org/Another"),
+        ("A/Tuned-GGUF", "base_model:finetune:Example-Org/Unknown"),
+        ("B/Unknown-GGUF", made_from),
+        ("C/Unknown-GGUF", made_from),
+        ("D/Unknown-GGUF", made_from),
+        ("E/Unknown-GGUF", made_from),
+    ] {
+        hub.add_small(repo, "m-Q4_0.gguf", repo);
+        hub.set_tags(repo, &["license:mit", tag]);
+    }
+    hub.add_small("A/Unknown-AWQ", "model.safetensors", "others");
+    hub.set_tags("A/Unknown-AWQ", &[made_from]);
+    let daemon = Setup::default().hub(hub.url()).start();
+    let error = |model: &str| {
+        let (status, reply) = post(&daemon, "/api/pull", &json!({"model": model, "stream": false}));
+        assert_eq!(status, 400, "{reply}");
+        reply["error"].as_str().unwrap_or_default().to_owned()
+    };
+    let said = error("hf:example-org/unknown");
+    assert!(said.contains("BrandNewForCausalLM"), "{said}");
+    assert!(
+        said.ends_with("GGUF files of it: hf:B/Unknown-GGUF, hf:C/Unknown-GGUF, hf:D/Unknown-GGUF"),
+        "{said}"
+    );
+    // Where nobody has made one, and where the search says nothing.
+    let other = unknown();
+    publish(&hub, "Example-Org/Lonely", other.path());
+    assert!(error("hf:Example-Org/Lonely").ends_with("GGUF files of the model"));
+    hub.faults(|faults| faults.search_hangs = true);
+    let started = std::time::Instant::now();
+    assert!(error("hf:Example-Org/Unknown").ends_with("GGUF files of the model"));
+    assert!(
+        started.elapsed() < std::time::Duration::from_secs(8),
+        "{:?}",
+        started.elapsed()
     );
 }
 

@@ -153,3 +153,51 @@ async fn what_another_user_has_is_used_where_it_is() {
     assert_eq!(walk(theirs.path()), before);
     drop(content);
 }
+
+#[tokio::test]
+async fn what_another_user_has_a_part_of_is_completed() {
+    let (mut bench, content, sha256) = Bench::with_model(2 * MIB);
+    let (theirs, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let other = HubConfig {
+        cache_dir: theirs.path().to_owned(),
+        ..bench.config.clone()
+    };
+    pull(&Hub::new(state.path()), &other, NAME).await.unwrap();
+    let before = walk(theirs.path());
+    // The commit that came since has a projector too, and the same weights.
+    let projector = noise(300_000);
+    let eye = bench
+        .server
+        .add(REPO, "mmproj-F16.gguf", Source::Bytes(projector.clone()));
+    bench.config.extra_caches = vec![theirs.path().to_owned()];
+    let weights = format!("/cdn/{sha256}");
+    let fetched = bench.server.hits(&weights).bytes;
+    let events = bench.pull(NAME).await.unwrap();
+    assert_eq!(shape(&events)[1..3], [sha256[..12].to_owned(), eye[..12].to_owned()]);
+    assert_eq!(bench.server.hits(&weights).bytes, fetched, "what they have is used");
+    let model = bench.hub.locate(&bench.config, &name(NAME)).await.unwrap();
+    assert!(model.files[0].starts_with(bench.cache.path()) && model.owned);
+    assert!(fs::read(&model.files[0]).unwrap() == content);
+    assert!(fs::read(model.mmproj.as_ref().unwrap()).unwrap() == projector);
+    let checked = bench.hub.verify(&model, |_| ()).await.unwrap();
+    assert!(checked.iter().all(|file| file.verdict == hubllama::hub::Verdict::Good));
+
+    // Ours are a link and the projector; theirs stays.
+    assert!(matches!(
+        bench.hub.delete_files(&bench.config, &name(NAME)).await,
+        Ok(Deleted::Unlisted)
+    ));
+    let blobs: Vec<PathBuf> = walk(bench.cache.path())
+        .into_iter()
+        .filter(|path| path.parent().is_some_and(|folder| folder.ends_with("blobs")))
+        .collect();
+    assert_eq!(blobs, Vec::<PathBuf>::new());
+    assert_eq!(walk(theirs.path()), before, "their cache is as it was");
+
+    // Where they remove it, the next pull fetches it.
+    bench.pull(NAME).await.unwrap();
+    fs::remove_dir_all(theirs.path().join("models--Test-Org--Tiny-GGUF")).unwrap();
+    assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());
+    bench.pull(NAME).await.unwrap();
+    bench.assert_complete(&content).await;
+}

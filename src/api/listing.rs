@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use super::Api;
 use crate::{
     config::Config,
+    hub::HfName,
     inference::ModelCard,
     provider::{Call, Kind, Owner, PlainName, prefers_ollama},
 };
@@ -184,10 +185,11 @@ pub(crate) async fn our_cards(api: &Api, call: &Call) -> Vec<(String, ModelCard)
 /// not begin a download. A name without a selector means the usual one, else any.
 pub(crate) fn find_listed<'a>(cards: impl Iterator<Item = &'a ModelCard>, name: &str) -> Option<&'a ModelCard> {
     let name = name.to_ascii_lowercase();
-    let name = name.strip_suffix(":latest").unwrap_or(&name);
+    let (name, adapters) = without_adapters(name.strip_suffix(":latest").unwrap_or(&name));
     let rank = |card: &ModelCard| {
         let listed = card.name.to_ascii_lowercase();
-        let selector = listed.strip_prefix(name)?;
+        let (listed, with) = without_adapters(&listed);
+        let selector = listed.strip_prefix(name).filter(|_| with == adapters)?;
         match selector {
             "" => Some(0),
             ":q4_k_m" => Some(1),
@@ -198,6 +200,15 @@ pub(crate) fn find_listed<'a>(cards: impl Iterator<Item = &'a ModelCard>, name: 
         .filter_map(|card| Some((rank(card)?, card)))
         .min_by_key(|(rank, _)| *rank)
         .map(|(_, card)| card)
+}
+
+/// A name's base, and what it has behind it.
+fn without_adapters(name: &str) -> (&str, &str) {
+    let adapters = HfName::parse(name).map_or(0, |name| {
+        let written = name.adapters.iter().map(|adapter| adapter.to_string().len() + 1);
+        written.sum()
+    });
+    name.split_at(name.len() - adapters)
 }
 
 /// A plain name as Ollama lists it: always with a tag.
@@ -289,6 +300,21 @@ mod tests {
             );
         }
         assert_eq!(find_listed(cards[..1].iter(), "hf:o/r").unwrap().name, "hf:o/r:Q8_0");
+    }
+
+    #[test]
+    fn a_model_with_adapters_is_another_one() {
+        let cards = ["hf:o/r:Q8_0+a/b", "hf:o/r:Q8_0", "hf:o/r:x+y.gguf"].map(crate::api::fake::card);
+        for (name, expected) in [
+            ("hf:o/r", Some("hf:o/r:Q8_0")),
+            ("hf:o/r+A/b:latest", Some("hf:o/r:Q8_0+a/b")),
+            ("hf:o/r:q8_0+a/b", Some("hf:o/r:Q8_0+a/b")),
+            ("hf:o/r:x+y.gguf", Some("hf:o/r:x+y.gguf")),
+            ("hf:o/r+a/c", None),
+        ] {
+            let found = find_listed(cards.iter(), name).map(|card| card.name.as_str());
+            assert_eq!(found, expected, "{name}");
+        }
     }
 
     #[test]

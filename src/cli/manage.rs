@@ -102,6 +102,7 @@ pub(super) async fn prune(inputs: &Inputs, apply: bool) -> anyhow::Result<ExitCo
         let kind = match waste.kind {
             WasteKind::Partial => "broken off",
             WasteKind::Superseded => "superseded",
+            WasteKind::Unconverted => "no use",
             WasteKind::Orphan => "unused",
         };
         println!("{kind:10}  {:>9}  {}", human_bytes(waste.bytes), waste.what);

@@ -1,7 +1,7 @@
 //! `pull` and `list`: through the running daemon, so that the service's cache is the one that fills; without one, in
 //! this process, in the cache that the configuration names.
 
-use std::{collections::HashMap, io::IsTerminal, process::ExitCode, sync::Arc};
+use std::{collections::HashMap, io::IsTerminal, process::ExitCode, sync::Arc, time::Duration};
 
 use futures_util::StreamExt;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -15,6 +15,9 @@ use crate::{
     provider::Converting,
     stdx::size::human_bytes,
 };
+
+/// The longest that a screen waits to say which models are there in a newer commit; it asks once a day.
+pub(super) const UPDATE_PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
@@ -77,6 +80,8 @@ pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
         "QUANTIZATION".into(),
         "MODIFIED".into(),
     ]];
+    let hub = Hub::new(&config.state_dir);
+    let mut names = None;
     match Daemon::find(&config).await? {
         Some(daemon) => {
             let listing = daemon.get("/api/tags").await?;
@@ -101,14 +106,14 @@ pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
                     text("/details/quantization_level"),
                     modified,
                 ]);
+                names.get_or_insert_with(Vec::new).push(text("/name"));
             }
         }
         None => {
             eprintln!("no daemon is running; listing {}", config.hub.cache_dir.display());
-            for model in Hub::new(&config.state_dir).list(&config.hub).await {
+            for model in hub.list(&config.hub).await {
                 let modified = minutes(&crate::stdx::timestamp::rfc3339_local(model.modified_at));
-                let label = model.canonical.rsplit(':').next().unwrap_or("-").to_owned();
-                rows.push([model.canonical, human_bytes(model.size_bytes), label, modified]);
+                rows.push([model.canonical, human_bytes(model.size_bytes), model.label, modified]);
             }
         }
     }
@@ -123,6 +128,21 @@ pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
             "{name:0$}  {size:>1$}  {label:2$}  {modified}",
             widths[0], widths[1], widths[2]
         );
+    }
+    let mut models = hub.list(&config.hub).await;
+    // The daemon may use another cache than this user's configuration says; of its models nothing is known here.
+    models.retain(|model| names.as_ref().is_none_or(|names| names.contains(&model.canonical)));
+    let updates = hub
+        .updates(&config.hub, &models, &config.state_dir, UPDATE_PATIENCE)
+        .await;
+    for (model, update) in models.iter().zip(updates) {
+        if let Some(update) = update {
+            eprintln!(
+                "update: {0} has {1} of new files on the Hub; hubllama pull {0}",
+                model.canonical,
+                human_bytes(update.bytes)
+            );
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

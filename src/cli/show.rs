@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use serde_json::{Map, Value, json};
 
-use super::client::Daemon;
+use super::{client::Daemon, models::UPDATE_PATIENCE};
 use crate::{
     config::{self, Config, Inputs},
     gguf,
-    hub::{HfName, Hub, LocalModel},
+    hub::{HfName, Hub, LocalModel, Update},
     stdx::size::human_bytes,
 };
 
@@ -27,23 +27,32 @@ pub(super) async fn show(inputs: &Inputs, name: &str, updates: bool) -> anyhow::
         }
     };
     print!("{}", sheet(name, &shown));
+    let hub = Hub::new(&config.state_dir);
     if updates {
-        println!("{}", update(&config, name).await?);
+        let text = match hub.update(&config.hub, &HfName::parse(name)?).await? {
+            None => "none: the Hub has the same files".to_owned(),
+            Some(update) => update_text(name, &update),
+        };
+        println!("{}", row("update", &text));
+    } else if let Some(update) = known_update(&hub, &config, name).await {
+        println!("{}", row("update", &update_text(name, &update)));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn update(config: &Config, name: &str) -> anyhow::Result<String> {
-    let hub = Hub::new(&config.state_dir);
-    let text = match hub.update(&config.hub, &HfName::parse(name)?).await? {
-        None => "none: the Hub has the same files".to_owned(),
-        Some(update) => format!(
-            "{} to fetch, commit {}; hubllama pull {name}",
-            human_bytes(update.bytes),
-            update.commit.get(..12).unwrap_or(&update.commit)
-        ),
-    };
-    Ok(row("update", &text))
+/// What is newer on the Hub, if that is known or said at once; nothing of a model that is in no cache of this user's.
+async fn known_update(hub: &Hub, config: &Config, name: &str) -> Option<Update> {
+    let models = [hub.locate(&config.hub, &HfName::parse(name).ok()?).await.ok()?];
+    let updates = hub.updates(&config.hub, &models, &config.state_dir, UPDATE_PATIENCE);
+    updates.await.pop()?
+}
+
+fn update_text(name: &str, update: &Update) -> String {
+    format!(
+        "{} to fetch, commit {}; hubllama pull {name}",
+        human_bytes(update.bytes),
+        update.commit.get(..12).unwrap_or(&update.commit)
+    )
 }
 
 /// What `/api/show` says, as far as files alone tell it.
@@ -119,6 +128,12 @@ fn sheet(name: &str, shown: &Value) -> String {
         add("file", Some(format!("{}  {size}", field("path").unwrap_or("-"))));
         add("  sha256", field("sha256").map(str::to_owned));
         add("  git sha1", field("git_sha1").map(str::to_owned));
+    }
+    let adapters = info.get("hubllama.adapters").and_then(Value::as_array);
+    for adapter in adapters.into_iter().flatten() {
+        let field = |key: &str| adapter.get(key).and_then(Value::as_str).unwrap_or("-");
+        add("adapter", Some(field("repository").to_owned()));
+        add("  commit", Some(field("commit").to_owned()));
     }
     add("template", own("template_source").map(str::to_owned));
     add("tokenizer", own("tokenizer_check").map(str::to_owned));

@@ -150,6 +150,11 @@ impl Config {
         ));
     }
 
+    /// Something else that the caller of the conversion should know.
+    pub(super) fn remark(&self, sentence: String) {
+        self.notes.borrow_mut().push(sentence);
+    }
+
     /// What the caller of the conversion should know.
     pub(super) fn take_notes(&self) -> Vec<String> {
         self.notes.take()

@@ -68,12 +68,22 @@ fn assemble_with(name: &str, tokenizer: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let tokenizer = Path::new(FIXTURES).join("tokenizers").join(tokenizer);
     for from in [tokenizer, Path::new(FIXTURES).join(name)] {
-        for entry in fs::read_dir(from).unwrap() {
-            let path = entry.unwrap().path();
-            fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-        }
+        copy_all(&from, folder.path());
     }
     folder
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let copy = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_all(&path, &copy);
+        } else {
+            fs::copy(&path, copy).unwrap();
+        }
+    }
 }
 
 /// The checkpoint of this name.
@@ -130,12 +140,16 @@ fn is_theirs(name: &str, key: &str) -> bool {
 fn is_said_once_more(key: &str) -> bool {
     matches!(
         key,
-        "deepseek2.attention.q_lora_rank"
+        "cohere2.attention.sliding_window_pattern"
+            | "deepseek2.attention.q_lora_rank"
             | "deepseek2.expert_gating_func"
+            | "gemma-embedding.attention.sliding_window_pattern"
             | "gemma.rope.freq_base"
             | "gemma2.rope.freq_base"
             | "modern-bert.attention.sliding_window_pattern"
             | "modern-bert.classifier.pooling_type"
+            | "phi2.rope.freq_base"
+            | "stablelm.rope.freq_base"
             // The engine would make vectors.
             | "bert.pooling_type"
             | "modern-bert.pooling_type"
@@ -264,9 +278,14 @@ macro_rules! golden {
 golden! {
     bert "bert" TABLE;
     bert_classifier "bert-classifier" TABLE;
+    cohere2 "cohere2" EXACT;
+    command_r "command-r" EXACT;
     deepseek2 "deepseek2" EXACT;
     deepseek3 "deepseek3" EXACT;
+    ernie4_5 "ernie4_5" EXACT;
+    exaone4 "exaone4" EXACT;
     gemma "gemma" TABLE;
+    gemma_embedding "gemma-embedding" TABLE;
     gemma2 "gemma2" TABLE;
     gemma3 "gemma3" TABLE;
     gpt2 "gpt2" TABLE;
@@ -276,18 +295,24 @@ golden! {
     modernbert "modernbert" TABLE;
     modernbert_classifier "modernbert-classifier" TABLE;
     modernbert_reranker "modernbert-reranker" TABLE;
+    nomic_bert "nomic-bert" EXACT;
+    nomic_bert_moe "nomic-bert-moe" TABLE;
     roberta "roberta" TABLE;
     roberta_reranker "roberta-reranker" TABLE;
     xlm_roberta "xlm-roberta" TABLE;
     granite "granite" EXACT;
     granitemoe "granitemoe" EXACT;
+    internlm3 "internlm3" EXACT;
     llama "llama" EXACT;
+    ministral3 "ministral3" EXACT;
     llama3 "llama3" EXACT;
     mistral "mistral" EXACT;
     mistral_fp8 "mistral-fp8" EXACT;
     mixtral "mixtral" EXACT;
     olmo2 "olmo2" EXACT;
+    olmo3 "olmo3" EXACT;
     olmoe "olmoe" EXACT;
+    phi2 "phi2" TABLE;
     phi3 "phi3" EXACT;
     phi3_longrope "phi3-longrope" EXACT;
     qwen2 "qwen2" EXACT;
@@ -296,7 +321,11 @@ golden! {
     qwen3 "qwen3" EXACT;
     qwen3_reranker "qwen3-reranker" EXACT;
     qwen3moe "qwen3moe" EXACT;
+    seed_oss "seed-oss" EXACT;
     smollm3 "smollm3" EXACT;
+    stablelm "stablelm" EXACT;
+    stablelm_parallel "stablelm-parallel" EXACT;
+    starcoder2 "starcoder2" TABLE;
     gemma3_vision "gemma3-vision" TABLE;
     qwen2vl "qwen2vl" EXACT;
     qwen2_5vl "qwen2_5vl" EXACT;
@@ -396,7 +425,7 @@ fn check_numbers_of(name: &str, target: TargetType, tolerance: f32) {
 }
 
 pub(super) fn purpose_of(name: &str) -> ContextPurpose {
-    if name.contains("bert") || name.contains("rerank") {
+    if ["bert", "embedding", "rerank"].iter().any(|kind| name.contains(kind)) {
         ContextPurpose::Embed
     } else {
         ContextPurpose::Generate
@@ -422,6 +451,23 @@ pub(super) fn largest_difference(one: &[f32], other: &[f32]) -> f32 {
     assert_eq!(one.len(), other.len());
     let differences = one.iter().zip(other).map(|(one, other)| (one - other).abs());
     differences.fold(0.0, f32::max)
+}
+
+/// The text of a model that sees is the architecture that it was before it saw.
+#[test]
+fn mistral_small_is_mistral3() {
+    let folder = assemble("mistral", &read("mistral"));
+    let path = folder.path().join("config.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(
+        &path,
+        text.replace("MistralForCausalLM", "Mistral3ForConditionalGeneration"),
+    )
+    .unwrap();
+    let planned = plan(folder.path(), "test", TargetType::F32).unwrap();
+    let header = Header::read(planned.model.header(), planned.model.file_len()).unwrap();
+    assert_eq!(header.architecture(), "mistral3");
+    assert_eq!(header.hyperparameter("attention.temperature_scale"), None);
 }
 
 /// A configuration that transformers 5 wrote says less; the class then says the same.

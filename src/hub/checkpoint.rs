@@ -51,7 +51,8 @@ pub(crate) fn is_part(path: &str) -> bool {
         || OTHER_TOKENIZERS.contains(&path)
         || is_weights(path)
         || path.starts_with(TEMPLATES) && in_folder(path) && path.ends_with(".jinja")
-        // Pooling of an embedding model.
+        // Pooling of an embedding model, and layers behind it.
+        || path.ends_with("_Dense/model.safetensors") && in_folder(path)
         || path.ends_with("/config.json") && in_folder(path) && !OTHER_FORMATS.iter().any(|other| path.starts_with(other))
 }
 
@@ -180,6 +181,9 @@ mod tests {
         "tokenizer.json",
         "additional_chat_templates/tools.jinja",
         "1_Pooling/config.json",
+        "2_Dense/config.json",
+        "2_Dense/model.safetensors",
+        "2_Dense/pytorch_model.bin",
     ];
 
     #[test]
@@ -190,6 +194,8 @@ mod tests {
             paths,
             [
                 "1_Pooling/config.json",
+                "2_Dense/config.json",
+                "2_Dense/model.safetensors",
                 "README.md",
                 "additional_chat_templates/tools.jinja",
                 "config.json",

@@ -93,6 +93,15 @@ pub struct Reachable {
     pub token_refused: bool,
 }
 
+/// Which repositories are looked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wanted<'a> {
+    /// Those that match some words.
+    Words(&'a str),
+    /// Those that have a tag.
+    Tag(&'a str),
+}
+
 /// What a request is about, for its error.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct About<'a> {
@@ -232,8 +241,8 @@ impl Client {
         Err(self.protocol(&url, "its listing does not end"))
     }
 
-    /// Repositories with GGUF files that match some words, the most downloaded first.
-    pub(crate) async fn search(&self, words: &str, limit: usize) -> Result<Vec<FoundWire>, HubError> {
+    /// Repositories with GGUF files, the most downloaded first.
+    pub(crate) async fn search(&self, wanted: Wanted<'_>, limit: usize) -> Result<Vec<FoundWire>, HubError> {
         let about = About {
             repo: "",
             revision: "",
@@ -244,11 +253,14 @@ impl Client {
             let mut url = tour.site().url.clone();
             extend(&mut url, ["api", "models"])?;
             url.query_pairs_mut()
-                .append_pair("search", words)
                 .append_pair("filter", "gguf")
                 .append_pair("sort", "downloads")
                 .append_pair("direction", "-1")
                 .append_pair("limit", &limit.to_string());
+            match wanted {
+                Wanted::Words(words) => url.query_pairs_mut().append_pair("search", words),
+                Wanted::Tag(tag) => url.query_pairs_mut().append_pair("filter", tag),
+            };
             match self.json_once::<Vec<FoundWire>>(&url, &about).await {
                 Ok((mut found, _)) => {
                     tour.worked();

@@ -197,8 +197,13 @@ impl Conversions {
             .ok_or_else(|| HubError::NotCached(name.to_string()))
     }
 
+    /// Every file that was made of one commit, and what leads to them.
+    pub(crate) fn files(&self, of: &RepoFolder, commit: &str) -> Vec<PathBuf> {
+        paths(&self.folder(of, commit)).collect()
+    }
+
     /// Converted files of one commit, the widest type first.
-    fn in_snapshot(&self, folder: &RepoFolder, snapshot: &Snapshot) -> Vec<CachedModel> {
+    pub(crate) fn in_snapshot(&self, folder: &RepoFolder, snapshot: &Snapshot) -> Vec<CachedModel> {
         let made = self.folder(folder, &snapshot.commit);
         if !made.is_dir() {
             return Vec::new();

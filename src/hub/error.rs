@@ -145,12 +145,14 @@ pub enum HubError {
         error: ResolveError,
     },
     /// The repository's checkpoint cannot become a GGUF file.
-    #[error("{repo} cannot be served from its safetensors: {reason}")]
+    #[error("{repo} cannot be served from its safetensors: {reason}{}", alternatives_text(.alternatives))]
     Checkpoint {
         /// `ORG/REPO`.
         repo: String,
         /// Why.
         reason: String,
+        /// Repositories with GGUF files of it.
+        alternatives: Vec<String>,
     },
     /// A conversion failed, but not by its checkpoint's fault.
     #[error("the safetensors could not be converted: {0}")]
@@ -215,7 +217,7 @@ impl HubError {
     /// An error of an adapter's conversion.
     pub(crate) fn adapter(repo: &str, error: &ConvertError) -> Self {
         match Self::conversion(repo, error) {
-            Self::Checkpoint { repo, reason } => Self::Adapter { repo, reason },
+            Self::Checkpoint { repo, reason, .. } => Self::Adapter { repo, reason },
             other => other,
         }
     }
@@ -230,6 +232,7 @@ impl HubError {
             _ => Self::Checkpoint {
                 repo: repo.to_owned(),
                 reason: error.to_string(),
+                alternatives: Vec::new(),
             },
         }
     }
@@ -276,6 +279,14 @@ impl From<HubError> for Failure {
             | HubError::Io { .. } => Self::Unavailable(text),
         }
     }
+}
+
+fn alternatives_text(repositories: &[String]) -> String {
+    if repositories.is_empty() {
+        return String::new();
+    }
+    let names: Vec<String> = repositories.iter().map(|repo| format!("hf:{repo}")).collect();
+    format!("; repositories with GGUF files of it: {}", names.join(", "))
 }
 
 fn resolve_text(repo: &str, error: &ResolveError) -> String {

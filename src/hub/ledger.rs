@@ -44,6 +44,8 @@ struct Entries {
     downloaded: BTreeSet<PathBuf>,
     /// Keys of models that are not listed although they are cached.
     unlisted: BTreeSet<String>,
+    /// Snapshots with a checkpoint that could not be converted when it was last tried.
+    unconverted: BTreeSet<PathBuf>,
     /// Where pulled models came from, by key.
     models: BTreeMap<String, Note>,
 }
@@ -98,9 +100,13 @@ impl Ledger {
         self.change(|entries| entries.downloaded.insert(blob))
     }
 
-    /// Forgets a blob that is gone.
-    pub(crate) fn forget(&self, blob: &Path) -> Result<(), HubError> {
-        self.change(|entries| entries.downloaded.remove(blob))
+    /// Forgets a blob that is gone, or a snapshot that has lost a link.
+    pub(crate) fn forget(&self, path: &Path) -> Result<(), HubError> {
+        self.change(|entries| {
+            let count = entries.unconverted.len();
+            entries.unconverted.retain(|snapshot| !path.starts_with(snapshot));
+            entries.downloaded.remove(path) || entries.unconverted.len() < count
+        })
     }
 
     /// Hides a model from lists, or shows it again.
@@ -108,6 +114,18 @@ impl Ledger {
         self.change(|entries| match unlisted {
             true => entries.unlisted.insert(key.to_owned()),
             false => entries.unlisted.remove(key),
+        })
+    }
+
+    pub(crate) fn is_unconverted(&self, snapshot: &Path) -> bool {
+        self.current().entries.unconverted.contains(snapshot)
+    }
+
+    /// Records whether a checkpoint could be converted.
+    pub(crate) fn set_unconverted(&self, snapshot: &Path, unconverted: bool) -> Result<(), HubError> {
+        self.change(|entries| match unconverted {
+            true => entries.unconverted.insert(snapshot.to_owned()),
+            false => entries.unconverted.remove(snapshot),
         })
     }
 

@@ -6,6 +6,7 @@
 //! [`Hub::import`] and [`Hub::prune`]. What is in the files is not known here.
 
 mod adapter;
+mod adopt;
 mod backoff;
 mod cache;
 mod checkpoint;
@@ -28,6 +29,7 @@ pub mod resolve;
 mod search;
 mod sites;
 mod throttle;
+mod updates;
 mod verify;
 mod wire;
 mod xet;

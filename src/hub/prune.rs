@@ -10,6 +10,8 @@ use std::{
 use super::{
     Hub,
     cache::{self, RepoFolder},
+    checkpoint,
+    converted::Conversions,
     download::blocking,
     error::HubError,
     ledger::Ledger,
@@ -41,6 +43,8 @@ pub enum WasteKind {
     Partial,
     /// An older commit of a model that is there in a newer one.
     Superseded,
+    /// A checkpoint that could not be converted.
+    Unconverted,
     /// Content that no model uses, or that was made of a checkpoint that is gone.
     Orphan,
 }
@@ -54,15 +58,20 @@ impl Hub {
         let (hub, root, roots) = (self.clone(), config.cache_dir.clone(), super::roots(config));
         blocking(move || {
             let mut waste = find(&root, &hub.0.ledger, SETTLED);
-            let stale = hub.0.conversions.stale(&roots).into_iter();
-            let stale = stale.chain(hub.0.prepared.stale(&roots));
-            waste.extend(stale.map(|(what, path)| Waste {
+            for folder in RepoFolder::all(&root) {
+                waste.extend(checkpoints(&folder, &hub.0.ledger, &hub.0.conversions));
+            }
+            let mut stale = hub.0.conversions.stale(&roots);
+            stale.extend(hub.0.prepared.stale(&roots));
+            stale.retain(|(_, path)| !waste.iter().any(|waste| waste.paths.contains(path)));
+            waste.extend(stale.into_iter().map(|(what, path)| Waste {
                 kind: WasteKind::Orphan,
                 what,
                 bytes: fs::metadata(&path).map_or(0, |meta| meta.len()),
                 paths: vec![path],
                 lock: None,
             }));
+            waste.sort_by(|a, b| (a.kind, &a.what).cmp(&(b.kind, &b.what)));
             Ok(waste)
         })
         .await
@@ -142,30 +151,84 @@ fn superseded(folder: &RepoFolder, ledger: &Ledger) -> Vec<Waste> {
     for snapshot in &old {
         for model in listed(snapshot) {
             let links: Vec<PathBuf> = model.files.iter().map(|file| snapshot.path.join(&file.path)).collect();
-            let blobs: Option<Vec<PathBuf>> = links.iter().map(|link| cache::blob_of(folder, link)).collect();
-            let Some(blobs) = blobs.filter(|blobs| blobs.iter().all(|blob| ledger.owns(blob))) else {
-                continue;
-            };
             if !labels.contains(&model.label.to_ascii_lowercase()) {
                 continue;
             }
-            let kept = remove::referenced_but(folder, &links).unwrap_or_default();
-            let lone: Vec<PathBuf> = blobs.into_iter().filter(|blob| !kept.contains(blob)).collect();
-            let bytes = lone
-                .iter()
-                .filter_map(|blob| fs::symlink_metadata(blob).ok())
-                .map(|meta| meta.len())
-                .sum();
-            waste.push(Waste {
+            waste.extend(ours(folder, ledger, links).map(|(paths, bytes)| Waste {
                 kind: WasteKind::Superseded,
                 what: format!("hf:{}/{}@{}:{}", folder.org, folder.repo, &snapshot.commit, model.label),
                 bytes,
-                paths: links.into_iter().chain(lone).collect(),
+                paths,
+                lock: None,
+            }));
+        }
+    }
+    waste
+}
+
+/// Checkpoints of commits that no branch or tag means any more, where one that does has a checkpoint and whatever was made of
+/// the old one; and those that could not be converted, of which nothing is made.
+fn checkpoints(folder: &RepoFolder, ledger: &Ledger, conversions: &Conversions) -> Vec<Waste> {
+    let meant = folder.referenced_commits();
+    let snapshots = folder.snapshots(None);
+    let found = snapshots.iter().filter_map(|snapshot| {
+        let sources = checkpoint::files(&snapshot.files_where(&mut Vec::new(), checkpoint::is_part))?;
+        let links: Vec<PathBuf> = sources.iter().map(|file| snapshot.path.join(&file.path)).collect();
+        Some((snapshot, links, conversions.in_snapshot(folder, snapshot)))
+    });
+    let (current, old): (Vec<_>, Vec<_>) = found.partition(|(snapshot, ..)| meant.contains(&snapshot.commit));
+    let is_current = |label: &str| {
+        current
+            .iter()
+            .flat_map(|(_, _, made)| made)
+            .any(|model| model.label == label)
+    };
+    let superseded = old.iter().filter(|(_, _, made)| {
+        let is_whole = made.iter().all(|model| is_current(&model.label));
+        !current.is_empty() && is_whole
+    });
+    let unconverted = current.iter().chain(&old).filter(|(snapshot, _, made)| {
+        let is_empty = made.is_empty() && conversions.files(folder, &snapshot.commit).is_empty();
+        is_empty && ledger.is_unconverted(&snapshot.path)
+    });
+    let all = superseded.map(|old| (WasteKind::Superseded, old));
+    let all = all.chain(unconverted.map(|failed| (WasteKind::Unconverted, failed)));
+    let mut waste: Vec<Waste> = Vec::new();
+    for (kind, (snapshot, links, _)) in all {
+        let Some((mut paths, mut bytes)) = ours(folder, ledger, links.clone()) else {
+            continue;
+        };
+        for file in conversions.files(folder, &snapshot.commit) {
+            bytes += fs::symlink_metadata(&file).map_or(0, |meta| allocated(&meta));
+            paths.push(file);
+        }
+        let what = format!("hf:{}/{}@{} safetensors", folder.org, folder.repo, snapshot.commit);
+        if !waste.iter().any(|known| known.what == what) {
+            waste.push(Waste {
+                kind,
+                what,
+                bytes,
+                paths,
                 lock: None,
             });
         }
     }
     waste
+}
+
+/// What would go with some links, if hubllama downloaded all that they lead to: themselves, and the blobs that nothing else
+/// leads to, with the bytes of those.
+fn ours(folder: &RepoFolder, ledger: &Ledger, links: Vec<PathBuf>) -> Option<(Vec<PathBuf>, u64)> {
+    let blobs: Option<Vec<PathBuf>> = links.iter().map(|link| cache::blob_of(folder, link)).collect();
+    let blobs = blobs.filter(|blobs| blobs.iter().all(|blob| ledger.owns(blob)))?;
+    let kept = remove::referenced_but(folder, &links).unwrap_or_default();
+    let lone: HashSet<PathBuf> = blobs.into_iter().filter(|blob| !kept.contains(blob)).collect();
+    let bytes = lone
+        .iter()
+        .filter_map(|blob| fs::symlink_metadata(blob).ok())
+        .map(|meta| meta.len())
+        .sum();
+    Some((links.into_iter().chain(lone).collect(), bytes))
 }
 
 fn remove_waste(ledger: &Ledger, waste: Waste) -> Result<u64, HubError> {
@@ -183,8 +246,8 @@ fn remove_waste(ledger: &Ledger, waste: Waste) -> Result<u64, HubError> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(HubError::io("remove", path, &error)),
         }
-        if waste.kind == WasteKind::Superseded {
-            remove::remove_empty_folders(path, "snapshots");
+        for folder in ["snapshots", "converted"] {
+            remove::remove_empty_folders(path, folder);
         }
     }
     Ok(waste.bytes)
@@ -266,5 +329,85 @@ mod tests {
             assert!(path.exists(), "{}", path.display());
         }
         assert_eq!(find(root, &ledger, Duration::ZERO), []);
+    }
+
+    #[tokio::test]
+    async fn checkpoints_that_are_old_or_of_no_use_are_found() {
+        let (root, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let hub = Hub::new(state.path());
+        let config = HubConfig {
+            cache_dir: root.path().to_owned(),
+            ..HubConfig::default()
+        };
+        let ledger = &hub.0.ledger;
+        let file = |repo: &str, commit: &str, path: &str, content: &str| {
+            let blob = put(root.path(), repo, commit, path, content);
+            ledger.add(blob.clone()).unwrap();
+            blob
+        };
+        let made = |commit: &str, label: &str| {
+            let folder = state.path().join("converted/models--o--r").join(commit);
+            fs::create_dir_all(&folder).unwrap();
+            let path = folder.join(format!("{}-{label}.gguf", crate::convert::VERSION));
+            fs::write(&path, "made").unwrap();
+            path
+        };
+        let kinds = || async {
+            let waste = hub.prunable(&config).await.unwrap();
+            let kinds = waste.iter().map(|waste| (waste.kind, waste.what.clone(), waste.bytes));
+            kinds.collect::<Vec<_>>()
+        };
+        let config_json = file("o/r", OLD, "config.json", "{}");
+        let old = file("o/r", OLD, "model.safetensors", "old weights");
+        let folder = RepoFolder::new(root.path(), "o", "r");
+        folder.write_reference("main", OLD).unwrap();
+        made(OLD, "Q8_0");
+        assert_eq!(kinds().await, [], "it is what main means");
+        file("o/r", NEW, "config.json", "{}");
+        let new = file("o/r", NEW, "model.safetensors", "new weights");
+        folder.write_reference("main", NEW).unwrap();
+        assert_eq!(kinds().await, [], "nothing newer is made yet");
+        let newer = made(NEW, "Q8_0");
+        let what = format!("hf:o/r@{OLD} safetensors");
+        let found = kinds().await;
+        assert_eq!(
+            (found.len(), found[0].0, &found[0].1),
+            (1, WasteKind::Superseded, &what)
+        );
+        // A file takes whole blocks of the disk.
+        assert!(found[0].2 >= "old weights".len() as u64);
+        let other = made(OLD, "Q4_0");
+        assert_eq!(kinds().await, [], "Q4_0 there is only of the old one");
+        fs::remove_file(other).unwrap();
+        let freed = hub.prune(hub.prunable(&config).await.unwrap()).await.unwrap();
+        assert_eq!(freed, found[0].2);
+        assert!(!old.exists() && config_json.exists() && new.exists() && newer.exists());
+        assert!(!state.path().join("converted/models--o--r").join(OLD).exists());
+        assert!(!folder.path.join("snapshots").join(OLD).exists());
+
+        // One that failed, and one that failed and is partly another's.
+        for repo in ["o/failed", "o/theirs"] {
+            file(repo, NEW, "config.json", "{}");
+            let (org, name) = repo.split_once('/').unwrap();
+            let folder = RepoFolder::new(root.path(), org, name);
+            folder.write_reference("main", NEW).unwrap();
+            match name {
+                "failed" => file(repo, NEW, "model.safetensors", "broken"),
+                _ => put(root.path(), repo, NEW, "model.safetensors", "broken, another's"),
+            };
+            assert_eq!(kinds().await, [], "nobody tried");
+            ledger
+                .set_unconverted(&folder.path.join("snapshots").join(NEW), true)
+                .unwrap();
+            if name == "theirs" {
+                assert_eq!(kinds().await, []);
+                break;
+            }
+            let what = format!("hf:o/failed@{NEW} safetensors");
+            assert_eq!(kinds().await, [(WasteKind::Unconverted, what, 8)]);
+            hub.prune(hub.prunable(&config).await.unwrap()).await.unwrap();
+            assert_eq!(kinds().await, []);
+            assert!(!ledger.is_unconverted(&folder.path.join("snapshots").join(NEW)));
+        }
     }
 }

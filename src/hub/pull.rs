@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{
     Hub, LocalModel, Update, adapter,
+    adopt::adopt,
     cache::{self, RepoFolder},
     checkpoint::{self, Checkpoint},
     client::{About, Client, RepoInfo},
@@ -29,6 +30,7 @@ use super::{
     name::HfName,
     partial::Partial,
     resolve::{self, RepoFile},
+    search,
 };
 use crate::{
     config::HubConfig,
@@ -162,12 +164,20 @@ async fn bring(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, events: &Event
 
 /// A plan for who has the model already, and is not kept waiting by a Hub that is slow, away or asks for patience.
 async fn plan_soon(hub: &Hub, config: &Arc<HubConfig>, name: &HfName) -> Result<Plan, HubError> {
+    soon(config, |config| plan(hub, config, name)).await
+}
+
+/// An answer for who can do without one.
+pub(crate) async fn soon<T, F: Future<Output = Result<T, HubError>>>(
+    config: &Arc<HubConfig>,
+    ask: impl FnOnce(Arc<HubConfig>) -> F,
+) -> Result<T, HubError> {
     let hasty = HubConfig {
         retry_attempts: 0,
         ..(**config).clone()
     };
     let after = config.connect_timeout.min(PATIENCE);
-    match timeout(after, plan(hub, Arc::new(hasty), name)).await {
+    match timeout(after, ask(Arc::new(hasty))).await {
         Ok(result) => result,
         Err(_) => Err(HubError::Stalled {
             host: config.endpoint.clone(),
@@ -199,10 +209,14 @@ pub(crate) async fn update(
     name: &HfName,
     model: &LocalModel,
 ) -> Result<Option<Update>, HubError> {
-    let plan = plan(hub, Arc::new(config.clone()), name).await?;
-    if plan.info.commit == model.commit {
+    let config = Arc::new(config.clone());
+    // Mostly there is nothing new, and a commit is told sooner than a listing.
+    let client = Client::new(&hub.0.pool, Arc::clone(&config))?;
+    let revision = name.revision.as_deref().unwrap_or("main");
+    if client.info(&name.repo_id(), revision).await?.commit == model.commit {
         return Ok(None);
     }
+    let plan = plan(hub, config, name).await?;
     // A commit that changes a README is no new model.
     let here = hashes(model).await?;
     let new = plan
@@ -241,6 +255,7 @@ async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, 
     let selector = name.selector.as_ref();
     let unfound = match resolve::resolve(&listing, selector) {
         Ok(resolution) => {
+            // Drafts are left where they are: nothing here decodes with two models, so that their bytes would be of no use.
             let mut files = resolution.files;
             files.extend(resolution.mmproj);
             let what = What::Gguf(resolution.label);
@@ -256,11 +271,12 @@ async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, 
 
 async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, events: &Events) -> Result<(), HubError> {
     let Plan { info, what, files } = plan;
+    let client = Client::new(&hub.0.pool, Arc::clone(config))?;
     if let What::Checkpoint(_) = what {
         hub.0.conversions.check_converter()?;
-        let client = Client::new(&hub.0.pool, Arc::clone(config))?;
         let repo = format!("{}/{}", info.org, info.repo);
-        check_config(&client, &repo, &targets(config, &info, &files)?).await?;
+        let checked = check_config(&client, &repo, &targets(config, &info, &files)?).await;
+        with_alternatives(&client, checked).await?;
     }
     download(hub, config, &info, &files, name.revision.as_deref(), events).await?;
     let note = Note {
@@ -276,7 +292,10 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
                 commit: info.commit.clone(),
                 kind,
             };
-            make(hub, wanted, events).await?
+            let snapshot = wanted.folder.path.join("snapshots").join(&wanted.commit);
+            let made = make(hub, wanted, events).await;
+            note_conversion(hub, snapshot, &made).await?;
+            with_alternatives(&client, made).await?
         }
     };
     let (hub, key) = (hub.clone(), super::key(&info.org, &info.repo, &label));
@@ -322,6 +341,14 @@ pub(crate) async fn download(
 ) -> Result<(), HubError> {
     let client = Client::new(&hub.0.pool, Arc::clone(config))?;
     let targets = targets(config, info, files)?;
+    if !config.extra_caches.is_empty() {
+        let (hub, caches, wanted) = (hub.clone(), config.extra_caches.clone(), targets.clone());
+        blocking(move || {
+            let mut wanted = wanted.iter();
+            wanted.try_for_each(|target| adopt(target, &caches, &hub.0.ledger))
+        })
+        .await?;
+    }
     check_space(&format!("{}/{}", info.org, info.repo), &targets).await?;
     let mut flights: Vec<(Target, Option<Arc<Flight>>)> = Vec::new();
     for target in targets {
@@ -404,6 +431,29 @@ async fn make(hub: &Hub, wanted: Wanted, events: &Events) -> Result<String, HubE
             }
             advance = news => told = advance,
         }
+    }
+}
+
+/// Notes a checkpoint that is of no use, so that it can be offered for removal.
+async fn note_conversion<T>(hub: &Hub, snapshot: PathBuf, result: &Result<T, HubError>) -> Result<(), HubError> {
+    let failed = match result {
+        Ok(_) => false,
+        Err(HubError::Checkpoint { .. } | HubError::Converter(_)) => true,
+        Err(_) => return Ok(()),
+    };
+    let hub = hub.clone();
+    blocking(move || hub.0.ledger.set_unconverted(&snapshot, failed)).await
+}
+
+/// Adds to the error of a checkpoint that cannot be converted what could be pulled instead.
+async fn with_alternatives<T>(client: &Client, result: Result<T, HubError>) -> Result<T, HubError> {
+    match result {
+        Err(HubError::Checkpoint { repo, reason, .. }) => Err(HubError::Checkpoint {
+            alternatives: search::made_from(client, &repo).await,
+            repo,
+            reason,
+        }),
+        result => result,
     }
 }
 

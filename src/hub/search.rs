@@ -1,14 +1,26 @@
 //! Looking for models on the Hub.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
+use tokio::time::timeout;
 
-use super::{Hub, client::Client, error::HubError, resolve, wire::license_in};
+use super::{
+    Hub,
+    client::{Client, Wanted},
+    error::HubError,
+    resolve,
+    wire::license_in,
+};
 use crate::config::HubConfig;
 
 /// Listings that are asked for at once.
 const PARALLEL: usize = 4;
+
+/// Repositories that an error names as another way.
+const ALTERNATIVES: usize = 3;
+/// The longest that an error waits for them.
+const ALTERNATIVES_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A repository with GGUF files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +47,7 @@ impl Hub {
             return Err(HubError::SwitchedOff);
         }
         let client = Client::new(&self.0.pool, Arc::new(config.clone()))?;
-        let found = client.search(words, limit).await?;
+        let found = client.search(Wanted::Words(words), limit).await?;
         let client = &client;
         let with_models = stream::iter(found).map(|repo| async move {
             // One listing that cannot be had does not spoil the others.
@@ -59,4 +71,17 @@ impl Hub {
         });
         Ok(with_models.buffered(PARALLEL).collect().await)
     }
+}
+
+/// Repositories with GGUF files that somebody made of a checkpoint, as their cards say, the most downloaded first; none where
+/// the Hub does not say so soon.
+pub(crate) async fn made_from(client: &Client, repo: &str) -> Vec<String> {
+    let tag = format!("base_model:quantized:{repo}");
+    let asked = client.search(Wanted::Tag(&tag), ALTERNATIVES);
+    let Ok(Ok(mut found)) = timeout(ALTERNATIVES_PATIENCE, asked).await else {
+        return Vec::new();
+    };
+    // A mirror may know of no filters.
+    found.retain(|repo| repo.tags.iter().any(|own| own.eq_ignore_ascii_case(&tag)));
+    found.into_iter().map(|repo| repo.id).collect()
 }

@@ -630,12 +630,10 @@ impl Manager {
 
     /// Ends loads that nobody waits for any more. Their place is free when their process is gone.
     fn abandon_loads(&mut self) {
+        let awaited: Vec<PathBuf> = self.waiting.iter().map(|it| it.wanted.spec.identity()).collect();
         for (path, entry) in &mut self.entries {
             if let State::Loading { cancel } = &entry.state
-                && !self
-                    .waiting
-                    .iter()
-                    .any(|waiting| waiting.wanted.spec.identity() == *path)
+                && !awaited.contains(path)
             {
                 cancel.cancel();
                 entry.state = State::Stopping;

@@ -57,6 +57,8 @@ pub(crate) struct Faults {
     pub(crate) retry_after: Option<u64>,
     /// The API takes requests and never answers.
     pub(crate) api_hangs: bool,
+    /// The same of searches only.
+    pub(crate) search_hangs: bool,
     /// Content bodies break off after so many bytes, so many times.
     pub(crate) truncate: Option<(u64, u32)>,
     /// Content bodies stop without an end after so many bytes, so many times.

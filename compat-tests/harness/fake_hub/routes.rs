@@ -1,6 +1,6 @@
 //! The Hub's API and its resolve routes, and the content network.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc};
 
 use hyper::{
     HeaderMap, Method, Request, Response,
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use super::{
-    Entry, Shared, TOKEN,
+    Entry, Repo, Shared, TOKEN,
     answers::{Body, describe, empty, error, json_response, page, redirect, take},
     content::bytes,
     xet,
@@ -40,7 +40,9 @@ pub(super) async fn accept(listener: TcpListener, shared: &Arc<Shared>, port: Po
         tokio::spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
                 let response = answer(&shared, &request, port);
-                let hangs = port == Port::Api && shared.state().faults.api_hangs;
+                let faults = shared.state().faults.clone();
+                let is_search = request.uri().path() == "/api/models";
+                let hangs = port == Port::Api && (faults.api_hangs || is_search && faults.search_hangs);
                 async move {
                     if hangs {
                         std::future::pending::<()>().await;
@@ -204,17 +206,29 @@ fn listed(path: &str, entry: &Entry) -> Value {
     listed
 }
 
-/// Repositories whose name has all the words, as `GET /api/models?search=…&limit=…` gives them.
+/// Repositories whose name has all the words and that have all the tags, as `GET /api/models?search=…&filter=…&limit=…` gives
+/// them.
 fn search(shared: &Shared, query: &str, has_token: bool) -> Response<Body> {
-    let pairs: BTreeMap<String, String> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
-    let words = pairs.get("search").cloned().unwrap_or_default().to_lowercase();
-    let limit = pairs.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(1000);
+    let pairs: Vec<(String, String)> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+    let all = |key: &'static str| {
+        pairs
+            .iter()
+            .filter(move |pair| pair.0 == key)
+            .map(|pair| pair.1.as_str())
+    };
+    let words = all("search").next().unwrap_or_default().to_lowercase();
+    let limit = all("limit").next().and_then(|limit| limit.parse().ok()).unwrap_or(1000);
     let state = shared.state();
+    let has_tag = |repo: &Repo, tag: &str| match tag {
+        "gguf" => repo.files.keys().any(|path| path.ends_with(".gguf")),
+        tag => repo.tags.iter().any(|own| own == tag),
+    };
     let found: Vec<Value> = state
         .repos
         .iter()
         .filter(|(_, repo)| !repo.private || has_token)
         .filter(|(id, _)| words.split_whitespace().all(|word| id.to_lowercase().contains(word)))
+        .filter(|(_, repo)| all("filter").all(|tag| has_tag(repo, tag)))
         .map(|(id, repo)| json!({"id": id, "downloads": 1234, "gated": repo.gated, "tags": repo.tags}))
         .take(limit)
         .collect();

@@ -16,6 +16,10 @@ use crate::{
 pub(super) const FACTORS: [&str; 2] = [".lora_a", ".lora_b"];
 const OUTPUT: &str = "output.weight";
 pub(super) const EMBEDDING: &str = "token_embd.weight";
+/// Matrices that the engine looks into or folds with, but does not multiply by: adapters do not reach them.
+const OUT_OF_REACH: [&str; 3] = ["position_embd.weight", "token_types.weight", "shortconv.conv.weight"];
+/// The mark of attention from compressed keys, whose matrices the engine multiplies by in a way of its own.
+const COMPRESSED_KEYS: &str = "attn_kv_a_mqa.weight";
 /// Digits that tell two bases apart.
 const FINGERPRINT_DIGITS: usize = 16;
 
@@ -23,17 +27,24 @@ const FINGERPRINT_DIGITS: usize = 16;
 /// of experts has no name of its own, the second is its class.
 const CLASSES: &[(&str, &str, Option<&str>)] = &[
     ("bert", "BertModel", None),
+    ("cohere2", "Cohere2ForCausalLM", None),
+    ("command-r", "CohereForCausalLM", None),
+    ("ernie4_5", "Ernie4_5ForCausalLM", None),
+    ("exaone4", "Exaone4ForCausalLM", None),
     ("gemma", "GemmaForCausalLM", None),
     ("gemma2", "Gemma2ForCausalLM", None),
     ("gemma3", "Gemma3ForCausalLM", None),
     ("gpt2", "GPT2LMHeadModel", None),
+    ("gpt-oss", "GptOssForCausalLM", None),
     ("granite", "GraniteForCausalLM", None),
     ("granitemoe", "GraniteMoeForCausalLM", None),
     ("lfm2", "Lfm2ForCausalLM", None),
     ("llama", "LlamaForCausalLM", Some("MixtralForCausalLM")),
+    ("mistral3", "Mistral3ForConditionalGeneration", None),
     ("modern-bert", "ModernBertModel", None),
     ("olmo2", "Olmo2ForCausalLM", None),
     ("olmoe", "OlmoeForCausalLM", None),
+    ("phi2", "PhiForCausalLM", None),
     ("phi3", "Phi3ForCausalLM", None),
     ("qwen2", "Qwen2ForCausalLM", None),
     ("qwen2moe", "Qwen2MoeForCausalLM", None),
@@ -41,7 +52,9 @@ const CLASSES: &[(&str, &str, Option<&str>)] = &[
     ("qwen2vl", "Qwen2ForCausalLM", None),
     ("qwen3", "Qwen3ForCausalLM", None),
     ("qwen3moe", "Qwen3MoeForCausalLM", None),
+    ("seed_oss", "SeedOssForCausalLM", None),
     ("smollm3", "SmolLM3ForCausalLM", None),
+    ("starcoder2", "Starcoder2ForCausalLM", None),
 ];
 /// Sizes: where the file says them, and where `config.json` does.
 const SIZES: &[(&str, &str)] = &[
@@ -103,6 +116,8 @@ impl AdapterBase {
             "vocab_size": self.dims.get(EMBEDDING).and_then(|dims| dims.get(1)),
             "type_vocab_size": self.dims.get("token_types.weight").and_then(|dims| dims.get(1)),
             "tie_word_embeddings": self.is_tied(),
+            // What is rotated how changes no name and no size.
+            "rope_parameters": {"rope_type": "default"},
             // What the engine takes for granted of each architecture.
             "norm_topk_prob": self.architecture == "qwen3moe",
             "block_auto_adjust_ff_dim": false,
@@ -200,6 +215,14 @@ impl AdapterBase {
         Ok(())
     }
 
+    /// Whether the engine would take no notice of a change.
+    fn is_out_of_reach(&self, matrix: &str) -> bool {
+        let Some((layer, part)) = matrix.rsplit_once(".attn_") else {
+            return OUT_OF_REACH.iter().any(|end| matrix.ends_with(end));
+        };
+        part != "output.weight" && self.dims.contains_key(&format!("{layer}.{COMPRESSED_KEYS}"))
+    }
+
     fn check_pair(&self, matrix: &str, a: &[u64], b: &[u64]) -> Result<(), ConvertError> {
         let Some(dims) = self.dims.get(matrix) else {
             return refuse(match (matrix, self.is_tied()) {
@@ -207,6 +230,12 @@ impl AdapterBase {
                 _ => format!("it changes {matrix:?}, which the base does not have"),
             });
         };
+        if self.is_out_of_reach(matrix) {
+            return refuse(format!(
+                "it changes {matrix:?}, where the engine does not apply adapters to the architecture {:?}",
+                self.architecture
+            ));
+        }
         let is_embedding = matrix == EMBEDDING;
         if is_embedding && self.is_tied() {
             return refuse("it changes the embedding, which in this base is the output matrix, too".to_owned());

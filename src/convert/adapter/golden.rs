@@ -135,6 +135,7 @@ golden! {
     bert "bert" 3e-3;
     gemma2 "gemma2" 3e-3;
     gemma3 "gemma3" 3e-3;
+    gpt_oss "gpt-oss" 1e-3;
     granite "granite" 2e-5;
     lfm2 "lfm2" 2e-5;
     llama "llama" 2e-5;
@@ -189,7 +190,13 @@ fn what_is_imagined_is_what_is_planned() {
 }
 
 /// Architectures that are converted, but whose adapters are not.
-const UNKNOWN: [&str; 2] = ["deepseek2", "gpt-oss"];
+const UNKNOWN: [&str; 5] = [
+    "deepseek2",
+    "gemma-embedding",
+    "nomic-bert",
+    "nomic-bert-moe",
+    "stablelm",
+];
 /// What classifiers and rerankers have beyond the model that an adapter is for.
 const HEAD: &str = "cls.";
 /// Tensors that are computed of settings which a header does not keep.

@@ -103,7 +103,7 @@ fn encoder(build: &mut Build<'_>, first_position: u64, head: &str, output: &str)
 }
 
 /// Removes all heads but this and the class's name, and spells norms in the new way.
-fn headless(build: &mut Build<'_>, head: Option<&str>) {
+pub(super) fn headless(build: &mut Build<'_>, head: Option<&str>) {
     let tensors = std::mem::take(&mut build.tensors);
     for (name, tensor) in tensors {
         let short = name.strip_prefix("bert.").or_else(|| name.strip_prefix("roberta."));
@@ -124,7 +124,7 @@ fn headless(build: &mut Build<'_>, head: Option<&str>) {
 }
 
 /// Takes a weight of this shape, and the bias beside it.
-fn both(build: &mut Build<'_>, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
+pub(super) fn both(build: &mut Build<'_>, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
     for (part, shape) in [("weight", shape), ("bias", &shape[..1])] {
         let source = build.take(&format!("{from}.{part}"), shape)?;
         build.add(&format!("{to}.{part}"), &source);

@@ -19,6 +19,16 @@ pub(super) struct Class {
     pub(super) theta: f64,
     /// Experts, and how many a token uses.
     pub(super) experts: Option<(u64, u64)>,
+    pub(super) norms: Norms,
+    /// What it calls the norm behind the last layer.
+    pub(super) final_norm: &'static str,
+}
+
+/// What norms divide by, and whether they subtract the mean first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Norms {
+    Rms,
+    Layer,
 }
 
 /// What a class says of a head's size.
@@ -56,6 +66,8 @@ pub(super) enum Dim {
     /// Queries, keys and values together.
     Qkv,
     Head,
+    Heads,
+    KeyHeads,
     FeedForward,
     /// Gate and up together.
     GateUp,
@@ -198,6 +210,8 @@ impl Sizes {
             Dim::Key => key,
             Dim::Qkv => query + 2 * key,
             Dim::Head => self.head_dim,
+            Dim::Heads => self.heads,
+            Dim::KeyHeads => self.kv_heads,
             Dim::FeedForward => self.feed_forward,
             Dim::GateUp => 2 * self.feed_forward,
         }
@@ -241,8 +255,15 @@ impl Decoder<'_> {
             build.put_integer("attention.key_length", sizes.head_dim)?;
             build.put_integer("attention.value_length", sizes.head_dim)?;
         }
-        let epsilon = config.number_or(&["rms_norm_eps", "norm_eps"], self.class.epsilon)?;
-        build.put_number("attention.layer_norm_rms_epsilon", epsilon);
+        let (keys, name) = match self.class.norms {
+            Norms::Rms => (&["rms_norm_eps", "norm_eps"][..], "attention.layer_norm_rms_epsilon"),
+            Norms::Layer => (
+                &["layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"][..],
+                "attention.layer_norm_epsilon",
+            ),
+        };
+        let epsilon = config.number_or(keys, self.class.epsilon)?;
+        build.put_number(name, epsilon);
         if config.flag("is_causal") == Some(false) {
             build.put("attention.causal", Value::Bool(false));
         }
@@ -268,9 +289,15 @@ impl Decoder<'_> {
                 experts.take(build, sizes, &layer, block)?;
             }
         }
-        let norm = build.take(&format!("{prefix}norm.weight"), &[sizes.hidden])?;
+        let name = format!("{prefix}{}", self.class.final_norm);
+        let norm = build.take(&format!("{name}.weight"), &[sizes.hidden])?;
         let recipe = changed(&norm, "output_norm.weight", self.last_norm, sizes);
         build.recipes.push(recipe);
+        let bias = format!("{name}.bias");
+        if build.has(&bias) {
+            let source = build.take(&bias, &[sizes.hidden])?;
+            build.add("output_norm.bias", &source);
+        }
         if self.output {
             build.take_output("lm_head.weight", sizes.hidden)?;
         } else {

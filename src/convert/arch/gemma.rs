@@ -1,9 +1,10 @@
-//! Gemma 1, 2 and 3. Norms are stored as the difference from one; the output matrix is always the embedding.
+//! Gemma 1, 2 and 3, and EmbeddingGemma. Norms are stored as the difference from one; the output matrix is always the embedding.
 
 use super::{
     Build,
     decoder::{ATTENTION, Change, Class, Decoder, Dim, HeadDim, MLP, Weight},
     llama::LLAMA,
+    pooling,
 };
 use crate::{convert::ConvertError, gguf::Value};
 
@@ -28,6 +29,11 @@ const GEMMA3: Class = Class {
     context: 131_072,
     theta: 1e6,
     ..GEMMA
+};
+/// Attends to both sides.
+const GEMMA_EMBEDDING: Class = Class {
+    arch: "gemma-embedding",
+    ..GEMMA3
 };
 /// Base frequency of Gemma 3's layers with a sliding window.
 const GEMMA3_LOCAL_THETA: f64 = 1e4;
@@ -89,11 +95,26 @@ pub(super) fn gemma2(build: &mut Build<'_>) -> Result<(), ConvertError> {
 }
 
 pub(super) fn gemma3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    third(build, GEMMA3)
+}
+
+pub(super) fn embedding(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    if build.config.flag("use_bidirectional_attention") == Some(false) {
+        return Err(ConvertError::Config(
+            "a Gemma3TextModel that attends to one side only is not something that the engine knows".to_owned(),
+        ));
+    }
+    third(build, GEMMA_EMBEDDING)?;
+    let hidden = build.config.count(&["hidden_size"])?;
+    pooling::with_dense(build, hidden)
+}
+
+fn third(build: &mut Build<'_>, class: Class) -> Result<(), ConvertError> {
     let config = build.config;
     if config.find(&["attn_logit_softcapping"]).is_some() {
         return Err(ConvertError::Config("Gemma 3 has no attn_logit_softcapping".to_owned()));
     }
-    decode(build, GEMMA3, &[FOUR_NORMS, ATTENTION, HEAD_NORMS, MLP])?;
+    decode(build, class, &[FOUR_NORMS, ATTENTION, HEAD_NORMS, MLP])?;
     if let Some(cap) = config.optional_number(&["final_logit_softcapping"])? {
         build.put_number("final_logit_softcapping", cap);
     }

@@ -3,6 +3,7 @@
 use super::{
     Build,
     decoder::{Change, Class, Decoder, Dim, HeadDim, Sizes, Weight},
+    llama::LLAMA,
     spec,
 };
 use crate::convert::{
@@ -22,6 +23,7 @@ const GPT_OSS: Class = Class {
     epsilon: 1e-5,
     theta: 150_000.0,
     experts: Some((128, 4)),
+    ..LLAMA
 };
 const LAYER: &[Weight] = &[
     Weight::new("input_layernorm", "attn_norm", &[Hidden]),

@@ -1,8 +1,9 @@
-//! Llama, and what was made of it: Mistral, Mixtral, SmolLM, SmolLM3, and the language model of SmolVLM.
+//! Llama, and what was made of it: Mistral, Ministral, Mixtral, SmolLM, SmolLM3, InternLM3, and the language model of
+//! SmolVLM.
 
 use super::{
     Build,
-    decoder::{Change, Class, Decoder, HeadDim, INTERLEAVED_ATTENTION, MLP, NORMS, Sizes},
+    decoder::{Change, Class, Decoder, HeadDim, INTERLEAVED_ATTENTION, MLP, NORMS, Norms, Sizes},
     experts::Experts,
     rope,
 };
@@ -17,10 +18,31 @@ pub(super) const LLAMA: Class = Class {
     epsilon: 1e-6,
     theta: 1e4,
     experts: None,
+    norms: Norms::Rms,
+    final_norm: "norm",
 };
 const MISTRAL: Class = Class {
     kv_heads: Some(8),
     context: 131_072,
+    ..LLAMA
+};
+/// Mistral Small 3.1 and later, with eyes that are left out.
+const MISTRAL3: Class = Class {
+    arch: "mistral3",
+    ..MISTRAL
+};
+const MINISTRAL3: Class = Class {
+    head_dim: HeadDim::Or(128),
+    context: 262_144,
+    epsilon: 1e-5,
+    theta: 1e6,
+    ..MISTRAL3
+};
+const INTERNLM3: Class = Class {
+    kv_heads: Some(2),
+    head_dim: HeadDim::Or(128),
+    context: 32_768,
+    epsilon: 1e-5,
     ..LLAMA
 };
 const MIXTRAL: Class = Class {
@@ -54,6 +76,30 @@ pub(super) fn llama(build: &mut Build<'_>) -> Result<(), ConvertError> {
 
 pub(super) fn mistral(build: &mut Build<'_>) -> Result<(), ConvertError> {
     dense(build, MISTRAL).map(drop)
+}
+
+pub(super) fn internlm3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    dense(build, INTERNLM3).map(drop)
+}
+
+pub(super) fn mistral3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    let config = build.config;
+    match config.text(&["model_type"]) {
+        Some("ministral3") => {}
+        Some("mistral4") => return Err(ConvertError::Architecture("mistral4".to_owned())),
+        _ => return dense(build, MISTRAL3).map(drop),
+    }
+    dense(build, MINISTRAL3)?;
+    let rope = config.rope(MINISTRAL3.theta)?;
+    if rope.kind() != "yarn" {
+        return Err(ConvertError::Config(format!(
+            "its positions are rotated by {:?}, not \"yarn\"",
+            rope.kind()
+        )));
+    }
+    build.put_number("rope.scaling.yarn_log_multiplier", rope.needed("mscale_all_dim")?);
+    build.put_number("attention.temperature_scale", rope.needed("llama_4_scaling_beta")?);
+    Ok(())
 }
 
 pub(super) fn smollm3(build: &mut Build<'_>) -> Result<(), ConvertError> {

@@ -12,16 +12,20 @@ mod gemma;
 mod gpt2;
 mod gpt_oss;
 mod granite;
+mod layer_norm;
 mod lfm2;
 mod llama;
 mod modern_bert;
+mod nomic_bert;
 mod olmo;
+mod others;
 mod phi3;
 mod pooling;
 mod qwen;
 mod reranker;
 mod rope;
 mod vision;
+mod window;
 
 pub(super) use vision::{build_projector, vision_config};
 
@@ -41,7 +45,7 @@ use crate::gguf::{GgmlType, TensorSpec, Value};
 const MAX_BLOCKS: u64 = 512;
 
 /// Architectures for which the engine does not take the embedding where there is no output matrix.
-const NEVER_TIED: [&str; 4] = ["gpt-oss", "olmo2", "olmoe", "qwen2moe"];
+const NEVER_TIED: [&str; 6] = ["gpt-oss", "olmo2", "olmoe", "phi2", "qwen2moe", "stablelm"];
 
 /// A file in the making.
 #[derive(Debug)]
@@ -139,8 +143,10 @@ pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
     let family: Family = match config.architecture() {
         "LlamaForCausalLM" | "LLaMAForCausalLM" | "LlamaModel" => llama::llama,
         "MistralForCausalLM" => llama::mistral,
+        "Mistral3ForConditionalGeneration" | "Ministral3ForCausalLM" => llama::mistral3,
         "Idefics3ForConditionalGeneration" | "SmolVLMForConditionalGeneration" => llama::idefics3,
         "MixtralForCausalLM" => llama::mixtral,
+        "InternLM3ForCausalLM" => llama::internlm3,
         "SmolLM3ForCausalLM" => llama::smollm3,
         "GraniteForCausalLM" => granite::granite,
         "GraniteMoeForCausalLM" | "GraniteMoeSharedForCausalLM" => granite::granite_moe,
@@ -154,16 +160,27 @@ pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
         "GemmaForCausalLM" => gemma::gemma,
         "Gemma2ForCausalLM" => gemma::gemma2,
         "Gemma3ForCausalLM" | "Gemma3ForConditionalGeneration" => gemma::gemma3,
+        "Gemma3TextModel" => gemma::embedding,
         "Phi3ForCausalLM" => phi3::phi3,
         "Olmo2ForCausalLM" => olmo::olmo2,
+        "Olmo3ForCausalLM" => olmo::olmo3,
         "OlmoeForCausalLM" => olmo::olmoe,
         "GptOssForCausalLM" => gpt_oss::gpt_oss,
+        "Starcoder2ForCausalLM" => layer_norm::starcoder2,
+        "StableLmForCausalLM" | "StableLMEpochForCausalLM" => layer_norm::stablelm,
+        "PhiForCausalLM" => layer_norm::phi2,
+        "CohereForCausalLM" => layer_norm::command_r,
+        "Cohere2ForCausalLM" => layer_norm::cohere2,
+        "SeedOssForCausalLM" => others::seed_oss,
+        "Exaone4ForCausalLM" => others::exaone4,
+        "Ernie4_5ForCausalLM" | "Ernie4_5_ForCausalLM" => others::ernie4_5,
         "GPT2LMHeadModel" => gpt2::gpt2,
         "Lfm2ForCausalLM" | "LFM2ForCausalLM" => lfm2::lfm2,
         "BertModel" | "BertForMaskedLM" | "BertForSequenceClassification" => bert::bert,
         "RobertaModel" | "RobertaForMaskedLM" | "RobertaForSequenceClassification" => bert::roberta,
         "XLMRobertaModel" | "XLMRobertaForMaskedLM" | "XLMRobertaForSequenceClassification" => bert::roberta,
         "ModernBertModel" | "ModernBertForMaskedLM" | "ModernBertForSequenceClassification" => modern_bert::modern_bert,
+        "NomicBertModel" => nomic_bert::nomic_bert,
         other => return Err(ConvertError::Architecture(other.to_owned())),
     };
     // Others have no names for it.
@@ -347,6 +364,11 @@ impl<'a> Build<'a> {
         if self.has(name) {
             let source = self.take(name, &[self.vocabulary, hidden])?;
             self.add("output.weight", &source);
+            let bias = name.replace(".weight", ".bias");
+            if self.has(&bias) {
+                let source = self.take(&bias, &[self.vocabulary])?;
+                self.add("output.bias", &source);
+            }
             return Ok(());
         }
         let is_tied = self.config.flag("tie_word_embeddings") != Some(false);

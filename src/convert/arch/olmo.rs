@@ -1,11 +1,12 @@
-//! OLMo 2 and OLMoE.
+//! OLMo 2 and 3, and OLMoE.
 
 use super::{
     Build,
-    decoder::{ATTENTION, Change, Class, Decoder, Dim, HeadDim, MLP, NORMS, Weight},
+    decoder::{ATTENTION, Change, Class, Decoder, Dim, HeadDim, MLP, NORMS, Sizes, Weight},
     experts::Experts,
     llama::LLAMA,
     qwen::shares_are_normalised,
+    window,
 };
 use crate::{convert::ConvertError, gguf::Value};
 
@@ -16,6 +17,10 @@ const OLMO2: Class = Class {
     head_dim: HeadDim::IfSaid,
     epsilon: 1e-5,
     ..LLAMA
+};
+const OLMO3: Class = Class {
+    theta: 500_000.0,
+    ..OLMO2
 };
 const OLMOE: Class = Class {
     arch: "olmoe",
@@ -29,20 +34,29 @@ const QUERY_NORMS: &[Weight] = &[
     Weight::new("self_attn.k_norm", "attn_k_norm", &[Key]),
 ];
 /// Norms behind what they norm.
-const POST_NORMS: &[Weight] = &[
+pub(super) const POST_NORMS: &[Weight] = &[
     Weight::new("post_attention_layernorm", "post_attention_norm", &[Hidden]),
     Weight::new("post_feedforward_layernorm", "post_ffw_norm", &[Hidden]),
 ];
 
 pub(super) fn olmo2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    decode(build, OLMO2).map(drop)
+}
+
+pub(super) fn olmo3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    let sizes = decode(build, OLMO3)?;
+    window::keys(build, sizes.blocks, Some(4096))
+}
+
+fn decode(build: &mut Build<'_>, class: Class) -> Result<Sizes, ConvertError> {
     let decoder = Decoder {
-        class: OLMO2,
+        class,
         layer: &[ATTENTION, QUERY_NORMS, POST_NORMS, MLP],
         experts: None,
         last_norm: Change::None,
         output: true,
     };
-    decoder.build(build).map(drop)
+    decoder.build(build)
 }
 
 pub(super) fn olmoe(build: &mut Build<'_>) -> Result<(), ConvertError> {

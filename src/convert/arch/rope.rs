@@ -37,6 +37,10 @@ pub(super) fn keys(build: &mut Build<'_>, theta: f64, context: u64) -> Result<()
         "longrope" => build.put("rope.scaling.type", Value::String("longrope".to_owned())),
         // A tensor says it.
         "llama3" => {}
+        "dynamic" => build.config.remark(
+            "the engine rotates the positions of texts beyond the context of the model otherwise than its class"
+                .to_owned(),
+        ),
         other => {
             return Err(ConvertError::Config(format!(
                 "positions are rotated by {other:?}, which the engine cannot"

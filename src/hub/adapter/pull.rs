@@ -13,7 +13,7 @@ use crate::{
         error::HubError,
         ledger::Note,
         name::{AdapterName, HfName},
-        pull::{Events, download},
+        pull::{Events, download, soon},
         resolve::RepoFile,
         roots,
     },
@@ -40,7 +40,8 @@ pub(in crate::hub) async fn wanted(hub: &Hub, config: &Arc<HubConfig>, name: &Hf
         let cached = blocking(move || Ok(find(&search, &at.0.ledger, &wanted))).await?;
         let planned = match &cached {
             _ if config.offline => Err(HubError::Offline(name.to_string())),
-            _ => plan(hub, config, adapter).await,
+            Some(_) => soon(config, |config| plan(hub, config, adapter)).await,
+            None => plan(hub, Arc::clone(config), adapter).await,
         };
         all.push(match (planned, cached) {
             (Ok((info, files)), Some(cached)) if is_same(&cached, &info, &files) => Wanted::Here(Box::new(cached)),
@@ -49,7 +50,9 @@ pub(in crate::hub) async fn wanted(hub: &Hub, config: &Arc<HubConfig>, name: &Hf
                 info,
                 files,
             },
-            (Err(error), Some(cached)) if error.is_transient() || matches!(error, HubError::Offline(_)) => {
+            (Err(error), Some(cached))
+                if error.is_transient() || matches!(error, HubError::Offline(_) | HubError::Protocol { .. }) =>
+            {
                 Wanted::Here(Box::new(cached))
             }
             (Err(error), _) => return Err(error),
@@ -65,8 +68,8 @@ fn is_same(cached: &LocalAdapter, info: &RepoInfo, files: &[RepoFile]) -> bool {
 }
 
 /// What the Hub has of an adapter.
-async fn plan(hub: &Hub, config: &Arc<HubConfig>, name: &AdapterName) -> Result<(RepoInfo, Vec<RepoFile>), HubError> {
-    let client = Client::new(&hub.0.pool, Arc::clone(config))?;
+async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &AdapterName) -> Result<(RepoInfo, Vec<RepoFile>), HubError> {
+    let client = Client::new(&hub.0.pool, config)?;
     let revision = name.revision.as_deref().unwrap_or("main");
     let info = client.info(&format!("{}/{}", name.org, name.repo), revision).await?;
     let repo = format!("{}/{}", info.org, info.repo);
@@ -128,7 +131,7 @@ pub(in crate::hub) async fn update(
 ) -> Result<Option<Update>, HubError> {
     let mut found: Option<Update> = None;
     for adapter in &model.adapters {
-        let (info, files) = plan(hub, config, &adapter.name).await?;
+        let (info, files) = plan(hub, Arc::clone(config), &adapter.name).await?;
         let here: Vec<Option<String>> = adapter.files.iter().map(|file| cache::blob_name(file)).collect();
         let new = files
             .iter()

@@ -1,0 +1,177 @@
+//! Decoders whose norms subtract a mean: StarCoder 2, StableLM, Phi 2, Command R.
+
+use super::{
+    Build,
+    decoder::{ATTENTION, Change, Class, Decoder, Dim, HeadDim, MLP, NORMS, Norms, Sizes, Weight},
+    llama::LLAMA,
+    spec, window,
+};
+use crate::{
+    convert::{ConvertError, Recipe, recipe::Rows},
+    gguf::Value,
+};
+
+use Dim::{FeedForward, Head, Heads, Hidden, Key, KeyHeads, Query};
+
+const STARCODER2: Class = Class {
+    arch: "starcoder2",
+    kv_heads: Some(2),
+    head_dim: HeadDim::Never,
+    context: 4096,
+    epsilon: 1e-5,
+    norms: Norms::Layer,
+    ..LLAMA
+};
+const STABLELM: Class = Class {
+    arch: "stablelm",
+    kv_heads: Some(32),
+    ..STARCODER2
+};
+const PHI2: Class = Class {
+    arch: "phi2",
+    kv_heads: None,
+    context: 2048,
+    final_norm: "final_layernorm",
+    ..STARCODER2
+};
+const COMMAND_R: Class = Class {
+    arch: "command-r",
+    kv_heads: None,
+    head_dim: HeadDim::IfSaid,
+    context: 8192,
+    theta: 500_000.0,
+    ..STARCODER2
+};
+const COHERE2: Class = Class {
+    arch: "cohere2",
+    head_dim: HeadDim::Always,
+    theta: 1e4,
+    ..COMMAND_R
+};
+const ONE_NORM: &[Weight] = &[Weight::new("input_layernorm", "attn_norm", &[Hidden])];
+const BIASED_ATTENTION: &[Weight] = &[
+    Weight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]).biased(),
+    Weight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]).biased(),
+    Weight::new("self_attn.v_proj", "attn_v", &[Key, Hidden]).biased(),
+];
+const STARCODER2_LAYER: &[Weight] = &[
+    Weight::new("self_attn.o_proj", "attn_output", &[Hidden, Query]).biased(),
+    Weight::new("mlp.c_fc", "ffn_up", &[FeedForward, Hidden]).biased(),
+    Weight::new("mlp.c_proj", "ffn_down", &[Hidden, FeedForward]).biased(),
+];
+const PHI2_LAYER: &[Weight] = &[
+    Weight::new("self_attn.dense", "attn_output", &[Hidden, Query]).biased(),
+    Weight::new("mlp.fc1", "ffn_up", &[FeedForward, Hidden]).biased(),
+    Weight::new("mlp.fc2", "ffn_down", &[Hidden, FeedForward]).biased(),
+];
+const COMMAND_R_NORMS: &[Weight] = &[
+    Weight::new("self_attn.q_norm", "attn_q_norm", &[Heads, Head]),
+    Weight::new("self_attn.k_norm", "attn_k_norm", &[KeyHeads, Head]),
+];
+/// The engine looks for norms of heads in models of at least so many layers, and only there.
+const COMMAND_R_PLUS: u64 = 64;
+
+fn decode(build: &mut Build<'_>, class: Class, layer: &[&[Weight]], output: bool) -> Result<Sizes, ConvertError> {
+    let decoder = Decoder {
+        class,
+        layer,
+        experts: None,
+        last_norm: Change::None,
+        output,
+    };
+    decoder.build(build)
+}
+
+pub(super) fn starcoder2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    decode(build, STARCODER2, &[NORMS, BIASED_ATTENTION, STARCODER2_LAYER], true).map(drop)
+}
+
+pub(super) fn phi2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    let sizes = decode(build, PHI2, &[ONE_NORM, BIASED_ATTENTION, PHI2_LAYER], true)?;
+    rotated(build, &sizes, 0.5)?;
+    let key = "tokenizer.ggml.add_bos_token".to_owned();
+    build.keys.push((key, Value::Bool(false)));
+    Ok(())
+}
+
+pub(super) fn stablelm(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    let config = build.config;
+    let is_parallel = config.flag_or("use_parallel_residual", false);
+    let norms = if is_parallel { ONE_NORM } else { NORMS };
+    let sizes = decode(build, STABLELM, &[norms, ATTENTION, MLP], true)?;
+    build.put("use_parallel_residual", Value::Bool(is_parallel));
+    if config.flag("qk_layernorm") == Some(true) {
+        for block in 0..sizes.blocks {
+            head_norms(build, &sizes, block, "q_layernorm", "attn_q_norm", sizes.heads)?;
+            head_norms(build, &sizes, block, "k_layernorm", "attn_k_norm", sizes.kv_heads)?;
+        }
+    }
+    rotated(build, &sizes, 0.25)
+}
+
+/// A norm for each head becomes a row.
+fn head_norms(
+    build: &mut Build<'_>,
+    sizes: &Sizes,
+    block: u64,
+    from: &str,
+    to: &str,
+    heads: u64,
+) -> Result<(), ConvertError> {
+    let mut parts = Vec::new();
+    for head in 0..heads {
+        let name = format!("model.layers.{block}.self_attn.{from}.norms.{head}.weight");
+        parts.push(Rows::all(&build.take(&name, &[sizes.head_dim])?));
+    }
+    let spec = spec(&format!("blk.{block}.{to}.weight"), &[heads, sizes.head_dim]);
+    build.recipes.push(Recipe::rows(spec, parts));
+    Ok(())
+}
+
+/// How much of a head is rotated.
+fn rotated(build: &mut Build<'_>, sizes: &Sizes, default: f64) -> Result<(), ConvertError> {
+    let said = build.config.rope(LLAMA.theta)?.number("partial_rotary_factor");
+    let part = match said {
+        Some(part) => part,
+        None => build.config.number_or(&["partial_rotary_factor"], default)?,
+    };
+    build.put_integer("rope.dimension_count", (part * sizes.head_dim as f64) as u64)
+}
+
+pub(super) fn command_r(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    let config = build.config;
+    let has_norms = config.flag("use_qk_norm") == Some(true);
+    let norms: &[Weight] = if has_norms { COMMAND_R_NORMS } else { &[] };
+    let sizes = decode(build, COMMAND_R, &[ONE_NORM, ATTENTION, norms, MLP], false)?;
+    if has_norms != (sizes.blocks >= COMMAND_R_PLUS) {
+        return Err(ConvertError::Config(format!(
+            "use_qk_norm is {has_norms}, which the engine does not expect of {} layers",
+            sizes.blocks
+        )));
+    }
+    // It was trained with longer texts than the other key says.
+    if let Some(context) = config.optional_integer(&["model_max_length"])? {
+        let key = "command-r.context_length";
+        build.keys.retain(|(name, _)| name != key);
+        build.put_integer("context_length", context)?;
+    }
+    unscaled(build)
+}
+
+pub(super) fn cohere2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    let config = build.config;
+    let sizes = decode(build, COHERE2, &[ONE_NORM, ATTENTION, MLP], false)?;
+    let vocabulary = build.vocabulary;
+    build.put_integer("vocab_size", vocabulary)?;
+    window::keys(build, sizes.blocks, Some(4096))?;
+    let part = config.optional_number(&["rotary_pct"])?.unwrap_or(1.0);
+    build.put_integer("rope.dimension_count", (part * sizes.head_dim as f64) as u64)?;
+    unscaled(build)
+}
+
+fn unscaled(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    let scale = build.config.number_or(&["logit_scale"], 0.0625)?;
+    build.put_number("logit_scale", scale);
+    build.put("rope.scaling.type", Value::String("none".to_owned()));
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! Decoders of Llama's make that differ from it in little: Seed-OSS, EXAONE 4, ERNIE 4.5.
+
+use super::{
+    Build,
+    decoder::{ATTENTION, Change, Class, Decoder, Dim, HEAD_NORMS, HeadDim, MLP, NORMS, Weight},
+    llama::LLAMA,
+    olmo::POST_NORMS,
+    rope, window,
+};
+use crate::convert::ConvertError;
+
+use Dim::Hidden;
+
+const SEED_OSS: Class = Class {
+    arch: "seed_oss",
+    kv_heads: Some(8),
+    head_dim: HeadDim::Or(128),
+    context: 524_288,
+    ..LLAMA
+};
+const EXAONE4: Class = Class {
+    arch: "exaone4",
+    kv_heads: Some(32),
+    head_dim: HeadDim::IfSaid,
+    epsilon: 1e-5,
+    ..LLAMA
+};
+/// Rotates neighbours, as the engine does.
+const ERNIE4_5: Class = Class {
+    arch: "ernie4_5",
+    kv_heads: Some(2),
+    head_dim: HeadDim::Or(128),
+    context: 131_072,
+    epsilon: 1e-5,
+    theta: 500_000.0,
+    ..LLAMA
+};
+/// The only number of layers for which the engine knows that those without a window do not rotate.
+const EXAONE4_HYBRID: u64 = 64;
+const SEED_OSS_NORMS: &[Weight] = &[
+    Weight::new("input_layernorm", "attn_norm", &[Hidden]),
+    Weight::new("post_attention_layernorm", "post_attention_norm", &[Hidden]),
+];
+
+fn decoder<'a>(class: Class, layer: &'a [&'a [Weight]]) -> Decoder<'a> {
+    Decoder {
+        class,
+        layer,
+        experts: None,
+        last_norm: Change::None,
+        output: true,
+    }
+}
+
+pub(super) fn seed_oss(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    decoder(SEED_OSS, &[SEED_OSS_NORMS, ATTENTION, MLP])
+        .build(build)
+        .map(drop)
+}
+
+pub(super) fn ernie4_5(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    decoder(ERNIE4_5, &[NORMS, ATTENTION, MLP]).build(build).map(drop)
+}
+
+pub(super) fn exaone4(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    let sizes = decoder(EXAONE4, &[ATTENTION, HEAD_NORMS, POST_NORMS, MLP]).build(build)?;
+    let vocabulary = build.vocabulary;
+    build.put_integer("vocab_size", vocabulary)?;
+    if build.config.find(&["sliding_window"]).is_some() && sizes.blocks != EXAONE4_HYBRID {
+        return Err(ConvertError::Config(format!(
+            "EXAONE 4 with a sliding window and {} layers is not something that the engine knows",
+            sizes.blocks
+        )));
+    }
+    window::keys(build, sizes.blocks, None)?;
+    rope::llama3(build, EXAONE4.theta, sizes.head_dim)
+}

@@ -1,0 +1,78 @@
+//! Which layers attend only to a window of the last tokens.
+
+use serde_json::Value as Json;
+
+use super::Build;
+use crate::{
+    convert::{ConvertError, config::Config},
+    gguf::{Array, Value},
+};
+
+/// By default all layers but every fourth.
+const EVERY: u64 = 4;
+
+/// The window, and for each layer whether it has it. Without a window there are no keys; `default` is what a class takes
+/// where the configuration says nothing.
+pub(super) fn keys(build: &mut Build<'_>, blocks: u64, default: Option<u64>) -> Result<(), ConvertError> {
+    let config = build.config;
+    let window = match default.filter(|_| !config.is_null("sliding_window")) {
+        Some(default) => Some(config.integer_or(&["sliding_window"], default)?),
+        None => config.optional_integer(&["sliding_window"])?,
+    };
+    let Some(window) = window else {
+        return Ok(());
+    };
+    let pattern = pattern(config, blocks)?;
+    build.put_integer("attention.sliding_window", window)?;
+    build.put("attention.sliding_window_pattern", Value::Array(Array::Bool(pattern)));
+    Ok(())
+}
+
+/// For each layer whether it has a window: one by one, as letters that repeat, or every how many one has none.
+pub(super) fn pattern(config: &Config, blocks: u64) -> Result<Vec<bool>, ConvertError> {
+    if let Some(types) = config.find(&["layer_types"]).and_then(Json::as_array) {
+        let pattern: Vec<bool> = types
+            .iter()
+            .map(|kind| kind.as_str() == Some("sliding_attention"))
+            .collect();
+        if pattern.len() as u64 == blocks {
+            return Ok(pattern);
+        }
+        return Err(ConvertError::Config(format!(
+            "it says of {} layers how they attend, not of {blocks}",
+            pattern.len()
+        )));
+    }
+    let layers = 0..blocks as usize;
+    if let Some(letters) = config.text(&["sliding_window_pattern"]).filter(|text| !text.is_empty()) {
+        let letters = letters.as_bytes();
+        return Ok(layers.map(|layer| letters[layer % letters.len()] == b'L').collect());
+    }
+    let every = match config.optional_integer(&["sliding_window_pattern"])? {
+        Some(0) => return Ok(vec![false; layers.len()]),
+        Some(every) => every,
+        None => EVERY,
+    };
+    Ok(layers
+        .map(|layer| !(layer + 1).is_multiple_of(every as usize))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::convert::config::tests::config;
+
+    #[test]
+    fn patterns_of_every_spelling() {
+        let found = |rest: &str, blocks| pattern(&config(&format!(r#"{{"architectures":["X"]{rest}}}"#)), blocks);
+        assert_eq!(found("", 5).unwrap(), [true, true, true, false, true]);
+        let said = r#","sliding_window_pattern":"LG""#;
+        assert_eq!(found(said, 3).unwrap(), [true, false, true]);
+        assert_eq!(found(r#","sliding_window_pattern":2"#, 3).unwrap(), [true, false, true]);
+        assert_eq!(found(r#","sliding_window_pattern":0"#, 2).unwrap(), [false, false]);
+        let types = r#","layer_types":["full_attention","sliding_attention"]"#;
+        assert_eq!(found(types, 2).unwrap(), [false, true]);
+        assert!(found(types, 3).is_err());
+    }
+}
