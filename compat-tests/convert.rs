@@ -184,7 +184,7 @@ fn what_cannot_be_converted_is_said_in_a_sentence_and_leaves_nothing() {
         (&sharded, "-00002-of-"),
         (&cut, "download it again"),
         (&not_a_number, "contains NaN"),
-        (&mute, "neither a tokenizer.json nor a tokenizer.model"),
+        (&mute, "has none of tokenizer.json, tokenizer.model,"),
         (&empty, "has no config.json"),
     ] {
         for kind in ["auto", "F32", "Q4_K_M"] {
@@ -344,7 +344,9 @@ impl Whole {
     }
 
     fn keys(&self) -> Vec<(&str, &Value)> {
-        let is_free = |key: &str| key.starts_with("general.") && key != "general.architecture";
+        // What is ours alone, and what a name or a card may say.
+        let is_free =
+            |key: &str| key.starts_with("hubllama.") || key.starts_with("general.") && key != "general.architecture";
         let mut all: Vec<_> = self.header.metadata.iter().filter(|(key, _)| !is_free(key)).collect();
         all.sort_by_key(|(key, _)| *key);
         all

@@ -277,6 +277,79 @@ fn a_first_use_converts_too_and_says_what_cannot_be_converted() {
     assert_eq!(listed(&daemon), expected, "what failed is not listed");
 }
 
+/// The engine does not follow this tokenizer: it is refused, or made by setting, and whoever asks is told.
+#[test]
+fn a_doubtful_tokenizer_is_refused_or_said() {
+    let hub = FakeHub::start();
+    let tiny = checkpoint("qwen3", "qwen");
+    fs::write(tiny.path().join("README.md"), "---\nlicense: apache-2.0\n---\n# Tiny\n").expect("written");
+    publish(&hub, TINY, tiny.path());
+    let path = tiny.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).expect("a tokenizer")).expect("JSON");
+    tokenizer["normalizer"] = json!({"type": "Replace", "pattern": {"String": "e"}, "content": "a"});
+    fs::write(&path, tokenizer.to_string()).expect("written");
+    publish(&hub, "Example-Org/Doubtful", tiny.path());
+    let check = |daemon: &Hubllama, name: &str| {
+        let (status, shown) = post(daemon, "/api/show", &json!({ "model": name }));
+        assert_eq!(status, 200, "{shown}");
+        assert_eq!(
+            shown["license"], "apache-2.0",
+            "the card is read, and the file says what it said"
+        );
+        assert_eq!(shown["model_info"]["general.license"], "apache-2.0");
+        shown["model_info"]["hubllama.tokenizer_check"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned()
+    };
+
+    let daemon = Setup::default().hub(hub.url()).start();
+    pull(&daemon, "hf:Example-Org/Tiny");
+    // The engine does not know its normalisation of accents.
+    assert!(check(&daemon, "hf:Example-Org/Tiny").starts_with("tolerable: the engine cuts 1 of "));
+    let body = json!({"model": "hf:Example-Org/Doubtful", "stream": false});
+    let (status, reply) = post(&daemon, "/api/pull", &body);
+    let error = reply["error"].as_str().unwrap_or_default();
+    assert!(status == 400 && error.contains("into other tokens"), "{status} {reply}");
+
+    let daemon = Setup::default()
+        .hub(hub.url())
+        .config("[engine]\nthreads = 1\n[convert]\ndoubtful_tokenizers = \"warn\"\n")
+        .start();
+    pull(&daemon, "hf:Example-Org/Doubtful");
+    assert!(check(&daemon, "hf:Example-Org/Doubtful").starts_with("doubtful: the engine cuts "));
+    assert_eq!(generate(&daemon, "hf:Example-Org/Doubtful").0, 200);
+}
+
+/// The container has keys for three tokens that end an answer; this checkpoint names a fourth, which is the one that comes.
+#[test]
+fn an_answer_ends_at_every_token_that_ends_one() {
+    let home = tempfile::tempdir().expect("a home");
+    let folder = home.path().join("SmolLM2");
+    smollm2::write(&folder);
+    let tokenizer = fs::read(folder.join("tokenizer.json")).expect("a tokenizer");
+    let tokenizer: Value = serde_json::from_slice(&tokenizer).expect("JSON");
+    let paris = &tokenizer["model"]["vocab"]["\u{120}Paris"];
+    assert!(paris.is_u64(), "one token");
+    let ends = json!({"eos_token_id": [0, 1, 2, paris]});
+    fs::write(folder.join("generation_config.json"), ends.to_string()).expect("written");
+    let hub = FakeHub::start();
+    publish(&hub, REPO, &folder);
+    let daemon = Setup::default()
+        .hub(hub.url())
+        .config("[engine]\nthreads = 2\n")
+        .start();
+    pull(&daemon, NAME);
+    let body = json!({"model": NAME, "prompt": "The capital of France is", "raw": true, "stream": false,
+                      "options": {"num_predict": 8, "temperature": 0, "num_ctx": 64}});
+    let (status, reply) = post(&daemon, "/api/generate", &body);
+    assert_eq!(
+        (status, &reply["response"], &reply["done_reason"]),
+        (200, &json!(""), &json!("stop")),
+        "{reply}"
+    );
+}
+
 #[test]
 fn what_cannot_be_converted_is_said_with_where_it_is_to_be_had() {
     let hub = FakeHub::start();

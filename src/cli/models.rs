@@ -48,7 +48,9 @@ pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode
                 log: "warn".into(),
                 ..WorkerCommand::default()
             };
-            let hub = Hub::with_converter(&config.state_dir, Arc::new(Converting(command)));
+            let doubtful = config.convert.doubtful_tokenizers;
+            let converting = Converting::new(command, move || doubtful);
+            let hub = Hub::with_converter(&config.state_dir, Arc::new(converting));
             let mut events = hub.pull(&config.hub, &name);
             while let Some(event) = events.next().await {
                 match event? {

@@ -136,6 +136,7 @@ fn sheet(name: &str, shown: &Value) -> String {
         add("  commit", Some(field("commit").to_owned()));
     }
     add("template", own("template_source").map(str::to_owned));
+    add("tokenizer", own("tokenizer_check").map(str::to_owned));
     add(
         "downloaded by",
         info.get("hubllama.downloaded").and_then(Value::as_bool).map(|ours| {
@@ -186,6 +187,7 @@ mod tests {
                 "hubllama.license": "apache\u{1b}[2J-2.0",
                 "hubllama.files": [{"path": "m-Q4_1.gguf", "size": 98_362_432, "sha256": "ab"}],
                 "hubllama.downloaded": true,
+                "hubllama.tokenizer_check": "equal: the engine cuts 22 of 22 texts into the checkpoint's own tokens",
             },
         });
         let text = sheet("hf:o/r:Q4_1", &shown);
@@ -197,6 +199,7 @@ mod tests {
             "  license        apache[2J-2.0\n",
             "    sha256       ab\n",
             "  downloaded by  hubllama\n",
+            "  tokenizer      equal: the engine cuts 22 of 22",
         ] {
             assert!(text.contains(line), "{line}{text}");
         }

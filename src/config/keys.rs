@@ -185,6 +185,7 @@ pub(super) const KEYS: &[Key<Config>] = &[
         Maybe<Real>
     ),
     key!("engine.sampling.stop", engine.sampling.stop, Maybe<List<Text>>),
+    key!("convert.doubtful_tokenizers", convert.doubtful_tokenizers, Choice),
     key!("log.level", log.level, Text),
     key!("log.format", log.format, Choice, restart),
     key!("state_dir", state_dir, Folder, restart),

@@ -18,6 +18,8 @@ pub struct Config {
     pub hub: HubConfig,
     /// Defaults of every hf: model, and what they share.
     pub engine: EngineConfig,
+    /// How checkpoints of safetensors become models.
+    pub convert: ConvertConfig,
     /// Settings of single models, by the name as it is written in the file (`hf:…`).
     pub models: BTreeMap<String, ModelConfig>,
     /// Plain names that stand for an hf: name.
@@ -262,6 +264,24 @@ pub enum JsonSchemas {
     Relaxed,
     /// Refuse the request.
     Strict,
+}
+
+/// `[convert]`
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConvertConfig {
+    /// What becomes of a checkpoint whose texts the engine cuts into other tokens than its own tokenizer does.
+    pub doubtful_tokenizers: DoubtfulTokenizers,
+}
+
+/// What becomes of a checkpoint whose texts the engine cuts into other tokens than its own tokenizer does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DoubtfulTokenizers {
+    /// It is not converted.
+    #[default]
+    Refuse,
+    /// It is converted; the log, `/api/show` and the file itself say so.
+    Warn,
 }
 
 /// `[models."hf:…"]`: settings of one model; `None` leaves the engine's.

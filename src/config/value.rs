@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, fmt::Display, path::PathBuf, time::Duration};
 use serde_json::{Value as Json, json};
 
 use super::{
-    JsonSchemas, LogFormat, ProviderName, Safetensors, SplitMode, UnsupportedTools, WeightType, XetUse, suggest::hint,
+    DoubtfulTokenizers, JsonSchemas, LogFormat, ProviderName, Safetensors, SplitMode, UnsupportedTools, WeightType,
+    XetUse, suggest::hint,
 };
 use crate::{
     inference::{KeepAlive, KvCacheType, Switch},
@@ -313,6 +314,10 @@ impl Named for UnsupportedTools {
         ("refuse", Self::Refuse),
         ("prompt", Self::Prompt),
     ];
+}
+
+impl Named for DoubtfulTokenizers {
+    const NAMES: &'static [(&'static str, Self)] = &[("refuse", Self::Refuse), ("warn", Self::Warn)];
 }
 
 impl Named for JsonSchemas {

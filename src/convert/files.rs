@@ -33,6 +33,11 @@ pub(super) fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, 
     }
 }
 
+/// The bytes of a small file, or `None` if there is none.
+pub(super) fn bytes_if_there(path: &Path) -> Result<Option<Vec<u8>>, ConvertError> {
+    read_if_there(path, MAX_SMALL_BYTES)
+}
+
 /// A text, or `None` if there is no such file.
 pub(super) fn text_if_there(path: &Path) -> Result<Option<String>, ConvertError> {
     let Some(bytes) = read_if_there(path, MAX_SMALL_BYTES)? else {

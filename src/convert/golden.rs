@@ -17,7 +17,7 @@ use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::{ConvertError, Planned, Stream, TargetType, plan, plan_projector, replan};
+use super::{ConvertError, Planned, Stream, TargetType, plan, plan_checked, plan_projector, replan};
 use crate::{
     config::SplitMode,
     gguf::{Array, Header, Value},
@@ -61,8 +61,12 @@ pub(super) fn read(name: &str) -> Golden {
 
 /// A whole checkpoint in a folder of its own: weights, and the tokenizer that several share.
 pub(super) fn assemble(name: &str, golden: &Golden) -> tempfile::TempDir {
+    assemble_with(name, &golden.tokenizer)
+}
+
+fn assemble_with(name: &str, tokenizer: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let tokenizer = Path::new(FIXTURES).join("tokenizers").join(&golden.tokenizer);
+    let tokenizer = Path::new(FIXTURES).join("tokenizers").join(tokenizer);
     for from in [tokenizer, Path::new(FIXTURES).join(name)] {
         copy_all(&from, folder.path());
     }
@@ -494,7 +498,10 @@ fn deepseek3_chooses_experts_by_its_class() {
 /// Texts are cut into the same tokens as by the reference implementation.
 fn check_texts(name: &str) {
     let golden = read(name);
-    let folder = assemble(name, &golden);
+    check_texts_in(name, &assemble(name, &golden));
+}
+
+fn check_texts_in(name: &str, folder: &tempfile::TempDir) {
     let context = engine(folder.path(), ContextPurpose::Generate, TargetType::F32, &[], Way::File);
     let texts = fs::read_to_string(folder.path().join("texts.json")).unwrap();
     let texts: Vec<(String, Vec<i32>)> = serde_json::from_str(&texts).unwrap();
@@ -524,4 +531,128 @@ texts! {
     sentencepiece "llama";
     unigram "xlm-roberta";
     wordpiece "bert";
+}
+
+/// A tokenizer in other files than a `tokenizer.json`, with the checkpoint that has as many rows.
+#[derive(Deserialize)]
+struct GoldenTokenizer {
+    checkpoint: String,
+    keys: BTreeMap<String, (String, Json)>,
+}
+
+/// Its keys are those of llama.cpp's converter, and texts are cut as by transformers.
+fn check_files(name: &str) {
+    let text = fs::read_to_string(Path::new(FIXTURES).join("tokenizers").join(name).join("golden.json")).unwrap();
+    let golden: GoldenTokenizer = serde_json::from_str(&text).unwrap();
+    let folder = assemble_with(&golden.checkpoint, name);
+    let planned = plan(folder.path(), "test", TargetType::F32).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let header = Header::read(planned.model.header(), planned.model.file_len()).unwrap();
+    for (key, expected) in golden.keys {
+        // Scores that say nothing, and a setting for the way back from tokens to text.
+        if name == "tekken" && key.ends_with(".scores") || key.ends_with(".remove_extra_whitespaces") {
+            continue;
+        }
+        let value = header.get(&key).unwrap_or_else(|| panic!("{name}: {key} is missing"));
+        assert_eq!(printed(value), expected, "{name}: {key}");
+    }
+    check_texts_in(name, &folder);
+}
+
+macro_rules! files {
+    ($($test:ident $name:literal;)*) => {
+        mod tokenizer_files {$(
+            #[test]
+            fn $test() {
+                super::check_files($name);
+            }
+        )*}
+    };
+}
+
+files! {
+    gpt2 "gpt2-files";
+    qwen "qwen-files";
+    roberta "roberta-files";
+    tekken "tekken";
+    unigram "unigram-model";
+    wordpiece "wordpiece-files";
+    xlm_roberta "xlm-model";
+}
+
+/// The engine's tokens of texts, with the vocabulary of a header.
+fn cut(header: &[u8], texts: &[String]) -> Result<Vec<Vec<i32>>, ConvertError> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), header).unwrap();
+    let model = Model::load_vocabulary(file.path()).map_err(ConvertError::Engine)?;
+    let cut = |text: &String| model.tokenize(text, false, true).map_err(ConvertError::Engine);
+    texts.iter().map(cut).collect()
+}
+
+/// The engine decides where no structure fits: one that cuts all texts alike is found, and if there is none, the best is
+/// doubtful.
+#[test]
+fn a_pre_tokenizer_of_unknown_structure_is_found_by_trying() {
+    for (pattern, expected) in [
+        (
+            r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[\p{N}]+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+            Some("gpt-2"),
+        ),
+        (r"[aeiou]", None),
+    ] {
+        let golden = read("gpt2");
+        let folder = assemble("gpt2", &golden);
+        let path = folder.path().join("tokenizer.json");
+        let mut json: Json = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        json["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
+        ]});
+        // Long numbers tell this pre-tokenizer from those that are tried before it.
+        json["model"]["vocab"]
+            .as_object_mut()
+            .unwrap()
+            .retain(|_, id| id.as_u64() < Some(264));
+        let merges = json["model"]["merges"].as_array_mut().unwrap();
+        merges.truncate(merges.len() - 2);
+        merges.extend([json!(["3", "3"]), json!(["33", "33"])]);
+        for (id, text) in [(264, "33"), (265, "3333")] {
+            json["model"]["vocab"][text] = id.into();
+        }
+        fs::write(&path, json.to_string()).unwrap();
+        let refused = plan(folder.path(), "test", TargetType::F32).unwrap_err();
+        assert!(refused.to_string().contains("no pre-tokenizer"), "{refused}");
+        let planned = plan_checked(folder.path(), "test", TargetType::F32, &mut cut).unwrap();
+        let check = planned.check.unwrap();
+        assert_eq!(check.is_doubtful(), expected.is_none(), "{}", check.sentence());
+        let header = Header::read(planned.model.header(), planned.model.file_len()).unwrap();
+        let said = header
+            .get(crate::gguf::TOKENIZER_CHECK_KEY)
+            .and_then(Value::as_str)
+            .unwrap();
+        assert!(
+            said.starts_with(if expected.is_some() { "equal" } else { "doubtful" }),
+            "{said}"
+        );
+        if let Some(expected) = expected {
+            let pre = header.get("tokenizer.ggml.pre").and_then(Value::as_str);
+            assert_eq!(pre, Some(expected));
+        }
+    }
+}
+
+/// More tokens end an answer than the container has keys for.
+#[test]
+fn the_engine_knows_every_end_of_an_answer() {
+    let golden = read("llama3");
+    let folder = assemble("llama3", &golden);
+    fs::write(
+        folder.path().join("generation_config.json"),
+        r#"{"eos_token_id": [267, 268, 269, 5, 7]}"#,
+    )
+    .unwrap();
+    let context = engine(folder.path(), ContextPurpose::Generate, TargetType::F32, &[], Way::File);
+    let ends: Vec<i32> = (0..296)
+        .filter(|token| context.model().is_end_of_generation(*token))
+        .collect();
+    assert_eq!(ends, [5, 7, 267, 268, 269]);
 }

@@ -11,6 +11,7 @@
 
 mod adapter;
 mod arch;
+mod card;
 mod cast;
 mod config;
 mod error;
@@ -34,15 +35,17 @@ pub use adapter::{AdapterBase, check_adapter_config, plan_adapter};
 pub use arch::FAMILIES;
 pub use error::{ConvertError, ConvertFault};
 pub use model::VirtualGguf;
-pub use plan::{Part, Planned, Quantization, TargetType, check_config, has_projector, plan, plan_projector};
+pub use plan::{
+    Cut, Part, Planned, Quantization, TargetType, check_config, has_projector, plan, plan_checked, plan_projector,
+};
 pub use progress::{Advance, Stage};
 pub use recipe::{Recipe, RowQuantizer, Scratch};
 pub use replan::replan;
 pub use stream::Stream;
-pub use tokenizer::reference_tokens;
+pub use tokenizer::TokenizerCheck;
 pub use write::Progress;
 
 /// Whether this platform lets llama.cpp read a [`Stream`]; elsewhere a file must be made.
 pub const CAN_STREAM: bool = cfg!(target_os = "linux");
 /// Changes when a conversion makes something else of the same checkpoint, so that what is kept is made again.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;

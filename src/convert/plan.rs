@@ -5,13 +5,13 @@ use std::{fmt, path::Path, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConvertError, Recipe, VirtualGguf, arch,
+    ConvertError, Recipe, VirtualGguf, arch, card,
     config::Config,
     mix::{self, Shape},
     safetensors::{self, Dtype},
-    tokenizer,
+    tokenizer::{self, Tokenizer, TokenizerCheck},
 };
-use crate::gguf::{GgmlType, TensorSpec, Value, file_type_name};
+use crate::gguf::{self, GgmlType, TensorSpec, Value, file_type_name};
 
 /// `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -119,13 +119,19 @@ pub enum Part {
 }
 
 impl Part {
-    /// Plans the file, as [`plan()`] or [`plan_projector`].
+    /// Plans the file, as [`plan_checked`] or [`plan_projector`]; a projector has no vocabulary to be cut with.
     ///
     /// # Errors
     /// As these.
-    pub fn plan(self, folder: &Path, name: &str, target: TargetType) -> Result<Planned, ConvertError> {
+    pub fn plan(
+        self,
+        folder: &Path,
+        name: &str,
+        target: TargetType,
+        cut: &mut Cut<'_>,
+    ) -> Result<Planned, ConvertError> {
         match self {
-            Self::Model => plan(folder, name, target),
+            Self::Model => plan_checked(folder, name, target, cut),
             Self::Projector => plan_projector(folder, name, target),
         }
     }
@@ -147,6 +153,8 @@ pub struct Planned {
     pub model: VirtualGguf,
     /// As `BF16`.
     pub file_type: &'static str,
+    /// How the engine compares with the checkpoint's own tokenizer, if it was asked and there is one.
+    pub check: Option<TokenizerCheck>,
     /// Sentences: defaults that were used, doubts.
     pub notes: Vec<String>,
 }
@@ -258,20 +266,54 @@ pub fn has_projector(folder: &Path) -> bool {
     Config::read(folder).is_ok_and(|config| arch::vision_config(&config).is_ok())
 }
 
+/// What the engine makes of texts with the vocabulary of a file, given as bytes, that has no weights.
+pub type Cut<'a> = dyn FnMut(&[u8], &[String]) -> Result<Vec<Vec<i32>>, ConvertError> + 'a;
+
 /// Plans the file of a checkpoint. Reads configuration, tokenizer and the headers of the weights, but no weight.
 ///
 /// # Errors
 /// If the folder holds no complete checkpoint of a known architecture.
 pub fn plan(folder: &Path, name: &str, target: TargetType) -> Result<Planned, ConvertError> {
-    let config = Config::read(folder)?;
-    let tensors = safetensors::open(folder)?;
-    let build = arch::build(folder, name, &config, tensors)?;
-    let mut notes = sorted(config.take_notes());
-    let mut metadata = tokenizer::metadata(folder, build.vocabulary, build.tokenizer, &mut notes)?;
-    // What an architecture says of its tokenizer stands above what the tokenizer's files say.
-    metadata.retain(|(key, _)| build.keys.iter().all(|(other, _)| other != key));
-    let name = if is_safe_name(name, &metadata) { name } else { "" };
-    finish(build, "model", name, target, metadata, notes)
+    let draft = Draft::new(folder, name, target)?;
+    if !draft.tokenizer.is_known {
+        return Err(ConvertError::Tokenizer(
+            "llama.cpp has no pre-tokenizer that is known to cut texts as this one does; choose a repository with GGUF \
+             files"
+                .to_owned(),
+        ));
+    }
+    draft.finish(None)
+}
+
+/// As [`plan`], and compares the engine with the checkpoint's own tokenizer on some texts. Of several ways in which the
+/// engine could cut them, it takes the first that is right, or the best.
+///
+/// # Errors
+/// As [`plan`], and those of `cut`.
+pub fn plan_checked(folder: &Path, name: &str, target: TargetType, cut: &mut Cut<'_>) -> Result<Planned, ConvertError> {
+    let mut draft = Draft::new(folder, name, target)?;
+    let texts = draft.tokenizer.texts();
+    if texts.is_empty() {
+        return draft.finish(None);
+    }
+    let mut best: Option<(usize, TokenizerCheck)> = None;
+    for candidate in 0..draft.tokenizer.candidates() {
+        draft.tokenizer.choose(candidate);
+        let vocabulary = gguf::Plan::new(draft.metadata(), Vec::new())?;
+        let check = draft.tokenizer.check(&cut(vocabulary.header(), &texts)?);
+        let is_better = best.as_ref().is_none_or(|(_, best)| check.wrong < best.wrong);
+        let is_enough = !check.is_doubtful();
+        if is_better {
+            best = Some((candidate, check));
+        }
+        if is_enough {
+            break;
+        }
+    }
+    if let Some((candidate, _)) = &best {
+        draft.tokenizer.choose(*candidate);
+    }
+    draft.finish(best.map(|(_, check)| check))
 }
 
 /// Plans the file with the part of a checkpoint that makes embeddings of pictures, which the engine reads beside the
@@ -291,7 +333,8 @@ pub fn plan_projector(folder: &Path, name: &str, target: TargetType) -> Result<P
     let build = arch::build_projector(folder, name, &config, &vision, tensors)?;
     let mut notes = config.take_notes();
     notes.extend(vision.take_notes());
-    finish(build, "mmproj", name, target, Vec::new(), sorted(notes))
+    let (none, notes) = (Tokenizer::default(), sorted(notes));
+    Draft::of(folder, build, "mmproj", name, target, none, notes)?.finish(None)
 }
 
 fn sorted(mut notes: Vec<String>) -> Vec<String> {
@@ -300,55 +343,113 @@ fn sorted(mut notes: Vec<String>) -> Vec<String> {
     notes
 }
 
-/// Chooses the types of the tensors, and says what the file is.
-fn finish(
-    build: arch::Build<'_>,
-    file: &str,
-    name: &str,
-    target: TargetType,
-    metadata: Vec<(String, Value)>,
+/// A plan whose tokenizer may still change.
+struct Draft {
+    general: Vec<(String, Value)>,
+    keys: Vec<(String, Value)>,
+    tokenizer: Tokenizer,
+    recipes: Vec<Recipe>,
+    file_type: &'static str,
     notes: Vec<String>,
-) -> Result<Planned, ConvertError> {
-    let arch = build.arch_name();
-    let mut recipes = build.recipes;
-    let mut kind = FileType::of(target, &recipes);
-    for recipe in &mut recipes {
-        // What is packed stays so, unless all is to be packed in another way.
-        if recipe.is_packed() && !matches!(target, TargetType::Quantized(_)) {
-            kind = kind.with_packed();
-            continue;
-        }
-        let element = kind.of_tensor(recipe);
-        recipe.set_type(element);
+}
+
+impl Draft {
+    fn new(folder: &Path, name: &str, target: TargetType) -> Result<Self, ConvertError> {
+        let config = Config::read(folder)?;
+        let tensors = safetensors::open(folder)?;
+        let build = arch::build(folder, name, &config, tensors)?;
+        let mut notes = sorted(config.take_notes());
+        let tokenizer = tokenizer::read(folder, build.vocabulary, build.tokenizer, &mut notes)?;
+        Self::of(folder, build, "model", name, target, tokenizer, notes)
     }
-    let (file_type, number) = match target {
-        TargetType::Quantized(mix) => {
-            let specs: Vec<&TensorSpec> = recipes.iter().map(Recipe::spec).collect();
-            let types = mix::types(mix, &Shape::of(arch, &build.keys), &specs);
-            for (recipe, kind) in recipes.iter_mut().zip(types) {
-                kind.into_iter().for_each(|kind| recipe.set_type(kind));
+
+    /// Chooses the types of the tensors, and says what the file is.
+    fn of(
+        folder: &Path,
+        build: arch::Build<'_>,
+        file: &str,
+        name: &str,
+        target: TargetType,
+        tokenizer: Tokenizer,
+        notes: Vec<String>,
+    ) -> Result<Self, ConvertError> {
+        let arch = build.arch_name();
+        let mut recipes = build.recipes;
+        let mut kind = FileType::of(target, &recipes);
+        for recipe in &mut recipes {
+            // What is packed stays so, unless all is to be packed in another way.
+            if recipe.is_packed() && !matches!(target, TargetType::Quantized(_)) {
+                kind = kind.with_packed();
+                continue;
             }
-            (mix.name, mix.file_type)
+            let element = kind.of_tensor(recipe);
+            recipe.set_type(element);
         }
-        _ => (file_type_name(kind.number.into()).unwrap_or("F32"), kind.number),
-    };
-    let text = |key: &str, text: &str| (key.to_owned(), Value::String(text.to_owned()));
-    let mut all = vec![text("general.architecture", arch), text("general.type", file)];
-    if !name.is_empty() {
-        all.push(text("general.name", name));
+        let (file_type, number) = match target {
+            TargetType::Quantized(mix) => {
+                let specs: Vec<&TensorSpec> = recipes.iter().map(Recipe::spec).collect();
+                let types = mix::types(mix, &Shape::of(arch, &build.keys), &specs);
+                for (recipe, kind) in recipes.iter_mut().zip(types) {
+                    kind.into_iter().for_each(|kind| recipe.set_type(kind));
+                }
+                (mix.name, mix.file_type)
+            }
+            _ => (file_type_name(kind.number.into()).unwrap_or("F32"), kind.number),
+        };
+        let text = |key: &str, text: &str| (key.to_owned(), Value::String(text.to_owned()));
+        let mut general = vec![text("general.architecture", arch), text("general.type", file)];
+        general.push(("general.file_type".to_owned(), Value::U32(number)));
+        general.push((
+            "general.quantization_version".to_owned(),
+            Value::U32(QUANTIZATION_VERSION),
+        ));
+        let of_card = card::metadata(folder, name, &recipes)?.into_iter();
+        let is_safe = |(key, value): &(String, Value)| {
+            key != "general.name" || value.as_str().is_some_and(|name| is_safe_name(name, tokenizer.keys()))
+        };
+        general.extend(of_card.filter(is_safe));
+        Ok(Self {
+            general,
+            keys: build.keys,
+            tokenizer,
+            recipes,
+            file_type,
+            notes,
+        })
     }
-    all.push(("general.file_type".to_owned(), Value::U32(number)));
-    all.push((
-        "general.quantization_version".to_owned(),
-        Value::U32(QUANTIZATION_VERSION),
-    ));
-    all.extend(build.keys);
-    all.extend(metadata);
-    Ok(Planned {
-        model: VirtualGguf::new(all, recipes)?,
-        file_type,
-        notes,
-    })
+
+    fn metadata(&self) -> Vec<(String, Value)> {
+        // What an architecture says of its tokenizer stands above what the tokenizer's files say.
+        let is_free = |key: &str| self.keys.iter().all(|(other, _)| other != key);
+        let tokenizer = self.tokenizer.keys().iter().filter(|(key, _)| is_free(key));
+        self.general
+            .iter()
+            .chain(&self.keys)
+            .chain(tokenizer)
+            .cloned()
+            .collect()
+    }
+
+    fn finish(self, check: Option<TokenizerCheck>) -> Result<Planned, ConvertError> {
+        let mut metadata = self.metadata();
+        if let Some(check) = &check {
+            metadata.push((gguf::TOKENIZER_CHECK_KEY.to_owned(), Value::String(check.value())));
+        }
+        let Self {
+            tokenizer,
+            recipes,
+            file_type,
+            notes,
+            ..
+        } = self;
+        drop(tokenizer);
+        Ok(Planned {
+            model: VirtualGguf::new(metadata, recipes)?,
+            file_type,
+            check,
+            notes,
+        })
+    }
 }
 
 /// The engine takes a model of this name for Phi 3, and throws where it lacks Phi 3's tokens.

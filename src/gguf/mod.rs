@@ -26,3 +26,8 @@ pub use writer::{Plan, TensorSpec};
 pub const DEFAULT_ALIGNMENT: u64 = 32;
 /// The key that changes [`DEFAULT_ALIGNMENT`].
 pub const ALIGNMENT_KEY: &str = "general.alignment";
+/// Every token that ends an answer, where there are more than the container has keys for: ids as text with commas between,
+/// since llama.cpp tells no lists.
+pub const END_TOKENS_KEY: &str = "hubllama.end_token_ids";
+/// What a comparison of the engine with the checkpoint's own tokenizer said, in a file that hubllama made.
+pub const TOKENIZER_CHECK_KEY: &str = "hubllama.tokenizer_check";

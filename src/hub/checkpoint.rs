@@ -24,8 +24,11 @@ const DESCRIPTIONS: &[&str] = &[
     "preprocessor_config.json",
     "processor_config.json",
     "modules.json",
+    "README.md",
     INDEX,
 ];
+/// Tokenizers of which nothing is read where there is a `tokenizer.json`.
+const OTHER_TOKENIZERS: [&str; 2] = ["tekken.json", "sentencepiece.bpe.model"];
 const INDEX: &str = "model.safetensors.index.json";
 const WHOLE: &str = "model.safetensors";
 const TEMPLATES: &str = "additional_chat_templates/";
@@ -45,6 +48,7 @@ pub(crate) struct Checkpoint {
 pub(crate) fn is_part(path: &str) -> bool {
     let in_folder = |path: &str| path.matches('/').count() == 1;
     DESCRIPTIONS.contains(&path)
+        || OTHER_TOKENIZERS.contains(&path)
         || is_weights(path)
         || path.starts_with(TEMPLATES) && in_folder(path) && path.ends_with(".jinja")
         // Pooling of an embedding model, and layers behind it.
@@ -66,7 +70,8 @@ pub(crate) fn files(listing: &[RepoFile]) -> Option<Vec<RepoFile>> {
         (false, true) => is_shard(path),
         (false, false) => true,
     };
-    let is_wanted = |path: &str| is_part(path) && (!is_weights(path) || is_read(path));
+    let is_surplus = |path: &str| OTHER_TOKENIZERS.contains(&path) && has("tokenizer.json");
+    let is_wanted = |path: &str| is_part(path) && (!is_weights(path) || is_read(path)) && !is_surplus(path);
     let mut wanted: Vec<RepoFile> = listing.iter().filter(|file| is_wanted(&file.path)).cloned().collect();
     wanted.sort_by(|a, b| a.path.cmp(&b.path));
     let is_complete = has("config.json") && wanted.iter().any(|file| is_weights(&file.path));
@@ -162,6 +167,7 @@ mod tests {
 
     const SPLIT: &[&str] = &[
         "README.md",
+        "tekken.json",
         "model-00002-of-00002.safetensors",
         "model-00001-of-00002.safetensors",
         "model.safetensors.index.json",
@@ -190,6 +196,7 @@ mod tests {
                 "1_Pooling/config.json",
                 "2_Dense/config.json",
                 "2_Dense/model.safetensors",
+                "README.md",
                 "additional_chat_templates/tools.jinja",
                 "config.json",
                 "model-00001-of-00002.safetensors",
@@ -198,6 +205,8 @@ mod tests {
                 "tokenizer.json",
             ]
         );
+        let mistral = ["config.json", "model.safetensors", "tekken.json"];
+        assert_eq!(found(&mistral, "latest").unwrap().1, mistral);
         let both = ["config.json", "model.safetensors", "model.fp16.safetensors"];
         assert_eq!(found(&both, "latest").unwrap().1, ["config.json", "model.safetensors"]);
     }

@@ -9,7 +9,7 @@ use std::{
 use llama_cpp_sys_2 as sys;
 
 use super::{adapter::Adapter, backend};
-use crate::config::SplitMode;
+use crate::{config::SplitMode, gguf::END_TOKENS_KEY};
 
 /// A token id. Valid ids are non-negative and below [`Model::vocab_size`].
 pub type Token = i32;
@@ -37,6 +37,8 @@ pub struct Model {
     raw: NonNull<sys::llama_model>,
     vocab: NonNull<sys::llama_vocab>,
     pub(super) adapters: Vec<Adapter>,
+    /// Tokens that end an answer and of which llama.cpp does not know.
+    ends: Vec<Token>,
 }
 
 // SAFETY: llama_model, its adapters and llama_vocab are immutable after loading; all calls below only read them.
@@ -151,11 +153,15 @@ impl Model {
         // SAFETY: the model is valid; its vocabulary lives as long as it.
         let vocab = unsafe { sys::llama_model_get_vocab(model.as_ptr()) };
         let vocab = NonNull::new(vocab.cast_mut()).ok_or("the model has no vocabulary")?;
-        Ok(Self {
+        let mut model = Self {
             raw: model,
             vocab,
             adapters: Vec::new(),
-        })
+            ends: Vec::new(),
+        };
+        let ends = model.metadata(END_TOKENS_KEY).unwrap_or_default();
+        model.ends = ends.split(',').filter_map(|id| id.parse().ok()).collect();
+        Ok(model)
     }
 
     pub(super) fn as_ptr(&self) -> *mut sys::llama_model {
@@ -261,7 +267,8 @@ impl Model {
     #[must_use]
     pub fn is_end_of_generation(&self, token: Token) -> bool {
         // SAFETY: llama.cpp answers false for ids out of range.
-        unsafe { sys::llama_vocab_is_eog(self.vocab_ptr(), token) }
+        let is_known = unsafe { sys::llama_vocab_is_eog(self.vocab_ptr(), token) };
+        is_known || self.ends.contains(&token)
     }
 
     /// Whether a beginning-of-sequence token is put in front of a prompt.

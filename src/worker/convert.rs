@@ -2,6 +2,8 @@
 //! has no name, so that nothing of it is left then.
 
 use std::{
+    io,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -14,7 +16,7 @@ use super::{
     protocol::{Command, ConvertJob, Converted, Question, Reply, Report},
 };
 use crate::{
-    convert::{Advance, ConvertError, Part, Planned, Stage, reference_tokens},
+    convert::{Advance, ConvertError, Planned, Stage},
     inference::Failure,
     llama::{Model, quantize_rows},
     stdx::new_file::NewFile,
@@ -22,8 +24,6 @@ use crate::{
 
 /// Time between two reports of one stage.
 const INTERVAL: Duration = Duration::from_millis(50);
-/// One text in so many may be cut otherwise by the engine than by the reference: it does not know every normalisation.
-const TOLERATED: usize = 10;
 
 /// Serves jobs until the socket closes.
 pub(super) fn run(inputs: &Inputs, reports: &mut Reports) {
@@ -72,11 +72,20 @@ impl<'a> Teller<'a> {
 
 /// Plans, tries the tokenizer, writes. Nothing but the whole file is ever there.
 fn convert(job: ConvertJob, teller: &Teller<'_>) -> Result<Converted, ConvertError> {
+    let place = job.output.clone().unwrap_or_else(|| PathBuf::from(&job.name));
+    let mut cut = |header: &[u8], texts: &[String]| cut(&place, header, texts);
     let Planned {
         model,
         file_type,
+        check,
         mut notes,
-    } = job.part.plan(&job.folder, &job.name, job.target)?;
+    } = job.part.plan(&job.folder, &job.name, job.target, &mut cut)?;
+    if let Some(check) = check.filter(|check| check.wrong > 0) {
+        if check.is_doubtful() && !job.any_tokenizer {
+            return Err(ConvertError::Tokenizer(check.sentence()));
+        }
+        notes.push(check.sentence());
+    }
     let model = model.with_quantizer(quantize_rows);
     let output = job
         .output
@@ -85,15 +94,6 @@ fn convert(job: ConvertJob, teller: &Teller<'_>) -> Result<Converted, ConvertErr
         true => model.create_header(&output)?,
         false => model.create(&output)?,
     };
-    // A projector has no vocabulary.
-    if job.part == Part::Model
-        && let Some(difference) = check_tokens(&job.folder, &new)?
-    {
-        if difference.is_bad() && !job.any_tokenizer {
-            return Err(ConvertError::Tokenizer(difference.text));
-        }
-        notes.push(difference.text);
-    }
     let total = model.file_len();
     if !job.header_only {
         let advance = |stage, done| teller.tell(Advance { stage, done, total });
@@ -115,53 +115,18 @@ fn convert(job: ConvertJob, teller: &Teller<'_>) -> Result<Converted, ConvertErr
     })
 }
 
-/// A difference between engine and reference.
-struct Difference {
-    wrong: usize,
-    all: usize,
-    text: String,
-}
-
-impl Difference {
-    fn is_bad(&self) -> bool {
-        self.wrong * TOLERATED > self.all
-    }
-}
-
-/// Lets the engine cut texts with the new vocabulary, before a weight is read; says how it differs from the checkpoint's own
-/// tokenizer.
-fn check_tokens(folder: &Path, header: &NewFile) -> Result<Option<Difference>, ConvertError> {
-    let texts = reference_tokens(folder)?;
-    if texts.is_empty() {
-        return Ok(None);
-    }
-    let cut = |texts: &[(String, Vec<u32>)]| -> Result<Vec<Vec<i32>>, String> {
-        let model = Model::load_vocabulary(&header.current_path())?;
-        texts
-            .iter()
-            .map(|(text, _)| model.tokenize(text, false, true))
-            .collect()
+/// What the engine makes of texts with the vocabulary of a header. That is in a file for as long, beside `output`.
+fn cut(output: &Path, header: &[u8], texts: &[String]) -> Result<Vec<Vec<i32>>, ConvertError> {
+    let failed = |error: io::Error| ConvertError::Io {
+        path: output.to_owned(),
+        what: "written",
+        error,
     };
-    let found =
-        cut(&texts).map_err(|reason| ConvertError::Engine(format!("the vocabulary cannot be loaded: {reason}")))?;
-    let differs = |found: &[i32], expected: &[u32]| {
-        let expected = expected.iter().map(|token| i64::from(*token));
-        !found.iter().map(|token| i64::from(*token)).eq(expected)
+    let new = NewFile::create(output).map_err(failed)?;
+    new.file().write_all_at(header, 0).map_err(failed)?;
+    let cut = || -> Result<Vec<Vec<i32>>, String> {
+        let model = Model::load_vocabulary(&new.current_path())?;
+        texts.iter().map(|text| model.tokenize(text, false, true)).collect()
     };
-    let pairs = found.iter().zip(&texts);
-    let mut wrong = pairs
-        .filter(|(found, (_, expected))| differs(found, expected))
-        .peekable();
-    let Some((_, (first, _))) = wrong.peek().copied() else {
-        return Ok(None);
-    };
-    let (wrong, all) = (wrong.count(), texts.len());
-    Ok(Some(Difference {
-        wrong,
-        all,
-        text: format!(
-            "the engine cuts {wrong} of {all} texts into other tokens than the checkpoint's own tokenizer, the first being \
-             {first:?}"
-        ),
-    }))
+    cut().map_err(|reason| ConvertError::Engine(format!("the vocabulary cannot be loaded: {reason}")))
 }

@@ -1,12 +1,11 @@
-//! What the reference implementation makes of some texts, for a comparison with the engine.
+//! A comparison of the engine with the reference implementation, on texts in which tokenizers differ.
 
-use std::path::Path;
-
-use super::{Files, pre, pre_table::TEXT};
-use crate::convert::ConvertError;
+use super::{Added, pre_hashes::TEXT};
 
 /// Added tokens that are tried; some models have a thousand of one kind.
 const MAX_ADDED: usize = 64;
+/// One text in so many may be cut otherwise by the engine than by the reference: it does not know every normalisation.
+const TOLERATED: usize = 10;
 
 /// Texts in which tokenizers differ: spaces, digits, contractions, cases, scripts, signs, code.
 const TEXTS: &[&str] = &[
@@ -34,25 +33,103 @@ const TEXTS: &[&str] = &[
     "\n",
 ];
 
-/// Texts, and the ids that the checkpoint's own tokenizer makes of them. Empty where there is no reference.
-///
-/// # Errors
-/// If the tokenizer's files cannot be read.
-pub fn reference_tokens(folder: &Path) -> Result<Vec<(String, Vec<u32>)>, ConvertError> {
-    let files = Files::read(folder)?;
-    if files.json.is_none() {
-        return Ok(Vec::new());
-    }
-    let reference = pre::reference(&files.bytes)?;
-    let added = files.added_by_json().into_iter().take(MAX_ADDED);
+/// Texts to compare: those, and some with added tokens in them.
+pub(super) fn texts(added: &[Added]) -> Vec<String> {
+    let added = added.iter().take(MAX_ADDED);
     let added = added.map(|token| format!("one {0}two{0} three", token.text));
-    let texts = TEXTS.iter().map(|text| (*text).to_owned()).chain(added);
-    texts
-        .map(|text| {
-            let encoding = reference
-                .encode(text.as_str(), false)
-                .map_err(|error| ConvertError::Tokenizer(format!("{text:?} cannot be encoded: {error}")))?;
-            Ok((text, encoding.get_ids().to_vec()))
-        })
-        .collect()
+    TEXTS.iter().map(|text| (*text).to_owned()).chain(added).collect()
+}
+
+/// How the engine's tokens compare with those of the checkpoint's own tokenizer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenizerCheck {
+    /// Texts that become other tokens.
+    pub wrong: usize,
+    /// Texts that were compared.
+    pub all: usize,
+    /// The first of those that differ.
+    first: Option<String>,
+    /// Whether the structure of the tokenizer is that of a known one; if not, all texts must be equal.
+    is_known: bool,
+}
+
+impl TokenizerCheck {
+    /// Compares what the engine made of the texts.
+    pub(super) fn new(cuts: &[(String, Vec<u32>)], found: &[Vec<i32>], is_known: bool) -> Self {
+        let equals = |found: &[i32], expected: &[u32]| {
+            let found = found.iter().map(|token| i64::from(*token));
+            found.eq(expected.iter().map(|token| i64::from(*token)))
+        };
+        let mut wrong = cuts
+            .iter()
+            .enumerate()
+            .filter(|(at, (_, expected))| !found.get(*at).is_some_and(|found| equals(found, expected)));
+        let first = wrong.next().map(|(_, (text, _))| text.clone());
+        Self {
+            wrong: usize::from(first.is_some()) + wrong.count(),
+            all: cuts.len(),
+            first,
+            is_known,
+        }
+    }
+
+    /// Whether the model would read other texts than those that it is given.
+    #[must_use]
+    pub fn is_doubtful(&self) -> bool {
+        self.wrong * if self.is_known { TOLERATED } else { self.all + 1 } > self.all
+    }
+
+    /// For people: a sentence, without a full stop.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let Some(first) = &self.first else {
+            return format!(
+                "the engine cuts {} of {0} texts into the checkpoint's own tokens",
+                self.all
+            );
+        };
+        format!(
+            "the engine cuts {} of {} texts into other tokens than the checkpoint's own tokenizer, the first being {first:?}",
+            self.wrong, self.all
+        )
+    }
+
+    /// What the file says of it.
+    pub(in crate::convert) fn value(&self) -> String {
+        let verdict = match (self.wrong, self.is_doubtful()) {
+            (0, _) => "equal",
+            (_, false) => "tolerable",
+            (_, true) => "doubtful",
+        };
+        format!("{verdict}: {}", self.sentence())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_text_in_ten_may_differ_where_the_structure_is_known() {
+        let cuts: Vec<(String, Vec<u32>)> = (0..20).map(|id| (format!("text {id}"), vec![id])).collect();
+        let found = |wrong: i32| {
+            (0..20)
+                .map(|id| vec![if id < wrong { -1 } else { id }])
+                .collect::<Vec<_>>()
+        };
+        for (wrong, is_known, verdict) in [
+            (0, true, "equal: the engine cuts 20 of 20"),
+            (2, true, "tolerable: the engine cuts 2 of 20"),
+            (3, true, "doubtful: the engine cuts 3 of 20"),
+            (0, false, "equal"),
+            (1, false, "doubtful"),
+        ] {
+            let check = TokenizerCheck::new(&cuts, &found(wrong), is_known);
+            assert!(check.value().starts_with(verdict), "{}", check.value());
+            assert_eq!(check.wrong, wrong as usize);
+        }
+        let check = TokenizerCheck::new(&cuts, &[], true);
+        assert_eq!((check.wrong, check.is_doubtful()), (20, true));
+        assert!(check.sentence().ends_with("\"text 0\""));
+    }
 }

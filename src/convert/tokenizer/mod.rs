@@ -6,21 +6,28 @@
 
 mod bpe;
 mod check;
+mod json;
+mod plain;
 mod pre;
-mod pre_table;
+mod pre_families;
+mod pre_hashes;
+mod reference;
 mod sentencepiece;
+mod sources;
 mod special;
+mod tekken;
 mod template;
 mod unigram;
 mod wordpiece;
 
 use std::{collections::HashMap, path::Path};
 
-pub use check::reference_tokens;
+pub use check::TokenizerCheck;
 
-use serde_json::{Map, Value as Json};
+use serde::Deserialize;
 
-use super::{ConvertError, files};
+use self::sources::{Bytes, Files};
+use super::ConvertError;
 use crate::gguf::{Array, Strings, Value};
 
 /// A vocabulary of ten million is a mistake.
@@ -45,30 +52,39 @@ pub(super) struct Choice {
     pub(super) ignores_sentencepiece: bool,
 }
 
-/// What a checkpoint says of its tokenizer.
-#[derive(Debug, Default)]
-struct Files {
-    /// `tokenizer.json`.
-    json: Option<Json>,
-    /// Its bytes, for the reference implementation.
-    bytes: Vec<u8>,
-    /// `tokenizer.model`.
-    sentencepiece: Option<Vec<u8>>,
-    /// `tokenizer_config.json`.
-    config: Map<String, Json>,
-    /// `added_tokens.json`.
-    added: Map<String, Json>,
-    generation: Map<String, Json>,
-    model: Map<String, Json>,
+/// A token that was added to a trained vocabulary.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+struct Added {
+    #[serde(default)]
+    id: u64,
+    #[serde(rename = "content")]
+    text: String,
+    #[serde(default)]
+    special: bool,
+    #[serde(default = "yes")]
+    normalized: bool,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
 }
 
-/// A token that was added to a trained vocabulary.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Added {
-    id: u64,
-    text: String,
-    special: bool,
-    normalized: bool,
+fn yes() -> bool {
+    true
+}
+
+impl Added {
+    fn new(id: u64, text: &str, special: bool) -> Self {
+        Self {
+            id,
+            text: text.to_owned(),
+            special,
+            normalized: !special,
+            ..Self::default()
+        }
+    }
 }
 
 /// Tokens by id, with all that the engine must know of them.
@@ -76,7 +92,10 @@ struct Added {
 struct Vocabulary {
     /// `gpt2`, `bert`, `llama` or `t5`.
     model: &'static str,
-    pre: String,
+    /// The pre-tokenizer; more where the first may be the wrong one.
+    pre: Vec<&'static str>,
+    /// Whether the first of them is one with the same structure.
+    is_known: bool,
     tokens: Vec<(Vec<u8>, TokenType)>,
     scores: Option<Vec<f32>>,
     merges: Vec<String>,
@@ -85,26 +104,48 @@ struct Vocabulary {
     extra: Vec<(&'static str, Value)>,
 }
 
-/// The metadata of the tokenizer in a folder, with `rows` tokens: as many as the embedding has rows.
-pub(super) fn metadata(
+/// A tokenizer as metadata; the default is none.
+#[derive(Debug, Default)]
+pub(super) struct Tokenizer {
+    keys: Vec<(String, Value)>,
+    pre: Vec<&'static str>,
+    /// Whether the structure of the first pre-tokenizer is that of the checkpoint's.
+    pub(super) is_known: bool,
+    /// Whether the checkpoint's own tokenizer puts a token in front of texts, if the files' keys do not say.
+    begins: Option<bool>,
+    cuts: Vec<(String, Vec<u32>)>,
+}
+
+/// The tokenizer in a folder, with `rows` tokens: as many as the embedding has rows.
+pub(super) fn read(
     folder: &Path,
     rows: u64,
     choice: Choice,
     notes: &mut Vec<String>,
-) -> Result<Vec<(String, Value)>, ConvertError> {
-    let files = Files::read(folder)?;
-    let mut vocabulary = files.vocabulary(choice, notes)?;
-    vocabulary.fit(rows)?;
-    let mut out = Vec::new();
-    let mut put = |key: &str, value: Value| out.push((format!("tokenizer.ggml.{key}"), value));
-    put("model", Value::String(vocabulary.model.to_owned()));
-    put("pre", Value::String(vocabulary.pre.clone()));
-    let tokens: Strings = vocabulary.tokens.iter().map(|(text, _)| text).collect();
-    put("tokens", Value::Array(Array::String(tokens)));
-    if let Some(scores) = &vocabulary.scores {
-        put("scores", Value::Array(Array::F32(scores.clone())));
+) -> Result<Tokenizer, ConvertError> {
+    let bytes = Bytes::read(folder)?;
+    let mut files = Files::read(folder, &bytes, choice.ignores_sentencepiece, notes)?;
+    let mut vocabulary = files.vocabulary(notes)?;
+    // What is written from here on takes as much memory as this.
+    if let Some(json) = &mut files.json {
+        json.model = json::Model::default();
     }
+    vocabulary.fit(rows)?;
+    let mut keys = Vec::new();
+    let mut put = |key: &str, value: Value| keys.push((format!("tokenizer.ggml.{key}"), value));
+    put("model", Value::String(vocabulary.model.to_owned()));
+    put(
+        "pre",
+        Value::String(vocabulary.pre.first().copied().unwrap_or("default").to_owned()),
+    );
+    let special = special::metadata(&files, &vocabulary, notes);
+    let tokens: Strings = vocabulary.tokens.iter().map(|(text, _)| text).collect();
     let types = vocabulary.tokens.iter().map(|(_, kind)| *kind as i32).collect();
+    vocabulary.tokens = Vec::new();
+    put("tokens", Value::Array(Array::String(tokens)));
+    if let Some(scores) = vocabulary.scores {
+        put("scores", Value::Array(Array::F32(scores)));
+    }
     put("token_type", Value::Array(Array::I32(types)));
     if !vocabulary.merges.is_empty() {
         put(
@@ -115,102 +156,85 @@ pub(super) fn metadata(
     if let Some(flag) = vocabulary.add_space_prefix {
         put("add_space_prefix", Value::Bool(flag));
     }
-    for (key, value) in std::mem::take(&mut vocabulary.extra) {
+    for (key, value) in vocabulary.extra {
         put(key, value);
     }
-    for (key, value) in special::metadata(&files, &vocabulary, notes) {
+    let frames = |key: &str| special.ggml.iter().any(|(known, _)| *known == key);
+    let begins = files.reference.begins.filter(|_| !frames("add_bos_token"));
+    for (key, value) in special.ggml {
         put(key, value);
     }
-    out.extend(template::metadata(folder, &files.config)?);
-    Ok(out)
+    keys.extend(special.own);
+    keys.extend(template::metadata(folder, &files.config)?);
+    Ok(Tokenizer {
+        keys,
+        pre: vocabulary.pre,
+        is_known: vocabulary.is_known,
+        begins,
+        cuts: files.reference.cuts,
+    })
 }
 
-impl Files {
-    fn read(folder: &Path) -> Result<Self, ConvertError> {
-        let object =
-            |name: &str| Ok::<_, ConvertError>(files::object_if_there(&folder.join(name))?.unwrap_or_default());
-        let path = folder.join("tokenizer.json");
-        let bytes = files::read_if_there(&path, files::MAX_TOKENIZER_BYTES)?.unwrap_or_default();
-        let json = match bytes.is_empty() {
-            true => None,
-            false => {
-                Some(serde_json::from_slice(&bytes).map_err(|error| ConvertError::damaged(&path, error.to_string()))?)
-            }
-        };
-        let sentencepiece = files::read_if_there(&folder.join("tokenizer.model"), files::MAX_TOKENIZER_BYTES)?;
-        Ok(Self {
-            json,
-            bytes,
-            sentencepiece,
-            config: object("tokenizer_config.json")?,
-            added: object("added_tokens.json")?,
-            generation: object("generation_config.json")?,
-            model: object("config.json")?,
-        })
+impl Tokenizer {
+    /// The keys of a file.
+    pub(super) fn keys(&self) -> &[(String, Value)] {
+        &self.keys
     }
 
-    fn vocabulary(&self, choice: Choice, notes: &mut Vec<String>) -> Result<Vocabulary, ConvertError> {
-        if let Some(proto) = self.sentencepiece.as_deref().filter(|_| !choice.ignores_sentencepiece) {
-            return sentencepiece::from_model(self, proto);
+    /// How many pre-tokenizers there are to try.
+    pub(super) fn candidates(&self) -> usize {
+        self.pre.len()
+    }
+
+    /// Makes a pre-tokenizer that of the file.
+    pub(super) fn choose(&mut self, candidate: usize) {
+        let Some(name) = self.pre.get(candidate) else {
+            return;
+        };
+        let key = "tokenizer.ggml.pre";
+        if let Some((_, value)) = self.keys.iter_mut().find(|(other, _)| other == key) {
+            *value = Value::String((*name).to_owned());
+        }
+        // Some of them put a token in front of texts unless they are told not to.
+        let key = "tokenizer.ggml.add_bos_token";
+        self.keys.retain(|(other, _)| self.begins.is_none() || other != key);
+        if let Some(begins) = self.begins.filter(|_| pre::adds_bos(name)) {
+            self.keys.push((key.to_owned(), Value::Bool(begins)));
+        }
+    }
+
+    /// Texts on which engine and reference are compared. None where there is no reference.
+    pub(super) fn texts(&self) -> Vec<String> {
+        self.cuts.iter().map(|(text, _)| text.clone()).collect()
+    }
+
+    /// Compares what the engine made of the texts with what the checkpoint's own tokenizer makes of them.
+    pub(super) fn check(&self, found: &[Vec<i32>]) -> TokenizerCheck {
+        TokenizerCheck::new(&self.cuts, found, self.is_known)
+    }
+}
+
+impl Files<'_> {
+    fn vocabulary(&self, notes: &mut Vec<String>) -> Result<Vocabulary, ConvertError> {
+        if let Some(model) = &self.sentencepiece {
+            return sentencepiece::from_model(self, model);
         }
         let Some(json) = &self.json else {
             return Err(ConvertError::Tokenizer(
-                "the checkpoint has neither a tokenizer.json nor a tokenizer.model".to_owned(),
+                "the checkpoint has none of tokenizer.json, tokenizer.model, tekken.json, vocab.json with merges.txt, \
+                 and vocab.txt"
+                    .to_owned(),
             ));
         };
-        let model = json.pointer("/model").unwrap_or(&Json::Null);
-        let kind = model.get("type").and_then(Json::as_str);
-        match kind {
-            Some("BPE") => bpe::vocabulary(self, json, notes),
-            Some("WordPiece") => wordpiece::vocabulary(self, json),
-            Some("Unigram") => unigram::vocabulary(self, json),
-            // Old files of BPE and WordPiece do not say what they are.
-            None if model.get("merges").is_some() => bpe::vocabulary(self, json, notes),
-            None if model.get("continuing_subword_prefix").is_some() => wordpiece::vocabulary(self, json),
+        match json.model.kind() {
+            "BPE" => bpe::vocabulary(self, json, notes),
+            "WordPiece" => wordpiece::vocabulary(self, json),
+            "Unigram" => unigram::vocabulary(json),
             other => Err(ConvertError::Tokenizer(format!(
-                "tokenizer.json holds a model of type {:?}, which is not supported yet",
-                other.unwrap_or("unknown")
+                "its model is of type {other:?}, which is not supported yet"
             ))),
         }
     }
-
-    /// Tokens that `tokenizer.json` added to its vocabulary.
-    fn added_by_json(&self) -> Vec<Added> {
-        let list = self.json.as_ref().and_then(|json| json.get("added_tokens")?.as_array());
-        list.into_iter()
-            .flatten()
-            .filter_map(|token| {
-                Some(Added {
-                    id: token.get("id")?.as_u64()?,
-                    ..added(token)?
-                })
-            })
-            .collect()
-    }
-
-    /// Tokens that `tokenizer_config.json` added, which old slow tokenizers had there alone.
-    fn added_by_config(&self) -> Vec<Added> {
-        let list = self.config.get("added_tokens_decoder").and_then(Json::as_object);
-        list.into_iter()
-            .flatten()
-            .filter_map(|(id, token)| {
-                Some(Added {
-                    id: id.parse().ok()?,
-                    ..added(token)?
-                })
-            })
-            .collect()
-    }
-}
-
-fn added(token: &Json) -> Option<Added> {
-    let flag = |key: &str, default| token.get(key).and_then(Json::as_bool).unwrap_or(default);
-    Some(Added {
-        id: 0,
-        text: token.get("content")?.as_str()?.to_owned(),
-        special: flag("special", false),
-        normalized: flag("normalized", true),
-    })
 }
 
 /// Some models did not mark added tokens as special that are.
@@ -238,17 +262,6 @@ fn texts_by_id<'a>(pairs: impl Iterator<Item = (&'a str, u64)>) -> Result<Vec<Op
         }
     }
     Ok(texts)
-}
-
-/// The pairs of `model.vocab`, an object from text to id.
-fn vocabulary_pairs(json: &Json) -> Result<impl Iterator<Item = (&str, u64)>, ConvertError> {
-    let object = json.pointer("/model/vocab").and_then(Json::as_object);
-    let Some(object) = object.filter(|object| object.values().all(Json::is_u64)) else {
-        return Err(ConvertError::Tokenizer("tokenizer.json has no vocabulary".to_owned()));
-    };
-    Ok(object
-        .iter()
-        .filter_map(|(text, id)| Some((text.as_str(), id.as_u64()?))))
 }
 
 impl Vocabulary {
@@ -303,7 +316,8 @@ mod tests {
     fn placeholders_fill_what_the_embedding_has_more() {
         let mut vocabulary = Vocabulary {
             model: "llama",
-            pre: "default".to_owned(),
+            pre: vec!["default"],
+            is_known: true,
             tokens: vec![(b"a".to_vec(), TokenType::Normal)],
             scores: Some(vec![0.0]),
             merges: Vec::new(),

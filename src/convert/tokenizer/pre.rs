@@ -1,132 +1,178 @@
 //! Which of llama.cpp's pre-tokenizers cuts texts as this tokenizer does.
 
+use std::{borrow::Cow, collections::HashSet};
+
 use serde_json::Value as Json;
-use sha2::{Digest, Sha256};
-use tokenizers::Tokenizer;
 
-use super::pre_table::{BY_HASH, TEXT};
-use crate::convert::ConvertError;
+use super::{
+    json::TokenizerJson,
+    pre_families::{FAMILIES, Family},
+};
 
-const QWEN2: &str =
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// The reference implementation, without the cutting and padding that some files ask for.
-pub(super) fn reference(bytes: &[u8]) -> Result<Tokenizer, ConvertError> {
-    let failed = |error: tokenizers::Error| ConvertError::Tokenizer(format!("tokenizer.json does not load: {error}"));
-    let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(failed)?;
-    tokenizer.with_truncation(None).map_err(failed)?;
-    tokenizer.with_padding(None);
-    Ok(tokenizer)
-}
-
-/// The pre-tokenizer of a tokenizer that llama.cpp's converter knows.
-pub(super) fn by_hash(reference: &Tokenizer) -> Result<Option<&'static str>, ConvertError> {
-    let encoding = reference
-        .encode(TEXT, true)
-        .map_err(|error| ConvertError::Tokenizer(format!("a text cannot be encoded: {error}")))?;
-    // As Python prints a list, which is how Rust prints a slice, too.
-    let hash = Sha256::digest(format!("{:?}", encoding.get_ids()));
-    let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    let found = BY_HASH.binary_search_by(|(known, _)| (*known).cmp(&hash));
-    Ok(found.ok().map(|at| BY_HASH[at].1))
-}
+pub(super) use super::pre_families::QWEN2;
 
 /// One step of a pre-tokenizer.
-#[derive(Debug, PartialEq, Eq)]
-enum Step<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Step<'a> {
+    /// What fits the expression is a word of its own.
     Split(&'a str),
     /// Every digit is a word.
     Digits,
+    /// Digits are words of their own.
+    DigitRuns,
+    /// Signs that follow each other are a word.
+    Punctuation,
     /// The expression of GPT-2.
     Gpt2,
     Other,
 }
 
-/// The pre-tokenizer of a tokenizer with another vocabulary but the structure of a known one.
-pub(super) fn by_structure(json: &Json) -> Result<&'static str, ConvertError> {
-    let mut steps = Vec::new();
-    collect(json.get("pre_tokenizer").unwrap_or(&Json::Null), 0, &mut steps);
-    let ignores_merges = json.pointer("/model/ignore_merges") == Some(&Json::Bool(true));
-    match steps.as_slice() {
-        [Step::Gpt2] => Ok("gpt-2"),
-        [Step::Digits, Step::Gpt2] => Ok("smollm"),
-        [Step::Split(QWEN2)] => Ok("qwen2"),
-        [Step::Split(QWEN35)] => Ok("qwen35"),
-        // The same expression, but only the first takes whole words that are tokens as they are.
-        [Step::Split(LLAMA3)] if ignores_merges => Ok("llama-bpe"),
-        [Step::Split(LLAMA3)] => Ok("smaug-bpe"),
-        _ => Err(ConvertError::Tokenizer(
-            "llama.cpp has no pre-tokenizer that is known to cut texts as this one does; choose a repository with GGUF \
-             files"
-                .to_owned(),
-        )),
+/// Names to try, the likeliest first.
+#[derive(Debug)]
+pub(super) struct Candidates {
+    pub(super) names: Vec<&'static str>,
+    /// Whether the first is one with the same structure. If not, only a comparison with the engine can choose.
+    pub(super) is_known: bool,
+}
+
+/// Pre-tokenizers for a tokenizer that llama.cpp's converter does not know: those with the same structure, then the others.
+pub(super) fn candidates(json: &TokenizerJson<'_>) -> Candidates {
+    let mut patterns = Vec::new();
+    collect(&json.pre_tokenizer, 0, &mut patterns);
+    let steps: Vec<Step<'_>> = patterns.iter().map(Found::step).collect();
+    let ignores_merges = json.model.ignore_merges == Some(true);
+    let fits = |family: &&Family| family.steps == steps.as_slice();
+    let mut families: Vec<&Family> = FAMILIES.iter().collect();
+    // Of those with the same expression, only one takes whole words that are tokens as they are.
+    families.sort_by_key(|family| (!fits(family), family.ignores_merges != ignores_merges));
+    Candidates {
+        is_known: families.first().is_some_and(fits),
+        names: {
+            let mut seen = HashSet::new();
+            let names = families.into_iter().map(|family| family.name);
+            names.filter(|name| seen.insert(*name)).collect()
+        },
     }
 }
 
-fn collect<'a>(step: &'a Json, depth: u32, out: &mut Vec<Step<'a>>) {
+/// Whether the engine puts a token in front of texts where a file with this pre-tokenizer does not say.
+pub(super) fn adds_bos(name: &str) -> bool {
+    FAMILIES.iter().any(|family| family.name == name && family.adds_bos)
+}
+
+/// A step with its expression spelled as in the table.
+enum Found<'a> {
+    Split(Cow<'a, str>),
+    Other(Step<'static>),
+}
+
+impl Found<'_> {
+    fn step(&self) -> Step<'_> {
+        match self {
+            Self::Split(pattern) => Step::Split(pattern),
+            Self::Other(step) => step.clone(),
+        }
+    }
+}
+
+fn collect<'a>(step: &'a Json, depth: u32, out: &mut Vec<Found<'a>>) {
+    /// More than any known pre-tokenizer has.
+    const MAX_STEPS: usize = 16;
+    if out.len() == MAX_STEPS {
+        return;
+    }
     let flag = |key: &str, default| step.get(key).and_then(Json::as_bool).unwrap_or(default);
-    match step.get("type").and_then(Json::as_str) {
+    let text = |pointer: &str| step.pointer(pointer).and_then(Json::as_str);
+    let is_isolated = text("/behavior").is_none_or(|behavior| behavior == "Isolated") && !flag("invert", false);
+    out.push(match text("/type") {
         Some("Sequence") if depth < 4 => {
             let inner = step.get("pretokenizers").and_then(Json::as_array);
             inner
                 .into_iter()
                 .flatten()
                 .for_each(|step| collect(step, depth + 1, out));
+            return;
         }
-        Some("Split") => out.push(match step.pointer("/pattern/Regex").and_then(Json::as_str) {
-            Some(pattern) if !flag("invert", false) => Step::Split(pattern),
-            _ => Step::Other,
-        }),
-        Some("Digits") if flag("individual_digits", false) => out.push(Step::Digits),
+        Some("Split") => match text("/pattern/Regex") {
+            Some(pattern) if is_isolated => Found::Split(spelled(pattern)),
+            _ => Found::Other(Step::Other),
+        },
+        Some("Digits") if flag("individual_digits", false) => Found::Other(Step::Digits),
+        Some("Digits") => Found::Other(Step::DigitRuns),
+        Some("Punctuation") if text("/behavior") == Some("Contiguous") => Found::Other(Step::Punctuation),
+        Some("ByteLevel") if flag("add_prefix_space", false) => Found::Other(Step::Other),
+        Some("ByteLevel") if flag("use_regex", true) => Found::Other(Step::Gpt2),
         // Without its expression it only turns bytes into letters, which the engine always does.
-        Some("ByteLevel") if flag("add_prefix_space", false) => out.push(Step::Other),
-        Some("ByteLevel") if flag("use_regex", true) => out.push(Step::Gpt2),
-        Some("ByteLevel") => {}
-        _ => out.push(Step::Other),
+        Some("ByteLevel") => return,
+        _ => Found::Other(Step::Other),
+    });
+}
+
+/// An expression as the table spells it.
+fn spelled(pattern: &str) -> Cow<'_, str> {
+    const EXPANDED: &str = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])";
+    if !pattern.contains(['\r', '\n']) && !pattern.contains(EXPANDED) {
+        return pattern.into();
     }
+    let pattern = pattern.replace('\r', r"\r").replace('\n', r"\n");
+    pattern.replace(EXPANDED, "(?i:'s|'t|'re|'ve|'m|'ll|'d)").into()
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use sha2::{Digest, Sha256};
 
     use super::*;
-
-    #[test]
-    fn the_table_is_sorted() {
-        assert!(BY_HASH.is_sorted_by(|one, two| one.0 < two.0));
-        assert_eq!(BY_HASH.len(), 96);
-        // The text of llama.cpp's converter, to the last byte.
-        assert_eq!(
-            hex(TEXT.as_bytes()),
-            "a36179c1e2b1cfcfbfad1dc779addad2ffc778201e4cf0d538bddeafa2c526da"
-        );
-    }
+    use crate::convert::tokenizer::pre_families::{LLAMA3, QWEN35};
 
     fn hex(bytes: &[u8]) -> String {
         Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Ollama recognises the same expressions by the beginnings of these hashes.
+    fn level(regex: bool) -> Json {
+        json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": regex})
+    }
+
+    fn split(pattern: &str) -> Json {
+        json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"})
+    }
+
+    fn sequence(steps: Vec<Json>) -> Json {
+        json!({"type": "Sequence", "pretokenizers": steps})
+    }
+
+    /// Ollama recognises the same expressions by these hashes of all of a tokenizer's expressions.
     #[test]
     fn the_expressions_are_the_published_ones() {
-        for (pattern, hash) in [(QWEN2, "1ff7f410"), (QWEN35, "00431aed"), (LLAMA3, "d98f9631")] {
-            assert!(hex(pattern.as_bytes()).starts_with(hash), "{pattern}");
+        for (name, hash) in [
+            ("qwen2", "1ff7f410"),
+            ("qwen35", "00431aed"),
+            ("llama-bpe", "d98f9631"),
+            ("deepseek-llm", "03df5c58"),
+            ("deepseek-coder", "21cde974"),
+        ] {
+            let family = FAMILIES.iter().find(|family| family.name == name).unwrap();
+            let patterns = family.steps.iter().filter_map(|step| match step {
+                Step::Split(pattern) => Some(*pattern),
+                _ => None,
+            });
+            let mut all: String = patterns.collect();
+            if name.starts_with("deepseek") {
+                all = all.replace(r"\r", "\r").replace(r"\n", "\n");
+            }
+            assert!(hex(all.as_bytes()).starts_with(hash), "{name}");
         }
     }
 
     #[test]
     fn structures() {
-        let level = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": regex});
-        let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"});
-        let sequence = |steps: Vec<Json>| json!({"type": "Sequence", "pretokenizers": steps});
         let digits = json!({"type": "Digits", "individual_digits": true});
         for (pre_tokenizer, ignores, expected) in [
             (level(true), false, Some("gpt-2")),
             (sequence(vec![digits.clone(), level(true)]), false, Some("smollm")),
             (sequence(vec![split(QWEN2), level(false)]), false, Some("qwen2")),
+            (sequence(vec![split(QWEN35), level(false)]), false, Some("qwen35")),
             (sequence(vec![split(LLAMA3), level(false)]), true, Some("llama-bpe")),
             (sequence(vec![split(LLAMA3), level(false)]), false, Some("smaug-bpe")),
             (sequence(vec![split(r"\s+"), level(false)]), false, None),
@@ -135,8 +181,40 @@ mod tests {
             (json!(null), false, None),
             (json!({"type": "ByteLevel", "add_prefix_space": true}), false, None),
         ] {
-            let json = json!({"pre_tokenizer": pre_tokenizer, "model": {"ignore_merges": ignores}});
-            assert_eq!(by_structure(&json).ok(), expected, "{json}");
+            let text = json!({"pre_tokenizer": pre_tokenizer, "model": {"ignore_merges": ignores}}).to_string();
+            let found = candidates(&TokenizerJson::parse(text.as_bytes()).unwrap());
+            assert_eq!(found.is_known.then(|| found.names[0]), expected, "{text}");
+            assert!(found.names.contains(&"gpt-2") && found.names.len() > 20);
         }
+    }
+
+    #[test]
+    fn every_family_is_found_by_its_own_structure() {
+        for family in FAMILIES {
+            let steps = family.steps.iter().map(|step| match step {
+                // As some files spell it.
+                Step::Split(pattern) => split(&pattern.replace(r"\r", "\r").replace(r"\n", "\n")),
+                Step::Digits => json!({"type": "Digits", "individual_digits": true}),
+                Step::DigitRuns => json!({"type": "Digits", "individual_digits": false}),
+                Step::Punctuation => json!({"type": "Punctuation", "behavior": "Contiguous"}),
+                Step::Gpt2 => level(true),
+                Step::Other => unreachable!("no family has an unknown step"),
+            });
+            let steps = sequence(steps.chain([level(false)]).collect());
+            let model = json!({"ignore_merges": family.ignores_merges});
+            let text = json!({"pre_tokenizer": steps, "model": model}).to_string();
+            let found = candidates(&TokenizerJson::parse(text.as_bytes()).unwrap());
+            assert_eq!((found.is_known, found.names[0]), (true, family.name));
+        }
+    }
+
+    #[test]
+    fn contractions_that_are_spelled_out() {
+        let pattern = QWEN2.replace(
+            "(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+            "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])",
+        );
+        assert_ne!(pattern, QWEN2);
+        assert_eq!(spelled(&pattern), QWEN2);
     }
 }

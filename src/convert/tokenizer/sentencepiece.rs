@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::Value as Json;
 
-use super::{Added, Files, TokenType, Vocabulary, bpe, looks_special, texts_by_id, vocabulary_pairs};
+use super::{Added, Files, TokenType, Vocabulary, json::TokenizerJson, looks_special, texts_by_id};
 use crate::convert::ConvertError;
 
 /// What a space is in a vocabulary.
@@ -17,50 +17,67 @@ const ADDED_SCORE: f32 = -1000.0;
 const UNREACHABLE_SCORE: f32 = -1e6;
 const MAX_PIECES: usize = 4 << 20;
 
-/// `trainer_spec.model_type`.
-const BPE: u64 = 2;
-
-/// A piece of a `ModelProto`.
-struct Piece<'a> {
-    text: &'a [u8],
-    score: f32,
+/// The parts of a `ModelProto` that matter here.
+#[derive(Debug)]
+pub(super) struct SentencePiece<'a> {
+    pub(super) pieces: Vec<Piece<'a>>,
+    /// `trainer_spec.model_type`.
     kind: u64,
+    pub(super) add_dummy_prefix: bool,
+    /// `normalizer_spec.precompiled_charsmap`, how characters are replaced.
+    pub(super) table: &'a [u8],
 }
 
-/// The vocabulary of a `tokenizer.model`.
-pub(super) fn from_model(files: &Files, proto: &[u8]) -> Result<Vocabulary, ConvertError> {
-    let Model {
-        pieces,
-        kind,
-        add_dummy_prefix,
-    } = parse(proto).ok_or_else(|| ConvertError::Tokenizer("tokenizer.model does not parse".to_owned()))?;
-    if kind != BPE {
-        return Err(ConvertError::Tokenizer(
-            "tokenizer.model is not a BPE model, which is not supported yet".to_owned(),
-        ));
+/// A piece of a `ModelProto`.
+#[derive(Debug)]
+pub(super) struct Piece<'a> {
+    pub(super) text: &'a [u8],
+    pub(super) score: f32,
+    pub(super) kind: PieceKind,
+}
+
+/// `SentencePiece.Type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PieceKind {
+    Normal,
+    Unknown,
+    Control,
+    UserDefined,
+    Unused,
+    Byte,
+}
+
+impl SentencePiece<'_> {
+    pub(super) fn is_unigram(&self) -> bool {
+        self.kind == 1
     }
+
+    pub(super) fn is_bpe(&self) -> bool {
+        self.kind == 2
+    }
+}
+
+/// The vocabulary of a `tokenizer.model` of BPE.
+pub(super) fn from_model(files: &Files<'_>, model: &SentencePiece<'_>) -> Result<Vocabulary, ConvertError> {
+    let pieces = &model.pieces;
     let mut tokens: Vec<(Vec<u8>, TokenType)> = Vec::with_capacity(pieces.len());
     let mut scores = Vec::with_capacity(pieces.len());
-    for piece in &pieces {
+    for piece in pieces {
         let kind = match piece.kind {
-            2 => TokenType::Unknown,
-            3 => TokenType::Control,
-            5 => TokenType::Unused,
-            6 => TokenType::Byte,
-            // Those that users defined, too: `tokenizer_config.json` says which they are.
-            _ => TokenType::Normal,
+            PieceKind::Unknown => TokenType::Unknown,
+            PieceKind::Control => TokenType::Control,
+            PieceKind::Unused => TokenType::Unused,
+            PieceKind::Byte => TokenType::Byte,
+            // `tokenizer_config.json` says which those are that users defined.
+            PieceKind::Normal | PieceKind::UserDefined => TokenType::Normal,
         };
         tokens.push((piece.text.to_vec(), kind));
         scores.push(piece.score);
     }
-    let added = files.added.iter().filter_map(|(text, id)| {
-        Some(Added {
-            id: id.as_u64()?,
-            text: text.clone(),
-            special: false,
-            normalized: true,
-        })
-    });
+    let added = files
+        .added
+        .iter()
+        .filter_map(|(text, id)| Some(Added::new(id.as_u64()?, text, false)));
     for token in added {
         add(
             &mut tokens,
@@ -76,12 +93,13 @@ pub(super) fn from_model(files: &Files, proto: &[u8]) -> Result<Vocabulary, Conv
     let from_config = files.config.get("add_prefix_space").and_then(Json::as_bool);
     Ok(Vocabulary {
         model: "llama",
-        pre: "default".to_owned(),
+        pre: vec!["default"],
+        is_known: true,
         tokens,
         scores: Some(scores),
         merges: Vec::new(),
         // True is what the engine takes for granted.
-        add_space_prefix: from_config.or((!add_dummy_prefix).then_some(false)),
+        add_space_prefix: from_config.or((!model.add_dummy_prefix).then_some(false)),
         extra: Vec::new(),
     })
 }
@@ -118,16 +136,17 @@ fn add(
 ///
 /// The scores are lost in that form, but the engine merges the pair with the highest score first, and the merges are in
 /// the order of their scores: the negated rank of the merge that makes a token gives back the same order.
-pub(super) fn from_json(files: &Files, json: &Json) -> Result<Vocabulary, ConvertError> {
-    let added = files.added_by_json();
-    let pairs = vocabulary_pairs(json)?.chain(added.iter().map(|token| (token.text.as_str(), token.id)));
+pub(super) fn from_json(json: &TokenizerJson<'_>) -> Result<Vocabulary, ConvertError> {
+    let pairs = json
+        .model
+        .ids()?
+        .chain(json.added.iter().map(|token| (token.text.as_str(), token.id)));
     let texts = texts_by_id(pairs)?;
-    let merges = bpe::merges(json)?;
-    let mut ranks = HashMap::with_capacity(merges.len());
-    for (rank, merge) in merges.iter().enumerate() {
-        ranks.entry(merge.replacen(' ', "", 1)).or_insert(rank);
+    let mut ranks = HashMap::new();
+    for (rank, (left, right)) in json.model.merges()?.iter().enumerate() {
+        ranks.entry(format!("{left}{right}")).or_insert(rank);
     }
-    let unknown = json.pointer("/model/unk_token").and_then(Json::as_str);
+    let unknown = json.model.unk_token.as_deref();
     let mut tokens = Vec::with_capacity(texts.len());
     let mut scores = Vec::with_capacity(texts.len());
     for (id, text) in texts.iter().enumerate() {
@@ -144,7 +163,7 @@ pub(super) fn from_json(files: &Files, json: &Json) -> Result<Vocabulary, Conver
         tokens.push((text.into_bytes(), kind));
         scores.push(score);
     }
-    for token in added {
+    for token in &json.added {
         let at = token.id as usize;
         if tokens[at].1 != TokenType::Unknown {
             tokens[at] = typed(token.special, &token.text);
@@ -153,7 +172,8 @@ pub(super) fn from_json(files: &Files, json: &Json) -> Result<Vocabulary, Conver
     }
     Ok(Vocabulary {
         model: "llama",
-        pre: "default".to_owned(),
+        pre: vec!["default"],
+        is_known: true,
         tokens,
         scores: Some(scores),
         merges: Vec::new(),
@@ -162,33 +182,29 @@ pub(super) fn from_json(files: &Files, json: &Json) -> Result<Vocabulary, Conver
     })
 }
 
-fn is_byte(text: &str) -> bool {
+/// Whether a text stands for a byte, as `<0x0A>`.
+pub(super) fn is_byte(text: &str) -> bool {
     let digits = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
     digits.is_some_and(|digits| digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
 }
 
 /// Whether the normaliser or the pre-tokenizer puts a space in front of a text.
-fn prepends_space(json: &Json) -> bool {
-    let normalizer = json.get("normalizer").unwrap_or(&Json::Null);
+fn prepends_space(json: &TokenizerJson<'_>) -> bool {
+    let normalizer = &json.normalizer;
     let inner = normalizer.get("normalizers").and_then(Json::as_array);
     let mut all = std::iter::once(normalizer).chain(inner.into_iter().flatten());
     let prepends = all.any(|one| one.get("type").and_then(Json::as_str) == Some("Prepend"));
-    let scheme = json.pointer("/pre_tokenizer/prepend_scheme").and_then(Json::as_str);
+    let scheme = json.pre_tokenizer.get("prepend_scheme").and_then(Json::as_str);
     prepends || matches!(scheme, Some("always" | "first"))
 }
 
-struct Model<'a> {
-    pieces: Vec<Piece<'a>>,
-    kind: u64,
-    add_dummy_prefix: bool,
-}
-
 /// Reads the parts of a `ModelProto` that matter here. `None` if it is not one.
-fn parse(bytes: &[u8]) -> Option<Model<'_>> {
-    let mut model = Model {
+pub(super) fn parse(bytes: &[u8]) -> Option<SentencePiece<'_>> {
+    let mut model = SentencePiece {
         pieces: Vec::new(),
         kind: 1,
         add_dummy_prefix: true,
+        table: &[],
     };
     for field in Fields(bytes) {
         match field? {
@@ -207,8 +223,10 @@ fn parse(bytes: &[u8]) -> Option<Model<'_>> {
             }
             (3, Field::Bytes(normalizer)) => {
                 for field in Fields(normalizer) {
-                    if let (3, Field::Varint(flag)) = field? {
-                        model.add_dummy_prefix = flag != 0;
+                    match field? {
+                        (2, Field::Bytes(table)) => model.table = table,
+                        (3, Field::Varint(flag)) => model.add_dummy_prefix = flag != 0,
+                        _ => {}
                     }
                 }
             }
@@ -222,13 +240,22 @@ fn parse_piece(bytes: &[u8]) -> Option<Piece<'_>> {
     let mut piece = Piece {
         text: &[],
         score: 0.0,
-        kind: 1,
+        kind: PieceKind::Normal,
     };
     for field in Fields(bytes) {
         match field? {
             (1, Field::Bytes(text)) => piece.text = text,
             (2, Field::Fixed32(bits)) => piece.score = f32::from_bits(bits),
-            (3, Field::Varint(kind)) => piece.kind = kind,
+            (3, Field::Varint(kind)) => {
+                piece.kind = match kind {
+                    2 => PieceKind::Unknown,
+                    3 => PieceKind::Control,
+                    4 => PieceKind::UserDefined,
+                    5 => PieceKind::Unused,
+                    6 => PieceKind::Byte,
+                    _ => PieceKind::Normal,
+                }
+            }
             _ => {}
         }
     }
@@ -307,13 +334,16 @@ mod tests {
     #[test]
     fn a_model_of_sentencepiece() {
         let model = parse(MODEL).unwrap();
+        assert_eq!((model.pieces.len(), model.kind, model.add_dummy_prefix), (292, 2, true));
         assert_eq!(
-            (model.pieces.len(), model.kind, model.add_dummy_prefix),
-            (292, BPE, true)
+            (model.pieces[0].text, model.pieces[0].kind),
+            (&b"<unk>"[..], PieceKind::Unknown)
         );
-        assert_eq!((model.pieces[0].text, model.pieces[0].kind), (&b"<unk>"[..], 2));
-        assert_eq!((model.pieces[13].text, model.pieces[13].kind), (&b"<0x0A>"[..], 6));
-        let vocabulary = from_model(&Files::default(), MODEL).unwrap();
+        assert_eq!(
+            (model.pieces[13].text, model.pieces[13].kind),
+            (&b"<0x0A>"[..], PieceKind::Byte)
+        );
+        let vocabulary = from_model(&Files::default(), &model).unwrap();
         assert_eq!(vocabulary.add_space_prefix, None);
         assert_eq!(vocabulary.tokens[1], (b"<s>".to_vec(), TokenType::Control));
         assert_eq!(vocabulary.scores.unwrap().len(), 292);
@@ -333,11 +363,8 @@ mod tests {
                 {"id": 1, "content": "<s>", "special": true},
             ],
         });
-        let files = Files {
-            json: Some(json.clone()),
-            ..Files::default()
-        };
-        let vocabulary = from_json(&files, &json).unwrap();
+        let text = json.to_string();
+        let vocabulary = from_json(&TokenizerJson::parse(text.as_bytes()).unwrap()).unwrap();
         assert_eq!(vocabulary.scores.unwrap(), [0.0, 0.0, 0.0, -1e6, -1e6, -1.0, 0.0]);
         let kinds: Vec<TokenType> = vocabulary.tokens.iter().map(|(_, kind)| *kind).collect();
         use TokenType::{Byte, Control, Normal, Unknown};

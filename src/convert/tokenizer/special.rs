@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::Value as Json;
 
 use super::{Files, Vocabulary};
-use crate::gguf::Value;
+use crate::gguf::{END_TOKENS_KEY, Value};
 
 /// Names in `tokenizer_config.json` and in the container. The third is the container's own spelling.
 const KINDS: &[(&str, &str)] = &[
@@ -27,6 +27,18 @@ const FRAMES: &[(&str, &str)] = &[
 /// Kinds of tokens that end an answer, the first being the usual one.
 const ENDS: [&str; 3] = ["eos", "eot", "eom"];
 
+/// Tokens that end an answer beyond those with a key, at most. llama.cpp tells no longer texts than a list of so many.
+const MAX_ENDS: usize = 24;
+
+/// Keys of special tokens.
+#[derive(Debug)]
+pub(super) struct Special {
+    /// Of the container, without their common beginning.
+    pub(super) ggml: Vec<(&'static str, Value)>,
+    /// Of ours, for what the container has no room for.
+    pub(super) own: Vec<(String, Value)>,
+}
+
 /// What was found so far.
 #[derive(Default)]
 struct Found {
@@ -39,25 +51,22 @@ struct Found {
     strip_accents: Option<bool>,
 }
 
-/// The keys of special tokens, without their common beginning.
-pub(super) fn metadata(files: &Files, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Vec<(&'static str, Value)> {
+/// The keys of special tokens.
+pub(super) fn metadata(files: &Files<'_>, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Special {
     let mut found = Found::default();
     for kind in ["bos", "eos", "unk", "sep", "pad", "mask", "cls"] {
-        let entry = files.config.get(&format!("{kind}_token"));
-        let text = entry.and_then(|entry| entry.as_str().or_else(|| entry.get("content")?.as_str()));
-        if let Some(text) = text.filter(|text| !text.is_empty()) {
+        if let Some(text) = files.special(kind) {
             found.texts.insert(kind, text.to_owned());
         }
     }
     if let Some(json) = &files.json {
         found.stand_in("bos", "cls");
         found.stand_in("eos", "sep");
-        let processor = json.get("post_processor").unwrap_or(&Json::Null);
-        match processor.get("processors").and_then(Json::as_array) {
+        match json.post_processor.get("processors").and_then(Json::as_array) {
             Some(list) => list.iter().for_each(|processor| found.read_processor(processor)),
-            None => found.read_processor(processor),
+            None => found.read_processor(&json.post_processor),
         }
-        found.read_normalizer(json.get("normalizer").unwrap_or(&Json::Null), 0);
+        found.read_normalizer(&json.normalizer, 0);
     }
     for (kind, _) in FRAMES {
         let key = format!("add_{kind}_token");
@@ -66,8 +75,12 @@ pub(super) fn metadata(files: &Files, vocabulary: &Vocabulary, notes: &mut Vec<S
         }
     }
     found.find_ids(files, vocabulary);
-    found.find_ends(files, vocabulary, notes);
-    found.keys()
+    let ends = found.find_ends(files, vocabulary, notes);
+    let own = (!ends.is_empty()).then(|| (END_TOKENS_KEY.to_owned(), Value::String(ends.join(","))));
+    Special {
+        ggml: found.keys(),
+        own: own.into_iter().collect(),
+    }
 }
 
 impl Found {
@@ -165,13 +178,13 @@ impl Found {
         }
     }
 
-    fn find_ids(&mut self, files: &Files, vocabulary: &Vocabulary) {
-        let mut added = files.added_by_json();
-        added.extend(files.added_by_config());
+    fn find_ids(&mut self, files: &Files<'_>, vocabulary: &Vocabulary) {
+        let of_config = files.added_by_config();
+        let added = || files.added_by_json().iter().chain(&of_config);
         let count = vocabulary.tokens.len() as u64;
         for (kind, _) in KINDS {
             let by_text = self.texts.get(kind).and_then(|text| {
-                let added = added.iter().find(|token| token.text == *text).map(|token| token.id);
+                let added = added().find(|token| token.text == *text).map(|token| token.id);
                 added.or_else(|| vocabulary.id(text))
             });
             let by_number = || {
@@ -185,39 +198,46 @@ impl Found {
         }
     }
 
-    /// Every token that ends an answer, of all files that name some. The engine has room for three; others it knows by
-    /// their texts.
-    fn find_ends(&mut self, files: &Files, vocabulary: &Vocabulary, notes: &mut Vec<String>) {
-        let mut named = Vec::new();
+    /// Every token that ends an answer, of all files that name some. The engine has room for three, and knows others by
+    /// their texts; where there are more, all of them are returned.
+    fn find_ends(&mut self, files: &Files<'_>, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Vec<String> {
         let of_text = files.model.get("text_config").and_then(|text| text.get("eos_token_id"));
-        for value in [
+        let named = [
             files.generation.get("eos_token_id"),
             files.model.get("eos_token_id"),
             of_text,
-        ] {
-            match value {
-                Some(Json::Array(list)) => named.extend(list.iter().filter_map(Json::as_u64)),
-                Some(one) => named.extend(one.as_u64()),
-                None => {}
-            }
-        }
-        named.retain(|id| *id < vocabulary.tokens.len() as u64);
+        ];
+        let named = named.into_iter().flatten();
+        let named = named.flat_map(|value| value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice));
+        let count = vocabulary.tokens.len() as u64;
+        let named = named.filter_map(Json::as_u64).filter(|id| *id < count);
+        let mut more = Vec::new();
         for id in named {
-            if ENDS.iter().any(|kind| self.ids.get(kind) == Some(&id)) {
+            let mut known = ENDS.iter().filter_map(|kind| self.ids.get(kind));
+            if known.any(|known| *known == id) || more.contains(&id) {
                 continue;
             }
             match ENDS.iter().find(|kind| !self.ids.contains_key(*kind)) {
                 Some(kind) => {
                     self.ids.insert(kind, id);
                 }
-                None => notes.push(format!(
-                    "the token {id} ends answers too, but the file has no room for more than three such tokens"
-                )),
+                None if more.len() == MAX_ENDS => {
+                    notes.push(format!(
+                        "more than {MAX_ENDS} tokens are said to end answers; not all of them will"
+                    ));
+                    break;
+                }
+                None => more.push(id),
             }
         }
         if !self.ids.contains_key("eos") {
             notes.push("no file of the checkpoint names the token that ends a text".to_owned());
         }
+        if more.is_empty() {
+            return Vec::new();
+        }
+        let all = ENDS.iter().filter_map(|kind| self.ids.get(kind)).chain(&more);
+        all.map(u64::to_string).collect()
     }
 
     fn keys(self) -> Vec<(&'static str, Value)> {
@@ -244,12 +264,16 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::convert::tokenizer::TokenType;
+    use crate::convert::tokenizer::{TokenType, json::TokenizerJson};
+
+    /// Stands for the key that is ours.
+    const OWN: &str = "own";
 
     fn keys(config: Json, json: Json, model: Json, generation: Json) -> (HashMap<&'static str, Value>, Vec<String>) {
         let object = |value: Json| value.as_object().cloned().unwrap_or_default();
+        let text = json.to_string();
         let files = Files {
-            json: Some(json),
+            json: Some(TokenizerJson::parse(text.as_bytes()).unwrap()),
             config: object(config),
             model: object(model),
             generation: object(generation),
@@ -258,7 +282,8 @@ mod tests {
         let tokens = ["a", "<s>", "</s>", "<end>", "<more>", "<last>"];
         let vocabulary = Vocabulary {
             model: "gpt2",
-            pre: "gpt-2".to_owned(),
+            pre: vec!["gpt-2"],
+            is_known: true,
             tokens: tokens
                 .map(|text| (text.as_bytes().to_vec(), TokenType::Normal))
                 .to_vec(),
@@ -268,8 +293,9 @@ mod tests {
             extra: Vec::new(),
         };
         let mut notes = Vec::new();
-        let keys = metadata(&files, &vocabulary, &mut notes).into_iter().collect();
-        (keys, notes)
+        let found = metadata(&files, &vocabulary, &mut notes);
+        let own = found.own.into_iter().map(|(_, value)| (OWN, value));
+        (found.ggml.into_iter().chain(own).collect(), notes)
     }
 
     #[test]
@@ -285,8 +311,8 @@ mod tests {
         assert_eq!(keys["eom_token_id"], Value::U32(5));
         assert_eq!(keys["bos_token_id"], Value::U32(1));
         assert!(!keys.contains_key("padding_token_id"), "it is out of range");
-        assert_eq!(notes.len(), 1, "{notes:?}");
-        assert!(notes[0].starts_with("the token 2 ends"));
+        assert_eq!(keys[OWN], Value::String("3,4,5,2".to_owned()));
+        assert!(notes.is_empty(), "{notes:?}");
     }
 
     #[test]

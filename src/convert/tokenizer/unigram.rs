@@ -1,58 +1,55 @@
 //! SentencePiece's unigram model, as XLM-RoBERTa and its children have it.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json, json};
 
-use super::{Files, MAX_TOKENS, TokenType, Vocabulary, texts_by_id};
+use super::{
+    Added, MAX_TOKENS, TokenType, Vocabulary,
+    json::{Model, TokenizerJson, Vocab},
+    plain,
+    sentencepiece::{PieceKind, SentencePiece, is_byte},
+    texts_by_id,
+};
 use crate::{
     convert::ConvertError,
     gguf::{Array, Value},
 };
 
 /// The vocabulary of a `tokenizer.json` whose model is a unigram model.
-pub(super) fn vocabulary(files: &Files, json: &Json) -> Result<Vocabulary, ConvertError> {
-    let malformed = || ConvertError::Tokenizer("the vocabulary of tokenizer.json is malformed".to_owned());
-    let pieces = json
-        .pointer("/model/vocab")
-        .and_then(Json::as_array)
-        .ok_or_else(malformed)?;
-    let mut pairs = Vec::with_capacity(pieces.len());
-    let mut scores = Vec::with_capacity(pieces.len());
-    for (id, piece) in pieces.iter().enumerate() {
-        let text = piece.get(0).and_then(Json::as_str).ok_or_else(malformed)?;
-        let score = piece.get(1).and_then(Json::as_f64).ok_or_else(malformed)?;
-        pairs.push((text, id as u64));
-        scores.push(score as f32);
-    }
-    let added = files.added_by_json();
-    pairs.extend(added.iter().map(|token| (token.text.as_str(), token.id)));
-    let texts = texts_by_id(pairs.into_iter())?;
+pub(super) fn vocabulary(json: &TokenizerJson<'_>) -> Result<Vocabulary, ConvertError> {
+    let Vocab::Scores(pieces) = &json.model.vocab else {
+        return Err(ConvertError::Tokenizer(
+            "the vocabulary of tokenizer.json is malformed".to_owned(),
+        ));
+    };
+    let mut scores: Vec<f32> = pieces.iter().map(|(_, score)| *score as f32).collect();
+    let pairs = pieces.iter().zip(0..).map(|((text, _), id)| (text.as_ref(), id));
+    let texts = texts_by_id(pairs.chain(json.added.iter().map(|token| (token.text.as_str(), token.id))))?;
     scores.resize(texts.len(), 0.0);
-    let unknown = json
-        .pointer("/model/unk_id")
-        .and_then(Json::as_u64)
-        .filter(|id| *id < MAX_TOKENS);
+    let has_bytes = json.model.byte_fallback == Some(true);
+    let unknown = json.model.unk_id.filter(|id| *id < MAX_TOKENS);
     let mut tokens: Vec<(Vec<u8>, TokenType)> = texts
         .iter()
         .enumerate()
         .map(|(id, text)| match text {
+            Some(text) if has_bytes && is_byte(text) => (text.as_bytes().to_vec(), TokenType::Byte),
             Some(text) => (text.as_bytes().to_vec(), TokenType::Normal),
             None => (format!("[PAD{id}]").into_bytes(), TokenType::Unused),
         })
         .collect();
-    for token in added {
+    for token in &json.added {
         let kind = if token.special {
             TokenType::Control
         } else {
             TokenType::UserDefined
         };
-        tokens[token.id as usize] = (token.text.into_bytes(), kind);
+        tokens[token.id as usize] = (token.text.clone().into_bytes(), kind);
     }
     if let Some(token) = unknown.and_then(|id| tokens.get_mut(id as usize)) {
         token.1 = TokenType::Unknown;
     }
-    let normalizers = steps(json.get("normalizer"), "normalizers");
-    let pre_tokenizers = steps(json.get("pre_tokenizer"), "pretokenizers");
+    let normalizers = steps(&json.normalizer, "normalizers");
+    let pre_tokenizers = steps(&json.pre_tokenizer, "pretokenizers");
     let is = |step: &Json, kind: &str| step.get("type").and_then(Json::as_str) == Some(kind);
     // Either cuts at every white space, or makes one space of several.
     let collapses = pre_tokenizers.iter().any(|step| is(step, "WhitespaceSplit"))
@@ -77,7 +74,8 @@ pub(super) fn vocabulary(files: &Files, json: &Json) -> Result<Vocabulary, Conve
     }
     Ok(Vocabulary {
         model: "t5",
-        pre: "default".to_owned(),
+        pre: vec!["default"],
+        is_known: true,
         tokens,
         scores: Some(scores),
         merges: Vec::new(),
@@ -87,27 +85,108 @@ pub(super) fn vocabulary(files: &Files, json: &Json) -> Result<Vocabulary, Conve
 }
 
 /// A step, or all steps of a sequence.
-fn steps<'a>(step: Option<&'a Json>, key: &str) -> Vec<&'a Json> {
-    match step.and_then(|step| step.get(key)?.as_array()) {
+fn steps<'a>(step: &'a Json, key: &str) -> Vec<&'a Json> {
+    match step.get(key).and_then(Json::as_array) {
         Some(list) => list.iter().collect(),
-        None => step.into_iter().collect(),
+        None => vec![step],
     }
+}
+
+/// What transformers makes of a unigram model of SentencePiece. XLM-RoBERTa's has four tokens of its own in front, and one
+/// behind.
+pub(super) fn from_model<'a>(
+    model: &SentencePiece<'a>,
+    config: &mut Map<String, Json>,
+    has_xlm_name: bool,
+) -> Result<TokenizerJson<'a>, ConvertError> {
+    let class = config.get("tokenizer_class").and_then(Json::as_str).unwrap_or_default();
+    let is_xlm = class.starts_with("XLMRoberta") || class.is_empty() && has_xlm_name;
+    if has_xlm_name && !is_xlm {
+        return Err(ConvertError::Tokenizer(format!(
+            "it has no tokenizer.json, and how {class} numbers the pieces of its sentencepiece.bpe.model is not known"
+        )));
+    }
+    let (adds_bos, adds_eos) = (class.starts_with("Llama"), class.starts_with("T5"));
+    let mut found = TokenizerJson::default();
+    let mut pieces = Vec::with_capacity(model.pieces.len() + 2);
+    let mut control = Vec::new();
+    let own = ["<s>", "<pad>", "</s>", "<unk>"];
+    if is_xlm {
+        pieces.extend(own.map(|text| (text.into(), 0.0)));
+        control.extend(own);
+    }
+    for piece in &model.pieces[if is_xlm { 3.min(model.pieces.len()) } else { 0 }..] {
+        let text = String::from_utf8_lossy(piece.text);
+        if matches!(piece.kind, PieceKind::Control | PieceKind::UserDefined) {
+            let is_special = piece.kind == PieceKind::Control;
+            found.added.push(Added::new(pieces.len() as u64, &text, is_special));
+        }
+        pieces.push((text, f64::from(piece.score)));
+    }
+    if is_xlm {
+        control.push("<mask>");
+        pieces.push(("<mask>".into(), 0.0));
+    }
+    for text in control {
+        let id = pieces.iter().position(|(other, _)| other == text).unwrap_or_default();
+        found.added.push(Added::new(id as u64, text, true));
+    }
+    let unknown = model.pieces.iter().position(|piece| piece.kind == PieceKind::Unknown);
+    let table = (!model.table.is_empty())
+        .then(|| json!({"type": "Precompiled", "precompiled_charsmap": STANDARD.encode(model.table)}));
+    let metaspace = json!({"type": "Metaspace", "replacement": "\u{2581}",
+                           "prepend_scheme": if model.add_dummy_prefix { "always" } else { "never" }, "split": true});
+    found.decoder = metaspace.clone();
+    if is_xlm {
+        found.normalizer = table.unwrap_or_default();
+        found.pre_tokenizer = json!({"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace]});
+    } else {
+        let mut steps: Vec<Json> = table.into_iter().collect();
+        steps.push(json!({"type": "Strip", "strip_left": false, "strip_right": true}));
+        steps.push(json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "\u{2581}"}));
+        found.normalizer = json!({"type": "Sequence", "normalizers": steps});
+        found.pre_tokenizer = metaspace;
+    }
+    found.model = Model {
+        kind: Some("Unigram".to_owned()),
+        vocab: Vocab::Scores(pieces),
+        unk_id: if is_xlm { Some(3) } else { unknown.map(|id| id as u64) },
+        byte_fallback: Some(model.pieces.iter().any(|piece| piece.kind == PieceKind::Byte)),
+        ..Model::default()
+    };
+    let mut names = vec![("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>")];
+    if is_xlm {
+        names.extend([("pad", "<pad>"), ("cls", "<s>"), ("sep", "</s>"), ("mask", "<mask>")]);
+    }
+    for (kind, text) in names {
+        config.entry(format!("{kind}_token")).or_insert_with(|| text.into());
+    }
+    if is_xlm {
+        let pair = ["<s>", "A", "</s>", "</s>", "B", "</s>"];
+        found.post_processor = plain::template(&found, "<s>", "</s>", &["<s>", "A", "</s>"], &pair)?;
+    } else {
+        // The engine takes for granted what T5 does.
+        config.entry("add_bos_token").or_insert(adds_bos.into());
+        config.entry("add_eos_token").or_insert(adds_eos.into());
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+
+    fn read(json: &Json) -> Result<Vocabulary, ConvertError> {
+        vocabulary(&TokenizerJson::parse(json.to_string().as_bytes())?)
+    }
 
     #[test]
     fn malformed_vocabularies() {
-        let files = Files::default();
         for vocab in [json!(null), json!([1]), json!([["a"]]), json!([["a", "b"]])] {
-            assert!(vocabulary(&files, &json!({"model": {"vocab": vocab}})).is_err());
+            assert!(read(&json!({"model": {"vocab": vocab}})).is_err());
         }
         let bad = json!({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "?"}, "model": {"vocab": []}});
-        assert!(vocabulary(&files, &bad).is_err());
+        assert!(read(&bad).is_err());
     }
 
     #[test]
@@ -124,7 +203,7 @@ mod tests {
         ] {
             let json =
                 json!({"pre_tokenizer": pre_tokenizer, "model": {"vocab": [["<unk>", 0], ["a", -1.5]], "unk_id": 0}});
-            let found = vocabulary(&Files::default(), &json).unwrap();
+            let found = read(&json).unwrap();
             assert_eq!(found.add_space_prefix, Some(prepends), "{json}");
             assert_eq!(
                 found.extra,

@@ -1,20 +1,18 @@
 //! WordPiece: the tokenizers of BERT and its children.
 
-use serde_json::Value as Json;
-
-use super::{Files, TokenType, Vocabulary, looks_special, pre, sentencepiece::SPACE, texts_by_id, vocabulary_pairs};
+use super::{Files, TokenType, Vocabulary, json::TokenizerJson, looks_special, sentencepiece::SPACE, texts_by_id};
 use crate::convert::ConvertError;
 
 /// What llama.cpp calls the tokenizer of BERT; it changes nothing in how texts are cut.
 const DEFAULT_PRE: &str = "jina-v2-en";
 
 /// The vocabulary of a `tokenizer.json` whose model is WordPiece.
-pub(super) fn vocabulary(files: &Files, json: &Json) -> Result<Vocabulary, ConvertError> {
-    let prefix = json.pointer("/model/continuing_subword_prefix").and_then(Json::as_str);
-    let prefix = prefix.unwrap_or("##");
-    let pre = pre::by_hash(&pre::reference(&files.bytes)?)?.unwrap_or(DEFAULT_PRE);
-    let added = files.added_by_json();
-    let pairs = vocabulary_pairs(json)?.chain(added.iter().map(|token| (token.text.as_str(), token.id)));
+pub(super) fn vocabulary(files: &Files<'_>, json: &TokenizerJson<'_>) -> Result<Vocabulary, ConvertError> {
+    let prefix = json.model.continuing_subword_prefix.as_deref().unwrap_or("##");
+    let pairs = json
+        .model
+        .ids()?
+        .chain(json.added.iter().map(|token| (token.text.as_str(), token.id)));
     let texts = texts_by_id(pairs)?;
     let mut tokens: Vec<(Vec<u8>, TokenType)> = texts
         .iter()
@@ -28,16 +26,17 @@ pub(super) fn vocabulary(files: &Files, json: &Json) -> Result<Vocabulary, Conve
             None => (format!("{SPACE}[PAD{id}]").into_bytes(), TokenType::Unused),
         })
         .collect();
-    for token in added {
+    for token in &json.added {
         tokens[token.id as usize] = if token.special || looks_special(&token.text) {
-            (token.text.into_bytes(), TokenType::Control)
+            (token.text.clone().into_bytes(), TokenType::Control)
         } else {
             (format!("{SPACE}{}", token.text).into_bytes(), TokenType::UserDefined)
         };
     }
     Ok(Vocabulary {
         model: "bert",
-        pre: pre.to_owned(),
+        pre: vec![files.reference.pre.unwrap_or(DEFAULT_PRE)],
+        is_known: true,
         tokens,
         scores: None,
         merges: Vec::new(),

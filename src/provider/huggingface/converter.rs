@@ -1,17 +1,42 @@
 //! Lets the hub have checkpoints converted.
 
+use std::{fmt, sync::Arc};
+
 use futures_util::{FutureExt as _, future::BoxFuture};
 
 use crate::{
+    config::DoubtfulTokenizers,
     convert::{Advance, ConvertError},
     hub::{Converter, Kept, Order},
     lifecycle::{WorkerCommand, convert},
     worker::protocol::ConvertJob,
 };
 
-/// Converts in workers of this command.
-#[derive(Clone, Debug)]
-pub struct Converting(pub WorkerCommand);
+/// Converts in workers of a command.
+#[derive(Clone)]
+pub struct Converting {
+    command: WorkerCommand,
+    doubtful: Arc<dyn Fn() -> DoubtfulTokenizers + Send + Sync>,
+}
+
+impl Converting {
+    /// `doubtful` says what is the setting when a conversion begins.
+    #[must_use]
+    pub fn new(command: WorkerCommand, doubtful: impl Fn() -> DoubtfulTokenizers + Send + Sync + 'static) -> Self {
+        Self {
+            command,
+            doubtful: Arc::new(doubtful),
+        }
+    }
+}
+
+impl fmt::Debug for Converting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Converting")
+            .field("command", &self.command)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Converter for Converting {
     fn convert(
@@ -19,14 +44,15 @@ impl Converter for Converting {
         order: Order,
         progress: Box<dyn FnMut(Advance) + Send>,
     ) -> BoxFuture<'static, Result<String, ConvertError>> {
-        let command = self.0.clone();
+        let command = self.command.clone();
+        let any_tokenizer = (self.doubtful)() == DoubtfulTokenizers::Warn;
         async move {
             let job = ConvertJob {
                 folder: order.folder,
                 name: order.name,
                 target: order.kind,
                 output: Some(order.output),
-                any_tokenizer: false,
+                any_tokenizer,
                 header_only: order.kept == Kept::Header,
                 part: order.part,
             };

@@ -1,0 +1,22 @@
+//! A tiny checkpoint with some files of a stranger's.
+
+use std::{fs, path::Path};
+
+use crate::convert::{self, TargetType};
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/convert/llama");
+
+/// Plans the file of the checkpoint; that it is refused is as good.
+pub fn plan(files: &[(&str, &[u8])]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(Path::new(FIXTURES).join(name), folder.path().join(name)).expect("copied");
+    }
+    for (name, bytes) in files {
+        fs::write(folder.path().join(name), bytes).expect("written");
+    }
+    let mut cut = |_: &[u8], texts: &[String]| Ok(vec![Vec::new(); texts.len()]);
+    if let Ok(planned) = convert::plan_checked(folder.path(), "fuzz", TargetType::Stored, &mut cut) {
+        assert!(!planned.model.header().is_empty());
+    }
+}

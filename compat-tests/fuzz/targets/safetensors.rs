@@ -1,0 +1,16 @@
+//! The header of safetensors: whatever is read of a stranger's weights, a plan is made or refused.
+#![no_main]
+#![allow(dead_code, unused_imports)]
+
+#[path = "../../../src/convert/mod.rs"]
+mod convert;
+#[path = "../../../src/gguf/mod.rs"]
+mod gguf;
+#[path = "../../../src/inference/mod.rs"]
+mod inference;
+mod stdx;
+mod checkpoint;
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| checkpoint::plan(&[("model.safetensors", bytes)]));

@@ -1,0 +1,337 @@
+//! `tokenizer.json`, or what stands for one, with a vocabulary that is borrowed from the file's bytes.
+//!
+//! The largest files have a quarter of a million tokens and half a million merges. As a tree of JSON values they take
+//! twenty times their bytes; as pairs of borrowed texts, about as many as they have.
+
+use std::{borrow::Cow, fmt, marker::PhantomData};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error as _, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::{Value as Json, value::RawValue};
+
+use super::{Added, MAX_TOKENS};
+use crate::convert::ConvertError;
+
+/// The steps before and after the model. The longest is a table of characters, of 320 kB.
+const MAX_STEP_BYTES: usize = 8 << 20;
+/// The largest published vocabularies have two merges for each token.
+pub(super) const MAX_MERGES: usize = 3 * MAX_TOKENS as usize;
+
+/// A tokenizer as the `tokenizers` crate writes it.
+#[derive(Debug, Default)]
+pub(super) struct TokenizerJson<'a> {
+    pub(super) normalizer: Json,
+    pub(super) pre_tokenizer: Json,
+    pub(super) post_processor: Json,
+    pub(super) decoder: Json,
+    pub(super) added: Vec<Added>,
+    pub(super) model: Model<'a>,
+}
+
+/// What makes tokens of words. Each kind of model has some of the fields.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Model<'a> {
+    #[serde(rename = "type")]
+    pub(super) kind: Option<String>,
+    #[serde(borrow)]
+    pub(super) vocab: Vocab<'a>,
+    #[serde(borrow)]
+    pub(super) merges: Option<Merges<'a>>,
+    pub(super) unk_token: Option<String>,
+    pub(super) unk_id: Option<u64>,
+    pub(super) byte_fallback: Option<bool>,
+    pub(super) ignore_merges: Option<bool>,
+    pub(super) fuse_unk: Option<bool>,
+    pub(super) continuing_subword_prefix: Option<String>,
+    pub(super) end_of_word_suffix: Option<String>,
+    pub(super) max_input_chars_per_word: Option<u64>,
+}
+
+/// Tokens of a model.
+#[derive(Debug, Default)]
+pub(super) enum Vocab<'a> {
+    #[default]
+    None,
+    /// Texts and ids, in the order of the file.
+    Ids(Vec<(Cow<'a, str>, u64)>),
+    /// Texts and scores by id.
+    Scores(Vec<(Cow<'a, str>, f64)>),
+}
+
+/// Pairs of texts, the first being merged first.
+#[derive(Debug, Default)]
+pub(super) struct Merges<'a>(pub(super) Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+#[derive(Deserialize)]
+struct File<'a> {
+    #[serde(borrow)]
+    normalizer: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pre_tokenizer: Option<&'a RawValue>,
+    #[serde(borrow)]
+    post_processor: Option<&'a RawValue>,
+    #[serde(borrow)]
+    decoder: Option<&'a RawValue>,
+    added_tokens: Option<Bounded<Added>>,
+    #[serde(borrow, default)]
+    model: Model<'a>,
+}
+
+impl<'a> TokenizerJson<'a> {
+    /// Reads a `tokenizer.json`.
+    pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, ConvertError> {
+        let wrong = |reason: String| ConvertError::Tokenizer(format!("tokenizer.json is malformed: {reason}"));
+        let file: File<'a> = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
+        let step = |raw: Option<&RawValue>| match raw.map(RawValue::get) {
+            None => Ok(Json::Null),
+            Some(text) if text.len() > MAX_STEP_BYTES => Err(wrong("a step has more than 8 MiB".to_owned())),
+            Some(text) => serde_json::from_str(text).map_err(|error| wrong(error.to_string())),
+        };
+        Ok(Self {
+            normalizer: step(file.normalizer)?,
+            pre_tokenizer: step(file.pre_tokenizer)?,
+            post_processor: step(file.post_processor)?,
+            decoder: step(file.decoder)?,
+            added: file.added_tokens.map(|list| list.0).unwrap_or_default(),
+            model: file.model,
+        })
+    }
+}
+
+impl<'a> Model<'a> {
+    /// What kind it is; old files of BPE and WordPiece do not say.
+    pub(super) fn kind(&self) -> &str {
+        match &self.kind {
+            Some(kind) => kind,
+            None if self.merges.is_some() => "BPE",
+            None if self.continuing_subword_prefix.is_some() => "WordPiece",
+            None => "unknown",
+        }
+    }
+
+    /// Texts and ids.
+    pub(super) fn ids(&self) -> Result<impl Iterator<Item = (&str, u64)> + Clone, ConvertError> {
+        match &self.vocab {
+            Vocab::Ids(list) => Ok(list.iter().map(|(text, id)| (text.as_ref(), *id))),
+            _ => Err(ConvertError::Tokenizer("tokenizer.json has no vocabulary".to_owned())),
+        }
+    }
+
+    /// Pairs of texts.
+    pub(super) fn merges(&self) -> Result<&[(Cow<'a, str>, Cow<'a, str>)], ConvertError> {
+        let merges = self.merges.as_ref().map(|merges| merges.0.as_slice());
+        merges.ok_or_else(|| ConvertError::Tokenizer("tokenizer.json has no merges".to_owned()))
+    }
+}
+
+/// A text that is borrowed where it has no escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// A list with as many items as a vocabulary may have.
+struct Bounded<T>(Vec<T>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Bounded<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Items<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Items<T> {
+            type Value = Bounded<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                let mut list = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    check_count::<A::Error>(list.len(), MAX_TOKENS as usize)?;
+                    list.push(item);
+                }
+                Ok(Bounded(list))
+            }
+        }
+
+        deserializer.deserialize_seq(Items(PhantomData))
+    }
+}
+
+fn check_count<E: serde::de::Error>(count: usize, most: usize) -> Result<(), E> {
+    if count < most {
+        return Ok(());
+    }
+    Err(E::custom(format!("a list has more than {most} items")))
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Vocab<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Tokens<'a>(PhantomData<&'a ()>);
+
+        impl<'de: 'a, 'a> Visitor<'de> for Tokens<'a> {
+            type Value = Vocab<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of texts and ids, or a list of texts and scores")
+            }
+
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Vocab::None)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut list = Vec::new();
+                while let Some((Text(text), id)) = map.next_entry::<Text<'a>, u64>()? {
+                    check_count::<A::Error>(list.len(), MAX_TOKENS as usize)?;
+                    list.push((text, id));
+                }
+                Ok(Vocab::Ids(list))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                let mut list = Vec::new();
+                while let Some((Text(text), score)) = items.next_element::<(Text<'a>, f64)>()? {
+                    check_count::<A::Error>(list.len(), MAX_TOKENS as usize)?;
+                    list.push((text, score));
+                }
+                Ok(Vocab::Scores(list))
+            }
+        }
+
+        deserializer.deserialize_any(Tokens(PhantomData))
+    }
+}
+
+/// A merge of either generation of files: `"a b"`, or `["a", "b"]`. `None` is a comment.
+struct Merge<'a>(Option<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pair<'a>(PhantomData<&'a ()>);
+
+        impl<'de: 'a, 'a> Visitor<'de> for Pair<'a> {
+            type Value = Merge<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a merge of two texts")
+            }
+
+            fn visit_borrowed_str<E: serde::de::Error>(self, line: &'de str) -> Result<Self::Value, E> {
+                let pair = split_merge(line).map_err(E::custom)?;
+                Ok(Merge(pair.map(|(left, right)| (left.into(), right.into()))))
+            }
+
+            fn visit_str<E: serde::de::Error>(self, line: &str) -> Result<Self::Value, E> {
+                let pair = split_merge(line).map_err(E::custom)?;
+                Ok(Merge(pair.map(|(left, right)| {
+                    (left.to_owned().into(), right.to_owned().into())
+                })))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                let mut next = || items.next_element::<Text<'a>>();
+                match (next()?, next()?, next()?) {
+                    (Some(left), Some(right), None) => Ok(Merge(Some((left.0, right.0)))),
+                    _ => Err(A::Error::custom("a merge has other than two texts")),
+                }
+            }
+        }
+
+        deserializer.deserialize_any(Pair(PhantomData))
+    }
+}
+
+/// The two texts of a line of `merges.txt`, or of an old file; `None` is the comment with the version.
+pub(super) fn split_merge(line: &str) -> Result<Option<(&str, &str)>, String> {
+    if line.starts_with("#version") {
+        return Ok(None);
+    }
+    match line.split_once(' ') {
+        Some((left, right)) if !right.contains(' ') => Ok(Some((left, right))),
+        _ => Err(format!("{line:?} is no merge of two texts")),
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Merges<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs<'a>(PhantomData<&'a ()>);
+
+        impl<'de: 'a, 'a> Visitor<'de> for Pairs<'a> {
+            type Value = Merges<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of merges")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                let mut list = Vec::new();
+                while let Some(Merge(pair)) = items.next_element()? {
+                    check_count::<A::Error>(list.len(), MAX_MERGES)?;
+                    list.extend(pair);
+                }
+                Ok(Merges(list))
+            }
+        }
+
+        deserializer.deserialize_seq(Pairs(PhantomData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merges_of_both_generations() {
+        let text = r##"{"model": {"merges": ["#version: 0.2", "a b", ["c", "d e"], "\u0120 f"]}}"##;
+        let json = TokenizerJson::parse(text.as_bytes()).unwrap();
+        let merges = json.model.merges().unwrap();
+        assert_eq!(
+            merges,
+            [
+                ("a".into(), "b".into()),
+                ("c".into(), "d e".into()),
+                ("\u{120}".into(), "f".into())
+            ]
+        );
+        assert!(matches!(merges[0], (Cow::Borrowed(_), Cow::Borrowed(_))));
+        for wrong in [
+            "[1]",
+            r#"[["a"]]"#,
+            r#"[["a", "b", "c"]]"#,
+            r#"["a"]"#,
+            r#"["a b c"]"#,
+            "{}",
+        ] {
+            let text = format!(r#"{{"model": {{"merges": {wrong}}}}}"#);
+            assert!(TokenizerJson::parse(text.as_bytes()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn vocabularies_of_both_kinds() {
+        let text = r#"{"model": {"type": "BPE", "vocab": {"a": 0, "\n": 1}, "merges": []}, "added_tokens": null}"#;
+        let json = TokenizerJson::parse(text.as_bytes()).unwrap();
+        assert_eq!(json.model.kind(), "BPE");
+        assert_eq!(json.model.ids().unwrap().collect::<Vec<_>>(), [("a", 0), ("\n", 1)]);
+        let text =
+            r#"{"model": {"vocab": [["a", 0], ["b", -1.5]]}, "decoder": {"type": "Metaspace"}, "version": "1.0"}"#;
+        let json = TokenizerJson::parse(text.as_bytes()).unwrap();
+        assert_eq!(json.model.kind(), "unknown");
+        assert!(matches!(&json.model.vocab, Vocab::Scores(list) if list[1] == ("b".into(), -1.5)));
+        assert!(json.model.ids().is_err());
+        assert_eq!(json.decoder["type"], "Metaspace");
+        for wrong in [
+            "[]",
+            r#"{"model": {"vocab": {"a": -1}}}"#,
+            r#"{"model": {"vocab": {"a": 1.5}}}"#,
+            r#"{"model": {"vocab": [["a"]]}}"#,
+            r#"{"model": 1}"#,
+            r#"{"added_tokens": [{"id": 1}]}"#,
+        ] {
+            assert!(TokenizerJson::parse(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+    }
+}
