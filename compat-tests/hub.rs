@@ -137,7 +137,7 @@ fn shape(events: &[PullEvent]) -> Vec<String> {
         .iter()
         .map(|event| match event {
             PullEvent::Status(status) => (*status).to_owned(),
-            PullEvent::File { digest, .. } => digest[..12].to_owned(),
+            PullEvent::File { digest, .. } | PullEvent::Converting { digest, .. } => digest[..12].to_owned(),
         })
         .collect();
     shape.dedup();
@@ -169,7 +169,7 @@ async fn frames_come_in_ollamas_order() {
                 assert_eq!((digest, *total), (&sha256, content.len() as u64));
                 Some(*completed)
             }
-            PullEvent::Status(_) => None,
+            PullEvent::Status(_) | PullEvent::Converting { .. } => None,
         })
         .collect();
     assert!(completed.is_sorted() && completed.len() > 2, "{completed:?}");
@@ -554,6 +554,21 @@ async fn updates_are_known_without_a_download() {
         bench.hub.update(&bench.config, &name(NAME)).await,
         Err(HubError::SwitchedOff)
     ));
+}
+
+#[tokio::test]
+async fn a_repository_that_was_renamed_is_found_by_its_old_name() {
+    let (bench, content, _) = Bench::with_model(2 * MIB);
+    bench.server.rename(REPO, "New-Org/New-Name");
+    bench.pull(NAME).await.unwrap();
+    bench.assert_complete(&content).await;
+    assert_eq!(bench.hub.update(&bench.config, &name(NAME)).await, Ok(None));
+    bench.pull("hf:new-org/new-name").await.unwrap();
+    assert_eq!(
+        bench.hub.list(&bench.config).await.len(),
+        2,
+        "they are two to whoever asks"
+    );
 }
 
 #[tokio::test]

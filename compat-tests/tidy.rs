@@ -35,6 +35,7 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("config", "inference"),
     ("llama", "inference"),
     ("llama", "config::SplitMode"),
+    ("llama", "gguf::GgmlType"),
     ("hub", "convert"),
     ("lifecycle", "worker::protocol"),
 ];

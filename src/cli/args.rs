@@ -154,7 +154,7 @@ pub(super) struct TemplateArguments {
 pub(super) enum Role {
     Model,
     Helper,
-    Quantizer,
+    Converter,
 }
 
 impl Arguments {

@@ -4,7 +4,6 @@ use std::{
     io::IsTerminal,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Mutex, PoisonError},
     time::Instant,
 };
 
@@ -13,10 +12,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
     config::{self, Inputs},
-    convert::TargetType,
+    convert::{Advance, Stage, TargetType},
     hub::HfName,
-    lifecycle::{Conversion, Stage, WorkerCommand},
+    lifecycle::{WorkerCommand, convert},
     stdx::size::human_bytes,
+    worker::protocol::ConvertJob,
 };
 
 pub(super) async fn run(
@@ -32,7 +32,7 @@ pub(super) async fn run(
     if !shows {
         eprintln!("converting {} to {target}", folder.display());
     }
-    let conversion = Conversion {
+    let job = ConvertJob {
         folder,
         name,
         target,
@@ -41,24 +41,23 @@ pub(super) async fn run(
     };
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template(
-        "{prefix:10} {wide_bar} {bytes:>10}/{total_bytes:10} {bytes_per_sec:>12} {eta:>4}",
+        "{prefix:10} {wide_bar} {decimal_bytes:>10}/{decimal_total_bytes:10} {decimal_bytes_per_sec:>12} {eta:>4}",
     )?);
     let command = WorkerCommand {
         log: "warn".into(),
         ..WorkerCommand::default()
     };
     let show = bar.clone();
-    let last = Mutex::new(None);
-    let work = conversion.run(&command, move |stage, done, all| {
-        // Threads report in any order; the lock keeps the bar from starting a stage twice.
-        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.replace(stage) != Some(stage) {
+    let work = convert(job, &command, move |Advance { stage, done, total }| {
+        show.set_prefix(match stage {
+            Stage::Planning => "planning",
+            Stage::Writing => "converting",
+            Stage::Syncing => "syncing",
+        });
+        if show.length() != Some(total) {
+            // The rate is that of the writing.
             show.reset();
-            show.set_length(all);
-            show.set_prefix(match stage {
-                Stage::Converting => "converting",
-                Stage::Quantizing => "quantizing",
-            });
+            show.set_length(total);
         }
         show.set_position(done);
     });

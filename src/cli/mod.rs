@@ -104,7 +104,7 @@ fn run_worker(role: Role) -> ExitCode {
     let role = match role {
         Role::Model => WorkerRole::Model,
         Role::Helper => WorkerRole::Helper,
-        Role::Quantizer => WorkerRole::Quantizer,
+        Role::Converter => WorkerRole::Converter,
     };
     match worker::run(role) {
         Ok(()) => ExitCode::SUCCESS,

@@ -29,14 +29,11 @@ pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode
             daemon
                 .post_lines("/api/pull", &body, |frame| {
                     let number = |key: &str| frame.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
-                    match frame.get("digest").and_then(|digest| digest.as_str()) {
-                        Some(digest) => bars.file(digest, number("total"), number("completed")),
-                        None => bars.status(
-                            frame
-                                .get("status")
-                                .and_then(|status| status.as_str())
-                                .unwrap_or_default(),
-                        ),
+                    let text = |key: &str| frame.get(key).and_then(serde_json::Value::as_str);
+                    let status = text("status").unwrap_or_default();
+                    match text("digest") {
+                        Some(digest) => bars.file(status, digest, number("total"), number("completed")),
+                        None => bars.status(status),
                     }
                 })
                 .await?;
@@ -60,7 +57,12 @@ pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode
                         digest,
                         total,
                         completed,
-                    } => bars.file(&digest, total, completed),
+                    } => bars.file("pulling", &digest, total, completed),
+                    PullEvent::Converting {
+                        digest,
+                        total,
+                        completed,
+                    } => bars.file("converting model", &digest, total, completed),
                 }
             }
         }
@@ -165,7 +167,7 @@ impl Bars {
         }
     }
 
-    fn file(&mut self, digest: &str, total: u64, completed: u64) {
+    fn file(&mut self, status: &str, digest: &str, total: u64, completed: u64) {
         let digest = digest.strip_prefix("sha256:").unwrap_or(digest);
         let bar = self.files.entry(digest.to_owned()).or_insert_with(|| {
             // Decimal, as every other size that is printed.
@@ -175,7 +177,10 @@ impl Bars {
             // Complete before it is shown for the first time.
             let bar = ProgressBar::hidden().with_style(style);
             bar.set_length(total);
-            bar.set_prefix(digest.chars().take(12).collect::<String>());
+            // What is downloaded has a digest that says something.
+            let (first, name) = (status.split(' ').next().unwrap_or_default(), digest);
+            let prefix = if first == "pulling" { name } else { first };
+            bar.set_prefix(format!("{prefix:12.12}"));
             self.all.add(bar)
         });
         bar.set_length(total);

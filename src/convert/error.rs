@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{gguf, stdx::size::human_bytes};
 
 /// Why a checkpoint could not be converted. Each sentence says what to do, where something can be done.
@@ -28,7 +30,7 @@ pub enum ConvertError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The folder holds no checkpoint, or not all of one.
+    /// The folder holds no checkpoint, or not all of one; or another process found something wrong with it.
     #[error("{0}")]
     Incomplete(String),
     /// Nobody taught this program the architecture.
@@ -105,6 +107,42 @@ impl ConvertError {
         Self::Damaged {
             path: path.to_owned(),
             reason: reason.into(),
+        }
+    }
+}
+
+/// A [`ConvertError`] as it goes from one process to another: its sentence, and whose fault it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConvertFault {
+    /// [`ConvertError::Architecture`]
+    Architecture(String),
+    /// Something is wrong with the checkpoint.
+    Checkpoint(String),
+    /// Something is wrong with this machine or this program.
+    Machine(String),
+}
+
+impl From<ConvertError> for ConvertFault {
+    fn from(error: ConvertError) -> Self {
+        match error {
+            ConvertError::Architecture(name) => Self::Architecture(name),
+            ConvertError::Io { .. }
+            | ConvertError::Space { .. }
+            | ConvertError::Engine(_)
+            | ConvertError::Cancelled => Self::Machine(error.to_string()),
+            _ => Self::Checkpoint(error.to_string()),
+        }
+    }
+}
+
+impl From<ConvertFault> for ConvertError {
+    /// The sentence stays as it is.
+    fn from(fault: ConvertFault) -> Self {
+        match fault {
+            ConvertFault::Architecture(name) => Self::Architecture(name),
+            ConvertFault::Checkpoint(sentence) => Self::Incomplete(sentence),
+            ConvertFault::Machine(sentence) => Self::Engine(sentence),
         }
     }
 }

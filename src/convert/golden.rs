@@ -1,6 +1,9 @@
 //! Tiny checkpoints of every architecture against what llama.cpp's own converter made of them, key by key and byte by
 //! byte. `fixtures/convert/make/checkpoints.py` says how both were made.
 
+#[cfg(test)]
+mod mixes;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -17,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{ConvertError, Planned, Stream, TargetType, plan, plan_projector, replan};
 use crate::{
     config::SplitMode,
-    gguf::{Array, GgmlType, Header, Value},
+    gguf::{Array, Header, Value},
     inference::{KvCacheType, Switch},
     llama::{Batch, Context, ContextParams, ContextPurpose, Model, ModelParams},
 };
@@ -253,6 +256,12 @@ macro_rules! golden {
                 super::check($name);
             }
         )*}
+        mod each_mix {$(
+            #[test]
+            fn $test() {
+                super::mixes::check($name);
+            }
+        )*}
         mod numbers {$(
             #[test]
             fn $test() {
@@ -455,25 +464,6 @@ fn mistral_small_is_mistral3() {
     let header = Header::read(planned.model.header(), planned.model.file_len()).unwrap();
     assert_eq!(header.architecture(), "mistral3");
     assert_eq!(header.hyperparameter("attention.temperature_scale"), None);
-}
-
-/// A mix of types is made from numbers, so the plan for one has no packed experts.
-#[test]
-fn mixes_are_made_of_unpacked_experts() {
-    let folder = assemble("gpt-oss-mxfp4", &read("gpt-oss-mxfp4"));
-    let mix: TargetType = "Q4_K_M".parse().unwrap();
-    let planned = plan(folder.path(), "test", mix).unwrap();
-    let types = |kind| {
-        planned
-            .model
-            .recipes()
-            .iter()
-            .filter(|recipe| recipe.spec().element_type == kind)
-            .count()
-    };
-    assert_eq!((types(GgmlType::MXFP4), types(GgmlType::Q8_0)), (0, 0));
-    assert_eq!(planned.file_type, "BF16");
-    check_numbers_of("gpt-oss-mxfp4", mix, PACKED);
 }
 
 /// A configuration that transformers 5 wrote says less; the class then says the same.

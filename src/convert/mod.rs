@@ -2,7 +2,9 @@
 //!
 //! `safetensors` reads the headers of the weights. A [`VirtualGguf`] is metadata and a [`Recipe`] for each tensor: which
 //! stored rows it is made from, in which order and in which type. Its size and layout are known at once; whoever
-//! consumes it asks for rows. One consumer writes a file; another, [`Stream`], answers whoever reads one that is not there.
+//! consumes it asks for rows. One consumer writes a file, in one pass for every type: rows of mixes as `Q4_K_M` are quantised
+//! by a function that whoever may call the engine passes in. Another, [`Stream`], answers whoever reads a file that is not
+//! there.
 //!
 //! [`plan()`] makes one from a folder: `config` reads `config.json`, `arch` knows what each architecture family calls its
 //! tensors, `tokenizer` reads the tokenizer's files.
@@ -16,9 +18,11 @@ mod files;
 mod fp8;
 #[cfg(test)]
 mod golden;
+mod mix;
 mod model;
 mod mxfp4;
 mod plan;
+mod progress;
 mod recipe;
 mod replan;
 mod safetensors;
@@ -28,10 +32,11 @@ mod write;
 
 pub use adapter::{AdapterBase, check_adapter_config, plan_adapter};
 pub use arch::FAMILIES;
-pub use error::ConvertError;
+pub use error::{ConvertError, ConvertFault};
 pub use model::VirtualGguf;
 pub use plan::{Planned, Quantization, TargetType, check_config, has_projector, plan, plan_projector};
-pub use recipe::{Recipe, Scratch};
+pub use progress::{Advance, Stage};
+pub use recipe::{Recipe, RowQuantizer, Scratch};
 pub use replan::replan;
 pub use stream::Stream;
 pub use tokenizer::reference_tokens;

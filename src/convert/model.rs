@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{ConvertError, Recipe, write};
+use super::{ConvertError, Recipe, RowQuantizer, Scratch, write};
 use crate::{
     gguf::{self, Header, Plan, TensorSpec, Value},
     stdx::new_file::NewFile,
@@ -15,6 +15,7 @@ use crate::{
 pub struct VirtualGguf {
     plan: Plan,
     recipes: Vec<Recipe>,
+    quantize: Option<RowQuantizer>,
 }
 
 impl VirtualGguf {
@@ -24,7 +25,24 @@ impl VirtualGguf {
         let plan = Plan::new(metadata, specs)?;
         // What our own writer makes goes through the same door as a stranger's file.
         gguf::precheck(&Header::read(plan.header(), plan.file_len())?)?;
-        Ok(Self { plan, recipes })
+        Ok(Self {
+            plan,
+            recipes,
+            quantize: None,
+        })
+    }
+
+    /// Says who makes rows of the types that only the engine knows.
+    #[must_use]
+    pub fn with_quantizer(mut self, quantize: RowQuantizer) -> Self {
+        self.quantize = Some(quantize);
+        self
+    }
+
+    /// What each thread needs that makes rows of this file.
+    #[must_use]
+    pub fn scratch(&self) -> Scratch {
+        Scratch::new(self.quantize)
     }
 
     /// The file's first bytes, up to where tensor data begins.
@@ -72,25 +90,25 @@ impl VirtualGguf {
         write::write_header(self, new)
     }
 
-    /// Writes the content of a file that has no name yet, on all cores and in any order.
+    /// Begins the file: like [`VirtualGguf::write_header`], but only where there is room for all of it.
+    ///
+    /// # Errors
+    /// If the disk is too small, or the file system refuses.
+    pub fn create(&self, path: &Path) -> Result<NewFile, ConvertError> {
+        write::create(self, path)
+    }
+
+    /// Writes the weights into a file that [`VirtualGguf::create`] began, on all cores and in any order.
     ///
     /// # Errors
     /// As [`VirtualGguf::write`].
-    pub fn write_into(
+    pub fn fill(
         &self,
         new: &NewFile,
         progress: write::Progress<'_>,
         cancel: &CancellationToken,
     ) -> Result<(), ConvertError> {
-        write::write_into(self, new, progress, cancel)
-    }
-
-    /// Refuses to begin what would fill the disk: this file, and `more` bytes.
-    ///
-    /// # Errors
-    /// If there is not as much space where `path` will be.
-    pub fn check_space(&self, path: &Path, more: u64) -> Result<(), ConvertError> {
-        write::check_space(path, self.file_len().saturating_add(more))
+        write::fill(self, new, progress, cancel)
     }
 
     /// Writes the file, on all cores and in any order, but so that `path` holds all of it or is untouched.

@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use super::{
     ConvertError,
-    cast::{Owner, encode},
-    recipe::Scratch,
+    cast::Owner,
+    recipe::{Scratch, encode_rows},
     safetensors::{Dtype, Stored},
 };
 use crate::gguf::GgmlType;
@@ -71,6 +71,7 @@ impl Packed {
             stored,
             rows: scales,
             numbers,
+            quantize,
         } = scratch;
         stored.clear();
         scales.clear();
@@ -98,7 +99,8 @@ impl Packed {
         if target == GgmlType::MXFP4 {
             return Ok(());
         }
-        encode(Owner(&self.blocks.name), target, numbers, out)
+        let owner = Owner(&self.blocks.name);
+        encode_rows(owner, target, self.row_elements(), numbers, *quantize, out)
     }
 }
 

@@ -2,13 +2,16 @@
 
 use std::{fmt, path::Path, str::FromStr};
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     ConvertError, Recipe, VirtualGguf, arch,
     config::Config,
+    mix::{self, Shape},
     safetensors::{self, Dtype},
     tokenizer,
 };
-use crate::gguf::{GgmlType, Value, file_type_name};
+use crate::gguf::{GgmlType, TensorSpec, Value, file_type_name};
 
 /// `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -20,7 +23,8 @@ const PATCH_KERNEL: &str = "v.patch_embd.weight";
 const PHI3_TOKENS: [&str; 4] = ["</s>", "<unk>", "<s>", "<|endoftext|>"];
 
 /// In which type most weights are written. Vectors, norms and routers are always F32.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub enum TargetType {
     /// The one that most of the checkpoint's numbers have.
     #[default]
@@ -33,55 +37,42 @@ pub enum TargetType {
     Bf16,
     /// 8 bits in blocks of 32 with a scale.
     Q8_0,
-    /// A mix that llama.cpp makes. The plan is that of the file that it is made from, in the stored type.
+    /// A mix as llama.cpp makes it, with its quantiser of rows.
     Quantized(Quantization),
 }
 
-/// A mix of types that llama.cpp makes from a file of 16 or 32 bits.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// A mix of types, mostly of few bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quantization {
     /// As `Q4_K_M`.
     pub name: &'static str,
     /// llama.cpp's number.
     pub file_type: u32,
-    /// About how many bits a weight has.
-    bits: f64,
+    /// What most matrices get.
+    pub(super) base: GgmlType,
 }
 
 /// Those that need no sample of what the model will be used for.
 const QUANTIZATIONS: &[Quantization] = &[
-    quantization("Q4_0", 2, 4.6),
-    quantization("Q4_1", 3, 5.1),
-    quantization("Q5_0", 8, 5.6),
-    quantization("Q5_1", 9, 6.1),
-    quantization("Q2_K", 10, 3.2),
-    quantization("Q3_K_S", 11, 3.6),
-    quantization("Q3_K_M", 12, 4.0),
-    quantization("Q3_K_L", 13, 4.3),
-    quantization("Q4_K_S", 14, 4.7),
-    quantization("Q4_K_M", 15, 4.9),
-    quantization("Q5_K_S", 16, 5.6),
-    quantization("Q5_K_M", 17, 5.8),
-    quantization("Q6_K", 18, 6.6),
-    quantization("IQ4_NL", 25, 4.6),
-    quantization("IQ4_XS", 30, 4.4),
+    quantization("Q4_0", 2, GgmlType::Q4_0),
+    quantization("Q4_1", 3, GgmlType::Q4_1),
+    quantization("Q5_0", 8, GgmlType::Q5_0),
+    quantization("Q5_1", 9, GgmlType::Q5_1),
+    quantization("Q2_K", 10, GgmlType::Q2_K),
+    quantization("Q3_K_S", 11, GgmlType::Q3_K),
+    quantization("Q3_K_M", 12, GgmlType::Q3_K),
+    quantization("Q3_K_L", 13, GgmlType::Q3_K),
+    quantization("Q4_K_S", 14, GgmlType::Q4_K),
+    quantization("Q4_K_M", 15, GgmlType::Q4_K),
+    quantization("Q5_K_S", 16, GgmlType::Q5_K),
+    quantization("Q5_K_M", 17, GgmlType::Q5_K),
+    quantization("Q6_K", 18, GgmlType::Q6_K),
+    quantization("IQ4_NL", 25, GgmlType::IQ4_NL),
+    quantization("IQ4_XS", 30, GgmlType::IQ4_XS),
 ];
 
-const fn quantization(name: &'static str, file_type: u32, bits: f64) -> Quantization {
-    Quantization { name, file_type, bits }
-}
-
-impl Quantization {
-    /// About how many bytes the file will have that is made from a model.
-    #[must_use]
-    pub fn estimate(&self, model: &VirtualGguf) -> u64 {
-        let weights: u64 = model
-            .recipes()
-            .iter()
-            .map(|recipe| recipe.spec().dims.iter().product::<u64>())
-            .sum();
-        model.header().len() as u64 + (weights as f64 * self.bits / 8.0) as u64
-    }
+const fn quantization(name: &'static str, file_type: u32, base: GgmlType) -> Quantization {
+    Quantization { name, file_type, base }
 }
 
 impl TargetType {
@@ -299,12 +290,23 @@ fn finish(
         let element = kind.of_tensor(recipe);
         recipe.set_type(element);
     }
+    let (file_type, number) = match target {
+        TargetType::Quantized(mix) => {
+            let specs: Vec<&TensorSpec> = recipes.iter().map(Recipe::spec).collect();
+            let types = mix::types(mix, &Shape::of(arch, &build.keys), &specs);
+            for (recipe, kind) in recipes.iter_mut().zip(types) {
+                kind.into_iter().for_each(|kind| recipe.set_type(kind));
+            }
+            (mix.name, mix.file_type)
+        }
+        _ => (file_type_name(kind.number.into()).unwrap_or("F32"), kind.number),
+    };
     let text = |key: &str, text: &str| (key.to_owned(), Value::String(text.to_owned()));
     let mut all = vec![text("general.architecture", arch), text("general.type", file)];
     if !name.is_empty() {
         all.push(text("general.name", name));
     }
-    all.push(("general.file_type".to_owned(), Value::U32(kind.number)));
+    all.push(("general.file_type".to_owned(), Value::U32(number)));
     all.push((
         "general.quantization_version".to_owned(),
         Value::U32(QUANTIZATION_VERSION),
@@ -313,7 +315,7 @@ fn finish(
     all.extend(metadata);
     Ok(Planned {
         model: VirtualGguf::new(all, recipes)?,
-        file_type: file_type_name(kind.number.into()).unwrap_or("F32"),
+        file_type,
         notes,
     })
 }
@@ -331,6 +333,20 @@ fn is_safe_name(name: &str, metadata: &[(String, Value)]) -> bool {
             .iter()
             .all(|wanted| tokens.iter().any(|token| token == wanted.as_bytes()))
     })
+}
+
+impl TryFrom<String> for TargetType {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<TargetType> for String {
+    fn from(target: TargetType) -> Self {
+        target.to_string()
+    }
 }
 
 impl fmt::Display for TargetType {

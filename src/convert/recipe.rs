@@ -7,14 +7,14 @@ use std::{ops::Range, os::unix::fs::FileExt};
 
 use super::{
     ConvertError,
-    cast::{Owner, check_finite, decode, encode, is_same},
+    cast::{Owner, check_finite, decode, encode, is_plain, is_same},
     mxfp4::Packed,
     safetensors::{Dtype, Stored},
 };
 use crate::gguf::{GgmlType, TensorSpec};
 
-/// Bytes that one step reads and writes at most, about.
-const STEP_BYTES: u64 = 4 << 20;
+/// Bytes that one step reads and writes at most, about: what stays in a core's own cache on the way.
+const STEP_BYTES: u64 = 1 << 20;
 /// The longest rows of real models are below a million elements.
 const MAX_ROW_ELEMENTS: u64 = 16 << 20;
 
@@ -74,12 +74,28 @@ enum Order {
     Interleaved(u64),
 }
 
-/// Memory that is used again for every step.
+/// Appends rows in a type that is quantised: the type, the numbers, and how many of them make a row, which is a whole number
+/// of blocks. The error is the quantiser's own sentence.
+pub type RowQuantizer = fn(GgmlType, &[f32], usize, &mut Vec<u8>) -> Result<(), String>;
+
+/// What a thread that makes rows keeps between steps: memory, and who quantises.
 #[derive(Debug, Default)]
 pub struct Scratch {
     pub(super) stored: Vec<u8>,
     pub(super) rows: Vec<u8>,
     pub(super) numbers: Vec<f32>,
+    pub(super) quantize: Option<RowQuantizer>,
+}
+
+impl Scratch {
+    /// For recipes whose types may be quantised ones. One without a quantiser knows only Q8_0.
+    #[must_use]
+    pub fn new(quantize: Option<RowQuantizer>) -> Self {
+        Self {
+            quantize,
+            ..Self::default()
+        }
+    }
 }
 
 impl Rows {
@@ -426,6 +442,14 @@ impl Recipe {
         }
     }
 
+    /// Bytes of memory that one step needs, about: what is read, in two orders, its numbers, and what is written.
+    pub(super) fn step_memory(&self) -> u64 {
+        let widest = self.sources().map(Stored::element_bytes).max().unwrap_or(0);
+        let rows = self.rows_per_step().min(self.row_count());
+        let numbers = self.row * (2 * widest + size_of::<f32>() as u64);
+        rows.saturating_mul(numbers.saturating_add(self.row_bytes()))
+    }
+
     /// Replaces `out` by the bytes of some rows.
     ///
     /// # Errors
@@ -433,7 +457,10 @@ impl Recipe {
     pub fn produce(&self, rows: Range<u64>, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         out.clear();
         match &self.content {
-            Content::Values(values) => encode(Owner(&self.spec.name), self.spec.element_type, values, out),
+            Content::Values(values) => {
+                let (kind, owner) = (self.spec.element_type, Owner(&self.spec.name));
+                encode_rows(owner, kind, self.row, values, scratch.quantize, out)
+            }
             Content::Rows(parts) => {
                 for (part, wanted) in overlapping(parts, |part| part.count, &rows) {
                     self.produce_part(part, wanted, scratch, out)?;
@@ -476,6 +503,7 @@ impl Recipe {
             stored,
             rows: ordered,
             numbers,
+            quantize,
         } = scratch;
         stored.clear();
         source.read(span_elements, stored)?;
@@ -491,7 +519,7 @@ impl Recipe {
             }
             ordered
         };
-        self.cast(source, bytes, numbers, out)
+        self.cast(source, bytes, numbers, *quantize, out)
     }
 
     fn produce_columns(
@@ -520,7 +548,7 @@ impl Recipe {
             }
         }
         check_finite(Owner(&source.name), source.dtype, &scratch.rows)?;
-        self.cast(source, &scratch.rows, &mut scratch.numbers, out)
+        self.cast(source, &scratch.rows, &mut scratch.numbers, scratch.quantize, out)
     }
 
     fn cast(
@@ -528,6 +556,7 @@ impl Recipe {
         source: &Stored,
         bytes: &[u8],
         numbers: &mut Vec<f32>,
+        quantize: Option<RowQuantizer>,
         out: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
         if self.is_exact() && is_same(source.dtype, self.spec.element_type) {
@@ -541,8 +570,26 @@ impl Recipe {
                 *number = *number * self.times + self.add;
             }
         }
-        encode(Owner(&source.name), self.spec.element_type, numbers, out)
+        let (kind, owner) = (self.spec.element_type, Owner(&source.name));
+        encode_rows(owner, kind, self.row, numbers, quantize, out)
     }
+}
+
+/// Appends whole rows of so many numbers in any type that can be made.
+pub(super) fn encode_rows(
+    owner: Owner<'_>,
+    kind: GgmlType,
+    row: u64,
+    numbers: &[f32],
+    quantize: Option<RowQuantizer>,
+    out: &mut Vec<u8>,
+) -> Result<(), ConvertError> {
+    if is_plain(kind) {
+        return encode(owner, kind, numbers, out);
+    }
+    let quantize = quantize.ok_or_else(|| ConvertError::Engine(format!("nothing here makes {}", kind.name())))?;
+    quantize(kind, numbers, row as usize, out)
+        .map_err(|reason| ConvertError::Weights(format!("{:?} cannot be quantised: {reason}", owner.0)))
 }
 
 /// The parts that some rows are made of, and which rows of each. `count` says how many rows a part makes.

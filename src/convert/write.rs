@@ -1,25 +1,24 @@
 //! The consumer that makes a file: all cores, positioned writes, and either the whole file or none.
 
 use std::{
-    fs::File,
     io,
     ops::Range,
     os::unix::fs::FileExt,
     path::Path,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
 };
 
 use tokio_util::sync::CancellationToken;
 
-use super::{ConvertError, Recipe, VirtualGguf, recipe::Scratch};
+use super::{ConvertError, Recipe, VirtualGguf};
 use crate::stdx::{fs::free_bytes, new_file::NewFile};
 
-/// More threads than this only wait for the disk.
-const MAX_THREADS: usize = 8;
+/// Bytes of memory for the steps of all threads, about.
+const MEMORY_BYTES: u64 = 160 << 20;
 
 /// Is called from several threads with the bytes written so far and those of the whole file.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
@@ -61,18 +60,18 @@ pub(super) fn write(
     progress: Progress<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), ConvertError> {
-    check_space(path, model.file_len())?;
-    let new = NewFile::create(path).map_err(ConvertError::io(path, "written"))?;
-    write_into(model, &new, progress, cancel)?;
+    let new = create(model, path)?;
+    fill(model, &new, progress, cancel)?;
     if cancel.is_cancelled() {
         return Err(ConvertError::Cancelled);
     }
     new.finish().map_err(ConvertError::io(path, "written"))
 }
 
-/// Refuses what would fill the disk.
-pub(super) fn check_space(path: &Path, needed: u64) -> Result<(), ConvertError> {
-    let free = free_bytes(path).map_err(ConvertError::io(path, "written"))?;
+/// Begins the file, unless it would fill the disk.
+pub(super) fn create(model: &VirtualGguf, path: &Path) -> Result<NewFile, ConvertError> {
+    let failed = || ConvertError::io(path, "written");
+    let (needed, free) = (model.file_len(), free_bytes(path).map_err(failed())?);
     if free < needed {
         return Err(ConvertError::Space {
             path: path.to_owned(),
@@ -80,7 +79,9 @@ pub(super) fn check_space(path: &Path, needed: u64) -> Result<(), ConvertError> 
             free,
         });
     }
-    Ok(())
+    let new = NewFile::create(path).map_err(failed())?;
+    write_header(model, &new)?;
+    Ok(new)
 }
 
 /// Writes all but the tensors' data.
@@ -91,34 +92,22 @@ pub(super) fn write_header(model: &VirtualGguf, new: &NewFile) -> Result<(), Con
     file.write_all_at(model.header(), 0).map_err(failed())
 }
 
-/// Writes the content of a file that has no name yet.
-pub(super) fn write_into(
+/// Writes the weights.
+pub(super) fn fill(
     model: &VirtualGguf,
     new: &NewFile,
     progress: Progress<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), ConvertError> {
-    write_header(model, new)?;
-    fill(model, new.file(), new.destination(), progress, cancel)
-}
-
-fn fill(
-    model: &VirtualGguf,
-    file: &File,
-    path: &Path,
-    progress: Progress<'_>,
-    cancel: &CancellationToken,
-) -> Result<(), ConvertError> {
+    let (file, path) = (new.file(), new.destination());
     let steps = Steps {
         recipes: model.recipes(),
         next: Mutex::default(),
     };
     let written = AtomicU64::new(model.header().len() as u64);
     let failed = AtomicBool::new(false);
-    let running = AtomicUsize::new(0);
     let work = || -> Result<(), ConvertError> {
-        running.fetch_add(1, Ordering::Relaxed);
-        let (mut scratch, mut bytes) = (Scratch::default(), Vec::new());
+        let (mut scratch, mut bytes) = (model.scratch(), Vec::new());
         while let Some(step) = steps.take() {
             if cancel.is_cancelled() {
                 return Err(ConvertError::Cancelled);
@@ -137,7 +126,10 @@ fn fill(
         Ok(())
     };
     let work = || work().inspect_err(|_| failed.store(true, Ordering::Relaxed));
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let step = model.recipes().iter().map(Recipe::step_memory).max().unwrap_or(0);
+    let affordable = (MEMORY_BYTES / step.max(1)).max(1);
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let threads = cores.min(usize::try_from(affordable).unwrap_or(cores));
     thread::scope(|scope| {
         let others: Vec<_> = (1..threads)
             .map(|number| {
@@ -236,6 +228,30 @@ mod tests {
             assert_eq!(bytes[first..first + length], bytes[last..last + length]);
         }
         assert_eq!(names(folder.path()), ["model.safetensors", "out.gguf"]);
+    }
+
+    #[test]
+    fn a_disk_that_is_too_small_is_known_before_anything_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = 1u64 << 35;
+        let header = format!(
+            r#"{{"t":{{"dtype":"F32","shape":[{rows},64],"data_offsets":[0,{}]}}}}"#,
+            rows * 256
+        );
+        let path = folder.path().join("model.safetensors");
+        fs::write(&path, file(&header, &[])).unwrap();
+        // A hole of 8 TiB takes no space.
+        let weights = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        weights.set_len(8 + header.len() as u64 + rows * 256).unwrap();
+        let source = open(folder.path()).unwrap().remove("t").unwrap();
+        let spec = TensorSpec::new("a.weight", GgmlType::F32, [64, rows]);
+        let model = VirtualGguf::new(Vec::new(), vec![Recipe::rows(spec, vec![Rows::all(&source)])]).unwrap();
+        let error = model.create(&folder.path().join("out.gguf")).unwrap_err().to_string();
+        assert!(
+            error.starts_with("8.8 TB is needed for ") && error.contains(" is free there"),
+            "{error}"
+        );
+        assert_eq!(names(folder.path()), ["model.safetensors"]);
     }
 
     #[test]

@@ -182,7 +182,13 @@ impl Client {
         let About { repo, revision, .. } = *about;
         let url = site_url(site, &["api", "models"], repo, &["revision", revision], "")?;
         let (body, _) = self.json_once::<InfoWire>(&url, about).await?;
-        let id = body.id.as_deref().unwrap_or(repo);
+        // Another spelling is taken over; another name is one that the repository was given since, and whoever asks by the
+        // old one has to find it by that.
+        let id = body
+            .id
+            .as_deref()
+            .filter(|id| id.eq_ignore_ascii_case(repo))
+            .unwrap_or(repo);
         let Some((org, name)) = name::split_repo_id(id) else {
             return Err(self.protocol(&url, "it gave a repository name that the Hub does not allow"));
         };
@@ -509,7 +515,14 @@ impl Client {
 
     pub(crate) async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, HubError> {
         let mut body = Vec::new();
+        let mut pace = self.pace();
         while let Some(chunk) = self.chunk(&mut response).await? {
+            if pace.is_dripping(chunk.len()) {
+                return Err(HubError::Stalled {
+                    host: host(response.url()),
+                    after: self.config.stall_timeout,
+                });
+            }
             if body.len() + chunk.len() > limit {
                 return Err(self.protocol(response.url(), "its answer is too long"));
             }
@@ -635,6 +648,8 @@ fn chain(error: &reqwest::Error) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
 
     pub(crate) fn client(endpoint: &str) -> Client {
@@ -661,6 +676,33 @@ pub(crate) mod tests {
             url(&[], &["resolve", "main"], "a b/c%?.gguf"),
             "http://127.0.0.1:1/mirror/o/r.x/resolve/main/a%20b/c%25%3F.gguf"
         );
+    }
+
+    /// An answer whose bytes come one by one would keep a pull waiting for hours.
+    #[tokio::test]
+    async fn an_answer_that_drips_is_given_up() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let head = "HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n";
+            let mut sent = socket.write_all(head.as_bytes()).await;
+            while sent.is_ok() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                sent = socket.write_all(b" ").await;
+            }
+        });
+        let config = HubConfig {
+            endpoint,
+            stall_timeout: Duration::from_millis(200),
+            retry_attempts: 0,
+            ..HubConfig::default()
+        };
+        let client = Client::new(&Pool::default(), Arc::new(config)).unwrap();
+        let asked = tokio::time::timeout(Duration::from_secs(20), client.info("o/r", "main"));
+        let error = asked.await.expect("it ends").unwrap_err();
+        assert!(matches!(error, HubError::Stalled { .. }), "{error}");
+        server.abort();
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
 
 use super::{
     Deleted,
@@ -23,12 +24,16 @@ use super::{
     name::{HfName, Selector},
     remove, resolve,
 };
-use crate::convert::{ConvertError, TargetType, VERSION};
+use crate::convert::{Advance, ConvertError, TargetType, VERSION};
 
 /// Makes GGUF files. The Hub knows when one is wanted; who gives one does so in processes of its own.
 pub trait Converter: fmt::Debug + Send + Sync {
     /// Makes a file that is whole or not there, and names the type of its weights. Dropping the future gives up.
-    fn convert(&self, order: Order) -> BoxFuture<'static, Result<&'static str, ConvertError>>;
+    fn convert(
+        &self,
+        order: Order,
+        progress: Box<dyn FnMut(Advance) + Send>,
+    ) -> BoxFuture<'static, Result<String, ConvertError>>;
 }
 
 /// A file that is to be made.
@@ -51,14 +56,32 @@ pub(crate) struct Conversions {
     converter: Option<Arc<dyn Converter>>,
     /// A conversion takes all cores, so that there is one at a time; whoever waited finds the file made.
     running: tokio::sync::Mutex<()>,
+    /// How far it is, and what is made.
+    advance: watch::Sender<Option<(Wanted, Advance)>>,
 }
 
 /// A checkpoint in the cache, and what is made of it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
     pub(crate) folder: RepoFolder,
     pub(crate) commit: String,
     pub(crate) kind: TargetType,
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}/{} {} {}",
+            self.folder.org, self.folder.repo, self.commit, self.kind
+        )
+    }
+}
+
+/// How far the conversion is that somebody wants, once its bytes are counted.
+pub(crate) fn advance_of(state: &Option<(Wanted, Advance)>, wanted: &Wanted) -> Option<Advance> {
+    let (what, advance) = state.as_ref()?;
+    (what == wanted && advance.total > 0).then_some(*advance)
 }
 
 impl Conversions {
@@ -67,11 +90,17 @@ impl Conversions {
             root: state_dir.join("converted"),
             converter,
             running: tokio::sync::Mutex::default(),
+            advance: watch::Sender::default(),
         }
     }
 
     fn folder(&self, of: &RepoFolder, commit: &str) -> PathBuf {
         RepoFolder::new(&self.root, &of.org, &of.repo).path.join(commit)
+    }
+
+    /// Hears how far the running conversion is.
+    pub(crate) fn watch(&self) -> watch::Receiver<Option<(Wanted, Advance)>> {
+        self.advance.subscribe()
     }
 
     /// Who converts; worth asking before anything is downloaded.
@@ -110,14 +139,15 @@ impl Conversions {
             output: output.clone(),
         };
         tracing::info!(model.repository = repo, kind = %wanted.kind, "converting a checkpoint");
-        let converted = converter.convert(order).await;
+        let (told, what) = (self.advance.clone(), wanted.clone());
+        let progress = move |advance| _ = told.send_replace(Some((what.clone(), advance)));
+        let converted = converter.convert(order, Box::new(progress)).await;
+        self.advance.send_replace(None);
         if converted.is_err() {
             // Only where it is empty.
             self.remove_empty(&wanted.folder, &wanted.commit);
         }
-        let label = converted
-            .map_err(|error| HubError::conversion(&repo, &error))?
-            .to_owned();
+        let label = converted.map_err(|error| HubError::conversion(&repo, &error))?;
         if wanted.kind == TargetType::Stored {
             let name = file_name(&label);
             let path = folder.join(&name);
@@ -143,8 +173,13 @@ impl Conversions {
         models
     }
 
-    /// The converted file that a name stands for.
-    pub(crate) fn locate(&self, roots: &[PathBuf], name: &HfName) -> Result<CachedModel, HubError> {
+    /// The converted file that a name stands for; of a name without a type the one of the default type, or what is there.
+    pub(crate) fn locate(
+        &self,
+        roots: &[PathBuf],
+        name: &HfName,
+        default: TargetType,
+    ) -> Result<CachedModel, HubError> {
         snapshots(roots, &name.org, &name.repo, name.revision.as_deref())
             .into_iter()
             .find_map(|(folder, snapshot)| {
@@ -152,7 +187,9 @@ impl Conversions {
                 let label = match &name.selector {
                     Some(Selector::Label(label)) => label.clone(),
                     Some(_) => return None,
-                    None => made(&self.folder(&folder, &snapshot.commit), TargetType::Stored)
+                    None => [default, TargetType::Stored]
+                        .into_iter()
+                        .find_map(|kind| made(&self.folder(&folder, &snapshot.commit), kind))
                         .or_else(|| found.first().map(|model| model.label.clone()))?,
                 };
                 found.into_iter().find(|model| model.label.eq_ignore_ascii_case(&label))
@@ -281,13 +318,13 @@ impl Conversions {
 }
 
 /// The checkpoint in a cache that a name stands for.
-pub(crate) fn cached(roots: &[PathBuf], name: &HfName) -> Option<Wanted> {
+pub(crate) fn cached(roots: &[PathBuf], name: &HfName, default: TargetType) -> Option<Wanted> {
     let is_wanted = |path: &str| checkpoint::is_part(path) || path.to_ascii_lowercase().ends_with(".gguf");
     let found = snapshots(roots, &name.org, &name.repo, name.revision.as_deref());
     found.into_iter().find_map(|(folder, snapshot)| {
         let listing = snapshot.files_where(&mut Vec::new(), is_wanted);
         let unfound = resolve::resolve(&listing, name.selector.as_ref()).err()?;
-        let found = checkpoint::resolve(&listing, name.selector.as_ref(), unfound).ok()?;
+        let found = checkpoint::resolve(&listing, name.selector.as_ref(), default, unfound).ok()?;
         Some(Wanted {
             folder,
             commit: snapshot.commit,
@@ -342,23 +379,34 @@ mod tests {
         super::cache::tests::{OLD, name, put},
         *,
     };
+    use crate::convert::Stage;
 
     /// Writes a word, and counts how often.
     #[derive(Debug, Default)]
     struct Writer(AtomicUsize);
 
     impl Converter for Writer {
-        fn convert(&self, order: Order) -> BoxFuture<'static, Result<&'static str, ConvertError>> {
+        fn convert(
+            &self,
+            order: Order,
+            mut progress: Box<dyn FnMut(Advance) + Send>,
+        ) -> BoxFuture<'static, Result<String, ConvertError>> {
             self.0.fetch_add(1, Ordering::Relaxed);
             async move {
                 tokio::task::yield_now().await;
                 assert!(order.folder.join("config.json").is_file() && order.name == "r");
                 fs::write(&order.output, "made").unwrap();
-                Ok(match order.kind {
+                progress(Advance {
+                    stage: Stage::Writing,
+                    done: 4,
+                    total: 4,
+                });
+                let label = match order.kind {
                     TargetType::F32 => "F32",
                     TargetType::Q8_0 => "Q8_0",
                     _ => "BF16",
-                })
+                };
+                Ok(label.to_owned())
             }
             .boxed()
         }
@@ -377,7 +425,12 @@ mod tests {
             commit: OLD.to_owned(),
             kind,
         };
-        let locate = |text: &str| conversions.locate(&roots, &name(text)).map(|model| model.label);
+        let locate_by = |text: &str, default| {
+            conversions
+                .locate(&roots, &name(text), default)
+                .map(|model| model.label)
+        };
+        let locate = |text: &str| locate_by(text, TargetType::Stored);
 
         let eight = || conversions.make(wanted(TargetType::Q8_0));
         assert_eq!(tokio::join!(eight(), eight()), (Ok("Q8_0".into()), Ok("Q8_0".into())));
@@ -396,6 +449,13 @@ mod tests {
             Ok("BF16"),
             "the stored type, not the widest"
         );
+        for (default, label) in [(TargetType::Q8_0, "Q8_0"), (TargetType::F16, "BF16")] {
+            assert_eq!(
+                locate_by("hf:o/r", default).as_deref(),
+                Ok(label),
+                "the setting, if it was made"
+            );
+        }
         assert_eq!(locate("hf:o/r:q8_0").as_deref(), Ok("Q8_0"));
         assert!(locate("hf:o/r:F16").is_err() && locate("hf:o/r@other").is_err());
         let all: Vec<String> = conversions.all(&roots).into_iter().map(|model| model.label).collect();
@@ -424,7 +484,7 @@ mod tests {
             conversions.make(Wanted { folder, commit, kind }).await.unwrap();
         }
         let delete = |text: &str| {
-            let model = conversions.locate(&roots, &name(text)).unwrap();
+            let model = conversions.locate(&roots, &name(text), TargetType::Stored).unwrap();
             conversions.delete(cache.path(), &ledger, &model, None, false)
         };
         assert_eq!(delete("hf:o/r"), Ok(Deleted::Removed { bytes_freed: 4 }));

@@ -499,8 +499,9 @@ mod tests {
             // A server without ranges begins anew, while the first bytes are being hashed.
             partial.clear().unwrap();
             partial.write(0, &[2; 4096]).unwrap();
-            partial.forget(100, 5000);
-            assert_eq!(partial.missing(), [(100, 3 << 20)]);
+            // And something wrong is taken back, perhaps after it was hashed.
+            partial.forget(0, 5000);
+            assert_eq!(partial.missing(), [(0, 3 << 20)]);
             for part in [2, 0, 1] {
                 let at = part << 20;
                 partial.write(at as u64, &content[at..at + (1 << 20)]).unwrap();

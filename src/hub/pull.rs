@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     config::HubConfig,
-    convert::{self, TargetType},
+    convert::{self, Advance, TargetType},
     inference::PullEvent,
 };
 
@@ -140,26 +140,49 @@ async fn run(hub: &Hub, config: Arc<HubConfig>, name: &HfName, events: &Events) 
 
 /// Brings a model without adapters.
 async fn bring(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, events: &Events) -> Result<(), HubError> {
-    let cached = hub.find(config, name).await.ok();
-    if config.offline {
-        return match cached {
-            Some(model) => from_cache(hub, &model, events).await,
-            None => from_cached_checkpoint(hub, config, name, events).await,
-        };
-    }
-    let Some(model) = cached else {
-        let plan = plan(hub, Arc::clone(config), name).await?;
-        return fetch(hub, config, name, plan, events).await;
+    let Ok(model) = hub.find(config, name).await else {
+        return bring_new(hub, config, name, events).await;
     };
+    if config.offline {
+        return from_cache(hub, &model, events).await;
+    }
     match plan_soon(hub, config, name).await {
         Ok(plan) if is_elsewhere(config, &model, &plan).await? => from_cache(hub, &model, events).await,
         Ok(plan) => fetch(hub, config, name, plan, events).await,
-        Err(error) if error.is_transient() || matches!(error, HubError::Protocol { .. }) => {
+        Err(error) if is_no_help(&error) => {
             tracing::warn!(model.name = %name, %error, "the Hub is of no help; the cached model is used");
             from_cache(hub, &model, events).await
         }
         Err(error) => Err(error),
     }
+}
+
+/// Brings a model that is not in the cache; its checkpoint may be, where somebody has downloaded that.
+async fn bring_new(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, events: &Events) -> Result<(), HubError> {
+    let (roots, wanted) = (super::roots(config), name.clone());
+    let default = checkpoint::default_type(config.safetensors_type);
+    let cached = blocking(move || Ok(converted::cached(&roots, &wanted, default))).await?;
+    match cached {
+        None if config.offline => Err(HubError::Offline(name.to_string())),
+        None => {
+            let plan = plan(hub, Arc::clone(config), name).await?;
+            fetch(hub, config, name, plan, events).await
+        }
+        Some(checkpoint) if config.offline => from_checkpoint(hub, checkpoint, events).await,
+        Some(checkpoint) => match plan_soon(hub, config, name).await {
+            Ok(plan) => fetch(hub, config, name, plan, events).await,
+            Err(error) if is_no_help(&error) => {
+                tracing::warn!(model.name = %name, %error, "the Hub is of no help; the cached checkpoint is used");
+                from_checkpoint(hub, checkpoint, events).await
+            }
+            Err(error) => Err(error),
+        },
+    }
+}
+
+/// Whether what is cached is better than the answer.
+fn is_no_help(error: &HubError) -> bool {
+    error.is_transient() || matches!(error, HubError::Protocol { .. })
 }
 
 /// A plan for who has the model already, and is not kept waiting by a Hub that is slow, away or asks for patience.
@@ -246,6 +269,7 @@ enum What {
 }
 
 async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, HubError> {
+    let default = checkpoint::default_type(config.safetensors_type);
     let client = Client::new(&hub.0.pool, config)?;
     let revision = name.revision.as_deref().unwrap_or("main");
     let info = client.info(&name.repo_id(), revision).await?;
@@ -263,7 +287,7 @@ async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, 
         Err(error) => error,
     };
     let Checkpoint { kind, files } =
-        checkpoint::resolve(&listing, selector, unfound).map_err(|error| HubError::Resolve { repo, error })?;
+        checkpoint::resolve(&listing, selector, default, unfound).map_err(|error| HubError::Resolve { repo, error })?;
     let what = What::Checkpoint(kind);
     Ok(Plan { info, what, files })
 }
@@ -392,17 +416,43 @@ pub(crate) async fn download(
     .await
 }
 
-/// Makes a model of a checkpoint, and says again and again that this goes on: a stream without a word for minutes is taken
-/// for a dead one.
+/// Makes a model of a checkpoint, and says how far that is, again and again: a stream without a word for minutes is taken for
+/// a dead one.
 async fn make(hub: &Hub, wanted: Wanted, events: &Events) -> Result<String, HubError> {
-    if let Some(label) = hub.0.conversions.find(&wanted).await? {
+    let conversions = &hub.0.conversions;
+    if let Some(label) = conversions.find(&wanted).await? {
         return Ok(label);
     }
-    let mut making = pin!(hub.0.conversions.make(wanted));
+    let digest = cache::hex(&Sha256::digest(wanted.to_string()));
+    let event = |advance: Advance| PullEvent::Converting {
+        digest: digest.clone(),
+        total: advance.total,
+        completed: advance.done,
+    };
+    let (mut watch, mut told) = (conversions.watch(), None);
+    let mut making = pin!(conversions.make(wanted.clone()));
     loop {
-        events.status("converting model").await?;
-        if let Ok(made) = timeout(SIGN_OF_LIFE, &mut making).await {
-            return made;
+        match told {
+            Some(advance) => events.send(event(advance)).await?,
+            None => events.status("converting model").await?,
+        }
+        let pause = Instant::now() + INTERVAL;
+        let news = async {
+            sleep_until(pause).await;
+            let is_new = |state: &Option<_>| converted::advance_of(state, &wanted).is_some_and(|it| Some(it) != told);
+            match timeout(SIGN_OF_LIFE, watch.wait_for(is_new)).await {
+                Ok(Ok(state)) => converted::advance_of(&state, &wanted),
+                _ => told,
+            }
+        };
+        tokio::select! {
+            made = &mut making => {
+                if let (Ok(_), Some(Advance { total, stage, .. })) = (&made, told) {
+                    events.send(event(Advance { done: total, total, stage })).await?;
+                }
+                return made;
+            }
+            advance = news => told = advance,
         }
     }
 }
@@ -502,13 +552,10 @@ async fn from_cache(hub: &Hub, model: &LocalModel, events: &Events) -> Result<()
     blocking(move || hub.0.ledger.set_unlisted(&key, false)).await
 }
 
-/// Makes a model of a checkpoint that somebody has downloaded.
-async fn from_cached_checkpoint(hub: &Hub, config: &HubConfig, name: &HfName, events: &Events) -> Result<(), HubError> {
-    let (roots, wanted) = (super::roots(config), name.clone());
-    let found = blocking(move || Ok(converted::cached(&roots, &wanted))).await?;
-    let wanted = found.ok_or_else(|| HubError::Offline(name.to_string()))?;
-    let (org, repo) = (wanted.folder.org.clone(), wanted.folder.repo.clone());
-    let label = make(hub, wanted, events).await?;
+/// Makes a model of a checkpoint that is in a cache.
+async fn from_checkpoint(hub: &Hub, checkpoint: Wanted, events: &Events) -> Result<(), HubError> {
+    let (org, repo) = (checkpoint.folder.org.clone(), checkpoint.folder.repo.clone());
+    let label = make(hub, checkpoint, events).await?;
     let (hub, key) = (hub.clone(), super::key(&org, &repo, &label));
     blocking(move || hub.0.ledger.set_unlisted(&key, false)).await
 }

@@ -107,4 +107,13 @@ pub enum PullEvent {
         /// Bytes on disk.
         completed: u64,
     },
+    /// The file that is made of downloaded ones advanced.
+    Converting {
+        /// 64 lower-case hex digits that stand for the file: its content is not known before the end.
+        digest: String,
+        /// Bytes in all.
+        total: u64,
+        /// Bytes that are written.
+        completed: u64,
+    },
 }

@@ -106,7 +106,7 @@ impl Lease {
     /// [`Failure::Invalid`] if it did so a moment ago under this very question.
     pub async fn ask(&self, question: Question, stall_timeout: Duration) -> Result<Reply, Failure> {
         let what = self.admit(&question)?;
-        let reply = self.worker.ask_watched(question, Some(what));
+        let reply = self.worker.ask_suspect(question, what);
         tokio::pin!(reply);
         loop {
             match tokio::time::timeout(stall_timeout, &mut reply).await {

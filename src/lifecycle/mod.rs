@@ -10,7 +10,7 @@ mod policy;
 mod process;
 mod suspects;
 
-pub use conversion::{Conversion, Converted, Stage};
+pub use conversion::convert;
 pub use helper::Helper;
 pub use manager::{Lease, Lifecycle, LifecycleHealth, Limits, Quarantined, Resident, Wanted};
 pub use policy::default_parallel;

@@ -22,12 +22,13 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     process::{Child, Command as Process},
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::suspects::{Death, Fingerprint};
 use crate::{
+    convert::Advance,
     inference::{Delta, Event, Failure},
     worker::protocol::{
         self, Command, Job, LoadSpec, LoadedModel, MAX_FRAME_BYTES, PROTOCOL_VERSION, Question, Reply, Report,
@@ -91,7 +92,7 @@ struct Inner {
 #[derive(Debug)]
 struct Shared {
     jobs: Mutex<HashMap<u64, Asked<mpsc::Sender<Result<Event, Failure>>>>>,
-    questions: Mutex<HashMap<u64, Asked<oneshot::Sender<Result<Reply, Failure>>>>>,
+    questions: Mutex<HashMap<u64, Asked<Waiting>>>,
     /// When the process last said anything.
     heard: Mutex<Instant>,
     /// How the process ended, if nobody asked it to; there before `ended` is cancelled.
@@ -100,6 +101,14 @@ struct Shared {
     ended: CancellationToken,
     /// Cancelled to end it.
     kill: CancellationToken,
+}
+
+/// Who waits for an answer.
+#[derive(Debug)]
+struct Waiting {
+    reply: oneshot::Sender<Result<Reply, Failure>>,
+    /// Who wants to know how far it is.
+    advance: Option<watch::Sender<Advance>>,
 }
 
 /// What the process owes.
@@ -214,18 +223,33 @@ impl Worker {
 
     /// Asks something. `None` if the process died over it. Dropping the future takes the question back.
     pub(super) async fn ask(&self, question: Question) -> Option<Result<Reply, Failure>> {
-        self.ask_watched(question, None).await
+        self.ask_about(question, None, None).await
     }
 
-    /// As [`Worker::ask`], and if the process dies, it is known under what.
+    /// As [`Worker::ask`], and tells how far the answer is.
     pub(super) async fn ask_watched(
         &self,
         question: Question,
+        advance: watch::Sender<Advance>,
+    ) -> Option<Result<Reply, Failure>> {
+        self.ask_about(question, None, Some(advance)).await
+    }
+
+    /// As [`Worker::ask`], and if the process dies, it is known under what.
+    pub(super) async fn ask_suspect(&self, question: Question, what: Fingerprint) -> Option<Result<Reply, Failure>> {
+        self.ask_about(question, Some(what), None).await
+    }
+
+    async fn ask_about(
+        &self,
+        question: Question,
         what: Option<Fingerprint>,
+        advance: Option<watch::Sender<Advance>>,
     ) -> Option<Result<Reply, Failure>> {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, reply) = oneshot::channel();
-        lock(&self.inner.shared.questions).insert(id, Asked { to: sender, what });
+        let to = Waiting { reply: sender, advance };
+        lock(&self.inner.shared.questions).insert(id, Asked { to, what });
         let guard = TakeBack { worker: self, id };
         if self.inner.shared.ended.is_cancelled() {
             return None;
@@ -422,7 +446,13 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
             }
             Report::Answered { id, result } => {
                 if let Some(question) = lock(&shared.questions).remove(&id) {
-                    let _ = question.to.send(result);
+                    let _ = question.to.reply.send(result);
+                }
+            }
+            Report::Advanced { id, advance } => {
+                let questions = lock(&shared.questions);
+                if let Some(watcher) = questions.get(&id).and_then(|question| question.to.advance.as_ref()) {
+                    watcher.send_replace(advance);
                 }
             }
             Report::Alive => {}

@@ -25,7 +25,7 @@ pub use chat::{
 pub use context::{Context, ContextParams, ContextPurpose, DecodeError};
 pub use grammar::{Grammar, Trigger};
 pub use model::{Model, ModelParams, Token};
-pub use quantize::quantize;
+pub use quantize::{quantize, quantize_rows};
 pub use sampler::{Candidates, SamplerChain, log_softmax_of};
 #[cfg(target_os = "linux")]
 pub use source::Source;

@@ -81,10 +81,15 @@ impl NewFile {
     pub fn finish(mut self) -> io::Result<()> {
         self.file.sync_all()?;
         if self.name.is_none() {
-            // A link cannot replace a file, a rename can.
-            let name = temporary_name(&self.destination)?;
-            self.link(&name)?;
-            self.name = Some(name);
+            match self.link(&self.destination) {
+                // A link cannot replace a file, a rename can.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    let name = temporary_name(&self.destination)?;
+                    self.link(&name)?;
+                    self.name = Some(name);
+                }
+                result => result?,
+            }
         }
         if let Some(name) = &self.name {
             fs::rename(name, &self.destination)?;
@@ -133,6 +138,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         for create in [NewFile::create, NewFile::create_named] {
+            create(&path).unwrap().finish().unwrap();
+            assert_eq!(count(folder.path()), 1);
             fs::write(&path, "old").unwrap();
             let new = create(&path).unwrap();
             new.file().write_all(b"half").unwrap();

@@ -1,4 +1,4 @@
-//! The child process: one resident model, the helper that compiles what strangers wrote, or the quantizer of files.
+//! The child process: one resident model, the helper that compiles what strangers wrote, or the converter of checkpoints.
 //!
 //! It is this same binary, started again as `hubllama worker` with one end of a Unix socket pair as its standard input.
 //! It ends when that socket closes. `protocol` is all that the daemon's side shares with it.
@@ -11,6 +11,7 @@
 pub mod answer;
 mod compile;
 mod constraint;
+mod convert;
 mod embed;
 mod engine;
 mod generation;
@@ -19,7 +20,6 @@ mod output;
 mod prefix;
 mod prepare;
 pub mod protocol;
-mod quantize;
 mod reasoning;
 mod sampling;
 mod scheduler;
@@ -37,6 +37,7 @@ use embed::EmbedTask;
 pub use inspect::{BuildReport, build_report};
 use prepare::Prepared;
 use protocol::{Command, PROTOCOL_VERSION, Report};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 pub use template::{Comparison, Conversation, TemplateReport, template_report};
 
 /// Inputs that wait for the engine between two decode steps.
@@ -45,6 +46,9 @@ const INPUT_QUEUE: usize = 4096;
 const ENGINE_STACK_BYTES: usize = 64 << 20;
 /// Address space of the helper: a template that doubles a string dies here, not in the machine's memory.
 const HELPER_ADDRESS_SPACE_BYTES: u64 = 4 << 30;
+/// Memory of the converter: the largest tokenizers take a quarter of it, and what a stranger made may take no more. Not the
+/// address space, of which every thread reserves much that it never uses.
+const CONVERTER_DATA_BYTES: u64 = 8 << 30;
 
 /// What a worker process is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +57,8 @@ pub enum WorkerRole {
     Model,
     /// Renders templates; holds no weights.
     Helper,
-    /// Quantises files.
-    Quantizer,
+    /// Makes GGUF files of checkpoints.
+    Converter,
 }
 
 /// The main function of `hubllama worker`; returns when the socket on standard input is closed.
@@ -63,17 +67,10 @@ pub enum WorkerRole {
 /// When standard input is no socket, or the engine thread cannot be started.
 pub fn run(role: WorkerRole) -> std::io::Result<()> {
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-    if role == WorkerRole::Helper {
-        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-        let maximum = getrlimit(Resource::As).maximum;
-        let limit = Some(HELPER_ADDRESS_SPACE_BYTES.min(maximum.unwrap_or(u64::MAX)));
-        setrlimit(
-            Resource::As,
-            Rlimit {
-                current: limit,
-                maximum,
-            },
-        )?;
+    match role {
+        WorkerRole::Helper => limit(Resource::As, HELPER_ADDRESS_SPACE_BYTES)?,
+        WorkerRole::Converter => limit(Resource::Data, CONVERTER_DATA_BYTES)?,
+        WorkerRole::Model => {}
     }
     let (sender, receiver) = sync_channel(INPUT_QUEUE);
     let reader = socket.try_clone()?;
@@ -92,12 +89,23 @@ pub fn run(role: WorkerRole) -> std::io::Result<()> {
             match role {
                 WorkerRole::Model => engine::run(&receiver, &sender, &mut reports),
                 WorkerRole::Helper => compile::run(&receiver, &mut reports),
-                WorkerRole::Quantizer => quantize::run(&receiver, &mut reports),
+                WorkerRole::Converter => convert::run(&receiver, &mut reports),
             }
         })?;
     engine
         .join()
         .map_err(|_| std::io::Error::other("the engine thread panicked"))
+}
+
+/// Bounds what this process may use of something, but never raises a bound.
+fn limit(resource: Resource, bytes: u64) -> std::io::Result<()> {
+    let Rlimit { current, maximum } = getrlimit(resource);
+    let current = [current, maximum].into_iter().flatten().fold(bytes, u64::min);
+    let limit = Rlimit {
+        current: Some(current),
+        maximum,
+    };
+    Ok(setrlimit(resource, limit)?)
 }
 
 /// Forwards commands until the socket closes; then ends the process at once, whatever the engine is doing: a load or

@@ -187,7 +187,7 @@ impl Workshop {
 
     fn answer(&self, question: Question) -> Result<Outcome, Failure> {
         let reply = match question {
-            Question::Render(_) | Question::Quantize(_) | Question::CutTexts { .. } => {
+            Question::Render(_) | Question::Convert(_) => {
                 return Err(Failure::Worker("that is not for a model's worker".into()));
             }
             Question::Embed(job) => return self.texts(&job).map(Outcome::Embed),

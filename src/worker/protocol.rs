@@ -14,6 +14,7 @@ use crate::inference::TextToken;
 pub use crate::llama::{GrammarTrigger, RenderedChat};
 use crate::{
     config::SplitMode,
+    convert::{Advance, ConvertFault, TargetType},
     inference::{Event, Failure, KvCacheType, Switch},
 };
 
@@ -80,15 +81,8 @@ pub enum Question {
         /// Their ids.
         tokens: Vec<i32>,
     },
-    /// Quantise a file (quantizer role).
-    Quantize(QuantizeJob),
-    /// Cut texts into tokens with the vocabulary of a file, the text of control tokens read as those (quantizer role).
-    CutTexts {
-        /// The GGUF.
-        path: PathBuf,
-        /// What is cut.
-        texts: Vec<String>,
-    },
+    /// Make a GGUF file of a checkpoint (converter role).
+    Convert(ConvertJob),
 }
 
 /// The answer to a [`Question`].
@@ -108,23 +102,36 @@ pub enum Reply {
     Tokens(Vec<TextToken>),
     /// To [`Question::Detokenize`].
     Text(String),
-    /// To [`Question::Quantize`].
-    Quantized,
-    /// To [`Question::CutTexts`].
-    Cut(Vec<Vec<i32>>),
+    /// To [`Question::Convert`].
+    Converted(Result<Converted, ConvertFault>),
 }
 
-/// A file to quantise.
+/// A checkpoint to convert.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct QuantizeJob {
-    /// A GGUF whose weights have 16 or 32 bits.
-    pub input: PathBuf,
-    /// Is written over.
+pub struct ConvertJob {
+    /// The folder of the checkpoint.
+    pub folder: PathBuf,
+    /// What the model is called.
+    pub name: String,
+    /// The type of the weights.
+    pub target: TargetType,
+    /// The file; `None` is one in the working folder that is called after model and type.
+    pub output: Option<PathBuf>,
+    /// Convert also where the engine cuts texts otherwise than the checkpoint's own tokenizer.
+    pub any_tokenizer: bool,
+}
+
+/// A file that was made of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Converted {
+    /// The file.
     pub output: PathBuf,
-    /// llama.cpp's number of a mix of types.
-    pub file_type: u32,
-    /// Compute threads.
-    pub threads: u32,
+    /// Its bytes.
+    pub bytes: u64,
+    /// As `Q4_K_M`.
+    pub file_type: String,
+    /// What the caller should know: defaults that were used, doubts.
+    pub notes: Vec<String>,
 }
 
 /// Texts to turn into vectors.
@@ -174,6 +181,13 @@ pub enum Report {
         id: u64,
         /// Or why there is none.
         result: Result<Reply, Failure>,
+    },
+    /// The work on a question advances.
+    Advanced {
+        /// The job.
+        id: u64,
+        /// How far it is.
+        advance: Advance,
     },
     /// The worker is at work on something that gives no events.
     Alive,

@@ -103,6 +103,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     repos: BTreeMap<String, Repo>,
+    /// New names by old ones.
+    renamed: BTreeMap<String, String>,
     faults: Faults,
     hits: BTreeMap<String, Hits>,
 }
@@ -219,6 +221,14 @@ impl FakeHub {
             Source::Bytes(Bytes::copy_from_slice(content.as_bytes())),
             false,
         )
+    }
+
+    /// Gives a repository another name; the old one leads there.
+    pub(crate) fn rename(&self, old: &str, new: &str) {
+        let mut state = self.state();
+        let repo = state.repos.remove(old).expect("it was added");
+        state.repos.insert(new.to_owned(), repo);
+        state.renamed.insert(old.to_owned(), new.to_owned());
     }
 
     /// Visible only with the token.

@@ -127,7 +127,9 @@ fn api(shared: &Shared, id: &str, rest: &[&str], query: &str, has_token: bool) -
         }
         return response;
     }
-    let Some((canonical, repo)) = state.repos.iter().find(|(known, _)| known.eq_ignore_ascii_case(id)) else {
+    let named = state.renamed.get(id).map_or(id, String::as_str);
+    let known = state.repos.iter().find(|(known, _)| known.eq_ignore_ascii_case(named));
+    let Some((canonical, repo)) = known else {
         return error(
             if has_token { 404 } else { 401 },
             "RepoNotFound",
@@ -245,6 +247,9 @@ fn resolve(
     headers: &HeaderMap,
 ) -> Response<Body> {
     let state = shared.state();
+    if let Some(new) = state.renamed.get(id) {
+        return redirect(307, &path.replacen(id, new, 1));
+    }
     let Some(repo) = state.repos.get(id) else {
         return error(
             if has_token { 404 } else { 401 },

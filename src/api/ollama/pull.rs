@@ -129,6 +129,19 @@ pub(super) fn push_frame(event: &PullEvent, out: &mut Vec<u8>) {
             };
             reply::push_line(&progress, out);
         }
+        PullEvent::Converting {
+            digest,
+            total,
+            completed,
+        } => {
+            let progress = Progress {
+                status: "converting model",
+                digest: Some(format!("sha256:{digest}")),
+                total: *total,
+                completed: *completed,
+            };
+            reply::push_line(&progress, out);
+        }
     }
 }
 
@@ -159,6 +172,11 @@ mod tests {
                 total: 100,
                 completed: 100,
             }),
+            Ok(PullEvent::Converting {
+                digest: "f".repeat(64),
+                total: 50,
+                completed: 25,
+            }),
             Ok(PullEvent::Status("success")),
         ]
     }
@@ -172,7 +190,8 @@ mod tests {
         let frames = text(frames(Box::pin(stream::iter(events())), "hf:o/r".into())).await;
         let digest = "0123456789abcdef".repeat(4);
         let expected = format!(
-            "{{\"status\":\"pulling manifest\"}}\n{{\"status\":\"pulling 0123456789ab\",\"digest\":\"sha256:{digest}\",\"total\":100}}\n{{\"status\":\"pulling 0123456789ab\",\"digest\":\"sha256:{digest}\",\"total\":100,\"completed\":100}}\n{{\"status\":\"success\"}}\n"
+            "{{\"status\":\"pulling manifest\"}}\n{{\"status\":\"pulling 0123456789ab\",\"digest\":\"sha256:{digest}\",\"total\":100}}\n{{\"status\":\"pulling 0123456789ab\",\"digest\":\"sha256:{digest}\",\"total\":100,\"completed\":100}}\n{{\"status\":\"converting model\",\"digest\":\"sha256:{}\",\"total\":50,\"completed\":25}}\n{{\"status\":\"success\"}}\n",
+            "f".repeat(64)
         );
         assert_eq!(frames, expected);
     }

@@ -1,9 +1,9 @@
 //! The bytes of one file over the Hub's xet protocol: the file is described as ranges of chunks in xorbs, which lie on a
 //! content network. Plain HTTP gives the same bytes with less ado, but not of files that are too large for it.
 //!
-//! A reader of our own, after the description at <https://huggingface.co/docs/xet/index>: the Hub's crates bring some two
-//! hundred others along, and a runtime, a cache and retries that this program has already. Chunks are not checked one by
-//! one (the answer has no hashes of them); the whole file is, like every other.
+//! A reader of our own, after the description at <https://huggingface.co/docs/xet/index>: the Hub's crates bring some seventy
+//! others along, a second TLS library in C among them, and a runtime, a cache and retries that this program has already. Chunks
+//! are not checked one by one (the answer has no hashes of them); the whole file is, like every other.
 
 mod chunks;
 mod reconstruction;

@@ -3,27 +3,32 @@
 use futures_util::{FutureExt as _, future::BoxFuture};
 
 use crate::{
-    convert::ConvertError,
+    convert::{Advance, ConvertError},
     hub::{Converter, Order},
-    lifecycle::{Conversion, WorkerCommand},
+    lifecycle::{WorkerCommand, convert},
+    worker::protocol::ConvertJob,
 };
 
-/// Converts in this process, and in workers of this command what is llama.cpp's work.
+/// Converts in workers of this command.
 #[derive(Clone, Debug)]
 pub struct Converting(pub WorkerCommand);
 
 impl Converter for Converting {
-    fn convert(&self, order: Order) -> BoxFuture<'static, Result<&'static str, ConvertError>> {
+    fn convert(
+        &self,
+        order: Order,
+        progress: Box<dyn FnMut(Advance) + Send>,
+    ) -> BoxFuture<'static, Result<String, ConvertError>> {
         let command = self.0.clone();
         async move {
-            let conversion = Conversion {
+            let job = ConvertJob {
                 folder: order.folder,
                 name: order.name,
                 target: order.kind,
                 output: Some(order.output),
                 any_tokenizer: false,
             };
-            let converted = conversion.run(&command, |_, _, _| {}).await?;
+            let converted = convert(job, &command, progress).await?;
             for note in &converted.notes {
                 tracing::info!(path = %converted.output.display(), note, "a checkpoint was converted with a note");
             }

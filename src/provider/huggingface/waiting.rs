@@ -1,4 +1,4 @@
-//! A chat that waits for a download says in its reasoning how far that is; by setting, and only where reasoning was asked for.
+//! A chat that waits for a download or a conversion says in its reasoning how far that is; by setting, and only where reasoning was asked for.
 
 use futures_util::{StreamExt as _, stream};
 
@@ -119,18 +119,25 @@ struct Teller {
 
 impl Teller {
     fn tell(&mut self, event: &PullEvent) -> Option<String> {
-        let PullEvent::File {
-            digest,
-            total,
-            completed,
-        } = event
-        else {
-            return None;
+        let (digest, total, completed, begins) = match event {
+            PullEvent::File {
+                digest,
+                total,
+                completed,
+            } => {
+                let short = digest.get(..12).unwrap_or(digest);
+                (digest, total, completed, format!("Downloading {short}"))
+            }
+            PullEvent::Converting {
+                digest,
+                total,
+                completed,
+            } => (digest, total, completed, "Converting the model".to_owned()),
+            PullEvent::Status(_) => return None,
         };
         if *digest != self.digest {
             (self.digest, self.told) = (digest.clone(), 0);
-            let short = digest.get(..12).unwrap_or(digest);
-            return Some(format!("Downloading {short}, {}.\n", human_bytes(*total)));
+            return Some(format!("{begins}, {}.\n", human_bytes(*total)));
         }
         let percent = completed.saturating_mul(100).checked_div(*total).unwrap_or(100);
         let step = percent / STEP * STEP;
@@ -160,11 +167,21 @@ mod tests {
         }
         text.extend(teller.tell(&file("cd", 0)));
         text.extend(teller.tell(&file("cd", 1000)));
+        let converting = |completed| PullEvent::Converting {
+            digest: "ef".repeat(32),
+            total: 2000,
+            completed,
+        };
+        text.extend(teller.tell(&converting(0)));
+        text.extend(teller.tell(&converting(1000)));
         let tens: String = (1..=10).map(|ten| format!("{ten}0 %\n")).collect();
         assert_eq!(
             text,
-            format!("Downloading abababababab, 1 KB.\n{tens}Downloading cdcdcdcdcdcd, 1 KB.\n100 %\n")
+            format!(
+                "Downloading abababababab, 1 KB.\n{tens}Downloading cdcdcdcdcdcd, 1 KB.\n100 %\nConverting the model, 2 \
+                 KB.\n50 %\n"
+            )
         );
-        assert_eq!(teller.tell(&file("cd", 1000)), None);
+        assert_eq!(teller.tell(&converting(1000)), None);
     }
 }

@@ -1,0 +1,177 @@
+//! Every mix is what llama.cpp's quantiser makes of the same weights in a file of 32 bits, tensor by tensor: of the tiny
+//! checkpoints, and of two whose rows are long enough for every type and whose layers are many enough for every rule.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde_json::{Value as Json, json};
+use tokio_util::sync::CancellationToken;
+
+use super::{assemble, hash, read};
+use crate::{
+    convert::{TargetType, VirtualGguf, plan, safetensors::tests::file},
+    gguf::{GgmlType, Header, TensorInfo},
+    llama,
+};
+
+/// By its name: type, dimensions without ones at the end, hash of the content.
+type Tensors = BTreeMap<String, (&'static str, Vec<u64>, String)>;
+
+fn write(folder: &Path, target: TargetType, path: &Path) -> &'static str {
+    let planned = plan(folder, "test", target).unwrap();
+    let model = planned.model.with_quantizer(llama::quantize_rows);
+    model.write(path, &|_, _| {}, &CancellationToken::new()).unwrap();
+    planned.file_type
+}
+
+/// The file in 32 bits, with what is packed in blocks of four bits unpacked: llama.cpp refuses to quantise it again.
+fn write_unpacked(folder: &Path, path: &Path) {
+    let model = plan(folder, "test", TargetType::F32).unwrap().model;
+    let header = Header::read(model.header(), model.file_len()).unwrap();
+    let metadata = header.metadata.iter();
+    let metadata = metadata.map(|(key, value)| (key.to_owned(), value.clone())).collect();
+    let mut recipes = model.recipes().to_vec();
+    let packed = recipes.iter_mut().filter(|recipe| recipe.is_packed());
+    packed.for_each(|recipe| recipe.set_type(GgmlType::F32));
+    let model = VirtualGguf::new(metadata, recipes).unwrap();
+    model.write(path, &|_, _| {}, &CancellationToken::new()).unwrap();
+}
+
+fn tensors(path: &Path) -> Tensors {
+    let (header, bytes) = (Header::open(path).unwrap(), fs::read(path).unwrap());
+    let tensor = |tensor: &TensorInfo| {
+        let start = (header.data_start + tensor.offset) as usize;
+        let data = &bytes[start..start + tensor.byte_len().unwrap() as usize];
+        let mut dims = tensor.dims.clone();
+        while dims.len() > 1 && dims.ends_with(&[1]) {
+            dims.pop();
+        }
+        (tensor.name.clone(), (tensor.element_type.name(), dims, hash(data)))
+    };
+    header.tensors.iter().map(tensor).collect()
+}
+
+fn compare(name: &str, folder: &Path) {
+    let full = folder.join("full.gguf");
+    write_unpacked(folder, &full);
+    let (ours, theirs) = (folder.join("ours.gguf"), folder.join("theirs.gguf"));
+    for target in TargetType::named() {
+        let TargetType::Quantized(mix) = target else { continue };
+        assert_eq!(write(folder, target, &ours), mix.name);
+        llama::quantize(&full, &theirs, mix.file_type, 2).unwrap();
+        let (header, expected) = (Header::open(&ours).unwrap(), Header::open(&theirs).unwrap());
+        for (key, value) in expected.metadata.iter() {
+            assert_eq!(header.get(key), Some(value), "{name} {}: {key}", mix.name);
+        }
+        let (ours, theirs) = (tensors(&ours), tensors(&theirs));
+        assert_eq!(ours.len(), theirs.len());
+        for (tensor, expected) in theirs {
+            let (found, what) = (&ours[&tensor], format!("{name} {}: {tensor}", mix.name));
+            if expected.0 == "F32" && found.0 == "BF16" {
+                // What is kept has the type that it would have without a mix.
+                assert_eq!(found.1, expected.1, "{what}");
+            } else {
+                assert_eq!(found, &expected, "{what}");
+            }
+        }
+    }
+}
+
+pub(super) fn check(name: &str) {
+    compare(name, assemble(name, &read(name)).path());
+}
+
+/// Gives a checkpoint as `name`, with its tokenizer, other dimensions and so many layers; the weights are noise.
+fn check_wide(name: &str, changes: &[(&str, u64)], experts: u64) {
+    let folder = assemble(name, &read(name));
+    let path = folder.path().join("config.json");
+    let mut config: Json = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    for (key, number) in changes {
+        config[key] = json!(number);
+    }
+    fs::write(&path, config.to_string()).unwrap();
+    let number = |key: &str| config[key].as_u64().unwrap();
+    let (hidden, inner) = (number("hidden_size"), number("intermediate_size"));
+    let head = hidden / number("num_attention_heads");
+    let keys = head * number("num_key_value_heads");
+
+    let mut shapes = vec![
+        (
+            "model.embed_tokens.weight".to_owned(),
+            vec![number("vocab_size"), hidden],
+        ),
+        ("model.norm.weight".to_owned(), vec![hidden]),
+    ];
+    if config["tie_word_embeddings"] == json!(false) {
+        shapes.push(("lm_head.weight".to_owned(), vec![number("vocab_size"), hidden]));
+    }
+    for layer in 0..number("num_hidden_layers") {
+        let mut add = |part: &str, shape: &[u64]| {
+            shapes.push((format!("model.layers.{layer}.{part}.weight"), shape.to_vec()));
+        };
+        add("input_layernorm", &[hidden]);
+        add("post_attention_layernorm", &[hidden]);
+        add("self_attn.q_proj", &[hidden, hidden]);
+        add("self_attn.k_proj", &[keys, hidden]);
+        add("self_attn.v_proj", &[keys, hidden]);
+        add("self_attn.o_proj", &[hidden, hidden]);
+        if experts == 0 {
+            add("mlp.gate_proj", &[inner, hidden]);
+            add("mlp.up_proj", &[inner, hidden]);
+            add("mlp.down_proj", &[hidden, inner]);
+            continue;
+        }
+        add("block_sparse_moe.gate", &[experts, hidden]);
+        for expert in 0..experts {
+            let mut add = |part: &str, shape: &[u64]| add(&format!("block_sparse_moe.experts.{expert}.{part}"), shape);
+            add("w1", &[inner, hidden]);
+            add("w3", &[inner, hidden]);
+            add("w2", &[hidden, inner]);
+        }
+    }
+    let (mut header, mut at) = (serde_json::Map::new(), 0);
+    for (name, shape) in shapes {
+        let end = at + 2 * shape.iter().product::<u64>();
+        header.insert(
+            name,
+            json!({"dtype": "BF16", "shape": shape, "data_offsets": [at, end]}),
+        );
+        at = end;
+    }
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let data: Vec<u8> = (0..at / 2)
+        .flat_map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            // From 2^-10 to 2^-3, with either sign.
+            let bits = (state >> 48) as u16;
+            (bits & 0x8000 | (0x3a80 + bits % 0x400)).to_le_bytes()
+        })
+        .collect();
+    let weights = file(&Json::Object(header).to_string(), &data);
+    fs::write(folder.path().join("model.safetensors"), weights).unwrap();
+    compare(name, folder.path());
+}
+
+#[test]
+fn many_layers() {
+    let changes = [
+        ("hidden_size", 256),
+        ("intermediate_size", 256),
+        ("num_hidden_layers", 17),
+        ("head_dim", 64),
+        ("num_key_value_heads", 1),
+    ];
+    check_wide("llama", &changes, 0);
+}
+
+#[test]
+fn eight_experts() {
+    let changes = [
+        ("hidden_size", 256),
+        ("intermediate_size", 256),
+        ("num_hidden_layers", 2),
+        ("num_local_experts", 8),
+    ];
+    check_wide("mixtral", &changes, 8);
+}
