@@ -11,7 +11,7 @@ use crate::{
     convert::{checkpoint, names, smollm2},
     harness::{
         fake_hub::{FakeHub, Source},
-        hubllama::{Hubllama, Setup, sha256_of},
+        hubllama::{Hubllama, Setup, gguf, sha256_of},
     },
 };
 
@@ -86,7 +86,7 @@ fn generate(daemon: &Hubllama, model: &str) -> (u16, Value) {
 fn a_checkpoint_is_pulled_converted_once_and_talks() {
     let home = tempfile::tempdir().expect("a home");
     let folder = home.path().join("SmolLM2");
-    smollm2::write(&folder);
+    smollm2::write(&folder, &gguf());
     let hub = FakeHub::start();
     publish(&hub, REPO, &folder);
     let unwanted: Vec<String> = ["consolidated.safetensors", "pytorch_model.bin"]
@@ -169,11 +169,7 @@ fn a_first_use_converts_too_and_says_what_cannot_be_converted() {
     let hub = FakeHub::start();
     let tiny = checkpoint("qwen3", "qwen");
     publish(&hub, TINY, tiny.path());
-    hub.add(
-        "Example-Org/Both",
-        "both-F16.gguf",
-        Source::Path(crate::harness::hubllama::gguf()),
-    );
+    hub.add("Example-Org/Both", "both-F16.gguf", Source::Path(gguf()));
     publish(&hub, "Example-Org/Both", tiny.path());
     let unknown = checkpoint("qwen3", "qwen");
     let path = unknown.path().join("config.json");

@@ -10,9 +10,12 @@ mod download;
 #[path = "../harness/fake_hub.rs"]
 #[expect(dead_code, reason = "the tests use what the benchmark does not")]
 mod fake_hub;
+mod loading;
 mod processes;
 mod relay;
 mod report;
+#[path = "../convert/smollm2.rs"]
+mod smollm2;
 mod upstream;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -37,7 +40,7 @@ struct Args {
     /// Rounds of each section.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..))]
     rounds: u32,
-    /// Measure only these sections: latency, relay, decode, memory, download.
+    /// Measure only these sections: latency, relay, decode, memory, download, loading.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Be the Hub that serves this file.
@@ -77,6 +80,9 @@ fn main() -> Result<ExitCode> {
     }
     if wants("download") {
         section(&mut report, "download", |report| download::measure(args.rounds, report));
+    }
+    if wants("loading") {
+        section(&mut report, "loading", |report| loading::measure(args.rounds, report));
     }
     let text = report.markdown();
     println!("{text}");
