@@ -52,7 +52,7 @@ fn command(home: &Path, arguments: &[&str]) -> Command {
 }
 
 /// Whether it went well, and what it said.
-fn convert(home: &Path, arguments: &[&str]) -> (bool, String) {
+pub(crate) fn convert(home: &Path, arguments: &[&str]) -> (bool, String) {
     let output = command(home, arguments).output().expect("the binary starts");
     assert!(output.stdout.is_empty(), "it says everything on standard error");
     (
@@ -234,7 +234,7 @@ fn a_kill_leaves_nothing_behind() {
 }
 
 /// Makes a checkpoint's embedding so large that its conversion takes a while.
-fn widen(folder: &Path) {
+pub(crate) fn widen(folder: &Path) {
     let hidden = 1024;
     let rows = 20_000;
     let norm = format!(

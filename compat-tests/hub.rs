@@ -21,6 +21,7 @@ mod addresses;
 mod daemon;
 mod processes;
 mod python;
+mod xet;
 
 const REPO: &str = "Test-Org/Tiny-GGUF";
 const NAME: &str = "hf:Test-Org/Tiny-GGUF:Q8_0";
@@ -637,8 +638,8 @@ async fn what_is_not_there_is_said() {
         Err(HubError::RevisionNotFound { .. })
     ));
     assert!(matches!(
-        bench.pull("hf:o/r:Q8_0+o/lora").await,
-        Err(HubError::Adapters(_))
+        bench.pull("hf:Test-Org/Tiny-GGUF+o/lora").await,
+        Err(HubError::RepoNotFound { repo, .. }) if repo == "o/lora"
     ));
     let resolve = |result: Result<Vec<PullEvent>, HubError>| match result {
         Err(HubError::Resolve { error, .. }) => error,

@@ -1,5 +1,6 @@
 //! Tests over sockets: what clients see, and what the servers behind us see.
 
+mod adapters;
 mod aliases;
 mod chat;
 mod cli;

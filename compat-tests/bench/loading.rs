@@ -71,7 +71,7 @@ pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
         let mut contenders = Vec::new();
         for way in WAYS {
             let config = format!("[hub]\nsafetensors = \"{way}\"\nauto_pull = true\n");
-            let daemon = Hubllama::with_checkpoint(&binaries.hubllama, &config, &checkpoint)?;
+            let daemon = Hubllama::with_checkpoint(&binaries.hubllama, config, &checkpoint)?;
             let mut contender = Contender {
                 daemon,
                 costs: Costs::default(),

@@ -5,9 +5,10 @@
 //! down half-way slows all of them.
 
 mod client;
+mod conversion;
 mod decode;
 mod download;
-#[path = "../harness/fake_hub.rs"]
+#[path = "../harness/fake_hub/mod.rs"]
 #[expect(dead_code, reason = "the tests use what the benchmark does not")]
 mod fake_hub;
 mod loading;
@@ -16,6 +17,7 @@ mod relay;
 mod report;
 #[path = "../convert/smollm2.rs"]
 mod smollm2;
+mod synthetic;
 mod upstream;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -40,7 +42,7 @@ struct Args {
     /// Rounds of each section.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..))]
     rounds: u32,
-    /// Measure only these sections: latency, relay, decode, memory, download, loading.
+    /// Measure only these sections: latency, relay, decode, memory, download, convert, loading.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Be the Hub that serves this file.
@@ -49,6 +51,9 @@ struct Args {
     /// Be the upstream that the proxies are pointed at.
     #[arg(long, hide = true)]
     upstream: bool,
+    /// Be llama.cpp's quantiser: from one file into another.
+    #[arg(long, hide = true, num_args = 2, value_names = ["IN", "OUT"])]
+    quantize: Vec<PathBuf>,
     /// Cargo adds it.
     #[arg(long, hide = true)]
     bench: bool,
@@ -62,6 +67,10 @@ fn main() -> Result<ExitCode> {
     }
     if args.upstream {
         upstream::serve()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let [input, output] = args.quantize.as_slice() {
+        conversion::quantize(input, output)?;
         return Ok(ExitCode::SUCCESS);
     }
     let wants = |section: &str| args.only.is_empty() || args.only.iter().any(|only| only == section);
@@ -80,6 +89,11 @@ fn main() -> Result<ExitCode> {
     }
     if wants("download") {
         section(&mut report, "download", |report| download::measure(args.rounds, report));
+    }
+    if wants("convert") {
+        section(&mut report, "convert", |report| {
+            conversion::measure(args.rounds, report)
+        });
     }
     if wants("loading") {
         section(&mut report, "loading", |report| loading::measure(args.rounds, report));

@@ -56,6 +56,20 @@ impl Process {
         self.0.stdout.take()
     }
 
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Result<Option<std::process::ExitStatus>> {
+        Ok(self.0.try_wait()?)
+    }
+
+    /// Processes that its threads started.
+    pub(crate) fn children(&self) -> Vec<i32> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.0.id()));
+        let of_task = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        let lists = tasks.into_iter().flatten().flatten().map(of_task);
+        let pids = lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        pids.filter_map(|pid| pid.parse().ok()).collect()
+    }
+
     /// Calls until the reply's status is 200.
     fn wait_until_ready(&mut self, address: SocketAddr, path: &str, log: &Path) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
@@ -199,32 +213,34 @@ pub(crate) struct Hubllama {
 impl Hubllama {
     /// `gguf` is what the Hub cache holds as [`MODEL`].
     pub(crate) fn start(program: &Path, upstream: &str, gguf: Option<&Path>) -> Result<Self> {
-        let files: Vec<PathBuf> = gguf.map(Path::to_owned).into_iter().collect();
-        Self::spawn(
-            program,
-            upstream,
-            "",
-            "HuggingFaceTB--SmolLM2-135M-Instruct-GGUF",
-            &files,
-        )
+        Self::start_with(program, upstream, |cache| {
+            let repo = "HuggingFaceTB--SmolLM2-135M-Instruct-GGUF";
+            gguf.map_or(Ok(()), |gguf| seed_cache(cache, repo, &[gguf.to_owned()]))?;
+            Ok(String::new())
+        })
     }
 
     /// The Hub cache holds the files of a folder as [`CHECKPOINT`].
-    pub(crate) fn with_checkpoint(program: &Path, config: &str, checkpoint: &Path) -> Result<Self> {
-        let entries = fs::read_dir(checkpoint)?.collect::<std::io::Result<Vec<_>>>()?;
-        let files: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).collect();
-        Self::spawn(program, "http://127.0.0.1:9", config, "Bench--Checkpoint", &files)
+    pub(crate) fn with_checkpoint(program: &Path, config: String, checkpoint: &Path) -> Result<Self> {
+        Self::start_with(program, "http://127.0.0.1:9", |cache| {
+            let entries = fs::read_dir(checkpoint)?.collect::<std::io::Result<Vec<_>>>()?;
+            let files: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).collect();
+            seed_cache(cache, "Bench--Checkpoint", &files)?;
+            Ok(config)
+        })
     }
 
-    fn spawn(program: &Path, upstream: &str, config: &str, repo: &str, files: &[PathBuf]) -> Result<Self> {
+    /// `prepare` fills the Hub cache and gives the configuration.
+    pub(crate) fn start_with(
+        program: &Path,
+        upstream: &str,
+        prepare: impl FnOnce(&Path) -> Result<String>,
+    ) -> Result<Self> {
         // Beside the program: the model can be linked there instead of copied.
         let folder = tempfile::tempdir_in(program.parent().unwrap_or(Path::new(".")))?;
         let at = |name: &str| folder.path().join(name);
         fs::create_dir_all(at("hub"))?;
-        fs::write(at("config.toml"), config)?;
-        if !files.is_empty() {
-            seed_cache(&at("hub").join(format!("models--{repo}")), files)?;
-        }
+        fs::write(at("config.toml"), prepare(&at("hub"))?)?;
         let address = free_address()?;
         let output = fs::File::create(at("log"))?;
         let mut command = Command::new(program);
@@ -301,10 +317,11 @@ fn is_setting(name: &str) -> bool {
         .any(|prefix| name.starts_with(prefix))
 }
 
-/// Lays files into a repository of a Hub cache the way huggingface_hub does.
-fn seed_cache(repo: &Path, files: &[PathBuf]) -> Result<()> {
+/// Lays files into a Hub cache the way huggingface_hub does.
+fn seed_cache(cache: &Path, repo: &str, files: &[PathBuf]) -> Result<()> {
     /// Of no real commit.
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+    let repo = cache.join(format!("models--{repo}"));
     let snapshot = repo.join("snapshots").join(COMMIT);
     for folder in [&repo.join("blobs"), &repo.join("refs"), &snapshot] {
         fs::create_dir_all(folder)?;

@@ -12,7 +12,7 @@ use crate::harness::{
 };
 
 /// The Python that has huggingface_hub; `make test` makes one.
-fn python() -> Option<PathBuf> {
+pub(super) fn python() -> Option<PathBuf> {
     let python = std::env::var_os("HUBLLAMA_TEST_PYTHON");
     if python.is_none() {
         println!("skipped: HUBLLAMA_TEST_PYTHON names no Python with huggingface_hub; `make test` sets it");
@@ -20,7 +20,7 @@ fn python() -> Option<PathBuf> {
     python.map(PathBuf::from)
 }
 
-fn quiet(program: &Path, home: &Path, cache: &Path, server: &FakeHub) -> Command {
+pub(super) fn quiet(program: &Path, home: &Path, cache: &Path, server: &FakeHub) -> Command {
     let mut command = Command::new(program);
     command
         .env_clear()
@@ -52,7 +52,7 @@ fn finish(mut child: Child) -> bool {
 }
 
 #[track_caller]
-fn run(command: &mut Command) -> String {
+pub(super) fn run(command: &mut Command) -> String {
     let output = command.output().expect("it starts");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(

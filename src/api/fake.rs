@@ -304,6 +304,7 @@ pub(super) fn finish(reason: FinishReason, context: &[i32]) -> Event {
         cached_tokens: 3,
         prompt_duration: Duration::from_nanos(20),
         output_tokens: 2,
+        reasoning_tokens: 0,
         output_duration: Duration::from_nanos(10),
         load_duration: Duration::ZERO,
         total_duration: Duration::from_nanos(40),

@@ -8,7 +8,7 @@ use crate::{config::Inputs, convert::TargetType};
 
 /// Makes every existing Ollama client speak Hugging Face.
 ///
-/// hubllama listens on a port of its own (11435) and speaks the Ollama and OpenAI APIs. A plain model name goes, byte
+/// hubllama listens on a port of its own (11435) and speaks the Ollama, OpenAI and Anthropic APIs. A plain model name goes, byte
 /// for byte, to the Ollama beside it; a name that begins with hf: is served from the Hugging Face Hub by hubllama
 /// itself. Point a client at the port and use hf:ORG/REPO or hf:ORG/REPO:Q4_K_M as a model name.
 #[derive(Debug, Parser)]

@@ -15,8 +15,7 @@ use crate::{
 };
 
 /// What became of a model whose files are not ours.
-const UNLISTED: &str =
-    "is not listed any more; another program put its files there, and they stay (hubllama rm --files)";
+const UNLISTED: &str = "is not listed any more; its files are another program's or belong to other models, too, and stay (hubllama rm --files)";
 
 pub(super) async fn remove(inputs: &Inputs, name: &str, files: bool) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;

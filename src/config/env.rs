@@ -24,6 +24,8 @@ enum Form {
     Milliseconds,
     /// huggingface_hub's booleans: 1, ON, YES, TRUE; everything else is false.
     HubFlag,
+    /// The same, which switches something off.
+    HubOff,
     /// The folder above the cache.
     HubHome,
     /// Ollama's duration of a load: zero and less is no limit.
@@ -72,6 +74,7 @@ const NAMES: &[Name] = &[
     name("HF_TOKEN", "hub.token", Form::Plain),
     name("TRANSFORMERS_OFFLINE", "hub.offline", Form::HubFlag),
     name("HF_HUB_OFFLINE", "hub.offline", Form::HubFlag),
+    name("HF_HUB_DISABLE_XET", "hub.xet", Form::HubOff),
     name("HUGGINGFACE_ENABLED", "hub.enabled", Form::Plain),
     name("HUGGINGFACE_CACHE_DIR", "hub.cache_dir", Form::Plain),
     name("HUGGINGFACE_DEVICE", "engine.gpu_layers", Form::Device),
@@ -197,6 +200,8 @@ fn translate(form: Form, text: &str) -> Result<Option<String>, String> {
             format!("{millis}ms")
         }
         Form::HubFlag => hub_flag(text).to_string(),
+        Form::HubOff if hub_flag(text) => "off".to_owned(),
+        Form::HubOff => return Ok(None),
         Form::HubHome => format!("{}/hub", text.trim_end_matches('/')),
         Form::OllamaLoadTimeout if text.starts_with('-') || matches!(text, "0" | "0s") => TEN_YEARS.to_owned(),
         Form::OllamaLoadTimeout => text.to_owned(),
@@ -251,6 +256,8 @@ mod tests {
             ),
             ("HF_HUB_OFFLINE", "yes", Some(("hub.offline", "true"))),
             ("HF_HUB_OFFLINE", "2", Some(("hub.offline", "false"))),
+            ("HF_HUB_DISABLE_XET", "1", Some(("hub.xet", "off"))),
+            ("HF_HUB_DISABLE_XET", "0", None),
             ("HF_HOME", "/data/hf/", Some(("hub.cache_dir", "/data/hf/hub"))),
             ("OLLAMA_LOAD_TIMEOUT", "-1", Some(("engine.load_timeout", TEN_YEARS))),
             (

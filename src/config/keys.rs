@@ -115,6 +115,8 @@ pub(super) const KEYS: &[Key<Config>] = &[
     key!("hub.parallel_ranges", hub.parallel_ranges, Number),
     key!("hub.max_bytes_per_second", hub.max_bytes_per_second, Size),
     key!("hub.safetensors", hub.safetensors, Choice),
+    key!("hub.safetensors_type", hub.safetensors_type, Choice),
+    key!("hub.xet", hub.xet, Choice),
     key!("engine.max_loaded_models", engine.max_loaded_models, Number),
     key!("engine.parallel", engine.parallel, Number),
     key!("engine.max_queue", engine.max_queue, Number),

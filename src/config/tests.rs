@@ -339,6 +339,14 @@ fn problems_of_files() {
             "[models.\"hf:a/b\"]\n[models.\"HF:a/b\"]\n",
             &["1: models.\"hf:a/b\": is the same model as \"HF:a/b\""],
         ),
+        (
+            "[models.\"hf.co/a/b\"]\n",
+            &["1: models.\"hf.co/a/b\": \"hf.co/a/b\" is no name"],
+        ),
+        (
+            "[hub]\nclaim_hf_co = true\n[models.\"hf:a/b:Q4_0\"]\n[models.\"HF.co/a/b:Q4_0\"]\n[models.\"hf.co/a/c:Q4_0\"]\n",
+            &["3: models.\"hf:a/b:Q4_0\": is the same model as \"HF.co/a/b:Q4_0\""],
+        ),
         ("[models]\n\"hf:a/b\" = 1\n", &["2: models.\"hf:a/b\": is a table"]),
         (
             "[aliases]\nsmall = \"llama3\"\n",

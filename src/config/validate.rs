@@ -58,10 +58,10 @@ pub(super) fn validate(config: &Config) -> Findings {
     hub(&config.hub, &mut findings);
     engine(&config.engine, &mut findings);
     for (name, model) in &config.models {
-        self::model(name, model, &config.engine, &mut findings);
+        self::model(name, model, config, &mut findings);
     }
     same_models(config.models.keys(), &mut findings);
-    aliases(&config.aliases, &mut findings);
+    aliases(&config.aliases, &config.hub, &mut findings);
     log_level(&config.log.level, &mut findings);
     folder("state_dir", &config.state_dir, "HUBLLAMA_STATE", &mut findings);
     if !config.ollama.enabled && !config.hub.enabled {
@@ -261,9 +261,10 @@ fn engine(engine: &EngineConfig, findings: &mut Findings) {
     sampling("engine.sampling", &engine.sampling, findings);
 }
 
-fn model(name: &str, model: &ModelConfig, engine: &EngineConfig, findings: &mut Findings) {
+fn model(name: &str, model: &ModelConfig, config: &Config, findings: &mut Findings) {
+    let engine = &config.engine;
     let path = format!("models.{}", quoted(name));
-    if let Err(sentence) = hf_name(name) {
+    if let Err(sentence) = hf_name(name, &config.hub) {
         findings.problem(&path, sentence);
     }
     if let Some(parallel) = model.parallel {
@@ -335,14 +336,11 @@ fn sampling(path: &str, sampling: &Sampling, findings: &mut Findings) {
     }
 }
 
-/// Names that differ only in the case of their prefix are one model.
+/// Names that differ only in the spelling of their prefix are one model.
 fn same_models<'a>(names: impl Iterator<Item = &'a String>, findings: &mut Findings) {
     let mut seen: BTreeMap<String, &str> = BTreeMap::new();
     for name in names {
-        let folded = name
-            .strip_prefix("hf:")
-            .or_else(|| name.split_once(':').map(|(_, rest)| rest))
-            .unwrap_or(name);
+        let folded = PREFIXES.iter().find_map(|prefix| after(name, prefix)).unwrap_or(name);
         if let Some(first) = seen.insert(folded.to_owned(), name) {
             findings.problem(
                 &format!("models.{}", quoted(name)),
@@ -352,16 +350,16 @@ fn same_models<'a>(names: impl Iterator<Item = &'a String>, findings: &mut Findi
     }
 }
 
-fn aliases(aliases: &BTreeMap<String, String>, findings: &mut Findings) {
+fn aliases(aliases: &BTreeMap<String, String>, hub: &HubConfig, findings: &mut Findings) {
     let mut seen: BTreeMap<String, &str> = BTreeMap::new();
     for (alias, target) in aliases {
         let path = format!("aliases.{}", quoted(alias));
-        if let Err(sentence) = hf_name(target) {
+        if let Err(sentence) = hf_name(target, hub) {
             findings.problem(&path, sentence);
         }
         if alias.is_empty() || alias.contains(char::is_whitespace) {
             findings.problem(&path, "is no name of a model; a name is not empty and has no blanks");
-        } else if hf_name(alias).is_ok() {
+        } else if hf_name(alias, hub).is_ok() {
             findings.problem(&path, "already means a model of the Hub; an alias is a plain name");
         }
         let plain = alias.strip_suffix(":latest").unwrap_or(alias).to_ascii_lowercase();
@@ -371,25 +369,28 @@ fn aliases(aliases: &BTreeMap<String, String>, findings: &mut Findings) {
     }
 }
 
-/// The outline of an hf: name; the whole grammar is the Hub's business.
-fn hf_name(name: &str) -> Result<(), String> {
-    let wrong = || {
-        Err(format!(
-            "{name:?} is no name of a Hub model; write it as \"hf:org/repo\" or \"hf:org/repo:Q4_K_M\""
-        ))
-    };
-    let Some((prefix, rest)) = name.split_once(':') else {
-        return wrong();
-    };
-    let Some((org, repo)) = rest.split_once('/') else {
-        return wrong();
-    };
-    let good = prefix.eq_ignore_ascii_case("hf") && !org.is_empty() && !repo.is_empty();
-    if good && !name.contains(|c: char| c.is_whitespace() || c.is_control()) {
-        Ok(())
-    } else {
-        wrong()
+/// How names of models on the Hub begin: the first always, the others where they are claimed from Ollama.
+const PREFIXES: [&str; 3] = ["hf:", "hf.co/", "huggingface.co/"];
+
+/// What follows a prefix, in whatever case that is.
+fn after<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
+    let head = name.get(..prefix.len())?;
+    head.eq_ignore_ascii_case(prefix).then(|| &name[prefix.len()..])
+}
+
+/// The outline of a name of a model on the Hub; the whole grammar is the Hub's business.
+fn hf_name(name: &str, hub: &HubConfig) -> Result<(), String> {
+    let prefixes = if hub.claim_hf_co { &PREFIXES[..] } else { &PREFIXES[..1] };
+    let rest = prefixes.iter().find_map(|prefix| after(name, prefix));
+    let parts = rest.and_then(|rest| rest.split_once('/'));
+    let is_good = parts.is_some_and(|(org, repo)| !org.is_empty() && !repo.is_empty())
+        && !name.contains(|c: char| c.is_whitespace() || c.is_control());
+    if is_good {
+        return Ok(());
     }
+    Err(format!(
+        "{name:?} is no name of a Hub model; write it as \"hf:org/repo\" or \"hf:org/repo:Q4_K_M\""
+    ))
 }
 
 fn log_level(level: &str, findings: &mut Findings) {

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fmt::Display, path::PathBuf, time::Duration};
 
 use serde_json::{Value as Json, json};
 
-use super::{JsonSchemas, LogFormat, ProviderName, Safetensors, SplitMode, UnsupportedTools, suggest::hint};
+use super::{
+    JsonSchemas, LogFormat, ProviderName, Safetensors, SplitMode, UnsupportedTools, WeightType, XetUse, suggest::hint,
+};
 use crate::{
     inference::{KeepAlive, KvCacheType, Switch},
     stdx::{Secret, go_duration, go_duration::GoDuration},
@@ -320,6 +322,15 @@ impl Named for JsonSchemas {
 impl Named for Safetensors {
     const NAMES: &'static [(&'static str, Self)] =
         &[("auto", Self::Auto), ("stream", Self::Stream), ("file", Self::File)];
+}
+
+impl Named for WeightType {
+    const NAMES: &'static [(&'static str, Self)] = Self::ALL;
+}
+
+impl Named for XetUse {
+    const NAMES: &'static [(&'static str, Self)] =
+        &[("off", Self::Off), ("auto", Self::Auto), ("always", Self::Always)];
 }
 
 impl Named for LogFormat {

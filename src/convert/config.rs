@@ -7,7 +7,7 @@ use std::{cell::RefCell, path::Path};
 
 use serde_json::{Map, Value};
 
-use super::{ConvertError, files};
+use super::{ConvertError, files, fp8::Block};
 
 /// Sizes are stored in 32 bits.
 const MAX_SIZE: u64 = i32::MAX as u64;
@@ -16,8 +16,42 @@ const MAX_SIZE: u64 = i32::MAX as u64;
 #[derive(Debug)]
 pub(super) struct Config {
     values: Map<String, Value>,
+    /// What is before the keys of a part, as `vision_config.`.
+    prefix: String,
     architecture: String,
+    packing: Option<Packing>,
     notes: RefCell<Vec<String>>,
+}
+
+/// How weights were quantised by whoever made the checkpoint, as far as it can be converted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Packing {
+    /// Experts in blocks of four bits.
+    Mxfp4,
+    /// Matrices of eight bits; the rows and columns that share a scale, if it is not all of them.
+    Fp8(Option<Block>),
+}
+
+impl Packing {
+    /// Reads `quantization_config`.
+    fn read(quantization: &Value) -> Result<Self, ConvertError> {
+        match quantization.get("quant_method").and_then(Value::as_str) {
+            Some("mxfp4") => Ok(Self::Mxfp4),
+            Some("fp8") => match quantization.get("weight_block_size") {
+                None | Some(Value::Null) => Ok(Self::Fp8(None)),
+                Some(list) => {
+                    let size = |at: usize| list.get(at).and_then(Value::as_u64).filter(|size| *size > 0);
+                    match (size(0), size(1), size(2)) {
+                        (Some(rows), Some(columns), None) => Ok(Self::Fp8(Some([rows, columns]))),
+                        _ => Err(wrong("weight_block_size", list, "a number of rows and one of columns")),
+                    }
+                }
+            },
+            other => Err(ConvertError::Quantized(
+                other.unwrap_or("quantization_config").to_owned(),
+            )),
+        }
+    }
 }
 
 /// How positions are rotated.
@@ -64,18 +98,32 @@ impl Config {
         if let Some(Value::Object(text)) = values.remove("text_config") {
             values.extend(text);
         }
-        let config = Self {
+        let quantization = values.get("quantization_config").filter(|value| !value.is_null());
+        let packing = quantization.map(Packing::read).transpose()?;
+        Ok(Self {
             values,
+            prefix: String::new(),
             architecture,
+            packing,
             notes: RefCell::default(),
-        };
-        if let Some(quantization) = config.find(&["quantization_config"]) {
-            let method = quantization.get("quant_method").and_then(Value::as_str);
-            return Err(ConvertError::Quantized(
-                method.unwrap_or("quantization_config").to_owned(),
-            ));
-        }
-        Ok(config)
+        })
+    }
+
+    /// How weights are quantised.
+    pub(super) fn packing(&self) -> Option<Packing> {
+        self.packing
+    }
+
+    /// The configuration of another model inside of this one, as `vision_config`.
+    pub(super) fn part(&self, key: &str) -> Result<Self, ConvertError> {
+        let values = self.find(&[key]).and_then(Value::as_object);
+        Ok(Self {
+            values: values.ok_or_else(|| self.missing(&[key]))?.clone(),
+            prefix: format!("{}{key}.", self.prefix),
+            architecture: self.architecture.clone(),
+            packing: self.packing,
+            notes: RefCell::default(),
+        })
     }
 
     /// The class that the checkpoint is of, as `LlamaForCausalLM`.
@@ -89,11 +137,16 @@ impl Config {
         keys.iter().find_map(present)
     }
 
+    /// Whether the file says that there is no such thing, so that the class's default does not stand in.
+    pub(super) fn is_null(&self, key: &str) -> bool {
+        self.values.get(key).is_some_and(Value::is_null)
+    }
+
     /// Notes that the class's default stands in for what the file does not say.
     fn note(&self, keys: &[&str], default: impl std::fmt::Display) {
-        let key = keys.first().copied().unwrap_or_default();
         self.notes.borrow_mut().push(format!(
-            "config.json has no {key}: the default of its class, {default}, was used"
+            "config.json has no {}: the default of its class, {default}, was used",
+            self.name(keys)
         ));
     }
 
@@ -115,21 +168,18 @@ impl Config {
         });
         match integer.filter(|number| *number <= MAX_SIZE) {
             Some(number) => Ok(Some(number)),
-            None => Err(wrong(keys, value, "an integer")),
+            None => Err(wrong(&self.name(keys), value, "an integer")),
         }
     }
 
     pub(super) fn integer(&self, keys: &[&str]) -> Result<u64, ConvertError> {
-        self.optional_integer(keys)?.ok_or_else(|| missing(keys))
+        self.optional_integer(keys)?.ok_or_else(|| self.missing(keys))
     }
 
     /// A number of things of which there is at least one.
     pub(super) fn count(&self, keys: &[&str]) -> Result<u64, ConvertError> {
         match self.integer(keys)? {
-            0 => Err(ConvertError::Config(format!(
-                "{} is 0",
-                keys.first().copied().unwrap_or_default()
-            ))),
+            0 => Err(ConvertError::Config(format!("{} is 0", self.name(keys)))),
             count => Ok(count),
         }
     }
@@ -145,7 +195,10 @@ impl Config {
         let Some(value) = self.find(keys) else {
             return Ok(None);
         };
-        value.as_f64().map(Some).ok_or_else(|| wrong(keys, value, "a number"))
+        value
+            .as_f64()
+            .map(Some)
+            .ok_or_else(|| wrong(&self.name(keys), value, "a number"))
     }
 
     pub(super) fn number_or(&self, keys: &[&str], default: f64) -> Result<f64, ConvertError> {
@@ -155,12 +208,35 @@ impl Config {
         }))
     }
 
+    /// A key for people: the name that most files have for it.
+    fn name(&self, keys: &[&str]) -> String {
+        format!("{}{}", self.prefix, keys.first().copied().unwrap_or_default())
+    }
+
+    fn missing(&self, keys: &[&str]) -> ConvertError {
+        ConvertError::Config(format!("it has no {}", self.name(keys)))
+    }
+
     pub(super) fn flag(&self, key: &str) -> Option<bool> {
         self.find(&[key]).and_then(Value::as_bool)
     }
 
+    pub(super) fn flag_or(&self, key: &str, default: bool) -> bool {
+        self.flag(key).unwrap_or_else(|| {
+            self.note(&[key], default);
+            default
+        })
+    }
+
     pub(super) fn text(&self, keys: &[&str]) -> Option<&str> {
         self.find(keys).and_then(Value::as_str)
+    }
+
+    pub(super) fn text_or<'a>(&'a self, keys: &[&str], default: &'a str) -> &'a str {
+        self.text(keys).unwrap_or_else(|| {
+            self.note(keys, default);
+            default
+        })
     }
 
     /// How positions are rotated; `theta` is the class's default.
@@ -208,7 +284,8 @@ impl Rope {
     /// `default`, `linear`, `yarn`, `llama3`, `longrope`, `dynamic`, …
     pub(super) fn kind(&self) -> &str {
         match self.values.get("rope_type").and_then(Value::as_str) {
-            None => "default",
+            // Positions in pictures have several dimensions; each is rotated as any other position.
+            None | Some("mrope") => "default",
             Some("su") => "longrope",
             Some(kind) => kind,
         }
@@ -230,14 +307,9 @@ impl Rope {
     }
 }
 
-fn missing(keys: &[&str]) -> ConvertError {
-    ConvertError::Config(format!("it has no {}", keys.first().copied().unwrap_or_default()))
-}
-
-fn wrong(keys: &[&str], value: &Value, expected: &str) -> ConvertError {
+fn wrong(key: &str, value: &Value, expected: &str) -> ConvertError {
     let mut text = value.to_string();
     text.truncate(text.floor_char_boundary(40));
-    let key = keys.first().copied().unwrap_or_default();
     ConvertError::Config(format!("{key} is {text}, not {expected}"))
 }
 
@@ -274,8 +346,16 @@ pub(super) mod tests {
     fn refused() {
         assert!(error("{}").contains("names no architecture"));
         assert!(error(r#"{"architectures":[1]}"#).contains("names no architecture"));
-        let quantized = error(r#"{"architectures":["X"],"quantization_config":{"quant_method":"awq"}}"#);
-        assert!(quantized.contains("(awq)"), "{quantized}");
+        for method in ["awq", "gptq", "bitsandbytes", "compressed-tensors", "modelopt"] {
+            let text = format!(r#"{{"architectures":["X"],"quantization_config":{{"quant_method":"{method}"}}}}"#);
+            let quantized = error(&text);
+            assert!(
+                quantized.contains(&format!("quantised already ({method})")),
+                "{quantized}"
+            );
+        }
+        let text = r#"{"architectures":["X"],"quantization_config":{"quant_method":"fp8","weight_block_size":[1,0]}}"#;
+        assert!(error(text).contains("weight_block_size is [1,0]"));
         let config = config(r#"{"architectures":["X"],"a":-1,"b":"x","c":1e300,"d":0}"#);
         for key in ["a", "b", "c", "z"] {
             assert!(config.integer(&[key]).is_err(), "{key}");

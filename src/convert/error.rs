@@ -45,6 +45,9 @@ pub enum ConvertError {
          with GGUF files"
     )]
     Quantized(String),
+    /// The architecture sees nothing, or nobody taught this program how.
+    #[error("{0} has no projector that can be converted from safetensors by this version; look for an mmproj file")]
+    Projector(String),
     /// `config.json` contradicts itself, the weights, or what is known of the architecture.
     #[error("config.json does not describe this checkpoint: {0}")]
     Config(String),

@@ -17,6 +17,8 @@ use crate::gguf::{GgmlType, TensorSpec, Value, file_type_name};
 const QUANTIZATION_VERSION: u32 = 2;
 /// Matrices that the engine wants in full precision: small, and much depends on them.
 const FULL_PRECISION: [&str; 4] = ["ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd", "token_types"];
+/// Kernels of a convolution, of which ggml knows those of F16 and F32.
+const PATCH_KERNEL: &str = "v.patch_embd.weight";
 /// What the engine demands of the vocabulary of a model with Phi 3's name.
 const PHI3_TOKENS: [&str; 4] = ["</s>", "<unk>", "<s>", "<|endoftext|>"];
 
@@ -137,6 +139,18 @@ impl FileType {
         Self { element, number }
     }
 
+    /// The type of a file whose experts are MXFP4 while all else is not quantised.
+    fn with_packed(self) -> Self {
+        const MXFP4_MOE: u32 = 38;
+        match self.element {
+            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => Self {
+                number: MXFP4_MOE,
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     fn of(target: TargetType, recipes: &[Recipe]) -> Self {
         Self::new(match target {
             TargetType::F32 => GgmlType::F32,
@@ -150,6 +164,13 @@ impl FileType {
     /// The type of one tensor, by the rules of llama.cpp's converter.
     fn of_tensor(self, recipe: &Recipe) -> GgmlType {
         let spec = recipe.spec();
+        if spec.name.starts_with(PATCH_KERNEL) {
+            return if self.element == GgmlType::F16 {
+                GgmlType::F16
+            } else {
+                GgmlType::F32
+            };
+        }
         let Some(name) = spec.name.strip_suffix(".weight") else {
             return GgmlType::F32;
         };
@@ -175,9 +196,12 @@ fn most_stored(recipes: &[Recipe]) -> GgmlType {
         .flat_map(Recipe::sources)
     {
         let kind = match source.dtype {
+            // The scales have no more bits in the models that were made so.
+            _ if source.scales.is_some() => 0,
             Dtype::BF16 => 0,
             Dtype::F16 => 1,
-            _ => 2,
+            Dtype::F32 | Dtype::F64 => 2,
+            Dtype::Other(..) => continue,
         };
         counts[kind].1 = counts[kind]
             .1
@@ -194,7 +218,13 @@ fn most_stored(recipes: &[Recipe]) -> GgmlType {
 /// If its architecture is unknown, or the weights are quantised already.
 pub fn check_config(json: &str) -> Result<(), ConvertError> {
     let config = Config::parse(json)?;
-    arch::family_of(config.architecture()).map(drop)
+    arch::family_of(&config).map(drop)
+}
+
+/// Whether the checkpoint that a `config.json` describes has a projector that can be planned, as far as that file shows.
+#[must_use]
+pub fn has_projector(json: &str) -> bool {
+    Config::parse(json).is_ok_and(|config| arch::vision_config(&config).is_ok())
 }
 
 /// Plans the file of a checkpoint. Reads configuration, tokenizer and the headers of the weights, but no weight.
@@ -204,18 +234,59 @@ pub fn check_config(json: &str) -> Result<(), ConvertError> {
 pub fn plan(folder: &Path, name: &str, target: TargetType) -> Result<Planned, ConvertError> {
     let config = Config::read(folder)?;
     let tensors = safetensors::open(folder)?;
-    let build = arch::build(folder, &config, tensors)?;
-    let mut notes = config.take_notes();
-    notes.sort();
-    notes.dedup();
+    let build = arch::build(folder, name, &config, tensors)?;
+    let mut notes = sorted(config.take_notes());
     let mut metadata = tokenizer::metadata(folder, build.vocabulary, build.tokenizer, &mut notes)?;
     // What an architecture says of its tokenizer stands above what the tokenizer's files say.
     metadata.retain(|(key, _)| build.keys.iter().all(|(other, _)| other != key));
+    let name = if is_safe_name(name, &metadata) { name } else { "" };
+    finish(build, "model", name, target, metadata, notes)
+}
 
+/// Plans the file with the part of a checkpoint that makes embeddings of pictures, which the engine reads beside the
+/// model's: the encoder and the projector behind it. llama.cpp makes no mix of such a file; where one is asked for, the
+/// plan is that of the stored type.
+///
+/// # Errors
+/// If the folder holds no complete checkpoint of an architecture whose projector is known.
+pub fn plan_projector(folder: &Path, name: &str, target: TargetType) -> Result<Planned, ConvertError> {
+    let config = Config::read(folder)?;
+    let vision = arch::vision_config(&config)?;
+    let target = match target {
+        TargetType::Quantized(_) => TargetType::Stored,
+        plain => plain,
+    };
+    let tensors = safetensors::open(folder)?;
+    let build = arch::build_projector(folder, name, &config, &vision, tensors)?;
+    let mut notes = config.take_notes();
+    notes.extend(vision.take_notes());
+    finish(build, "mmproj", name, target, Vec::new(), sorted(notes))
+}
+
+fn sorted(mut notes: Vec<String>) -> Vec<String> {
+    notes.sort();
+    notes.dedup();
+    notes
+}
+
+/// Chooses the types of the tensors, and says what the file is.
+fn finish(
+    build: arch::Build<'_>,
+    file: &str,
+    name: &str,
+    target: TargetType,
+    metadata: Vec<(String, Value)>,
+    notes: Vec<String>,
+) -> Result<Planned, ConvertError> {
     let arch = build.arch_name();
     let mut recipes = build.recipes;
-    let kind = FileType::of(target, &recipes);
+    let mut kind = FileType::of(target, &recipes);
     for recipe in &mut recipes {
+        // What is packed stays so, unless all is to be packed in another way.
+        if recipe.is_packed() && !matches!(target, TargetType::Quantized(_)) {
+            kind = kind.with_packed();
+            continue;
+        }
         let element = kind.of_tensor(recipe);
         recipe.set_type(element);
     }
@@ -231,8 +302,8 @@ pub fn plan(folder: &Path, name: &str, target: TargetType) -> Result<Planned, Co
         _ => (file_type_name(kind.number.into()).unwrap_or("F32"), kind.number),
     };
     let text = |key: &str, text: &str| (key.to_owned(), Value::String(text.to_owned()));
-    let mut all = vec![text("general.architecture", arch), text("general.type", "model")];
-    if is_safe_name(name, &metadata) {
+    let mut all = vec![text("general.architecture", arch), text("general.type", file)];
+    if !name.is_empty() {
         all.push(text("general.name", name));
     }
     all.push(("general.file_type".to_owned(), Value::U32(number)));
@@ -253,7 +324,7 @@ pub fn plan(folder: &Path, name: &str, target: TargetType) -> Result<Planned, Co
 fn is_safe_name(name: &str, metadata: &[(String, Value)]) -> bool {
     let lower = name.to_ascii_lowercase();
     if !lower.contains("phi-3") && !lower.contains("phi3") {
-        return !name.is_empty();
+        return true;
     }
     let tokens = metadata.iter().find(|(key, _)| key == "tokenizer.ggml.tokens");
     let tokens = tokens.and_then(|(_, value)| value.as_strings());
@@ -320,7 +391,6 @@ mod tests {
             vec![("tokenizer.ggml.tokens".to_owned(), Value::Array(strings))]
         };
         assert!(is_safe_name("Llama", &[]));
-        assert!(!is_safe_name("", &[]));
         assert!(!is_safe_name("my-Phi3-mini", &tokens(&["<s>"])));
         assert!(is_safe_name("Phi-3", &tokens(&PHI3_TOKENS)));
     }

@@ -8,12 +8,13 @@ use std::{ops::Range, os::unix::fs::FileExt};
 use super::{
     ConvertError,
     cast::{Owner, check_finite, decode, encode, is_plain, is_same},
+    mxfp4::Packed,
     safetensors::{Dtype, Stored},
 };
 use crate::gguf::{GgmlType, TensorSpec};
 
-/// Bytes that one step reads and writes at most, about.
-const STEP_BYTES: u64 = 4 << 20;
+/// Bytes that one step reads and writes at most, about: what stays in a core's own cache on the way.
+const STEP_BYTES: u64 = 1 << 20;
 /// The longest rows of real models are below a million elements.
 const MAX_ROW_ELEMENTS: u64 = 16 << 20;
 
@@ -24,6 +25,8 @@ pub struct Recipe {
     /// Elements of a row: those of the fastest dimension, unless the tensor is made of smaller pieces.
     row: u64,
     content: Content,
+    /// Whether the type is the engine's demand, not the caller's choice.
+    is_pinned: bool,
     /// Added to every number: norms that are stored as the difference from one.
     add: f32,
     /// Multiplied with every number before.
@@ -33,8 +36,10 @@ pub struct Recipe {
 #[derive(Clone, Debug)]
 enum Content {
     Rows(Vec<Rows>),
-    /// The columns of a matrix become rows.
-    Columns(Stored),
+    /// Columns become rows.
+    Columns(Vec<Columns>),
+    /// Packed as they are, or unpacked into numbers.
+    Mxfp4(Vec<Packed>),
     /// Computed, not stored.
     Values(Vec<f32>),
 }
@@ -47,6 +52,17 @@ pub(super) struct Rows {
     count: u64,
     step: u64,
     order: Order,
+}
+
+/// Some columns of some stored rows, which become rows.
+#[derive(Clone, Debug)]
+pub(super) struct Columns {
+    source: Stored,
+    /// As many as a row of the result has elements.
+    rows: Range<u64>,
+    first: u64,
+    count: u64,
+    step: u64,
 }
 
 /// In which order rows are taken.
@@ -65,10 +81,10 @@ pub type RowQuantizer = fn(GgmlType, &[f32], usize, &mut Vec<u8>) -> Result<(), 
 /// What a thread that makes rows keeps between steps: memory, and who quantises.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    stored: Vec<u8>,
-    rows: Vec<u8>,
-    numbers: Vec<f32>,
-    quantize: Option<RowQuantizer>,
+    pub(super) stored: Vec<u8>,
+    pub(super) rows: Vec<u8>,
+    pub(super) numbers: Vec<f32>,
+    pub(super) quantize: Option<RowQuantizer>,
 }
 
 impl Scratch {
@@ -113,21 +129,9 @@ impl Rows {
         self
     }
 
-    /// The same rows of another tensor, which has as many.
-    ///
-    /// # Errors
-    /// If it has not.
-    pub(super) fn of(&self, other: &Stored) -> Result<Self, ConvertError> {
-        if other.rows() != self.source.rows() {
-            return Err(ConvertError::Weights(format!(
-                "{:?} has {} rows, where {:?} has {}",
-                other.name,
-                other.rows(),
-                self.source.name,
-                self.source.rows()
-            )));
-        }
-        Ok(Self {
+    /// The same rows of another tensor; `None` if it has not as many.
+    pub(super) fn of(&self, other: &Stored) -> Option<Self> {
+        (other.rows() == self.source.rows()).then(|| Self {
             source: other.clone(),
             ..self.clone()
         })
@@ -156,6 +160,26 @@ impl Rows {
     }
 }
 
+impl Columns {
+    /// All columns of these rows.
+    pub(super) fn all(source: &Stored, rows: Range<u64>) -> Self {
+        Self::some(source, rows, 0, source.row_elements(), 1)
+    }
+
+    /// `count` columns from `first` on, every `step`th. The caller keeps within the tensor.
+    pub(super) fn some(source: &Stored, rows: Range<u64>, first: u64, count: u64, step: u64) -> Self {
+        debug_assert!(rows.end <= source.rows());
+        debug_assert!(count == 0 || first + (count - 1) * step < source.row_elements());
+        Self {
+            source: source.clone(),
+            rows,
+            first,
+            count,
+            step,
+        }
+    }
+}
+
 impl Stored {
     /// Elements of a row.
     pub(super) fn row_elements(&self) -> u64 {
@@ -179,13 +203,31 @@ impl Stored {
         column
     }
 
-    fn read(&self, elements: Range<u64>, out: &mut Vec<u8>) -> Result<(), ConvertError> {
+    /// The `last` fastest dimensions as one.
+    pub(super) fn merged(&self, last: usize) -> Self {
+        let mut merged = self.clone();
+        let fast = merged.shape.split_off(merged.shape.len().saturating_sub(last));
+        merged.shape.push(fast.iter().product());
+        merged
+    }
+
+    /// Appends the bytes of some elements.
+    pub(super) fn read(&self, elements: Range<u64>, out: &mut Vec<u8>) -> Result<(), ConvertError> {
+        let Some(scales) = &self.scales else {
+            return self.read_stored(elements, self.element_bytes(), out);
+        };
+        let mut bytes = Vec::new();
+        self.read_stored(elements.clone(), 1, &mut bytes)?;
+        scales.scale(&bytes, elements, self.row_elements(), out)
+    }
+
+    fn read_stored(&self, elements: Range<u64>, width: u64, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         let start = out.len();
-        let bytes = (elements.end - elements.start) * self.element_bytes();
-        out.resize(start + bytes as usize, 0);
-        let offset = self.offset + elements.start * self.element_bytes();
+        out.resize(start + ((elements.end - elements.start) * width) as usize, 0);
         let shard = &self.shard;
-        let read = shard.file.read_exact_at(&mut out[start..], offset);
+        let read = shard
+            .file
+            .read_exact_at(&mut out[start..], self.offset + elements.start * width);
         read.map_err(ConvertError::io(&shard.path, "read"))
     }
 }
@@ -197,17 +239,34 @@ impl Recipe {
             row: spec.dims.first().copied().unwrap_or(1),
             spec,
             content: Content::Rows(parts),
+            is_pinned: false,
             add: 0.0,
             times: 1.0,
         }
     }
 
-    /// A matrix whose rows are a stored matrix's columns.
-    pub(super) fn columns(spec: TensorSpec, source: &Stored) -> Self {
+    /// A tensor whose rows are stored columns, one part behind the other.
+    pub(super) fn columns(spec: TensorSpec, parts: Vec<Columns>) -> Self {
         Self {
             row: spec.dims.first().copied().unwrap_or(1),
             spec,
-            content: Content::Columns(source.clone()),
+            content: Content::Columns(parts),
+            is_pinned: false,
+            add: 0.0,
+            times: 1.0,
+        }
+    }
+
+    /// A tensor of packed rows, one part behind the other. Until it gets another type it stays packed.
+    pub(super) fn mxfp4(spec: TensorSpec, parts: Vec<Packed>) -> Self {
+        Self {
+            row: spec.dims.first().copied().unwrap_or(1),
+            spec: TensorSpec {
+                element_type: GgmlType::MXFP4,
+                ..spec
+            },
+            content: Content::Mxfp4(parts),
+            is_pinned: false,
             add: 0.0,
             times: 1.0,
         }
@@ -219,6 +278,7 @@ impl Recipe {
             row: values.len() as u64,
             spec: TensorSpec::new(name, GgmlType::F32, [values.len() as u64]),
             content: Content::Values(values),
+            is_pinned: false,
             add: 0.0,
             times: 1.0,
         }
@@ -251,12 +311,33 @@ impl Recipe {
 
     /// Whether it is a whole stored matrix, its columns as rows.
     pub(super) fn is_turned(&self) -> bool {
-        matches!(&self.content, Content::Columns(source) if source.shape.len() == 2)
+        let Content::Columns(parts) = &self.content else {
+            return false;
+        };
+        let is_whole = |part: &Columns| {
+            part.source.shape.len() == 2
+                && part.rows == (0..part.source.rows())
+                && (part.first, part.count, part.step) == (0, part.source.row_elements(), 1)
+        };
+        matches!(parts.as_slice(), [part] if is_whole(part))
     }
 
     /// A vector of the same elements, in the same pieces: what happens to a matrix's rows happens to its bias's elements.
-    pub(super) fn flattened(mut self) -> Self {
-        self.spec.dims = vec![self.spec.dims.iter().product()];
+    pub(super) fn flattened(self) -> Self {
+        let elements = self.spec.dims.iter().product();
+        self.reshaped(&[elements])
+    }
+
+    /// The same elements in the same order with other dimensions, fastest first.
+    pub(super) fn reshaped(mut self, dims: &[u64]) -> Self {
+        self.spec.dims = dims.to_vec();
+        self
+    }
+
+    /// A tensor that has this type in files of every type.
+    pub(super) fn pinned(mut self, kind: GgmlType) -> Self {
+        self.spec.element_type = kind;
+        self.is_pinned = true;
         self
     }
 
@@ -266,18 +347,31 @@ impl Recipe {
         &self.spec
     }
 
+    /// Chooses the type, unless it is pinned.
     pub(super) fn set_type(&mut self, kind: GgmlType) {
-        self.spec.element_type = kind;
+        if !self.is_pinned {
+            self.spec.element_type = kind;
+        }
+    }
+
+    /// Whether the checkpoint has it in a packed type.
+    pub(super) fn is_packed(&self) -> bool {
+        matches!(self.content, Content::Mxfp4(_))
     }
 
     /// The tensors of the checkpoint that it is made from.
     pub(super) fn sources(&self) -> impl Iterator<Item = &Stored> {
-        let (parts, column) = match &self.content {
-            Content::Rows(parts) => (parts.as_slice(), None),
-            Content::Columns(source) => (&[][..], Some(source)),
-            Content::Values(_) => (&[][..], None),
-        };
-        parts.iter().map(|part| &part.source).chain(column)
+        let (mut rows, mut columns, mut packed) = (&[][..], &[][..], &[][..]);
+        match &self.content {
+            Content::Rows(parts) => rows = parts,
+            Content::Columns(parts) => columns = parts,
+            Content::Mxfp4(parts) => packed = parts,
+            Content::Values(_) => {}
+        }
+        let rows = rows.iter().map(|part| &part.source);
+        let columns = columns.iter().map(|part| &part.source);
+        let packed = packed.iter().flat_map(|part| [&part.blocks, &part.scales]);
+        rows.chain(columns).chain(packed)
     }
 
     /// Number of rows.
@@ -301,7 +395,7 @@ impl Recipe {
     /// Refuses what could not be made later: every part must give rows of the right length, all parts together all rows.
     pub(super) fn check(&self) -> Result<(), ConvertError> {
         let wrong = |reason: String| Err(ConvertError::Weights(format!("{:?} {reason}", self.spec.name)));
-        for source in self.sources() {
+        for source in self.sources().filter(|_| !self.is_packed()) {
             if let Dtype::Other(name, _) = source.dtype {
                 return Err(ConvertError::Quantized(format!("{:?} is {name}", source.name)));
             }
@@ -315,8 +409,13 @@ impl Recipe {
                 parts.iter().all(|part| part.source.row_elements() == elements)
                     && parts.iter().map(|part| part.count).sum::<u64>() == self.row_count()
             }
-            Content::Columns(source) => {
-                source.shape.len() == 2 && source.rows() == elements && source.row_elements() == self.row_count()
+            Content::Columns(parts) => {
+                parts.iter().all(|part| part.rows.end - part.rows.start == elements)
+                    && parts.iter().map(|part| part.count).sum::<u64>() == self.row_count()
+            }
+            Content::Mxfp4(parts) => {
+                let fits = |part: &Packed| part.is_whole() && part.row_elements() == elements;
+                parts.iter().all(fits) && parts.iter().map(|part| part.count).sum::<u64>() == self.row_count()
             }
             Content::Values(values) => values.len() as u64 == elements && self.row_count() == 1,
         };
@@ -339,8 +438,16 @@ impl Recipe {
             },
             // One read for each stored row: the more columns at once, the fewer reads.
             Content::Columns(_) => rows * 4,
-            Content::Values(_) => rows,
+            Content::Mxfp4(_) | Content::Values(_) => rows,
         }
+    }
+
+    /// Bytes of memory that one step needs, about: what is read, in two orders, its numbers, and what is written.
+    pub(super) fn step_memory(&self) -> u64 {
+        let widest = self.sources().map(Stored::element_bytes).max().unwrap_or(0);
+        let rows = self.rows_per_step().min(self.row_count());
+        let numbers = self.row * (2 * widest + size_of::<f32>() as u64);
+        rows.saturating_mul(numbers.saturating_add(self.row_bytes()))
     }
 
     /// Replaces `out` by the bytes of some rows.
@@ -350,17 +457,25 @@ impl Recipe {
     pub fn produce(&self, rows: Range<u64>, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         out.clear();
         match &self.content {
-            Content::Values(values) => self.encode(Owner(&self.spec.name), values, scratch.quantize, out),
-            Content::Columns(source) => self.produce_columns(source, rows, scratch, out),
+            Content::Values(values) => {
+                let (kind, owner) = (self.spec.element_type, Owner(&self.spec.name));
+                encode_rows(owner, kind, self.row, values, scratch.quantize, out)
+            }
             Content::Rows(parts) => {
-                let mut start = 0;
-                for part in parts {
-                    let end = start + part.count;
-                    let wanted = rows.start.max(start)..rows.end.min(end);
-                    if wanted.start < wanted.end {
-                        self.produce_part(part, wanted.start - start..wanted.end - start, scratch, out)?;
-                    }
-                    start = end;
+                for (part, wanted) in overlapping(parts, |part| part.count, &rows) {
+                    self.produce_part(part, wanted, scratch, out)?;
+                }
+                Ok(())
+            }
+            Content::Columns(parts) => {
+                for (part, wanted) in overlapping(parts, |part| part.count, &rows) {
+                    self.produce_columns(part, wanted, scratch, out)?;
+                }
+                Ok(())
+            }
+            Content::Mxfp4(parts) => {
+                for (part, wanted) in overlapping(parts, |part| part.count, &rows) {
+                    part.produce(wanted, self.spec.element_type, scratch, out)?;
                 }
                 Ok(())
             }
@@ -409,22 +524,25 @@ impl Recipe {
 
     fn produce_columns(
         &self,
-        source: &Stored,
-        columns: Range<u64>,
+        part: &Columns,
+        wanted: Range<u64>,
         scratch: &mut Scratch,
         out: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
+        let source = &part.source;
         let width = source.element_bytes() as usize;
-        let count = (columns.end - columns.start) as usize;
-        let height = source.rows() as usize;
-        scratch.stored.clear();
+        let count = (wanted.end - wanted.start) as usize;
+        let height = (part.rows.end - part.rows.start) as usize;
+        let first = part.first + wanted.start * part.step;
+        let last = part.first + (wanted.end - 1) * part.step;
         scratch.rows.clear();
         scratch.rows.resize(count * height * width, 0);
-        for row in 0..height {
-            let start = row as u64 * source.row_elements();
+        for (row, stored_row) in part.rows.clone().enumerate() {
+            let start = stored_row * source.row_elements();
             scratch.stored.clear();
-            source.read(start + columns.start..start + columns.end, &mut scratch.stored)?;
-            for (column, number) in scratch.stored.chunks_exact(width).enumerate() {
+            source.read(start + first..start + last + 1, &mut scratch.stored)?;
+            let numbers = scratch.stored.chunks_exact(width).step_by(part.step as usize);
+            for (column, number) in numbers.enumerate() {
                 let at = (column * height + row) * width;
                 scratch.rows[at..at + width].copy_from_slice(number);
             }
@@ -452,24 +570,42 @@ impl Recipe {
                 *number = *number * self.times + self.add;
             }
         }
-        self.encode(Owner(&source.name), numbers, quantize, out)
+        let (kind, owner) = (self.spec.element_type, Owner(&source.name));
+        encode_rows(owner, kind, self.row, numbers, quantize, out)
     }
+}
 
-    fn encode(
-        &self,
-        owner: Owner<'_>,
-        numbers: &[f32],
-        quantize: Option<RowQuantizer>,
-        out: &mut Vec<u8>,
-    ) -> Result<(), ConvertError> {
-        let kind = self.spec.element_type;
-        if is_plain(kind) {
-            return encode(owner, kind, numbers, out);
-        }
-        let quantize = quantize.ok_or_else(|| ConvertError::Engine(format!("nothing here makes {}", kind.name())))?;
-        quantize(kind, numbers, self.row as usize, out)
-            .map_err(|reason| ConvertError::Weights(format!("{:?} cannot be quantised: {reason}", owner.0)))
+/// Appends whole rows of so many numbers in any type that can be made.
+pub(super) fn encode_rows(
+    owner: Owner<'_>,
+    kind: GgmlType,
+    row: u64,
+    numbers: &[f32],
+    quantize: Option<RowQuantizer>,
+    out: &mut Vec<u8>,
+) -> Result<(), ConvertError> {
+    if is_plain(kind) {
+        return encode(owner, kind, numbers, out);
     }
+    let quantize = quantize.ok_or_else(|| ConvertError::Engine(format!("nothing here makes {}", kind.name())))?;
+    quantize(kind, numbers, row as usize, out)
+        .map_err(|reason| ConvertError::Weights(format!("{:?} cannot be quantised: {reason}", owner.0)))
+}
+
+/// The parts that some rows are made of, and which rows of each. `count` says how many rows a part makes.
+fn overlapping<'a, T>(
+    parts: &'a [T],
+    count: impl Fn(&T) -> u64 + 'a,
+    rows: &Range<u64>,
+) -> impl Iterator<Item = (&'a T, Range<u64>)> {
+    let (rows, mut start) = (rows.clone(), 0);
+    parts.iter().filter_map(move |part| {
+        let end = start + count(part);
+        let wanted = rows.start.max(start)..rows.end.min(end);
+        let found = (wanted.start < wanted.end).then(|| (part, wanted.start - start..wanted.end - start));
+        start = end;
+        found
+    })
 }
 
 #[cfg(test)]
@@ -527,9 +663,12 @@ mod tests {
                 numbers(&recipe, step),
                 [12.5, 13.5, 14.5, 15.5, 2.5, 3.5, 6.5, 7.5, 10.5, 11.5]
             );
-            let recipe = Recipe::columns(f32s(&[8, 2]), &t);
+            let recipe = Recipe::columns(f32s(&[8, 2]), vec![Columns::all(&t, 0..8)]);
             let columns: Vec<f32> = (0..16).map(|at| ((at % 8) * 2 + at / 8) as f32).collect();
             assert_eq!(numbers(&recipe, step), columns);
+            let parts = vec![Columns::all(&t, 4..6), Columns::some(&t, 0..2, 1, 1, 2)];
+            let recipe = Recipe::columns(f32s(&[2, 3]), parts);
+            assert_eq!(numbers(&recipe, step), [8., 10., 9., 11., 1., 3.]);
         }
         assert_eq!(numbers(&Recipe::values("v", vec![1.0, 2.0]), 1), [1.0, 2.0]);
     }
@@ -542,7 +681,7 @@ mod tests {
             Recipe::rows(f32s(&[2, 9]), vec![Rows::all(&t)]),
             Recipe::rows(f32s(&[4, 4]), vec![Rows::all(&t)]),
             Recipe::rows(f32s(&[2, 0]), vec![]),
-            Recipe::columns(f32s(&[2, 8]), &t),
+            Recipe::columns(f32s(&[2, 8]), vec![Columns::all(&t, 0..8)]),
             Recipe::rows(TensorSpec::new("x", GgmlType::Q8_0, [2, 8]), vec![Rows::all(&t)]),
         ] {
             assert!(recipe.check().is_err(), "{recipe:?}");

@@ -20,7 +20,9 @@ pub fn replan(folder: &Path, kept: &Path) -> Result<VirtualGguf, ConvertError> {
     };
     let header = Header::open(kept)?;
     let config = Config::read(folder)?;
-    let build = arch::build(folder, &config, safetensors::open(folder)?)?;
+    // A family may be told by it.
+    let name = header.get("general.name").and_then(Value::as_str).unwrap_or_default();
+    let build = arch::build(folder, name, &config, safetensors::open(folder)?)?;
     let differs = |(key, value): &&(String, Value)| header.get(key) != Some(value);
     if let Some((key, _)) = build.keys.iter().find(differs) {
         return Err(changed(format!("{key} has another value")));

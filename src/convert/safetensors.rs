@@ -14,7 +14,7 @@ use serde::{
     de::{Error as _, IgnoredAny, MapAccess, Visitor},
 };
 
-use super::{ConvertError, files};
+use super::{ConvertError, files, fp8::Scales};
 
 /// The format's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -102,6 +102,8 @@ pub(super) struct Stored {
     pub(super) dtype: Dtype,
     /// Slowest dimension first, as in the checkpoint.
     pub(super) shape: Vec<u64>,
+    /// What its numbers are multiplied with on the way, which makes them [`Dtype::F32`].
+    pub(super) scales: Option<Arc<Scales>>,
 }
 
 /// The tensors of all shards, by name.
@@ -315,6 +317,7 @@ fn read_header(path: &Path) -> Result<Vec<Stored>, ConvertError> {
             offset: data_start + entry.data_offsets.0,
             dtype,
             shape: entry.shape,
+            scales: None,
         });
     }
     Ok(tensors)

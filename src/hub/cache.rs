@@ -380,7 +380,7 @@ pub(crate) fn blob_name(link: &Path) -> Option<String> {
 }
 
 /// sha256 of the content where there is one file; of the names where there are several, or where the cache holds no hash.
-fn digest(files: &[RepoFile]) -> String {
+pub(crate) fn digest(files: &[RepoFile]) -> String {
     if let [
         RepoFile {
             lfs_sha256: Some(sha256),

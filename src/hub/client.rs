@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use reqwest::{
@@ -20,7 +20,7 @@ use super::{
     resolve::RepoFile,
     sites::{Health, Site, Tour},
     throttle::Throttle,
-    wire::{EntryWire, FoundWire, InfoWire, WhoWire, etag, next_page, number, redirect},
+    wire::{EntryWire, FoundWire, InfoWire, WhoWire, XetTokenWire, etag, next_page, number, redirect, xet_hash},
 };
 use crate::{config::HubConfig, stdx::Secret};
 
@@ -63,6 +63,14 @@ pub(crate) struct RepoInfo {
     pub(crate) license: Option<String>,
 }
 
+/// Leave to ask the store of the xet protocol.
+#[derive(Clone, Debug)]
+pub(crate) struct XetAccess {
+    pub(crate) store: Url,
+    pub(crate) token: Secret<String>,
+    pub(crate) until: SystemTime,
+}
+
 /// Where a file's bytes are, for a while: links to a content network expire.
 #[derive(Clone, Debug)]
 pub(crate) struct FileLocation {
@@ -72,6 +80,8 @@ pub(crate) struct FileLocation {
     /// Hash of the content, where the Hub announces one.
     pub(crate) etag: Option<String>,
     pub(crate) size: Option<u64>,
+    /// What the xet protocol knows the file by (64 hex digits), where it does.
+    pub(crate) xet_hash: Option<String>,
 }
 
 /// What the Hub says to a plain question; for diagnosis.
@@ -271,15 +281,16 @@ impl Client {
             site: site.clone(),
             etag: None,
             size: None,
+            xet_hash: None,
         };
         for _ in 0..=MAX_REDIRECTS {
-            let response = self
-                .send(Method::HEAD, &location.url, None, self.token(about.repo))
-                .await?;
+            let token = self.token(&location.url, about.repo);
+            let response = self.send(Method::HEAD, &location.url, None, token).await?;
             let headers = response.headers();
             // The first hop that knows the content wins; the content network's own tags mean something else.
             location.etag = location.etag.or_else(|| etag(headers, "x-linked-etag"));
             location.size = location.size.or_else(|| number(headers, "x-linked-size"));
+            location.xet_hash = location.xet_hash.or_else(|| xet_hash(headers));
             match redirect(&response)? {
                 Some(next) if next.origin() == site.url.origin() => location.url = next,
                 Some(next) => {
@@ -329,15 +340,51 @@ impl Client {
         range: Option<(u64, u64)>,
         about: &About<'_>,
     ) -> Result<Response, HubError> {
+        self.follow(url, range, |url| self.token(url, about.repo)).await
+    }
+
+    /// The same of somebody else than the Hub, who is shown another token or none.
+    pub(crate) async fn get_with(
+        &self,
+        url: &Url,
+        range: Option<(u64, u64)>,
+        token: Option<&Secret<String>>,
+    ) -> Result<Response, HubError> {
+        self.follow(url, range, |now| token.filter(|_| now.origin() == url.origin()))
+            .await
+    }
+
+    async fn follow<'t>(
+        &self,
+        url: &Url,
+        range: Option<(u64, u64)>,
+        token: impl Fn(&Url) -> Option<&'t Secret<String>>,
+    ) -> Result<Response, HubError> {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.send(Method::GET, &url, range, self.token(about.repo)).await?;
+            let response = self.send(Method::GET, &url, range, token(&url)).await?;
             match redirect(&response)? {
                 Some(next) => url = next,
                 None => return Ok(response),
             }
         }
         Err(self.protocol(&url, "it redirects in a circle"))
+    }
+
+    /// Asks for leave to read a repository's files over the xet protocol.
+    pub(crate) async fn xet_access(&self, site: &Site, about: &About<'_>) -> Result<XetAccess, HubError> {
+        let tail = ["xet-read-token", about.revision];
+        let url = site_url(site, &["api", "models"], about.repo, &tail, "")?;
+        let (wire, _) = self.json_once::<XetTokenWire>(&url, about).await?;
+        let until = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(wire.exp));
+        match (Url::parse(&wire.cas_url), until) {
+            (Ok(store), Some(until)) => Ok(XetAccess {
+                store,
+                token: Secret::new(wire.access_token),
+                until,
+            }),
+            _ => Err(self.protocol(&url, "it names no store that could be asked")),
+        }
     }
 
     /// Whether the Hub answers, and what it thinks of the token.
@@ -438,10 +485,14 @@ impl Client {
             return Err(self.refusal(response, about).await);
         }
         let headers = response.headers().clone();
+        Ok((self.parsed(response).await?, headers))
+    }
+
+    /// The JSON of an answer.
+    pub(crate) async fn parsed<T: serde::de::DeserializeOwned>(&self, response: Response) -> Result<T, HubError> {
+        let url = response.url().clone();
         let body = self.body(response, MAX_JSON_BYTES).await?;
-        let parsed =
-            serde_json::from_slice(&body).map_err(|_| self.protocol(url, "its answer is not the JSON of a Hub"))?;
-        Ok((parsed, headers))
+        serde_json::from_slice(&body).map_err(|_| self.protocol(&url, "its answer is not the JSON of a Hub"))
     }
 
     pub(crate) async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, HubError> {
@@ -455,8 +506,10 @@ impl Client {
         Ok(body)
     }
 
-    /// The token for a repository: its organisation's, else the general one.
-    fn token(&self, repo: &str) -> Option<&Secret<String>> {
+    /// The token for a repository: its organisation's, else the general one. Only the Hub itself is shown it, no mirror and no
+    /// content network.
+    fn token(&self, url: &Url, repo: &str) -> Option<&Secret<String>> {
+        self.sites.first().filter(|main| main.url.origin() == url.origin())?;
         let org = repo.split('/').next().unwrap_or_default().to_ascii_lowercase();
         self.config.organisation_tokens.get(&org).or(self.config.token.as_ref())
     }
@@ -467,7 +520,7 @@ impl Client {
             .ok_or_else(|| HubError::Endpoint("there is none".into()))
     }
 
-    /// One request, one answer; only the Hub itself is shown a token, no mirror and no content network.
+    /// One request, one answer.
     async fn send(
         &self,
         method: Method,
@@ -483,8 +536,7 @@ impl Client {
         if let Some((start, end)) = range {
             request = request.header(RANGE, format!("bytes={start}-{}", end - 1));
         }
-        let endpoint = self.main()?.url.origin();
-        if let Some(token) = token.filter(|_| url.origin() == endpoint) {
+        if let Some(token) = token {
             request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose()));
         }
         let after = self.config.stall_timeout.max(self.config.connect_timeout);
@@ -532,7 +584,7 @@ fn site_url(site: &Site, head: &[&str], repo: &str, tail: &[&str], path: &str) -
     Ok(url)
 }
 
-fn extend<'a>(url: &mut Url, segments: impl IntoIterator<Item = &'a str>) -> Result<(), HubError> {
+pub(super) fn extend<'a>(url: &mut Url, segments: impl IntoIterator<Item = &'a str>) -> Result<(), HubError> {
     match url.path_segments_mut() {
         Ok(mut path) => {
             path.pop_if_empty().extend(segments);

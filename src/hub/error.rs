@@ -14,9 +14,14 @@ pub enum HubError {
     /// Nothing in the cache answers to the name.
     #[error("model '{0}' not found")]
     NotCached(String),
-    /// The name asks for LoRA adapters.
-    #[error("adapters are not supported yet: leave out '+{0}'")]
-    Adapters(String),
+    /// An adapter that cannot be applied, or not to this base.
+    #[error("the adapter {repo} cannot be used: {reason}")]
+    Adapter {
+        /// `ORG/ADAPTER`.
+        repo: String,
+        /// Why.
+        reason: String,
+    },
     /// The repository does not exist, or is private and the token may not see it.
     #[error(
         "model repository {repo} not found at {endpoint}: check the spelling; if it is private, set HF_TOKEN to a \
@@ -207,6 +212,14 @@ impl HubError {
         }
     }
 
+    /// An error of an adapter's conversion.
+    pub(crate) fn adapter(repo: &str, error: &ConvertError) -> Self {
+        match Self::conversion(repo, error) {
+            Self::Checkpoint { repo, reason } => Self::Adapter { repo, reason },
+            other => other,
+        }
+    }
+
     /// An error of a conversion.
     pub(crate) fn conversion(repo: &str, error: &ConvertError) -> Self {
         match error {
@@ -240,7 +253,7 @@ impl From<HubError> for Failure {
         match error {
             HubError::Name(NameError::Malformed { .. }) => Self::InvalidName(text),
             HubError::Name(NameError::Cloud(name)) | HubError::NotCached(name) => Self::NotFound(name),
-            HubError::Adapters(_) | HubError::Import { .. } | HubError::Checkpoint { .. } => Self::Invalid(text),
+            HubError::Adapter { .. } | HubError::Import { .. } | HubError::Checkpoint { .. } => Self::Invalid(text),
             HubError::RepoNotFound { .. }
             | HubError::RevisionNotFound { .. }
             | HubError::FileNotFound { .. }

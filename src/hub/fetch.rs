@@ -1,4 +1,5 @@
-//! The bytes of one file over HTTP: in ranges, several at once, each tried again and from another link where one fails.
+//! The bytes of one file over HTTP: in ranges, several at once, each tried again and from another link where one fails. Or
+//! over xet, where that is wanted or needed.
 
 use std::{
     sync::Arc,
@@ -16,23 +17,28 @@ use super::{
     download::{State, Target, blocking},
     error::HubError,
     partial::Partial,
+    xet::{self, Xet},
 };
+use crate::config::XetUse;
 
 /// Bytes of one ranged request, at least: below, requests cost more than they gain.
 const MIN_PIECE_BYTES: u64 = 1 << 20;
 /// Bytes of one ranged request, at most: above, a late failure of one leaves the other connections idle.
 const MAX_PIECE_BYTES: u64 = 32 << 20;
 /// Bytes that are gathered before they are written; times the connections, this is the memory of a download.
-const WRITE_BYTES: usize = 1 << 20;
+pub(super) const WRITE_BYTES: usize = 1 << 20;
 /// The longest that bytes wait for more: what is not written is lost when the download is given up.
-const WRITE_INTERVAL: Duration = Duration::from_millis(250);
+pub(super) const WRITE_INTERVAL: Duration = Duration::from_millis(250);
 /// Bytes after which a try counts as one that got somewhere.
-const PROGRESS_BYTES: u64 = 64 << 10;
+pub(super) const PROGRESS_BYTES: u64 = 64 << 10;
+/// The largest file that the Hub gives over plain HTTP.
+const MAX_PLAIN_BYTES: u64 = 50_000_000_000;
+
 /// Everything that the ranges of one file share.
 pub(crate) struct Fetch<'a> {
-    client: &'a Client,
+    pub(super) client: &'a Client,
     target: &'a Target,
-    partial: Arc<Partial>,
+    pub(super) partial: Arc<Partial>,
     state: &'a watch::Sender<State>,
     /// Where the content is, renewed when the link expires or does not help.
     location: tokio::sync::Mutex<Option<FileLocation>>,
@@ -72,6 +78,41 @@ impl<'a> Fetch<'a> {
     /// Brings everything that is missing.
     pub(crate) async fn run(&self) -> Result<(), HubError> {
         self.report(self.partial.completed());
+        if self.partial.missing().is_empty() || !wants_xet(self.client.config().xet, self.target.size) {
+            return self.plain().await;
+        }
+        let Some(xet) = self.xet().await else {
+            return self.plain().await;
+        };
+        match xet.run().await {
+            Err(error) if !xet::is_final(&error) => {
+                tracing::warn!(path = self.target.path, %error, "xet does not help; plain HTTP is tried");
+                let plain = self.plain().await;
+                // That it is too large for plain HTTP is known.
+                plain.map_err(|plain| {
+                    if wants_xet(XetUse::Auto, self.target.size) {
+                        error
+                    } else {
+                        plain
+                    }
+                })
+            }
+            result => result,
+        }
+    }
+
+    /// The file over xet, if the Hub has it there.
+    async fn xet(&self) -> Option<Xet<'_>> {
+        // Who cannot be asked now is asked again over plain HTTP, with all its patience.
+        let found = self.locate().await.ok()?;
+        let hash = found.xet_hash.clone();
+        let site = found.site.clone();
+        *self.location.lock().await = Some(found);
+        Some(Xet::new(self, hash?, site))
+    }
+
+    /// The same over plain HTTP.
+    async fn plain(&self) -> Result<(), HubError> {
         let mut pieces = pieces(
             &self.partial.missing(),
             self.target.size,
@@ -262,7 +303,7 @@ impl<'a> Fetch<'a> {
         Ok(bytes)
     }
 
-    fn report(&self, completed: u64) {
+    pub(super) fn report(&self, completed: u64) {
         // Ranges finish their writes in any order.
         self.state.send_if_modified(|state| match state {
             State::Fetching { completed: shown } if *shown != completed && (completed > *shown || completed == 0) => {
@@ -308,7 +349,7 @@ impl<'a> Fetch<'a> {
         }
     }
 
-    fn about(&self) -> About<'_> {
+    pub(super) fn about(&self) -> About<'_> {
         About {
             repo: &self.target.repo,
             revision: &self.target.commit,
@@ -316,7 +357,7 @@ impl<'a> Fetch<'a> {
         }
     }
 
-    fn interrupted(&self, reason: &str) -> HubError {
+    pub(super) fn interrupted(&self, reason: &str) -> HubError {
         HubError::Interrupted {
             path: self.target.path.clone(),
             reason: reason.to_owned(),
@@ -341,8 +382,17 @@ fn pieces(missing: &[(u64, u64)], size: u64, parallel: usize) -> Vec<(u64, u64)>
     pieces
 }
 
+/// Whether a file of this size is to come over xet.
+fn wants_xet(setting: XetUse, size: u64) -> bool {
+    match setting {
+        XetUse::Off => false,
+        XetUse::Auto => size > MAX_PLAIN_BYTES,
+        XetUse::Always => true,
+    }
+}
+
 /// Start and whole size out of `bytes START-END/SIZE`.
-fn content_range(response: &Response) -> Option<(u64, u64)> {
+pub(super) fn content_range(response: &Response) -> Option<(u64, u64)> {
     let value = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
     let (range, size) = value.strip_prefix("bytes ")?.split_once('/')?;
     let (start, _) = range.split_once('-')?;
@@ -352,6 +402,14 @@ fn content_range(response: &Response) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn xet_is_for_what_plain_http_cannot_give() {
+        assert!(!wants_xet(XetUse::Auto, 50_000_000_000));
+        assert!(wants_xet(XetUse::Auto, 50_000_000_001));
+        assert!(wants_xet(XetUse::Always, 1));
+        assert!(!wants_xet(XetUse::Off, u64::MAX));
+    }
 
     #[test]
     fn pieces_cover_what_is_missing() {

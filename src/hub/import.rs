@@ -39,7 +39,10 @@ impl Hub {
         on_bytes: impl Fn(u64) + Send + 'static,
     ) -> Result<LocalModel, HubError> {
         if let [adapter, ..] = name.adapters.as_slice() {
-            return Err(HubError::Adapters(adapter.to_string()));
+            return Err(HubError::Import {
+                path: source.display().to_string(),
+                reason: format!("it would be one model, without +{adapter}"),
+            });
         }
         let (hub, root, source, name) = (self.clone(), config.cache_dir.clone(), source.to_owned(), name.clone());
         blocking(move || {

@@ -83,6 +83,16 @@ impl Ledger {
         self.current().entries.models.get(key).cloned()
     }
 
+    /// Keys of all models that were pulled.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        self.current().entries.models.keys().cloned().collect()
+    }
+
+    /// Forgets that a model was pulled.
+    pub(crate) fn forget_model(&self, key: &str) -> Result<(), HubError> {
+        self.change(|entries| entries.models.remove(key).is_some())
+    }
+
     /// Records a blob that hubllama downloaded.
     pub(crate) fn add(&self, blob: PathBuf) -> Result<(), HubError> {
         self.change(|entries| entries.downloaded.insert(blob))

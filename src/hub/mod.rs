@@ -5,6 +5,7 @@
 //! take it away ([`Hub::delete`]). Around them: [`Hub::search`], [`Hub::update`], [`Hub::provenance`], [`Hub::verify`],
 //! [`Hub::import`] and [`Hub::prune`]. What is in the files is not known here.
 
+mod adapter;
 mod backoff;
 mod cache;
 mod checkpoint;
@@ -29,6 +30,7 @@ mod sites;
 mod throttle;
 mod verify;
 mod wire;
+mod xet;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -37,11 +39,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+pub use adapter::LocalAdapter;
 pub use client::Reachable;
 pub use converted::{Converter, Kept, Order};
 pub use error::HubError;
 pub use name::{HfName, NameError, Selector};
-pub use provenance::{FileProvenance, Provenance};
+pub use provenance::{AdapterProvenance, FileProvenance, Provenance};
 pub use prune::{Waste, WasteKind};
 pub use pull::Pull;
 pub use resolve::ResolveError;
@@ -53,7 +56,7 @@ use converted::Conversions;
 use download::blocking;
 use ledger::Ledger;
 
-use crate::config::HubConfig;
+use crate::{config::HubConfig, convert::TargetType};
 
 /// File systems tick: a change so soon after another one may leave the same time behind.
 const TICK: Duration = Duration::from_millis(50);
@@ -69,6 +72,7 @@ struct Shared {
     downloads: download::Downloads,
     ledger: Arc<Ledger>,
     conversions: Conversions,
+    prepared: adapter::Prepared,
     /// By cache.
     scans: Mutex<HashMap<PathBuf, Scan>>,
 }
@@ -112,6 +116,8 @@ pub struct LocalModel {
     pub modified_at: SystemTime,
     /// Whether hubllama downloaded or made the weights, so that deleting the model removes them.
     pub owned: bool,
+    /// LoRA adapters on top, in the order of the name.
+    pub adapters: Vec<LocalAdapter>,
 }
 
 /// What the Hub has instead of the files in the cache.
@@ -136,8 +142,14 @@ pub enum Deleted {
 }
 
 impl LocalModel {
-    /// What was downloaded for it: its own files, or those that it was made from.
+    /// What was downloaded for it: its own files, or those that it was made from, and its adapters'.
     pub(crate) fn downloads(&self) -> impl Iterator<Item = &PathBuf> {
+        let adapters = self.adapters.iter().flat_map(|adapter| &adapter.files);
+        self.base_downloads().chain(adapters)
+    }
+
+    /// The same without its adapters'.
+    fn base_downloads(&self) -> impl Iterator<Item = &PathBuf> {
         let own = self.files.iter().chain(&self.mmproj);
         let own = own.filter(|_| self.sources.is_empty());
         self.sources.iter().chain(own)
@@ -163,6 +175,7 @@ impl Hub {
             downloads: download::Downloads::default(),
             ledger: Arc::new(Ledger::load(state_dir)),
             conversions: Conversions::new(state_dir, converter),
+            prepared: adapter::Prepared::new(state_dir),
             scans: Mutex::default(),
         }))
     }
@@ -170,19 +183,36 @@ impl Hub {
     /// Finds a model in the cache; asks nobody.
     ///
     /// # Errors
-    /// If it is not complete in the cache, was deleted while its files are another program's, or asks for adapters.
+    /// If it is not complete in the cache, or was deleted while its files are another program's.
     pub async fn locate(&self, config: &HubConfig, name: &HfName) -> Result<LocalModel, HubError> {
-        if let [adapter, ..] = name.adapters.as_slice() {
-            return Err(HubError::Adapters(adapter.to_string()));
-        }
         let model = self.find(config, name).await?;
-        if self.0.ledger.is_unlisted(&key(&model.org, &model.repo, &model.label)) {
+        if self.0.ledger.is_unlisted(&model.key()) {
             return Err(HubError::NotCached(name.to_string()));
         }
         Ok(model)
     }
 
-    /// Every complete model of the cache that was not unlisted, sorted by name.
+    /// Whether a name stands for a model of the cache, however it is spelled. A name without a selector means every model of
+    /// its repository, one without a revision every commit.
+    pub async fn means(&self, config: &HubConfig, name: &HfName, model: &LocalModel) -> bool {
+        if !name.org.eq_ignore_ascii_case(&model.org) || !name.repo.eq_ignore_ascii_case(&model.repo) {
+            return false;
+        }
+        // What the selector finds where the model is; only a look at its folder tells.
+        let name = HfName {
+            selector: name
+                .selector
+                .clone()
+                .or_else(|| Selector::parse(&model.label).ok().flatten()),
+            revision: name.revision.clone().or_else(|| Some(model.commit.clone())),
+            ..name.clone()
+        };
+        self.find(config, &name)
+            .await
+            .is_ok_and(|found| found.files == model.files && found.adapters == model.adapters)
+    }
+
+    /// Every complete model of the cache that was not unlisted, sorted by name; then those with adapters that were pulled.
     pub async fn list(&self, config: &HubConfig) -> Vec<LocalModel> {
         let (hub, roots) = (self.clone(), roots(config));
         let listed = blocking(move || {
@@ -197,7 +227,9 @@ impl Hub {
             let listed = models
                 .into_iter()
                 .filter(|model| !hub.0.ledger.is_unlisted(&key(model)));
-            Ok(listed.map(|model| hub.local(model, None)).collect())
+            let mut listed: Vec<LocalModel> = listed.map(|model| hub.local(model, None)).collect();
+            listed.extend(hub.adapted(&roots));
+            Ok(listed)
         });
         listed.await.unwrap_or_default()
     }
@@ -232,6 +264,9 @@ impl Hub {
     /// If the model is not in the cache, or the Hub cannot be asked.
     pub async fn update(&self, config: &HubConfig, name: &HfName) -> Result<Option<Update>, HubError> {
         let model = self.locate(config, name).await?;
+        if !model.adapters.is_empty() {
+            return self.update_adapted(config, name, &model).await;
+        }
         if name.revision.as_deref().is_some_and(cache::is_commit) {
             return Ok(None);
         }
@@ -252,6 +287,24 @@ impl Hub {
             Err(HubError::NotCached(_)) if all => self.find(config, name).await?,
             other => other?,
         };
+        let (hub, config, name) = (self.clone(), config.clone(), name.clone());
+        blocking(move || match model.adapters.is_empty() {
+            false => hub.remove_adapted(&config, &model, all),
+            true if !all && hub.is_base(&roots(&config), &model.key()) => {
+                hub.0.ledger.set_unlisted(&model.key(), true)?;
+                Ok(Deleted::Unlisted)
+            }
+            true => hub.remove_base(&config, &name, all),
+        })
+        .await
+    }
+
+    /// Removes a model without adapters.
+    fn remove_base(&self, config: &HubConfig, name: &HfName, all: bool) -> Result<Deleted, HubError> {
+        let roots = roots(config);
+        let default = checkpoint::default_type(config.safetensors_type);
+        let model = self.find_now(&roots, name, default)?;
+        let key = model.key();
         // The selector is made explicit, so that the same model is meant at every commit.
         let selector = Selector::parse(&model.label).ok().flatten();
         let name = HfName {
@@ -260,31 +313,46 @@ impl Hub {
             selector,
             ..name.clone()
         };
-        let (hub, config) = (self.clone(), config.clone());
-        blocking(move || {
-            let key = key(&name.org, &name.repo, &model.label);
-            if !model.sources.is_empty() {
-                let made = hub.0.conversions.locate(&roots(&config), &name)?;
-                hub.0.ledger.set_unlisted(&key, false)?;
-                let revision = name.revision.as_deref();
-                return hub
-                    .0
-                    .conversions
-                    .delete(&config.cache_dir, &hub.0.ledger, &made, revision, all);
+        let ledger = &self.0.ledger;
+        if !model.sources.is_empty() {
+            let made = self.0.conversions.locate(&roots, &name, TargetType::Stored)?;
+            ledger.set_unlisted(&key, false)?;
+            let revision = name.revision.as_deref();
+            let conversions = &self.0.conversions;
+            return conversions.delete(&config.cache_dir, ledger, &made, revision, all);
+        }
+        let elsewhere = cache::locate_in(&config.extra_caches, &name).is_ok();
+        match remove::delete(&config.cache_dir, ledger, &name, &key, all) {
+            Err(HubError::NotCached(_)) if elsewhere => {}
+            deleted if !elsewhere => return deleted,
+            deleted => {
+                deleted?;
             }
-            let elsewhere = cache::locate_in(&config.extra_caches, &name).is_ok();
-            match remove::delete(&config.cache_dir, &hub.0.ledger, &name, &key, all) {
-                Err(HubError::NotCached(_)) if elsewhere => {}
-                deleted if !elsewhere => return deleted,
-                deleted => {
-                    deleted?;
-                }
-            }
-            // It is not ours to remove there, but must not come back into the lists.
-            hub.0.ledger.set_unlisted(&key, true)?;
-            Ok(Deleted::Unlisted)
+        }
+        // It is not ours to remove there, but must not come back into the lists.
+        ledger.set_unlisted(&key, true)?;
+        Ok(Deleted::Unlisted)
+    }
+
+    async fn update_adapted(
+        &self,
+        config: &HubConfig,
+        name: &HfName,
+        model: &LocalModel,
+    ) -> Result<Option<Update>, HubError> {
+        let base = HfName {
+            adapters: Vec::new(),
+            ..name.clone()
+        };
+        let of_base = Box::pin(self.update(config, &base)).await?;
+        let of_adapters = adapter::update(self, &Arc::new(config.clone()), model).await?;
+        Ok(match (of_base, of_adapters) {
+            (Some(one), Some(other)) => Some(Update {
+                bytes: one.bytes.saturating_add(other.bytes),
+                ..one
+            }),
+            (one, other) => one.or(other),
         })
-        .await
     }
 
     /// Asks the Hub whether it is there and what it thinks of the token.
@@ -325,11 +393,17 @@ impl Hub {
     /// Finds a model in the cache, also one that is unlisted.
     async fn find(&self, config: &HubConfig, name: &HfName) -> Result<LocalModel, HubError> {
         let (hub, roots, name) = (self.clone(), roots(config), name.clone());
-        blocking(move || {
-            let model = cache::locate_in(&roots, &name).or_else(|_| hub.0.conversions.locate(&roots, &name))?;
-            Ok(hub.local(model, name.revision))
-        })
-        .await
+        let default = checkpoint::default_type(config.safetensors_type);
+        blocking(move || hub.find_now(&roots, &name, default)).await
+    }
+
+    fn find_now(&self, roots: &[PathBuf], name: &HfName, default: TargetType) -> Result<LocalModel, HubError> {
+        let model = cache::locate_in(roots, name).or_else(|_| self.0.conversions.locate(roots, name, default))?;
+        let model = self.local(model, name.revision.clone());
+        if name.adapters.is_empty() {
+            return Ok(model);
+        }
+        Ok(model.with_adapters(self.find_adapters(roots, name)?))
     }
 
     fn local(&self, model: CachedModel, revision: Option<String>) -> LocalModel {
@@ -365,6 +439,7 @@ impl Hub {
             digest,
             modified_at,
             owned,
+            adapters: Vec::new(),
         }
     }
 
@@ -414,7 +489,10 @@ mod tests {
     use std::time::Instant;
 
     use super::{
-        cache::tests::{NEW, OLD, name, put},
+        cache::{
+            RepoFolder,
+            tests::{NEW, OLD, name, put},
+        },
         *,
     };
 
@@ -442,6 +520,52 @@ mod tests {
             [],
             "it stays unlisted after a restart"
         );
+    }
+
+    #[tokio::test]
+    async fn a_model_is_meant_by_every_spelling_of_its_name() {
+        let (root, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let config = HubConfig {
+            cache_dir: root.path().to_owned(),
+            ..HubConfig::default()
+        };
+        let hub = Hub::new(state.path());
+        for path in ["m-Q4_0.gguf", "q8/m-Q8_0.gguf", "sub/m-Q4_0.gguf", "m-UD-Q2_K.gguf"] {
+            put(root.path(), "Org/Repo", OLD, path, path);
+        }
+        RepoFolder::new(root.path(), "Org", "Repo")
+            .write_reference("main", OLD)
+            .unwrap();
+        let meant = |spelling: &str| {
+            let (hub, config, spelling) = (hub.clone(), config.clone(), name(spelling));
+            async move {
+                let mut meant = Vec::new();
+                for model in hub.list(&config).await {
+                    if hub.means(&config, &spelling, &model).await {
+                        meant.push(model.label);
+                    }
+                }
+                meant.join(" ")
+            }
+        };
+        for (spelling, labels) in [
+            ("HF:org/REPO:q4_0", "Q4_0"),
+            ("hf.co/Org/Repo:q8_0", "Q8_0"),
+            ("hf:org/repo/Q8", "Q8_0"),
+            ("hf:org/repo/q8:q8_0", "Q8_0"),
+            ("hf:org/repo:m-q4_0.gguf", "Q4_0"),
+            ("hf:org/repo/sub:Q4_0", "sub/m-Q4_0.gguf"),
+            ("hf:org/repo/sub/m-Q4_0.gguf", "sub/m-Q4_0.gguf"),
+            ("hf:org/repo:Q2_K", "UD-Q2_K"),
+            ("hf:org/repo@main:Q4_0", "Q4_0"),
+            ("hf:org/repo", "Q4_0 Q8_0 sub/m-Q4_0.gguf UD-Q2_K"),
+            ("hf:org/repo:latest", "Q4_0 Q8_0 sub/m-Q4_0.gguf UD-Q2_K"),
+            ("hf:org/repo@v1:Q4_0", ""),
+            ("hf:org/other:Q4_0", ""),
+            ("hf:org/repo:F16", ""),
+        ] {
+            assert_eq!(meant(spelling).await, labels, "{spelling}");
+        }
     }
 
     #[tokio::test]

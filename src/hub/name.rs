@@ -106,6 +106,8 @@ impl HfName {
             return Err(NameError::Cloud(shorten(name)));
         }
         let body = strip_suffix_ignore_case(body, ":local").unwrap_or(body);
+        // What clients put behind every name without a tag, also behind adapters.
+        let body = strip_suffix_ignore_case(body, ":latest").unwrap_or(body);
         let (main, adapters) = body.split_at(end_of_main(body));
         let mut parsed = parse_main(main).map_err(malformed)?;
         for adapter in adapters.split('+').skip(1) {
@@ -121,6 +123,17 @@ impl HfName {
     #[must_use]
     pub fn repo_id(&self) -> String {
         format!("{}/{}", self.org, self.repo)
+    }
+
+    /// Whether it has the same adapters as another name, in the same order, however they are spelled.
+    #[must_use]
+    pub fn has_adapters_of(&self, other: &Self) -> bool {
+        let is_same = |(one, other): (&AdapterName, &AdapterName)| {
+            one.org.eq_ignore_ascii_case(&other.org)
+                && one.repo.eq_ignore_ascii_case(&other.repo)
+                && one.revision == other.revision
+        };
+        self.adapters.len() == other.adapters.len() && self.adapters.iter().zip(&other.adapters).all(is_same)
     }
 
     /// The same model with another selector, for lists and answers.

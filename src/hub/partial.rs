@@ -174,6 +174,14 @@ impl Partial {
             .map_err(|error| HubError::io("truncate", &self.path, &error))
     }
 
+    /// Forgets what was written to `start..end`, since it may be wrong.
+    pub(crate) fn forget(&self, start: u64, end: u64) {
+        let mut progress = self.lock();
+        progress.ranges.remove(start, end);
+        // It may have been hashed already.
+        progress.epoch += 1;
+    }
+
     /// Hashes the content as the Hub hashed it (sha256, or git's sha1 for a short hash), in order and while it arrives, so
     /// that it is read from memory and is done when the last byte is there.
     pub(crate) fn hash(&self, digits: usize) -> Result<String, HubError> {
@@ -345,6 +353,16 @@ impl Ranges {
         self.0.splice(first..last, [merged]);
     }
 
+    /// Takes `start..end` out.
+    pub(crate) fn remove(&mut self, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
+        let around = |&(from, to): &(u64, u64)| [(from, to.min(start)), (from.max(end), to)];
+        let kept = self.0.iter().flat_map(around).filter(|(from, to)| from < to);
+        self.0 = kept.collect();
+    }
+
     /// End of what is there from the beginning on.
     pub(crate) fn front(&self) -> u64 {
         self.0.first().filter(|first| first.0 == 0).map_or(0, |first| first.1)
@@ -411,12 +429,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ranges_are_a_set_of_bytes(parts in prop::collection::vec((0_u64..64, 0_u64..16), 0..12)) {
+        fn ranges_are_a_set_of_bytes(parts in prop::collection::vec((0_u64..64, 0_u64..16, any::<bool>()), 0..12)) {
             let mut ranges = Ranges::default();
             let mut bytes = [false; 80];
-            for (start, length) in parts {
-                ranges.insert(start, start + length);
-                bytes[start as usize..(start + length) as usize].fill(true);
+            for (start, length, comes) in parts {
+                if comes {
+                    ranges.insert(start, start + length);
+                } else {
+                    ranges.remove(start, start + length);
+                }
+                bytes[start as usize..(start + length) as usize].fill(comes);
             }
             prop_assert_eq!(ranges.total(), bytes.iter().filter(|byte| **byte).count() as u64);
             prop_assert!(ranges.0.windows(2).all(|pair| pair[0].1 < pair[1].0));
@@ -476,6 +498,9 @@ mod tests {
             partial.write(0, &[1; 4096]).unwrap();
             // A server without ranges begins anew, while the first bytes are being hashed.
             partial.clear().unwrap();
+            partial.write(0, &[2; 4096]).unwrap();
+            partial.forget(100, 5000);
+            assert_eq!(partial.missing(), [(100, 3 << 20)]);
             for part in [2, 0, 1] {
                 let at = part << 20;
                 partial.write(at as u64, &content[at..at + (1 << 20)]).unwrap();

@@ -1,5 +1,7 @@
 //! Where a model's bytes are from, for `/api/show` and for people.
 
+use std::path::{Path, PathBuf};
+
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -20,6 +22,19 @@ pub struct Provenance {
     pub files: Vec<FileProvenance>,
     /// Whether hubllama downloaded the weights.
     pub owned: bool,
+    /// LoRA adapters on top.
+    pub adapters: Vec<AdapterProvenance>,
+}
+
+/// Where an adapter is from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AdapterProvenance {
+    /// `ORG/ADAPTER`.
+    pub repository: String,
+    /// 40 hex digits.
+    pub commit: String,
+    /// Its files.
+    pub files: Vec<FileProvenance>,
 }
 
 /// One file of a model.
@@ -48,6 +63,7 @@ impl Hub {
             license: None,
             files: Vec::new(),
             owned: model.owned,
+            adapters: Vec::new(),
         };
         let known = fallback.clone();
         let found = blocking(move || {
@@ -55,15 +71,12 @@ impl Hub {
                 .path
                 .join("snapshots")
                 .join(&model.commit);
-            let files = model.downloads().map(|file| {
-                let etag = cache::blob_name(file).unwrap_or_default();
-                FileProvenance {
-                    path: file.strip_prefix(&snapshot).unwrap_or(file).display().to_string(),
-                    size: std::fs::metadata(file).map_or(0, |meta| meta.len()),
-                    git_sha1: Some(etag.clone()).filter(|etag| cache::is_hex(etag, 40)),
-                    sha256: Some(etag).filter(|etag| cache::is_hex(etag, 64)),
-                }
+            let adapters = model.adapters.iter().map(|adapter| AdapterProvenance {
+                repository: format!("{}/{}", adapter.name.org, adapter.name.repo),
+                commit: adapter.commit.clone(),
+                files: files_in(&adapter.snapshot(), &adapter.files),
             });
+            let base: Vec<PathBuf> = model.base_downloads().cloned().collect();
             let note = hub
                 .0
                 .ledger
@@ -74,12 +87,26 @@ impl Hub {
             Ok(Provenance {
                 endpoint: endpoint.filter(|endpoint| !endpoint.is_empty()),
                 license,
-                files: files.collect(),
+                files: files_in(&snapshot, &base),
+                adapters: adapters.collect(),
                 ..known
             })
         });
         found.await.unwrap_or(fallback)
     }
+}
+
+fn files_in(snapshot: &Path, files: &[PathBuf]) -> Vec<FileProvenance> {
+    let provenance = |file: &PathBuf| {
+        let etag = cache::blob_name(file).unwrap_or_default();
+        FileProvenance {
+            path: file.strip_prefix(snapshot).unwrap_or(file).display().to_string(),
+            size: std::fs::metadata(file).map_or(0, |meta| meta.len()),
+            git_sha1: Some(etag.clone()).filter(|etag| cache::is_hex(etag, 40)),
+            sha256: Some(etag).filter(|etag| cache::is_hex(etag, 64)),
+        }
+    };
+    files.iter().map(provenance).collect()
 }
 
 impl Provenance {
@@ -97,6 +124,9 @@ impl Provenance {
         add("endpoint", json!(self.endpoint));
         add("license", json!(self.license));
         add("files", json!(self.files));
+        if !self.adapters.is_empty() {
+            add("adapters", json!(self.adapters));
+        }
         add("template_source", template_source.into());
         add("downloaded", self.owned.into());
         keys

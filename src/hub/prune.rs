@@ -56,6 +56,7 @@ impl Hub {
         blocking(move || {
             let mut waste = find(&root, &hub.0.ledger, SETTLED);
             let stale = hub.0.conversions.stale(&roots).into_iter();
+            let stale = stale.chain(hub.0.prepared.stale(&roots));
             waste.extend(stale.map(|(what, path)| Waste {
                 kind: WasteKind::Orphan,
                 what,

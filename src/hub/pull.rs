@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    Hub, LocalModel, Update,
+    Hub, LocalModel, Update, adapter,
     cache::{self, RepoFolder},
     checkpoint::{self, Checkpoint},
     client::{About, Client, RepoInfo},
@@ -84,10 +84,10 @@ impl Drop for Pull {
     }
 }
 
-struct Events(mpsc::Sender<Result<PullEvent, HubError>>);
+pub(crate) struct Events(mpsc::Sender<Result<PullEvent, HubError>>);
 
 impl Events {
-    async fn status(&self, status: &'static str) -> Result<(), HubError> {
+    pub(crate) async fn status(&self, status: &'static str) -> Result<(), HubError> {
         self.send(PullEvent::Status(status)).await
     }
 
@@ -100,30 +100,58 @@ impl Events {
         .await
     }
 
+    /// Says of files that they are there.
+    pub(crate) async fn whole(&self, paths: &[PathBuf]) -> Result<(), HubError> {
+        for path in paths {
+            let path = path.clone();
+            let (digest, size) = blocking(move || {
+                let size = std::fs::metadata(&path)
+                    .map_err(|error| HubError::io("read", &path, &error))?
+                    .len();
+                let etag = cache::blob_name(&path);
+                Ok((digest_of(&etag.unwrap_or_else(|| path.display().to_string())), size))
+            })
+            .await?;
+            report_whole(&digest, size, self).await?;
+        }
+        Ok(())
+    }
+
     async fn send(&self, event: PullEvent) -> Result<(), HubError> {
         self.0.send(Ok(event)).await.map_err(|_| HubError::Cancelled)
     }
 }
 
 async fn run(hub: &Hub, config: Arc<HubConfig>, name: &HfName, events: &Events) -> Result<(), HubError> {
-    if let [adapter, ..] = name.adapters.as_slice() {
-        return Err(HubError::Adapters(adapter.to_string()));
-    }
     events.status("pulling manifest").await?;
-    let cached = hub.find(&config, name).await.ok();
+    let adapters = adapter::wanted(hub, &config, name).await?;
+    let base = HfName {
+        adapters: Vec::new(),
+        ..name.clone()
+    };
+    bring(hub, &config, &base, events).await?;
+    if !adapters.is_empty() {
+        adapter::bring(hub, &config, name, adapters, events).await?;
+    }
+    events.status("success").await
+}
+
+/// Brings a model without adapters.
+async fn bring(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, events: &Events) -> Result<(), HubError> {
+    let cached = hub.find(config, name).await.ok();
     if config.offline {
         return match cached {
             Some(model) => from_cache(hub, &model, events).await,
-            None => from_cached_checkpoint(hub, &config, name, events).await,
+            None => from_cached_checkpoint(hub, config, name, events).await,
         };
     }
     let Some(model) = cached else {
-        let plan = plan(hub, Arc::clone(&config), name).await?;
-        return fetch(hub, &config, name, plan, events).await;
+        let plan = plan(hub, Arc::clone(config), name).await?;
+        return fetch(hub, config, name, plan, events).await;
     };
-    match plan_soon(hub, &config, name).await {
-        Ok(plan) if is_elsewhere(&config, &model, &plan).await? => from_cache(hub, &model, events).await,
-        Ok(plan) => fetch(hub, &config, name, plan, events).await,
+    match plan_soon(hub, config, name).await {
+        Ok(plan) if is_elsewhere(config, &model, &plan).await? => from_cache(hub, &model, events).await,
+        Ok(plan) => fetch(hub, config, name, plan, events).await,
         Err(error) if error.is_transient() || matches!(error, HubError::Protocol { .. }) => {
             tracing::warn!(model.name = %name, %error, "the Hub is of no help; the cached model is used");
             from_cache(hub, &model, events).await
@@ -204,6 +232,7 @@ enum What {
 }
 
 async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, HubError> {
+    let default = checkpoint::default_type(config.safetensors_type);
     let client = Client::new(&hub.0.pool, config)?;
     let revision = name.revision.as_deref().unwrap_or("main");
     let info = client.info(&name.repo_id(), revision).await?;
@@ -220,18 +249,44 @@ async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, 
         Err(error) => error,
     };
     let Checkpoint { kind, files } =
-        checkpoint::resolve(&listing, selector, unfound).map_err(|error| HubError::Resolve { repo, error })?;
+        checkpoint::resolve(&listing, selector, default, unfound).map_err(|error| HubError::Resolve { repo, error })?;
     let what = What::Checkpoint(kind);
     Ok(Plan { info, what, files })
 }
 
 async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, events: &Events) -> Result<(), HubError> {
-    let client = Client::new(&hub.0.pool, Arc::clone(config))?;
     let Plan { info, what, files } = plan;
-    let repo = format!("{}/{}", info.org, info.repo);
+    if let What::Checkpoint(_) = what {
+        hub.0.conversions.check_converter()?;
+        let client = Client::new(&hub.0.pool, Arc::clone(config))?;
+        let repo = format!("{}/{}", info.org, info.repo);
+        check_config(&client, &repo, &targets(config, &info, &files)?).await?;
+    }
+    download(hub, config, &info, &files, name.revision.as_deref(), events).await?;
+    let note = Note {
+        commit: info.commit.clone(),
+        endpoint: config.endpoint.clone(),
+        license: info.license.clone(),
+    };
+    let label = match what {
+        What::Gguf(label) => label,
+        What::Checkpoint(kind) => {
+            let wanted = Wanted {
+                folder: RepoFolder::new(&config.cache_dir, &info.org, &info.repo),
+                commit: info.commit.clone(),
+                kind,
+            };
+            make(hub, config, wanted, events).await?
+        }
+    };
+    let (hub, key) = (hub.clone(), super::key(&info.org, &info.repo, &label));
+    blocking(move || hub.0.ledger.pulled(&key, note)).await
+}
+
+/// Where the files of a commit go.
+fn targets(config: &HubConfig, info: &RepoInfo, files: &[RepoFile]) -> Result<Vec<Target>, HubError> {
     let folder = RepoFolder::new(&config.cache_dir, &info.org, &info.repo);
-    let mut targets = Vec::new();
-    for file in &files {
+    let target = |file: &RepoFile| {
         let Some(etag) = file.etag() else {
             let problem = format!("it lists {} without a hash", file.path);
             return Err(HubError::Protocol {
@@ -239,8 +294,8 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
                 problem,
             });
         };
-        targets.push(Target {
-            repo: repo.clone(),
+        Ok(Target {
+            repo: format!("{}/{}", info.org, info.repo),
             commit: info.commit.clone(),
             path: file.path.clone(),
             size: file.size,
@@ -251,13 +306,23 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
                 .join(format!("models--{}--{}", info.org, info.repo))
                 .join(format!("{etag}.lock")),
             etag: etag.to_owned(),
-        });
-    }
-    if let What::Checkpoint(_) = what {
-        hub.0.conversions.check_converter()?;
-        check_config(&client, &repo, &targets).await?;
-    }
-    check_space(&repo, &targets).await?;
+        })
+    };
+    files.iter().map(target).collect()
+}
+
+/// Fetches files of a commit, as far as they are not there, and makes all of them visible at once.
+pub(crate) async fn download(
+    hub: &Hub,
+    config: &Arc<HubConfig>,
+    info: &RepoInfo,
+    files: &[RepoFile],
+    revision: Option<&str>,
+    events: &Events,
+) -> Result<(), HubError> {
+    let client = Client::new(&hub.0.pool, Arc::clone(config))?;
+    let targets = targets(config, info, files)?;
+    check_space(&format!("{}/{}", info.org, info.repo), &targets).await?;
     let mut flights: Vec<(Target, Option<Arc<Flight>>)> = Vec::new();
     for target in targets {
         let (blob, size) = (target.blob.clone(), target.size);
@@ -277,14 +342,10 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
         flight.done().await?;
     }
     events.status("writing manifest").await?;
-    let note = Note {
-        commit: info.commit.clone(),
-        endpoint: config.endpoint.clone(),
-        license: info.license.clone(),
-    };
-    let revision = name.revision.clone().unwrap_or_else(|| "main".to_owned());
+    let revision = revision.unwrap_or("main").to_owned();
     let targets: Vec<Target> = flights.into_iter().map(|(target, _)| target).collect();
-    let (of, commit) = (folder.clone(), info.commit.clone());
+    let folder = RepoFolder::new(&config.cache_dir, &info.org, &info.repo);
+    let commit = info.commit.clone();
     blocking(move || {
         for target in &targets {
             folder.link(&target.commit, &target.path, &target.etag)?;
@@ -302,21 +363,7 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
         }
         Ok(())
     })
-    .await?;
-    let label = match what {
-        What::Gguf(label) => label,
-        What::Checkpoint(kind) => {
-            let wanted = Wanted {
-                folder: of,
-                commit: info.commit.clone(),
-                kind,
-            };
-            make(hub, config, wanted, events).await?
-        }
-    };
-    let (hub, key) = (hub.clone(), super::key(&info.org, &info.repo, &label));
-    blocking(move || hub.0.ledger.pulled(&key, note)).await?;
-    events.status("success").await
+    .await
 }
 
 /// Makes a model of a checkpoint, and says how far that is, again and again: a stream without a word for minutes is taken for
@@ -429,37 +476,24 @@ async fn follow(flight: &Flight, target: &Target, events: &Events) -> Result<(),
 
 /// Says what a pull says of a model that is complete.
 async fn from_cache(hub: &Hub, model: &LocalModel, events: &Events) -> Result<(), HubError> {
-    for path in model.downloads() {
-        let path = path.clone();
-        let (digest, size) = blocking(move || {
-            let size = std::fs::metadata(&path)
-                .map_err(|error| HubError::io("read", &path, &error))?
-                .len();
-            let etag = std::fs::read_link(&path)
-                .ok()
-                .and_then(|blob| blob.file_name()?.to_str().map(str::to_owned));
-            Ok((digest_of(&etag.unwrap_or_else(|| path.display().to_string())), size))
-        })
-        .await?;
-        report_whole(&digest, size, events).await?;
-    }
+    let files: Vec<PathBuf> = model.downloads().cloned().collect();
+    events.whole(&files).await?;
     events.status("verifying sha256 digest").await?;
     events.status("writing manifest").await?;
     let (hub, key) = (hub.clone(), super::key(&model.org, &model.repo, &model.label));
-    blocking(move || hub.0.ledger.set_unlisted(&key, false)).await?;
-    events.status("success").await
+    blocking(move || hub.0.ledger.set_unlisted(&key, false)).await
 }
 
 /// Makes a model of a checkpoint that somebody has downloaded.
 async fn from_cached_checkpoint(hub: &Hub, config: &HubConfig, name: &HfName, events: &Events) -> Result<(), HubError> {
     let (roots, wanted) = (super::roots(config), name.clone());
-    let found = blocking(move || Ok(converted::cached(&roots, &wanted))).await?;
+    let default = checkpoint::default_type(config.safetensors_type);
+    let found = blocking(move || Ok(converted::cached(&roots, &wanted, default))).await?;
     let wanted = found.ok_or_else(|| HubError::Offline(name.to_string()))?;
     let (org, repo) = (wanted.folder.org.clone(), wanted.folder.repo.clone());
     let label = make(hub, config, wanted, events).await?;
     let (hub, key) = (hub.clone(), super::key(&org, &repo, &label));
-    blocking(move || hub.0.ledger.set_unlisted(&key, false)).await?;
-    events.status("success").await
+    blocking(move || hub.0.ledger.set_unlisted(&key, false)).await
 }
 
 async fn report_whole(digest: &str, size: u64, events: &Events) -> Result<(), HubError> {

@@ -66,6 +66,16 @@ pub(crate) struct ErrorWire {
     pub(crate) error: String,
 }
 
+/// Answer to `GET /api/models/ORG/REPO/xet-read-token/REVISION`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct XetTokenWire {
+    pub(crate) access_token: String,
+    /// Seconds since 1970.
+    pub(crate) exp: u64,
+    pub(crate) cas_url: String,
+}
+
 #[derive(Deserialize)]
 pub(crate) struct WhoWire {
     pub(crate) name: String,
@@ -82,6 +92,12 @@ impl EntryWire {
             path: self.path,
         })
     }
+}
+
+/// What the xet protocol knows a file by.
+pub(crate) fn xet_hash(headers: &HeaderMap) -> Option<String> {
+    let hash = headers.get("x-xet-hash")?.to_str().ok()?.to_ascii_lowercase();
+    cache::is_hex(&hash, 64).then_some(hash)
 }
 
 /// Where a redirect leads; a step down from https would expose what was asked for.

@@ -101,6 +101,8 @@ pub struct Usage {
     pub prompt_duration: Duration,
     /// Tokens sampled.
     pub output_tokens: u32,
+    /// Those of them that were reasoning.
+    pub reasoning_tokens: u32,
     /// Time from the first token sampled to the last.
     pub output_duration: Duration,
     /// Time from the request's arrival until its model was ready.

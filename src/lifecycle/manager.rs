@@ -39,7 +39,7 @@ const REFUSED: &str = "the model's process ended while it worked on this request
 pub struct Wanted {
     /// What the listing says of it.
     pub card: ModelCard,
-    /// How to load it. Its path is the identity: two names for one file share one resident.
+    /// How to load it. Its files are the identity: two names for the same ones share one resident.
     pub spec: LoadSpec,
     /// Tokens of context that the request needs; a resident with less is loaded anew.
     pub needs_context: u32,
@@ -453,7 +453,7 @@ impl Manager {
 
     fn fail_waiting(&mut self, path: &PathBuf, failure: &Failure) {
         for waiting in std::mem::take(&mut self.waiting) {
-            if waiting.wanted.spec.path == *path {
+            if waiting.wanted.spec.identity() == *path {
                 let _ = waiting.reply.send(Err(failure.clone()));
             } else {
                 self.waiting.push_back(waiting);
@@ -512,7 +512,7 @@ impl Manager {
         }
         for waiting in std::mem::take(&mut self.waiting) {
             let Waiting { wanted, reply } = waiting;
-            let path = wanted.spec.path.clone();
+            let path = wanted.spec.identity();
             match self
                 .entries
                 .get_mut(&path)
@@ -562,7 +562,7 @@ impl Manager {
 
     /// Whether a load may start now; evicts an idle resident if that is what it takes.
     fn make_room(&mut self, wanted: &Wanted) -> Result<bool, Failure> {
-        if let Some((deaths, at, reason)) = self.deaths.get(&wanted.spec.path)
+        if let Some((deaths, at, reason)) = self.deaths.get(&wanted.spec.identity())
             && *deaths >= policy::DEATHS_TO_QUARANTINE
             && at.elapsed() < policy::QUARANTINE
         {
@@ -615,7 +615,7 @@ impl Manager {
 
     fn load(&mut self, wanted: &Wanted) {
         self.loads += 1;
-        let (id, path, cancel) = (self.loads, wanted.spec.path.clone(), CancellationToken::new());
+        let (id, path, cancel) = (self.loads, wanted.spec.identity(), CancellationToken::new());
         let entry = Entry {
             id,
             wanted: wanted.clone(),
@@ -632,7 +632,10 @@ impl Manager {
     fn abandon_loads(&mut self) {
         for (path, entry) in &mut self.entries {
             if let State::Loading { cancel } = &entry.state
-                && !self.waiting.iter().any(|waiting| waiting.wanted.spec.path == *path)
+                && !self
+                    .waiting
+                    .iter()
+                    .any(|waiting| waiting.wanted.spec.identity() == *path)
             {
                 cancel.cancel();
                 entry.state = State::Stopping;

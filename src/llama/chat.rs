@@ -329,6 +329,20 @@ mod tests {
         assert_eq!((parsed.content.as_str(), parsed.tail), ("Hello", PartKind::Content));
     }
 
+    /// As those of models that see have it: a message is a list of texts and pictures.
+    #[test]
+    fn a_template_that_wants_parts_gets_them() {
+        let source = "{% for message in messages %}{{ message.role | capitalize }}\
+                      {% if message.content[0].type == 'image' %}:{% else %}: {% endif %}\
+                      {% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}\
+                      {% elif part.type == 'image' %}<image>{% endif %}{% endfor %}<end>\n{% endfor %}\
+                      {% if add_generation_prompt %}Assistant:{% endif %}";
+        let template = ChatTemplate::new(source, "", "<end>").unwrap();
+        let input = r#"{"messages":[{"role":"system","content":"Be brief."},{"role":"user","content":"Hi"}]}"#;
+        let rendered = template.apply(input).unwrap();
+        assert_eq!(rendered.prompt, "System: Be brief.<end>\nUser: Hi<end>\nAssistant:");
+    }
+
     #[test]
     fn an_error_of_the_template_is_a_sentence() {
         assert!(ChatTemplate::new("{% for %}", "", "").is_err());

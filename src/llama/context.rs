@@ -157,14 +157,26 @@ impl Context {
         unsafe { sys::llama_pooling_type(self.raw.as_ptr()) != sys::LLAMA_POOLING_TYPE_NONE }
     }
 
+    /// Numbers of a sequence's vector. A classifier gives one for each label instead.
+    fn vector_width(&self) -> usize {
+        // SAFETY: context and model are valid.
+        unsafe {
+            if sys::llama_pooling_type(self.raw.as_ptr()) == sys::LLAMA_POOLING_TYPE_RANK {
+                sys::llama_model_n_cls_out(self.model.as_ptr()) as usize
+            } else {
+                self.model.embedding_width()
+            }
+        }
+    }
+
     /// The vector of a sequence of the last batch; `None` in a context that makes none.
     #[must_use]
     pub fn embedding(&self, sequence: i32) -> Option<&[f32]> {
-        // SAFETY: llama.cpp returns NULL for a sequence that the last batch did not have; otherwise the vector has the model's
-        // width and stays until the next decode, which needs `&mut self`.
+        // SAFETY: llama.cpp returns NULL for a sequence that the last batch did not have; otherwise the vector has this width
+        // and stays until the next decode, which needs `&mut self`.
         unsafe {
             let vector = sys::llama_get_embeddings_seq(self.raw.as_ptr(), sequence);
-            (!vector.is_null()).then(|| std::slice::from_raw_parts(vector, self.model.embedding_width()))
+            (!vector.is_null()).then(|| std::slice::from_raw_parts(vector, self.vector_width()))
         }
     }
 

@@ -11,6 +11,8 @@ pub(super) struct Reasoning {
     inside: bool,
     /// Tokens written since the reasoning began.
     spent: u32,
+    /// Tokens of all reasoning, its end included.
+    total: u32,
     /// The end of the text, long enough for the longest tag.
     tail: Vec<u8>,
     longest: usize,
@@ -41,6 +43,7 @@ impl Reasoning {
             inside: syntax.begins_inside,
             syntax,
             spent: 0,
+            total: 0,
             tail: Vec::new(),
             longest,
         }
@@ -49,6 +52,11 @@ impl Reasoning {
     /// Whether the model is reasoning.
     pub(super) fn inside(&self) -> bool {
         self.inside
+    }
+
+    /// Tokens that were written while the model was reasoning.
+    pub(super) fn tokens(&self) -> u32 {
+        self.total
     }
 
     /// The tags.
@@ -65,6 +73,7 @@ impl Reasoning {
     pub(super) fn feed(&mut self, bytes: &[u8]) -> Step {
         if self.inside {
             self.spent = self.spent.saturating_add(1);
+            self.total = self.total.saturating_add(1);
         }
         self.tail.extend_from_slice(bytes);
         let step = if self.inside {
@@ -156,6 +165,8 @@ mod tests {
         assert_eq!(reasoning.feed(b"Let me look. <tool_"), Step::Nothing);
         assert_eq!(reasoning.feed(b"call>"), Step::Ended { tag: 1 });
         assert!(!reasoning.inside());
+        reasoning.feed(b"{}");
+        assert_eq!(reasoning.tokens(), 2);
     }
 
     #[test]

@@ -72,6 +72,11 @@ impl Sampler {
         Ok((token, goes_on))
     }
 
+    /// Tokens of the answer so far that were reasoning.
+    pub(super) fn reasoning_tokens(&self) -> u32 {
+        self.reasoning.as_ref().map_or(0, Reasoning::tokens)
+    }
+
     /// Whether the constraint is not in force just now.
     fn rests(&self) -> bool {
         self.reasoning.as_ref().is_some_and(Reasoning::inside)

@@ -165,6 +165,7 @@ impl Active {
             cached_tokens: self.cached_tokens,
             prompt_duration: first.duration_since(self.started),
             output_tokens: self.output.len() as u32,
+            reasoning_tokens: self.sampler.reasoning_tokens(),
             output_duration: now.duration_since(first),
             ..Usage::default()
         };

@@ -37,6 +37,8 @@ const CLASSES: &[(&str, &str, Option<&str>)] = &[
     ("phi3", "Phi3ForCausalLM", None),
     ("qwen2", "Qwen2ForCausalLM", None),
     ("qwen2moe", "Qwen2MoeForCausalLM", None),
+    // Its language model has the same tensors.
+    ("qwen2vl", "Qwen2ForCausalLM", None),
     ("qwen3", "Qwen3ForCausalLM", None),
     ("qwen3moe", "Qwen3MoeForCausalLM", None),
     ("smollm3", "SmolLM3ForCausalLM", None),

@@ -23,7 +23,7 @@ use config::AdapterConfig;
 
 use super::{
     ConvertError, Recipe, VirtualGguf, arch,
-    recipe::Rows,
+    recipe::{Columns, Rows},
     safetensors::{self, Dtype, Stored},
 };
 use crate::gguf::{GgmlType, TensorSpec, Value};
@@ -213,13 +213,21 @@ fn factors(recipe: &Recipe, pairs: &[&Pair], config: &AdapterConfig, alpha: f64)
     let (a, b) = match (dims, recipe.row_parts()) {
         // Looked up by rows: the first factor is turned.
         (_, Some([_])) if first.is_embedding && name == EMBEDDING => {
-            let turned = Recipe::columns(TensorSpec::new(name_a, GgmlType::F32, [rank, columns]), &first.a);
+            let spec = TensorSpec::new(name_a, GgmlType::F32, [rank, columns]);
+            let turned = Recipe::columns(spec, vec![Columns::all(&first.a, 0..first.a.rows())]);
             (turned, plain(name_b, &first.b))
         }
         _ if first.is_embedding => return unsuited(),
         ([_, rows], Some([part])) => {
+            let Some(same) = part.of(&first.b) else {
+                return refuse(format!(
+                    "its {:?} has {} rows, which is not what the base has; it was made for another model",
+                    first.b.name,
+                    first.b.rows()
+                ));
+            };
             let spec = TensorSpec::new(name_b, GgmlType::F32, [rank, *rows]);
-            (plain(name_a, &first.a), Recipe::rows(spec, vec![part.of(&first.b)?]))
+            (plain(name_a, &first.a), Recipe::rows(spec, vec![same]))
         }
         // A matrix that is stored the other way round; its factors are not.
         ([_, _], None) if recipe.is_turned() => (plain(name_a, &first.a), plain(name_b, &first.b)),

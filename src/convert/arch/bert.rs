@@ -1,6 +1,6 @@
-//! BERT, as a model of vectors: its heads for other tasks are left out.
+//! BERT and RoBERTa, as models of vectors or as classifiers: heads for other tasks are left out.
 
-use super::{Build, pooling, spec};
+use super::{Build, classifier, pooling, spec};
 use crate::{
     convert::{ConvertError, Recipe, recipe::Rows},
     gguf::Value,
@@ -18,17 +18,21 @@ const LAYER: &[(&str, &str)] = &[
     ("output.LayerNorm", "layer_output_norm"),
 ];
 
+/// The layer of a classifier before its last. Its class calls BERT's a pooler.
+const BERT_HEAD: &str = "pooler.dense";
+const ROBERTA_HEAD: &str = "classifier.dense";
+
 pub(super) fn bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
-    encoder(build, 0)
+    encoder(build, 0, BERT_HEAD, "classifier")
 }
 
 /// RoBERTa, whose positions begin behind the number of its padding token.
 pub(super) fn roberta(build: &mut Build<'_>) -> Result<(), ConvertError> {
     let padding = build.config.integer_or(&["pad_token_id"], 1)?;
-    encoder(build, padding + 1)
+    encoder(build, padding + 1, ROBERTA_HEAD, "classifier.out_proj")
 }
 
-fn encoder(build: &mut Build<'_>, first_position: u64) -> Result<(), ConvertError> {
+fn encoder(build: &mut Build<'_>, first_position: u64, head: &str, output: &str) -> Result<(), ConvertError> {
     build.arch = "bert";
     let config = build.config;
     if let Some(kind) = config
@@ -58,11 +62,15 @@ fn encoder(build: &mut Build<'_>, first_position: u64) -> Result<(), ConvertErro
     build.put_integer("attention.head_count", heads)?;
     build.put_number("attention.layer_norm_epsilon", epsilon);
     build.put("attention.causal", Value::Bool(false));
-    pooling::keys(build)?;
+    let is_classifier = classifier::is_one(config);
+    if !is_classifier {
+        pooling::keys(build)?;
+    }
     let types_key = "tokenizer.ggml.token_type_count".to_owned();
     build.keys.push((types_key, Value::U32(types as u32)));
 
-    headless(build);
+    let head = is_classifier.then_some(head);
+    headless(build, head);
     build.take_embedding("embeddings.word_embeddings.weight", hidden)?;
     let source = build.take("embeddings.position_embeddings.weight", &[positions, hidden])?;
     let used = Rows::some(&source, first_position, context, 1);
@@ -87,19 +95,23 @@ fn encoder(build: &mut Build<'_>, first_position: u64) -> Result<(), ConvertErro
             )?;
         }
     }
+    if let Some(head) = head {
+        both(build, head, "cls", &[hidden, hidden])?;
+        classifier::take(build, output, hidden)?;
+    }
     Ok(())
 }
 
-/// Removes the heads and the class's name, and spells norms in the new way.
-fn headless(build: &mut Build<'_>) {
+/// Removes all heads but this and the class's name, and spells norms in the new way.
+fn headless(build: &mut Build<'_>, head: Option<&str>) {
     let tensors = std::mem::take(&mut build.tensors);
     for (name, tensor) in tensors {
         let short = name.strip_prefix("bert.").or_else(|| name.strip_prefix("roberta."));
         let short = short.unwrap_or(&name);
-        if ["pooler.", "cls.predictions.", "cls.seq_relationship.", "lm_head."]
+        let is_head = ["pooler.", "cls.predictions.", "cls.seq_relationship.", "lm_head."]
             .iter()
-            .any(|head| short.starts_with(head))
-        {
+            .any(|other| short.starts_with(other));
+        if is_head && head.is_none_or(|head| !short.starts_with(head)) {
             continue;
         }
         let short = match (short.strip_suffix(".gamma"), short.strip_suffix(".beta")) {

@@ -1,7 +1,7 @@
 //! GPT-2, whose matrices are stored the other way round.
 
 use super::{Build, spec};
-use crate::convert::{ConvertError, Recipe};
+use crate::convert::{ConvertError, Recipe, recipe::Columns};
 
 pub(super) fn gpt2(build: &mut Build<'_>) -> Result<(), ConvertError> {
     build.arch = "gpt2";
@@ -34,7 +34,8 @@ pub(super) fn gpt2(build: &mut Build<'_>) -> Result<(), ConvertError> {
         ] {
             let source = build.take(&format!("{layer}{from}.weight"), &shape)?;
             let spec = spec(&format!("blk.{block}.{to}.weight"), &[shape[1], shape[0]]);
-            build.recipes.push(Recipe::columns(spec, &source));
+            let columns = Columns::all(&source, 0..shape[0]);
+            build.recipes.push(Recipe::columns(spec, vec![columns]));
             let bias = build.take(&format!("{layer}{from}.bias"), &shape[1..])?;
             build.add(&format!("blk.{block}.{to}.bias"), &bias);
         }

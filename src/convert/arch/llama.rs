@@ -1,4 +1,4 @@
-//! Llama, and what was made of it: Mistral, Mixtral, SmolLM, SmolLM3.
+//! Llama, and what was made of it: Mistral, Mixtral, SmolLM, SmolLM3, and the language model of SmolVLM.
 
 use super::{
     Build,
@@ -32,6 +32,11 @@ const MIXTRAL: Class = Class {
     experts: Some((8, 2)),
     ..LLAMA
 };
+/// What is left out in SmolVLM2's configuration.
+const IDEFICS3: Class = Class {
+    heads: Some(32),
+    ..LLAMA
+};
 const SMOLLM3: Class = Class {
     arch: "smollm3",
     kv_heads: Some(4),
@@ -53,6 +58,18 @@ pub(super) fn mistral(build: &mut Build<'_>) -> Result<(), ConvertError> {
 
 pub(super) fn smollm3(build: &mut Build<'_>) -> Result<(), ConvertError> {
     dense(build, SMOLLM3).map(drop)
+}
+
+/// The language model of Idefics 3 and SmolVLM.
+pub(super) fn idefics3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    // The configuration of the language model stands above that around it.
+    match build.config.text(&["model_type"]) {
+        None | Some("llama" | "idefics3" | "smolvlm") => dense(build, IDEFICS3).map(drop),
+        Some(other) => Err(ConvertError::Architecture(format!(
+            "{} with {other}",
+            build.config.architecture()
+        ))),
+    }
 }
 
 pub(super) fn mixtral(build: &mut Build<'_>) -> Result<(), ConvertError> {

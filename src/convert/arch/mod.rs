@@ -4,10 +4,13 @@
 //! leaves is not part of the architecture, and refused.
 
 mod bert;
+mod classifier;
 mod decoder;
+mod deepseek;
 mod experts;
 mod gemma;
 mod gpt2;
+mod gpt_oss;
 mod granite;
 mod lfm2;
 mod llama;
@@ -16,13 +19,18 @@ mod olmo;
 mod phi3;
 mod pooling;
 mod qwen;
+mod reranker;
 mod rope;
+mod vision;
+
+pub(super) use vision::{build_projector, vision_config};
 
 use std::{fmt, path::Path, sync::Arc};
 
 use super::{
     ConvertError, Recipe,
-    config::Config,
+    config::{Config, Packing},
+    fp8,
     recipe::Rows,
     safetensors::{Dtype, Shard, Stored, Tensors},
     tokenizer,
@@ -33,12 +41,14 @@ use crate::gguf::{GgmlType, TensorSpec, Value};
 const MAX_BLOCKS: u64 = 512;
 
 /// Architectures for which the engine does not take the embedding where there is no output matrix.
-const NEVER_TIED: [&str; 3] = ["olmo2", "olmoe", "qwen2moe"];
+const NEVER_TIED: [&str; 4] = ["gpt-oss", "olmo2", "olmoe", "qwen2moe"];
 
 /// A file in the making.
 #[derive(Debug)]
 pub(super) struct Build<'a> {
     folder: &'a Path,
+    /// What the model is called.
+    name: &'a str,
     config: &'a Config,
     /// Those that no recipe has taken yet, their names without what other modalities put in front.
     tensors: Tensors,
@@ -80,15 +90,30 @@ impl Imagined<'_> {
             offset: 0,
             dtype: Dtype::F32,
             shape: shape.to_vec(),
+            scales: None,
         }
     }
 }
 
 /// Reads the configuration and the tensors as the architecture wants them.
-pub(super) fn build<'a>(folder: &'a Path, config: &'a Config, tensors: Tensors) -> Result<Build<'a>, ConvertError> {
-    let mut build = Build::new(folder, config, renamed(tensors)?, None);
-    family_of(config.architecture())?(&mut build)?;
+pub(super) fn build<'a>(
+    folder: &'a Path,
+    name: &'a str,
+    config: &'a Config,
+    tensors: Tensors,
+) -> Result<Build<'a>, ConvertError> {
+    let tensors = renamed(unpacked(config, tensors)?)?;
+    let mut build = Build::new(folder, name, config, tensors, None);
+    family_of(config)?(&mut build)?;
     build.finish()
+}
+
+/// The tensors with their scales, where they have some.
+fn unpacked(config: &Config, tensors: Tensors) -> Result<Tensors, ConvertError> {
+    match config.packing() {
+        Some(Packing::Fp8(block)) => fp8::join(tensors, block),
+        _ => Ok(tensors),
+    }
 }
 
 /// What a family would make of a checkpoint with this configuration, and of which of its tensors. `has` says which of those
@@ -101,8 +126,8 @@ pub(super) fn trace(
     // There is nothing beside the weights, either.
     let folder = shard.path.parent().unwrap_or(&shard.path);
     let imagined = Imagined { has: &has, shard };
-    let mut build = Build::new(folder, config, Tensors::new(), Some(imagined));
-    family_of(config.architecture())?(&mut build)?;
+    let mut build = Build::new(folder, "", config, Tensors::new(), Some(imagined));
+    family_of(config)?(&mut build)?;
     Ok(build.recipes)
 }
 
@@ -110,15 +135,19 @@ pub(super) fn trace(
 type Family = fn(&mut Build<'_>) -> Result<(), ConvertError>;
 
 /// The family of an architecture.
-pub(super) fn family_of(architecture: &str) -> Result<Family, ConvertError> {
-    Ok(match architecture {
+pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
+    let family: Family = match config.architecture() {
         "LlamaForCausalLM" | "LLaMAForCausalLM" | "LlamaModel" => llama::llama,
         "MistralForCausalLM" => llama::mistral,
+        "Idefics3ForConditionalGeneration" | "SmolVLMForConditionalGeneration" => llama::idefics3,
         "MixtralForCausalLM" => llama::mixtral,
         "SmolLM3ForCausalLM" => llama::smollm3,
         "GraniteForCausalLM" => granite::granite,
         "GraniteMoeForCausalLM" | "GraniteMoeSharedForCausalLM" => granite::granite_moe,
+        "DeepseekV2ForCausalLM" => deepseek::v2,
+        "DeepseekV3ForCausalLM" => deepseek::v3,
         "Qwen2ForCausalLM" | "Qwen2Model" => qwen::qwen2,
+        "Qwen2VLForConditionalGeneration" | "Qwen2_5_VLForConditionalGeneration" => qwen::qwen2_vl,
         "Qwen2MoeForCausalLM" => qwen::qwen2_moe,
         "Qwen3ForCausalLM" | "Qwen3Model" => qwen::qwen3,
         "Qwen3MoeForCausalLM" => qwen::qwen3_moe,
@@ -128,13 +157,20 @@ pub(super) fn family_of(architecture: &str) -> Result<Family, ConvertError> {
         "Phi3ForCausalLM" => phi3::phi3,
         "Olmo2ForCausalLM" => olmo::olmo2,
         "OlmoeForCausalLM" => olmo::olmoe,
+        "GptOssForCausalLM" => gpt_oss::gpt_oss,
         "GPT2LMHeadModel" => gpt2::gpt2,
         "Lfm2ForCausalLM" | "LFM2ForCausalLM" => lfm2::lfm2,
-        "BertModel" | "BertForMaskedLM" => bert::bert,
-        "RobertaModel" | "RobertaForMaskedLM" | "XLMRobertaModel" | "XLMRobertaForMaskedLM" => bert::roberta,
-        "ModernBertModel" | "ModernBertForMaskedLM" => modern_bert::modern_bert,
+        "BertModel" | "BertForMaskedLM" | "BertForSequenceClassification" => bert::bert,
+        "RobertaModel" | "RobertaForMaskedLM" | "RobertaForSequenceClassification" => bert::roberta,
+        "XLMRobertaModel" | "XLMRobertaForMaskedLM" | "XLMRobertaForSequenceClassification" => bert::roberta,
+        "ModernBertModel" | "ModernBertForMaskedLM" | "ModernBertForSequenceClassification" => modern_bert::modern_bert,
         other => return Err(ConvertError::Architecture(other.to_owned())),
-    })
+    };
+    // Others have no names for it.
+    if config.packing() == Some(Packing::Mxfp4) && config.architecture() != "GptOssForCausalLM" {
+        return Err(ConvertError::Quantized("mxfp4".to_owned()));
+    }
+    Ok(family)
 }
 
 /// Leaves out what belongs to pictures and sounds, and shortens the names of the language model beside them.
@@ -176,9 +212,16 @@ fn renamed(tensors: Tensors) -> Result<Tensors, ConvertError> {
 }
 
 impl<'a> Build<'a> {
-    fn new(folder: &'a Path, config: &'a Config, tensors: Tensors, imagined: Option<Imagined<'a>>) -> Self {
+    fn new(
+        folder: &'a Path,
+        name: &'a str,
+        config: &'a Config,
+        tensors: Tensors,
+        imagined: Option<Imagined<'a>>,
+    ) -> Self {
         Self {
             folder,
+            name,
             config,
             tensors,
             arch: "",
@@ -212,7 +255,16 @@ impl<'a> Build<'a> {
     }
 
     fn blocks(&self, keys: &[&str]) -> Result<u64, ConvertError> {
-        match self.config.count(keys)? {
+        Self::check_blocks(self.config.count(keys)?)
+    }
+
+    fn blocks_or(&self, keys: &[&str], default: u64) -> Result<u64, ConvertError> {
+        Self::check_blocks(self.config.integer_or(keys, default)?)
+    }
+
+    fn check_blocks(blocks: u64) -> Result<u64, ConvertError> {
+        match blocks {
+            0 => Err(ConvertError::Config("it has no layers".to_owned())),
             blocks if blocks > MAX_BLOCKS => Err(ConvertError::Config(format!(
                 "it has {blocks} layers; the engine can hold {MAX_BLOCKS}"
             ))),
@@ -226,29 +278,44 @@ impl<'a> Build<'a> {
 
     /// Takes a tensor of any shape.
     fn take_any(&mut self, name: &str) -> Result<Stored, ConvertError> {
-        let taken = self.tensors.remove(name);
-        taken.ok_or_else(|| ConvertError::Weights(format!("the tensor {name:?} is missing")))
+        self.tensors.remove(name).ok_or_else(|| missing(name))
     }
 
     /// Takes a tensor that must have this shape, slowest dimension first.
     fn take(&mut self, name: &str, shape: &[u64]) -> Result<Stored, ConvertError> {
+        let taken = self.look(name, shape)?;
+        self.tensors.remove(name);
+        Ok(taken)
+    }
+
+    /// A tensor that must have this shape and stays for others.
+    fn look(&self, name: &str, shape: &[u64]) -> Result<Stored, ConvertError> {
         if let Some(imagined) = self.imagined {
             return Ok(imagined.tensor(name, shape));
         }
-        let taken = self.take_any(name)?;
-        if taken.shape != shape {
+        let Some(found) = self.tensors.get(name) else {
+            return Err(missing(name));
+        };
+        if found.shape != shape {
             return Err(ConvertError::Weights(format!(
                 "the tensor {name:?} has the shape {:?}, but config.json asks for {shape:?}",
-                taken.shape
+                found.shape
             )));
         }
-        Ok(taken)
+        Ok(found.clone())
     }
 
     /// Adds a tensor as it is stored.
     fn add(&mut self, name: &str, source: &Stored) {
         let recipe = Recipe::rows(spec(name, &source.shape), vec![Rows::all(source)]);
         self.recipes.push(recipe);
+    }
+
+    /// Takes the weight of this shape below a name, and adds it below another.
+    fn copy(&mut self, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
+        let source = self.take(&format!("{from}.weight"), shape)?;
+        self.add(&format!("{to}.weight"), &source);
+        Ok(())
     }
 
     /// Takes the token embedding; its rows are the vocabulary.
@@ -284,7 +351,7 @@ impl<'a> Build<'a> {
         }
         let is_tied = self.config.flag("tie_word_embeddings") != Some(false);
         if !is_tied && self.config.architecture().ends_with("ForCausalLM") {
-            return Err(ConvertError::Weights(format!("the tensor {name:?} is missing")));
+            return Err(missing(name));
         }
         if let Some(embedding) = self.embedding.take().filter(|_| NEVER_TIED.contains(&self.arch)) {
             self.add("output.weight", &embedding);
@@ -302,6 +369,10 @@ impl<'a> Build<'a> {
         }
         Ok(self)
     }
+}
+
+fn missing(name: &str) -> ConvertError {
+    ConvertError::Weights(format!("the tensor {name:?} is missing"))
 }
 
 /// A tensor in full precision, whose type is chosen later.

@@ -2,7 +2,7 @@
 
 use serde_json::Value as Json;
 
-use super::{Build, pooling, rope};
+use super::{Build, classifier, pooling, rope};
 use crate::{convert::ConvertError, gguf::Value};
 
 const GLOBAL_THETA: f64 = 160_000.0;
@@ -41,22 +41,27 @@ pub(super) fn modern_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
     if let Some(kind) = config.text(&["hidden_activation"]) {
         build.put("hidden_activation", Value::String(kind.to_owned()));
     }
-    pooling::keys(build)?;
+    let is_classifier = classifier::is_one(config);
+    if is_classifier {
+        classifier_keys(build)?;
+    } else {
+        pooling::keys(build)?;
+    }
     for frame in ["bos", "eos", "sep"] {
         let key = format!("tokenizer.ggml.add_{frame}_token");
         build.keys.push((key, Value::Bool(true)));
     }
 
-    headless(build);
+    headless(build, is_classifier);
     build.take_embedding("embeddings.tok_embeddings.weight", hidden)?;
     let vocabulary = build.vocabulary;
     build.put_integer("vocab_size", vocabulary)?;
-    weight(build, "embeddings.norm", "token_embd_norm", &[hidden])?;
+    build.copy("embeddings.norm", "token_embd_norm", &[hidden])?;
     for block in 0..blocks {
         let (from, to) = (format!("layers.{block}."), format!("blk.{block}."));
         // The first layer takes the normed embedding.
         if block > 0 {
-            weight(build, &format!("{from}attn_norm"), &format!("{to}attn_norm"), &[hidden])?;
+            build.copy(&format!("{from}attn_norm"), &format!("{to}attn_norm"), &[hidden])?;
         }
         for (part, name, shape) in [
             ("attn.Wqkv", "attn_qkv", &[3 * hidden, hidden][..]),
@@ -65,16 +70,32 @@ pub(super) fn modern_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
             ("mlp.Wi", "ffn_up", &[2 * inner, hidden]),
             ("mlp.Wo", "ffn_down", &[hidden, inner]),
         ] {
-            weight(build, &format!("{from}{part}"), &format!("{to}{name}"), shape)?;
+            build.copy(&format!("{from}{part}"), &format!("{to}{name}"), shape)?;
         }
     }
-    weight(build, "final_norm", "output_norm", &[hidden])
+    build.copy("final_norm", "output_norm", &[hidden])?;
+    if is_classifier {
+        build.copy("head.dense", "cls", &[hidden, hidden])?;
+        build.copy("head.norm", "cls.norm", &[hidden])?;
+        classifier::take(build, "classifier", hidden)?;
+    }
+    Ok(())
 }
 
-fn weight(build: &mut Build<'_>, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
-    let source = build.take(&format!("{from}.weight"), shape)?;
-    build.add(&format!("{to}.weight"), &source);
-    Ok(())
+/// What goes into the head: the vector of the first token, or the mean of all.
+fn classifier_keys(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    let config = build.config;
+    if let Some(other) = config.text(&["classifier_activation"]).filter(|name| *name != "gelu") {
+        return Err(ConvertError::Config(format!(
+            "its head has the activation {other:?}, which the engine cannot"
+        )));
+    }
+    let kind = match config.text_or(&["classifier_pooling"], "cls") {
+        "cls" => pooling::CLS,
+        "mean" => pooling::MEAN,
+        other => return Err(ConvertError::Config(format!("classifier_pooling is {other:?}"))),
+    };
+    build.put_integer("classifier.pooling_type", kind)
 }
 
 /// Every how many layers one attends to all of a text: the first and every `every`th after it.
@@ -98,12 +119,12 @@ fn every(build: &Build<'_>) -> Result<u64, ConvertError> {
     Ok(every as u64)
 }
 
-/// Removes the heads and the class's name.
-fn headless(build: &mut Build<'_>) {
+/// Removes the class's name, and the heads unless it is a classifier's.
+fn headless(build: &mut Build<'_>, is_classifier: bool) {
     let tensors = std::mem::take(&mut build.tensors);
     for (name, tensor) in tensors {
         let short = name.strip_prefix("model.").unwrap_or(&name);
-        if !["head.", "decoder."].iter().any(|head| short.starts_with(head)) {
+        if is_classifier || !["head.", "decoder."].iter().any(|head| short.starts_with(head)) {
             build.tensors.insert(short.to_owned(), tensor);
         }
     }

@@ -6,8 +6,8 @@ use super::Build;
 use crate::convert::{ConvertError, files};
 
 /// llama.cpp's numbers.
-const MEAN: u64 = 1;
-const CLS: u64 = 2;
+pub(super) const MEAN: u64 = 1;
+pub(super) const CLS: u64 = 2;
 const LAST: u64 = 3;
 
 /// The kind of pooling, if the checkpoint says one.

@@ -1,13 +1,16 @@
-//! Qwen 2 and 3, dense and as mixtures of experts.
+//! Qwen 2 and 3, dense, as mixtures of experts and as the language model of those that see.
 
 use super::{
     Build,
     decoder::{ATTENTION, Change, Class, Decoder, Dim, HEAD_NORMS, HeadDim, MLP, NORMS, Weight},
     experts::Experts,
     llama::LLAMA,
-    pooling,
+    pooling, reranker,
 };
-use crate::convert::ConvertError;
+use crate::{
+    convert::ConvertError,
+    gguf::{Array, Value},
+};
 
 use Dim::{Hidden, Key, Query};
 
@@ -24,6 +27,14 @@ const QWEN2_MOE: Class = Class {
     experts: Some((60, 4)),
     ..QWEN2
 };
+const QWEN2_VL: Class = Class {
+    arch: "qwen2vl",
+    heads: Some(64),
+    kv_heads: Some(8),
+    epsilon: 1e-5,
+    theta: 1e6,
+    ..QWEN2
+};
 const QWEN3: Class = Class {
     arch: "qwen3",
     head_dim: HeadDim::Or(128),
@@ -35,6 +46,8 @@ const QWEN3_MOE: Class = Class {
     experts: Some((128, 8)),
     ..QWEN2
 };
+/// The engine has room for so many dimensions of a position.
+const MROPE_SECTIONS: usize = 4;
 /// Queries, keys and values always have biases here.
 const BIASED_ATTENTION: &[Weight] = &[
     Weight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]).biased(),
@@ -65,9 +78,35 @@ pub(super) fn qwen2(build: &mut Build<'_>) -> Result<(), ConvertError> {
     pooling::keys(build)
 }
 
+/// The language model of Qwen 2 VL and 2.5 VL. The positions of a picture have three dimensions: time, height and width.
+pub(super) fn qwen2_vl(build: &mut Build<'_>) -> Result<(), ConvertError> {
+    decoder(QWEN2_VL, &[NORMS, BIASED_ATTENTION, MLP], None).build(build)?;
+    let rope = build.config.rope(QWEN2_VL.theta)?;
+    let sections = rope
+        .numbers("mrope_section")
+        .filter(|sections| sections.len() <= MROPE_SECTIONS);
+    let Some(mut sections) = sections else {
+        return Err(ConvertError::Config("its rotation has no mrope_section".to_owned()));
+    };
+    sections.resize(MROPE_SECTIONS, 0.0);
+    let sections = sections.into_iter().map(|section| section as i32).collect();
+    build.put("rope.dimension_sections", Value::Array(Array::I32(sections)));
+    Ok(())
+}
+
 pub(super) fn qwen3(build: &mut Build<'_>) -> Result<(), ConvertError> {
-    decoder(QWEN3, &[NORMS, ATTENTION, HEAD_NORMS, MLP], None).build(build)?;
-    pooling::keys(build)
+    let mut decoder = decoder(QWEN3, &[NORMS, ATTENTION, HEAD_NORMS, MLP], None);
+    if !reranker::is_one(build) {
+        decoder.build(build)?;
+        return pooling::keys(build);
+    }
+    let output = build.tensors.get("lm_head.weight").cloned();
+    decoder.output = false;
+    decoder.build(build)?;
+    match output.or_else(|| build.embedding.take()) {
+        Some(output) => reranker::head(build, &output),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn qwen3_moe(build: &mut Build<'_>) -> Result<(), ConvertError> {

@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     convert::{
         Recipe,
-        recipe::Rows,
+        recipe::{Columns, Rows},
         safetensors::{open, tests::file},
     },
     gguf::{GgmlType, TensorSpec, Value},
@@ -52,7 +52,10 @@ fn model(folder: &Path) -> VirtualGguf {
             spec("blk.1.a.weight", GgmlType::F32, [WIDTH, 700]),
             vec![Rows::some(&large, 0, 400, 2), Rows::some(&large, 3, 300, 1)],
         ),
-        Recipe::columns(spec("blk.1.b.weight", GgmlType::F32, [3, 64]), &small),
+        Recipe::columns(
+            spec("blk.1.b.weight", GgmlType::F32, [3, 64]),
+            vec![Columns::all(&small, 0..small.rows())],
+        ),
     ];
     VirtualGguf::new(
         vec![("general.architecture".into(), Value::String("test".into()))],

@@ -63,8 +63,15 @@ fn find(folder: &Path, config: &Map<String, Json>) -> Result<Vec<(String, String
         }
         return Ok(all);
     }
-    let json = files::object_if_there(&folder.join("chat_template.json"))?.unwrap_or_default();
-    Ok(json.get("chat_template").map(named).unwrap_or_default())
+    // The first was written for models that see, the second by the first versions that had such models.
+    for file in ["chat_template.json", "processor_config.json"] {
+        let json = files::object_if_there(&folder.join(file))?.unwrap_or_default();
+        let templates = json.get("chat_template").map(named).unwrap_or_default();
+        if !templates.is_empty() {
+            return Ok(templates);
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// A template, or a list of them with names.
@@ -103,6 +110,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
         assert_eq!(keys(path, json!({})), []);
+        fs::write(
+            path.join("processor_config.json"),
+            r#"{"chat_template":"from processor"}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            keys(path, json!({})),
+            [text("tokenizer.chat_template", "from processor")]
+        );
         fs::write(path.join("chat_template.json"), r#"{"chat_template":"from json"}"#).unwrap();
         assert_eq!(keys(path, json!({})), [text("tokenizer.chat_template", "from json")]);
         fs::write(path.join("chat_template.jinja"), "from jinja").unwrap();

@@ -92,6 +92,9 @@ fn name(path: &Path) -> String {
 fn read(files: &[PathBuf], projector: Option<&Path>) -> Result<Arc<ModelHeader>, String> {
     let shards = open_all(files)?;
     let first = shards.first().ok_or("the model has no files")?;
+    if first.get("general.type").and_then(gguf::Value::as_str) == Some("adapter") {
+        return Err("it is an adapter, not a model; name it behind its base: hf:ORG/REPO+ORG/ADAPTER".to_owned());
+    }
     let mut facts = gguf::facts_of_shards(&shards);
     if let Some(projector) = projector.and_then(|path| Header::open(path).ok()) {
         gguf::add_projector(&mut facts, &projector);

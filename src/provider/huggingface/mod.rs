@@ -31,7 +31,7 @@ use crate::{
     },
     lifecycle::{Helper, JobStream, Lease, Lifecycle, Limits, Wanted},
     stdx::cpu::compute_threads,
-    worker::protocol::{EmbedJob, Job, JobPrompt, LoadSpec, Question, Reply},
+    worker::protocol::{self, AdapterSpec, EmbedJob, Job, JobPrompt, LoadSpec, Question, Reply},
 };
 
 /// Models in memory at once where nobody said, as Ollama has it without a GPU.
@@ -123,6 +123,8 @@ impl HuggingFace {
         if let Some(reason) = &located.header.refusal {
             return Err(Failure::Load(format!("the model could not be loaded: {reason}")));
         }
+        let adapters = self.hub.adapter_files(&located.local).await?.into_iter();
+        let adapters = adapters.map(|path| AdapterSpec { path, scale: 1.0 }).collect();
         let engine = &call.config.engine;
         let threads = match engine.threads {
             0 => compute_threads(),
@@ -134,7 +136,7 @@ impl HuggingFace {
             spec: LoadSpec {
                 path: located.path()?,
                 checkpoint: located.local.checkpoint.clone(),
-                adapters: Vec::new(),
+                adapters,
                 context_length,
                 parallel: settings.parallel(located.header.kv_bytes_per_token, context_length),
                 batch: settings.load.num_batch.unwrap_or(engine.batch),
@@ -220,7 +222,7 @@ impl HuggingFace {
         keep_alive: Option<KeepAlive>,
     ) -> Result<(Located, Settings, Lease), Failure> {
         let located = self.locate(call, name).await?;
-        let settings = Settings::resolve(&call.config, &located.local.canonical, load);
+        let settings = Settings::of(&self.hub, &call.config, &located.local, load).await;
         let lease = self.acquire(call, &located, &settings, keep_alive).await?;
         Ok((located, settings, lease))
     }
@@ -237,19 +239,13 @@ impl HuggingFace {
 }
 
 /// The messages of a conversation with the configured system prompt.
-fn with_system(settings: &Settings, messages: &[Message]) -> Result<Vec<Message>, Failure> {
-    if messages.iter().any(|message| !message.media.is_empty()) {
-        // In llama-server's words, which clients of Ollama see.
-        return Err(Failure::Invalid(
-            "Multimodal data provided, but model does not support multimodal requests.".into(),
-        ));
-    }
+fn with_system(settings: &Settings, messages: &[Message]) -> Vec<Message> {
     let mut messages = messages.to_vec();
     let has_system = messages.first().is_some_and(|message| message.role.0 == "system");
     if let (Some(system), false) = (&settings.system, has_system) {
         messages.insert(0, Message::text("system", system.clone()));
     }
-    Ok(messages)
+    messages
 }
 
 fn prompt_lengths(prompt: &Prompt) -> Vec<usize> {
@@ -267,18 +263,24 @@ impl Provider for HuggingFace {
     fn list<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ModelCard>> {
         async move {
             let mut cards = Vec::new();
+            let mut missing = settings::named_models(&call.config);
             for local in self.hub.list(&call.config.hub).await {
                 // A file that is no model is not listed; the log says why, once, when its header is read.
-                if let Ok(header) = self.headers.get(&local).await {
-                    cards.push(Located { local, header }.card());
+                let Ok(header) = self.headers.get(&local).await else {
+                    continue;
+                };
+                let mut still_missing = Vec::new();
+                for name in missing {
+                    let is_here = match HfName::parse(&name) {
+                        Ok(parsed) => self.hub.means(&call.config.hub, &parsed, &local).await,
+                        Err(_) => false,
+                    };
+                    still_missing.extend((!is_here).then_some(name));
                 }
+                missing = still_missing;
+                cards.push(Located { local, header }.card());
             }
-            let expected = settings::named_models(&call.config);
-            for name in expected {
-                if !cards.iter().any(|card| settings::same_model(&card.name, &name)) {
-                    cards.push(not_downloaded(&name));
-                }
-            }
+            cards.extend(missing.iter().map(|name| not_downloaded(name)));
             cards
         }
         .boxed()
@@ -318,7 +320,7 @@ impl Provider for HuggingFace {
     ) -> BoxFuture<'a, Result<ModelDetails, Failure>> {
         async move {
             let located = self.locate(call, name).await?;
-            let settings = Settings::resolve(&call.config, &located.local.canonical, &LoadOptions::default());
+            let settings = Settings::of(&self.hub, &call.config, &located.local, &LoadOptions::default()).await;
             let files = located.local.files.clone();
             let projector = located.local.mmproj.clone();
             let (mut model_info, tensors, license, projector_info) =
@@ -356,7 +358,7 @@ impl Provider for HuggingFace {
     ) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
             let located = self.locate(call, name).await?;
-            let settings = Settings::resolve(&call.config, &located.local.canonical, &options);
+            let settings = Settings::of(&self.hub, &call.config, &located.local, &options).await;
             self.acquire(call, &located, &settings, keep_alive).await.map(drop)
         }
         .boxed()
@@ -367,8 +369,10 @@ impl Provider for HuggingFace {
             let parsed = HfName::parse(name).map_err(HubError::from)?;
             match self.locate_local(call, &parsed).await {
                 Ok(local) => {
-                    if let Some(path) = local.files.first() {
-                        self.lifecycle.unload(path.clone()).await;
+                    // One whose adapters cannot be applied is not resident.
+                    if let (Some(path), Ok(adapters)) = (local.files.first(), self.hub.adapter_files(&local).await) {
+                        let adapters = adapters.iter().map(PathBuf::as_path);
+                        self.lifecycle.unload(protocol::identity(path, adapters)).await;
                     }
                     Ok(())
                 }
@@ -392,7 +396,8 @@ impl Provider for HuggingFace {
             };
             let located = self.locate(call, name).await?;
             Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
-            let settings = Settings::resolve(&call.config, &located.local.canonical, &request.load);
+            prompt::check_media(&request.prompt, located.local.mmproj.is_some())?;
+            let settings = Settings::of(&self.hub, &call.config, &located.local, &request.load).await;
             let lease = self.acquire(call, &located, &settings, request.keep_alive).await?;
             let load_duration = call.arrived.elapsed();
             let context = settings.window(&located.header.facts, lease.loaded().context_length);
@@ -418,7 +423,7 @@ impl Provider for HuggingFace {
             let stalled = call.config.engine.stream_timeout;
             let (stream, first) = match &request.prompt {
                 Prompt::Chat { messages, .. } => {
-                    let messages = with_system(&settings, messages)?;
+                    let messages = with_system(&settings, messages);
                     self.start_chat(call, &lease, &located.header, &request, messages, &job)
                         .await?
                 }
@@ -486,10 +491,11 @@ impl Provider for HuggingFace {
         async move {
             let located = self.locate(call, name).await?;
             Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
-            let settings = Settings::resolve(&call.config, &located.local.canonical, &request.load);
+            prompt::check_media(&request.prompt, located.local.mmproj.is_some())?;
+            let settings = Settings::of(&self.hub, &call.config, &located.local, &request.load).await;
             match &request.prompt {
                 Prompt::Chat { messages, .. } => {
-                    let messages = with_system(&settings, messages)?;
+                    let messages = with_system(&settings, messages);
                     let conversation =
                         chat::converse(&self.helper, &call.config, &located.header, &request, &messages).await?;
                     Ok(conversation.text)

@@ -4,13 +4,30 @@ use serde_json::{Map, Value, json, value::RawValue};
 
 use super::headers::ModelHeader;
 use crate::{
-    inference::{Failure, Message, Think, ThinkLevel},
+    inference::{Failure, Message, Prompt, Think, ThinkLevel},
     worker::protocol::RenderJob,
 };
 
 /// What a file without a template gets: the text alone, as Ollama does with `{{ .Prompt }}`.
 const NO_TEMPLATE: &str = "{% for message in messages %}{{ message['content'] }}{% if not loop.last %}\n{% endif %}\
                            {% endfor %}";
+
+/// Refuses pictures and sounds, before a model is loaded for them. `has_projector` is whether the model has a file with
+/// which they could be read.
+pub(super) fn check_media(prompt: &Prompt, has_projector: bool) -> Result<(), Failure> {
+    let Prompt::Chat { messages, .. } = prompt else {
+        return Ok(());
+    };
+    if messages.iter().all(|message| message.media.is_empty()) {
+        return Ok(());
+    }
+    Err(Failure::Invalid(if has_projector {
+        "the model has a projector for images, but images of requests are not read yet; send text only".into()
+    } else {
+        // In llama-server's words, which clients of Ollama see.
+        "Multimodal data provided, but model does not support multimodal requests.".into()
+    }))
+}
 
 /// Variables of a template that switch reasoning.
 #[derive(Clone, Copy, Debug)]
@@ -170,6 +187,7 @@ pub(in crate::provider) fn shorten(messages: &mut Vec<Message>, prompt_tokens: u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::inference::ToolChoice;
 
     fn conversation(turns: &[(&str, &str)]) -> Vec<Message> {
         turns
@@ -180,6 +198,26 @@ mod tests {
 
     fn contents(messages: &[Message]) -> Vec<&str> {
         messages.iter().map(|message| message.content.as_str()).collect()
+    }
+
+    #[test]
+    fn pictures_are_refused_and_never_dropped() {
+        let chat = |media: &[&[u8]]| {
+            let mut messages = conversation(&[("user", "1"), ("assistant", "2"), ("user", "3")]);
+            messages[0].media = media.iter().map(|bytes| bytes.to_vec()).collect();
+            Prompt::Chat {
+                messages,
+                tools: Vec::new(),
+                tool_choice: ToolChoice::default(),
+                parallel_tool_calls: true,
+                context: Vec::new(),
+            }
+        };
+        assert_eq!(check_media(&chat(&[]), true), Ok(()));
+        let refusal = |has_projector| check_media(&chat(&[b"x"]), has_projector).unwrap_err().to_string();
+        assert!(refusal(true).contains("not read yet; send text only"));
+        assert!(refusal(false).contains("does not support multimodal requests"));
+        assert_eq!(check_media(&Prompt::Raw { text: "x".into() }, true), Ok(()));
     }
 
     #[test]

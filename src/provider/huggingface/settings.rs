@@ -2,7 +2,7 @@
 
 use crate::{
     config::{Config, ModelConfig},
-    hub::HfName,
+    hub::{HfName, Hub, LocalModel},
     inference::{KeepAlive, KvCacheType, LoadOptions, ModelFacts, Sampling, Switch},
     lifecycle,
     worker::protocol::SamplerSettings,
@@ -44,9 +44,13 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    pub(super) fn resolve(config: &Config, canonical: &str, request: &LoadOptions) -> Self {
+    /// What is in force for a model and a request.
+    pub(super) async fn of(hub: &Hub, config: &Config, model: &LocalModel, request: &LoadOptions) -> Self {
+        Self::resolve(config, model_config(hub, config, model).await, request)
+    }
+
+    fn resolve(config: &Config, model: ModelConfig, request: &LoadOptions) -> Self {
         let engine = &config.engine;
-        let model = model_config(config, canonical).cloned().unwrap_or_default();
         let load = LoadOptions {
             num_ctx: request.num_ctx.or(model.load.num_ctx),
             num_batch: request.num_batch.or(model.load.num_batch),
@@ -157,27 +161,36 @@ impl Settings {
     }
 }
 
-/// Whether two names mean one model: equal but for case, or equal where one has no selector.
-pub(super) fn same_model(canonical: &str, configured: &str) -> bool {
-    let (Ok(canonical), Ok(configured)) = (HfName::parse(canonical), HfName::parse(configured)) else {
-        return false;
-    };
-    canonical.repo_id().eq_ignore_ascii_case(&configured.repo_id())
-        && match (&canonical.selector, &configured.selector) {
-            (Some(a), Some(b)) => a.as_str().eq_ignore_ascii_case(b.as_str()),
+/// Whether two names of models that are not on disk are one: equal but for case, or equal where one has no selector.
+fn is_same(name: &HfName, configured: &HfName) -> bool {
+    let selector = |name: &HfName| name.selector.as_ref().map(ToString::to_string);
+    name.repo_id().eq_ignore_ascii_case(&configured.repo_id())
+        && name.has_adapters_of(configured)
+        && match (selector(name), selector(configured)) {
+            (Some(a), Some(b)) => a.eq_ignore_ascii_case(&b),
             _ => true,
         }
 }
 
-/// The settings of a model; an entry with a selector goes before one for the whole repository.
-fn model_config<'a>(config: &'a Config, canonical: &str) -> Option<&'a ModelConfig> {
-    let has_selector = |name: &str| HfName::parse(name).is_ok_and(|name| name.selector.is_some());
-    config
-        .models
-        .iter()
-        .filter(|(name, _)| same_model(canonical, name))
-        .max_by_key(|(name, _)| has_selector(name))
-        .map(|(_, model)| model)
+/// The settings of a model; an entry that says more about which model it is for goes before one for the whole repository.
+/// What is said of a base holds with adapters, too.
+async fn model_config(hub: &Hub, config: &Config, model: &LocalModel) -> ModelConfig {
+    let mut found: Option<((bool, bool, bool), &ModelConfig)> = None;
+    let base = LocalModel {
+        adapters: Vec::new(),
+        ..model.clone()
+    };
+    for (name, settings) in &config.models {
+        let Ok(name) = HfName::parse(name) else { continue };
+        let is_of_base = name.adapters.is_empty();
+        let exactness = (!is_of_base, name.selector.is_some(), name.revision.is_some());
+        let model = if is_of_base { &base } else { model };
+        let is_better = found.is_none_or(|(best, _)| exactness > best);
+        if is_better && hub.means(&config.hub, &name, model).await {
+            found = Some((exactness, settings));
+        }
+    }
+    found.map(|(_, settings)| settings.clone()).unwrap_or_default()
 }
 
 /// Every hf: name that the configuration mentions.
@@ -190,5 +203,6 @@ pub(super) fn pulls_on_use(config: &Config, name: &HfName) -> bool {
     config.hub.auto_pull
         || named_models(config)
             .iter()
-            .any(|configured| same_model(&name.to_string(), configured))
+            .filter_map(|configured| HfName::parse(configured).ok())
+            .any(|configured| is_same(name, &configured))
 }

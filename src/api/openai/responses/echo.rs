@@ -216,7 +216,9 @@ impl From<&Usage> for WireUsage {
             input_tokens_details: InputDetails {
                 cached_tokens: usage.cached_tokens,
             },
-            output_tokens_details: OutputDetails { reasoning_tokens: 0 },
+            output_tokens_details: OutputDetails {
+                reasoning_tokens: usage.reasoning_tokens,
+            },
         }
     }
 }

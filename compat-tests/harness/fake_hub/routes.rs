@@ -1,0 +1,330 @@
+//! The Hub's API and its resolve routes, and the content network.
+
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
+
+use hyper::{
+    HeaderMap, Method, Request, Response,
+    body::Incoming,
+    header::{AUTHORIZATION, HeaderValue},
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use percent_encoding::percent_decode_str;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::{
+    Entry, Shared, TOKEN,
+    answers::{Body, describe, empty, error, json_response, page, redirect, take},
+    content::bytes,
+    xet,
+};
+
+/// Who is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Port {
+    Api,
+    /// The content network.
+    Content,
+    /// The store of the xet protocol, and its content network.
+    Store,
+}
+
+/// Answers at one of the ports until the runtime ends.
+pub(super) async fn accept(listener: TcpListener, shared: &Arc<Shared>, port: Port) {
+    loop {
+        let Ok((socket, _)) = listener.accept().await else {
+            return;
+        };
+        let shared = Arc::clone(shared);
+        tokio::spawn(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let response = answer(&shared, &request, port);
+                let hangs = port == Port::Api && shared.state().faults.api_hangs;
+                async move {
+                    if hangs {
+                        std::future::pending::<()>().await;
+                    }
+                    Ok::<_, Infallible>(response)
+                }
+            });
+            let http = hyper::server::conn::http1::Builder::new();
+            // A client that goes away is part of most tests.
+            let _ = http.serve_connection(TokioIo::new(socket), service).await;
+        });
+    }
+}
+
+fn answer(shared: &Arc<Shared>, request: &Request<Incoming>, port: Port) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    let query = request.uri().query().unwrap_or_default().to_owned();
+    let token = request
+        .headers()
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    let has_token = token == Some(&format!("Bearer {TOKEN}"));
+    {
+        let mut state = shared.state();
+        let hits = state.hits.entry(path.clone()).or_default();
+        hits.requests += 1;
+        hits.with_token += u64::from(token.is_some());
+    }
+    let segments: Vec<String> = path
+        .split('/')
+        .skip(1)
+        .map(|segment| percent_decode_str(segment).decode_utf8_lossy().into_owned())
+        .collect();
+    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let mut response = match (port, segments.as_slice()) {
+        (Port::Content, ["cdn", sha256]) => content(shared, &path, sha256, request.headers()),
+        (Port::Content, _) => error(404, "", "no such content"),
+        (Port::Store, ["v1", "reconstructions", hash]) => xet::reconstruction(shared, hash, request.headers()),
+        (Port::Store, ["xorbs", hash]) => xet::xorb(shared, &path, hash, &query, request.headers()),
+        (Port::Store, _) => error(404, "", "no such route"),
+        (Port::Api, ["api", "whoami-v2"]) if has_token => json_response(&json!({"name": "loopback", "type": "user"})),
+        (Port::Api, ["api", "whoami-v2"]) => error(401, "", "Invalid credentials in Authorization header"),
+        (Port::Api, ["api", "models"]) => search(shared, &query, has_token),
+        (Port::Api, ["api", "models", org, repo, rest @ ..]) => {
+            api(shared, &format!("{org}/{repo}"), rest, &query, has_token)
+        }
+        (Port::Api, ["api", "resolve-cache", "models", org, repo, commit, file]) => {
+            small(shared, &path, &format!("{org}/{repo}"), commit, file, request.headers())
+        }
+        (Port::Api, [org, repo, "resolve", revision, file @ ..]) => {
+            let repo = format!("{org}/{repo}");
+            resolve(
+                shared,
+                &path,
+                &repo,
+                revision,
+                &file.join("/"),
+                has_token,
+                request.headers(),
+            )
+        }
+        _ => error(404, "", "Sorry, we can't find the page you are looking for."),
+    };
+    if request.method() == Method::HEAD {
+        let length = response.headers().get("content-length").cloned();
+        let (mut parts, _) = response.into_parts();
+        if let Some(length) = length {
+            parts.headers.insert("content-length", length);
+        }
+        response = Response::from_parts(parts, empty());
+    }
+    response
+}
+
+fn api(shared: &Shared, id: &str, rest: &[&str], query: &str, has_token: bool) -> Response<Body> {
+    let mut state = shared.state();
+    let retry_after = state.faults.retry_after;
+    if let Some(status) = take(&mut state.faults.api_status) {
+        let mut response = error(status, "", "");
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert("retry-after", HeaderValue::from(seconds));
+        }
+        return response;
+    }
+    let Some((canonical, repo)) = state.repos.iter().find(|(known, _)| known.eq_ignore_ascii_case(id)) else {
+        return error(
+            if has_token { 404 } else { 401 },
+            "RepoNotFound",
+            "Repository not found",
+        );
+    };
+    if repo.private && !has_token {
+        return error(401, "RepoNotFound", "Repository not found");
+    }
+    if canonical != id {
+        let tail: String = rest
+            .iter()
+            .map(|part| format!("/{}", part.replace('/', "%2F")))
+            .collect();
+        return redirect(307, &format!("/api/models/{canonical}{tail}"));
+    }
+    let commit = repo.commit();
+    let revision = rest.get(1).copied().unwrap_or("main");
+    if revision != "main" && revision != commit && revision != "refs/pr/1" {
+        return error(404, "RevisionNotFound", &format!("Invalid rev id: {revision}"));
+    }
+    match rest {
+        ["xet-read-token", _] => {
+            drop(state);
+            xet::token(shared)
+        }
+        [] | ["revision", _] => {
+            let siblings: Vec<_> = repo.files.keys().map(|path| json!({"rfilename": path})).collect();
+            let gated: Value = if repo.gated { "auto".into() } else { false.into() };
+            json_response(&json!({
+                "id": canonical, "sha": commit, "private": repo.private, "gated": gated, "tags": repo.tags,
+                "siblings": siblings,
+            }))
+        }
+        ["refs"] => json_response(&json!({
+            "branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": commit}], "tags": [], "converts": [],
+        })),
+        ["tree", _] => {
+            let entries: Vec<_> = repo.files.iter().map(|(path, entry)| listed(path, entry)).collect();
+            let size = if state.faults.page_size == 0 {
+                usize::MAX
+            } else {
+                state.faults.page_size
+            };
+            let cursor = query
+                .split('&')
+                .find_map(|pair| pair.strip_prefix("cursor="))
+                .unwrap_or("0");
+            let start = cursor.parse::<usize>().unwrap_or(0).min(entries.len());
+            let end = start.saturating_add(size).min(entries.len());
+            let mut response = json_response(&json!(entries[start..end]));
+            if end < entries.len() {
+                let next = format!(
+                    "<http://{}/api/models/{id}/tree/{revision}?recursive=true&cursor={end}>; rel=\"next\"",
+                    shared.api
+                );
+                response
+                    .headers_mut()
+                    .insert("link", HeaderValue::try_from(next).expect("a URL"));
+            }
+            response
+        }
+        _ => error(404, "", "no such route"),
+    }
+}
+
+fn listed(path: &str, entry: &Entry) -> Value {
+    let size = entry.claimed.unwrap_or(entry.size);
+    let mut listed = json!({"type": "file", "oid": entry.oid, "size": size, "path": path});
+    if entry.lfs {
+        listed["lfs"] = json!({"oid": entry.sha256, "size": size, "pointerSize": 130});
+    }
+    if let Some(stored) = &entry.xet {
+        listed["xetHash"] = stored.hash.as_str().into();
+    }
+    listed
+}
+
+/// Repositories whose name has all the words, as `GET /api/models?search=…&limit=…` gives them.
+fn search(shared: &Shared, query: &str, has_token: bool) -> Response<Body> {
+    let pairs: BTreeMap<String, String> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
+    let words = pairs.get("search").cloned().unwrap_or_default().to_lowercase();
+    let limit = pairs.get("limit").and_then(|limit| limit.parse().ok()).unwrap_or(1000);
+    let state = shared.state();
+    let found: Vec<Value> = state
+        .repos
+        .iter()
+        .filter(|(_, repo)| !repo.private || has_token)
+        .filter(|(id, _)| words.split_whitespace().all(|word| id.to_lowercase().contains(word)))
+        .map(|(id, repo)| json!({"id": id, "downloads": 1234, "gated": repo.gated, "tags": repo.tags}))
+        .take(limit)
+        .collect();
+    json_response(&json!(found))
+}
+
+fn resolve(
+    shared: &Arc<Shared>,
+    path: &str,
+    id: &str,
+    revision: &str,
+    file: &str,
+    has_token: bool,
+    headers: &HeaderMap,
+) -> Response<Body> {
+    let state = shared.state();
+    let Some(repo) = state.repos.get(id) else {
+        return error(
+            if has_token { 404 } else { 401 },
+            "RepoNotFound",
+            "Repository not found",
+        );
+    };
+    if repo.private && !has_token {
+        return error(401, "RepoNotFound", "Repository not found");
+    }
+    if repo.gated && !has_token {
+        let text = format!("Access to model {id} is restricted. You must have access to it and be authenticated.");
+        return error(401, "GatedRepo", &text);
+    }
+    if state.faults.redirect_loop {
+        return redirect(307, path);
+    }
+    let commit = repo.commit();
+    if revision != "main" && revision != commit {
+        return error(404, "RevisionNotFound", &format!("Invalid rev id: {revision}"));
+    }
+    let Some(entry) = repo.files.get(file).cloned() else {
+        return error(404, "EntryNotFound", "Entry not found");
+    };
+    let relative = state.faults.relative_redirects;
+    drop(state);
+    if !entry.lfs && relative {
+        return redirect(
+            307,
+            &format!("/api/resolve-cache/models/{id}/{commit}/{}", file.replace('/', "%2F")),
+        );
+    }
+    if !entry.lfs {
+        return small(shared, path, id, &commit, file, headers);
+    }
+    let mut response = redirect(302, &format!("http://{}/cdn/{}", shared.content, entry.sha256));
+    describe(&mut response, &commit, &entry);
+    if let Some(stored) = &entry.xet {
+        let link = format!(
+            "<http://{}/api/models/{id}/xet-read-token/{commit}>; rel=\"xet-auth\"",
+            shared.api
+        );
+        let headers = response.headers_mut();
+        headers.insert("x-xet-hash", HeaderValue::try_from(&stored.hash).expect("hex digits"));
+        headers.insert("link", HeaderValue::try_from(link).expect("a URL"));
+    }
+    response
+}
+
+fn small(shared: &Arc<Shared>, path: &str, id: &str, commit: &str, file: &str, headers: &HeaderMap) -> Response<Body> {
+    let entry = shared
+        .state()
+        .repos
+        .get(id)
+        .and_then(|repo| repo.files.get(file).cloned());
+    let Some(entry) = entry else {
+        return error(404, "EntryNotFound", "Entry not found");
+    };
+    if headers
+        .get("if-none-match")
+        .is_some_and(|tag| tag == format!("\"{}\"", entry.oid).as_str())
+    {
+        return Response::builder().status(304).body(empty()).expect("a valid response");
+    }
+    let mut response = bytes(shared, path, &entry.source, headers);
+    describe(&mut response, commit, &entry);
+    response
+}
+
+fn content(shared: &Arc<Shared>, path: &str, sha256: &str, headers: &HeaderMap) -> Response<Body> {
+    let mut state = shared.state();
+    let found = state.repos.values().find_map(|repo| {
+        repo.files
+            .values()
+            .find(|entry| entry.sha256 == sha256)
+            .map(|entry| (repo.commit(), entry.clone()))
+    });
+    let Some((commit, entry)) = found else {
+        return error(404, "", "no such content");
+    };
+    if state.faults.expired_links > 0 {
+        state.faults.expired_links -= 1;
+        return page(403, "<html>Request has expired</html>");
+    }
+    if let Some(status) = take(&mut state.faults.content_status) {
+        let mut response = page(status, "<html>Internal Error</html>");
+        if let Some(seconds) = state.faults.retry_after {
+            response.headers_mut().insert("retry-after", HeaderValue::from(seconds));
+        }
+        return response;
+    }
+    drop(state);
+    let mut response = bytes(shared, path, &entry.source, headers);
+    // Python's client takes this port for the Hub's own and wants to read these again.
+    describe(&mut response, &commit, &entry);
+    response
+}

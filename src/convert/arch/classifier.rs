@@ -1,0 +1,78 @@
+//! What classifiers and rerankers have beyond their model: a number for each label instead of a vector.
+
+use serde_json::Value as Json;
+
+use super::Build;
+use crate::{
+    convert::{ConvertError, config::Config},
+    gguf::{Array, Value},
+};
+
+/// llama.cpp's number of the pooling that ends in a head.
+const RANK: u64 = 4;
+
+/// Whether the checkpoint's class has such a head.
+pub(super) fn is_one(config: &Config) -> bool {
+    config.architecture().ends_with("ForSequenceClassification")
+}
+
+/// The keys of a head with these labels: the engine takes the size of its output from them.
+pub(super) fn keys<'a>(build: &mut Build<'_>, labels: impl IntoIterator<Item = &'a str>) -> Result<(), ConvertError> {
+    build.put_integer("pooling_type", RANK)?;
+    let labels = Array::String(labels.into_iter().collect());
+    build.put("classifier.output_labels", Value::Array(labels));
+    Ok(())
+}
+
+/// Takes the last layer of the head, which has a row for each label, and puts the keys.
+pub(super) fn take(build: &mut Build<'_>, from: &str, hidden: u64) -> Result<(), ConvertError> {
+    let weight = build.take_any(&format!("{from}.weight"))?;
+    let [count, columns] = weight.shape[..] else {
+        return Err(ConvertError::Weights(format!(
+            "the tensor {:?} is not a matrix",
+            weight.name
+        )));
+    };
+    if columns != hidden {
+        return Err(ConvertError::Weights(format!(
+            "the tensor {:?} has {columns} columns, but config.json asks for {hidden}",
+            weight.name
+        )));
+    }
+    build.add("cls.output.weight", &weight);
+    let bias = build.take(&format!("{from}.bias"), &[count])?;
+    build.add("cls.output.bias", &bias);
+    let labels = labels(build.config, count)?;
+    keys(build, labels.iter().map(String::as_str))
+}
+
+/// The names of so many labels.
+fn labels(config: &Config, count: u64) -> Result<Vec<String>, ConvertError> {
+    let Some(said) = config.find(&["id2label"]).and_then(Json::as_object) else {
+        return Ok((0..count).map(|label| format!("LABEL_{label}")).collect());
+    };
+    let name = |label: u64| said.get(&label.to_string()).and_then(Json::as_str).map(str::to_owned);
+    let labels: Option<Vec<String>> = (0..count).map(name).collect();
+    labels.filter(|labels| labels.len() == said.len()).ok_or_else(|| {
+        ConvertError::Config(format!(
+            "it has {} labels, but the weights have {count}, numbered from 0",
+            said.len()
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::convert::config::tests::config;
+
+    #[test]
+    fn labels_in_the_order_of_their_numbers() {
+        let text = r#"{"architectures":["X"],"id2label":{"1":"b","0":"a","2":"c"}}"#;
+        assert_eq!(labels(&config(text), 3).unwrap(), ["a", "b", "c"]);
+        assert!(labels(&config(text), 2).is_err());
+        assert!(labels(&config(text), 4).is_err());
+        let none = config(r#"{"architectures":["X"]}"#);
+        assert_eq!(labels(&none, 2).unwrap(), ["LABEL_0", "LABEL_1"]);
+    }
+}

@@ -1,0 +1,60 @@
+//! Qwen 3's rerankers: models that answer "yes" or "no", of which the engine keeps only these two answers.
+
+use super::{Build, classifier, spec};
+use crate::{
+    convert::{ConvertError, Recipe, files, recipe::Rows, safetensors::Stored},
+    gguf::{Array, Value},
+};
+
+const ANSWERS: [&str; 2] = ["yes", "no"];
+/// How a query and a document are put before the model, as its makers say.
+const TEMPLATE: &str = concat!(
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. ",
+    "Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n",
+    "<|im_start|>user\n<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n",
+    "<Query>: {query}\n<Document>: {document}<|im_end|>\n",
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+);
+
+/// Whether a checkpoint says that it is one: nothing but its name and its card does.
+pub(super) fn is_one(build: &Build<'_>) -> bool {
+    let is_name = |name: &str| name.to_ascii_lowercase().contains("qwen3-reranker");
+    if is_name(build.name) || build.config.text(&["_name_or_path"]).is_some_and(is_name) {
+        return true;
+    }
+    let card = files::read(&build.folder.join("README.md"), files::MAX_SMALL_BYTES).unwrap_or_default();
+    String::from_utf8_lossy(&card)
+        .to_ascii_lowercase()
+        .contains("# qwen3-reranker")
+}
+
+/// Adds the head, made of the rows of the answers in the output matrix, and its keys.
+pub(super) fn head(build: &mut Build<'_>, output: &Stored) -> Result<(), ConvertError> {
+    let mut rows = Vec::new();
+    for answer in ANSWERS {
+        let token = token(build, answer)?;
+        if token >= output.rows() {
+            return Err(ConvertError::Weights(format!(
+                "{:?} has no row for the token {answer:?}",
+                output.name
+            )));
+        }
+        rows.push(Rows::some(output, token, 1, 1));
+    }
+    let spec = spec("cls.output.weight", &[rows.len() as u64, output.row_elements()]);
+    build.recipes.push(Recipe::rows(spec, rows));
+    classifier::keys(build, ANSWERS)?;
+    let names = Value::Array(Array::String(["rerank"].into_iter().collect()));
+    build.keys.push(("tokenizer.chat_templates".to_owned(), names));
+    let template = Value::String(TEMPLATE.to_owned());
+    build.keys.push(("tokenizer.chat_template.rerank".to_owned(), template));
+    Ok(())
+}
+
+/// The number of a token that is a word.
+fn token(build: &Build<'_>, word: &str) -> Result<u64, ConvertError> {
+    let path = build.folder.join("tokenizer.json");
+    let tokenizer = files::json_if_there(&path, files::MAX_TOKENIZER_BYTES)?;
+    let id = tokenizer.and_then(|json| json.pointer("/model/vocab")?.get(word)?.as_u64());
+    id.ok_or_else(|| ConvertError::Tokenizer(format!("a reranker needs a token {word:?} in tokenizer.json")))
+}

@@ -1,0 +1,175 @@
+//! Qwen 2 VL and 2.5 VL: pictures of any size, of which two by two patches become an embedding.
+
+use serde_json::Value as Json;
+
+use super::{CHANNELS, Encoder, Surroundings, check_activation, keys, take_both};
+use crate::{
+    convert::{
+        ConvertError, Recipe,
+        arch::{Build, spec},
+        recipe::Rows,
+    },
+    gguf::Value,
+};
+
+/// What the class of the preprocessor takes for granted: mean and deviation of the pictures that CLIP learnt from.
+const CLIP: [[f64; 3]; 2] = [
+    [0.481_454_66, 0.457_827_5, 0.408_210_73],
+    [0.268_629_54, 0.261_302_58, 0.275_777_11],
+];
+/// The classes have no key for it.
+const EPSILON: f64 = 1e-6;
+/// Pictures may have any size; the engine wants one all the same.
+const IMAGE: u64 = 560;
+/// Patches of a side that become one embedding; pictures of a film that become one. The engine knows no other numbers.
+const MERGE: u64 = 2;
+/// Pixels of a window's side, outside of which most layers do not look; the engine knows no other number.
+const WINDOW: u64 = 112;
+
+pub(super) fn qwen2_vl(build: &mut Build<'_>, around: &Surroundings<'_>) -> Result<(), ConvertError> {
+    check_activation(build, &["quick_gelu"])?;
+    let config = build.config;
+    let width = config.integer_or(&["embed_dim"], 1280)?;
+    let feed_forward = width.saturating_mul(config.integer_or(&["mlp_ratio"], 4)?);
+    let encoder = Encoder {
+        blocks: build.blocks_or(&["depth"], 32)?,
+        width,
+        // The reference puts the language model's width here, and the engine does not look.
+        feed_forward: around.hidden,
+        heads: config.integer_or(&["num_heads"], 16)?,
+        image: config.optional_integer(&["image_size"])?.unwrap_or(IMAGE),
+        patch: config.integer_or(&["patch_size"], 14)?,
+        epsilon: EPSILON,
+    };
+    keys(build, around, &encoder, "qwen2vl_merger", CLIP)?;
+    let norms: &[_] = &["weight", "bias"];
+    let mlp: &[_] = &[
+        ("fc1", "ffn_up", [feed_forward, width]),
+        ("fc2", "ffn_down", [width, feed_forward]),
+    ];
+    tensors(build, around, &encoder, norms, mlp)
+}
+
+pub(super) fn qwen2_5_vl(build: &mut Build<'_>, around: &Surroundings<'_>) -> Result<(), ConvertError> {
+    check_activation(build, &["silu"])?;
+    let config = build.config;
+    let width = config.count(&["hidden_size"])?;
+    let feed_forward = config.integer_or(&["intermediate_size"], 3420)?;
+    let encoder = Encoder {
+        blocks: build.blocks_or(&["depth"], 32)?,
+        width,
+        feed_forward,
+        heads: config.integer_or(&["num_heads"], 16)?,
+        image: config.optional_integer(&["image_size"])?.unwrap_or(IMAGE),
+        patch: config.integer_or(&["patch_size"], 14)?,
+        epsilon: EPSILON,
+    };
+    keys(build, around, &encoder, "qwen2.5vl_merger", CLIP)?;
+    build.put("use_silu", Value::Bool(true));
+    build.put_integer("vision.n_wa_pattern", full_attention_step(build)?)?;
+    let norms: &[_] = &["weight"];
+    let mlp: &[_] = &[
+        ("gate_proj", "ffn_gate", [feed_forward, width]),
+        ("up_proj", "ffn_up", [feed_forward, width]),
+        ("down_proj", "ffn_down", [width, feed_forward]),
+    ];
+    tensors(build, around, &encoder, norms, mlp)
+}
+
+/// One layer in so many looks at the whole picture, the others at windows.
+fn full_attention_step(build: &Build<'_>) -> Result<u64, ConvertError> {
+    expect(build, "window_size", WINDOW)?;
+    let said = build.config.find(&["fullatt_block_indexes"]).and_then(Json::as_array);
+    let layers: Option<Vec<u64>> = match said {
+        Some(list) => list.iter().map(Json::as_u64).collect(),
+        None => Some(vec![7, 15, 23, 31]),
+    };
+    let layers = layers.unwrap_or_default();
+    let step = layers.first().map_or(0, |first| first.saturating_add(1));
+    let are_even = (1..)
+        .zip(&layers)
+        .all(|(nth, layer)| layer.checked_add(1) == step.checked_mul(nth));
+    if step == 0 || !are_even {
+        return Err(ConvertError::Config(format!(
+            "the layers {layers:?} look at the whole picture, but the engine wants equal steps"
+        )));
+    }
+    Ok(step)
+}
+
+/// Refuses another number than the one that the engine takes for granted.
+fn expect(build: &Build<'_>, key: &str, number: u64) -> Result<(), ConvertError> {
+    match build.config.optional_integer(&[key])? {
+        Some(other) if other != number => Err(ConvertError::Config(format!(
+            "{key} is {other}, but the engine knows only {number}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn tensors(
+    build: &mut Build<'_>,
+    around: &Surroundings<'_>,
+    encoder: &Encoder,
+    norms: &[&str],
+    mlp: &[(&str, &str, [u64; 2])],
+) -> Result<(), ConvertError> {
+    expect(build, "spatial_merge_size", MERGE)?;
+    expect(build, "temporal_patch_size", MERGE)?;
+    let width = encoder.width;
+    patches(build, encoder)?;
+    let norm = |build: &mut Build<'_>, from: &str, to: &str| {
+        for part in norms {
+            let source = build.take(&format!("{from}.{part}"), &[width])?;
+            build.add(&format!("{to}.{part}"), &source);
+        }
+        Ok::<_, ConvertError>(())
+    };
+    for block in 0..encoder.blocks {
+        let (from, to) = (format!("visual.blocks.{block}"), format!("v.blk.{block}"));
+        norm(build, &format!("{from}.norm1"), &format!("{to}.ln1"))?;
+        norm(build, &format!("{from}.norm2"), &format!("{to}.ln2"))?;
+        attention(build, &from, &to, width)?;
+        for (weight, name, shape) in mlp {
+            take_both(build, &format!("{from}.mlp.{weight}"), &format!("{to}.{name}"), shape)?;
+        }
+    }
+    norm(build, "visual.merger.ln_q", "v.post_ln")?;
+    let merged = width * MERGE * MERGE;
+    take_both(build, "visual.merger.mlp.0", "mm.0", &[merged, merged])?;
+    take_both(build, "visual.merger.mlp.2", "mm.2", &[around.hidden, merged])
+}
+
+/// The kernel that makes vectors of patches, one half for each of two pictures in time.
+fn patches(build: &mut Build<'_>, encoder: &Encoder) -> Result<(), ConvertError> {
+    let Encoder { width, patch, .. } = *encoder;
+    let source = build.take(
+        "visual.patch_embed.proj.weight",
+        &[width, CHANNELS, MERGE, patch, patch],
+    )?;
+    let pictures = source.merged(2);
+    for (time, name) in (0..).zip(["v.patch_embd.weight", "v.patch_embd.weight.1"]) {
+        let rows = Rows::some(&pictures, time, width * CHANNELS, MERGE);
+        let recipe = Recipe::rows(spec(name, &[width * CHANNELS, patch * patch]), vec![rows]);
+        build.recipes.push(recipe.reshaped(&[patch, patch, CHANNELS, width]));
+    }
+    Ok(())
+}
+
+/// Queries, keys and values are one matrix in the checkpoint.
+fn attention(build: &mut Build<'_>, from: &str, to: &str, width: u64) -> Result<(), ConvertError> {
+    let weight = build.take(&format!("{from}.attn.qkv.weight"), &[3 * width, width])?;
+    let bias = build.take(&format!("{from}.attn.qkv.bias"), &[3 * width])?.as_column();
+    for (third, name) in (0..).zip(["attn_q", "attn_k", "attn_v"]) {
+        let rows = |source| vec![Rows::some(source, third * width, width, 1)];
+        let weight = Recipe::rows(spec(&format!("{to}.{name}.weight"), &[width, width]), rows(&weight));
+        let bias = Recipe::rows(spec(&format!("{to}.{name}.bias"), &[width, 1]), rows(&bias));
+        build.recipes.extend([weight, bias.flattened()]);
+    }
+    take_both(
+        build,
+        &format!("{from}.attn.proj"),
+        &format!("{to}.attn_out"),
+        &[width, width],
+    )
+}
