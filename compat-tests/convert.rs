@@ -16,7 +16,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::harness::{
-    hubllama::{Setup, children, is_alive, send_signal, wait_until},
+    hubllama::{Setup, children, gguf, is_alive, send_signal, wait_until},
     minilm,
     raw_http::PATIENCE,
 };
@@ -358,7 +358,7 @@ impl Whole {
 fn a_real_sharded_checkpoint_talks() {
     let home = tempfile::tempdir().expect("a home");
     let folder = home.path().join("SmolLM2");
-    let expected = smollm2::write(&folder);
+    let expected = smollm2::write(&folder, &gguf());
     let (good, said) = convert(home.path(), &[text(&folder), "-o", "model-BF16.gguf"]);
     assert!(good, "{said}");
     assert!(
@@ -388,7 +388,7 @@ fn a_real_sharded_checkpoint_talks() {
         };
         assert!(is_equal, "{name} has other numbers");
     }
-    let original = Header::open(&crate::harness::hubllama::gguf()).expect("a header");
+    let original = Header::open(&gguf()).expect("a header");
     for key in [
         "model",
         "pre",

@@ -11,7 +11,7 @@ use crate::{
     convert::{checkpoint, names, smollm2, widen},
     harness::{
         fake_hub::{FakeHub, Source},
-        hubllama::{Hubllama, Setup, is_alive, sha256_of, wait_until},
+        hubllama::{Hubllama, Setup, gguf, is_alive, sha256_of, wait_until},
         raw_http::PATIENCE,
     },
 };
@@ -108,7 +108,7 @@ fn generate(daemon: &Hubllama, model: &str) -> (u16, Value) {
 fn a_checkpoint_is_pulled_converted_once_and_talks() {
     let home = tempfile::tempdir().expect("a home");
     let folder = home.path().join("SmolLM2");
-    smollm2::write(&folder);
+    smollm2::write(&folder, &gguf());
     let hub = FakeHub::start();
     publish(&hub, REPO, &folder);
     let unwanted: Vec<String> = ["consolidated.safetensors", "pytorch_model.bin"]
@@ -229,11 +229,7 @@ fn a_first_use_converts_too_and_says_what_cannot_be_converted() {
     let hub = FakeHub::start();
     let tiny = checkpoint("qwen3", "qwen");
     publish(&hub, TINY, tiny.path());
-    hub.add(
-        "Example-Org/Both",
-        "both-F16.gguf",
-        Source::Path(crate::harness::hubllama::gguf()),
-    );
+    hub.add("Example-Org/Both", "both-F16.gguf", Source::Path(gguf()));
     publish(&hub, "Example-Org/Both", tiny.path());
     let unknown = unknown();
     publish(&hub, "Example-Org/Unknown", unknown.path());
@@ -326,7 +322,7 @@ fn a_doubtful_tokenizer_is_refused_or_said() {
 fn an_answer_ends_at_every_token_that_ends_one() {
     let home = tempfile::tempdir().expect("a home");
     let folder = home.path().join("SmolLM2");
-    smollm2::write(&folder);
+    smollm2::write(&folder, &gguf());
     let tokenizer = fs::read(folder.join("tokenizer.json")).expect("a tokenizer");
     let tokenizer: Value = serde_json::from_slice(&tokenizer).expect("JSON");
     let paris = &tokenizer["model"]["vocab"]["\u{120}Paris"];

@@ -59,8 +59,8 @@ pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let mut peak = 0;
     bench.large(&mut rows, &mut peak)?;
-    if binaries().gguf.is_some() {
-        bench.real(&mut rows, &mut peak, report)?;
+    if let Some(gguf) = binaries().gguf {
+        bench.real(&gguf, &mut rows, &mut peak, report)?;
     } else {
         report.skip(
             "conversions of SmolLM2",
@@ -118,11 +118,11 @@ impl Bench {
     }
 
     /// SmolLM2: llama.cpp's converter is the peer, and then somebody chats.
-    fn real(&self, rows: &mut Vec<Row>, peak: &mut u64, report: &mut Report) -> Result<()> {
+    fn real(&self, gguf: &Path, rows: &mut Vec<Row>, peak: &mut u64, report: &mut Report) -> Result<()> {
         let cache = self.folder.join("cache");
         let repository = cache.join("models--Bench--SmolLM2");
         let checkpoint = repository.join("snapshots").join(COMMIT);
-        smollm2::write(&checkpoint);
+        smollm2::write(&checkpoint, gguf);
         fs::create_dir_all(repository.join("refs"))?;
         fs::write(repository.join("refs/main"), COMMIT)?;
         let out = self.folder.join("out");
@@ -235,7 +235,7 @@ impl Bench {
                 let name = path.file_name().context("a name")?;
                 symlink(&path, own.join("snapshots").join(COMMIT).join(name))?;
             }
-            Ok("[hub]\nauto_pull = true\n")
+            Ok("[hub]\nauto_pull = true\n".to_owned())
         })?;
         run(first_token(hubllama.address))
     }

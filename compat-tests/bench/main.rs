@@ -11,6 +11,7 @@ mod download;
 #[path = "../harness/fake_hub/mod.rs"]
 #[expect(dead_code, reason = "the tests use what the benchmark does not")]
 mod fake_hub;
+mod loading;
 mod processes;
 mod relay;
 mod report;
@@ -18,15 +19,6 @@ mod report;
 mod smollm2;
 mod synthetic;
 mod upstream;
-
-/// Where the checkpoint of SmolLM2, which the tests share, looks for the test model.
-mod harness {
-    pub(crate) mod hubllama {
-        pub(crate) fn gguf() -> std::path::PathBuf {
-            crate::processes::binaries().gguf.expect("the test model")
-        }
-    }
-}
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -50,7 +42,7 @@ struct Args {
     /// Rounds of each section.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..))]
     rounds: u32,
-    /// Measure only these sections: latency, relay, decode, memory, download, convert.
+    /// Measure only these sections: latency, relay, decode, memory, download, convert, loading.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Be the Hub that serves this file.
@@ -102,6 +94,9 @@ fn main() -> Result<ExitCode> {
         section(&mut report, "convert", |report| {
             conversion::measure(args.rounds, report)
         });
+    }
+    if wants("loading") {
+        section(&mut report, "loading", |report| loading::measure(args.rounds, report));
     }
     let text = report.markdown();
     println!("{text}");

@@ -20,6 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The name under which [`Hubllama`] serves the test model.
 pub(crate) const MODEL: &str = "hf:HuggingFaceTB/SmolLM2-135M-Instruct-GGUF:Q4_1";
 
+/// The name under which [`Hubllama::with_checkpoint`] knows a checkpoint, its type left out.
+pub(crate) const CHECKPOINT: &str = "hf:Bench/Checkpoint";
+
 /// Programs and files that the run uses; the optional ones are `None` when they are not there.
 pub(crate) struct Binaries {
     pub(crate) hubllama: PathBuf,
@@ -204,15 +207,26 @@ impl Nginx {
 pub(crate) struct Hubllama {
     pub(crate) address: SocketAddr,
     process: Process,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Hubllama {
     /// `gguf` is what the Hub cache holds as [`MODEL`].
     pub(crate) fn start(program: &Path, upstream: &str, gguf: Option<&Path>) -> Result<Self> {
         Self::start_with(program, upstream, |cache| {
-            gguf.map_or(Ok(()), |gguf| seed_cache(cache, gguf))?;
-            Ok("")
+            let repo = "HuggingFaceTB--SmolLM2-135M-Instruct-GGUF";
+            gguf.map_or(Ok(()), |gguf| seed_cache(cache, repo, &[gguf.to_owned()]))?;
+            Ok(String::new())
+        })
+    }
+
+    /// The Hub cache holds the files of a folder as [`CHECKPOINT`].
+    pub(crate) fn with_checkpoint(program: &Path, config: String, checkpoint: &Path) -> Result<Self> {
+        Self::start_with(program, "http://127.0.0.1:9", |cache| {
+            let entries = fs::read_dir(checkpoint)?.collect::<std::io::Result<Vec<_>>>()?;
+            let files: Vec<PathBuf> = entries.iter().map(fs::DirEntry::path).collect();
+            seed_cache(cache, "Bench--Checkpoint", &files)?;
+            Ok(config)
         })
     }
 
@@ -220,7 +234,7 @@ impl Hubllama {
     pub(crate) fn start_with(
         program: &Path,
         upstream: &str,
-        prepare: impl FnOnce(&Path) -> Result<&'static str>,
+        prepare: impl FnOnce(&Path) -> Result<String>,
     ) -> Result<Self> {
         // Beside the program: the model can be linked there instead of copied.
         let folder = tempfile::tempdir_in(program.parent().unwrap_or(Path::new(".")))?;
@@ -251,8 +265,37 @@ impl Hubllama {
         Ok(Self {
             address,
             process,
-            _folder: folder,
+            folder,
         })
+    }
+
+    /// What it keeps: settings, cache, state.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Processes of models that are loaded or loading.
+    pub(crate) fn workers(&self) -> Result<Vec<i32>> {
+        let mut workers = Vec::new();
+        for task in fs::read_dir(format!("/proc/{}/task", self.process.0.id()))? {
+            let children = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
+            for pid in children.split_ascii_whitespace() {
+                let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                if command.split('\0').any(|argument| argument == "model") {
+                    workers.push(pid.parse()?);
+                }
+            }
+        }
+        Ok(workers)
+    }
+
+    pub(crate) fn wait_for_no_worker(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.workers()?.is_empty() {
+            ensure!(Instant::now() < deadline, "a model stays loaded");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// Resident memory of the daemon itself, without its workers.
@@ -274,24 +317,26 @@ fn is_setting(name: &str) -> bool {
         .any(|prefix| name.starts_with(prefix))
 }
 
-/// Lays a file into a Hub cache the way huggingface_hub does.
-fn seed_cache(cache: &Path, gguf: &Path) -> Result<()> {
-    let mut hasher = Sha256::new();
-    hasher.update(fs::read(gguf)?);
-    let sha256: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    let commit = &sha256[..40];
-    let repo = cache.join("models--HuggingFaceTB--SmolLM2-135M-Instruct-GGUF");
-    let snapshot = repo.join("snapshots").join(commit);
+/// Lays files into a Hub cache the way huggingface_hub does.
+fn seed_cache(cache: &Path, repo: &str, files: &[PathBuf]) -> Result<()> {
+    /// Of no real commit.
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+    let repo = cache.join(format!("models--{repo}"));
+    let snapshot = repo.join("snapshots").join(COMMIT);
     for folder in [&repo.join("blobs"), &repo.join("refs"), &snapshot] {
         fs::create_dir_all(folder)?;
     }
-    let blob = repo.join("blobs").join(&sha256);
-    if fs::hard_link(gguf, &blob).is_err() {
-        fs::copy(gguf, &blob)?;
+    for file in files {
+        let sha256 = Sha256::digest(fs::read(file)?);
+        let sha256: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+        let blob = repo.join("blobs").join(&sha256);
+        if fs::hard_link(file, &blob).is_err() {
+            fs::copy(file, &blob)?;
+        }
+        let name = file.file_name().context("the model has no file name")?;
+        symlink(Path::new("../../blobs").join(&sha256), snapshot.join(name))?;
     }
-    let name = gguf.file_name().context("the model has no file name")?;
-    symlink(Path::new("../../blobs").join(&sha256), snapshot.join(name))?;
-    fs::write(repo.join("refs/main"), commit)?;
+    fs::write(repo.join("refs/main"), COMMIT)?;
     Ok(())
 }
 

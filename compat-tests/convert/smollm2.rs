@@ -6,8 +6,6 @@ use half::{bf16, f16};
 use hubllama::gguf::{GgmlType, Header, Value};
 use serde_json::{Map, Value as Json, json};
 
-use crate::harness::hubllama::gguf;
-
 const HIDDEN: u64 = 576;
 const LAYERS: u64 = 30;
 const HEADS: u64 = 9;
@@ -17,11 +15,11 @@ const SHARDS: usize = 3;
 /// Dimensions and numbers of every tensor that a conversion should make, by its name.
 pub(crate) type Expected = HashMap<String, (Vec<u64>, Vec<bf16>)>;
 
-/// Writes the checkpoint; returns what comes of it.
-pub(crate) fn write(folder: &Path) -> Expected {
+/// Writes the checkpoint of the test model's file; returns what comes of it.
+pub(crate) fn write(folder: &Path, gguf: &Path) -> Expected {
     fs::create_dir_all(folder).expect("a folder");
-    let bytes = fs::read(gguf()).expect("the model");
-    let header = Header::open(&gguf()).expect("a header");
+    let bytes = fs::read(gguf).expect("the model");
+    let header = Header::open(gguf).expect("a header");
     let mut expected = Expected::new();
     let mut stored = Vec::new();
     for tensor in &header.tensors {

@@ -15,7 +15,7 @@ use crate::{
     convert::{checkpoint, smollm2},
     harness::{
         fake_hub::FakeHub,
-        hubllama::{Hubllama, Setup, is_alive, send_signal, wait_until},
+        hubllama::{Hubllama, Setup, gguf, is_alive, send_signal, wait_until},
         raw_http::PATIENCE,
     },
 };
@@ -91,7 +91,7 @@ fn unload(daemon: &Hubllama, model: &str) {
 fn a_streamed_model_is_the_same_as_its_file() {
     let home = tempfile::tempdir().expect("a home");
     let folder = home.path().join("SmolLM2");
-    smollm2::write(&folder);
+    smollm2::write(&folder, &gguf());
     let hub = FakeHub::start();
     publish(&hub, REPO, &folder);
     let daemon = Setup::default().hub(hub.url()).config(&config("stream")).start();
