@@ -648,7 +648,7 @@ fn chain(error: &reqwest::Error) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use tokio::io::AsyncWriteExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -685,6 +685,8 @@ pub(crate) mod tests {
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let server = tokio::spawn(async move {
             let (mut socket, _) = listener.accept().await.unwrap();
+            // An answer before the question is no answer.
+            socket.read(&mut [0; 1024]).await.unwrap();
             let head = "HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n";
             let mut sent = socket.write_all(head.as_bytes()).await;
             while sent.is_ok() {
