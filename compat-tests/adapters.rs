@@ -3,6 +3,10 @@
 use std::{fs, path::Path};
 
 use bytes::Bytes;
+use hubllama::{
+    config::HubConfig,
+    hub::{HfName, Hub},
+};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -386,4 +390,89 @@ fn a_model_that_a_client_makes_of_both() {
     );
     assert_eq!(delete(&daemon, "mine"), 200);
     assert_eq!(listed(&daemon), [base, both.as_str()]);
+}
+
+/// As `hf download` leaves it: what is not ours is used, and stays.
+#[test]
+fn an_adapter_that_is_in_the_cache_needs_no_hub() {
+    let home = tempfile::tempdir().expect("a home");
+    let base = checkpoint("qwen3", "qwen");
+    let adapter = Path::new(ADAPTERS).join("qwen3");
+    for (repo, folder) in [("Base", base.path()), ("Lora", adapter.as_path())] {
+        let repository = home.path().join(format!("models--Example-Org--{repo}"));
+        let snapshot = repository.join("snapshots/0123456789abcdef0123456789abcdef01234567");
+        fs::create_dir_all(&snapshot).expect("folders");
+        fs::create_dir_all(repository.join("blobs")).expect("folders");
+        for name in names(folder) {
+            let hash = sha256_of(&folder.join(&name));
+            fs::copy(folder.join(&name), repository.join("blobs").join(&hash)).expect("copied");
+            std::os::unix::fs::symlink(format!("../../blobs/{hash}"), snapshot.join(&name)).expect("linked");
+        }
+    }
+    let daemon = Setup::default()
+        .cache(home.path().to_owned())
+        .config(&format!("{ENGINE}[hub]\noffline = true\n"))
+        .start();
+    let (plain, both) = ("hf:Example-Org/Base:F16", "hf:Example-Org/Base:F16+Example-Org/Lora");
+    refuses(
+        &daemon,
+        "hf:Example-Org/Base:F16+Example-Org/Absent",
+        500,
+        &["HF_HUB_OFFLINE"],
+    );
+    pulls(&daemon, plain);
+    // Both are there, so that nobody has to pull.
+    says(&daemon, both);
+    assert_eq!(listed(&daemon), [plain]);
+    pulls(&daemon, both);
+    assert_eq!(listed(&daemon), [plain, both]);
+    let (_, shown) = post(&daemon, "/api/show", &json!({ "model": both }));
+    assert_eq!(shown["model_info"]["hubllama.downloaded"], false, "{shown}");
+    assert_eq!(delete(&daemon, both), 200);
+    assert_eq!(listed(&daemon), [plain]);
+    assert_eq!(post(&daemon, "/api/show", &json!({ "model": both })).0, 404);
+    let weights = home
+        .path()
+        .join("models--Example-Org--Lora/snapshots/0123456789abcdef0123456789abcdef01234567");
+    assert_eq!(names(&weights), names(&adapter), "what others have downloaded stays");
+    pulls(&daemon, both);
+    says(&daemon, both);
+    assert_eq!(listed(&daemon), [plain, both]);
+}
+
+#[test]
+fn a_new_commit_of_an_adapter_is_an_update() {
+    let hub = FakeHub::start();
+    publish(&hub, "Example-Org/Base", checkpoint("llama", "spm").path());
+    publish_adapter(&hub, "Example-Org/Lora", "llama");
+    let daemon = Setup::default().hub(hub.url()).config(ENGINE).start();
+    let (plain, both) = ("hf:Example-Org/Base:F16", "hf:Example-Org/Base:F16+Example-Org/Lora");
+    pulls(&daemon, both);
+    let (unadapted, before) = (says(&daemon, plain), says(&daemon, both));
+    assert_ne!(unadapted, before);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let config = HubConfig {
+        endpoint: hub.url(),
+        cache_dir: daemon.folder.path().join("hub"),
+        ..HubConfig::default()
+    };
+    let update = || {
+        let name = HfName::parse(both).expect("a name");
+        let known = Hub::new(&daemon.folder.path().join("state"));
+        runtime.block_on(known.update(&config, &name)).expect("the Hub answers")
+    };
+    assert_eq!(update(), None);
+    hub.add_small("Example-Org/Lora", "README.md", "another text");
+    assert_eq!(update(), None, "a commit without other weights is no update");
+
+    // All numbers are zero now.
+    let mut weights = fs::read(Path::new(ADAPTERS).join("llama").join(WEIGHTS)).expect("weights");
+    let header = u64::from_le_bytes(weights[..8].try_into().expect("eight bytes")) as usize;
+    weights[8 + header..].fill(0);
+    let bytes = weights.len() as u64;
+    hub.add("Example-Org/Lora", WEIGHTS, Source::Bytes(Bytes::from(weights)));
+    assert_eq!(update().map(|update| update.bytes), Some(bytes));
+    pulls(&daemon, both);
+    assert_eq!(update(), None);
+    assert_eq!(says(&daemon, both), unadapted, "it changes nothing any more");
 }

@@ -250,7 +250,7 @@ fn a_kill_leaves_nothing_behind() {
 }
 
 /// Makes a checkpoint's embedding so large that its conversion takes a while.
-fn widen(folder: &Path) {
+pub(crate) fn widen(folder: &Path) {
     let hidden = 1024;
     let rows = 20_000;
     let norm = format!(

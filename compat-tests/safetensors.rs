@@ -8,10 +8,11 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::{
-    convert::{checkpoint, names, smollm2},
+    convert::{checkpoint, names, smollm2, widen},
     harness::{
         fake_hub::{FakeHub, Source},
-        hubllama::{Hubllama, Setup, sha256_of},
+        hubllama::{Hubllama, Setup, is_alive, sha256_of, wait_until},
+        raw_http::PATIENCE,
     },
 };
 
@@ -37,14 +38,25 @@ fn post(daemon: &Hubllama, path: &str, body: &Value) -> (u16, Value) {
     (head.status(), serde_json::from_str(&body).unwrap_or(Value::Null))
 }
 
-/// Statuses of a pull, without those of the files.
+/// Statuses of a pull, without those of the files. A conversion counts its bytes, under a digest of its own.
 fn pull(daemon: &Hubllama, model: &str) -> Vec<String> {
     let (head, body) = daemon.post("/api/pull", &json!({ "model": model }));
     assert_eq!(head.status(), 200, "{body}");
-    let frames = body
+    let frames: Vec<Value> = body
         .lines()
-        .map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
-    let frames = frames.filter(|frame| frame.get("digest").is_none());
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let counted = |frame: &&Value| frame["status"] == "converting model" && frame.get("digest").is_some();
+    let counted: Vec<&Value> = frames.iter().filter(counted).collect();
+    if let Some(last) = counted.last() {
+        assert!(last["total"].as_u64().is_some_and(|total| total > 0), "{last}");
+        assert_eq!(last["completed"], last["total"]);
+        assert_eq!(last["digest"].as_str().map(str::len), Some("sha256:".len() + 64));
+        assert!(counted.iter().all(|frame| frame["digest"] == last["digest"]));
+        let completed = counted.iter().map(|frame| frame["completed"].as_u64());
+        assert!(completed.is_sorted(), "{body}");
+    }
+    let frames = frames.iter().filter(|frame| frame.get("digest").is_none());
     let mut statuses: Vec<String> = frames
         .map(|frame| {
             frame["status"]
@@ -307,6 +319,53 @@ fn what_cannot_be_converted_is_said_with_where_it_is_to_be_had() {
         "{:?}",
         started.elapsed()
     );
+}
+
+/// The type of names that ask for none is a setting.
+#[test]
+fn a_name_without_a_type_gets_the_configured_one() {
+    let hub = FakeHub::start();
+    publish(&hub, TINY, checkpoint("qwen3", "qwen").path());
+    let daemon = Setup::default()
+        .hub(hub.url())
+        .config("[engine]\nthreads = 1\n[hub]\nauto_pull = true\nsafetensors_type = \"Q8_0\"\n")
+        .start();
+    let (status, reply) = generate(&daemon, "hf:Example-Org/Tiny");
+    assert_eq!(status, 200, "{reply}");
+    pull(&daemon, "hf:Example-Org/Tiny:BF16");
+    assert_eq!(
+        listed(&daemon),
+        ["hf:Example-Org/Tiny:BF16", "hf:Example-Org/Tiny:Q8_0"]
+    );
+    let (_, shown) = post(&daemon, "/api/show", &json!({ "model": "hf:Example-Org/Tiny" }));
+    assert_eq!(shown["details"]["quantization_level"], "Q8_0");
+}
+
+/// The conversion is a process with a bound on its memory, and ends with the last who wants it.
+#[test]
+fn who_goes_away_ends_the_conversion() {
+    let hub = FakeHub::start();
+    let wide = checkpoint("qwen3", "qwen");
+    widen(wide.path());
+    publish(&hub, "Example-Org/Wide", wide.path());
+    let daemon = Setup::default().hub(hub.url()).start();
+    let request = json!({ "model": "hf:Example-Org/Wide:Q4_K_M" });
+    let (client, _) = daemon.open("POST", "/api/pull", &request.to_string());
+    let worker = wait_until(PATIENCE, || daemon.converters().first().copied()).expect("a worker");
+    let limits = fs::read_to_string(format!("/proc/{worker}/limits")).expect("its limits");
+    let data = limits.lines().find(|line| line.starts_with("Max data size"));
+    assert!(
+        data.is_some_and(|line| line.contains(&(8u64 << 30).to_string())),
+        "{limits}"
+    );
+    drop(client);
+    let ended = wait_until(PATIENCE, || (!is_alive(worker)).then_some(()));
+    assert!(ended.is_some(), "the worker lives on");
+    assert_eq!(listed(&daemon), Vec::<String>::new());
+    let made = daemon.folder.path().join("state/converted");
+    assert!(!made.exists() || names(&made).is_empty(), "{:?}", names(&made));
+    let (status, _) = post(&daemon, "/api/show", &json!({ "model": "hf:Example-Org/Wide:Q4_K_M" }));
+    assert_eq!(status, 404, "the daemon goes on");
 }
 
 /// Whoever deletes the checkpoint from the cache takes away what was made of it.

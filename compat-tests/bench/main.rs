@@ -5,6 +5,7 @@
 //! down half-way slows all of them.
 
 mod client;
+mod conversion;
 mod decode;
 mod download;
 #[path = "../harness/fake_hub/mod.rs"]
@@ -13,7 +14,19 @@ mod fake_hub;
 mod processes;
 mod relay;
 mod report;
+#[path = "../convert/smollm2.rs"]
+mod smollm2;
+mod synthetic;
 mod upstream;
+
+/// Where the checkpoint of SmolLM2, which the tests share, looks for the test model.
+mod harness {
+    pub(crate) mod hubllama {
+        pub(crate) fn gguf() -> std::path::PathBuf {
+            crate::processes::binaries().gguf.expect("the test model")
+        }
+    }
+}
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -37,7 +50,7 @@ struct Args {
     /// Rounds of each section.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..))]
     rounds: u32,
-    /// Measure only these sections: latency, relay, decode, memory, download.
+    /// Measure only these sections: latency, relay, decode, memory, download, convert.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Be the Hub that serves this file.
@@ -46,6 +59,9 @@ struct Args {
     /// Be the upstream that the proxies are pointed at.
     #[arg(long, hide = true)]
     upstream: bool,
+    /// Be llama.cpp's quantiser: from one file into another.
+    #[arg(long, hide = true, num_args = 2, value_names = ["IN", "OUT"])]
+    quantize: Vec<PathBuf>,
     /// Cargo adds it.
     #[arg(long, hide = true)]
     bench: bool,
@@ -59,6 +75,10 @@ fn main() -> Result<ExitCode> {
     }
     if args.upstream {
         upstream::serve()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let [input, output] = args.quantize.as_slice() {
+        conversion::quantize(input, output)?;
         return Ok(ExitCode::SUCCESS);
     }
     let wants = |section: &str| args.only.is_empty() || args.only.iter().any(|only| only == section);
@@ -77,6 +97,11 @@ fn main() -> Result<ExitCode> {
     }
     if wants("download") {
         section(&mut report, "download", |report| download::measure(args.rounds, report));
+    }
+    if wants("convert") {
+        section(&mut report, "convert", |report| {
+            conversion::measure(args.rounds, report)
+        });
     }
     let text = report.markdown();
     println!("{text}");

@@ -53,6 +53,20 @@ impl Process {
         self.0.stdout.take()
     }
 
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Result<Option<std::process::ExitStatus>> {
+        Ok(self.0.try_wait()?)
+    }
+
+    /// Processes that its threads started.
+    pub(crate) fn children(&self) -> Vec<i32> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.0.id()));
+        let of_task = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        let lists = tasks.into_iter().flatten().flatten().map(of_task);
+        let pids = lists.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        pids.filter_map(|pid| pid.parse().ok()).collect()
+    }
+
     /// Calls until the reply's status is 200.
     fn wait_until_ready(&mut self, address: SocketAddr, path: &str, log: &Path) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
@@ -196,14 +210,23 @@ pub(crate) struct Hubllama {
 impl Hubllama {
     /// `gguf` is what the Hub cache holds as [`MODEL`].
     pub(crate) fn start(program: &Path, upstream: &str, gguf: Option<&Path>) -> Result<Self> {
+        Self::start_with(program, upstream, |cache| {
+            gguf.map_or(Ok(()), |gguf| seed_cache(cache, gguf))?;
+            Ok("")
+        })
+    }
+
+    /// `prepare` fills the Hub cache and gives the configuration.
+    pub(crate) fn start_with(
+        program: &Path,
+        upstream: &str,
+        prepare: impl FnOnce(&Path) -> Result<&'static str>,
+    ) -> Result<Self> {
         // Beside the program: the model can be linked there instead of copied.
         let folder = tempfile::tempdir_in(program.parent().unwrap_or(Path::new(".")))?;
         let at = |name: &str| folder.path().join(name);
         fs::create_dir_all(at("hub"))?;
-        fs::write(at("config.toml"), "")?;
-        if let Some(gguf) = gguf {
-            seed_cache(&at("hub"), gguf)?;
-        }
+        fs::write(at("config.toml"), prepare(&at("hub"))?)?;
         let address = free_address()?;
         let output = fs::File::create(at("log"))?;
         let mut command = Command::new(program);

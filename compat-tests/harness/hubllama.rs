@@ -250,6 +250,11 @@ impl Hubllama {
         self.children_in_role("helper")
     }
 
+    /// Processes that convert checkpoints.
+    pub(crate) fn converters(&self) -> Vec<i32> {
+        self.children_in_role("converter")
+    }
+
     fn children_in_role(&self, role: &str) -> Vec<i32> {
         children(self.pid())
             .into_iter()

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser as _};
 
-use crate::{config::Inputs, convert::TargetType};
+use crate::{
+    config::Inputs,
+    convert::{FAMILIES, TargetType},
+};
 
 /// Makes every existing Ollama client speak Hugging Face.
 ///
@@ -89,6 +92,7 @@ pub(super) enum Command {
         name: String,
     },
     /// Make a GGUF file from a safetensors checkpoint; needs no daemon
+    #[command(after_help = convertible())]
     Convert {
         /// The folder of a checkpoint, or hf:ORG/REPO where its files are in the cache
         checkpoint: String,
@@ -178,6 +182,14 @@ impl Arguments {
         add("log.level", |serve| &serve.log);
         Inputs::from_process(self.config.clone(), overrides)
     }
+}
+
+/// What `convert` can convert.
+fn convertible() -> String {
+    format!(
+        "Checkpoints of {}; also where their weights are fp8, and gpt-oss with MXFP4.",
+        FAMILIES.join(", ")
+    )
 }
 
 #[cfg(test)]

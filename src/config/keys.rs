@@ -114,6 +114,7 @@ pub(super) const KEYS: &[Key<Config>] = &[
     key!("hub.retry_delay", hub.retry_delay, Time),
     key!("hub.parallel_ranges", hub.parallel_ranges, Number),
     key!("hub.max_bytes_per_second", hub.max_bytes_per_second, Size),
+    key!("hub.safetensors_type", hub.safetensors_type, Choice),
     key!("hub.xet", hub.xet, Choice),
     key!("hub.safetensors", hub.safetensors, Choice),
     key!("engine.max_loaded_models", engine.max_loaded_models, Number),

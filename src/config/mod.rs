@@ -32,5 +32,5 @@ pub use problem::{Origin, Problem, Problems, Shadowed};
 pub use store::{Change, Commit, ConfigStore, Outcome, Prepare, Reason, ReloadHandle, ReloadRequest, Status};
 pub use types::{
     Config, EngineConfig, HubConfig, JsonSchemas, LogConfig, LogFormat, ModelConfig, OllamaConfig, ProviderName,
-    Safetensors, ServerConfig, SplitMode, UnsupportedTools, XetUse,
+    Safetensors, ServerConfig, SplitMode, UnsupportedTools, WeightType, XetUse,
 };

@@ -111,10 +111,46 @@ pub struct HubConfig {
     pub parallel_ranges: usize,
     /// Bytes in a second that all downloads together may bring; 0 is no limit.
     pub max_bytes_per_second: u64,
+    /// The type of weights that is made of safetensors for a name that asks for none.
+    pub safetensors_type: WeightType,
     /// When files come over the Hub's xet protocol.
     pub xet: XetUse,
     /// What is made of a repository that holds only safetensors.
     pub safetensors: Safetensors,
+}
+
+/// The name of a type of weights, as `Q4_K_M`; `stored` is the one that a repository has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightType(&'static str);
+
+impl WeightType {
+    /// Those that can be made, by their names; `convert` makes them.
+    pub const ALL: &[(&'static str, Self)] = &weight_types([
+        "stored", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L",
+        "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS",
+    ]);
+
+    /// The name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.0
+    }
+}
+
+const fn weight_types<const N: usize>(names: [&'static str; N]) -> [(&'static str, WeightType); N] {
+    let mut types = [("", WeightType("")); N];
+    let mut at = 0;
+    while at < N {
+        types[at] = (names[at], WeightType(names[at]));
+        at += 1;
+    }
+    types
+}
+
+impl Default for WeightType {
+    fn default() -> Self {
+        Self("stored")
+    }
 }
 
 /// When files come over the Hub's xet protocol.
@@ -316,6 +352,7 @@ impl Default for HubConfig {
             retry_delay: Duration::from_millis(500),
             parallel_ranges: 8,
             max_bytes_per_second: 0,
+            safetensors_type: WeightType::default(),
             xet: XetUse::default(),
             safetensors: Safetensors::Auto,
         }

@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, fmt::Display, path::PathBuf, time::Duration};
 
 use serde_json::{Value as Json, json};
 
-use super::{JsonSchemas, LogFormat, ProviderName, Safetensors, SplitMode, UnsupportedTools, XetUse, suggest::hint};
+use super::{
+    JsonSchemas, LogFormat, ProviderName, Safetensors, SplitMode, UnsupportedTools, WeightType, XetUse, suggest::hint,
+};
 use crate::{
     inference::{KeepAlive, KvCacheType, Switch},
     stdx::{Secret, go_duration, go_duration::GoDuration},
@@ -315,6 +317,10 @@ impl Named for UnsupportedTools {
 
 impl Named for JsonSchemas {
     const NAMES: &'static [(&'static str, Self)] = &[("relaxed", Self::Relaxed), ("strict", Self::Strict)];
+}
+
+impl Named for WeightType {
+    const NAMES: &'static [(&'static str, Self)] = Self::ALL;
 }
 
 impl Named for XetUse {

@@ -35,8 +35,8 @@ pub enum ConvertError {
     Incomplete(String),
     /// Nobody taught this program the architecture.
     #[error(
-        "the architecture {0:?} cannot be converted from safetensors by this version; choose a repository that has \
-         GGUF files of the model"
+        "the architecture {0:?} cannot be converted from safetensors by this version (`hubllama convert --help` lists those \
+         that can); choose a repository that has GGUF files of the model"
     )]
     Architecture(String),
     /// The weights were quantised by another program.

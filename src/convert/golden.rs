@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use super::{ConvertError, Planned, Stream, TargetType, plan, plan_projector, replan};
 use crate::{
     config::SplitMode,
-    gguf::{Array, GgmlType, Header, Value},
+    gguf::{Array, Header, Value},
     inference::{KvCacheType, Switch},
-    llama::{Batch, Context, ContextParams, ContextPurpose, Model, ModelParams, quantize_rows},
+    llama::{Batch, Context, ContextParams, ContextPurpose, Model, ModelParams},
 };
 
 pub(super) const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/convert");
@@ -286,6 +286,7 @@ golden! {
     gemma3 "gemma3" TABLE;
     gpt2 "gpt2" TABLE;
     gpt_oss "gpt-oss" EXACT;
+    gpt_oss_mxfp4 "gpt-oss-mxfp4" PACKED;
     lfm2 "lfm2" EXACT;
     modernbert "modernbert" TABLE;
     modernbert_classifier "modernbert-classifier" TABLE;
@@ -368,7 +369,6 @@ pub(super) fn engine(
     way: Way,
 ) -> Context {
     let planned = plan(folder, "test", target).unwrap();
-    let plan = planned.model.with_quantizer(quantize_rows);
     let path = folder.join("engine.gguf");
     let params = ModelParams {
         gpu_layers: 0,
@@ -381,11 +381,11 @@ pub(super) fn engine(
     let model = match way {
         Way::File => {
             let cancel = CancellationToken::new();
-            plan.write(&path, &|_, _| {}, &cancel).unwrap();
+            planned.model.write(&path, &|_, _| {}, &cancel).unwrap();
             Model::load(&path, &params, |_| true)
         }
         #[cfg(target_os = "linux")]
-        Way::Stream => Model::load_from(&mut Stream::start(plan), &params, |_| true),
+        Way::Stream => Model::load_from(&mut Stream::start(planned.model), &params, |_| true),
     };
     let mut model = model.unwrap();
     for adapter in adapters {
@@ -449,12 +449,6 @@ pub(super) fn largest_difference(one: &[f32], other: &[f32]) -> f32 {
     differences.fold(0.0, f32::max)
 }
 
-#[test]
-fn packed_experts_stay_packed() {
-    check("gpt-oss-mxfp4");
-    check_numbers("gpt-oss-mxfp4", PACKED);
-}
-
 /// The text of a model that sees is the architecture that it was before it saw.
 #[test]
 fn mistral_small_is_mistral3() {
@@ -470,23 +464,6 @@ fn mistral_small_is_mistral3() {
     let header = Header::read(planned.model.header(), planned.model.file_len()).unwrap();
     assert_eq!(header.architecture(), "mistral3");
     assert_eq!(header.hyperparameter("attention.temperature_scale"), None);
-}
-
-/// A mix of types is made from numbers, so the plan for one has no packed experts.
-#[test]
-fn mixes_are_made_of_unpacked_experts() {
-    let folder = assemble("gpt-oss-mxfp4", &read("gpt-oss-mxfp4"));
-    // Rows are so short that this is Q8_0.
-    let mix: TargetType = "Q6_K".parse().unwrap();
-    let planned = plan(folder.path(), "test", mix).unwrap();
-    let recipes = planned.model.recipes();
-    assert!(
-        recipes
-            .iter()
-            .all(|recipe| recipe.spec().element_type != GgmlType::MXFP4)
-    );
-    assert_eq!(planned.file_type, "Q6_K");
-    check_numbers_of("gpt-oss-mxfp4", mix, PACKED);
 }
 
 /// A configuration that transformers 5 wrote says less; the class then says the same.

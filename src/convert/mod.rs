@@ -31,6 +31,7 @@ mod tokenizer;
 mod write;
 
 pub use adapter::{AdapterBase, check_adapter_config, plan_adapter};
+pub use arch::FAMILIES;
 pub use error::{ConvertError, ConvertFault};
 pub use model::VirtualGguf;
 pub use plan::{Part, Planned, Quantization, TargetType, check_config, has_projector, plan, plan_projector};

@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::{
     ConvertError,
     cast::Owner,
-    recipe::Scratch,
+    recipe::{Scratch, encode_rows},
     safetensors::{Dtype, Stored},
 };
 use crate::gguf::GgmlType;
@@ -56,14 +56,13 @@ impl Packed {
             && (self.count == 0 || self.first + (self.count - 1) * self.step < self.scales.rows())
     }
 
-    /// Appends some rows in the target type: MXFP4, or what `cast` makes of numbers.
+    /// Appends some rows in the target type: MXFP4, or any that numbers can be cast to.
     pub(super) fn produce(
         &self,
         rows: Range<u64>,
         target: GgmlType,
         scratch: &mut Scratch,
         out: &mut Vec<u8>,
-        cast: impl FnOnce(Owner<'_>, &[f32], &mut Vec<u8>) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
         let blocks_of_row = self.row_blocks();
         let stored_row = |row: u64| self.first + row * self.step;
@@ -72,7 +71,7 @@ impl Packed {
             stored,
             rows: scales,
             numbers,
-            ..
+            quantize,
         } = scratch;
         stored.clear();
         scales.clear();
@@ -100,7 +99,8 @@ impl Packed {
         if target == GgmlType::MXFP4 {
             return Ok(());
         }
-        cast(Owner(&self.blocks.name), numbers, out)
+        let owner = Owner(&self.blocks.name);
+        encode_rows(owner, target, self.row_elements(), numbers, *quantize, out)
     }
 }
 

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::gguf::{GgmlType, TensorSpec};
 
-/// Bytes that one step reads and writes at most, about.
-const STEP_BYTES: u64 = 4 << 20;
+/// Bytes that one step reads and writes at most, about: what stays in a core's own cache on the way.
+const STEP_BYTES: u64 = 1 << 20;
 /// The longest rows of real models are below a million elements.
 const MAX_ROW_ELEMENTS: u64 = 16 << 20;
 
@@ -84,7 +84,7 @@ pub struct Scratch {
     pub(super) stored: Vec<u8>,
     pub(super) rows: Vec<u8>,
     pub(super) numbers: Vec<f32>,
-    quantize: Option<RowQuantizer>,
+    pub(super) quantize: Option<RowQuantizer>,
 }
 
 impl Scratch {
@@ -442,6 +442,14 @@ impl Recipe {
         }
     }
 
+    /// Bytes of memory that one step needs, about: what is read, in two orders, its numbers, and what is written.
+    pub(super) fn step_memory(&self) -> u64 {
+        let widest = self.sources().map(Stored::element_bytes).max().unwrap_or(0);
+        let rows = self.rows_per_step().min(self.row_count());
+        let numbers = self.row * (2 * widest + size_of::<f32>() as u64);
+        rows.saturating_mul(numbers.saturating_add(self.row_bytes()))
+    }
+
     /// Replaces `out` by the bytes of some rows.
     ///
     /// # Errors
@@ -449,7 +457,10 @@ impl Recipe {
     pub fn produce(&self, rows: Range<u64>, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         out.clear();
         match &self.content {
-            Content::Values(values) => self.encode(Owner(&self.spec.name), values, scratch.quantize, out),
+            Content::Values(values) => {
+                let (kind, owner) = (self.spec.element_type, Owner(&self.spec.name));
+                encode_rows(owner, kind, self.row, values, scratch.quantize, out)
+            }
             Content::Rows(parts) => {
                 for (part, wanted) in overlapping(parts, |part| part.count, &rows) {
                     self.produce_part(part, wanted, scratch, out)?;
@@ -464,10 +475,7 @@ impl Recipe {
             }
             Content::Mxfp4(parts) => {
                 for (part, wanted) in overlapping(parts, |part| part.count, &rows) {
-                    let quantize = scratch.quantize;
-                    part.produce(wanted, self.spec.element_type, scratch, out, |owner, numbers, out| {
-                        self.encode(owner, numbers, quantize, out)
-                    })?;
+                    part.produce(wanted, self.spec.element_type, scratch, out)?;
                 }
                 Ok(())
             }
@@ -562,24 +570,26 @@ impl Recipe {
                 *number = *number * self.times + self.add;
             }
         }
-        self.encode(Owner(&source.name), numbers, quantize, out)
+        let (kind, owner) = (self.spec.element_type, Owner(&source.name));
+        encode_rows(owner, kind, self.row, numbers, quantize, out)
     }
+}
 
-    fn encode(
-        &self,
-        owner: Owner<'_>,
-        numbers: &[f32],
-        quantize: Option<RowQuantizer>,
-        out: &mut Vec<u8>,
-    ) -> Result<(), ConvertError> {
-        let kind = self.spec.element_type;
-        if is_plain(kind) {
-            return encode(owner, kind, numbers, out);
-        }
-        let quantize = quantize.ok_or_else(|| ConvertError::Engine(format!("nothing here makes {}", kind.name())))?;
-        quantize(kind, numbers, self.row as usize, out)
-            .map_err(|reason| ConvertError::Weights(format!("{:?} cannot be quantised: {reason}", owner.0)))
+/// Appends whole rows of so many numbers in any type that can be made.
+pub(super) fn encode_rows(
+    owner: Owner<'_>,
+    kind: GgmlType,
+    row: u64,
+    numbers: &[f32],
+    quantize: Option<RowQuantizer>,
+    out: &mut Vec<u8>,
+) -> Result<(), ConvertError> {
+    if is_plain(kind) {
+        return encode(owner, kind, numbers, out);
     }
+    let quantize = quantize.ok_or_else(|| ConvertError::Engine(format!("nothing here makes {}", kind.name())))?;
+    quantize(kind, numbers, row as usize, out)
+        .map_err(|reason| ConvertError::Weights(format!("{:?} cannot be quantised: {reason}", owner.0)))
 }
 
 /// The parts that some rows are made of, and which rows of each. `count` says how many rows a part makes.

@@ -7,7 +7,7 @@ use std::{
     path::Path,
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
 };
@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use super::{ConvertError, Recipe, VirtualGguf};
 use crate::stdx::{fs::free_bytes, new_file::NewFile};
 
-/// More threads than this only wait for the disk.
-const MAX_THREADS: usize = 8;
+/// Bytes of memory for the steps of all threads, about.
+const MEMORY_BYTES: u64 = 160 << 20;
 
 /// Is called from several threads with the bytes written so far and those of the whole file.
 pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
@@ -106,9 +106,7 @@ pub(super) fn fill(
     };
     let written = AtomicU64::new(model.header().len() as u64);
     let failed = AtomicBool::new(false);
-    let running = AtomicUsize::new(0);
     let work = || -> Result<(), ConvertError> {
-        running.fetch_add(1, Ordering::Relaxed);
         let (mut scratch, mut bytes) = (model.scratch(), Vec::new());
         while let Some(step) = steps.take() {
             if cancel.is_cancelled() {
@@ -128,7 +126,10 @@ pub(super) fn fill(
         Ok(())
     };
     let work = || work().inspect_err(|_| failed.store(true, Ordering::Relaxed));
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+    let step = model.recipes().iter().map(Recipe::step_memory).max().unwrap_or(0);
+    let affordable = (MEMORY_BYTES / step.max(1)).max(1);
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let threads = cores.min(usize::try_from(affordable).unwrap_or(cores));
     thread::scope(|scope| {
         let others: Vec<_> = (1..threads)
             .map(|number| {
@@ -227,6 +228,30 @@ mod tests {
             assert_eq!(bytes[first..first + length], bytes[last..last + length]);
         }
         assert_eq!(names(folder.path()), ["model.safetensors", "out.gguf"]);
+    }
+
+    #[test]
+    fn a_disk_that_is_too_small_is_known_before_anything_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let rows = 1u64 << 35;
+        let header = format!(
+            r#"{{"t":{{"dtype":"F32","shape":[{rows},64],"data_offsets":[0,{}]}}}}"#,
+            rows * 256
+        );
+        let path = folder.path().join("model.safetensors");
+        fs::write(&path, file(&header, &[])).unwrap();
+        // A hole of 8 TiB takes no space.
+        let weights = fs::OpenOptions::new().write(true).open(&path).unwrap();
+        weights.set_len(8 + header.len() as u64 + rows * 256).unwrap();
+        let source = open(folder.path()).unwrap().remove("t").unwrap();
+        let spec = TensorSpec::new("a.weight", GgmlType::F32, [64, rows]);
+        let model = VirtualGguf::new(Vec::new(), vec![Recipe::rows(spec, vec![Rows::all(&source)])]).unwrap();
+        let error = model.create(&folder.path().join("out.gguf")).unwrap_err().to_string();
+        assert!(
+            error.starts_with("8.8 TB is needed for ") && error.contains(" is free there"),
+            "{error}"
+        );
+        assert_eq!(names(folder.path()), ["model.safetensors"]);
     }
 
     #[test]

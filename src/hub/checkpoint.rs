@@ -5,7 +5,7 @@ use super::{
     name::Selector,
     resolve::{RepoFile, ResolveError},
 };
-use crate::convert::TargetType;
+use crate::{config::WeightType, convert::TargetType};
 
 /// Files in the root that describe a checkpoint. Weights as pickles, or in other frameworks' formats, are never fetched.
 const DESCRIPTIONS: &[&str] = &[
@@ -84,7 +84,12 @@ pub(crate) fn type_named(word: &str) -> Option<TargetType> {
         .find(|kind| kind.to_string().eq_ignore_ascii_case(word))
 }
 
-/// What a name stands for where the rules for GGUF files find nothing: a type of weights that can be made. The stored one
+/// The type that a setting means.
+pub(crate) fn default_type(setting: WeightType) -> TargetType {
+    type_named(setting.name()).unwrap_or_default()
+}
+
+/// What a name stands for where the rules for GGUF files find nothing: a type of weights that can be made. The default one
 /// is made where nothing is asked for and there is no GGUF file at all.
 ///
 /// # Errors
@@ -92,6 +97,7 @@ pub(crate) fn type_named(word: &str) -> Option<TargetType> {
 pub(crate) fn resolve(
     listing: &[RepoFile],
     selector: Option<&Selector>,
+    default: TargetType,
     unfound: ResolveError,
 ) -> Result<Checkpoint, ResolveError> {
     let has_gguf = match &unfound {
@@ -103,7 +109,7 @@ pub(crate) fn resolve(
         return Err(unfound);
     };
     let kind = match selector {
-        None if !has_gguf => Some(TargetType::Stored),
+        None if !has_gguf => Some(default),
         Some(Selector::Label(label)) => type_named(label),
         _ => None,
     };
@@ -121,6 +127,19 @@ pub(crate) fn resolve(
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_setting_names_what_can_be_made() {
+        let names: Vec<String> = WeightType::ALL.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let made = TargetType::named().into_iter().map(|kind| kind.to_string());
+        assert_eq!(names, ["stored".to_owned()].into_iter().chain(made).collect::<Vec<_>>());
+        assert_eq!(default_type(WeightType::default()), TargetType::Stored);
+        assert!(
+            WeightType::ALL[1..]
+                .iter()
+                .all(|(name, kind)| default_type(*kind).to_string() == *name)
+        );
+    }
+
     fn listing(paths: &[&str]) -> Vec<RepoFile> {
         let file = |path: &&str| RepoFile {
             path: (*path).to_owned(),
@@ -136,7 +155,7 @@ mod tests {
         let listing = listing(paths);
         let selector = Selector::parse(selector).unwrap();
         let unfound = super::super::resolve::resolve(&listing, selector.as_ref()).expect_err("no GGUF file answers");
-        let checkpoint = resolve(&listing, selector.as_ref(), unfound)?;
+        let checkpoint = resolve(&listing, selector.as_ref(), TargetType::Stored, unfound)?;
         let paths = checkpoint.files.into_iter().map(|file| file.path).collect();
         Ok((checkpoint.kind.to_string(), paths))
     }

@@ -231,8 +231,13 @@ impl Conversions {
         models
     }
 
-    /// The conversion that a name stands for.
-    pub(crate) fn locate(&self, roots: &[PathBuf], name: &HfName) -> Result<CachedModel, HubError> {
+    /// The conversion that a name stands for; of a name without a type the one of the default type, or what is there.
+    pub(crate) fn locate(
+        &self,
+        roots: &[PathBuf],
+        name: &HfName,
+        default: TargetType,
+    ) -> Result<CachedModel, HubError> {
         snapshots(roots, &name.org, &name.repo, name.revision.as_deref())
             .into_iter()
             .find_map(|(folder, snapshot)| {
@@ -240,7 +245,9 @@ impl Conversions {
                 let label = match &name.selector {
                     Some(Selector::Label(label)) => label.clone(),
                     Some(_) => return None,
-                    None => made(&self.folder(&folder, &snapshot.commit), TargetType::Stored)
+                    None => [default, TargetType::Stored]
+                        .into_iter()
+                        .find_map(|kind| made(&self.folder(&folder, &snapshot.commit), kind))
                         .map(|(label, _)| label)
                         .or_else(|| found.first().map(|model| model.label.clone()))?,
                 };
@@ -375,13 +382,13 @@ impl Conversions {
 }
 
 /// The checkpoint in a cache that a name stands for.
-pub(crate) fn cached(roots: &[PathBuf], name: &HfName) -> Option<Wanted> {
+pub(crate) fn cached(roots: &[PathBuf], name: &HfName, default: TargetType) -> Option<Wanted> {
     let is_wanted = |path: &str| checkpoint::is_part(path) || path.to_ascii_lowercase().ends_with(".gguf");
     let found = snapshots(roots, &name.org, &name.repo, name.revision.as_deref());
     found.into_iter().find_map(|(folder, snapshot)| {
         let listing = snapshot.files_where(&mut Vec::new(), is_wanted);
         let unfound = resolve::resolve(&listing, name.selector.as_ref()).err()?;
-        let found = checkpoint::resolve(&listing, name.selector.as_ref(), unfound).ok()?;
+        let found = checkpoint::resolve(&listing, name.selector.as_ref(), default, unfound).ok()?;
         Some(Wanted {
             folder,
             commit: snapshot.commit,
@@ -538,7 +545,12 @@ mod tests {
             commit: OLD.to_owned(),
             kind,
         };
-        let locate = |text: &str| conversions.locate(&roots, &name(text)).map(|model| model.label);
+        let locate_by = |text: &str, default| {
+            conversions
+                .locate(&roots, &name(text), default)
+                .map(|model| model.label)
+        };
+        let locate = |text: &str| locate_by(text, TargetType::Stored);
 
         let eight = || conversions.make(wanted(TargetType::Q8_0), Kept::File);
         assert_eq!(tokio::join!(eight(), eight()), (Ok("Q8_0".into()), Ok("Q8_0".into())));
@@ -566,6 +578,13 @@ mod tests {
             Ok("BF16"),
             "the stored type, not the widest"
         );
+        for (default, label) in [(TargetType::Q8_0, "Q8_0"), (TargetType::F16, "BF16")] {
+            assert_eq!(
+                locate_by("hf:o/r", default).as_deref(),
+                Ok(label),
+                "the setting, if it was made"
+            );
+        }
         assert_eq!(locate("hf:o/r:q8_0").as_deref(), Ok("Q8_0"));
         assert!(locate("hf:o/r:F16").is_err() && locate("hf:o/r@other").is_err());
         let all: Vec<String> = conversions.all(&roots).into_iter().map(|model| model.label).collect();
@@ -595,7 +614,7 @@ mod tests {
             conversions.make(wanted, Kept::File).await.unwrap();
         }
         let delete = |text: &str| {
-            let model = conversions.locate(&roots, &name(text)).unwrap();
+            let model = conversions.locate(&roots, &name(text), TargetType::Stored).unwrap();
             conversions.delete(cache.path(), &ledger, &model, None, false)
         };
         assert_eq!(delete("hf:o/r"), Ok(Deleted::Removed { bytes_freed: 4 }));
@@ -619,7 +638,7 @@ mod tests {
             commit: OLD.to_owned(),
             kind,
         };
-        let locate = |text: &str| conversions.locate(&roots, &name(text)).unwrap();
+        let locate = |text: &str| conversions.locate(&roots, &name(text), TargetType::Stored).unwrap();
         for kind in [TargetType::Q8_0, TargetType::Stored, TargetType::Bf16] {
             conversions.make(wanted(kind), Kept::Header).await.unwrap();
         }
@@ -696,7 +715,7 @@ mod tests {
             conversions.make(wanted, Kept::File).await.unwrap();
         }
         assert_eq!(writer.0.load(Ordering::Relaxed), 3, "two models and one projector");
-        let locate = |text: &str| conversions.locate(&roots, &name(text)).unwrap();
+        let locate = |text: &str| conversions.locate(&roots, &name(text), TargetType::Stored).unwrap();
         let (model, eight) = (locate("hf:o/r"), locate("hf:o/r:Q8_0"));
         let projector = model.mmproj.clone().unwrap();
         assert_eq!((eight.mmproj.as_ref(), model.size_bytes), (Some(&projector), 8));

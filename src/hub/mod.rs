@@ -58,7 +58,7 @@ use converted::Conversions;
 use download::blocking;
 use ledger::Ledger;
 
-use crate::config::HubConfig;
+use crate::{config::HubConfig, convert::TargetType};
 
 /// File systems tick: a change so soon after another one may leave the same time behind.
 const TICK: Duration = Duration::from_millis(50);
@@ -304,7 +304,8 @@ impl Hub {
     /// Removes a model without adapters.
     fn remove_base(&self, config: &HubConfig, name: &HfName, all: bool) -> Result<Deleted, HubError> {
         let roots = roots(config);
-        let model = self.find_now(&roots, name)?;
+        let default = checkpoint::default_type(config.safetensors_type);
+        let model = self.find_now(&roots, name, default)?;
         let key = model.key();
         // The selector is made explicit, so that the same model is meant at every commit.
         let selector = Selector::parse(&model.label).ok().flatten();
@@ -316,7 +317,7 @@ impl Hub {
         };
         let ledger = &self.0.ledger;
         if !model.sources.is_empty() {
-            let made = self.0.conversions.locate(&roots, &name)?;
+            let made = self.0.conversions.locate(&roots, &name, TargetType::Stored)?;
             ledger.set_unlisted(&key, false)?;
             let revision = name.revision.as_deref();
             let conversions = &self.0.conversions;
@@ -394,11 +395,12 @@ impl Hub {
     /// Finds a model in the cache, also one that is unlisted.
     async fn find(&self, config: &HubConfig, name: &HfName) -> Result<LocalModel, HubError> {
         let (hub, roots, name) = (self.clone(), roots(config), name.clone());
-        blocking(move || hub.find_now(&roots, &name)).await
+        let default = checkpoint::default_type(config.safetensors_type);
+        blocking(move || hub.find_now(&roots, &name, default)).await
     }
 
-    fn find_now(&self, roots: &[PathBuf], name: &HfName) -> Result<LocalModel, HubError> {
-        let model = cache::locate_in(roots, name).or_else(|_| self.0.conversions.locate(roots, name))?;
+    fn find_now(&self, roots: &[PathBuf], name: &HfName, default: TargetType) -> Result<LocalModel, HubError> {
+        let model = cache::locate_in(roots, name).or_else(|_| self.0.conversions.locate(roots, name, default))?;
         let model = self.local(model, name.revision.clone());
         if name.adapters.is_empty() {
             return Ok(model);

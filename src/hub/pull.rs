@@ -246,6 +246,7 @@ enum What {
 }
 
 async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, HubError> {
+    let default = checkpoint::default_type(config.safetensors_type);
     let client = Client::new(&hub.0.pool, config)?;
     let revision = name.revision.as_deref().unwrap_or("main");
     let info = client.info(&name.repo_id(), revision).await?;
@@ -263,7 +264,7 @@ async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, 
         Err(error) => error,
     };
     let Checkpoint { kind, files } =
-        checkpoint::resolve(&listing, selector, unfound).map_err(|error| HubError::Resolve { repo, error })?;
+        checkpoint::resolve(&listing, selector, default, unfound).map_err(|error| HubError::Resolve { repo, error })?;
     let what = What::Checkpoint(kind);
     Ok(Plan { info, what, files })
 }
@@ -536,7 +537,8 @@ async fn from_cache(hub: &Hub, model: &LocalModel, events: &Events) -> Result<()
 /// Makes a model of a checkpoint that somebody has downloaded.
 async fn from_cached_checkpoint(hub: &Hub, config: &HubConfig, name: &HfName, events: &Events) -> Result<(), HubError> {
     let (roots, wanted) = (super::roots(config), name.clone());
-    let found = blocking(move || Ok(converted::cached(&roots, &wanted))).await?;
+    let default = checkpoint::default_type(config.safetensors_type);
+    let found = blocking(move || Ok(converted::cached(&roots, &wanted, default))).await?;
     let wanted = found.ok_or_else(|| HubError::Offline(name.to_string()))?;
     let (org, repo) = (wanted.folder.org.clone(), wanted.folder.repo.clone());
     let label = make(hub, config, wanted, events).await?;

@@ -10,9 +10,12 @@ use crate::{
     gguf::{Header, Plan},
 };
 
+/// Name and shape.
+type Tensor<'a> = (&'a str, &'a [u64]);
+
 const Q: &str = "base_model.model.model.layers.0.self_attn.q_proj";
 
-fn header(architecture: &str, more: &[(&str, Value)], tensors: &[(&str, &[u64])]) -> Header {
+fn header(architecture: &str, more: &[(&str, Value)], tensors: &[Tensor]) -> Header {
     let mut metadata = vec![(
         "general.architecture".to_owned(),
         Value::String(architecture.to_owned()),
@@ -39,7 +42,7 @@ fn llama(is_tied: bool) -> AdapterBase {
         .map(|(key, size)| (format!("llama.{key}"), Value::U32(*size)))
         .collect();
     let keys: Vec<(&str, Value)> = keys.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
-    let mut tensors: Vec<(&str, &[u64])> = vec![
+    let mut tensors: Vec<Tensor> = vec![
         ("token_embd.weight", &[8, 20]),
         ("blk.0.attn_q.weight", &[8, 8]),
         ("blk.0.attn_k.weight", &[8, 4]),
@@ -55,7 +58,7 @@ fn llama(is_tied: bool) -> AdapterBase {
 }
 
 /// An adapter in a folder, all numbers one.
-fn write(folder: &Path, more: &Json, tensors: &[(&str, &[u64])]) {
+fn write(folder: &Path, more: &Json, tensors: &[Tensor]) {
     let mut config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4});
     config
         .as_object_mut()
@@ -76,13 +79,13 @@ fn write(folder: &Path, more: &Json, tensors: &[(&str, &[u64])]) {
     fs::write(folder.join(WEIGHTS), file(&Json::Object(entries).to_string(), &data)).unwrap();
 }
 
-fn planned(base: &AdapterBase, more: &Json, tensors: &[(&str, &[u64])]) -> Result<VirtualGguf, String> {
+fn planned(base: &AdapterBase, more: &Json, tensors: &[Tensor]) -> Result<VirtualGguf, String> {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), more, tensors);
     plan_adapter(folder.path(), "test", base).map_err(|error| error.to_string())
 }
 
-fn names(model: &VirtualGguf) -> Vec<(&str, &[u64])> {
+fn names(model: &VirtualGguf) -> Vec<Tensor<'_>> {
     let recipes = model.recipes().iter();
     recipes
         .map(|recipe| (recipe.spec().name.as_str(), recipe.spec().dims.as_slice()))
@@ -123,7 +126,7 @@ fn names_of_many_tools() {
 
 #[test]
 fn any_class_of_the_base_and_both_ways_to_share_the_output() {
-    let tensors: &[(&str, &[u64])] = &[
+    let tensors: &[Tensor] = &[
         ("base_model.model.layers.0.self_attn.q_proj.lora_A.weight", &[2, 8]),
         ("base_model.model.layers.0.self_attn.q_proj.lora_B.weight", &[8, 2]),
     ];
@@ -142,7 +145,7 @@ fn weights_that_are_refused() {
     let base = llama(true);
     let [a, b] = ["lora_A", "lora_B"].map(|half| format!("{Q}.{half}.weight"));
     let (a, b) = (a.as_str(), b.as_str());
-    let cases: &[(&[(&str, &[u64])], &str)] = &[
+    let cases: &[(&[Tensor], &str)] = &[
         (&[], "changes nothing"),
         (
             &[(a, &[2, 8])],
@@ -199,40 +202,40 @@ fn pairings_that_are_refused() {
             alpha.clone(),
         ]
     };
-    let check = |base: &AdapterBase, architecture: &str, tensors: &[(&str, &[u64])]| {
+    let check = |base: &AdapterBase, architecture: &str, tensors: &[Tensor]| {
         let checked = base.check(&header(architecture, &kinds(), tensors));
         checked.map_err(|error| error.to_string())
     };
     let (tied, untied) = (llama(true), llama(false));
-    let q: &[(&str, &[u64])] = &[
+    let q: &[Tensor] = &[
         ("blk.0.attn_q.weight.lora_a", &[8, 2]),
         ("blk.0.attn_q.weight.lora_b", &[2, 8]),
     ];
-    let embedding: &[(&str, &[u64])] = &[
+    let embedding: &[Tensor] = &[
         ("token_embd.weight.lora_a", &[2, 20]),
         ("token_embd.weight.lora_b", &[2, 8]),
     ];
-    let output: &[(&str, &[u64])] = &[("output.weight.lora_a", &[8, 2]), ("output.weight.lora_b", &[2, 20])];
-    let experts: &[(&str, &[u64])] = &[
+    let output: &[Tensor] = &[("output.weight.lora_a", &[8, 2]), ("output.weight.lora_b", &[2, 20])];
+    let experts: &[Tensor] = &[
         ("blk.0.ffn_gate_exps.weight.lora_a", &[8, 2, 3]),
         ("blk.0.ffn_gate_exps.weight.lora_b", &[2, 16, 3]),
     ];
     for tensors in [q, embedding, output, experts] {
         assert_eq!(check(&untied, "llama", tensors), Ok(()));
     }
-    let few: &[(&str, &[u64])] = &[
+    let few: &[Tensor] = &[
         ("blk.0.ffn_gate_exps.weight.lora_a", &[8, 2, 1]),
         ("blk.0.ffn_gate_exps.weight.lora_b", &[2, 16, 3]),
     ];
-    let wide: &[(&str, &[u64])] = &[
+    let wide: &[Tensor] = &[
         ("blk.0.attn_q.weight.lora_a", &[9, 2]),
         ("blk.0.attn_q.weight.lora_b", &[2, 8]),
     ];
-    let compressed: &[(&str, &[u64])] = &[
+    let compressed: &[Tensor] = &[
         ("blk.1.attn_q.weight.lora_a", &[8, 2]),
         ("blk.1.attn_q.weight.lora_b", &[2, 8]),
     ];
-    let positions: &[(&str, &[u64])] = &[
+    let positions: &[Tensor] = &[
         ("position_embd.weight.lora_a", &[8, 2]),
         ("position_embd.weight.lora_b", &[2, 32]),
     ];

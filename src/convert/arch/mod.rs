@@ -135,6 +135,42 @@ pub(super) fn trace(
     Ok(build.recipes)
 }
 
+/// What can be converted, for people: the families of [`family_of`] by the names that their makers give them.
+pub const FAMILIES: &[&str] = &[
+    "Llama",
+    "Mistral",
+    "Ministral",
+    "Mixtral",
+    "Qwen 2 and 3",
+    "Gemma 1 to 3",
+    "EmbeddingGemma",
+    "gpt-oss",
+    "DeepSeek 2 and 3",
+    "Phi 2 and 3",
+    "Granite 3",
+    "Command R and Cohere 2",
+    "SmolLM",
+    "OLMo 2 and 3",
+    "OLMoE",
+    "EXAONE 4",
+    "ERNIE 4.5",
+    "Seed-OSS",
+    "InternLM 3",
+    "LFM 2",
+    "StableLM",
+    "StarCoder 2",
+    "GPT-2",
+    "BERT",
+    "RoBERTa",
+    "XLM-RoBERTa",
+    "ModernBERT",
+    "Nomic's BERT",
+    "Qwen2-VL",
+    "Qwen2.5-VL",
+    "SmolVLM",
+    "Idefics 3",
+];
+
 /// What plans the files of a family.
 type Family = fn(&mut Build<'_>) -> Result<(), ConvertError>;
 
@@ -401,4 +437,23 @@ fn missing(name: &str) -> ConvertError {
 fn spec(name: &str, shape: &[u64]) -> TensorSpec {
     let dims: Vec<u64> = shape.iter().rev().copied().collect();
     TensorSpec::new(name, GgmlType::F32, dims)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FAMILIES;
+
+    #[test]
+    fn the_documents_name_every_family() {
+        for (name, text) in [
+            ("README.md", include_str!("../../../README.md")),
+            ("CHANGELOG.md", include_str!("../../../CHANGELOG.md")),
+        ] {
+            let text: Vec<&str> = text.split_whitespace().collect();
+            let text = text.join(" ");
+            for family in FAMILIES {
+                assert!(text.contains(family), "{name} does not name {family}");
+            }
+        }
+    }
 }

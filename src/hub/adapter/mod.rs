@@ -24,6 +24,7 @@ use super::{
     remove::is_ours,
     resolve::{self, RepoFile},
 };
+use crate::convert::TargetType;
 
 pub(super) use made::Prepared;
 pub(super) use pull::{bring, update, wanted};
@@ -196,7 +197,8 @@ impl Hub {
         let keys = self.0.ledger.keys().into_iter();
         let names = keys.filter_map(|key| HfName::parse(&format!("hf:{key}")).ok());
         let names = names.filter(|name| !name.adapters.is_empty());
-        let models = names.filter_map(|name| self.find_now(roots, &name).ok());
+        // These names are whole: none is without a type.
+        let models = names.filter_map(|name| self.find_now(roots, &name, TargetType::default()).ok());
         models
             .filter(|model| !self.0.ledger.is_unlisted(&model.key()))
             .collect()

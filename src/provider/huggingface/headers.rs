@@ -32,8 +32,8 @@ pub(super) struct ModelHeader {
     pub(super) eos: String,
     /// Bytes of an f16 KV cache for each token of context.
     pub(super) kv_bytes_per_token: u64,
-    /// Whether the old embeddings route scales its vectors.
-    pub(super) scales_vectors: bool,
+    /// What an embedding of it is.
+    pub(super) numbers: vectors::Numbers,
     /// Why llama.cpp must not see this file.
     pub(super) refusal: Option<String>,
 }
@@ -105,7 +105,7 @@ fn read(files: &[PathBuf], projector: Option<&Path>) -> Result<Arc<ModelHeader>,
         bos: gguf::bos_token(first).unwrap_or_default(),
         eos: gguf::eos_token(first).unwrap_or_default(),
         kv_bytes_per_token: kv_bytes_per_token(first),
-        scales_vectors: vectors::scaled_by_file(first),
+        numbers: vectors::numbers(first),
         refusal: shards
             .iter()
             .find_map(|shard| gguf::precheck(shard).err())

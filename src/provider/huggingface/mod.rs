@@ -467,7 +467,7 @@ impl Provider for HuggingFace {
             let Reply::Embedded { mut vectors, tokens } = reply else {
                 return Err(unexpected_reply());
             };
-            let unit = vectors::is_unit(request.normalisation, located.header.scales_vectors);
+            let unit = vectors::is_unit(request.normalisation, located.header.numbers);
             for vector in &mut vectors {
                 vectors::finish(vector, request.dimensions, unit)?;
             }

@@ -5,6 +5,9 @@ use crate::{
     inference::{Failure, Normalisation},
 };
 
+/// llama.cpp's number of the pooling that ends in a head.
+const RANK: u64 = 4;
+
 /// Shortens and scales a vector in place.
 ///
 /// # Errors
@@ -37,17 +40,38 @@ fn scale(vector: &mut [f32]) {
     }
 }
 
+/// What the numbers of a file are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Numbers {
+    /// Vectors that the old `/api/embeddings` scales.
+    Scaled,
+    /// Vectors that it leaves as they are.
+    Raw,
+    /// Of the labels of a classifier or a reranker: no vector has their direction, so nothing may be scaled.
+    Scores,
+}
+
 /// Whether vectors are scaled to length 1.
-pub(super) fn is_unit(normalisation: Normalisation, scaled_by_file: bool) -> bool {
-    match normalisation {
-        Normalisation::Unit => true,
-        Normalisation::AsModel => scaled_by_file,
+pub(super) fn is_unit(normalisation: Normalisation, numbers: Numbers) -> bool {
+    match (normalisation, numbers) {
+        (_, Numbers::Scores) => false,
+        (Normalisation::Unit, _) => true,
+        (Normalisation::AsModel, numbers) => numbers == Numbers::Scaled,
     }
 }
 
-/// Whether the old `/api/embeddings` scales the vectors of a file, by Ollama's rules: BERT-like files with pooling say so or have
-/// a default, which is no for nomic-bert and for BERT with a vocabulary that is not WordPiece; all others are scaled.
-pub(super) fn scaled_by_file(header: &Header) -> bool {
+/// What a file gives.
+pub(super) fn numbers(header: &Header) -> Numbers {
+    match header.hyperparameter("pooling_type").and_then(Value::as_u64) {
+        Some(RANK) => Numbers::Scores,
+        _ if is_scaled(header) => Numbers::Scaled,
+        _ => Numbers::Raw,
+    }
+}
+
+/// Ollama's rules: BERT-like files with pooling say so or have a default, which is no for nomic-bert and for BERT with a
+/// vocabulary that is not WordPiece; all others are scaled.
+fn is_scaled(header: &Header) -> bool {
     let pools = header.hyperparameter("pooling_type").is_some();
     let says = |default: bool| {
         header
@@ -71,6 +95,7 @@ pub(super) fn scaled_by_file(header: &Header) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gguf;
 
     #[test]
     fn vectors_are_shortened_and_then_scaled_again() {
@@ -86,6 +111,34 @@ mod tests {
         let mut zeros = vec![0.0; 3];
         finish(&mut zeros, None, true).unwrap();
         assert_eq!(zeros, [0.0; 3]);
+    }
+
+    #[test]
+    fn scores_are_never_scaled() {
+        for normalisation in [Normalisation::Unit, Normalisation::AsModel] {
+            assert!(!is_unit(normalisation, Numbers::Scores));
+            assert!(is_unit(normalisation, Numbers::Scaled));
+        }
+        assert!(is_unit(Normalisation::Unit, Numbers::Raw));
+        assert!(!is_unit(Normalisation::AsModel, Numbers::Raw));
+    }
+
+    #[test]
+    fn what_a_file_gives() {
+        let given = |architecture: &str, pooling: u32| {
+            let metadata = vec![
+                (
+                    "general.architecture".to_owned(),
+                    Value::String(architecture.to_owned()),
+                ),
+                (format!("{architecture}.pooling_type"), Value::U32(pooling)),
+            ];
+            let plan = gguf::Plan::new(metadata, Vec::new()).unwrap();
+            numbers(&Header::read(plan.header(), plan.file_len()).unwrap())
+        };
+        assert_eq!(given("qwen3", 4), Numbers::Scores);
+        assert_eq!(given("qwen3", 3), Numbers::Scaled);
+        assert_eq!(given("nomic-bert", 1), Numbers::Raw);
     }
 
     #[test]
