@@ -310,7 +310,7 @@ fn a_doubtful_tokenizer_is_refused_or_said() {
 
     let daemon = Setup::default()
         .hub(hub.url())
-        .config("[engine]\nthreads = 1\n[convert]\ndoubtful_tokenizers = \"warn\"\n")
+        .config("[engine]\nthreads = 1\n[hub]\ndoubtful_tokenizers = \"warn\"\n")
         .start();
     pull(&daemon, "hf:Example-Org/Doubtful");
     assert!(check(&daemon, "hf:Example-Org/Doubtful").starts_with("doubtful: the engine cuts "));

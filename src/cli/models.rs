@@ -48,7 +48,7 @@ pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode
                 log: "warn".into(),
                 ..WorkerCommand::default()
             };
-            let doubtful = config.convert.doubtful_tokenizers;
+            let doubtful = config.hub.doubtful_tokenizers;
             let converting = Converting::new(command, move || doubtful);
             let hub = Hub::with_converter(&config.state_dir, Arc::new(converting));
             let mut events = hub.pull(&config.hub, &name);

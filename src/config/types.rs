@@ -18,8 +18,6 @@ pub struct Config {
     pub hub: HubConfig,
     /// Defaults of every hf: model, and what they share.
     pub engine: EngineConfig,
-    /// How checkpoints of safetensors become models.
-    pub convert: ConvertConfig,
     /// Settings of single models, by the name as it is written in the file (`hf:…`).
     pub models: BTreeMap<String, ModelConfig>,
     /// Plain names that stand for an hf: name.
@@ -113,12 +111,14 @@ pub struct HubConfig {
     pub parallel_ranges: usize,
     /// Bytes in a second that all downloads together may bring; 0 is no limit.
     pub max_bytes_per_second: u64,
-    /// The type of weights that is made of safetensors for a name that asks for none.
-    pub safetensors_type: WeightType,
     /// When files come over the Hub's xet protocol.
     pub xet: XetUse,
     /// What is made of a repository that holds only safetensors.
     pub safetensors: Safetensors,
+    /// The type of weights that is made of safetensors for a name that asks for none.
+    pub safetensors_type: WeightType,
+    /// What becomes of a checkpoint whose texts the engine cuts into other tokens than its own tokenizer does.
+    pub doubtful_tokenizers: DoubtfulTokenizers,
 }
 
 /// The name of a type of weights, as `Q4_K_M`; `stored` is the one that a repository has.
@@ -266,13 +266,6 @@ pub enum JsonSchemas {
     Strict,
 }
 
-/// `[convert]`
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ConvertConfig {
-    /// What becomes of a checkpoint whose texts the engine cuts into other tokens than its own tokenizer does.
-    pub doubtful_tokenizers: DoubtfulTokenizers,
-}
-
 /// What becomes of a checkpoint whose texts the engine cuts into other tokens than its own tokenizer does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -372,9 +365,10 @@ impl Default for HubConfig {
             retry_delay: Duration::from_millis(500),
             parallel_ranges: 8,
             max_bytes_per_second: 0,
-            safetensors_type: WeightType::default(),
             xet: XetUse::default(),
-            safetensors: Safetensors::Auto,
+            safetensors: Safetensors::default(),
+            safetensors_type: WeightType::default(),
+            doubtful_tokenizers: DoubtfulTokenizers::default(),
         }
     }
 }

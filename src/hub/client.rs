@@ -686,7 +686,8 @@ pub(crate) mod tests {
         let server = tokio::spawn(async move {
             let (mut socket, _) = listener.accept().await.unwrap();
             // An answer before the question is no answer.
-            socket.read(&mut [0; 1024]).await.unwrap();
+            let asked = socket.read(&mut [0; 1024]).await.unwrap();
+            assert!(asked > 0);
             let head = "HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n";
             let mut sent = socket.write_all(head.as_bytes()).await;
             while sent.is_ok() {

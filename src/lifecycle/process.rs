@@ -91,8 +91,8 @@ struct Inner {
 /// What the reader task fills in.
 #[derive(Debug)]
 struct Shared {
-    jobs: Mutex<HashMap<u64, Asked<mpsc::Sender<Result<Event, Failure>>>>>,
-    questions: Mutex<HashMap<u64, Asked<Waiting>>>,
+    jobs: Mutex<Owed<mpsc::Sender<Result<Event, Failure>>>>,
+    questions: Mutex<Owed<Waiting>>,
     /// When the process last said anything.
     heard: Mutex<Instant>,
     /// How the process ended, if nobody asked it to; there before `ended` is cancelled.
@@ -111,7 +111,10 @@ struct Waiting {
     advance: Option<watch::Sender<Advance>>,
 }
 
-/// What the process owes.
+/// What the process owes, by the number of the job or the question.
+type Owed<S> = HashMap<u64, Asked<S>>;
+
+/// Where an answer goes.
 #[derive(Debug)]
 struct Asked<S> {
     to: S,

@@ -61,9 +61,12 @@ pub(super) enum Vocab<'a> {
     Scores(Vec<(Cow<'a, str>, f64)>),
 }
 
+/// Two texts that are merged.
+pub(super) type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
+
 /// Pairs of texts, the first being merged first.
 #[derive(Debug, Default)]
-pub(super) struct Merges<'a>(pub(super) Vec<(Cow<'a, str>, Cow<'a, str>)>);
+pub(super) struct Merges<'a>(pub(super) Vec<Pair<'a>>);
 
 #[derive(Deserialize)]
 struct File<'a> {
@@ -121,7 +124,7 @@ impl<'a> Model<'a> {
     }
 
     /// Pairs of texts.
-    pub(super) fn merges(&self) -> Result<&[(Cow<'a, str>, Cow<'a, str>)], ConvertError> {
+    pub(super) fn merges(&self) -> Result<&[Pair<'a>], ConvertError> {
         let merges = self.merges.as_ref().map(|merges| merges.0.as_slice());
         merges.ok_or_else(|| ConvertError::Tokenizer("tokenizer.json has no merges".to_owned()))
     }
@@ -205,7 +208,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Vocab<'a> {
 }
 
 /// A merge of either generation of files: `"a b"`, or `["a", "b"]`. `None` is a comment.
-struct Merge<'a>(Option<(Cow<'a, str>, Cow<'a, str>)>);
+struct Merge<'a>(Option<Pair<'a>>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
