@@ -1,4 +1,4 @@
-//! What a conversion costs: to the stored type beside `cp` of the same bytes and beside llama.cpp's own converter, to `Q4_K_M`
+//! What a conversion costs: to the stored type beside `cp` of the same bytes (with and without `sync`) and beside llama.cpp's own converter, to `Q4_K_M`
 //! beside llama.cpp's own quantiser, in memory, and in seconds before a first chat.
 
 use std::{
@@ -95,11 +95,26 @@ impl Bench {
         let copy = || timed(|| finished(Command::new("cp").arg(&weights).arg(&out)));
         // Once unmeasured, so that the weights are in memory.
         copy()?;
-        let [by_cp, by_us] = self.turns(&out, [&copy, &|| self.convert(&checkpoint, "auto", &out)], peak)?;
-        rows.push(Row {
-            what: format!("{} MB of safetensors in memory to the stored type", bytes / 1_000_000),
-            ..seconds("cp", &by_cp, &by_us, 1.5)
-        });
+        // A conversion has ended when its file is on disk; `cp` has not waited for that.
+        let copy_to_disk = || {
+            timed(|| {
+                finished(Command::new("cp").arg(&weights).arg(&out))?;
+                finished(Command::new("sync").arg(&out))
+            })
+        };
+        for (peer, by) in [
+            ("cp, then sync of the file,", &copy_to_disk as &dyn Fn() -> Result<Run>),
+            ("cp", &copy),
+        ] {
+            let [by_peer, by_us] = self.turns(&out, [by, &|| self.convert(&checkpoint, "auto", &out)], peak)?;
+            rows.push(Row {
+                what: format!(
+                    "{} MB of safetensors in memory to the stored type, on disk",
+                    bytes / 1_000_000
+                ),
+                ..seconds(peer, &by_peer, &by_us, 1.5)
+            });
+        }
 
         let stored = self.folder.join("stored.gguf");
         self.convert(&checkpoint, "auto", &stored)?;

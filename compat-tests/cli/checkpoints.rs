@@ -12,12 +12,7 @@ fn a_checkpoint_is_pulled_and_converted_without_a_daemon() {
     let caller = Caller::alone(&hub);
     let pulled = caller.run(&["pull", "hf:example-org/tiny:q8_0"]);
     assert_eq!(pulled.code, Some(0), "{}", pulled.stderr);
-    for step in [
-        "no daemon is running",
-        "pulling manifest",
-        "converting model",
-        "success",
-    ] {
+    for step in ["no daemon is running", "pulling manifest", "planning model", "success"] {
         assert!(pulled.stderr.contains(step), "{step}: {}", pulled.stderr);
     }
     let listed = caller.run(&["list"]).stdout;
@@ -29,7 +24,7 @@ fn a_checkpoint_is_pulled_and_converted_without_a_daemon() {
     let fetched = hub.hits("/cdn").bytes;
     let again = caller.run(&["pull", "hf:Example-Org/Tiny:Q8_0"]);
     assert_eq!(again.code, Some(0), "{}", again.stderr);
-    assert!(!again.stderr.contains("converting model"), "{}", again.stderr);
+    assert!(!again.stderr.contains("planning model"), "{}", again.stderr);
     // Another type of the same checkpoint is made without a byte more.
     assert_eq!(caller.run(&["pull", "hf:Example-Org/Tiny:F16"]).code, Some(0));
     assert_eq!(hub.hits("/cdn").bytes, fetched);
@@ -80,7 +75,7 @@ fn a_checkpoint_in_another_users_cache_is_not_downloaded_again() {
     let file = caller.config(&format!("[hub]\nextra_caches = [{:?}]\n", other.cache()));
     let pulled = caller.run(&["pull", "hf:Example-Org/Tiny:Q8_0", "--config", &file]);
     assert_eq!(pulled.code, Some(0), "{}", pulled.stderr);
-    assert!(pulled.stderr.contains("converting model"), "{}", pulled.stderr);
+    assert!(pulled.stderr.contains("planning model"), "{}", pulled.stderr);
     assert_eq!(hub.hits("/cdn").bytes, fetched);
     let listed = caller.run(&["list", "--config", &file]).stdout;
     assert!(listed.contains("hf:Example-Org/Tiny:Q8_0 "), "{listed}");

@@ -99,7 +99,7 @@ pub(super) fn fill(
     progress: Progress<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), ConvertError> {
-    let (file, path) = (new.file(), new.destination());
+    let path = new.destination();
     let steps = Steps {
         recipes: model.recipes(),
         next: Mutex::default(),
@@ -118,7 +118,7 @@ pub(super) fn fill(
             let recipe = &model.recipes()[step.tensor];
             recipe.produce(step.rows.clone(), &mut scratch, &mut bytes)?;
             let offset = model.data_offset(step.tensor) + step.rows.start * recipe.row_bytes();
-            file.write_all_at(&bytes, offset)
+            new.write_all_at(&bytes, offset)
                 .map_err(ConvertError::io(path, "written"))?;
             let done = written.fetch_add(bytes.len() as u64, Ordering::Relaxed) + bytes.len() as u64;
             progress(done, model.file_len());

@@ -123,6 +123,21 @@ impl fmt::Display for Wanted {
     }
 }
 
+/// A conversion under way. However it ends, also when nobody waits for it any more, it leaves no folder without a model.
+struct Begun<'a> {
+    conversions: &'a Conversions,
+    wanted: &'a Wanted,
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        let (folder, commit) = (&self.wanted.folder, &self.wanted.commit);
+        self.conversions.advance.send_replace(None);
+        remove_lone_projector(&self.conversions.folder(folder, commit));
+        self.conversions.remove_empty(folder, commit);
+    }
+}
+
 /// How far the conversion is that somebody wants, once its bytes are counted.
 pub(crate) fn advance_of(state: &Option<(Wanted, Advance)>, wanted: &Wanted) -> Option<Advance> {
     let (what, advance) = state.as_ref()?;
@@ -187,17 +202,15 @@ impl Conversions {
             kept,
             part: Part::Model,
         };
+        let _begun = Begun {
+            conversions: self,
+            wanted: &wanted,
+        };
         tracing::info!(model.repository = repo, kind = %wanted.kind, ?kept, "converting a checkpoint");
         make_projector(converter, &order).await?;
         let (told, what) = (self.advance.clone(), wanted.clone());
         let progress = move |advance| _ = told.send_replace(Some((what.clone(), advance)));
         let converted = converter.convert(order, Box::new(progress)).await;
-        self.advance.send_replace(None);
-        if converted.is_err() {
-            remove_lone_projector(&folder);
-            // Only where it is empty.
-            self.remove_empty(&wanted.folder, &wanted.commit);
-        }
         let label = converted.map_err(|error| HubError::conversion(&repo, &error))?;
         let (name, header) = (kept.file_name(&label), Kept::Header.file_name(&label));
         blocking(move || {

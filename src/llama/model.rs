@@ -9,7 +9,7 @@ use std::{
 use llama_cpp_sys_2 as sys;
 
 use super::{adapter::Adapter, backend};
-use crate::{config::SplitMode, gguf::END_TOKENS_KEY};
+use crate::config::SplitMode;
 
 /// A token id. Valid ids are non-negative and below [`Model::vocab_size`].
 pub type Token = i32;
@@ -153,15 +153,12 @@ impl Model {
         // SAFETY: the model is valid; its vocabulary lives as long as it.
         let vocab = unsafe { sys::llama_model_get_vocab(model.as_ptr()) };
         let vocab = NonNull::new(vocab.cast_mut()).ok_or("the model has no vocabulary")?;
-        let mut model = Self {
+        Ok(Self {
             raw: model,
             vocab,
             adapters: Vec::new(),
             ends: Vec::new(),
-        };
-        let ends = model.metadata(END_TOKENS_KEY).unwrap_or_default();
-        model.ends = ends.split(',').filter_map(|id| id.parse().ok()).collect();
-        Ok(model)
+        })
     }
 
     pub(super) fn as_ptr(&self) -> *mut sys::llama_model {
@@ -261,6 +258,11 @@ impl Model {
         unsafe { sys::llama_vocab_n_tokens(self.vocab_ptr()) }
             .try_into()
             .unwrap_or(0)
+    }
+
+    /// Lets these tokens end an answer too, beside those that the vocabulary says do.
+    pub fn add_ends(&mut self, tokens: impl IntoIterator<Item = Token>) {
+        self.ends.extend(tokens);
     }
 
     /// Whether a token ends the answer.

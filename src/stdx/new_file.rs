@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
@@ -56,6 +57,20 @@ impl NewFile {
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Writes some bytes of a large file. The disk begins at once, so that [`NewFile::finish`] need not wait for all of it.
+    ///
+    /// # Errors
+    /// If the disk is full or broken.
+    pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)?;
+        #[cfg(target_os = "linux")]
+        if let Some(length) = std::num::NonZeroU64::new(bytes.len() as u64) {
+            // Pages that are to be dropped but are not on disk yet are sent there; these are not dropped. Only a hint.
+            let _ = rustix::fs::fadvise(&self.file, offset, Some(length), rustix::fs::Advice::DontNeed);
+        }
+        Ok(())
     }
 
     /// What it will be called.

@@ -19,6 +19,7 @@ use super::{
     protocol::{Command, LoadSpec, LoadedModel, Report},
 };
 use crate::{
+    gguf,
     inference::Failure,
     llama::{self, Context, ContextParams, ContextPurpose, DeviceKind, Model, ModelParams},
 };
@@ -114,6 +115,8 @@ impl Engine {
         if model.has_encoder() {
             return Err("encoder-decoder models are not supported".into());
         }
+        let ends = model.metadata(gguf::END_TOKENS_KEY).unwrap_or_default();
+        model.add_ends(ends.split(',').filter_map(|id| id.parse().ok()));
         let mut weights = model.size_bytes();
         for adapter in &spec.adapters {
             model.add_adapter(&adapter.path, adapter.scale)?;
