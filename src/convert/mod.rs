@@ -22,6 +22,7 @@ mod golden;
 mod mix;
 mod model;
 mod mxfp4;
+mod parts;
 mod plan;
 mod progress;
 mod recipe;

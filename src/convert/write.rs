@@ -163,7 +163,7 @@ mod tests {
     use crate::{
         convert::{
             VirtualGguf,
-            recipe::Rows,
+            parts::Rows,
             safetensors::{open, tests::file},
         },
         gguf::{GgmlType, Header, TensorSpec, Value},

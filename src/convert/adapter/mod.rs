@@ -23,7 +23,7 @@ use config::AdapterConfig;
 
 use super::{
     ConvertError, Recipe, VirtualGguf, arch,
-    recipe::{Columns, Rows},
+    parts::{Columns, Rows},
     safetensors::{self, Dtype, Stored},
 };
 use crate::gguf::{GgmlType, TensorSpec, Value};

@@ -2,7 +2,7 @@
 
 use super::{Build, classifier, pooling, spec};
 use crate::{
-    convert::{ConvertError, Recipe, recipe::Rows},
+    convert::{ConvertError, Recipe, parts::Rows},
     gguf::Value,
 };
 

@@ -2,7 +2,7 @@
 
 use super::{Build, experts::Experts, rope, spec};
 use crate::{
-    convert::{ConvertError, Recipe, recipe::Rows, safetensors::Stored},
+    convert::{ConvertError, Recipe, parts::Rows, safetensors::Stored},
     gguf::Value,
 };
 

@@ -4,7 +4,7 @@ use super::{Build, decoder::Sizes, experts::Experts, rope, spec};
 use crate::{
     convert::{
         ConvertError, Recipe,
-        recipe::{Columns, Rows},
+        parts::{Columns, Rows},
     },
     gguf::Value,
 };

@@ -1,7 +1,7 @@
 //! Mixtures of experts: many small matrices that become one.
 
 use super::{Build, decoder::Sizes, spec};
-use crate::convert::{ConvertError, Recipe, recipe::Rows};
+use crate::convert::{ConvertError, Recipe, parts::Rows};
 
 /// How a class stores the experts of a layer.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,7 @@
 //! GPT-2, whose matrices are stored the other way round.
 
 use super::{Build, spec};
-use crate::convert::{ConvertError, Recipe, recipe::Columns};
+use crate::convert::{ConvertError, Recipe, parts::Columns};
 
 pub(super) fn gpt2(build: &mut Build<'_>) -> Result<(), ConvertError> {
     build.arch = "gpt2";

@@ -9,7 +9,7 @@ use super::{
 use crate::convert::{
     ConvertError, Recipe,
     mxfp4::{BLOCK_BYTES, BLOCK_ELEMENTS, Packed},
-    recipe::{Columns, Rows},
+    parts::{Columns, Rows},
 };
 
 use Dim::{Hidden, Key, Query};

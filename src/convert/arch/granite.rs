@@ -7,7 +7,7 @@ use super::{
     llama::{self, LLAMA},
     spec,
 };
-use crate::convert::{ConvertError, Recipe, recipe::Rows};
+use crate::convert::{ConvertError, Recipe, parts::Rows};
 
 const GRANITE: Class = Class {
     arch: "granite",

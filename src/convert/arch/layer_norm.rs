@@ -7,7 +7,7 @@ use super::{
     spec, window,
 };
 use crate::{
-    convert::{ConvertError, Recipe, recipe::Rows},
+    convert::{ConvertError, Recipe, parts::Rows},
     gguf::Value,
 };
 

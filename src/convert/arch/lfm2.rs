@@ -9,7 +9,7 @@ use super::{
     rope, spec,
 };
 use crate::{
-    convert::{ConvertError, Recipe, config::Config, recipe::Rows},
+    convert::{ConvertError, Recipe, config::Config, parts::Rows},
     gguf::{Array, Value},
 };
 

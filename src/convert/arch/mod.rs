@@ -35,7 +35,7 @@ use super::{
     ConvertError, Recipe,
     config::{Config, Packing},
     fp8,
-    recipe::Rows,
+    parts::Rows,
     safetensors::{Dtype, Shard, Stored, Tensors},
     tokenizer,
 };
@@ -135,7 +135,7 @@ pub(super) fn trace(
     Ok(build.recipes)
 }
 
-/// What can be converted, for people: the families of [`family_of`] by the names that their makers give them.
+/// What can be converted, for people: the families of `family_of` by the names that their makers give them.
 pub const FAMILIES: &[&str] = &[
     "Llama",
     "Mistral",

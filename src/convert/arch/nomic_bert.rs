@@ -5,7 +5,7 @@ use crate::{
     convert::{
         ConvertError, Recipe,
         config::Config,
-        recipe::{Columns, Rows},
+        parts::{Columns, Rows},
     },
     gguf::Value,
 };

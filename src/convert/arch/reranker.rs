@@ -2,7 +2,7 @@
 
 use super::{Build, classifier, spec};
 use crate::{
-    convert::{ConvertError, Recipe, files, recipe::Rows, safetensors::Stored},
+    convert::{ConvertError, Recipe, files, parts::Rows, safetensors::Stored},
     gguf::{Array, Value},
 };
 

@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     convert::{
         Recipe,
-        recipe::{Columns, Rows},
+        parts::{Columns, Rows},
         safetensors::{open, tests::file},
     },
     gguf::{GgmlType, TensorSpec, Value},

@@ -7,7 +7,7 @@ use crate::{
     convert::{
         ConvertError, Recipe,
         arch::{Build, spec},
-        recipe::Rows,
+        parts::Rows,
     },
     gguf::GgmlType,
 };

@@ -5,7 +5,7 @@ use crate::{
     convert::{
         ConvertError, Recipe,
         arch::{Build, spec},
-        recipe::Rows,
+        parts::Rows,
     },
     gguf::{GgmlType, Value},
 };
