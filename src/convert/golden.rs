@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{ConvertError, Planned, Stream, TargetType, plan, plan_checked, plan_projector, replan};
 use crate::{
     config::SplitMode,
-    gguf::{Array, Header, Value},
+    gguf::{Array, END_TOKENS_KEY, Header, Value},
     inference::{KvCacheType, Switch},
     llama::{Batch, Context, ContextParams, ContextPurpose, Model, ModelParams},
 };
@@ -392,6 +392,7 @@ pub(super) fn engine(
         Way::Stream => Model::load_from(&mut Stream::start(planned.model), &params, |_| true),
     };
     let mut model = model.unwrap();
+    model.add_ends(END_TOKENS_KEY);
     for adapter in adapters {
         model.add_adapter(adapter, 1.0).unwrap();
     }

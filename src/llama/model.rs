@@ -260,9 +260,11 @@ impl Model {
             .unwrap_or(0)
     }
 
-    /// Lets these tokens end an answer too, beside those that the vocabulary says do.
-    pub fn add_ends(&mut self, tokens: impl IntoIterator<Item = Token>) {
-        self.ends.extend(tokens);
+    /// Lets the tokens that the file lists under a key, with commas between, end an answer too.
+    pub fn add_ends(&mut self, key: &str) {
+        let ids = self.metadata(key).unwrap_or_default();
+        self.ends
+            .extend(ids.split(',').filter_map(|id| id.parse::<Token>().ok()));
     }
 
     /// Whether a token ends the answer.

@@ -115,8 +115,7 @@ impl Engine {
         if model.has_encoder() {
             return Err("encoder-decoder models are not supported".into());
         }
-        let ends = model.metadata(gguf::END_TOKENS_KEY).unwrap_or_default();
-        model.add_ends(ends.split(',').filter_map(|id| id.parse().ok()));
+        model.add_ends(gguf::END_TOKENS_KEY);
         let mut weights = model.size_bytes();
         for adapter in &spec.adapters {
             model.add_adapter(&adapter.path, adapter.scale)?;
