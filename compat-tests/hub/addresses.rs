@@ -116,16 +116,21 @@ async fn an_organisation_has_its_own_token() {
     assert_eq!(bench.server.hits("/cdn").with_token, 0);
 }
 
-#[tokio::test]
-async fn what_another_user_has_is_used_where_it_is() {
-    let (mut bench, content, sha256) = Bench::with_model(2 * MIB);
-    // Somebody else's cache and state.
+/// Another user's cache, which has the model; their state is none of our business.
+async fn pulled_by_another(bench: &Bench) -> tempfile::TempDir {
     let (theirs, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let other = HubConfig {
+    let config = HubConfig {
         cache_dir: theirs.path().to_owned(),
         ..bench.config.clone()
     };
-    pull(&Hub::new(state.path()), &other, NAME).await.unwrap();
+    pull(&Hub::new(state.path()), &config, NAME).await.unwrap();
+    theirs
+}
+
+#[tokio::test]
+async fn what_another_user_has_is_used_where_it_is() {
+    let (mut bench, content, sha256) = Bench::with_model(2 * MIB);
+    let theirs = pulled_by_another(&bench).await;
     let before = walk(theirs.path());
     let fetched = bench.server.hits("/cdn").bytes;
 
@@ -157,12 +162,7 @@ async fn what_another_user_has_is_used_where_it_is() {
 #[tokio::test]
 async fn what_another_user_has_a_part_of_is_completed() {
     let (mut bench, content, sha256) = Bench::with_model(2 * MIB);
-    let (theirs, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let other = HubConfig {
-        cache_dir: theirs.path().to_owned(),
-        ..bench.config.clone()
-    };
-    pull(&Hub::new(state.path()), &other, NAME).await.unwrap();
+    let theirs = pulled_by_another(&bench).await;
     let before = walk(theirs.path());
     // The commit that came since has a projector too, and the same weights.
     let projector = noise(300_000);

@@ -545,19 +545,25 @@ mod tests {
         }
     }
 
+    /// Puts a checkpoint into a cache; what is wanted of it is only a matter of the type then.
+    fn checkpoint(cache: &Path) -> impl Fn(TargetType) -> Wanted + use<> {
+        put(cache, "o/r", OLD, "config.json", "{}");
+        put(cache, "o/r", OLD, "model.safetensors", "weights");
+        let folder = RepoFolder::new(cache, "o", "r");
+        move |kind| Wanted {
+            folder: folder.clone(),
+            commit: OLD.to_owned(),
+            kind,
+        }
+    }
+
     #[tokio::test]
     async fn made_once_found_by_type_and_gone_with_the_checkpoint() {
         let (cache, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let roots = [cache.path().to_owned()];
-        put(cache.path(), "o/r", OLD, "config.json", "{}");
-        put(cache.path(), "o/r", OLD, "model.safetensors", "weights");
+        let wanted = checkpoint(cache.path());
         let writer = Arc::new(Writer::default());
         let conversions = Conversions::new(state.path(), Some(writer.clone()));
-        let wanted = |kind| Wanted {
-            folder: RepoFolder::new(cache.path(), "o", "r"),
-            commit: OLD.to_owned(),
-            kind,
-        };
         let locate_by = |text: &str, default| {
             conversions
                 .locate(&roots, &name(text), default)
@@ -642,15 +648,9 @@ mod tests {
     async fn a_header_stands_for_its_file_until_there_is_one() {
         let (cache, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let roots = [cache.path().to_owned()];
-        put(cache.path(), "o/r", OLD, "config.json", "{}");
-        put(cache.path(), "o/r", OLD, "model.safetensors", "weights");
+        let wanted = checkpoint(cache.path());
         let writer = Arc::new(Writer::default());
         let conversions = Conversions::new(state.path(), Some(writer.clone()));
-        let wanted = |kind| Wanted {
-            folder: RepoFolder::new(cache.path(), "o", "r"),
-            commit: OLD.to_owned(),
-            kind,
-        };
         let locate = |text: &str| conversions.locate(&roots, &name(text), TargetType::Stored).unwrap();
         for kind in [TargetType::Q8_0, TargetType::Stored, TargetType::Bf16] {
             conversions.make(wanted(kind), Kept::Header).await.unwrap();

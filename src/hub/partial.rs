@@ -427,6 +427,14 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn taking_nothing_out_of_the_middle_leaves_one_range() {
+        let mut ranges = Ranges::default();
+        ranges.insert(52, 63);
+        ranges.remove(53, 53);
+        assert_eq!(ranges.0, [(52, 63)]);
+    }
+
     proptest! {
         #[test]
         fn ranges_are_a_set_of_bytes(parts in prop::collection::vec((0_u64..64, 0_u64..16, any::<bool>()), 0..12)) {

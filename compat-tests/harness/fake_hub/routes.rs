@@ -117,6 +117,12 @@ fn answer(shared: &Arc<Shared>, request: &Request<Incoming>, port: Port) -> Resp
     response
 }
 
+/// What the Hub says of a repository that is not there, or is not for whoever asks.
+fn no_repository(has_token: bool) -> Response<Body> {
+    let status = if has_token { 404 } else { 401 };
+    error(status, "RepoNotFound", "Repository not found")
+}
+
 fn api(shared: &Shared, id: &str, rest: &[&str], query: &str, has_token: bool) -> Response<Body> {
     let mut state = shared.state();
     let retry_after = state.faults.retry_after;
@@ -129,16 +135,9 @@ fn api(shared: &Shared, id: &str, rest: &[&str], query: &str, has_token: bool) -
     }
     let named = state.renamed.get(id).map_or(id, String::as_str);
     let known = state.repos.iter().find(|(known, _)| known.eq_ignore_ascii_case(named));
-    let Some((canonical, repo)) = known else {
-        return error(
-            if has_token { 404 } else { 401 },
-            "RepoNotFound",
-            "Repository not found",
-        );
+    let Some((canonical, repo)) = known.filter(|(_, repo)| has_token || !repo.private) else {
+        return no_repository(has_token);
     };
-    if repo.private && !has_token {
-        return error(401, "RepoNotFound", "Repository not found");
-    }
     if canonical != id {
         let tail: String = rest
             .iter()
@@ -250,16 +249,9 @@ fn resolve(
     if let Some(new) = state.renamed.get(id) {
         return redirect(307, &path.replacen(id, new, 1));
     }
-    let Some(repo) = state.repos.get(id) else {
-        return error(
-            if has_token { 404 } else { 401 },
-            "RepoNotFound",
-            "Repository not found",
-        );
+    let Some(repo) = state.repos.get(id).filter(|repo| has_token || !repo.private) else {
+        return no_repository(has_token);
     };
-    if repo.private && !has_token {
-        return error(401, "RepoNotFound", "Repository not found");
-    }
     if repo.gated && !has_token {
         let text = format!("Access to model {id} is restricted. You must have access to it and be authenticated.");
         return error(401, "GatedRepo", &text);
