@@ -485,6 +485,8 @@ fn a_checkpoint_that_is_in_the_cache_needs_no_hub() {
     assert_eq!(listed(&daemon), ["hf:Example-Org/Tiny:F16"]);
     let (status, reply) = generate(&daemon, "hf:Example-Org/Tiny:F16");
     assert_eq!(status, 200, "{reply}");
+    let (_, shown) = post(&daemon, "/api/show", &json!({"model": "hf:Example-Org/Tiny:F16"}));
+    assert_eq!(shown["model_info"]["hubllama.downloaded"], false, "somebody else did");
     let body = json!({"model": "hf:Example-Org/Tiny:F16"}).to_string();
     assert_eq!(daemon.request("DELETE", "/api/delete", &body).0.status(), 200);
     assert_eq!(listed(&daemon), Vec::<String>::new());

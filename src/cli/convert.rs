@@ -31,7 +31,10 @@ pub(super) async fn run(
     let (folder, name) = find(inputs, checkpoint)?;
     let shows = std::io::stderr().is_terminal();
     if !shows {
-        eprintln!("converting {} to {target}", folder.display());
+        match target {
+            TargetType::Stored => eprintln!("converting {} to the type that it has", folder.display()),
+            _ => eprintln!("converting {} to {target}", folder.display()),
+        }
     }
     let job = ConvertJob {
         folder,

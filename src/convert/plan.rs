@@ -359,7 +359,7 @@ impl Draft {
         let tensors = safetensors::open(folder)?;
         let build = arch::build(folder, name, &config, tensors)?;
         let mut notes = sorted(config.take_notes());
-        let tokenizer = tokenizer::read(folder, build.vocabulary, build.tokenizer, &mut notes)?;
+        let tokenizer = tokenizer::read(folder, build.vocabulary, &mut notes)?;
         Self::of(folder, build, "model", name, target, tokenizer, notes)
     }
 

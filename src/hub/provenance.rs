@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Hub, LocalModel, cache, download::blocking, key};
+use super::{Hub, LocalModel, cache, download::blocking, key, remove};
 
 /// Where a model is from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub struct Provenance {
     pub license: Option<String>,
     /// Weights, then the projector.
     pub files: Vec<FileProvenance>,
-    /// Whether hubllama downloaded the weights.
+    /// Whether hubllama downloaded the weights; of a conversion, those that it was made from.
     pub owned: bool,
     /// LoRA adapters on top.
     pub adapters: Vec<AdapterProvenance>,
@@ -67,10 +67,11 @@ impl Hub {
         };
         let known = fallback.clone();
         let found = blocking(move || {
-            let snapshot = cache::RepoFolder::new(&model.root, &model.org, &model.repo)
-                .path
-                .join("snapshots")
-                .join(&model.commit);
+            let folder = cache::RepoFolder::new(&model.root, &model.org, &model.repo);
+            let snapshot = folder.path.join("snapshots").join(&model.commit);
+            let is_ours = |file: &PathBuf| remove::is_ours(&hub.0.ledger, &folder, file);
+            // What was made of others' files is ours, but they are not.
+            let owned = model.owned && model.sources.iter().all(is_ours);
             let adapters = model.adapters.iter().map(|adapter| AdapterProvenance {
                 repository: format!("{}/{}", adapter.name.org, adapter.name.repo),
                 commit: adapter.commit.clone(),
@@ -89,6 +90,7 @@ impl Hub {
                 license,
                 files: files_in(&snapshot, &base),
                 adapters: adapters.collect(),
+                owned,
                 ..known
             })
         });

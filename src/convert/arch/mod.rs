@@ -37,7 +37,6 @@ use super::{
     fp8,
     parts::Rows,
     safetensors::{Dtype, Shard, Stored, Tensors},
-    tokenizer,
 };
 use crate::gguf::{GgmlType, TensorSpec, Value};
 
@@ -60,7 +59,6 @@ pub(super) struct Build<'a> {
     arch: &'static str,
     pub(super) keys: Vec<(String, Value)>,
     pub(super) recipes: Vec<Recipe>,
-    pub(super) tokenizer: tokenizer::Choice,
     /// Rows of the token embedding.
     pub(super) vocabulary: u64,
     embedding: Option<Stored>,
@@ -280,7 +278,6 @@ impl<'a> Build<'a> {
             arch: "",
             keys: Vec::new(),
             recipes: Vec::new(),
-            tokenizer: tokenizer::Choice::default(),
             vocabulary: 0,
             embedding: None,
             imagined,

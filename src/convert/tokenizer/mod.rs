@@ -45,13 +45,6 @@ enum TokenType {
     Byte = 6,
 }
 
-/// Which of several readings of the same files an architecture wants.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Choice {
-    /// `tokenizer.json` even where there is a `tokenizer.model`.
-    pub(super) ignores_sentencepiece: bool,
-}
-
 /// A token that was added to a trained vocabulary.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 struct Added {
@@ -117,14 +110,9 @@ pub(super) struct Tokenizer {
 }
 
 /// The tokenizer in a folder, with `rows` tokens: as many as the embedding has rows.
-pub(super) fn read(
-    folder: &Path,
-    rows: u64,
-    choice: Choice,
-    notes: &mut Vec<String>,
-) -> Result<Tokenizer, ConvertError> {
+pub(super) fn read(folder: &Path, rows: u64, notes: &mut Vec<String>) -> Result<Tokenizer, ConvertError> {
     let bytes = Bytes::read(folder)?;
-    let mut files = Files::read(folder, &bytes, choice.ignores_sentencepiece, notes)?;
+    let mut files = Files::read(folder, &bytes, notes)?;
     let mut vocabulary = files.vocabulary(notes)?;
     // What is written from here on takes as much memory as this.
     if let Some(json) = &mut files.json {

@@ -84,12 +84,7 @@ impl Bytes {
 }
 
 impl<'a> Files<'a> {
-    pub(super) fn read(
-        folder: &Path,
-        bytes: &'a Bytes,
-        ignores_sentencepiece: bool,
-        notes: &mut Vec<String>,
-    ) -> Result<Self, ConvertError> {
+    pub(super) fn read(folder: &Path, bytes: &'a Bytes, notes: &mut Vec<String>) -> Result<Self, ConvertError> {
         let object =
             |name: &str| Ok::<_, ConvertError>(files::object_if_there(&folder.join(name))?.unwrap_or_default());
         let mut found = Self {
@@ -110,8 +105,7 @@ impl<'a> Files<'a> {
             Source::Words(words) => Some(plain::word_piece(words, &mut found)?),
             Source::None => None,
         };
-        let proto = bytes.sentencepiece.as_deref();
-        if let Some(proto) = proto.filter(|_| found.json.is_none() || !ignores_sentencepiece) {
+        if let Some(proto) = bytes.sentencepiece.as_deref() {
             match sentencepiece::parse(proto) {
                 Some(model) if model.is_bpe() => found.sentencepiece = Some(model),
                 // Some other program's file, or one whose kind the other file describes as well.
