@@ -325,7 +325,7 @@ fn connector(connect_timeout: Duration) -> HttpConnector {
 
 fn tls_connector(connect_timeout: Duration) -> Result<HttpsConnector<HttpConnector>, String> {
     let connector = HttpsConnectorBuilder::new()
-        .with_provider_and_platform_verifier(rustls::crypto::ring::default_provider())
+        .with_provider_and_platform_verifier(rustls::crypto::aws_lc_rs::default_provider())
         .map_err(|error| error.to_string())?
         .https_only()
         .enable_http1()
@@ -337,5 +337,5 @@ fn tls_connector(connect_timeout: Duration) -> Result<HttpsConnector<HttpConnect
 pub fn install_tls() {
     static ONCE: Once = Once::new();
     // An error means that another part of the process has installed the same provider.
-    ONCE.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
+    ONCE.call_once(|| drop(rustls::crypto::aws_lc_rs::default_provider().install_default()));
 }
