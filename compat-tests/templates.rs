@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use hubllama::{
     inference::Delta,
     llama::{ChatTemplate, RenderedChat},
-    worker::{answer::Answer, protocol::ChatSyntax},
+    worker::{answer::AnswerReader, protocol::ChatSyntax},
 };
 use serde_json::{Value, json};
 
@@ -221,7 +221,7 @@ fn read<'a>(rendered: &RenderedChat, pieces: impl IntoIterator<Item = &'a [u8]>)
         rendered: rendered.clone(),
         ..ChatSyntax::default()
     };
-    let mut answer = Answer::new(&[], Some(&syntax)).expect("a parser");
+    let mut answer = AnswerReader::new(&[], Some(&syntax)).expect("a parser");
     let mut all = Delta::default();
     let mut add = |delta: Delta| {
         all.content.push_str(&delta.content);

@@ -13,7 +13,7 @@ use crate::{
     config::{self, Config, Inputs},
     gguf::{self, Header},
     hub::{HfName, Hub},
-    worker::{Comparison, Conversation, template_report},
+    worker::{ProbeReport, PromptComparison, template_report},
 };
 
 /// Where the Hub's pages are, in the links of GGUF files.
@@ -91,7 +91,7 @@ pub(super) async fn run(inputs: &Inputs, arguments: &TemplateArguments) -> anyho
     let comparisons = report.conversations.iter().filter_map(|one| one.comparison.as_ref());
     let is_same = comparisons
         .into_iter()
-        .all(|comparison| matches!(comparison, Comparison::Identical | Comparison::BothRefuse));
+        .all(|comparison| matches!(comparison, PromptComparison::Identical | PromptComparison::BothRefuse));
     Ok(if is_same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -182,7 +182,7 @@ fn template_of(tokenizer_config: &str) -> Option<String> {
     }
 }
 
-fn print_conversation(conversation: &Conversation) {
+fn print_conversation(conversation: &ProbeReport) {
     println!("\n{}:", conversation.name);
     match &conversation.prompt {
         Ok(prompt) => {
@@ -194,10 +194,10 @@ fn print_conversation(conversation: &Conversation) {
     }
     match &conversation.comparison {
         None => {}
-        Some(Comparison::Identical) => println!("identical"),
-        Some(Comparison::BothRefuse) => println!("the other template refuses it too"),
-        Some(Comparison::OneRefuses { reason }) => println!("different: only one template renders it ({reason})"),
-        Some(Comparison::Differs {
+        Some(PromptComparison::Identical) => println!("identical"),
+        Some(PromptComparison::BothRefuse) => println!("the other template refuses it too"),
+        Some(PromptComparison::OneRefuses { reason }) => println!("different: only one template renders it ({reason})"),
+        Some(PromptComparison::Differs {
             same,
             before,
             ours,

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::process::{Worker, WorkerCommand};
 use crate::{
     convert::{Advance, ConvertError},
-    worker::protocol::{ConvertJob, Converted, Question, Reply},
+    worker::protocol::{ConvertJob, Converted, WorkerQuestion, WorkerReply},
 };
 
 /// Makes the file. It is all there afterwards, or there is nothing of it; dropping the future gives up. `progress` hears how far
@@ -23,7 +23,7 @@ pub async fn convert(
     let (worker, _) = Worker::spawn(command, "converter")
         .map_err(|error| ConvertError::Engine(format!("the converter cannot be started: {error}")))?;
     let (sender, mut advance) = watch::channel(Advance::default());
-    let mut asked = pin!(worker.ask_watched(Question::Convert(job), sender));
+    let mut asked = pin!(worker.ask_watched(WorkerQuestion::Convert(job), sender));
     let reply = loop {
         tokio::select! {
             reply = &mut asked => break reply,
@@ -31,7 +31,7 @@ pub async fn convert(
         }
     };
     match reply {
-        Some(Ok(Reply::Converted(converted))) => Ok(converted?),
+        Some(Ok(WorkerReply::Converted(converted))) => Ok(converted?),
         Some(Ok(_)) => Err(ConvertError::Engine("the converter answered something else".to_owned())),
         Some(Err(failure)) => Err(ConvertError::Engine(failure.to_string())),
         None => Err(ConvertError::Engine(

@@ -7,7 +7,7 @@ use tokio::sync::{Mutex, Semaphore};
 use super::process::{Worker, WorkerCommand};
 use crate::{
     inference::Failure,
-    worker::protocol::{Question, RenderJob, RenderedChat, Reply},
+    worker::protocol::{RenderJob, RenderedChat, WorkerQuestion, WorkerReply},
 };
 
 /// A conversation renders in milliseconds; what takes this long is a loop.
@@ -87,11 +87,11 @@ impl Shared {
 
     /// Asks a process, and keeps it for the next one if it answers. `None` if it died.
     async fn ask(&self, worker: Worker, job: RenderJob) -> Option<Result<RenderedChat, Failure>> {
-        match tokio::time::timeout(RENDER_TIMEOUT, worker.ask(Question::Render(job))).await {
+        match tokio::time::timeout(RENDER_TIMEOUT, worker.ask(WorkerQuestion::Render(job))).await {
             Ok(Some(result)) => {
                 self.idle.lock().await.push(worker);
                 Some(result.and_then(|reply| match reply {
-                    Reply::Rendered(rendered) => Ok(*rendered),
+                    WorkerReply::Rendered(rendered) => Ok(*rendered),
                     _ => Err(Failure::Worker("the template helper answered something else".into())),
                 }))
             }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     inference::{Failure, KeepAlive, ModelCard, ResidentModel},
-    worker::protocol::{Job, LoadSpec, LoadedModel, Question, Reply},
+    worker::protocol::{Job, LoadSpec, LoadedModel, WorkerQuestion, WorkerReply},
 };
 
 /// Requests on their way to the task.
@@ -104,7 +104,7 @@ impl Lease {
     /// # Errors
     /// What the worker says; [`Failure::Worker`] when it has died, or has given no sign of life for `stall_timeout`;
     /// [`Failure::Invalid`] if it did so a moment ago under this very question.
-    pub async fn ask(&self, question: Question, stall_timeout: Duration) -> Result<Reply, Failure> {
+    pub async fn ask(&self, question: WorkerQuestion, stall_timeout: Duration) -> Result<WorkerReply, Failure> {
         let what = self.admit(&question)?;
         let reply = self.worker.ask_suspect(question, what);
         tokio::pin!(reply);

@@ -31,8 +31,8 @@ use crate::{
     convert::Advance,
     inference::{Delta, Event, Failure},
     worker::protocol::{
-        self, Command, Job, LoadSpec, LoadedModel, MAX_FRAME_BYTES, PROTOCOL_VERSION, Question, Reply, Report,
-        STREAM_CREDIT,
+        self, DaemonCommand, Job, LoadSpec, LoadedModel, MAX_FRAME_BYTES, PROTOCOL_VERSION, STREAM_CREDIT,
+        WorkerQuestion, WorkerReply, WorkerReport,
     },
 };
 
@@ -106,7 +106,7 @@ struct Shared {
 /// Who waits for an answer.
 #[derive(Debug)]
 struct Waiting {
-    reply: oneshot::Sender<Result<Reply, Failure>>,
+    reply: oneshot::Sender<Result<WorkerReply, Failure>>,
     /// Who wants to know how far it is.
     advance: Option<watch::Sender<Advance>>,
 }
@@ -177,7 +177,7 @@ impl Worker {
         ))
     }
 
-    async fn send(&self, command: &Command) -> Result<(), Failure> {
+    async fn send(&self, command: &DaemonCommand) -> Result<(), Failure> {
         let mut frame = Vec::new();
         protocol::encode(command, &mut frame).map_err(|error| Failure::Invalid(error.to_string()))?;
         self.inner
@@ -188,13 +188,13 @@ impl Worker {
     }
 
     pub(super) async fn load(&self, spec: LoadSpec) -> Result<(), Failure> {
-        self.send(&Command::Load(Box::new(spec))).await
+        self.send(&DaemonCommand::Load(Box::new(spec))).await
     }
 
     /// Changes the number of compute threads; `false` if the worker does not keep up just now.
     pub(super) fn set_threads(&self, threads: u32) -> bool {
         let mut frame = Vec::new();
-        protocol::encode(&Command::SetThreads { threads }, &mut frame).is_ok()
+        protocol::encode(&DaemonCommand::SetThreads { threads }, &mut frame).is_ok()
             && self.inner.outgoing.try_send(frame).is_ok()
     }
 
@@ -220,35 +220,39 @@ impl Worker {
         if self.inner.shared.ended.is_cancelled() {
             return Err(Failure::Worker(DIED.into()));
         }
-        self.send(&Command::Generate(Box::new(job))).await?;
+        self.send(&DaemonCommand::Generate(Box::new(job))).await?;
         Ok(stream)
     }
 
     /// Asks something. `None` if the process died over it. Dropping the future takes the question back.
-    pub(super) async fn ask(&self, question: Question) -> Option<Result<Reply, Failure>> {
+    pub(super) async fn ask(&self, question: WorkerQuestion) -> Option<Result<WorkerReply, Failure>> {
         self.ask_about(question, None, None).await
     }
 
     /// As [`Worker::ask`], and tells how far the answer is.
     pub(super) async fn ask_watched(
         &self,
-        question: Question,
+        question: WorkerQuestion,
         advance: watch::Sender<Advance>,
-    ) -> Option<Result<Reply, Failure>> {
+    ) -> Option<Result<WorkerReply, Failure>> {
         self.ask_about(question, None, Some(advance)).await
     }
 
     /// As [`Worker::ask`], and if the process dies, it is known under what.
-    pub(super) async fn ask_suspect(&self, question: Question, what: Fingerprint) -> Option<Result<Reply, Failure>> {
+    pub(super) async fn ask_suspect(
+        &self,
+        question: WorkerQuestion,
+        what: Fingerprint,
+    ) -> Option<Result<WorkerReply, Failure>> {
         self.ask_about(question, Some(what), None).await
     }
 
     async fn ask_about(
         &self,
-        question: Question,
+        question: WorkerQuestion,
         what: Option<Fingerprint>,
         advance: Option<watch::Sender<Advance>>,
-    ) -> Option<Result<Reply, Failure>> {
+    ) -> Option<Result<WorkerReply, Failure>> {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, reply) = oneshot::channel();
         let to = Waiting { reply: sender, advance };
@@ -258,7 +262,7 @@ impl Worker {
             return None;
         }
         let question = Box::new(question);
-        self.send(&Command::Ask { id, question }).await.ok()?;
+        self.send(&DaemonCommand::Ask { id, question }).await.ok()?;
         let reply = reply.await.ok();
         drop(guard);
         reply
@@ -270,7 +274,7 @@ impl Worker {
     }
 
     /// Tells the process something, now if its queue has room, else as soon as it has.
-    fn tell(&self, command: &Command) {
+    fn tell(&self, command: &DaemonCommand) {
         let mut frame = Vec::new();
         if protocol::encode(command, &mut frame).is_err() {
             return;
@@ -317,7 +321,7 @@ struct TakeBack<'a> {
 impl Drop for TakeBack<'_> {
     fn drop(&mut self) {
         if lock(&self.worker.inner.shared.questions).remove(&self.id).is_some() {
-            self.worker.tell(&Command::Cancel { id: self.id });
+            self.worker.tell(&DaemonCommand::Cancel { id: self.id });
         }
     }
 }
@@ -413,23 +417,23 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
         };
         *lock(&shared.heard) = Instant::now();
         match report {
-            Report::Hello {
+            WorkerReport::Hello {
                 version: PROTOCOL_VERSION,
             } => {}
-            Report::Hello { version } => {
+            WorkerReport::Hello { version } => {
                 return Err(std::io::Error::other(format!("the worker speaks version {version}")));
             }
-            Report::Progress { fraction } => {
+            WorkerReport::Progress { fraction } => {
                 // Only a hint: the newest is as good as all of them.
                 let _ = load.try_send(LoadReport::Progress(fraction));
             }
-            Report::Loaded(loaded) => {
+            WorkerReport::Loaded(loaded) => {
                 let _ = load.send(LoadReport::Loaded(loaded)).await;
             }
-            Report::LoadFailed { reason } => {
+            WorkerReport::LoadFailed { reason } => {
                 let _ = load.send(LoadReport::Failed(reason)).await;
             }
-            Report::Events(events) => {
+            WorkerReport::Events(events) => {
                 let mut jobs = lock(&shared.jobs);
                 for (id, event) in events {
                     let last = matches!(event, Event::Finished(_));
@@ -442,23 +446,23 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
                     }
                 }
             }
-            Report::Failed { id, failure } => {
+            WorkerReport::Failed { id, failure } => {
                 if let Some(job) = lock(&shared.jobs).remove(&id) {
                     let _ = job.to.try_send(Err(failure));
                 }
             }
-            Report::Answered { id, result } => {
+            WorkerReport::Answered { id, result } => {
                 if let Some(question) = lock(&shared.questions).remove(&id) {
                     let _ = question.to.reply.send(result);
                 }
             }
-            Report::Advanced { id, advance } => {
+            WorkerReport::Advanced { id, advance } => {
                 let questions = lock(&shared.questions);
                 if let Some(watcher) = questions.get(&id).and_then(|question| question.to.advance.as_ref()) {
                     watcher.send_replace(advance);
                 }
             }
-            Report::Alive => {}
+            WorkerReport::Alive => {}
         }
     }
 }
@@ -507,7 +511,7 @@ impl Stream for JobStream {
                 self.taken += 1;
                 if self.taken >= STREAM_CREDIT / 2 {
                     let events = std::mem::take(&mut self.taken);
-                    self.worker.tell(&Command::Credit { id: self.id, events });
+                    self.worker.tell(&DaemonCommand::Credit { id: self.id, events });
                 }
             }
             Ok(Event::Finished(_)) | Err(_) => self.finished = true,
@@ -520,7 +524,7 @@ impl Drop for JobStream {
     fn drop(&mut self) {
         if !self.finished {
             lock(&self.worker.inner.shared.jobs).remove(&self.id);
-            self.worker.tell(&Command::Cancel { id: self.id });
+            self.worker.tell(&DaemonCommand::Cancel { id: self.id });
         }
     }
 }

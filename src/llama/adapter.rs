@@ -8,7 +8,7 @@ use super::{Model, backend};
 
 /// An adapter that belongs to its model, which frees it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Adapter {
+pub(super) struct LoraAdapter {
     raw: NonNull<sys::llama_adapter_lora>,
     scale: f32,
 }
@@ -31,13 +31,13 @@ impl Model {
                 reason
             });
         };
-        self.adapters.push(Adapter { raw, scale });
+        self.adapters.push(LoraAdapter { raw, scale });
         Ok(())
     }
 }
 
 /// Lets a context apply adapters of its model.
-pub(super) fn apply(context: NonNull<sys::llama_context>, adapters: &[Adapter]) {
+pub(super) fn apply(context: NonNull<sys::llama_context>, adapters: &[LoraAdapter]) {
     let mut pointers: Vec<_> = adapters.iter().map(|adapter| adapter.raw.as_ptr()).collect();
     let mut scales: Vec<f32> = adapters.iter().map(|adapter| adapter.scale).collect();
     if !pointers.is_empty() {

@@ -125,7 +125,7 @@ pub enum DeviceKind {
 
 /// A device that ggml found.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Device {
+pub struct ComputeDevice {
     /// As `CUDA0`.
     pub name: String,
     /// The vendor's name.
@@ -140,7 +140,7 @@ pub struct Device {
 
 /// Every device, the CPU included.
 #[must_use]
-pub fn devices() -> Vec<Device> {
+pub fn devices() -> Vec<ComputeDevice> {
     init();
     // SAFETY: indices below the count are valid; names and descriptions are static NUL-terminated strings.
     unsafe {
@@ -149,7 +149,7 @@ pub fn devices() -> Vec<Device> {
                 let device = sys::ggml_backend_dev_get(index);
                 let (mut free, mut total) = (0usize, 0usize);
                 sys::ggml_backend_dev_memory(device, &raw mut free, &raw mut total);
-                Device {
+                ComputeDevice {
                     name: CStr::from_ptr(sys::ggml_backend_dev_name(device))
                         .to_string_lossy()
                         .into_owned(),

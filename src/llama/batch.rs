@@ -2,12 +2,12 @@
 
 use llama_cpp_sys_2 as sys;
 
-use super::Token;
+use super::TokenId;
 
 /// A batch that owns its arrays; reused from step to step.
 #[derive(Debug)]
 pub struct Batch {
-    tokens: Vec<Token>,
+    tokens: Vec<TokenId>,
     positions: Vec<i32>,
     sequence_counts: Vec<i32>,
     sequences: Vec<i32>,
@@ -44,7 +44,7 @@ impl Batch {
     }
 
     /// Adds a token and returns its index in the batch, or `None` if the batch is full.
-    pub fn add(&mut self, token: Token, position: i32, sequence: i32, logits: bool) -> Option<i32> {
+    pub fn add(&mut self, token: TokenId, position: i32, sequence: i32, logits: bool) -> Option<i32> {
         if self.tokens.len() == self.capacity {
             return None;
         }

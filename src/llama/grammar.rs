@@ -4,7 +4,7 @@ use std::{ffi::CString, ptr::NonNull, sync::Arc};
 
 use llama_cpp_sys_2 as sys;
 
-use super::{Candidates, Model, Token};
+use super::{Model, TokenCandidates, TokenId};
 
 /// Bytes of a grammar's text. Its parser recurses, and the time of a mask grows with it.
 const MAX_GRAMMAR_BYTES: usize = 2 << 20;
@@ -13,30 +13,30 @@ const MAX_TRIGGER_BYTES: usize = 64 << 10;
 
 /// What wakes a lazy grammar.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trigger {
+pub enum SamplerTrigger {
     /// This token.
-    Token(Token),
+    Token(TokenId),
     /// A match of this pattern in the text; the grammar begins with the match's first group.
     Pattern(String),
 }
 
 /// A grammar and its state in one answer.
 #[derive(Debug)]
-pub struct Grammar {
+pub struct GrammarSampler {
     raw: NonNull<sys::llama_sampler>,
     /// The sampler points into its vocabulary.
     model: Arc<Model>,
 }
 
 // SAFETY: a sampler has no thread affinity and is used through `&mut self`; the model is `Sync`.
-unsafe impl Send for Grammar {}
+unsafe impl Send for GrammarSampler {}
 
-impl Grammar {
+impl GrammarSampler {
     /// A grammar that is in force from the first token, or, with triggers, from the first of them on. The start symbol is `root`.
     ///
     /// # Errors
     /// A sentence when llama.cpp cannot parse it.
-    pub fn new(model: &Arc<Model>, text: &str, triggers: Option<&[Trigger]>) -> Result<Self, String> {
+    pub fn new(model: &Arc<Model>, text: &str, triggers: Option<&[SamplerTrigger]>) -> Result<Self, String> {
         let c_string = |text: &str| CString::new(text).map_err(|_| "the grammar holds a NUL character".to_owned());
         if text.len() > MAX_GRAMMAR_BYTES {
             return Err(format!("the grammar has more than {MAX_GRAMMAR_BYTES} bytes"));
@@ -52,11 +52,11 @@ impl Grammar {
                 let mut tokens = Vec::new();
                 for trigger in triggers {
                     match trigger {
-                        Trigger::Token(token) => tokens.push(*token),
-                        Trigger::Pattern(pattern) if pattern.len() > MAX_TRIGGER_BYTES => {
+                        SamplerTrigger::Token(token) => tokens.push(*token),
+                        SamplerTrigger::Pattern(pattern) if pattern.len() > MAX_TRIGGER_BYTES => {
                             return Err("a trigger of the grammar is too long".to_owned());
                         }
-                        Trigger::Pattern(pattern) => patterns.push(c_string(pattern)?),
+                        SamplerTrigger::Pattern(pattern) => patterns.push(c_string(pattern)?),
                     }
                 }
                 let mut pointers: Vec<*const std::ffi::c_char> = patterns.iter().map(|text| text.as_ptr()).collect();
@@ -83,18 +83,18 @@ impl Grammar {
     }
 
     /// Takes out the candidates that may not come next; does nothing while a lazy grammar sleeps.
-    pub fn apply(&mut self, candidates: &mut Candidates) {
+    pub fn apply(&mut self, candidates: &mut TokenCandidates) {
         let mut array = candidates.raw();
         // SAFETY: the array describes `candidates`, which outlives the call; a grammar only lowers logits.
         unsafe { sys::llama_sampler_apply(self.raw.as_ptr(), &raw mut array) };
         candidates.drop_impossible();
     }
 
-    /// Advances by a token that [`Grammar::apply`] left in. An end-of-generation token must not get here.
+    /// Advances by a token that [`GrammarSampler::apply`] left in. An end-of-generation token must not get here.
     ///
     /// # Errors
     /// When the grammar does not admit the token.
-    pub fn accept(&mut self, token: Token) -> Result<(), String> {
+    pub fn accept(&mut self, token: TokenId) -> Result<(), String> {
         debug_assert!(!self.model.is_end_of_generation(token), "llama.cpp would abort");
         // SAFETY: the sampler is valid; the shim catches exceptions.
         match unsafe { sys::llama_rs_sampler_accept(self.raw.as_ptr(), token) } {
@@ -104,7 +104,7 @@ impl Grammar {
     }
 }
 
-impl Drop for Grammar {
+impl Drop for GrammarSampler {
     fn drop(&mut self) {
         // SAFETY: the pointer is owned.
         unsafe { sys::llama_sampler_free(self.raw.as_ptr()) };

@@ -17,15 +17,15 @@ mod sampler;
 #[cfg(target_os = "linux")]
 mod source;
 
-pub use backend::{Device, DeviceKind, cpu_features, devices, init, supports_gpu_offload, version};
+pub use backend::{ComputeDevice, DeviceKind, cpu_features, devices, init, supports_gpu_offload, version};
 pub use batch::Batch;
 pub use chat::{
     ChatParser, ChatTemplate, GrammarTrigger, ParseState, ParsedCall, ParsedMessage, PartKind, RenderedChat,
 };
 pub use context::{Context, ContextParams, ContextPurpose, DecodeError};
-pub use grammar::{Grammar, Trigger};
-pub use model::{Model, ModelParams, Token};
+pub use grammar::{GrammarSampler, SamplerTrigger};
+pub use model::{Model, ModelParams, TokenId};
 pub use quantize::{quantize, quantize_rows};
-pub use sampler::{Candidates, SamplerChain, log_softmax_of};
+pub use sampler::{SamplerChain, TokenCandidates, log_softmax_of};
 #[cfg(target_os = "linux")]
-pub use source::Source;
+pub use source::ModelSource;

@@ -8,11 +8,11 @@ use std::{
 
 use llama_cpp_sys_2 as sys;
 
-use super::{adapter::Adapter, backend};
+use super::{adapter::LoraAdapter, backend};
 use crate::config::SplitMode;
 
 /// A token id. Valid ids are non-negative and below [`Model::vocab_size`].
-pub type Token = i32;
+pub type TokenId = i32;
 
 /// How weights are placed and read.
 #[derive(Clone, Debug)]
@@ -36,9 +36,9 @@ pub struct ModelParams {
 pub struct Model {
     raw: NonNull<sys::llama_model>,
     vocab: NonNull<sys::llama_vocab>,
-    pub(super) adapters: Vec<Adapter>,
+    pub(super) adapters: Vec<LoraAdapter>,
     /// Tokens that end an answer and of which llama.cpp does not know.
-    ends: Vec<Token>,
+    ends: Vec<TokenId>,
 }
 
 // SAFETY: llama_model, its adapters and llama_vocab are immutable after loading; all calls below only read them.
@@ -74,7 +74,7 @@ impl Model {
     /// The source's own sentence, else llama.cpp's.
     #[cfg(target_os = "linux")]
     pub fn load_from(
-        source: &mut impl super::Source,
+        source: &mut impl super::ModelSource,
         params: &ModelParams,
         progress: impl FnMut(f32) -> bool,
     ) -> Result<Self, String> {
@@ -201,7 +201,7 @@ impl Model {
 
     /// Tokens that the file says are never to be chosen.
     #[must_use]
-    pub fn suppressed_tokens(&self) -> Vec<Token> {
+    pub fn suppressed_tokens(&self) -> Vec<TokenId> {
         let mut count = 0;
         // SAFETY: the vocabulary is valid; the list has `count` entries and lives as long as it.
         unsafe {
@@ -264,12 +264,12 @@ impl Model {
     pub fn add_ends(&mut self, key: &str) {
         let ids = self.metadata(key).unwrap_or_default();
         self.ends
-            .extend(ids.split(',').filter_map(|id| id.parse::<Token>().ok()));
+            .extend(ids.split(',').filter_map(|id| id.parse::<TokenId>().ok()));
     }
 
     /// Whether a token ends the answer.
     #[must_use]
-    pub fn is_end_of_generation(&self, token: Token) -> bool {
+    pub fn is_end_of_generation(&self, token: TokenId) -> bool {
         // SAFETY: llama.cpp answers false for ids out of range.
         let is_known = unsafe { sys::llama_vocab_is_eog(self.vocab_ptr(), token) };
         is_known || self.ends.contains(&token)
@@ -284,21 +284,21 @@ impl Model {
 
     /// The beginning-of-sequence token, if there is one.
     #[must_use]
-    pub fn bos(&self) -> Option<Token> {
+    pub fn bos(&self) -> Option<TokenId> {
         // SAFETY: the vocabulary is valid.
         Some(unsafe { sys::llama_vocab_bos(self.vocab_ptr()) }).filter(|&token| token >= 0)
     }
 
     /// The end-of-sequence token, if there is one.
     #[must_use]
-    pub fn eos(&self) -> Option<Token> {
+    pub fn eos(&self) -> Option<TokenId> {
         // SAFETY: the vocabulary is valid.
         Some(unsafe { sys::llama_vocab_eos(self.vocab_ptr()) }).filter(|&token| token >= 0)
     }
 
     /// The fill-in-the-middle tokens (prefix, suffix, middle), if the vocabulary has all three.
     #[must_use]
-    pub fn infill_tokens(&self) -> Option<(Token, Token, Token)> {
+    pub fn infill_tokens(&self) -> Option<(TokenId, TokenId, TokenId)> {
         // SAFETY: the vocabulary is valid.
         let tokens = unsafe {
             (
@@ -315,10 +315,10 @@ impl Model {
     ///
     /// # Errors
     /// A sentence, if the text is longer than llama.cpp can count.
-    pub fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<Token>, String> {
+    pub fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<TokenId>, String> {
         let length = i32::try_from(text.len()).map_err(|_| "the text is longer than 2 GiB".to_owned())?;
         // One token a byte and a few special ones is nearly always enough; otherwise llama.cpp says how many it needs.
-        let mut tokens: Vec<Token> = vec![0; text.len() / 2 + 16];
+        let mut tokens: Vec<TokenId> = vec![0; text.len() / 2 + 16];
         for _ in 0..2 {
             let room = i32::try_from(tokens.len()).unwrap_or(i32::MAX);
             // SAFETY: pointers and lengths belong to live buffers.
@@ -348,7 +348,7 @@ impl Model {
 
     /// Appends a token's bytes to `out`; they need not be whole UTF-8. Control tokens are empty unless `special`.
     /// An id outside the vocabulary adds nothing (llama.cpp would throw).
-    pub fn append_piece(&self, token: Token, special: bool, out: &mut Vec<u8>) {
+    pub fn append_piece(&self, token: TokenId, special: bool, out: &mut Vec<u8>) {
         if usize::try_from(token).map_or(true, |id| id >= self.vocab_size()) {
             return;
         }
@@ -387,7 +387,7 @@ impl Model {
 
     /// The bytes of many tokens.
     #[must_use]
-    pub fn detokenize(&self, tokens: &[Token], special: bool) -> Vec<u8> {
+    pub fn detokenize(&self, tokens: &[TokenId], special: bool) -> Vec<u8> {
         let mut out = Vec::with_capacity(tokens.len() * 4);
         for &token in tokens {
             self.append_piece(token, special, &mut out);

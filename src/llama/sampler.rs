@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 
 use llama_cpp_sys_2 as sys;
 
-use super::Token;
+use super::TokenId;
 
 /// A chain of llama.cpp's samplers, in the order in which they were added.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl SamplerChain {
     }
 
     /// Adds a bias to the logits of some tokens; ids outside the vocabulary do nothing.
-    pub fn logit_bias(&mut self, vocab_size: i32, biases: &[(Token, f32)]) {
+    pub fn logit_bias(&mut self, vocab_size: i32, biases: &[(TokenId, f32)]) {
         let biases: Vec<sys::llama_logit_bias> = biases
             .iter()
             .filter(|(token, _)| (0..vocab_size).contains(token))
@@ -96,7 +96,7 @@ impl SamplerChain {
     }
 
     /// Applies the chain and returns the chosen token, or `None` if nothing was left to choose from.
-    pub fn sample(&mut self, candidates: &mut Candidates) -> Option<Token> {
+    pub fn sample(&mut self, candidates: &mut TokenCandidates) -> Option<TokenId> {
         let mut array = candidates.raw();
         // SAFETY: the array describes `candidates`, which outlives the call; samplers may reorder and shorten it.
         unsafe { sys::llama_sampler_apply(self.raw.as_ptr(), &raw mut array) };
@@ -107,7 +107,7 @@ impl SamplerChain {
     }
 
     /// Tells the chain which token was chosen, so that penalties see it.
-    pub fn accept(&mut self, token: Token) {
+    pub fn accept(&mut self, token: TokenId) {
         // SAFETY: the chain holds no grammar, so any id is fine.
         unsafe { sys::llama_sampler_accept(self.raw.as_ptr(), token) };
     }
@@ -122,17 +122,19 @@ impl Drop for SamplerChain {
 
 /// Candidate tokens with their logits; the buffer is reused from token to token.
 #[derive(Default)]
-pub struct Candidates {
+pub struct TokenCandidates {
     data: Vec<sys::llama_token_data>,
 }
 
-impl std::fmt::Debug for Candidates {
+impl std::fmt::Debug for TokenCandidates {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Candidates").field("len", &self.data.len()).finish()
+        f.debug_struct("TokenCandidates")
+            .field("len", &self.data.len())
+            .finish()
     }
 }
 
-impl Candidates {
+impl TokenCandidates {
     pub(super) fn raw(&mut self) -> sys::llama_token_data_array {
         sys::llama_token_data_array {
             data: self.data.as_mut_ptr(),
@@ -143,7 +145,7 @@ impl Candidates {
     }
 
     /// Refills the buffer with one token.
-    pub fn fill_one(&mut self, token: Token) {
+    pub fn fill_one(&mut self, token: TokenId) {
         self.data.clear();
         self.data.push(sys::llama_token_data {
             id: token,
@@ -160,7 +162,7 @@ impl Candidates {
 
     /// The first of the most probable candidates; NaN never wins.
     #[must_use]
-    pub fn best(&self) -> Option<Token> {
+    pub fn best(&self) -> Option<TokenId> {
         let mut best: Option<&sys::llama_token_data> = None;
         for candidate in &self.data {
             let largest = best.map_or(f32::NEG_INFINITY, |best| best.logit);
@@ -180,7 +182,7 @@ impl Candidates {
     pub fn fill_all(&mut self, logits: &[f32]) {
         self.data.clear();
         let candidate = |(id, &logit): (usize, &f32)| sys::llama_token_data {
-            id: id as Token,
+            id: id as TokenId,
             logit,
             p: 0.0,
         };
@@ -196,7 +198,7 @@ impl Candidates {
                 .enumerate()
                 .filter(|&(id, _)| allowed(id))
                 .map(|(id, &logit)| sys::llama_token_data {
-                    id: id as Token,
+                    id: id as TokenId,
                     logit,
                     p: 0.0,
                 }),
@@ -206,7 +208,7 @@ impl Candidates {
 
 /// Natural logarithms of softmax probabilities: of `token`, and of the `top` best tokens, best first.
 #[must_use]
-pub fn log_softmax_of(logits: &[f32], token: Token, top: usize) -> (f32, Vec<(Token, f32)>) {
+pub fn log_softmax_of(logits: &[f32], token: TokenId, top: usize) -> (f32, Vec<(TokenId, f32)>) {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
     let log_sum = sum.ln() as f32 + max;
@@ -214,12 +216,12 @@ pub fn log_softmax_of(logits: &[f32], token: Token, top: usize) -> (f32, Vec<(To
         .ok()
         .and_then(|id| logits.get(id))
         .map_or(f32::NEG_INFINITY, |l| l - log_sum);
-    let mut best: Vec<(Token, f32)> = Vec::with_capacity(top + 1);
+    let mut best: Vec<(TokenId, f32)> = Vec::with_capacity(top + 1);
     if top > 0 {
         for (id, &logit) in logits.iter().enumerate() {
             if best.len() < top || best.last().is_some_and(|&(_, worst)| logit > worst) {
                 let place = best.partition_point(|&(_, other)| other >= logit);
-                best.insert(place, (id as Token, logit));
+                best.insert(place, (id as TokenId, logit));
                 best.truncate(top);
             }
         }
@@ -251,7 +253,7 @@ mod tests {
     fn a_greedy_chain_takes_the_best_allowed_token() {
         let mut chain = SamplerChain::new().expect("memory");
         chain.greedy();
-        let mut candidates = Candidates::default();
+        let mut candidates = TokenCandidates::default();
         candidates.fill(&[0.0, 9.0, 5.0], |id| id != 1);
         assert_eq!(chain.sample(&mut candidates), Some(2));
     }

@@ -10,9 +10,9 @@ use std::{
 };
 
 /// What C can be made to read.
-pub trait Source: Read + Seek {}
+pub trait ModelSource: Read + Seek {}
 
-impl<T: Read + Seek> Source for T {}
+impl<T: Read + Seek> ModelSource for T {}
 
 /// `cookie_io_functions_t` of `fopencookie(3)`; offsets have 64 bits with both libraries.
 #[repr(C)]
@@ -28,7 +28,7 @@ unsafe extern "C" {
 }
 
 struct Cookie<'a> {
-    source: &'a mut dyn Source,
+    source: &'a mut dyn ModelSource,
     /// The first error, since C hears only that there was one.
     error: Option<String>,
 }
@@ -41,7 +41,7 @@ pub(super) struct CFile<'a> {
 }
 
 impl<'a> CFile<'a> {
-    pub(super) fn open(source: &'a mut dyn Source) -> Result<Self, String> {
+    pub(super) fn open(source: &'a mut dyn ModelSource) -> Result<Self, String> {
         let cookie = Box::new(Cookie { source, error: None });
         let cookie = NonNull::from(Box::leak(cookie));
         let functions = CookieFunctions {
@@ -84,7 +84,7 @@ impl Drop for CFile<'_> {
 }
 
 /// Does something with the source; an error or a panic, which must not unwind into C, is kept.
-fn answer<T>(cookie: *mut c_void, what: impl FnOnce(&mut dyn Source) -> std::io::Result<T>) -> Option<T> {
+fn answer<T>(cookie: *mut c_void, what: impl FnOnce(&mut dyn ModelSource) -> std::io::Result<T>) -> Option<T> {
     // SAFETY: C passes the cookie of an open file, and calls on one thread at a time.
     let cookie = unsafe { &mut *cookie.cast::<Cookie<'_>>() };
     let source = &mut *cookie.source;

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use super::{
-    Input, Inputs, Reports,
-    protocol::{Command, Question, RenderJob, Reply, Report},
+    EngineInput, EngineInputs, ReportSender,
+    protocol::{DaemonCommand, RenderJob, WorkerQuestion, WorkerReply, WorkerReport},
 };
 use crate::{
     inference::Failure,
@@ -17,20 +17,20 @@ const KEPT_TEMPLATES: usize = 8;
 type Key = (String, String, String);
 
 /// Serves render jobs until the socket closes.
-pub(super) fn run(inputs: &Inputs, reports: &mut Reports) {
+pub(super) fn run(inputs: &EngineInputs, reports: &mut ReportSender) {
     let mut kept: VecDeque<(Key, ChatTemplate)> = VecDeque::new();
     while let Ok(input) = inputs.recv() {
-        let Input::Command(Command::Ask { id, question }) = input else {
+        let EngineInput::Command(DaemonCommand::Ask { id, question }) = input else {
             tracing::warn!(?input, "the helper only renders");
             continue;
         };
         let result = match *question {
-            Question::Render(job) => render(&mut kept, job)
-                .map(|rendered| Reply::Rendered(Box::new(rendered)))
+            WorkerQuestion::Render(job) => render(&mut kept, job)
+                .map(|rendered| WorkerReply::Rendered(Box::new(rendered)))
                 .map_err(|reason| Failure::Invalid(format!("the model's chat template failed: {reason}"))),
             _ => Err(Failure::Worker("the helper only renders".into())),
         };
-        reports.send(&Report::Answered { id, result });
+        reports.send(&WorkerReport::Answered { id, result });
     }
 }
 

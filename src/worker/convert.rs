@@ -12,8 +12,8 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Input, Inputs, Reports,
-    protocol::{Command, ConvertJob, Converted, Question, Reply, Report},
+    EngineInput, EngineInputs, ReportSender,
+    protocol::{ConvertJob, Converted, DaemonCommand, WorkerQuestion, WorkerReply, WorkerReport},
 };
 use crate::{
     convert::{Advance, ConvertError, Planned, Stage},
@@ -26,31 +26,31 @@ use crate::{
 const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Serves jobs until the socket closes.
-pub(super) fn run(inputs: &Inputs, reports: &mut Reports) {
+pub(super) fn run(inputs: &EngineInputs, reports: &mut ReportSender) {
     while let Ok(input) = inputs.recv() {
-        let Input::Command(Command::Ask { id, question }) = input else {
+        let EngineInput::Command(DaemonCommand::Ask { id, question }) = input else {
             tracing::warn!(?input, "a converter only converts");
             continue;
         };
         let result = match *question {
-            Question::Convert(job) => {
+            WorkerQuestion::Convert(job) => {
                 let converted = convert(job, &Teller::new(id, reports));
-                Ok(Reply::Converted(converted.map_err(Into::into)))
+                Ok(WorkerReply::Converted(converted.map_err(Into::into)))
             }
             _ => Err(Failure::Worker("a converter only converts".into())),
         };
-        reports.send(&Report::Answered { id, result });
+        reports.send(&WorkerReport::Answered { id, result });
     }
 }
 
 /// Reports how far a job is, not too often.
 struct Teller<'a> {
     id: u64,
-    state: Mutex<(&'a mut Reports, Advance, Instant)>,
+    state: Mutex<(&'a mut ReportSender, Advance, Instant)>,
 }
 
 impl<'a> Teller<'a> {
-    fn new(id: u64, reports: &'a mut Reports) -> Self {
+    fn new(id: u64, reports: &'a mut ReportSender) -> Self {
         Self {
             id,
             state: Mutex::new((reports, Advance::default(), Instant::now())),
@@ -65,7 +65,7 @@ impl<'a> Teller<'a> {
         let is_due = at.elapsed() >= INTERVAL && advance.done > last.done;
         if is_new || is_due {
             (*last, *at) = (advance, Instant::now());
-            reports.send(&Report::Advanced { id: self.id, advance });
+            reports.send(&WorkerReport::Advanced { id: self.id, advance });
         }
     }
 }

@@ -2,10 +2,13 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
-use super::protocol::{Reply, Report};
+use super::{
+    LIFE_INTERVAL,
+    protocol::{WorkerReply, WorkerReport},
+};
 use crate::{
     inference::Failure,
-    llama::{Batch, Context, ContextParams, Model, Token},
+    llama::{Batch, Context, ContextParams, Model, TokenId},
 };
 
 /// Texts in one batch.
@@ -15,7 +18,7 @@ pub(super) const SEQUENCES: u32 = 64;
 #[derive(Debug)]
 pub(super) struct EmbedTask {
     id: u64,
-    inputs: Vec<Vec<Token>>,
+    inputs: Vec<Vec<TokenId>>,
     tokens: u32,
     /// Index of the next input that was not put into a batch.
     next: usize,
@@ -24,7 +27,7 @@ pub(super) struct EmbedTask {
 }
 
 impl EmbedTask {
-    pub(super) fn new(id: u64, inputs: Vec<Vec<Token>>) -> Self {
+    pub(super) fn new(id: u64, inputs: Vec<Vec<TokenId>>) -> Self {
         let tokens = inputs.iter().map(Vec::len).sum::<usize>();
         Self {
             id,
@@ -84,7 +87,7 @@ impl Embedder {
     }
 
     /// Computes one batch and hands back what became complete.
-    pub(super) fn step(&mut self, mut report: impl FnMut(Report)) {
+    pub(super) fn step(&mut self, mut report: impl FnMut(WorkerReport)) {
         let room = self.context.batch_size();
         let sequences = SEQUENCES as usize;
         let next = |task: &EmbedTask| task.inputs[task.next..].iter().take(sequences).map(Vec::len).collect();
@@ -119,17 +122,17 @@ impl Embedder {
             let Some(task) = self.queue.remove(position) else { break };
             let result = match task.failure {
                 Some(failure) => Err(failure),
-                None => Ok(Reply::Embedded {
+                None => Ok(WorkerReply::Embedded {
                     vectors: task.vectors,
                     tokens: task.tokens,
                 }),
             };
             self.alive = Instant::now();
-            report(Report::Answered { id: task.id, result });
+            report(WorkerReport::Answered { id: task.id, result });
         }
-        if self.alive.elapsed() > super::engine::LIFE_INTERVAL {
+        if self.alive.elapsed() > LIFE_INTERVAL {
             self.alive = Instant::now();
-            report(Report::Alive);
+            report(WorkerReport::Alive);
         }
     }
 }

@@ -12,11 +12,11 @@ use std::{
 };
 
 use super::{
-    Input, Inputs, Reports,
+    EngineInput, EngineInputs, ReportSender,
     embed::{Embedder, SEQUENCES},
-    generation::Generation,
-    prepare::{self, Task, Windows},
-    protocol::{Command, LoadSpec, LoadedModel, Report},
+    generation::Generator,
+    prepare::{self, ContextWindows, PrepareTask},
+    protocol::{DaemonCommand, LoadSpec, LoadedModel, WorkerReport},
 };
 use crate::{
     gguf,
@@ -24,8 +24,6 @@ use crate::{
     llama::{self, Context, ContextParams, ContextPurpose, DeviceKind, Model, ModelParams},
 };
 
-/// Time between two signs of life of jobs that give no text.
-pub(super) const LIFE_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two reports of a load's progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Jobs whose prompts wait to be tokenised; the daemon bounds what it sends to far less.
@@ -62,35 +60,39 @@ fn load_checkpoint(_: &Path, _: &Path, _: ModelParams, _: impl FnMut(f32) -> boo
 }
 
 /// Loads the model that the first command names and serves it until the socket closes.
-pub(super) fn run(inputs: &Inputs, sender: &SyncSender<Input>, reports: &mut Reports) {
-    let Ok(Input::Command(Command::Load(spec))) = inputs.recv() else {
-        return reports.send(&Report::LoadFailed {
+pub(super) fn run(inputs: &EngineInputs, sender: &SyncSender<EngineInput>, reports: &mut ReportSender) {
+    let Ok(EngineInput::Command(DaemonCommand::Load(spec))) = inputs.recv() else {
+        return reports.send(&WorkerReport::LoadFailed {
             reason: "the first command was not a load".into(),
         });
     };
     match Engine::load(&spec, sender, reports) {
         Ok((engine, loaded)) => {
-            reports.send(&Report::Loaded(loaded));
+            reports.send(&WorkerReport::Loaded(loaded));
             engine.run(inputs, reports);
         }
-        Err(reason) => reports.send(&Report::LoadFailed { reason }),
+        Err(reason) => reports.send(&WorkerReport::LoadFailed { reason }),
     }
 }
 
 struct Engine {
     model: Arc<Model>,
     /// `None` in a model that makes vectors only.
-    generation: Option<Generation>,
+    generation: Option<Generator>,
     /// Made when the first vectors are asked for; a model that makes nothing else has it from the start.
     embedder: Option<Embedder>,
     embed_params: ContextParams,
-    preparing: SyncSender<Task>,
+    preparing: SyncSender<PrepareTask>,
     /// What was given to the thread that prepares and has not come back; what is cancelled meanwhile is taken out.
     pending: HashSet<u64>,
 }
 
 impl Engine {
-    fn load(spec: &LoadSpec, sender: &SyncSender<Input>, reports: &mut Reports) -> Result<(Self, LoadedModel), String> {
+    fn load(
+        spec: &LoadSpec,
+        sender: &SyncSender<EngineInput>,
+        reports: &mut ReportSender,
+    ) -> Result<(Self, LoadedModel), String> {
         let device_before = device_memory_used();
         let params = ModelParams {
             gpu_layers: spec.gpu_layers,
@@ -104,7 +106,7 @@ impl Engine {
         let progress = |fraction| {
             if reported.elapsed() >= PROGRESS_INTERVAL {
                 reported = Instant::now();
-                reports.send(&Report::Progress { fraction });
+                reports.send(&WorkerReport::Progress { fraction });
             }
             true
         };
@@ -164,12 +166,12 @@ impl Engine {
             loaded.context_length = context.context_per_sequence();
             loaded.parallel = params.sequences;
             loaded.can_shift = context.can_shift() && !model.is_recurrent();
-            (Some(Generation::new(context, &loaded)), None)
+            (Some(Generator::new(context, &loaded)), None)
         };
         loaded.device_bytes = device_memory_used().saturating_sub(device_before);
         let host_bytes = anonymous_memory().saturating_sub(host_before);
         loaded.size_bytes = (weights + host_bytes).max(loaded.device_bytes);
-        let windows = Windows {
+        let windows = ContextWindows {
             generate: loaded.context_length,
             embed: embed_window,
             embeds_only,
@@ -185,7 +187,7 @@ impl Engine {
         Ok((engine, loaded))
     }
 
-    fn run(mut self, inputs: &Inputs, reports: &mut Reports) {
+    fn run(mut self, inputs: &EngineInputs, reports: &mut ReportSender) {
         while self.take_inputs(inputs, reports) {
             if let Some(generation) = &mut self.generation {
                 generation.advance(reports);
@@ -197,12 +199,12 @@ impl Engine {
     }
 
     fn is_busy(&self) -> bool {
-        self.generation.as_ref().is_some_and(Generation::is_busy)
+        self.generation.as_ref().is_some_and(Generator::is_busy)
             || self.embedder.as_ref().is_some_and(Embedder::is_busy)
     }
 
     /// Takes what has arrived; waits if there is nothing to compute. `false` when the socket is closed.
-    fn take_inputs(&mut self, inputs: &Inputs, reports: &mut Reports) -> bool {
+    fn take_inputs(&mut self, inputs: &EngineInputs, reports: &mut ReportSender) -> bool {
         loop {
             let input = if self.is_busy() {
                 match inputs.try_recv() {
@@ -217,24 +219,24 @@ impl Engine {
                 }
             };
             match input {
-                Input::Command(command) => self.obey(command, reports),
-                Input::Prepared(id, prepared) => {
+                EngineInput::Command(command) => self.obey(command, reports),
+                EngineInput::Prepared(id, prepared) => {
                     if !self.pending.remove(&id) {
                         continue;
                     }
                     match (prepared, &mut self.generation) {
                         (Ok(prepared), Some(generation)) => generation.push(*prepared),
                         (Ok(_), None) => {}
-                        (Err(failure), _) => reports.send(&Report::Failed { id, failure }),
+                        (Err(failure), _) => reports.send(&WorkerReport::Failed { id, failure }),
                     }
                 }
-                Input::Embed(task) => {
+                EngineInput::Embed(task) => {
                     if self.pending.remove(&task.id()) {
                         self.embed(task, reports);
                     }
                 }
-                Input::Report(report) => {
-                    if let Report::Answered { id, .. } = &report {
+                EngineInput::Report(report) => {
+                    if let WorkerReport::Answered { id, .. } = &report {
                         self.pending.remove(id);
                     }
                     reports.send(&report);
@@ -243,26 +245,26 @@ impl Engine {
         }
     }
 
-    fn obey(&mut self, command: Command, reports: &mut Reports) {
+    fn obey(&mut self, command: DaemonCommand, reports: &mut ReportSender) {
         match command {
-            Command::Generate(job) => {
+            DaemonCommand::Generate(job) => {
                 let id = job.id;
-                if self.prepare(id, Task::Job(job)).is_err() {
-                    reports.send(&Report::Failed {
+                if self.prepare(id, PrepareTask::Job(job)).is_err() {
+                    reports.send(&WorkerReport::Failed {
                         id,
                         failure: Failure::Busy,
                     });
                 }
             }
-            Command::Ask { id, question } => {
-                if self.prepare(id, Task::Question(id, question)).is_err() {
-                    reports.send(&Report::Answered {
+            DaemonCommand::Ask { id, question } => {
+                if self.prepare(id, PrepareTask::Question(id, question)).is_err() {
+                    reports.send(&WorkerReport::Answered {
                         id,
                         result: Err(Failure::Busy),
                     });
                 }
             }
-            Command::Cancel { id } => {
+            DaemonCommand::Cancel { id } => {
                 self.pending.remove(&id);
                 if let Some(generation) = &mut self.generation {
                     generation.cancel(id);
@@ -271,12 +273,12 @@ impl Engine {
                     embedder.cancel(id);
                 }
             }
-            Command::Credit { id, events } => {
+            DaemonCommand::Credit { id, events } => {
                 if let Some(generation) = &mut self.generation {
                     generation.credit(id, events);
                 }
             }
-            Command::SetThreads { threads } => {
+            DaemonCommand::SetThreads { threads } => {
                 self.embed_params.threads = threads;
                 if let Some(generation) = &mut self.generation {
                     generation.set_threads(threads);
@@ -285,27 +287,27 @@ impl Engine {
                     embedder.set_threads(threads);
                 }
             }
-            Command::Load(_) => reports.send(&Report::LoadFailed {
+            DaemonCommand::Load(_) => reports.send(&WorkerReport::LoadFailed {
                 reason: "this worker holds a model already".into(),
             }),
         }
     }
 
     /// Hands something to the thread that prepares; an error if too much waits for it.
-    fn prepare(&mut self, id: u64, task: Task) -> Result<(), ()> {
+    fn prepare(&mut self, id: u64, task: PrepareTask) -> Result<(), ()> {
         self.preparing.try_send(task).map_err(|_| ())?;
         self.pending.insert(id);
         Ok(())
     }
 
-    fn embed(&mut self, task: super::embed::EmbedTask, reports: &mut Reports) {
+    fn embed(&mut self, task: super::embed::EmbedTask, reports: &mut ReportSender) {
         let embedder = match &mut self.embedder {
             Some(embedder) => embedder,
             empty => match Embedder::new(&self.model, &self.embed_params) {
                 Ok(embedder) => empty.insert(embedder),
                 Err(reason) => {
                     let failure = Failure::Load(format!("no memory to make vectors with: {reason}"));
-                    return reports.send(&Report::Answered {
+                    return reports.send(&WorkerReport::Answered {
                         id: task.id(),
                         result: Err(failure),
                     });
@@ -318,9 +320,9 @@ impl Engine {
 
 fn start_preparing(
     model: &Arc<Model>,
-    windows: Windows,
-    engine: &SyncSender<Input>,
-) -> Result<SyncSender<Task>, String> {
+    windows: ContextWindows,
+    engine: &SyncSender<EngineInput>,
+) -> Result<SyncSender<PrepareTask>, String> {
     let (sender, tasks) = sync_channel(PREPARE_QUEUE);
     let (model, engine) = (Arc::clone(model), engine.clone());
     thread::Builder::new()

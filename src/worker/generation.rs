@@ -3,51 +3,50 @@
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
-    Reports,
-    engine::LIFE_INTERVAL,
-    prefix::{Offer, Place, choose, common_prefix},
-    prepare::Prepared,
-    protocol::{LoadedModel, Report},
-    scheduler::{Limits, PrefillPace, plan},
-    slot::{Active, Progress, Slot},
+    LIFE_INTERVAL, ReportSender,
+    prefix::{SlotChoice, SlotOffer, choose, common_prefix},
+    prepare::PreparedJob,
+    protocol::{LoadedModel, WorkerReport},
+    scheduler::{BatchLimits, PrefillPace, plan},
+    slot::{ActiveJob, AnswerProgress, SequenceSlot},
 };
 use crate::{
     inference::{Delta, Event, Failure, FinishReason},
-    llama::{Batch, Candidates, Context, DecodeError, Model, Token},
+    llama::{Batch, Context, DecodeError, Model, TokenCandidates, TokenId},
 };
 
 /// The context, its sequences and the jobs that wait for one.
-pub(super) struct Generation {
+pub(super) struct Generator {
     model: Arc<Model>,
     context: Context,
-    slots: Vec<Slot>,
+    slots: Vec<SequenceSlot>,
     /// Jobs for whom no slot is idle.
-    waiting: VecDeque<Prepared>,
+    waiting: VecDeque<PreparedJob>,
     batch: Batch,
     batch_tokens: usize,
     context_length: u32,
     can_shift: bool,
     pace: PrefillPace,
-    candidates: Candidates,
+    candidates: TokenCandidates,
     jobs: u64,
     /// What this step produced; one frame carries all of it.
     events: Vec<(u64, Event)>,
     alive: Instant,
 }
 
-impl Generation {
+impl Generator {
     pub(super) fn new(context: Context, loaded: &LoadedModel) -> Self {
         let batch_tokens = context.batch_size();
         Self {
             model: Arc::clone(context.model()),
-            slots: (0..loaded.parallel).map(|_| Slot::default()).collect(),
+            slots: (0..loaded.parallel).map(|_| SequenceSlot::default()).collect(),
             waiting: VecDeque::new(),
             batch: Batch::new(batch_tokens),
             batch_tokens,
             context_length: loaded.context_length,
             can_shift: loaded.can_shift,
             pace: PrefillPace::new(),
-            candidates: Candidates::default(),
+            candidates: TokenCandidates::default(),
             jobs: 0,
             events: Vec::new(),
             alive: Instant::now(),
@@ -69,7 +68,7 @@ impl Generation {
     }
 
     /// Takes a job in.
-    pub(super) fn push(&mut self, prepared: Prepared) {
+    pub(super) fn push(&mut self, prepared: PreparedJob) {
         self.waiting.push_back(prepared);
     }
 
@@ -91,34 +90,34 @@ impl Generation {
     }
 
     /// Starts jobs that wait, decodes once, and sends what came of it.
-    pub(super) fn advance(&mut self, reports: &mut Reports) {
+    pub(super) fn advance(&mut self, reports: &mut ReportSender) {
         self.admit(reports);
         self.step(reports);
         self.show_life();
         if !self.events.is_empty() {
             let events = std::mem::take(&mut self.events);
-            reports.send(&Report::Events(events));
+            reports.send(&WorkerReport::Events(events));
         }
     }
 
     /// Gives waiting jobs to idle slots.
-    fn admit(&mut self, reports: &mut Reports) {
+    fn admit(&mut self, reports: &mut ReportSender) {
         while self.slots.iter().any(|slot| slot.active.is_none()) {
             let Some(prepared) = self.waiting.pop_front() else {
                 return;
             };
             let id = prepared.job.id;
             if let Err(failure) = self.start(prepared) {
-                reports.send(&Report::Failed { id, failure });
+                reports.send(&WorkerReport::Failed { id, failure });
             }
         }
     }
 
-    fn start(&mut self, prepared: Prepared) -> Result<(), Failure> {
-        let offers: Vec<Offer<'_>> = self
+    fn start(&mut self, prepared: PreparedJob) -> Result<(), Failure> {
+        let offers: Vec<SlotOffer<'_>> = self
             .slots
             .iter()
-            .map(|slot| Offer {
+            .map(|slot| SlotOffer {
                 idle: slot.active.is_none(),
                 cached: &slot.cached,
                 last_used: slot.last_used,
@@ -126,7 +125,7 @@ impl Generation {
             .collect();
         // A cache that can forget has not all of a sequence, and recurrent state cannot be cut to the common part.
         let can_copy = self.model.sliding_window() == 0 && !self.model.is_recurrent();
-        let Some(Place { slot: index, copy_from }) = choose(&offers, &prepared.prompt, can_copy) else {
+        let Some(SlotChoice { slot: index, copy_from }) = choose(&offers, &prepared.prompt, can_copy) else {
             return Err(Failure::Worker("no sequence is idle".into()));
         };
         self.jobs += 1;
@@ -137,12 +136,12 @@ impl Generation {
         let reused = self.reuse(index, &prepared.prompt);
         let slot = &mut self.slots[index];
         slot.last_used = self.jobs;
-        slot.active = Some(Active::new(prepared, reused, &self.model, self.jobs));
+        slot.active = Some(ActiveJob::new(prepared, reused, &self.model, self.jobs));
         Ok(())
     }
 
     /// Cuts a slot's cache back to what the prompt can use, and returns how many tokens that is.
-    fn reuse(&mut self, index: usize, prompt: &[Token]) -> usize {
+    fn reuse(&mut self, index: usize, prompt: &[TokenId]) -> usize {
         let sequence = index as i32;
         // At least one token is decoded again: its logits are what the first sampled token comes from.
         let mut shared = common_prefix(&self.slots[index].cached, prompt).min(prompt.len() - 1);
@@ -164,10 +163,10 @@ impl Generation {
     }
 
     /// One decode over all sequences that have something to decode.
-    fn step(&mut self, reports: &mut Reports) {
+    fn step(&mut self, reports: &mut ReportSender) {
         self.make_room();
-        let demands: Vec<_> = self.slots.iter().map(Slot::demand).collect();
-        let limits = Limits {
+        let demands: Vec<_> = self.slots.iter().map(SequenceSlot::demand).collect();
+        let limits = BatchLimits {
             batch: self.batch_tokens,
             prefill_beside_decode: self.pace.beside_decode(self.batch_tokens),
         };
@@ -260,7 +259,7 @@ impl Generation {
         }
     }
 
-    fn sample(&mut self, index: usize, batch_index: i32, reports: &mut Reports) {
+    fn sample(&mut self, index: usize, batch_index: i32, reports: &mut ReportSender) {
         let Some(active) = &mut self.slots[index].active else {
             return;
         };
@@ -282,13 +281,13 @@ impl Generation {
                     active.credit = active.credit.saturating_sub(1);
                     self.events.push((id, Event::Delta(delta)));
                 }
-                if let Progress::Ended(reason) = progress {
+                if let AnswerProgress::Ended(reason) = progress {
                     self.finish(index, reason);
                 }
             }
             Err(reason) => {
                 self.slots[index].active = None;
-                reports.send(&Report::Failed {
+                reports.send(&WorkerReport::Failed {
                     id,
                     failure: Failure::Worker(reason),
                 });
@@ -305,13 +304,13 @@ impl Generation {
     }
 
     /// A decode failed: its sequences lose job and cache, the others go on.
-    fn fail_batch(&mut self, grants: &[usize], error: &DecodeError, reports: &mut Reports) {
+    fn fail_batch(&mut self, grants: &[usize], error: &DecodeError, reports: &mut ReportSender) {
         tracing::error!(%error, "decode failed");
         for (index, _) in grants.iter().enumerate().filter(|&(_, &grant)| grant > 0) {
             self.context.remove(index as i32, -1, -1);
             self.slots[index].cached.clear();
             if let Some(active) = self.slots[index].active.take() {
-                reports.send(&Report::Failed {
+                reports.send(&WorkerReport::Failed {
                     id: active.job.id,
                     failure: Failure::Worker(error.to_string()),
                 });

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::llama::{self, Device};
+use crate::llama::{self, ComputeDevice};
 
 /// What llama.cpp was built with and what it found.
 #[derive(Clone, Debug)]
@@ -14,7 +14,7 @@ pub struct BuildReport {
     /// GPU back ends that were compiled in, as cargo features.
     pub gpu_backends: Vec<&'static str>,
     /// Devices that ggml found.
-    pub devices: Vec<Device>,
+    pub devices: Vec<ComputeDevice>,
     /// GPUs that the kernel knows, whether this build can use them or not.
     pub machine_gpus: Vec<&'static str>,
 }

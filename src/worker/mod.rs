@@ -17,6 +17,7 @@ mod engine;
 mod generation;
 mod inspect;
 mod output;
+mod picking;
 mod prefix;
 mod prepare;
 pub mod protocol;
@@ -31,14 +32,15 @@ use std::{
     os::{fd::AsFd, unix::net::UnixStream},
     sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread,
+    time::Duration,
 };
 
 use embed::EmbedTask;
 pub use inspect::{BuildReport, build_report};
-use prepare::Prepared;
-use protocol::{Command, PROTOCOL_VERSION, Report};
+use prepare::PreparedJob;
+use protocol::{DaemonCommand, PROTOCOL_VERSION, WorkerReport};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-pub use template::{Comparison, Conversation, TemplateReport, template_report};
+pub use template::{ProbeReport, PromptComparison, TemplateReport, template_report};
 
 /// Inputs that wait for the engine between two decode steps.
 const INPUT_QUEUE: usize = 4096;
@@ -49,6 +51,9 @@ const HELPER_ADDRESS_SPACE_BYTES: u64 = 4 << 30;
 /// Memory of the converter: the largest tokenizers take a quarter of it, and what a stranger made may take no more. Not the
 /// address space, of which every thread reserves much that it never uses.
 const CONVERTER_DATA_BYTES: u64 = 8 << 30;
+
+/// Time between two signs of life of jobs that give no text.
+const LIFE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a worker process is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,8 +87,8 @@ pub fn run(role: WorkerRole) -> std::io::Result<()> {
         .name("engine".into())
         .stack_size(ENGINE_STACK_BYTES)
         .spawn(move || {
-            let mut reports = Reports::new(socket);
-            reports.send(&Report::Hello {
+            let mut reports = ReportSender::new(socket);
+            reports.send(&WorkerReport::Hello {
                 version: PROTOCOL_VERSION,
             });
             match role {
@@ -110,12 +115,12 @@ fn limit(resource: Resource, bytes: u64) -> std::io::Result<()> {
 
 /// Forwards commands until the socket closes; then ends the process at once, whatever the engine is doing: a load or
 /// a decode step cannot be interrupted otherwise, and nobody is left to read its result.
-fn read_commands(socket: UnixStream, sender: &SyncSender<Input>) {
+fn read_commands(socket: UnixStream, sender: &SyncSender<EngineInput>) {
     let mut reader = BufReader::new(socket);
     loop {
         match protocol::read(&mut reader) {
             Ok(Some(Ok(command))) => {
-                if sender.send(Input::Command(command)).is_err() {
+                if sender.send(EngineInput::Command(command)).is_err() {
                     return;
                 }
             }
@@ -134,12 +139,12 @@ fn read_commands(socket: UnixStream, sender: &SyncSender<Input>) {
 
 /// The daemon's end of the socket, seen from the engine thread.
 #[derive(Debug)]
-struct Reports {
+struct ReportSender {
     socket: UnixStream,
     buffer: Vec<u8>,
 }
 
-impl Reports {
+impl ReportSender {
     fn new(socket: UnixStream) -> Self {
         Self {
             socket,
@@ -148,7 +153,7 @@ impl Reports {
     }
 
     /// Writes one frame. A failure means that the daemon is gone; the reader thread ends the process then.
-    fn send(&mut self, report: &Report) {
+    fn send(&mut self, report: &WorkerReport) {
         self.buffer.clear();
         match protocol::encode(report, &mut self.buffer) {
             Ok(()) => {
@@ -163,15 +168,15 @@ impl Reports {
 
 /// What reaches the engine thread.
 #[derive(Debug)]
-enum Input {
+enum EngineInput {
     /// From the daemon.
-    Command(Command),
+    Command(DaemonCommand),
     /// A job that can be started, or why not.
-    Prepared(u64, Result<Box<Prepared>, crate::inference::Failure>),
+    Prepared(u64, Result<Box<PreparedJob>, crate::inference::Failure>),
     /// Texts that are cut into tokens.
     Embed(EmbedTask),
     /// To be passed on to the daemon.
-    Report(Report),
+    Report(WorkerReport),
 }
 
-type Inputs = Receiver<Input>;
+type EngineInputs = Receiver<EngineInput>;

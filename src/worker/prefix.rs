@@ -1,20 +1,20 @@
 //! Which sequence's KV cache a new prompt continues. Pure.
 
-use crate::llama::Token;
+use crate::llama::TokenId;
 
 /// What a slot has to offer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Offer<'a> {
+pub(super) struct SlotOffer<'a> {
     /// Whether no job uses it.
     pub(super) idle: bool,
     /// Tokens in its KV cache, from position 0 on.
-    pub(super) cached: &'a [Token],
+    pub(super) cached: &'a [TokenId],
     /// Smaller was used longer ago.
     pub(super) last_used: u64,
 }
 
 /// Tokens at the front that both have.
-pub(super) fn common_prefix(a: &[Token], b: &[Token]) -> usize {
+pub(super) fn common_prefix(a: &[TokenId], b: &[TokenId]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
@@ -23,7 +23,7 @@ const WORTH_A_COPY: usize = 64;
 
 /// Where a prompt goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct SlotChoice {
     /// The idle slot that it takes.
     pub(super) slot: usize,
     /// The busy slot whose cache is copied there first.
@@ -34,7 +34,7 @@ pub(super) struct Place {
 /// side, else the one that was used longest ago (a short match, as a shared system prompt's first line, is not worth
 /// destroying a long conversation that will come back). Where a busy one has much more of the prompt, and `can_copy`, its cache is
 /// copied: several answers to one prompt, or to prompts with one long beginning, read it once.
-pub(super) fn choose(offers: &[Offer<'_>], prompt: &[Token], can_copy: bool) -> Option<Place> {
+pub(super) fn choose(offers: &[SlotOffer<'_>], prompt: &[TokenId], can_copy: bool) -> Option<SlotChoice> {
     let idle = || offers.iter().enumerate().filter(|(_, offer)| offer.idle);
     let shared = |slot: usize| common_prefix(offers[slot].cached, prompt);
     let best = idle()
@@ -52,11 +52,11 @@ pub(super) fn choose(offers: &[Offer<'_>], prompt: &[Token], can_copy: bool) -> 
         .max_by_key(|&(shared, _)| shared)
         .filter(|&(shared, _)| shared >= own + WORTH_A_COPY);
     Some(match busy {
-        Some((_, busy)) => Place {
+        Some((_, busy)) => SlotChoice {
             slot: oldest,
             copy_from: Some(busy),
         },
-        None => Place {
+        None => SlotChoice {
             slot: if is_good { best } else { oldest },
             copy_from: None,
         },
@@ -67,15 +67,15 @@ pub(super) fn choose(offers: &[Offer<'_>], prompt: &[Token], can_copy: bool) -> 
 mod tests {
     use super::*;
 
-    fn offer(idle: bool, cached: &[Token], last_used: u64) -> Offer<'_> {
-        Offer {
+    fn offer(idle: bool, cached: &[TokenId], last_used: u64) -> SlotOffer<'_> {
+        SlotOffer {
             idle,
             cached,
             last_used,
         }
     }
 
-    fn slot(offers: &[Offer<'_>], prompt: &[Token]) -> Option<usize> {
+    fn slot(offers: &[SlotOffer<'_>], prompt: &[TokenId]) -> Option<usize> {
         choose(offers, prompt, true).map(|place| {
             assert_eq!(place.copy_from, None);
             place.slot
@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_long_conversation_is_not_destroyed_for_a_short_match() {
-        let long: Vec<Token> = (0..100).collect();
+        let long: Vec<TokenId> = (0..100).collect();
         let offers = [offer(true, &long, 5), offer(true, &[], 0)];
         assert_eq!(slot(&offers, &[0, 1, 77, 78, 79, 80, 81]), Some(1));
     }
@@ -112,14 +112,14 @@ mod tests {
 
     #[test]
     fn a_busy_sequence_lends_its_cache_where_that_saves_much() {
-        let prompt: Vec<Token> = (0..200).collect();
+        let prompt: Vec<TokenId> = (0..200).collect();
         let offers = [offer(false, &prompt, 5), offer(true, &[7; 300], 1), offer(true, &[], 0)];
-        let lent = Place {
+        let lent = SlotChoice {
             slot: 2,
             copy_from: Some(0),
         };
         assert_eq!(choose(&offers, &prompt, true), Some(lent));
-        let own = Place {
+        let own = SlotChoice {
             slot: 2,
             copy_from: None,
         };
@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(choose(&offers, &[0, 1, 2], true), Some(own));
         // An idle one that has nearly as much is taken as it is.
         let offers = [offer(false, &prompt, 5), offer(true, &prompt[..150], 1)];
-        let near = Place {
+        let near = SlotChoice {
             slot: 1,
             copy_from: None,
         };

@@ -7,16 +7,16 @@ use std::sync::{
 };
 
 use super::{
-    Input,
-    answer::Answer,
-    constraint::{Constraint, SchemaCompiler},
+    EngineInput,
+    answer::AnswerReader,
+    constraint::{AnswerConstraint, SchemaCompiler},
     embed::EmbedTask,
-    protocol::{EmbedJob, Job, JobPrompt, Question, Reply, Report, Schema},
-    sampling::Sampler,
+    protocol::{EmbedJob, Job, JobPrompt, JsonSchema, WorkerQuestion, WorkerReply, WorkerReport},
+    sampling::TokenSampler,
 };
 use crate::{
     inference::{Failure, TextToken},
-    llama::{Model, Token},
+    llama::{Model, TokenId},
 };
 
 /// Texts of one embedding request.
@@ -24,23 +24,23 @@ const MAX_INPUTS: usize = 65_536;
 
 /// What the thread is given.
 #[derive(Debug)]
-pub(super) enum Task {
+pub(super) enum PrepareTask {
     Job(Box<Job>),
-    Question(u64, Box<Question>),
+    Question(u64, Box<WorkerQuestion>),
 }
 
 /// A job that can be started.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(super) struct PreparedJob {
     pub(super) job: Job,
-    pub(super) prompt: Vec<Token>,
-    pub(super) sampler: Sampler,
-    pub(super) answer: Answer,
+    pub(super) prompt: Vec<TokenId>,
+    pub(super) sampler: TokenSampler,
+    pub(super) answer: AnswerReader,
 }
 
 /// The windows of the loaded model, in tokens.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Windows {
+pub(super) struct ContextWindows {
     /// Of a generating sequence.
     pub(super) generate: u32,
     /// Of a text that becomes a vector.
@@ -50,22 +50,29 @@ pub(super) struct Windows {
 }
 
 /// Works until the engine is gone.
-pub(super) fn run(model: &Arc<Model>, windows: Windows, tasks: &Receiver<Task>, engine: &SyncSender<Input>) {
-    let mut workshop = Workshop {
+pub(super) fn run(
+    model: &Arc<Model>,
+    windows: ContextWindows,
+    tasks: &Receiver<PrepareTask>,
+    engine: &SyncSender<EngineInput>,
+) {
+    let mut preprocessor = Preprocessor {
         model: Arc::clone(model),
         windows,
         schemas: None,
     };
     while let Ok(task) = tasks.recv() {
         let done = match task {
-            Task::Job(job) => {
+            PrepareTask::Job(job) => {
                 let id = job.id;
-                Input::Prepared(id, workshop.prepare(*job).map(Box::new))
+                EngineInput::Prepared(id, preprocessor.prepare(*job).map(Box::new))
             }
-            Task::Question(id, question) => match workshop.answer(*question) {
-                Ok(Outcome::Reply(reply)) => Input::Report(Report::Answered { id, result: Ok(reply) }),
-                Ok(Outcome::Embed(inputs)) => Input::Embed(EmbedTask::new(id, inputs)),
-                Err(failure) => Input::Report(Report::Answered {
+            PrepareTask::Question(id, question) => match preprocessor.answer(*question) {
+                Ok(QuestionOutcome::Reply(reply)) => {
+                    EngineInput::Report(WorkerReport::Answered { id, result: Ok(reply) })
+                }
+                Ok(QuestionOutcome::Embed(inputs)) => EngineInput::Embed(EmbedTask::new(id, inputs)),
+                Err(failure) => EngineInput::Report(WorkerReport::Answered {
                     id,
                     result: Err(failure),
                 }),
@@ -77,20 +84,20 @@ pub(super) fn run(model: &Arc<Model>, windows: Windows, tasks: &Receiver<Task>, 
     }
 }
 
-enum Outcome {
-    Reply(Reply),
-    Embed(Vec<Vec<Token>>),
+enum QuestionOutcome {
+    Reply(WorkerReply),
+    Embed(Vec<Vec<TokenId>>),
 }
 
-struct Workshop {
+struct Preprocessor {
     model: Arc<Model>,
-    windows: Windows,
+    windows: ContextWindows,
     schemas: Option<SchemaCompiler>,
 }
 
-impl Workshop {
+impl Preprocessor {
     /// Refuses a prompt that is too long before anything else: who asked may want to shorten it.
-    fn prepare(&mut self, job: Job) -> Result<Prepared, Failure> {
+    fn prepare(&mut self, job: Job) -> Result<PreparedJob, Failure> {
         if self.windows.embeds_only {
             return Err(Failure::Invalid("the model makes vectors, no text".into()));
         }
@@ -107,7 +114,7 @@ impl Workshop {
         }
         let schema = match &job.schema {
             None => None,
-            Some(Schema { text, strict }) => {
+            Some(JsonSchema { text, strict }) => {
                 let schemas = match &mut self.schemas {
                     Some(schemas) => schemas,
                     empty => empty.insert(SchemaCompiler::new(&self.model).map_err(Failure::Worker)?),
@@ -116,9 +123,9 @@ impl Workshop {
                 Some(schemas.compile(text, *strict).map_err(invalid)?)
             }
         };
-        let constraint = Constraint::new(&self.model, schema, job.chat.as_ref(), job.reasoning.as_ref())
+        let constraint = AnswerConstraint::new(&self.model, schema, job.chat.as_ref(), job.reasoning.as_ref())
             .map_err(|reason| Failure::Invalid(format!("the tools cannot be made into a grammar: {reason}")))?;
-        let sampler = Sampler::new(
+        let sampler = TokenSampler::new(
             &self.model,
             &job.sampling,
             job.reasoning.clone(),
@@ -127,8 +134,8 @@ impl Workshop {
             &prompt,
         )
         .map_err(Failure::Worker)?;
-        let answer = Answer::new(&job.stop, job.chat.as_ref()).map_err(Failure::Worker)?;
-        Ok(Prepared {
+        let answer = AnswerReader::new(&job.stop, job.chat.as_ref()).map_err(Failure::Worker)?;
+        Ok(PreparedJob {
             job,
             prompt,
             sampler,
@@ -136,7 +143,7 @@ impl Workshop {
         })
     }
 
-    fn tokenize(&self, prompt: &JobPrompt) -> Result<Vec<Token>, Failure> {
+    fn tokenize(&self, prompt: &JobPrompt) -> Result<Vec<TokenId>, Failure> {
         let tokens = |text: &str, add_special| self.model.tokenize(text, add_special, true).map_err(Failure::Invalid);
         match prompt {
             JobPrompt::Text { text, context } => {
@@ -172,7 +179,7 @@ impl Workshop {
     }
 
     /// Refuses token ids that the vocabulary does not have; llama.cpp would throw.
-    fn check_ids(&self, tokens: &[Token]) -> Result<(), Failure> {
+    fn check_ids(&self, tokens: &[TokenId]) -> Result<(), Failure> {
         let vocabulary = self.model.vocab_size();
         match tokens
             .iter()
@@ -185,13 +192,13 @@ impl Workshop {
         }
     }
 
-    fn answer(&self, question: Question) -> Result<Outcome, Failure> {
+    fn answer(&self, question: WorkerQuestion) -> Result<QuestionOutcome, Failure> {
         let reply = match question {
-            Question::Render(_) | Question::Convert(_) => {
+            WorkerQuestion::Render(_) | WorkerQuestion::Convert(_) => {
                 return Err(Failure::Worker("that is not for a model's worker".into()));
             }
-            Question::Embed(job) => return self.texts(&job).map(Outcome::Embed),
-            Question::Tokenize {
+            WorkerQuestion::Embed(job) => return self.texts(&job).map(QuestionOutcome::Embed),
+            WorkerQuestion::Tokenize {
                 text,
                 add_special,
                 parse_special,
@@ -204,19 +211,19 @@ impl Workshop {
                     id,
                     bytes: self.model.detokenize(&[id], true),
                 };
-                Reply::Tokens(tokens.into_iter().map(token).collect())
+                WorkerReply::Tokens(tokens.into_iter().map(token).collect())
             }
-            Question::Detokenize { tokens } => {
+            WorkerQuestion::Detokenize { tokens } => {
                 self.check_ids(&tokens)?;
                 let bytes = self.model.detokenize(&tokens, true);
-                Reply::Text(String::from_utf8_lossy(&bytes).into_owned())
+                WorkerReply::Text(String::from_utf8_lossy(&bytes).into_owned())
             }
         };
-        Ok(Outcome::Reply(reply))
+        Ok(QuestionOutcome::Reply(reply))
     }
 
     /// The tokens of texts that become vectors, cut to the window.
-    fn texts(&self, job: &EmbedJob) -> Result<Vec<Vec<Token>>, Failure> {
+    fn texts(&self, job: &EmbedJob) -> Result<Vec<Vec<TokenId>>, Failure> {
         if job.inputs.len() > MAX_INPUTS {
             return Err(Failure::Invalid(format!(
                 "the request has more than {MAX_INPUTS} inputs; send them in several"
@@ -248,7 +255,7 @@ impl Workshop {
     }
 
     /// Cuts a text's tokens but keeps the one that the model wants at its end.
-    fn cut(&self, tokens: &mut Vec<Token>, limit: usize) {
+    fn cut(&self, tokens: &mut Vec<TokenId>, limit: usize) {
         let wants_end = self.model.tokenize("", true, false).unwrap_or_default();
         let end = tokens.last().copied().filter(|last| wants_end.last() == Some(last));
         if limit < wants_end.len() {

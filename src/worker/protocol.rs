@@ -28,7 +28,7 @@ pub const STREAM_CREDIT: u32 = 256;
 /// Daemon to worker.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Command {
+pub enum DaemonCommand {
     /// Load a model; the first command of a model worker, and only once.
     Load(Box<LoadSpec>),
     /// Answer a prompt.
@@ -55,14 +55,14 @@ pub enum Command {
         /// Unique among the worker's jobs.
         id: u64,
         /// What is asked.
-        question: Box<Question>,
+        question: Box<WorkerQuestion>,
     },
 }
 
 /// What is answered at once, not as a stream.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Question {
+pub enum WorkerQuestion {
     /// Render a conversation (helper role).
     Render(RenderJob),
     /// Turn texts into vectors.
@@ -85,24 +85,24 @@ pub enum Question {
     Convert(ConvertJob),
 }
 
-/// The answer to a [`Question`].
+/// The answer to a [`WorkerQuestion`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Reply {
-    /// To [`Question::Render`].
+pub enum WorkerReply {
+    /// To [`WorkerQuestion::Render`].
     Rendered(Box<RenderedChat>),
-    /// To [`Question::Embed`].
+    /// To [`WorkerQuestion::Embed`].
     Embedded {
         /// One vector for each input, as the model gives it.
         vectors: Vec<Vec<f32>>,
         /// Tokens of all inputs, after cutting.
         tokens: u32,
     },
-    /// To [`Question::Tokenize`].
+    /// To [`WorkerQuestion::Tokenize`].
     Tokens(Vec<TextToken>),
-    /// To [`Question::Detokenize`].
+    /// To [`WorkerQuestion::Detokenize`].
     Text(String),
-    /// To [`Question::Convert`].
+    /// To [`WorkerQuestion::Convert`].
     Converted(Result<Converted, ConvertFault>),
 }
 
@@ -152,7 +152,7 @@ pub struct EmbedJob {
 /// Worker to daemon.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Report {
+pub enum WorkerReport {
     /// First frame of every worker.
     Hello {
         /// [`PROTOCOL_VERSION`] of the worker.
@@ -179,12 +179,12 @@ pub enum Report {
         /// Why.
         failure: Failure,
     },
-    /// The answer to [`Command::Ask`].
+    /// The answer to [`DaemonCommand::Ask`].
     Answered {
         /// The job.
         id: u64,
         /// Or why there is none.
-        result: Result<Reply, Failure>,
+        result: Result<WorkerReply, Failure>,
     },
     /// The work on a question advances.
     Advanced {
@@ -311,12 +311,12 @@ pub struct Job {
     /// How reasoning is marked; `None` if there can be none.
     pub reasoning: Option<ReasoningSyntax>,
     /// What the answer must satisfy, once the reasoning is over.
-    pub schema: Option<Schema>,
+    pub schema: Option<JsonSchema>,
 }
 
 /// A JSON schema.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Schema {
+pub struct JsonSchema {
     /// Its JSON text; `{}` is any JSON value.
     pub text: String,
     /// Refuse what cannot be enforced, instead of leaving it out.
@@ -456,23 +456,23 @@ mod tests {
     fn frames_survive_the_way() {
         let mut bytes = Vec::new();
         for id in 0..3 {
-            encode(&Command::Cancel { id }, &mut bytes).expect("small");
+            encode(&DaemonCommand::Cancel { id }, &mut bytes).expect("small");
         }
         let mut reader = bytes.as_slice();
         for expected in 0..3 {
-            assert!(matches!(read(&mut reader), Ok(Some(Ok(Command::Cancel { id }))) if id == expected));
+            assert!(matches!(read(&mut reader), Ok(Some(Ok(DaemonCommand::Cancel { id }))) if id == expected));
         }
-        assert!(matches!(read::<Command>(&mut reader), Ok(None)));
+        assert!(matches!(read::<DaemonCommand>(&mut reader), Ok(None)));
     }
 
     #[test]
     fn a_cut_or_hostile_frame_is_an_error() {
         let mut bytes = Vec::new();
-        encode(&Command::Cancel { id: 1 }, &mut bytes).expect("small");
-        assert!(read::<Command>(&mut &bytes[..bytes.len() - 1]).is_err());
-        assert!(read::<Command>(&mut [0xff; 8].as_slice()).is_err());
+        encode(&DaemonCommand::Cancel { id: 1 }, &mut bytes).expect("small");
+        assert!(read::<DaemonCommand>(&mut &bytes[..bytes.len() - 1]).is_err());
+        assert!(read::<DaemonCommand>(&mut [0xff; 8].as_slice()).is_err());
         assert!(matches!(
-            read::<Command>(&mut [1, 0, 0, 0, b'x'].as_slice()),
+            read::<DaemonCommand>(&mut [1, 0, 0, 0, b'x'].as_slice()),
             Ok(Some(Err(_)))
         ));
     }

@@ -6,7 +6,7 @@ use super::protocol::ReasoningSyntax;
 
 /// Follows the text of one answer.
 #[derive(Clone, Debug)]
-pub(super) struct Reasoning {
+pub(super) struct ReasoningTracker {
     syntax: ReasoningSyntax,
     inside: bool,
     /// Tokens written since the reasoning began.
@@ -20,7 +20,7 @@ pub(super) struct Reasoning {
 
 /// What a token did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum ReasoningStep {
     /// Nothing that matters here.
     Nothing,
     /// The reasoning ended, with this one of the syntax's end tags.
@@ -30,7 +30,7 @@ pub(super) enum Step {
     },
 }
 
-impl Reasoning {
+impl ReasoningTracker {
     pub(super) fn new(syntax: ReasoningSyntax) -> Self {
         let longest = syntax
             .ends
@@ -70,7 +70,7 @@ impl Reasoning {
     }
 
     /// Takes the bytes of one token, control tokens as their text.
-    pub(super) fn feed(&mut self, bytes: &[u8]) -> Step {
+    pub(super) fn feed(&mut self, bytes: &[u8]) -> ReasoningStep {
         if self.inside {
             self.spent = self.spent.saturating_add(1);
             self.total = self.total.saturating_add(1);
@@ -86,9 +86,9 @@ impl Reasoning {
         step
     }
 
-    fn look_for_start(&mut self) -> Step {
+    fn look_for_start(&mut self) -> ReasoningStep {
         let Some(at) = find(&self.tail, self.syntax.start.as_bytes()) else {
-            return Step::Nothing;
+            return ReasoningStep::Nothing;
         };
         self.inside = true;
         self.spent = 0;
@@ -97,16 +97,16 @@ impl Reasoning {
         self.look_for_end()
     }
 
-    fn look_for_end(&mut self) -> Step {
+    fn look_for_end(&mut self) -> ReasoningStep {
         let ends = self.syntax.ends.iter().enumerate();
         let found = ends.filter_map(|(tag, end)| find(&self.tail, end.as_bytes()).map(|at| (at, tag, end.len())));
         // Of two that begin at different places the first; the longer of two at one place has the smaller index.
         let Some((at, tag, length)) = found.min_by_key(|&(at, tag, _)| (at, tag)) else {
-            return Step::Nothing;
+            return ReasoningStep::Nothing;
         };
         self.inside = false;
         self.tail.drain(..at + length);
-        Step::Ended { tag }
+        ReasoningStep::Ended { tag }
     }
 }
 
@@ -129,8 +129,8 @@ fn is_whole(bytes: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn reasoning(begins_inside: bool, budget: Option<u32>) -> Reasoning {
-        Reasoning::new(ReasoningSyntax {
+    fn reasoning(begins_inside: bool, budget: Option<u32>) -> ReasoningTracker {
+        ReasoningTracker::new(ReasoningSyntax {
             start: "<think>".into(),
             ends: vec!["</think>".into(), "<tool_call>".into()],
             begins_inside,
@@ -147,7 +147,7 @@ mod tests {
             let mut was_inside = false;
             let mut ended = None;
             for piece in text.as_bytes().chunks(size) {
-                if let Step::Ended { tag } = reasoning.feed(piece) {
+                if let ReasoningStep::Ended { tag } = reasoning.feed(piece) {
                     ended = Some(tag);
                     was_inside = true;
                 }
@@ -162,8 +162,8 @@ mod tests {
     fn a_prompt_may_end_inside_and_a_call_may_end_it() {
         let mut reasoning = reasoning(true, None);
         assert!(reasoning.inside());
-        assert_eq!(reasoning.feed(b"Let me look. <tool_"), Step::Nothing);
-        assert_eq!(reasoning.feed(b"call>"), Step::Ended { tag: 1 });
+        assert_eq!(reasoning.feed(b"Let me look. <tool_"), ReasoningStep::Nothing);
+        assert_eq!(reasoning.feed(b"call>"), ReasoningStep::Ended { tag: 1 });
         assert!(!reasoning.inside());
         reasoning.feed(b"{}");
         assert_eq!(reasoning.tokens(), 2);

@@ -3,49 +3,54 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use super::{
-    constraint::Constraint,
+    constraint::AnswerConstraint,
+    picking::pick_from_all,
     protocol::{ReasoningSyntax, SamplerSettings},
-    reasoning::{Reasoning, Step},
+    reasoning::{ReasoningStep, ReasoningTracker},
 };
-use crate::llama::{Candidates, Model, SamplerChain, Token};
+use crate::llama::{Model, SamplerChain, TokenCandidates, TokenId};
 
 /// The sampler of one answer.
 #[derive(Debug)]
-pub(super) struct Sampler {
+pub(super) struct TokenSampler {
     model: Arc<Model>,
     /// `None` is plain greedy: the best logit, no chain needed.
     chain: Option<SamplerChain>,
-    reasoning: Option<Reasoning>,
-    constraint: Option<Constraint>,
+    reasoning: Option<ReasoningTracker>,
+    constraint: Option<AnswerConstraint>,
     /// Tokens that are written for the model.
-    forced: VecDeque<Token>,
+    forced: VecDeque<TokenId>,
 }
 
 /// The seed that makes llama.cpp choose one at random.
 const RANDOM_SEED: u32 = u32::MAX;
 
-impl Sampler {
+impl TokenSampler {
     /// A sampler that has seen the prompt's last tokens.
     pub(super) fn new(
         model: &Arc<Model>,
         settings: &SamplerSettings,
         reasoning: Option<ReasoningSyntax>,
-        constraint: Option<Constraint>,
+        constraint: Option<AnswerConstraint>,
         context: u32,
-        prompt: &[Token],
+        prompt: &[TokenId],
     ) -> Result<Self, String> {
         Ok(Self {
             model: Arc::clone(model),
             chain: chain(model, settings, context, prompt)?,
-            reasoning: reasoning.map(Reasoning::new),
+            reasoning: reasoning.map(ReasoningTracker::new),
             constraint,
             forced: VecDeque::new(),
         })
     }
 
     /// Chooses the next token. The second value is `false` when a constraint says that the answer is complete with it.
-    pub(super) fn sample(&mut self, logits: &[f32], candidates: &mut Candidates) -> Result<(Token, bool), String> {
-        if self.forced.is_empty() && self.reasoning.as_ref().is_some_and(Reasoning::must_end) {
+    pub(super) fn sample(
+        &mut self,
+        logits: &[f32],
+        candidates: &mut TokenCandidates,
+    ) -> Result<(TokenId, bool), String> {
+        if self.forced.is_empty() && self.reasoning.as_ref().is_some_and(ReasoningTracker::must_end) {
             self.end_reasoning();
         }
         let token = match self.forced.pop_front() {
@@ -54,13 +59,7 @@ impl Sampler {
                 Some(constraint) => constraint.choose(logits, self.chain.as_mut(), candidates)?,
                 None => None,
             },
-            None => match &mut self.chain {
-                None => best_of_all(logits),
-                Some(chain) => {
-                    candidates.fill_all(logits);
-                    chain.sample(candidates)
-                }
-            },
+            None => pick_from_all(logits, self.chain.as_mut(), candidates),
         };
         let mut token = token.ok_or("no token is left to choose from")?;
         if self.model.is_end_of_generation(token) && self.rests() && self.owes() {
@@ -74,21 +73,24 @@ impl Sampler {
 
     /// Tokens of the answer so far that were reasoning.
     pub(super) fn reasoning_tokens(&self) -> u32 {
-        self.reasoning.as_ref().map_or(0, Reasoning::tokens)
+        self.reasoning.as_ref().map_or(0, ReasoningTracker::tokens)
     }
 
     /// Whether the constraint is not in force just now.
     fn rests(&self) -> bool {
-        self.reasoning.as_ref().is_some_and(Reasoning::inside)
-            && self.constraint.as_ref().is_some_and(Constraint::rests_while_reasoning)
+        self.reasoning.as_ref().is_some_and(ReasoningTracker::inside)
+            && self
+                .constraint
+                .as_ref()
+                .is_some_and(AnswerConstraint::rests_while_reasoning)
     }
 
     /// Whether the answer has to hold something that has not come.
     fn owes(&self) -> bool {
-        self.constraint.as_ref().is_some_and(Constraint::is_led)
+        self.constraint.as_ref().is_some_and(AnswerConstraint::is_led)
     }
 
-    fn accept(&mut self, token: Token) -> Result<bool, String> {
+    fn accept(&mut self, token: TokenId) -> Result<bool, String> {
         if let Some(chain) = &mut self.chain {
             chain.accept(token);
         }
@@ -99,13 +101,13 @@ impl Sampler {
                 self.model.append_piece(token, true, &mut piece);
                 reasoning.feed(&piece)
             }
-            None => Step::Nothing,
+            None => ReasoningStep::Nothing,
         };
         let Some(constraint) = &mut self.constraint else {
             return Ok(true);
         };
         let goes_on = if rested { true } else { constraint.accept(token)? };
-        if let (Step::Ended { tag }, true, Some(reasoning)) = (step, rested, &self.reasoning) {
+        if let (ReasoningStep::Ended { tag }, true, Some(reasoning)) = (step, rested, &self.reasoning) {
             let end = self.model.tokenize(&reasoning.syntax().ends[tag], false, true)?;
             constraint.after_reasoning(&end);
         }
@@ -129,7 +131,7 @@ fn chain(
     model: &Model,
     settings: &SamplerSettings,
     context: u32,
-    prompt: &[Token],
+    prompt: &[TokenId],
 ) -> Result<Option<SamplerChain>, String> {
     let penalised = settings.repeat_last_n != 0
         && (settings.repeat_penalty != 1.0 || settings.frequency_penalty != 0.0 || settings.presence_penalty != 0.0);
@@ -183,24 +185,4 @@ fn chain(
         }
     }
     Ok(Some(chain))
-}
-
-/// The first of the largest logits; NaN never wins. Two passes, since the first is one that vectorises.
-pub(super) fn best_of_all(logits: &[f32]) -> Option<Token> {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    logits
-        .iter()
-        .position(|&logit| logit == largest && logit > f32::NEG_INFINITY)
-        .map(|id| id as Token)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::best_of_all;
-
-    #[test]
-    fn greedy_takes_the_first_of_the_best_and_never_nan() {
-        assert_eq!(best_of_all(&[1.0, f32::NAN, 3.0, 3.0]), Some(2));
-        assert_eq!(best_of_all(&[f32::NAN, f32::NEG_INFINITY]), None);
-    }
 }

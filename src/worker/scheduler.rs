@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// What a slot wants of the next decode step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Demand {
+pub(super) struct SlotDemand {
     /// Prompt tokens that are not in the KV cache yet.
     pub(super) prefill: usize,
     /// Whether it has a sampled token to decode (never together with `prefill`).
@@ -13,9 +13,9 @@ pub(super) struct Demand {
     pub(super) arrival: u64,
 }
 
-/// Limits of one decode step.
+/// BatchLimits of one decode step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Limits {
+pub(super) struct BatchLimits {
     /// Tokens in one batch.
     pub(super) batch: usize,
     /// Prompt tokens in one batch while other sequences are generating.
@@ -24,7 +24,7 @@ pub(super) struct Limits {
 
 /// Tokens that each slot gets. Sequences that generate come first, one token each, so that a long prompt never stops
 /// them; the rest of the batch goes to prompts in order of arrival, which gets the first of them started soonest.
-pub(super) fn plan(demands: &[Demand], limits: Limits) -> Vec<usize> {
+pub(super) fn plan(demands: &[SlotDemand], limits: BatchLimits) -> Vec<usize> {
     let mut grants = vec![0; demands.len()];
     let mut left = limits.batch;
     for (grant, demand) in grants.iter_mut().zip(demands) {
@@ -83,23 +83,23 @@ impl PrefillPace {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
+    const LIMITS: BatchLimits = BatchLimits {
         batch: 512,
         prefill_beside_decode: 64,
     };
 
-    fn prefill(tokens: usize, arrival: u64) -> Demand {
-        Demand {
+    fn prefill(tokens: usize, arrival: u64) -> SlotDemand {
+        SlotDemand {
             prefill: tokens,
             decode: false,
             arrival,
         }
     }
 
-    fn decode() -> Demand {
-        Demand {
+    fn decode() -> SlotDemand {
+        SlotDemand {
             decode: true,
-            ..Demand::default()
+            ..SlotDemand::default()
         }
     }
 
@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_full_batch_of_generating_sequences_leaves_nothing() {
-        let limits = Limits {
+        let limits = BatchLimits {
             batch: 2,
             prefill_beside_decode: 64,
         };
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn idle_slots_get_nothing() {
-        assert_eq!(plan(&[Demand::default(), prefill(3, 0)], LIMITS), [0, 3]);
+        assert_eq!(plan(&[SlotDemand::default(), prefill(3, 0)], LIMITS), [0, 3]);
     }
 
     #[test]

@@ -3,44 +3,44 @@
 use std::time::Instant;
 
 use super::{
-    answer::Answer,
-    prepare::Prepared,
+    answer::AnswerReader,
+    prepare::PreparedJob,
     protocol::{Job, STREAM_CREDIT},
-    sampling::Sampler,
-    scheduler::Demand,
+    sampling::TokenSampler,
+    scheduler::SlotDemand,
 };
 use crate::{
     inference::{Delta, Event, Finish, FinishReason, TokenLogprob, TopLogprob, Usage},
-    llama::{Model, Token, log_softmax_of},
+    llama::{Model, TokenId, log_softmax_of},
 };
 
 /// One sequence of the context.
 #[derive(Debug, Default)]
-pub(super) struct Slot {
+pub(super) struct SequenceSlot {
     /// Tokens in the KV cache, from position 0 on.
-    pub(super) cached: Vec<Token>,
+    pub(super) cached: Vec<TokenId>,
     /// When it was used last, in jobs.
     pub(super) last_used: u64,
     /// The job that uses it.
-    pub(super) active: Option<Active>,
+    pub(super) active: Option<ActiveJob>,
 }
 
 /// A job in a slot.
 #[derive(Debug)]
-pub(super) struct Active {
+pub(super) struct ActiveJob {
     pub(super) job: Job,
     /// Prompt tokens that still have to be decoded, last first.
-    pub(super) prompt_left: Vec<Token>,
+    pub(super) prompt_left: Vec<TokenId>,
     pub(super) prompt_tokens: u32,
     pub(super) cached_tokens: u32,
     /// Sampled and not decoded yet.
-    pub(super) next: Option<Token>,
-    pub(super) output: Vec<Token>,
+    pub(super) next: Option<TokenId>,
+    pub(super) output: Vec<TokenId>,
     /// Prompt as tokens, kept only where the answer returns its context.
-    pub(super) prompt: Vec<Token>,
-    pub(super) sampler: Sampler,
-    pub(super) answer: Answer,
-    pub(super) preserved: Vec<Token>,
+    pub(super) prompt: Vec<TokenId>,
+    pub(super) sampler: TokenSampler,
+    pub(super) answer: AnswerReader,
+    pub(super) preserved: Vec<TokenId>,
     pub(super) logprobs: Vec<TokenLogprob>,
     /// Events that may still be sent before the reader takes some.
     pub(super) credit: u32,
@@ -49,31 +49,31 @@ pub(super) struct Active {
     pub(super) first_token: Option<Instant>,
 }
 
-impl Slot {
+impl SequenceSlot {
     /// What this slot wants of the next step. A job whose reader is behind wants nothing: it is parked.
-    pub(super) fn demand(&self) -> Demand {
+    pub(super) fn demand(&self) -> SlotDemand {
         match &self.active {
-            Some(active) if active.credit > 0 => Demand {
+            Some(active) if active.credit > 0 => SlotDemand {
                 prefill: active.prompt_left.len(),
                 decode: active.next.is_some(),
                 arrival: active.arrival,
             },
-            _ => Demand::default(),
+            _ => SlotDemand::default(),
         }
     }
 }
 
 /// What became of a slot after a token.
 #[derive(Debug, PartialEq)]
-pub(super) enum Progress {
-    GoesOn,
+pub(super) enum AnswerProgress {
+    Continues,
     Ended(FinishReason),
 }
 
-impl Active {
+impl ActiveJob {
     /// A new job in a slot whose cache has the first `cached` tokens of the prompt.
-    pub(super) fn new(prepared: Prepared, cached: usize, model: &Model, arrival: u64) -> Self {
-        let Prepared {
+    pub(super) fn new(prepared: PreparedJob, cached: usize, model: &Model, arrival: u64) -> Self {
+        let PreparedJob {
             job,
             prompt,
             sampler,
@@ -110,15 +110,15 @@ impl Active {
     /// Takes a sampled token: shows its text, decides whether the answer goes on.
     pub(super) fn take(
         &mut self,
-        token: Token,
+        token: TokenId,
         logits: &[f32],
         goes_on: bool,
         model: &Model,
-    ) -> (Option<Delta>, Progress) {
+    ) -> (Option<Delta>, AnswerProgress) {
         self.first_token.get_or_insert_with(Instant::now);
         if model.is_end_of_generation(token) {
             self.output.push(token);
-            return (None, Progress::Ended(FinishReason::Stop));
+            return (None, AnswerProgress::Ended(FinishReason::Stop));
         }
         self.output.push(token);
         let mut bytes = Vec::new();
@@ -140,12 +140,12 @@ impl Active {
         }
         let delta = self.answer.push(&bytes);
         let progress = if self.answer.stopped() || !goes_on {
-            Progress::Ended(FinishReason::Stop)
+            AnswerProgress::Ended(FinishReason::Stop)
         } else if self.output.len() as u64 >= u64::from(self.job.max_tokens) {
-            Progress::Ended(FinishReason::Length)
+            AnswerProgress::Ended(FinishReason::Length)
         } else {
             self.next = Some(token);
-            Progress::GoesOn
+            AnswerProgress::Continues
         };
         (self.with_logprobs(delta), progress)
     }

@@ -5,7 +5,7 @@ use std::{path::Path, thread};
 use serde_json::{Map, Value, json};
 
 use super::ENGINE_STACK_BYTES;
-use crate::llama::{ChatTemplate, Model, RenderedChat, Token};
+use crate::llama::{ChatTemplate, Model, RenderedChat, TokenId};
 
 /// Tokens that are shown before and after a difference.
 const AROUND: usize = 6;
@@ -26,12 +26,12 @@ pub struct TemplateReport {
     /// Stop strings beside the request's.
     pub stops: Vec<String>,
     /// What was rendered.
-    pub conversations: Vec<Conversation>,
+    pub conversations: Vec<ProbeReport>,
 }
 
 /// A conversation under the template.
 #[derive(Clone, Debug)]
-pub struct Conversation {
+pub struct ProbeReport {
     /// What it is made of.
     pub name: &'static str,
     /// The prompt, or the template's sentence.
@@ -39,12 +39,12 @@ pub struct Conversation {
     /// Tokens of the prompt.
     pub tokens: usize,
     /// How the other template renders it, where there is one.
-    pub comparison: Option<Comparison>,
+    pub comparison: Option<PromptComparison>,
 }
 
 /// One prompt beside another.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Comparison {
+pub enum PromptComparison {
     /// Token by token the same.
     Identical,
     /// Neither template renders the conversation.
@@ -119,7 +119,7 @@ fn report(model: &Path, template: &str, other: Option<&str>, bos: &str, eos: &st
                 )?)
             }
         };
-        conversations.push(Conversation {
+        conversations.push(ProbeReport {
             name,
             tokens: tokens.len(),
             prompt,
@@ -182,25 +182,25 @@ fn probes() -> [(&'static str, String); 2] {
 
 fn compare(
     vocabulary: &Model,
-    ours: Result<&[Token], &String>,
+    ours: Result<&[TokenId], &String>,
     theirs: Result<String, String>,
-) -> Result<Comparison, String> {
+) -> Result<PromptComparison, String> {
     let (ours, theirs) = match (ours, theirs) {
-        (Err(_), Err(_)) => return Ok(Comparison::BothRefuse),
-        (Err(reason), Ok(_)) => return Ok(Comparison::OneRefuses { reason: reason.clone() }),
-        (Ok(_), Err(reason)) => return Ok(Comparison::OneRefuses { reason }),
+        (Err(_), Err(_)) => return Ok(PromptComparison::BothRefuse),
+        (Err(reason), Ok(_)) => return Ok(PromptComparison::OneRefuses { reason: reason.clone() }),
+        (Ok(_), Err(reason)) => return Ok(PromptComparison::OneRefuses { reason }),
         (Ok(ours), Ok(theirs)) => (ours, vocabulary.tokenize(&theirs, false, true)?),
     };
     Ok(match first_difference(ours, &theirs) {
-        None => Comparison::Identical,
+        None => PromptComparison::Identical,
         Some(same) => {
-            let text = |tokens: &[Token]| {
+            let text = |tokens: &[TokenId]| {
                 let piece =
-                    |&token: &Token| String::from_utf8_lossy(&vocabulary.detokenize(&[token], true)).into_owned();
+                    |&token: &TokenId| String::from_utf8_lossy(&vocabulary.detokenize(&[token], true)).into_owned();
                 tokens.iter().map(piece).collect()
             };
-            let after = |tokens: &[Token]| text(&tokens[same..tokens.len().min(same + AROUND)]);
-            Comparison::Differs {
+            let after = |tokens: &[TokenId]| text(&tokens[same..tokens.len().min(same + AROUND)]);
+            PromptComparison::Differs {
                 same,
                 before: text(&ours[same.saturating_sub(AROUND)..same]),
                 ours: after(ours),
@@ -211,7 +211,7 @@ fn compare(
 }
 
 /// How many tokens are the same at the beginning of two prompts; `None` if all are.
-fn first_difference(ours: &[Token], theirs: &[Token]) -> Option<usize> {
+fn first_difference(ours: &[TokenId], theirs: &[TokenId]) -> Option<usize> {
     let same = ours.iter().zip(theirs).take_while(|(a, b)| a == b).count();
     (same < ours.len() || same < theirs.len()).then_some(same)
 }

@@ -11,7 +11,7 @@ use crate::{
     config::{Config, JsonSchemas, UnsupportedTools},
     inference::{Capability, Failure, Format, InferenceRequest, Message, Prompt, Think, ToolChoice},
     lifecycle::Helper,
-    worker::protocol::{ChatSyntax, GrammarTrigger, ReasoningSyntax, RenderedChat, Schema},
+    worker::protocol::{ChatSyntax, GrammarTrigger, JsonSchema, ReasoningSyntax, RenderedChat},
 };
 
 /// A rendered conversation.
@@ -23,7 +23,7 @@ pub(super) struct Conversation {
     /// `None` if the answer is plain text.
     pub(super) syntax: Option<ChatSyntax>,
     pub(super) reasoning: Option<ReasoningSyntax>,
-    pub(super) schema: Option<Schema>,
+    pub(super) schema: Option<JsonSchema>,
 }
 
 /// What a chat request says of tools.
@@ -110,7 +110,7 @@ async fn render(
     messages: &[Message],
     tools: Tools<'_>,
     thinking: Thinking,
-    schema: Option<&Schema>,
+    schema: Option<&JsonSchema>,
 ) -> Result<(RenderedChat, bool), Failure> {
     let all = Rendering {
         tools: tools.definitions,
@@ -195,18 +195,18 @@ fn find(definitions: &[Box<RawValue>], name: &str) -> Result<Box<RawValue>, Fail
         .ok_or_else(|| Failure::Invalid(format!("tool_choice names {name:?}, which is not among the tools")))
 }
 
-fn schema(config: &Config, format: Option<&Format>) -> Option<Schema> {
+fn schema(config: &Config, format: Option<&Format>) -> Option<JsonSchema> {
     let strict = config.engine.json_schemas == JsonSchemas::Strict;
     let text = match format? {
         // The word asks for an object in every client's documentation.
         Format::Json => r#"{"type":"object"}"#.to_owned(),
         Format::Schema(schema) => schema.get().to_owned(),
     };
-    Some(Schema { text, strict })
+    Some(JsonSchema { text, strict })
 }
 
 /// The constraint of an answer that no template shapes.
-pub(super) fn plain_schema(config: &Config, request: &InferenceRequest) -> Option<Schema> {
+pub(super) fn plain_schema(config: &Config, request: &InferenceRequest) -> Option<JsonSchema> {
     schema(config, request.format.as_ref())
 }
 

@@ -31,7 +31,7 @@ use crate::{
     },
     lifecycle::{Helper, JobStream, Lease, Lifecycle, Limits, Wanted},
     stdx::cpu::compute_threads,
-    worker::protocol::{self, AdapterSpec, EmbedJob, Job, JobPrompt, LoadSpec, Question, Reply},
+    worker::protocol::{self, AdapterSpec, EmbedJob, Job, JobPrompt, LoadSpec, WorkerQuestion, WorkerReply},
 };
 
 /// Models in memory at once where nobody said, as Ollama has it without a GPU.
@@ -208,7 +208,7 @@ impl HuggingFace {
     }
 
     /// Asks a model's worker something that needs no settings.
-    async fn ask(&self, call: &Call, name: &str, question: Question) -> Result<Reply, Failure> {
+    async fn ask(&self, call: &Call, name: &str, question: WorkerQuestion) -> Result<WorkerReply, Failure> {
         let (_, _, lease) = self.lease_for(call, name, &LoadOptions::default(), None).await?;
         lease.ask(question, call.config.engine.stream_timeout).await
     }
@@ -458,13 +458,13 @@ impl Provider for HuggingFace {
             let (located, settings, lease) = self.lease_for(call, name, &request.load, request.keep_alive).await?;
             let load_duration = call.arrived.elapsed();
             let context_limit = settings.window(&located.header.facts, lease.loaded().context_length);
-            let question = Question::Embed(EmbedJob {
+            let question = WorkerQuestion::Embed(EmbedJob {
                 inputs: request.inputs,
                 truncate: request.truncate,
                 context_limit,
             });
             let reply = lease.ask(question, call.config.engine.stream_timeout).await?;
-            let Reply::Embedded { mut vectors, tokens } = reply else {
+            let WorkerReply::Embedded { mut vectors, tokens } = reply else {
                 return Err(unexpected_reply());
             };
             let unit = vectors::is_unit(request.normalisation, located.header.numbers);
@@ -517,13 +517,13 @@ impl Provider for HuggingFace {
     ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
         async move {
             Self::check_length(&call.config, [request.text.len()])?;
-            let question = Question::Tokenize {
+            let question = WorkerQuestion::Tokenize {
                 text: request.text,
                 add_special: request.add_special,
                 parse_special: request.parse_special,
             };
             match self.ask(call, name, question).await? {
-                Reply::Tokens(tokens) => Ok(tokens),
+                WorkerReply::Tokens(tokens) => Ok(tokens),
                 _ => Err(unexpected_reply()),
             }
         }
@@ -537,8 +537,8 @@ impl Provider for HuggingFace {
         tokens: Vec<i32>,
     ) -> BoxFuture<'a, Result<String, Failure>> {
         async move {
-            match self.ask(call, name, Question::Detokenize { tokens }).await? {
-                Reply::Text(text) => Ok(text),
+            match self.ask(call, name, WorkerQuestion::Detokenize { tokens }).await? {
+                WorkerReply::Text(text) => Ok(text),
                 _ => Err(unexpected_reply()),
             }
         }

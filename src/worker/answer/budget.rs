@@ -10,12 +10,12 @@ const MAX_DEPTH: usize = 256;
 
 /// What parsing has cost so far.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Budget {
+pub(super) struct ParseBudget {
     spent: usize,
     parses: usize,
 }
 
-impl Budget {
+impl ParseBudget {
     /// Whether a text of this length may be parsed now. A long one has to wait until it has grown by a part of itself, so
     /// that all parses together cost what a fixed number of them over the whole answer would.
     pub(super) fn allows(self, length: usize) -> bool {
@@ -36,12 +36,12 @@ impl Budget {
 
 /// Finds the place where a text is nested too deep. Brackets inside strings count too: it is a bound, no grammar.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Nesting {
+pub(super) struct NestingLimit {
     depth: usize,
     seen: usize,
 }
 
-impl Nesting {
+impl NestingLimit {
     /// Looks at what is new in `whole`; returns the length of the part that may be parsed, if that is not all of it.
     pub(super) fn limit(&mut self, whole: &str) -> Option<usize> {
         for byte in &whole.as_bytes()[self.seen..] {
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn parsing_at_every_byte_costs_a_fixed_number_of_passes() {
         for total in [100, 10_000, 300_000] {
-            let mut budget = Budget::default();
+            let mut budget = ParseBudget::default();
             for length in 1..=total {
                 if budget.allows(length) {
                     budget.spend(length);
@@ -82,11 +82,11 @@ mod tests {
     #[test]
     fn nesting_is_found_wherever_the_text_is_cut() {
         let text = format!("[x]{}y", "[{".repeat(MAX_DEPTH));
-        let whole = Nesting::default().limit(&text);
+        let whole = NestingLimit::default().limit(&text);
         assert_eq!(whole, Some(3 + MAX_DEPTH));
-        let mut piecewise = Nesting::default();
+        let mut piecewise = NestingLimit::default();
         let found = (0..=text.len()).find_map(|end| piecewise.limit(&text[..end]));
         assert_eq!(found, whole);
-        assert_eq!(Nesting::default().limit(&"[]{}".repeat(MAX_DEPTH)), None);
+        assert_eq!(NestingLimit::default().limit(&"[]{}".repeat(MAX_DEPTH)), None);
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::{
     super::{output::overlap, protocol::ChatSyntax},
-    budget::{Budget, Nesting},
+    budget::{NestingLimit, ParseBudget},
 };
 use crate::{
     inference::{Delta, ToolCall},
@@ -21,7 +21,7 @@ const MAX_MARKER_BYTES: usize = 64;
 
 /// Reads an answer in a chat template's format.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct FormatReader {
     parser: ChatParser,
     thinking_end_tags: Vec<String>,
     control_tokens: Vec<String>,
@@ -29,8 +29,8 @@ pub(super) struct Reader {
     /// The raw text.
     whole: String,
     mode: Mode,
-    budget: Budget,
-    nesting: Nesting,
+    budget: ParseBudget,
+    nesting: NestingLimit,
     /// A length up to which the text is known to be in the format.
     good: usize,
     /// Up to here the text was shown, as whatever it is.
@@ -58,7 +58,7 @@ enum Mode {
     Text,
 }
 
-impl Reader {
+impl FormatReader {
     pub(super) fn new(syntax: &ChatSyntax) -> Result<Self, String> {
         let parser = ChatParser::new(&syntax.rendered)?;
         // Where the prompt ends in the assistant's own words, they are in the parser's view and were not written now.
@@ -77,8 +77,8 @@ impl Reader {
             hides_thinking: syntax.hides_thinking,
             whole: String::new(),
             mode: Mode::Parse,
-            budget: Budget::default(),
-            nesting: Nesting::default(),
+            budget: ParseBudget::default(),
+            nesting: NestingLimit::default(),
             good: 0,
             settled: 0,
             last: before.last,

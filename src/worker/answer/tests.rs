@@ -136,7 +136,7 @@ fn syntax_with(family: Family, tools: bool) -> ChatSyntax {
 }
 
 fn read_as<'a>(syntax: &ChatSyntax, pieces: impl IntoIterator<Item = &'a [u8]>, cut: bool) -> Delta {
-    let mut answer = Answer::new(&[], Some(syntax)).expect("a parser");
+    let mut answer = AnswerReader::new(&[], Some(syntax)).expect("a parser");
     let mut all = Delta::default();
     let mut add = |delta: Delta| {
         all.content.push_str(&delta.content);
@@ -396,7 +396,7 @@ fn one_byte_at_a_time_is_the_same() {
 #[test]
 fn nothing_of_a_call_is_shown_while_it_is_written() {
     for &(family, text, content, _, expected) in IN_FORMAT {
-        let mut answer = Answer::new(&[], Some(&syntax(family))).expect("a parser");
+        let mut answer = AnswerReader::new(&[], Some(&syntax(family))).expect("a parser");
         let mut shown = String::new();
         for byte in text.as_bytes().chunks(1) {
             shown.push_str(&answer.push(byte).content);
@@ -490,7 +490,7 @@ fn a_turn_that_is_continued_shows_only_what_is_new() {
 #[test]
 fn a_long_answer_is_parsed_a_bounded_number_of_times() {
     let reader = |family, text: &str| {
-        let mut reader = Reader::new(&syntax(family)).expect("a parser");
+        let mut reader = FormatReader::new(&syntax(family)).expect("a parser");
         let mut content = String::new();
         for piece in text.as_bytes().chunks(4) {
             content.push_str(&reader.push(std::str::from_utf8(piece).expect("ASCII")).content);

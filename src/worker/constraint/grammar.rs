@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::llama::{Candidates, Grammar, GrammarTrigger, Model, RenderedChat, SamplerChain, Token, Trigger};
+use super::super::picking::pick_from;
+use crate::llama::{
+    GrammarSampler, GrammarTrigger, Model, RenderedChat, SamplerChain, SamplerTrigger, TokenCandidates, TokenId,
+};
 
 /// llama.cpp's numbers of the kinds of triggers.
 const TOKEN: u8 = 0;
@@ -14,7 +17,7 @@ const PATTERN_FULL: u8 = 3;
 #[derive(Debug)]
 pub(super) struct CallGrammar {
     model: Arc<Model>,
-    grammar: Grammar,
+    grammar: GrammarSampler,
     awake: Awake,
 }
 
@@ -29,7 +32,7 @@ enum Awake {
     Listening {
         words: Vec<String>,
         /// The last tokens, with the length of each one's text.
-        tokens: Vec<(Token, usize)>,
+        tokens: Vec<(TokenId, usize)>,
         text: Vec<u8>,
         longest: usize,
     },
@@ -42,7 +45,7 @@ impl CallGrammar {
             return Ok(None);
         }
         let (grammar, awake) = if rendered.grammar_lazy {
-            let triggers: Vec<Trigger> = rendered
+            let triggers: Vec<SamplerTrigger> = rendered
                 .grammar_triggers
                 .iter()
                 .filter_map(|trigger| read_trigger(model, rendered, trigger))
@@ -66,9 +69,9 @@ impl CallGrammar {
             } else {
                 Awake::Searching
             };
-            (Grammar::new(model, &rendered.grammar, Some(&triggers))?, awake)
+            (GrammarSampler::new(model, &rendered.grammar, Some(&triggers))?, awake)
         } else {
-            let mut grammar = Grammar::new(model, &rendered.grammar, None)?;
+            let mut grammar = GrammarSampler::new(model, &rendered.grammar, None)?;
             // The template has written the beginning of what the grammar describes.
             for token in prefill(model, &rendered.generation_prompt)? {
                 grammar.accept(token)?;
@@ -84,7 +87,7 @@ impl CallGrammar {
 
     /// Whether a token may come next. Looking at the one that was chosen is a hundred times cheaper than ruling out all the
     /// others first, and it is nearly always right.
-    pub(super) fn admits(&mut self, token: Token, candidates: &mut Candidates) -> bool {
+    pub(super) fn admits(&mut self, token: TokenId, candidates: &mut TokenCandidates) -> bool {
         if matches!(self.awake, Awake::Listening { .. }) {
             return true;
         }
@@ -98,18 +101,15 @@ impl CallGrammar {
         &mut self,
         logits: &[f32],
         chain: Option<&mut SamplerChain>,
-        candidates: &mut Candidates,
-    ) -> Option<Token> {
+        candidates: &mut TokenCandidates,
+    ) -> Option<TokenId> {
         candidates.fill_all(logits);
         self.grammar.apply(candidates);
-        match chain {
-            Some(chain) => chain.sample(candidates),
-            None => candidates.best(),
-        }
+        pick_from(candidates, chain)
     }
 
     /// Advances by a token that was written.
-    pub(super) fn accept(&mut self, token: Token) -> Result<(), String> {
+    pub(super) fn accept(&mut self, token: TokenId) -> Result<(), String> {
         // An end of the answer is not part of the text, and llama.cpp would abort where the grammar is not at its end.
         if self.model.is_end_of_generation(token) {
             return Ok(());
@@ -146,7 +146,7 @@ impl CallGrammar {
     }
 
     /// Tokens that begin a call, where a call can be told from other text by its first token.
-    pub(super) fn openings(&self) -> Vec<Vec<Token>> {
+    pub(super) fn openings(&self) -> Vec<Vec<TokenId>> {
         let Awake::Listening { words, .. } = &self.awake else {
             return Vec::new();
         };
@@ -161,7 +161,7 @@ impl CallGrammar {
 }
 
 /// A trigger in the form that llama.cpp's sampler takes; a word that is one control token is told by its id.
-fn read_trigger(model: &Model, rendered: &RenderedChat, trigger: &GrammarTrigger) -> Option<Trigger> {
+fn read_trigger(model: &Model, rendered: &RenderedChat, trigger: &GrammarTrigger) -> Option<SamplerTrigger> {
     let value = &trigger.value;
     let single = |text: &str| match model.tokenize(text, false, true).ok()?.as_slice() {
         &[token] => Some(token),
@@ -169,16 +169,16 @@ fn read_trigger(model: &Model, rendered: &RenderedChat, trigger: &GrammarTrigger
     };
     match trigger.kind {
         WORD if rendered.preserved_tokens.contains(value) => match single(value) {
-            Some(token) => Some(Trigger::Token(token)),
-            None => Some(Trigger::Pattern(escape(value))),
+            Some(token) => Some(SamplerTrigger::Token(token)),
+            None => Some(SamplerTrigger::Pattern(escape(value))),
         },
-        WORD => Some(Trigger::Pattern(escape(value))),
-        PATTERN => Some(Trigger::Pattern(value.clone())),
-        PATTERN_FULL => Some(Trigger::Pattern(format!(
+        WORD => Some(SamplerTrigger::Pattern(escape(value))),
+        PATTERN => Some(SamplerTrigger::Pattern(value.clone())),
+        PATTERN_FULL => Some(SamplerTrigger::Pattern(format!(
             "^{}$",
             value.trim_start_matches('^').trim_end_matches('$')
         ))),
-        TOKEN => single(value).map(Trigger::Token),
+        TOKEN => single(value).map(SamplerTrigger::Token),
         _ => None,
     }
 }
@@ -196,7 +196,7 @@ fn escape(word: &str) -> String {
 }
 
 /// The tokens of the prompt's tail that belong to the answer.
-fn prefill(model: &Model, generation_prompt: &str) -> Result<Vec<Token>, String> {
+fn prefill(model: &Model, generation_prompt: &str) -> Result<Vec<TokenId>, String> {
     let mut tokens = model.tokenize(generation_prompt, false, true)?;
     // Some tokenizers put a blank in front of the first control token, which the template did not write.
     if let Some(&first) = tokens.first() {

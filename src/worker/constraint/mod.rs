@@ -12,25 +12,28 @@ use llguidance::toktrie::SimpleVob;
 
 pub(super) use self::schema::SchemaCompiler;
 use self::{grammar::CallGrammar, schema::SchemaMask};
-use super::protocol::{ChatSyntax, ReasoningSyntax};
-use crate::llama::{Candidates, Model, SamplerChain, Token};
+use super::{
+    picking::{pick_from, pick_from_all},
+    protocol::{ChatSyntax, ReasoningSyntax},
+};
+use crate::llama::{Model, SamplerChain, TokenCandidates, TokenId};
 
 /// The constraint of one answer and how far the answer is.
 #[derive(Debug)]
-pub(super) struct Constraint {
+pub(super) struct AnswerConstraint {
     schema: Option<SchemaMask>,
     calls: Option<CallGrammar>,
     /// Whether the grammar of calls is one of the whole answer.
     whole: bool,
     /// Whether a call has to come, and has not begun.
     must_call: bool,
-    place: Place,
+    place: ConstraintPosition,
     openings: Vec<Opening>,
 }
 
 /// How far an answer is that must satisfy a schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum ConstraintPosition {
     /// Nothing was written yet: a way around the schema may be taken.
     Start,
     /// This many tokens of an opening were written; the rest of it follows.
@@ -42,7 +45,7 @@ enum Place {
 /// What may come in the place of JSON.
 #[derive(Debug)]
 struct Opening {
-    tokens: Vec<Token>,
+    tokens: Vec<TokenId>,
     leads_to: LeadsTo,
 }
 
@@ -52,7 +55,7 @@ enum LeadsTo {
     Call,
 }
 
-impl Constraint {
+impl AnswerConstraint {
     /// What a job asks for; `None` if it may write what it likes.
     pub(super) fn new(
         model: &Arc<Model>,
@@ -92,7 +95,7 @@ impl Constraint {
             calls,
             whole,
             must_call,
-            place: Place::Start,
+            place: ConstraintPosition::Start,
             openings,
         }))
     }
@@ -107,18 +110,12 @@ impl Constraint {
         &mut self,
         logits: &[f32],
         mut chain: Option<&mut SamplerChain>,
-        candidates: &mut Candidates,
-    ) -> Result<Option<Token>, String> {
+        candidates: &mut TokenCandidates,
+    ) -> Result<Option<TokenId>, String> {
         if self.is_led() {
             return self.choose_led(logits, chain, candidates);
         }
-        let free = match &mut chain {
-            Some(chain) => {
-                candidates.fill_all(logits);
-                chain.sample(candidates)
-            }
-            None => super::sampling::best_of_all(logits),
-        };
+        let free = pick_from_all(logits, chain.as_deref_mut(), candidates);
         let (Some(calls), Some(token)) = (&mut self.calls, free) else {
             return Ok(free);
         };
@@ -137,9 +134,9 @@ impl Constraint {
         &mut self,
         logits: &[f32],
         chain: Option<&mut SamplerChain>,
-        candidates: &mut Candidates,
-    ) -> Result<Option<Token>, String> {
-        if let Place::Opening { index, written } = self.place {
+        candidates: &mut TokenCandidates,
+    ) -> Result<Option<TokenId>, String> {
+        if let ConstraintPosition::Opening { index, written } = self.place {
             return Ok(self.openings[index].tokens.get(written).copied());
         }
         let mask = match &mut self.schema {
@@ -147,7 +144,7 @@ impl Constraint {
             _ => None,
         };
         let openings: &[Opening] = match self.place {
-            Place::Start => &self.openings,
+            ConstraintPosition::Start => &self.openings,
             _ => &[],
         };
         candidates.fill(logits, |id| {
@@ -155,24 +152,21 @@ impl Constraint {
             let masked = |mask: &SimpleVob| id < mask.len() && mask.is_allowed(id as u32);
             mask.as_ref().is_some_and(masked) || openings.iter().any(opens)
         });
-        Ok(match chain {
-            Some(chain) => chain.sample(candidates),
-            None => candidates.best(),
-        })
+        Ok(pick_from(candidates, chain))
     }
 
     /// Advances by a written token; `false` when the answer is complete with it.
-    pub(super) fn accept(&mut self, token: Token) -> Result<bool, String> {
+    pub(super) fn accept(&mut self, token: TokenId) -> Result<bool, String> {
         if self.is_led() {
             let (index, written) = match self.place {
-                Place::Opening { index, written } => (Some(index), written),
-                Place::Start => (self.openings.iter().position(|opening| opening.tokens[0] == token), 0),
-                Place::Body => (None, 0),
+                ConstraintPosition::Opening { index, written } => (Some(index), written),
+                ConstraintPosition::Start => (self.openings.iter().position(|opening| opening.tokens[0] == token), 0),
+                ConstraintPosition::Body => (None, 0),
             };
             match index {
                 Some(index) => self.go_on_opening(index, written + 1),
                 None => {
-                    self.place = Place::Body;
+                    self.place = ConstraintPosition::Body;
                     return match &mut self.schema {
                         Some(schema) => schema.accept(token),
                         None => Ok(true),
@@ -187,7 +181,7 @@ impl Constraint {
     fn go_on_opening(&mut self, index: usize, written: usize) {
         let opening = &self.openings[index];
         if written < opening.tokens.len() {
-            self.place = Place::Opening { index, written };
+            self.place = ConstraintPosition::Opening { index, written };
             return;
         }
         match opening.leads_to {
@@ -195,18 +189,18 @@ impl Constraint {
             LeadsTo::Call => (self.schema, self.must_call) = (None, false),
             LeadsTo::Reasoning => self.openings.retain(|opening| opening.leads_to != LeadsTo::Reasoning),
         }
-        self.place = Place::Start;
+        self.place = ConstraintPosition::Start;
     }
 
     /// The reasoning has ended with these tokens, which may also begin a call.
-    pub(super) fn after_reasoning(&mut self, end: &[Token]) {
+    pub(super) fn after_reasoning(&mut self, end: &[TokenId]) {
         if self.rests_while_reasoning() {
             self.tell_calls(end);
         }
     }
 
     /// A model that leaves the format of calls keeps its words: the grammar gives up, not the answer.
-    fn tell_calls(&mut self, tokens: &[Token]) {
+    fn tell_calls(&mut self, tokens: &[TokenId]) {
         let Some(calls) = &mut self.calls else { return };
         if let Err(reason) = tokens.iter().try_for_each(|&token| calls.accept(token)) {
             tracing::warn!(reason, "the grammar of tool calls gives up");

@@ -12,7 +12,7 @@ use llguidance::{
 };
 use serde_json::Value;
 
-use crate::llama::{Model, Token};
+use crate::llama::{Model, TokenId};
 
 /// Bytes of a schema's text; compiling takes time that grows faster than this.
 const MAX_SCHEMA_BYTES: usize = 64 << 10;
@@ -30,7 +30,7 @@ impl SchemaCompiler {
     pub(in crate::worker) fn new(model: &Model) -> Result<Self, String> {
         let eos = model.eos().ok_or("the model has no end-of-sequence token")?;
         let mut words: Vec<Vec<u8>> = Vec::with_capacity(model.vocab_size());
-        for token in 0..model.vocab_size() as Token {
+        for token in 0..model.vocab_size() as TokenId {
             let mut word = Vec::new();
             model.append_piece(token, false, &mut word);
             if word.is_empty() {
@@ -40,7 +40,7 @@ impl SchemaCompiler {
             }
             words.push(word);
         }
-        let ends: Vec<u32> = (0..model.vocab_size() as Token)
+        let ends: Vec<u32> = (0..model.vocab_size() as TokenId)
             .filter(|&token| model.is_end_of_generation(token))
             .map(|token| token as u32)
             .collect();
@@ -160,7 +160,7 @@ impl SchemaMask {
     }
 
     /// Advances by the chosen token; `false` when the answer is complete.
-    pub(super) fn accept(&mut self, token: Token) -> Result<bool, String> {
+    pub(super) fn accept(&mut self, token: TokenId) -> Result<bool, String> {
         self.matcher
             .consume_token(token as u32)
             .map_err(|error| error.to_string())?;

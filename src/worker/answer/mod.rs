@@ -9,13 +9,13 @@ mod reader;
 #[cfg(test)]
 mod tests;
 
-use self::reader::Reader;
+use self::reader::FormatReader;
 use super::{output::TextStream, protocol::ChatSyntax};
 use crate::inference::Delta;
 
 /// Reads one answer as it is written.
 #[derive(Debug)]
-pub struct Answer {
+pub struct AnswerReader {
     text: TextStream,
     format: AnswerFormat,
 }
@@ -25,10 +25,10 @@ enum AnswerFormat {
     /// All of it is content.
     Plain,
     /// In a chat template's format.
-    Chat(Box<Reader>),
+    Chat(Box<FormatReader>),
 }
 
-impl Answer {
+impl AnswerReader {
     /// A reader of an answer that ends at the first of `stops`; without `chat` all of it is content.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ impl Answer {
     pub fn new(stops: &[String], chat: Option<&ChatSyntax>) -> Result<Self, String> {
         let format = match chat {
             None => AnswerFormat::Plain,
-            Some(syntax) => AnswerFormat::Chat(Box::new(Reader::new(syntax)?)),
+            Some(syntax) => AnswerFormat::Chat(Box::new(FormatReader::new(syntax)?)),
         };
         Ok(Self {
             text: TextStream::new(stops),
