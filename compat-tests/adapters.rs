@@ -3,10 +3,7 @@
 use std::{fs, path::Path};
 
 use bytes::Bytes;
-use hubllama::{
-    config::HubConfig,
-    hub::{HfName, Hub},
-};
+use hubllama::{config::HubConfig, hub::HfName, library::Library};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -458,7 +455,7 @@ fn a_new_commit_of_an_adapter_is_an_update() {
     };
     let update = || {
         let name = HfName::parse(both).expect("a name");
-        let known = Hub::new(&daemon.folder.path().join("state"));
+        let known = Library::new(&daemon.folder.path().join("state"));
         runtime.block_on(known.update(&config, &name)).expect("the Hub answers")
     };
     assert_eq!(update(), None);

@@ -10,8 +10,9 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use hubllama::{
     config::HubConfig,
-    hub::{Deleted, HfName, Hub, HubError, ResolveError},
+    hub::{HfName, HubError, ResolveError},
     inference::PullEvent,
+    library::{Deleted, Library},
     stdx::Secret,
 };
 
@@ -29,7 +30,7 @@ const MIB: usize = 1 << 20;
 
 pub(crate) struct Bench {
     server: FakeHub,
-    hub: Hub,
+    hub: Library,
     config: HubConfig,
     cache: tempfile::TempDir,
     state: tempfile::TempDir,
@@ -49,7 +50,7 @@ impl Bench {
             ..HubConfig::default()
         };
         Self {
-            hub: Hub::new(state.path()),
+            hub: Library::new(state.path()),
             server,
             config,
             cache,
@@ -94,7 +95,7 @@ impl Bench {
     }
 }
 
-async fn pull(hub: &Hub, config: &HubConfig, text: &str) -> Result<Vec<PullEvent>, HubError> {
+async fn pull(hub: &Library, config: &HubConfig, text: &str) -> Result<Vec<PullEvent>, HubError> {
     let mut stream = hub.pull(config, &name(text));
     let mut events = Vec::new();
     while let Some(event) = stream.next().await {
@@ -287,7 +288,7 @@ async fn a_cut_is_resumed_by_the_next_pull() {
     assert_eq!(bench.leftovers().len(), 2, "the partial file and its ranges");
     assert_eq!(bench.server.hits("/cdn").bytes, 700_000);
     // A process that starts later resumes as well.
-    bench.hub = Hub::new(bench.state.path());
+    bench.hub = Library::new(bench.state.path());
     bench.pull(NAME).await.unwrap();
     assert_eq!(
         bench.server.hits("/cdn").bytes,
@@ -366,7 +367,7 @@ async fn processes_wait_for_each_other() {
     bench.server.faults(|faults| faults.delay = Duration::from_millis(5));
     let other_state = tempfile::tempdir().unwrap();
     // Two handles know nothing of each other, like two processes; only the lock on the blob is between them.
-    let other = Hub::new(other_state.path());
+    let other = Library::new(other_state.path());
     let (first, second) = tokio::join!(bench.pull(NAME), pull(&other, &bench.config, NAME));
     first.unwrap();
     second.unwrap();
@@ -743,7 +744,7 @@ async fn delete_takes_only_what_hubllama_brought() {
 
     // Another user of the cache downloads it; to this handle it is foreign.
     let state = tempfile::tempdir().unwrap();
-    pull(&Hub::new(state.path()), &bench.config, NAME).await.unwrap();
+    pull(&Library::new(state.path()), &bench.config, NAME).await.unwrap();
     assert_eq!(
         bench.hub.delete(&bench.config, &name(NAME)).await,
         Ok(Deleted::Unlisted)

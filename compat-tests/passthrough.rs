@@ -19,7 +19,7 @@ use hubllama::{
     api::{Api, Handler, Status},
     config::Config,
     http::body,
-    hub::Hub,
+    library::Library,
     lifecycle::{Helper, Lifecycle, WorkerCommand},
     provider::{Call, HuggingFace, Ollama, Registry, UpstreamError},
     server::Address,
@@ -39,7 +39,7 @@ const HOP: &str = "x-hubllama-hop";
 fn handler(config: Arc<ArcSwap<Config>>) -> Arc<dyn Handler> {
     let worker = WorkerCommand::default();
     let lifecycle = Lifecycle::start(worker.clone());
-    let hub = Hub::new(Path::new("/nonexistent"));
+    let hub = Library::new(Path::new("/nonexistent"));
     let nothing: Status = Arc::new(|| serde_json::Value::Null);
     Arc::new(Api {
         registry: Registry::new(Arc::new(HuggingFace::new(hub, lifecycle, Helper::new(worker)))),

@@ -19,11 +19,12 @@ const LAYERS: &[(&str, u8)] = &[
     ("observability", 1),
     ("worker", 2),
     ("lifecycle", 2),
-    ("provider", 3),
-    ("api", 4),
-    ("server", 5),
-    ("daemon", 6),
-    ("cli", 7),
+    ("library", 3),
+    ("provider", 4),
+    ("api", 5),
+    ("server", 6),
+    ("daemon", 7),
+    ("cli", 8),
 ];
 
 /// What goes sideways all the same: who, and what of it. At the bottom the order is stdx, inference, the others.
@@ -36,7 +37,6 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("llama", "inference"),
     ("llama", "config::SplitMode"),
     ("llama", "gguf::GgmlType"),
-    ("hub", "convert"),
     ("lifecycle", "worker::protocol"),
 ];
 

@@ -20,7 +20,7 @@
 //! ```text
 //! socket → server (HTTP mechanics) → api (one wire dialect → neutral request) → provider (who answers this name)
 //!    plain name:  provider::ollama forwards the original bytes, streams the reply's bytes back
-//!    hf: name:    provider::huggingface: name → hub (files) → lifecycle (a lease on a resident worker) → worker
+//!    hf: name:    provider::huggingface: name → library (files) → lifecycle (a lease on a resident worker) → worker
 //! neutral events → api (the same dialect) → NDJSON or SSE frames → socket
 //! ```
 //!
@@ -30,16 +30,17 @@
 //!
 //! | layer | module | holds |
 //! |---|---|---|
-//! | 7 | [`cli`] | arguments, and everything that is printed for people |
-//! | 6 | [`daemon`] | composition root, start and stop order, signals, reload, systemd |
-//! | 5 | [`server`] | listeners, connections, limits, CORS and host check, the one route table |
-//! | 4 | [`api`] | wire dialects: Ollama's, OpenAI's, Anthropic's; health and configuration pages |
-//! | 3 | [`provider`] | the `Provider` trait, the registry, `ollama`, `huggingface` |
+//! | 8 | [`cli`] | arguments, and everything that is printed for people |
+//! | 7 | [`daemon`] | composition root, start and stop order, signals, reload, systemd |
+//! | 6 | [`server`] | listeners, connections, limits, CORS and host check, the one route table |
+//! | 5 | [`api`] | wire dialects: Ollama's, OpenAI's, Anthropic's; health and configuration pages |
+//! | 4 | [`provider`] | the `Provider` trait, the registry, `ollama`, `huggingface` |
+//! | 3 | [`library`] | the models on this machine: find, list, pull, convert, remove, verify, import, prune |
 //! | 2 | [`lifecycle`] | which models are resident: leases, keep-alive, eviction, worker supervision |
 //! | 2 | [`worker`] | the child process: scheduler, slots, prefix reuse, constraints, sampling, vectors; `protocol` is shared with lifecycle |
 //! | 1 | [`convert`] | safetensors into GGUF, as data: configuration, tokenizer, one file per architecture family |
 //! | 1 | [`go_template`] | templates as Ollama writes them, filled with a conversation |
-//! | 1 | [`hub`] | names, resolving, downloading, the shared cache |
+//! | 1 | [`hub`] | names, resolving, verified downloads, the layout of the shared cache |
 //! | 1 | [`observability`] | logging |
 //! | 0 | [`config`] | plain data: types, load, validate, diff, watch |
 //! | 0 | [`inference`] | the neutral request and events |
@@ -69,6 +70,7 @@ pub mod go_template;
 pub mod http;
 pub mod hub;
 pub mod inference;
+pub mod library;
 pub mod lifecycle;
 pub mod llama;
 pub mod observability;

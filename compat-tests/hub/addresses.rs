@@ -123,7 +123,7 @@ async fn pulled_by_another(bench: &Bench) -> tempfile::TempDir {
         cache_dir: theirs.path().to_owned(),
         ..bench.config.clone()
     };
-    pull(&Hub::new(state.path()), &config, NAME).await.unwrap();
+    pull(&Library::new(state.path()), &config, NAME).await.unwrap();
     theirs
 }
 
@@ -180,7 +180,11 @@ async fn what_another_user_has_a_part_of_is_completed() {
     assert!(fs::read(&model.files[0]).unwrap() == content);
     assert!(fs::read(model.mmproj.as_ref().unwrap()).unwrap() == projector);
     let checked = bench.hub.verify(&model, |_| ()).await.unwrap();
-    assert!(checked.iter().all(|file| file.verdict == hubllama::hub::Verdict::Good));
+    assert!(
+        checked
+            .iter()
+            .all(|file| file.verdict == hubllama::library::Verdict::Good)
+    );
 
     // Ours are a link and the projector; theirs stays.
     assert!(matches!(

@@ -111,7 +111,7 @@ async fn we_read_what_python_wrote() {
     );
     assert!(fs::read(&model.files[0]).unwrap() == content);
     let checked = bench.hub.verify(&model, |_| ()).await.unwrap();
-    assert_eq!(checked[0].verdict, hubllama::hub::Verdict::Good);
+    assert_eq!(checked[0].verdict, hubllama::library::Verdict::Good);
     bench.pull(NAME).await.unwrap();
     assert_eq!(bench.server.hits("/cdn").bytes, fetched, "nothing is fetched again");
     assert_eq!(bench.hub.update(&bench.config, &name(NAME)).await, Ok(None));

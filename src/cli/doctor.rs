@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path, process::ExitCode, sync::Arc, t
 use super::client::Daemon;
 use crate::{
     config::{self, Config, HubConfig, Inputs},
-    hub::Hub,
+    library::Library,
     provider::{Call, Ollama},
     stdx::{fs::free_bytes, size::human_bytes},
     worker::build_report,
@@ -108,7 +108,7 @@ async fn hub_rows(config: &Config, row: &mut impl FnMut(bool, &str, String)) {
     if config.hub.offline {
         row(true, "hub", format!("{endpoint}, offline by configuration"));
     } else {
-        let hub = Hub::new(&config.state_dir);
+        let hub = Library::new(&config.state_dir);
         match hub.reachable(&config.hub).await {
             Ok(reachable) => {
                 row(true, "hub", format!("{endpoint} answers"));

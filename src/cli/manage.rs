@@ -10,7 +10,8 @@ use super::client::Daemon;
 use crate::{
     config::{self, Inputs},
     gguf,
-    hub::{Deleted, HfName, Hub, Verdict, WasteKind},
+    hub::HfName,
+    library::{Deleted, Library, Verdict, WasteKind},
     stdx::size::human_bytes,
 };
 
@@ -40,12 +41,12 @@ pub(super) async fn remove(inputs: &Inputs, name: &str, files: bool) -> anyhow::
         return Ok(ExitCode::SUCCESS);
     }
     eprintln!("no daemon is running; removing from {}", config.hub.cache_dir.display());
-    let hub = Hub::new(&config.state_dir);
+    let library = Library::new(&config.state_dir);
     let parsed = HfName::parse(name)?;
     let deleted = if files {
-        hub.delete_files(&config.hub, &parsed).await?
+        library.delete_files(&config.hub, &parsed).await?
     } else {
-        hub.delete(&config.hub, &parsed).await?
+        library.delete(&config.hub, &parsed).await?
     };
     match deleted {
         Deleted::Removed { bytes_freed } => println!("removed {name}, {} freed", human_bytes(bytes_freed)),
@@ -57,19 +58,19 @@ pub(super) async fn remove(inputs: &Inputs, name: &str, files: bool) -> anyhow::
 
 pub(super) async fn verify(inputs: &Inputs, names: &[String]) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
-    let hub = Hub::new(&config.state_dir);
+    let library = Library::new(&config.state_dir);
     let mut models = Vec::new();
     for name in names {
-        models.push(hub.locate(&config.hub, &HfName::parse(name)?).await?);
+        models.push(library.locate(&config.hub, &HfName::parse(name)?).await?);
     }
     if names.is_empty() {
-        models = hub.list(&config.hub).await;
+        models = library.list(&config.hub).await;
     }
     let bar = bar(models.iter().map(|model| model.size_bytes).sum());
     let mut is_good = true;
     for model in models {
         let (name, read) = (&model.canonical, bar.clone());
-        let checked = hub.verify(&model, move |bytes| read.inc(bytes)).await?;
+        let checked = library.verify(&model, move |bytes| read.inc(bytes)).await?;
         let mut lines = Vec::new();
         for file in checked {
             let path = file.path.display();
@@ -96,8 +97,8 @@ pub(super) async fn verify(inputs: &Inputs, names: &[String]) -> anyhow::Result<
 
 pub(super) async fn prune(inputs: &Inputs, apply: bool) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
-    let hub = Hub::new(&config.state_dir);
-    let waste = hub.prunable(&config.hub).await?;
+    let library = Library::new(&config.state_dir);
+    let waste = library.prunable(&config.hub).await?;
     for waste in &waste {
         let kind = match waste.kind {
             WasteKind::Partial => "broken off",
@@ -112,7 +113,7 @@ pub(super) async fn prune(inputs: &Inputs, apply: bool) -> anyhow::Result<ExitCo
     if waste.is_empty() {
         println!("nothing to remove in {cache}");
     } else if apply {
-        let freed = hub.prune(waste).await?;
+        let freed = library.prune(waste).await?;
         println!("{} freed in {cache}", human_bytes(freed));
     } else {
         println!(
@@ -132,7 +133,7 @@ pub(super) async fn import(inputs: &Inputs, file: &Path, name: &str) -> anyhow::
     gguf::precheck(&header)?;
     let bar = bar(std::fs::metadata(file)?.len());
     let copied = bar.clone();
-    let model = Hub::new(&config.state_dir)
+    let model = Library::new(&config.state_dir)
         .import(&config.hub, file, &name, move |bytes| copied.inc(bytes))
         .await?;
     bar.finish_and_clear();

@@ -9,8 +9,9 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use super::client::Daemon;
 use crate::{
     config::{self, Inputs},
-    hub::{HfName, Hub},
+    hub::HfName,
     inference::PullEvent,
+    library::Library,
     lifecycle::WorkerCommand,
     provider::Converting,
     stdx::size::human_bytes,
@@ -50,8 +51,8 @@ pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode
             };
             let doubtful = config.hub.doubtful_tokenizers;
             let converting = Converting::new(command, move || doubtful);
-            let hub = Hub::with_converter(&config.state_dir, Arc::new(converting));
-            let mut events = hub.pull(&config.hub, &name);
+            let library = Library::with_converter(&config.state_dir, Arc::new(converting));
+            let mut events = library.pull(&config.hub, &name);
             while let Some(event) = events.next().await {
                 match event? {
                     PullEvent::Status(status) => bars.status(status),
@@ -80,7 +81,7 @@ pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
         "QUANTIZATION".into(),
         "MODIFIED".into(),
     ]];
-    let hub = Hub::new(&config.state_dir);
+    let library = Library::new(&config.state_dir);
     let mut names = None;
     match Daemon::find(&config).await? {
         Some(daemon) => {
@@ -111,7 +112,7 @@ pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
         }
         None => {
             eprintln!("no daemon is running; listing {}", config.hub.cache_dir.display());
-            for model in hub.list(&config.hub).await {
+            for model in library.list(&config.hub).await {
                 let modified = minutes(&crate::stdx::timestamp::rfc3339_local(model.modified_at));
                 rows.push([model.canonical, human_bytes(model.size_bytes), model.label, modified]);
             }
@@ -129,10 +130,10 @@ pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
             widths[0], widths[1], widths[2]
         );
     }
-    let mut models = hub.list(&config.hub).await;
+    let mut models = library.list(&config.hub).await;
     // The daemon may use another cache than this user's configuration says; of its models nothing is known here.
     models.retain(|model| names.as_ref().is_none_or(|names| names.contains(&model.canonical)));
-    let updates = hub
+    let updates = library
         .updates(&config.hub, &models, &config.state_dir, UPDATE_PATIENCE)
         .await;
     for (model, update) in models.iter().zip(updates) {

@@ -1,40 +1,26 @@
 //! `search`: what the Hub has, how large it is, and whether this machine can run it.
 
-use std::{fmt::Write as _, fs, process::ExitCode};
+use std::{fmt::Write as _, process::ExitCode};
 
 use crate::{
     config::{self, Inputs},
-    hub::{Found, Hub},
+    hub::Found,
+    library::{Library, MemoryFit, total_memory},
     stdx::size::human_bytes,
 };
-
-/// What a model needs beside its weights: a small context, buffers, the program.
-const OVERHEAD_BYTES: u64 = 512 << 20;
 
 pub(super) async fn search(inputs: &Inputs, words: &[String], limit: usize) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     let words = words.join(" ");
-    let found = Hub::new(&config.state_dir).search(&config.hub, &words, limit).await?;
+    let found = Library::new(&config.state_dir)
+        .search(&config.hub, &words, limit)
+        .await?;
     if found.is_empty() {
         eprintln!("nothing on the Hub with GGUF files matches \"{words}\"");
         return Ok(ExitCode::FAILURE);
     }
-    print!("{}", screen(&found, memory()));
+    print!("{}", screen(&found, total_memory()));
     Ok(ExitCode::SUCCESS)
-}
-
-/// Bytes of memory that this machine has in all; 0 if it does not say.
-fn memory() -> u64 {
-    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kibibytes = text.lines().find_map(|line| {
-        line.strip_prefix("MemTotal:")?
-            .trim()
-            .strip_suffix("kB")?
-            .trim()
-            .parse::<u64>()
-            .ok()
-    });
-    kibibytes.unwrap_or(0) << 10
 }
 
 fn screen(found: &[Found], memory: u64) -> String {
@@ -58,21 +44,20 @@ fn screen(found: &[Found], memory: u64) -> String {
             .max()
             .unwrap_or(0);
         for (label, bytes) in &repo.models {
-            let verdict = verdict(*bytes, memory);
+            let verdict = verdict(MemoryFit::of(*bytes, memory));
             let _ = writeln!(text, "  {label:width$}  {:>9}  {verdict}", human_bytes(*bytes));
         }
     }
     text.chars().filter(|c| *c == '\n' || !c.is_control()).collect()
 }
 
-/// Whether a model of this size runs in this much memory.
-fn verdict(bytes: u64, memory: u64) -> &'static str {
-    let needed = bytes.saturating_add(bytes / 10).saturating_add(OVERHEAD_BYTES);
-    match memory {
-        0 => "",
-        memory if needed <= memory / 4 * 3 => "fits",
-        memory if needed <= memory => "tight",
-        _ => "too large for this machine's memory",
+/// The word for a fit in the last column.
+fn verdict(fit: MemoryFit) -> &'static str {
+    match fit {
+        MemoryFit::Fits => "fits",
+        MemoryFit::Tight => "tight",
+        MemoryFit::TooLarge => "too large for this machine's memory",
+        MemoryFit::Unknown => "",
     }
 }
 
@@ -102,6 +87,6 @@ mod tests {
         );
         assert!(lines[2].ends_with("tight"), "{text}");
         assert!(lines[3].ends_with("too large for this machine's memory"), "{text}");
-        assert_eq!(verdict(1, 0), "");
+        assert_eq!(verdict(MemoryFit::Unknown), "");
     }
 }

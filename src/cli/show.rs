@@ -8,7 +8,8 @@ use super::{client::Daemon, models::UPDATE_PATIENCE};
 use crate::{
     config::{self, Config, Inputs},
     gguf,
-    hub::{HfName, Hub, LocalModel, Update},
+    hub::HfName,
+    library::{Library, LocalModel, Update},
     stdx::size::human_bytes,
 };
 
@@ -21,29 +22,29 @@ pub(super) async fn show(inputs: &Inputs, name: &str, updates: bool) -> anyhow::
         Some(daemon) => daemon.post("/api/show", &json!({ "model": name })).await?,
         None => {
             eprintln!("no daemon is running; looking in {}", config.hub.cache_dir.display());
-            let hub = Hub::new(&config.state_dir);
-            let model = hub.locate(&config.hub, &HfName::parse(name)?).await?;
-            local(&hub, &model).await?
+            let library = Library::new(&config.state_dir);
+            let model = library.locate(&config.hub, &HfName::parse(name)?).await?;
+            local(&library, &model).await?
         }
     };
     print!("{}", sheet(name, &shown));
-    let hub = Hub::new(&config.state_dir);
+    let library = Library::new(&config.state_dir);
     if updates {
-        let text = match hub.update(&config.hub, &HfName::parse(name)?).await? {
+        let text = match library.update(&config.hub, &HfName::parse(name)?).await? {
             None => "none: the Hub has the same files".to_owned(),
             Some(update) => update_text(name, &update),
         };
         println!("{}", row("update", &text));
-    } else if let Some(update) = known_update(&hub, &config, name).await {
+    } else if let Some(update) = known_update(&library, &config, name).await {
         println!("{}", row("update", &update_text(name, &update)));
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// What is newer on the Hub, if that is known or said at once; nothing of a model that is in no cache of this user's.
-async fn known_update(hub: &Hub, config: &Config, name: &str) -> Option<Update> {
-    let models = [hub.locate(&config.hub, &HfName::parse(name).ok()?).await.ok()?];
-    let updates = hub.updates(&config.hub, &models, &config.state_dir, UPDATE_PATIENCE);
+async fn known_update(library: &Library, config: &Config, name: &str) -> Option<Update> {
+    let models = [library.locate(&config.hub, &HfName::parse(name).ok()?).await.ok()?];
+    let updates = library.updates(&config.hub, &models, &config.state_dir, UPDATE_PATIENCE);
     updates.await.pop()?
 }
 
@@ -56,7 +57,7 @@ fn update_text(name: &str, update: &Update) -> String {
 }
 
 /// What `/api/show` says, as far as files alone tell it.
-async fn local(hub: &Hub, model: &LocalModel) -> anyhow::Result<Value> {
+async fn local(library: &Library, model: &LocalModel) -> anyhow::Result<Value> {
     let headers: Result<Vec<gguf::Header>, _> = model.files.iter().map(|file| gguf::Header::open(file)).collect();
     let headers = headers?;
     let mut facts = gguf::facts_of_shards(&headers);
@@ -65,7 +66,7 @@ async fn local(hub: &Hub, model: &LocalModel) -> anyhow::Result<Value> {
     }
     let has_template = headers.first().and_then(gguf::chat_template).is_some();
     let mut info = gguf::model_info_of_shards(&headers, false);
-    let provenance = hub.provenance(model).await;
+    let provenance = library.provenance(model).await;
     info.extend(provenance.keys(if has_template { "gguf" } else { "none" }));
     let capabilities: Vec<Value> = facts.capabilities.iter().map(|capability| json!(capability)).collect();
     Ok(json!({

@@ -12,7 +12,8 @@ use super::args::TemplateArguments;
 use crate::{
     config::{self, Config, Inputs},
     gguf::{self, Header},
-    hub::{HfName, Hub},
+    hub::HfName,
+    library::Library,
     worker::{ProbeReport, PromptComparison, template_report},
 };
 
@@ -28,7 +29,7 @@ struct Found {
 /// Exit status 1 where the two templates are not the same.
 pub(super) async fn run(inputs: &Inputs, arguments: &TemplateArguments) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
-    let hub = Hub::new(&config.state_dir);
+    let hub = Library::new(&config.state_dir);
     let (path, name) = locate(&hub, &config, &arguments.name).await?;
     let header = Header::open(&path).with_context(|| format!("{} is no usable GGUF", path.display()))?;
     if let Err(refusal) = gguf::precheck(&header) {
@@ -100,7 +101,7 @@ fn row(what: &str, text: &str) {
 }
 
 /// A file as it was named, or the first file of a model in the cache.
-async fn locate(hub: &Hub, config: &Config, name: &str) -> anyhow::Result<(PathBuf, Option<HfName>)> {
+async fn locate(hub: &Library, config: &Config, name: &str) -> anyhow::Result<(PathBuf, Option<HfName>)> {
     let path = Path::new(name);
     if path
         .extension()
@@ -145,7 +146,7 @@ fn repositories(against: Option<&str>, own: Option<HfName>, header: &Header) -> 
 }
 
 /// The template of the first repository that has one.
-async fn of_repository(hub: &Hub, config: &Config, repositories: &[HfName]) -> Option<Found> {
+async fn of_repository(hub: &Library, config: &Config, repositories: &[HfName]) -> Option<Found> {
     for name in repositories {
         let repository = name.repo_id();
         for file in ["chat_template.jinja", "tokenizer_config.json"] {

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     api::Api,
     config::{Config, ConfigStore, Inputs, Problems, ReloadHandle},
-    hub::Hub,
+    library::Library,
     lifecycle::{Helper, Lifecycle, LifecycleHealth, WorkerCommand},
     observability::{self, LogControl},
     provider::{Aliases, Converting, HuggingFace, Registry, ollama::Ollama},
@@ -95,7 +95,7 @@ async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartErro
     let lifecycle = Lifecycle::start(worker.clone());
     let settings = Arc::clone(&store);
     let converting = Converting::new(worker.clone(), move || settings.current().hub.doubtful_tokenizers);
-    let hub = Hub::with_converter(&config.state_dir, Arc::new(converting));
+    let hub = Library::with_converter(&config.state_dir, Arc::new(converting));
     let hugging_face = HuggingFace::new(hub, lifecycle.clone(), Helper::new(worker));
     let registry = Registry::with_aliases(Arc::new(hugging_face), Aliases::load(&config.state_dir));
     let api = api(&store, registry, &lifecycle);

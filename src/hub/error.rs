@@ -3,7 +3,7 @@
 use std::{io, path::Path, time::Duration};
 
 use super::{name::NameError, resolve::ResolveError};
-use crate::{convert::ConvertError, inference::Failure};
+use crate::inference::Failure;
 
 /// Why a name could not be located, pulled or deleted. Clones are shared by everybody who waits for one download.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -211,29 +211,6 @@ impl HubError {
             action,
             path: path.display().to_string(),
             reason: error.to_string(),
-        }
-    }
-
-    /// An error of an adapter's conversion.
-    pub(crate) fn adapter(repo: &str, error: &ConvertError) -> Self {
-        match Self::conversion(repo, error) {
-            Self::Checkpoint { repo, reason, .. } => Self::Adapter { repo, reason },
-            other => other,
-        }
-    }
-
-    /// An error of a conversion.
-    pub(crate) fn conversion(repo: &str, error: &ConvertError) -> Self {
-        match error {
-            ConvertError::Io { .. } | ConvertError::Space { .. } | ConvertError::Engine(_) => {
-                Self::Converter(error.to_string())
-            }
-            ConvertError::Cancelled => Self::Cancelled,
-            _ => Self::Checkpoint {
-                repo: repo.to_owned(),
-                reason: error.to_string(),
-                alternatives: Vec::new(),
-            },
         }
     }
 

@@ -1,18 +1,16 @@
 //! Looking for models on the Hub.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
 use tokio::time::timeout;
 
 use super::{
-    Hub,
     client::{Client, Wanted},
     error::HubError,
     resolve,
     wire::license_in,
 };
-use crate::config::HubConfig;
 
 /// Listings that are asked for at once.
 const PARALLEL: usize = 4;
@@ -37,21 +35,16 @@ pub struct Found {
     pub models: Vec<(String, u64)>,
 }
 
-impl Hub {
+impl Client {
     /// Repositories that match some words, the most downloaded first, with what each holds.
     ///
     /// # Errors
     /// If the Hub cannot be asked.
-    pub async fn search(&self, config: &HubConfig, words: &str, limit: usize) -> Result<Vec<Found>, HubError> {
-        if config.offline {
-            return Err(HubError::SwitchedOff);
-        }
-        let client = Client::new(&self.0.pool, Arc::new(config.clone()))?;
-        let found = client.search(Wanted::Words(words), limit).await?;
-        let client = &client;
+    pub(crate) async fn search_models(&self, words: &str, limit: usize) -> Result<Vec<Found>, HubError> {
+        let found = self.search(Wanted::Words(words), limit).await?;
         let with_models = stream::iter(found).map(|repo| async move {
             // One listing that cannot be had does not spoil the others.
-            let files = client.tree(&repo.id, "main").await.unwrap_or_default();
+            let files = self.tree(&repo.id, "main").await.unwrap_or_default();
             let mut models: Vec<(String, u64)> = resolve::all(&files)
                 .into_iter()
                 .map(|model| {

@@ -7,7 +7,7 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use crate::{
     config::DoubtfulTokenizers,
     convert::{Advance, ConvertError},
-    hub::{Converter, Kept, Order},
+    library::{Converter, Kept, Order},
     lifecycle::{WorkerCommand, convert},
     worker::protocol::ConvertJob,
 };

@@ -12,8 +12,8 @@ use serde_json::{Map, Value};
 use super::vectors;
 use crate::{
     gguf::{self, Header},
-    hub::LocalModel,
     inference::{Failure, ModelFacts, TensorFacts},
+    library::LocalModel,
 };
 
 /// Headers that are kept; a listing of more files reads the oldest again.

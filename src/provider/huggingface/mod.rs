@@ -24,11 +24,12 @@ use self::{
 use super::{Call, EventStream, Provider, PullStream, TokenizeRequest};
 use crate::{
     config::Config,
-    hub::{HfName, Hub, HubError, LocalModel},
+    hub::{HfName, HubError},
     inference::{
         Capability, EmbedRequest, Embeddings, Event, Failure, InferenceRequest, KeepAlive, LoadOptions, Message,
         ModelCard, ModelDetails, ModelFacts, Prompt, ResidentModel, TextToken,
     },
+    library::{Library, LocalModel},
     lifecycle::{Helper, JobStream, Lease, Lifecycle, Limits, Wanted},
     stdx::cpu::compute_threads,
     worker::protocol::{self, AdapterSpec, EmbedJob, Job, JobPrompt, LoadSpec, WorkerQuestion, WorkerReply},
@@ -42,7 +43,7 @@ const DEFAULT_CONTEXT: u32 = 4096;
 /// The provider of hf: names.
 #[derive(Clone, Debug)]
 pub struct HuggingFace {
-    hub: Hub,
+    hub: Library,
     lifecycle: Lifecycle,
     helper: Helper,
     headers: Arc<HeaderCache>,
@@ -80,7 +81,7 @@ impl Located {
 impl HuggingFace {
     /// Joins the parts.
     #[must_use]
-    pub fn new(hub: Hub, lifecycle: Lifecycle, helper: Helper) -> Self {
+    pub fn new(hub: Library, lifecycle: Lifecycle, helper: Helper) -> Self {
         Self {
             hub,
             lifecycle,

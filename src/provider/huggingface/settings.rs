@@ -2,8 +2,9 @@
 
 use crate::{
     config::{Config, ModelConfig},
-    hub::{HfName, Hub, LocalModel},
+    hub::HfName,
     inference::{KeepAlive, KvCacheType, LoadOptions, ModelFacts, Sampling, Switch},
+    library::{Library, LocalModel},
     lifecycle,
     worker::protocol::SamplerSettings,
 };
@@ -45,7 +46,7 @@ pub(super) struct Settings {
 
 impl Settings {
     /// What is in force for a model and a request.
-    pub(super) async fn of(hub: &Hub, config: &Config, model: &LocalModel, request: &LoadOptions) -> Self {
+    pub(super) async fn of(hub: &Library, config: &Config, model: &LocalModel, request: &LoadOptions) -> Self {
         Self::resolve(config, model_config(hub, config, model).await, request)
     }
 
@@ -174,7 +175,7 @@ fn is_same(name: &HfName, configured: &HfName) -> bool {
 
 /// The settings of a model; an entry that says more about which model it is for goes before one for the whole repository.
 /// What is said of a base holds with adapters, too.
-async fn model_config(hub: &Hub, config: &Config, model: &LocalModel) -> ModelConfig {
+async fn model_config(hub: &Library, config: &Config, model: &LocalModel) -> ModelConfig {
     let mut found: Option<((bool, bool, bool), &ModelConfig)> = None;
     let base = LocalModel {
         adapters: Vec::new(),

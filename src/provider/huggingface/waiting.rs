@@ -5,8 +5,9 @@ use futures_util::{StreamExt as _, stream};
 use super::{HuggingFace, settings};
 use crate::{
     config::Config,
-    hub::{HfName, HubError, Pull},
+    hub::{HfName, HubError},
     inference::{Delta, Event, Failure, InferenceRequest, Prompt, PullEvent, Think},
+    library::Pull,
     provider::{Call, EventStream, Provider as _},
     stdx::size::human_bytes,
 };

@@ -9,23 +9,24 @@ use std::{
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    Hub, LocalModel,
-    cache::{self, RepoFolder},
-    disk,
-    download::{blocking, is_present},
-    error::HubError,
-    key,
-    ledger::Note,
-    name::{HfName, Selector, is_safe_path},
-    resolve::{self, RepoFile},
+use super::{Library, LocalModel, key};
+use crate::{
+    config::HubConfig,
+    hub::{
+        HfName, HubError, Selector,
+        cache::{self, RepoFolder},
+        disk,
+        download::{blocking, is_present},
+        ledger::Note,
+        name::is_safe_path,
+        resolve::{self, RepoFile},
+    },
 };
-use crate::config::HubConfig;
 
 /// Bytes that are copied at a time.
 const COPY_BYTES: usize = 1 << 20;
 
-impl Hub {
+impl Library {
     /// Copies a GGUF file, and the other parts of it where it is one of several, into the cache under a name. `on_bytes`
     /// hears how many bytes were copied, again and again.
     ///
@@ -44,7 +45,7 @@ impl Hub {
                 reason: format!("it would be one model, without +{adapter}"),
             });
         }
-        let (hub, root, source, name) = (self.clone(), config.cache_dir.clone(), source.to_owned(), name.clone());
+        let (library, root, source, name) = (self.clone(), config.cache_dir.clone(), source.to_owned(), name.clone());
         blocking(move || {
             let files = files(&source, &name)?;
             // Spelled as what is there already, so that there are not two folders.
@@ -58,7 +59,7 @@ impl Hub {
             for (from, path) in &files {
                 let (etag, size, is_new) = copy(from, &folder, &on_bytes)?;
                 if is_new {
-                    hub.0.ledger.add(folder.blob(&etag))?;
+                    library.0.ledger.add(folder.blob(&etag))?;
                 }
                 listing.push(RepoFile {
                     path: path.clone(),
@@ -87,7 +88,7 @@ impl Hub {
                 error,
             })?;
             let label = resolution.label;
-            hub.0.ledger.pulled(
+            library.0.ledger.pulled(
                 &key(&folder.org, &folder.repo, &label),
                 Note {
                     commit: commit.clone(),
@@ -100,7 +101,7 @@ impl Hub {
                 ..name.clone()
             };
             let model = cache::locate(&root, &found)?;
-            Ok(hub.local(model, name.revision))
+            Ok(library.local(model, name.revision))
         })
         .await
     }
@@ -200,10 +201,11 @@ fn commit_of(files: &[RepoFile]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::cache::tests::name, *};
+    use super::*;
+    use crate::hub::cache::tests::name;
 
-    async fn import(hub: &Hub, config: &HubConfig, source: &Path, text: &str) -> Result<LocalModel, HubError> {
-        hub.import(config, source, &name(text), |_| ()).await
+    async fn import(library: &Library, config: &HubConfig, source: &Path, text: &str) -> Result<LocalModel, HubError> {
+        library.import(config, source, &name(text), |_| ()).await
     }
 
     #[tokio::test]
@@ -217,47 +219,49 @@ mod tests {
             cache_dir: root.path().to_owned(),
             ..HubConfig::default()
         };
-        let hub = Hub::new(state.path());
+        let library = Library::new(state.path());
         let file = |name: &str, content: &str| {
             fs::write(home.path().join(name), content).unwrap();
             home.path().join(name)
         };
         let plain = file("mine-Q8_0.gguf", "eight");
-        let model = import(&hub, &config, &plain, "hf:Me/Mine").await.unwrap();
+        let model = import(&library, &config, &plain, "hf:Me/Mine").await.unwrap();
         assert_eq!((model.canonical.as_str(), model.owned), ("hf:Me/Mine:Q8_0", true));
         assert_eq!(
-            hub.locate(&config, &name("hf:me/mine")).await.unwrap().digest,
+            library.locate(&config, &name("hf:me/mine")).await.unwrap().digest,
             model.digest
         );
         assert_eq!(fs::read_to_string(&model.files[0]).unwrap(), "eight");
         // Beside it, under another label, in the folder that is there.
         let odd = file("download.gguf", "four");
-        let model = import(&hub, &config, &odd, "hf:me/mine:Q4_0").await.unwrap();
+        let model = import(&library, &config, &odd, "hf:me/mine:Q4_0").await.unwrap();
         assert_eq!(model.canonical, "hf:Me/Mine:Q4_0");
         assert!(model.files[0].ends_with("mine-Q4_0.gguf"));
-        let model = import(&hub, &config, &odd, "hf:me/mine@v2:sub/x.gguf").await.unwrap();
+        let model = import(&library, &config, &odd, "hf:me/mine@v2:sub/x.gguf")
+            .await
+            .unwrap();
         assert_eq!(model.canonical, "hf:Me/Mine@v2:sub/x.gguf");
-        assert_eq!(hub.list(&config).await.len(), 3);
+        assert_eq!(library.list(&config).await.len(), 3);
         // Once more changes nothing.
-        import(&hub, &config, &plain, "hf:Me/Mine").await.unwrap();
-        assert_eq!(hub.list(&config).await.len(), 3);
+        import(&library, &config, &plain, "hf:Me/Mine").await.unwrap();
+        assert_eq!(library.list(&config).await.len(), 3);
 
         let first = file("big-F16-00001-of-00002.gguf", "a");
-        let error = import(&hub, &config, &first, "hf:me/big").await.unwrap_err();
+        let error = import(&library, &config, &first, "hf:me/big").await.unwrap_err();
         assert!(error.to_string().contains("big-F16-00002-of-00002.gguf"), "{error}");
         file("big-F16-00002-of-00002.gguf", "b");
-        let model = import(&hub, &config, &first, "hf:me/big").await.unwrap();
+        let model = import(&library, &config, &first, "hf:me/big").await.unwrap();
         assert_eq!((model.files.len(), model.size_bytes), (2, 2));
         for bad in [
             home.path().join("absent.gguf"),
             file("text.txt", "x"),
             home.path().to_owned(),
         ] {
-            let error = import(&hub, &config, &bad, "hf:me/bad").await.unwrap_err();
+            let error = import(&library, &config, &bad, "hf:me/bad").await.unwrap_err();
             assert!(matches!(error, HubError::Import { .. }), "{error}");
         }
         assert!(matches!(
-            hub.delete(&config, &name("hf:me/mine:Q8_0")).await,
+            library.delete(&config, &name("hf:me/mine:Q8_0")).await,
             Ok(super::super::Deleted::Removed { bytes_freed: 5 })
         ));
     }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Hub, LocalModel, cache, download::blocking, key, remove};
+use super::{Library, LocalModel, key, remove};
+use crate::hub::{cache, download::blocking};
 
 /// Where a model is from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,10 +53,10 @@ pub struct FileProvenance {
     pub git_sha1: Option<String>,
 }
 
-impl Hub {
+impl Library {
     /// Where a cached model is from.
     pub async fn provenance(&self, model: &LocalModel) -> Provenance {
-        let (hub, model) = (self.clone(), model.clone());
+        let (library, model) = (self.clone(), model.clone());
         let fallback = Provenance {
             repository: format!("{}/{}", model.org, model.repo),
             commit: model.commit.clone(),
@@ -69,7 +70,7 @@ impl Hub {
         let found = blocking(move || {
             let folder = cache::RepoFolder::new(&model.root, &model.org, &model.repo);
             let snapshot = folder.path.join("snapshots").join(&model.commit);
-            let is_ours = |file: &PathBuf| remove::is_ours(&hub.0.ledger, &folder, file);
+            let is_ours = |file: &PathBuf| remove::is_ours(&library.0.ledger, &folder, file);
             // What was made of others' files is ours, but they are not.
             let owned = model.owned && model.sources.iter().all(is_ours);
             let adapters = model.adapters.iter().map(|adapter| AdapterProvenance {
@@ -78,7 +79,7 @@ impl Hub {
                 files: files_in(&adapter.snapshot(), &adapter.files),
             });
             let base: Vec<PathBuf> = model.base_downloads().cloned().collect();
-            let note = hub
+            let note = library
                 .0
                 .ledger
                 .note(&key(&model.org, &model.repo, &model.label))

@@ -1,11 +1,14 @@
 //! Repositories with a checkpoint of safetensors instead of GGUF files: which type of weights a name asks for, and which
 //! files its conversion reads. Pure over a listing, like the rules for GGUF files.
 
-use super::{
-    name::Selector,
-    resolve::{RepoFile, ResolveError},
+use crate::{
+    config::WeightType,
+    convert::TargetType,
+    hub::{
+        Selector,
+        resolve::{RepoFile, ResolveError},
+    },
 };
-use crate::{config::WeightType, convert::TargetType};
 
 /// Files in the root that describe a checkpoint. Weights as pickles, or in other frameworks' formats, are never fetched.
 const DESCRIPTIONS: &[&str] = &[
@@ -159,7 +162,7 @@ mod tests {
     fn found(paths: &[&str], selector: &str) -> Result<(String, Vec<String>), ResolveError> {
         let listing = listing(paths);
         let selector = Selector::parse(selector).unwrap();
-        let unfound = super::super::resolve::resolve(&listing, selector.as_ref()).expect_err("no GGUF file answers");
+        let unfound = crate::hub::resolve::resolve(&listing, selector.as_ref()).expect_err("no GGUF file answers");
         let checkpoint = resolve(&listing, selector.as_ref(), TargetType::Stored, unfound)?;
         let paths = checkpoint.files.into_iter().map(|file| file.path).collect();
         Ok((checkpoint.kind.to_string(), paths))

@@ -14,7 +14,8 @@ use super::LocalAdapter;
 use crate::{
     convert::{self, AdapterBase},
     gguf::{self, Header},
-    hub::{Hub, LocalModel, cache::RepoFolder, download::blocking, error::HubError, remove},
+    hub::{HubError, cache::RepoFolder, download::blocking},
+    library::{Library, LocalModel, error, remove},
 };
 
 /// Models whose files are remembered.
@@ -22,14 +23,14 @@ const KEPT: usize = 256;
 
 /// Where the made files are, and which were looked at already.
 #[derive(Debug)]
-pub(in crate::hub) struct Prepared {
+pub(in crate::library) struct Prepared {
     root: PathBuf,
     /// By the model's digest, which changes with any of its files.
     kept: Mutex<HashMap<String, Vec<PathBuf>>>,
 }
 
 impl Prepared {
-    pub(in crate::hub) fn new(state_dir: &Path) -> Self {
+    pub(in crate::library) fn new(state_dir: &Path) -> Self {
         Self {
             root: state_dir.join("adapters"),
             kept: Mutex::default(),
@@ -55,7 +56,7 @@ impl Prepared {
     }
 
     /// Files that are of no use any more: their adapter is gone, or another version made them. For people, and their paths.
-    pub(in crate::hub) fn stale(&self, roots: &[PathBuf]) -> Vec<(String, PathBuf)> {
+    pub(in crate::library) fn stale(&self, roots: &[PathBuf]) -> Vec<(String, PathBuf)> {
         let children = |folder: &Path| {
             fs::read_dir(folder)
                 .into_iter()
@@ -84,7 +85,7 @@ impl Prepared {
     }
 }
 
-impl Hub {
+impl Library {
     /// The GGUF files of a model's adapters, in their order. What is not there yet is made: that takes about as long as copying
     /// the adapter.
     ///
@@ -94,8 +95,8 @@ impl Hub {
         if model.adapters.is_empty() {
             return Ok(Vec::new());
         }
-        let (hub, model) = (self.clone(), model.clone());
-        blocking(move || hub.prepare(&model)).await
+        let (library, model) = (self.clone(), model.clone());
+        blocking(move || library.prepare(&model)).await
     }
 
     fn prepare(&self, model: &LocalModel) -> Result<Vec<PathBuf>, HubError> {
@@ -138,7 +139,7 @@ impl Prepared {
     /// The file of an adapter for a base, checked against it.
     fn file(&self, adapter: &LocalAdapter, base: &AdapterBase) -> Result<PathBuf, HubError> {
         let repo = adapter.repository();
-        let refused = |error| HubError::adapter(&repo, &error);
+        let refused = |error| error::adapter(&repo, &error);
         let path = match adapter.gguf() {
             Some(file) => file.to_owned(),
             None => {

@@ -17,24 +17,26 @@ use tokio::{
 };
 
 use super::{
-    Hub, LocalModel, Update, adapter,
-    adopt::adopt,
-    cache::{self, RepoFolder},
+    Library, LocalModel, Update, adapter,
     checkpoint::{self, Checkpoint},
-    client::{About, Client, RepoInfo},
-    converted::{self, Kept, Wanted},
-    disk,
-    download::{Flight, State, Target, blocking, is_present},
-    error::HubError,
-    ledger::Note,
-    name::HfName,
-    partial::Partial,
-    resolve::{self, RepoFile},
-    search,
+    conversions::{self, Kept, Wanted},
+    error,
 };
 use crate::{
     config::HubConfig,
     convert::{self, Advance, TargetType},
+    hub::{
+        HfName, HubError,
+        adopt::adopt,
+        cache::{self, RepoFolder},
+        client::{About, Client, RepoInfo},
+        disk,
+        download::{Flight, State, Target, blocking, is_present},
+        ledger::Note,
+        partial::Partial,
+        resolve::{self, RepoFile},
+        search,
+    },
     inference::PullEvent,
 };
 
@@ -56,12 +58,12 @@ pub struct Pull {
 }
 
 impl Pull {
-    pub(crate) fn start(hub: Hub, config: Arc<HubConfig>, name: HfName) -> Self {
+    pub(crate) fn start(library: Library, config: Arc<HubConfig>, name: HfName) -> Self {
         let (sender, events) = mpsc::channel(QUEUE);
         let task = tokio::spawn(async move {
             let events = Events(sender);
             // A reader that is gone does not want to hear that it is gone.
-            if let Err(error) = run(&hub, config, &name, &events).await {
+            if let Err(error) = run(&library, config, &name, &events).await {
                 let _ = events.0.send(Err(error)).await;
             }
         });
@@ -124,56 +126,56 @@ impl Events {
     }
 }
 
-async fn run(hub: &Hub, config: Arc<HubConfig>, name: &HfName, events: &Events) -> Result<(), HubError> {
+async fn run(library: &Library, config: Arc<HubConfig>, name: &HfName, events: &Events) -> Result<(), HubError> {
     events.status("pulling manifest").await?;
-    let adapters = adapter::wanted(hub, &config, name).await?;
+    let adapters = adapter::wanted(library, &config, name).await?;
     let base = HfName {
         adapters: Vec::new(),
         ..name.clone()
     };
-    bring(hub, &config, &base, events).await?;
+    bring(library, &config, &base, events).await?;
     if !adapters.is_empty() {
-        adapter::bring(hub, &config, name, adapters, events).await?;
+        adapter::bring(library, &config, name, adapters, events).await?;
     }
     events.status("success").await
 }
 
 /// Brings a model without adapters.
-async fn bring(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, events: &Events) -> Result<(), HubError> {
-    let Ok(model) = hub.find(config, name).await else {
-        return bring_new(hub, config, name, events).await;
+async fn bring(library: &Library, config: &Arc<HubConfig>, name: &HfName, events: &Events) -> Result<(), HubError> {
+    let Ok(model) = library.find(config, name).await else {
+        return bring_new(library, config, name, events).await;
     };
     if config.offline {
-        return from_cache(hub, &model, events).await;
+        return from_cache(library, &model, events).await;
     }
-    match plan_soon(hub, config, name).await {
-        Ok(plan) if is_elsewhere(config, &model, &plan).await? => from_cache(hub, &model, events).await,
-        Ok(plan) => fetch(hub, config, name, plan, events).await,
+    match plan_soon(library, config, name).await {
+        Ok(plan) if is_elsewhere(config, &model, &plan).await? => from_cache(library, &model, events).await,
+        Ok(plan) => fetch(library, config, name, plan, events).await,
         Err(error) if is_no_help(&error) => {
             tracing::warn!(model.name = %name, %error, "the Hub is of no help; the cached model is used");
-            from_cache(hub, &model, events).await
+            from_cache(library, &model, events).await
         }
         Err(error) => Err(error),
     }
 }
 
 /// Brings a model that is not in the cache; its checkpoint may be, where somebody has downloaded that.
-async fn bring_new(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, events: &Events) -> Result<(), HubError> {
+async fn bring_new(library: &Library, config: &Arc<HubConfig>, name: &HfName, events: &Events) -> Result<(), HubError> {
     let (roots, wanted) = (super::roots(config), name.clone());
     let default = checkpoint::default_type(config.safetensors_type);
-    let cached = blocking(move || Ok(converted::cached(&roots, &wanted, default))).await?;
+    let cached = blocking(move || Ok(conversions::cached(&roots, &wanted, default))).await?;
     match cached {
         None if config.offline => Err(HubError::Offline(name.to_string())),
         None => {
-            let plan = plan(hub, Arc::clone(config), name).await?;
-            fetch(hub, config, name, plan, events).await
+            let plan = plan(library, Arc::clone(config), name).await?;
+            fetch(library, config, name, plan, events).await
         }
-        Some(checkpoint) if config.offline => from_checkpoint(hub, config, checkpoint, events).await,
-        Some(checkpoint) => match plan_soon(hub, config, name).await {
-            Ok(plan) => fetch(hub, config, name, plan, events).await,
+        Some(checkpoint) if config.offline => from_checkpoint(library, config, checkpoint, events).await,
+        Some(checkpoint) => match plan_soon(library, config, name).await {
+            Ok(plan) => fetch(library, config, name, plan, events).await,
             Err(error) if is_no_help(&error) => {
                 tracing::warn!(model.name = %name, %error, "the Hub is of no help; the cached checkpoint is used");
-                from_checkpoint(hub, config, checkpoint, events).await
+                from_checkpoint(library, config, checkpoint, events).await
             }
             Err(error) => Err(error),
         },
@@ -186,8 +188,8 @@ fn is_no_help(error: &HubError) -> bool {
 }
 
 /// A plan for who has the model already, and is not kept waiting by a Hub that is slow, away or asks for patience.
-async fn plan_soon(hub: &Hub, config: &Arc<HubConfig>, name: &HfName) -> Result<Plan, HubError> {
-    soon(config, |config| plan(hub, config, name)).await
+async fn plan_soon(library: &Library, config: &Arc<HubConfig>, name: &HfName) -> Result<Plan, HubError> {
+    soon(config, |config| plan(library, config, name)).await
 }
 
 /// An answer for who can do without one.
@@ -227,19 +229,19 @@ async fn hashes(model: &LocalModel) -> Result<Vec<Option<String>>, HubError> {
 
 /// What the Hub has instead of a cached model.
 pub(crate) async fn update(
-    hub: &Hub,
+    library: &Library,
     config: &HubConfig,
     name: &HfName,
     model: &LocalModel,
 ) -> Result<Option<Update>, HubError> {
     let config = Arc::new(config.clone());
     // Mostly there is nothing new, and a commit is told sooner than a listing.
-    let client = Client::new(&hub.0.pool, Arc::clone(&config))?;
+    let client = Client::new(&library.0.pool, Arc::clone(&config))?;
     let revision = name.revision.as_deref().unwrap_or("main");
     if client.info(&name.repo_id(), revision).await?.commit == model.commit {
         return Ok(None);
     }
-    let plan = plan(hub, config, name).await?;
+    let plan = plan(library, config, name).await?;
     // A commit that changes a README is no new model.
     let here = hashes(model).await?;
     let new = plan
@@ -268,9 +270,9 @@ enum What {
     Checkpoint(TargetType),
 }
 
-async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, HubError> {
+async fn plan(library: &Library, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, HubError> {
     let default = checkpoint::default_type(config.safetensors_type);
-    let client = Client::new(&hub.0.pool, config)?;
+    let client = Client::new(&library.0.pool, config)?;
     let revision = name.revision.as_deref().unwrap_or("main");
     let info = client.info(&name.repo_id(), revision).await?;
     let repo = format!("{}/{}", info.org, info.repo);
@@ -292,16 +294,22 @@ async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, 
     Ok(Plan { info, what, files })
 }
 
-async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, events: &Events) -> Result<(), HubError> {
+async fn fetch(
+    library: &Library,
+    config: &Arc<HubConfig>,
+    name: &HfName,
+    plan: Plan,
+    events: &Events,
+) -> Result<(), HubError> {
     let Plan { info, what, files } = plan;
-    let client = Client::new(&hub.0.pool, Arc::clone(config))?;
+    let client = Client::new(&library.0.pool, Arc::clone(config))?;
     if let What::Checkpoint(_) = what {
-        hub.0.conversions.check_converter()?;
+        library.0.conversions.check_converter()?;
         let repo = format!("{}/{}", info.org, info.repo);
         let checked = check_config(&client, &repo, &targets(config, &info, &files)?).await;
         with_alternatives(&client, checked).await?;
     }
-    download(hub, config, &info, &files, name.revision.as_deref(), events).await?;
+    download(library, config, &info, &files, name.revision.as_deref(), events).await?;
     let note = Note {
         commit: info.commit.clone(),
         endpoint: config.endpoint.clone(),
@@ -316,13 +324,13 @@ async fn fetch(hub: &Hub, config: &Arc<HubConfig>, name: &HfName, plan: Plan, ev
                 kind,
             };
             let snapshot = wanted.folder.path.join("snapshots").join(&wanted.commit);
-            let made = make(hub, config, wanted, events).await;
-            note_conversion(hub, snapshot, &made).await?;
+            let made = make(library, config, wanted, events).await;
+            note_conversion(library, snapshot, &made).await?;
             with_alternatives(&client, made).await?
         }
     };
-    let (hub, key) = (hub.clone(), super::key(&info.org, &info.repo, &label));
-    blocking(move || hub.0.ledger.pulled(&key, note)).await
+    let (library, key) = (library.clone(), super::key(&info.org, &info.repo, &label));
+    blocking(move || library.0.ledger.pulled(&key, note)).await
 }
 
 /// Where the files of a commit go.
@@ -355,20 +363,20 @@ fn targets(config: &HubConfig, info: &RepoInfo, files: &[RepoFile]) -> Result<Ve
 
 /// Fetches files of a commit, as far as they are not there, and makes all of them visible at once.
 pub(crate) async fn download(
-    hub: &Hub,
+    library: &Library,
     config: &Arc<HubConfig>,
     info: &RepoInfo,
     files: &[RepoFile],
     revision: Option<&str>,
     events: &Events,
 ) -> Result<(), HubError> {
-    let client = Client::new(&hub.0.pool, Arc::clone(config))?;
+    let client = Client::new(&library.0.pool, Arc::clone(config))?;
     let targets = targets(config, info, files)?;
     if !config.extra_caches.is_empty() {
-        let (hub, caches, wanted) = (hub.clone(), config.extra_caches.clone(), targets.clone());
+        let (library, caches, wanted) = (library.clone(), config.extra_caches.clone(), targets.clone());
         blocking(move || {
             let mut wanted = wanted.iter();
-            wanted.try_for_each(|target| adopt(target, &caches, &hub.0.ledger))
+            wanted.try_for_each(|target| adopt(target, &caches, &library.0.ledger))
         })
         .await?;
     }
@@ -380,7 +388,7 @@ pub(crate) async fn download(
             report_whole(&digest_of(&target.etag), size, events).await?;
             None
         } else {
-            let flight = hub.0.downloads.join(&client, &target, &hub.0.ledger);
+            let flight = library.0.downloads.join(&client, &target, &library.0.ledger);
             follow(&flight, &target, events).await?;
             Some(flight)
         };
@@ -418,8 +426,8 @@ pub(crate) async fn download(
 
 /// Makes a model of a checkpoint, and says how far that is, again and again: a stream without a word for minutes is taken for
 /// a dead one.
-async fn make(hub: &Hub, config: &HubConfig, wanted: Wanted, events: &Events) -> Result<String, HubError> {
-    let conversions = &hub.0.conversions;
+async fn make(library: &Library, config: &HubConfig, wanted: Wanted, events: &Events) -> Result<String, HubError> {
+    let conversions = &library.0.conversions;
     let kept = Kept::wanted(config, wanted.kind);
     if let Some(label) = conversions.find(&wanted, kept).await? {
         return Ok(label);
@@ -444,9 +452,9 @@ async fn make(hub: &Hub, config: &HubConfig, wanted: Wanted, events: &Events) ->
         let pause = Instant::now() + INTERVAL;
         let news = async {
             sleep_until(pause).await;
-            let is_new = |state: &Option<_>| converted::advance_of(state, &wanted).is_some_and(|it| Some(it) != told);
+            let is_new = |state: &Option<_>| conversions::advance_of(state, &wanted).is_some_and(|it| Some(it) != told);
             match timeout(SIGN_OF_LIFE, watch.wait_for(is_new)).await {
-                Ok(Ok(state)) => converted::advance_of(&state, &wanted),
+                Ok(Ok(state)) => conversions::advance_of(&state, &wanted),
                 _ => told,
             }
         };
@@ -463,14 +471,18 @@ async fn make(hub: &Hub, config: &HubConfig, wanted: Wanted, events: &Events) ->
 }
 
 /// Notes a checkpoint that is of no use, so that it can be offered for removal.
-async fn note_conversion<T>(hub: &Hub, snapshot: PathBuf, result: &Result<T, HubError>) -> Result<(), HubError> {
+async fn note_conversion<T>(
+    library: &Library,
+    snapshot: PathBuf,
+    result: &Result<T, HubError>,
+) -> Result<(), HubError> {
     let failed = match result {
         Ok(_) => false,
         Err(HubError::Checkpoint { .. } | HubError::Converter(_)) => true,
         Err(_) => return Ok(()),
     };
-    let hub = hub.clone();
-    blocking(move || hub.0.ledger.set_unconverted(&snapshot, failed)).await
+    let library = library.clone();
+    blocking(move || library.0.ledger.set_unconverted(&snapshot, failed)).await
 }
 
 /// Adds to the error of a checkpoint that cannot be converted what could be pulled instead.
@@ -498,7 +510,7 @@ async fn check_config(client: &Client, repo: &str, targets: &[Target]) -> Result
         path: &config.path,
     };
     let text = client.text(&about).await?.unwrap_or_default();
-    convert::check_config(&text).map_err(|error| HubError::conversion(repo, &error))
+    convert::check_config(&text).map_err(|error| error::conversion(repo, &error))
 }
 
 /// Refuses a pull whose files do not all fit, before the first of them is begun.
@@ -548,21 +560,26 @@ async fn follow(flight: &Flight, target: &Target, events: &Events) -> Result<(),
 }
 
 /// Says what a pull says of a model that is complete.
-async fn from_cache(hub: &Hub, model: &LocalModel, events: &Events) -> Result<(), HubError> {
+async fn from_cache(library: &Library, model: &LocalModel, events: &Events) -> Result<(), HubError> {
     let files: Vec<PathBuf> = model.downloads().cloned().collect();
     events.whole(&files).await?;
     events.status("verifying sha256 digest").await?;
     events.status("writing manifest").await?;
-    let (hub, key) = (hub.clone(), super::key(&model.org, &model.repo, &model.label));
-    blocking(move || hub.0.ledger.set_unlisted(&key, false)).await
+    let (library, key) = (library.clone(), super::key(&model.org, &model.repo, &model.label));
+    blocking(move || library.0.ledger.set_unlisted(&key, false)).await
 }
 
 /// Makes a model of a checkpoint that is in a cache.
-async fn from_checkpoint(hub: &Hub, config: &HubConfig, checkpoint: Wanted, events: &Events) -> Result<(), HubError> {
+async fn from_checkpoint(
+    library: &Library,
+    config: &HubConfig,
+    checkpoint: Wanted,
+    events: &Events,
+) -> Result<(), HubError> {
     let (org, repo) = (checkpoint.folder.org.clone(), checkpoint.folder.repo.clone());
-    let label = make(hub, config, checkpoint, events).await?;
-    let (hub, key) = (hub.clone(), super::key(&org, &repo, &label));
-    blocking(move || hub.0.ledger.set_unlisted(&key, false)).await
+    let label = make(library, config, checkpoint, events).await?;
+    let (library, key) = (library.clone(), super::key(&org, &repo, &label));
+    blocking(move || library.0.ledger.set_unlisted(&key, false)).await
 }
 
 async fn report_whole(digest: &str, size: u64, events: &Events) -> Result<(), HubError> {

@@ -7,21 +7,23 @@ use crate::{
     config::HubConfig,
     convert,
     hub::{
-        Hub, LocalModel, Update, cache,
+        HfName, HubError, cache,
         client::{About, Client, RepoInfo},
         download::blocking,
-        error::HubError,
         ledger::Note,
-        name::{AdapterName, HfName},
-        pull::{Events, download, soon},
+        name::AdapterName,
         resolve::RepoFile,
+    },
+    library::{
+        Library, LocalModel, Update, error,
+        pull::{Events, download, soon},
         roots,
     },
 };
 
 /// What has to be done for an adapter.
 #[derive(Debug)]
-pub(in crate::hub) enum Wanted {
+pub(in crate::library) enum Wanted {
     /// Nothing: it is in a cache.
     Here(Box<LocalAdapter>),
     /// It is fetched.
@@ -33,15 +35,19 @@ pub(in crate::hub) enum Wanted {
 }
 
 /// What has to be done for each adapter of a name. An adapter that can never be applied is refused here.
-pub(in crate::hub) async fn wanted(hub: &Hub, config: &Arc<HubConfig>, name: &HfName) -> Result<Vec<Wanted>, HubError> {
+pub(in crate::library) async fn wanted(
+    library: &Library,
+    config: &Arc<HubConfig>,
+    name: &HfName,
+) -> Result<Vec<Wanted>, HubError> {
     let mut all = Vec::new();
     for adapter in &name.adapters {
-        let (at, wanted, search) = (hub.clone(), adapter.clone(), roots(config));
+        let (at, wanted, search) = (library.clone(), adapter.clone(), roots(config));
         let cached = blocking(move || Ok(find(&search, &at.0.ledger, &wanted))).await?;
         let planned = match &cached {
             _ if config.offline => Err(HubError::Offline(name.to_string())),
-            Some(_) => soon(config, |config| plan(hub, config, adapter)).await,
-            None => plan(hub, Arc::clone(config), adapter).await,
+            Some(_) => soon(config, |config| plan(library, config, adapter)).await,
+            None => plan(library, Arc::clone(config), adapter).await,
         };
         all.push(match (planned, cached) {
             (Ok((info, files)), Some(cached)) if is_same(&cached, &info, &files) => Wanted::Here(Box::new(cached)),
@@ -68,8 +74,12 @@ fn is_same(cached: &LocalAdapter, info: &RepoInfo, files: &[RepoFile]) -> bool {
 }
 
 /// What the Hub has of an adapter.
-async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &AdapterName) -> Result<(RepoInfo, Vec<RepoFile>), HubError> {
-    let client = Client::new(&hub.0.pool, config)?;
+async fn plan(
+    library: &Library,
+    config: Arc<HubConfig>,
+    name: &AdapterName,
+) -> Result<(RepoInfo, Vec<RepoFile>), HubError> {
+    let client = Client::new(&library.0.pool, config)?;
     let revision = name.revision.as_deref().unwrap_or("main");
     let info = client.info(&format!("{}/{}", name.org, name.repo), revision).await?;
     let repo = format!("{}/{}", info.org, info.repo);
@@ -85,14 +95,14 @@ async fn plan(hub: &Hub, config: Arc<HubConfig>, name: &AdapterName) -> Result<(
             path: CONFIG,
         };
         let text = client.text(&about).await?.unwrap_or_default();
-        convert::check_adapter_config(&text).map_err(|error| HubError::adapter(&repo, &error))?;
+        convert::check_adapter_config(&text).map_err(|error| error::adapter(&repo, &error))?;
     }
     Ok((info, files))
 }
 
 /// Fetches what is missing, converts it for the base, which is there, and keeps that the name was pulled.
-pub(in crate::hub) async fn bring(
-    hub: &Hub,
+pub(in crate::library) async fn bring(
+    library: &Library,
     config: &Arc<HubConfig>,
     name: &HfName,
     wanted: Vec<Wanted>,
@@ -102,36 +112,36 @@ pub(in crate::hub) async fn bring(
         match adapter {
             Wanted::Here(adapter) => events.whole(&adapter.files).await?,
             Wanted::Fetch { name, info, files } => {
-                download(hub, config, info, files, name.revision.as_deref(), events).await?;
+                download(library, config, info, files, name.revision.as_deref(), events).await?;
             }
         }
     }
     events.status("preparing adapters").await?;
-    let model = hub.find(config, name).await?;
-    if let Err(error) = hub.adapter_files(&model).await {
-        let (hub, config) = (hub.clone(), Arc::clone(config));
+    let model = library.find(config, name).await?;
+    if let Err(error) = library.adapter_files(&model).await {
+        let (library, config) = (library.clone(), Arc::clone(config));
         // What was fetched for nothing does not stay.
-        blocking(move || hub.drop_unused_adapters(&config, &model, false)).await?;
+        blocking(move || library.drop_unused_adapters(&config, &model, false)).await?;
         return Err(error);
     }
-    let (hub, key) = (hub.clone(), model.key());
+    let (library, key) = (library.clone(), model.key());
     let note = Note {
         commit: model.commit,
         endpoint: config.endpoint.clone(),
         license: None,
     };
-    blocking(move || hub.0.ledger.pulled(&key, note)).await
+    blocking(move || library.0.ledger.pulled(&key, note)).await
 }
 
 /// What the Hub has instead of the adapters of a model.
-pub(in crate::hub) async fn update(
-    hub: &Hub,
+pub(in crate::library) async fn update(
+    library: &Library,
     config: &Arc<HubConfig>,
     model: &LocalModel,
 ) -> Result<Option<Update>, HubError> {
     let mut found: Option<Update> = None;
     for adapter in &model.adapters {
-        let (info, files) = plan(hub, Arc::clone(config), &adapter.name).await?;
+        let (info, files) = plan(library, Arc::clone(config), &adapter.name).await?;
         let here: Vec<Option<String>> = adapter.files.iter().map(|file| cache::blob_name(file)).collect();
         let new = files
             .iter()

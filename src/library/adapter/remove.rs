@@ -5,23 +5,22 @@ use std::path::PathBuf;
 use super::{LocalAdapter, snapshots};
 use crate::{
     config::HubConfig,
-    hub::{
-        Deleted, Hub, LocalModel,
-        error::HubError,
-        name::{HfName, Selector},
+    hub::{HfName, HubError, Selector},
+    library::{
+        Deleted, Library, LocalModel,
         remove::{is_ours, release},
         roots,
     },
 };
 
-impl Hub {
+impl Library {
     /// Whether a model with adapters needs the files of a base.
-    pub(in crate::hub) fn is_base(&self, roots: &[PathBuf], key: &str) -> bool {
+    pub(in crate::library) fn is_base(&self, roots: &[PathBuf], key: &str) -> bool {
         self.adapted(roots).iter().any(|model| model.base_key() == key)
     }
 
     /// Forgets a model with adapters. Files that another program has put there stay unless `all` says otherwise.
-    pub(in crate::hub) fn remove_adapted(
+    pub(in crate::library) fn remove_adapted(
         &self,
         config: &HubConfig,
         model: &LocalModel,
@@ -58,7 +57,7 @@ impl Hub {
 
     /// Removes those adapters of a model that no other model has; returns the bytes, and whether anything is left that would
     /// let the model be used.
-    pub(in crate::hub) fn drop_unused_adapters(
+    pub(in crate::library) fn drop_unused_adapters(
         &self,
         config: &HubConfig,
         model: &LocalModel,

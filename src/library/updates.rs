@@ -12,8 +12,11 @@ use futures_util::{StreamExt as _, stream};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Hub, LocalModel, Update, disk::write_lightly, download::blocking, error::HubError, name::HfName};
-use crate::config::HubConfig;
+use super::{Library, LocalModel, Update};
+use crate::{
+    config::HubConfig,
+    hub::{HfName, HubError, disk::write_lightly, download::blocking},
+};
 
 /// How long an answer holds.
 const FRESH: u64 = 24 * 3600;
@@ -66,7 +69,7 @@ impl Look {
     }
 }
 
-impl Hub {
+impl Library {
     /// What the Hub has instead of cached models, in their order, as far as that is known within `patience`. Downloads
     /// nothing, and asks nobody where the Hub is switched off.
     pub async fn updates(

@@ -15,20 +15,18 @@ use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
-use super::{
-    Deleted,
-    cache::{self, CachedModel, RepoFolder, Snapshot},
-    checkpoint,
-    disk::link_atomic,
-    download::blocking,
-    error::HubError,
-    ledger::Ledger,
-    name::{HfName, Selector},
-    remove, resolve,
-};
+use super::{Deleted, checkpoint, error, remove};
 use crate::{
     config::{HubConfig, Safetensors},
     convert::{Advance, CAN_STREAM, ConvertError, Part, TargetType, VERSION, has_projector},
+    hub::{
+        HfName, HubError, Selector,
+        cache::{self, CachedModel, RepoFolder, Snapshot},
+        disk::link_atomic,
+        download::blocking,
+        ledger::Ledger,
+        resolve,
+    },
 };
 
 /// Makes GGUF files. The Hub knows when one is wanted; who gives one does so in processes of its own.
@@ -211,7 +209,7 @@ impl Conversions {
         let (told, what) = (self.advance.clone(), wanted.clone());
         let progress = move |advance| _ = told.send_replace(Some((what.clone(), advance)));
         let converted = converter.convert(order, Box::new(progress)).await;
-        let label = converted.map_err(|error| HubError::conversion(&repo, &error))?;
+        let label = converted.map_err(|error| error::conversion(&repo, &error))?;
         let (name, header) = (kept.file_name(&label), Kept::Header.file_name(&label));
         blocking(move || {
             let path = folder.join(&name);
@@ -500,11 +498,11 @@ mod tests {
 
     use futures_util::FutureExt as _;
 
-    use super::{
-        super::cache::tests::{OLD, name, put},
-        *,
+    use super::*;
+    use crate::{
+        convert::Stage,
+        hub::cache::tests::{OLD, name, put},
     };
-    use crate::convert::Stage;
 
     /// Writes a word, and counts how often.
     #[derive(Debug, Default)]

@@ -15,16 +15,17 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    Hub, LocalModel,
-    cache::{self, RepoFolder, Snapshot},
-    error::HubError,
-    ledger::Ledger,
-    name::{AdapterName, HfName, Selector},
-    remove::is_ours,
-    resolve::{self, RepoFile},
+use super::{Library, LocalModel, remove::is_ours};
+use crate::{
+    convert::TargetType,
+    hub::{
+        HfName, HubError, Selector,
+        cache::{self, RepoFolder, Snapshot},
+        ledger::Ledger,
+        name::AdapterName,
+        resolve::{self, RepoFile},
+    },
 };
-use crate::convert::TargetType;
 
 pub(super) use made::Prepared;
 pub(super) use pull::{bring, update, wanted};
@@ -183,7 +184,7 @@ fn find(roots: &[PathBuf], ledger: &Ledger, name: &AdapterName) -> Option<LocalA
     })
 }
 
-impl Hub {
+impl Library {
     /// The adapters of a name, in its order.
     pub(super) fn find_adapters(&self, roots: &[PathBuf], name: &HfName) -> Result<Vec<LocalAdapter>, HubError> {
         let find = |adapter: &AdapterName| {

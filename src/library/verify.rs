@@ -9,7 +9,8 @@ use std::{
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::{Hub, LocalModel, cache, download::blocking, error::HubError};
+use super::{Library, LocalModel};
+use crate::hub::{HubError, cache, download::blocking};
 
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 1 << 20;
@@ -39,7 +40,7 @@ pub enum Verdict {
     Unknown,
 }
 
-impl Hub {
+impl Library {
     /// Hashes a model's files. `on_bytes` hears how many bytes were read, again and again.
     ///
     /// # Errors
@@ -105,12 +106,10 @@ mod tests {
         },
     };
 
-    use super::{
-        super::{
-            cache::tests::{OLD, name, put},
-            *,
-        },
-        *,
+    use super::*;
+    use crate::{
+        config::HubConfig,
+        hub::cache::tests::{OLD, name, put},
     };
 
     #[tokio::test]
@@ -120,14 +119,14 @@ mod tests {
             cache_dir: root.path().to_owned(),
             ..HubConfig::default()
         };
-        let hub = Hub::new(state.path());
+        let library = Library::new(state.path());
         let blob = put(root.path(), "o/r", OLD, "m-Q4_0.gguf", "weights");
         let eye = put(root.path(), "o/r", OLD, "mmproj-F16.gguf", "eye");
-        let model = hub.locate(&config, &name("hf:o/r")).await.unwrap();
+        let model = library.locate(&config, &name("hf:o/r")).await.unwrap();
         let read = Arc::new(AtomicU64::new(0));
         let verify = || async {
             let read = Arc::clone(&read);
-            let checked = hub.verify(&model, move |bytes| {
+            let checked = library.verify(&model, move |bytes| {
                 read.fetch_add(bytes, Ordering::Relaxed);
             });
             checked
@@ -147,7 +146,7 @@ mod tests {
         fs::remove_file(model.mmproj.as_ref().unwrap()).unwrap();
         fs::rename(eye, model.mmproj.as_ref().unwrap()).unwrap();
         assert_eq!(verify().await[1], Verdict::Unknown);
-        let provenance = hub.provenance(&model).await;
+        let provenance = library.provenance(&model).await;
         assert_eq!(provenance.repository, "o/r");
         assert_eq!(provenance.files[0].path, "m-Q4_0.gguf");
         assert_eq!(provenance.files[0].sha256, Some(cache::hex(&Sha256::digest("weights"))));

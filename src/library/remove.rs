@@ -6,12 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    Deleted,
+use super::Deleted;
+use crate::hub::{
+    HfName, HubError,
     cache::{self, RepoFolder, Snapshot},
-    error::HubError,
     ledger::Ledger,
-    name::HfName,
     resolve,
 };
 
@@ -161,10 +160,8 @@ fn remove_if_bare(folder: &Path) {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::cache::tests::{NEW, OLD, name, put},
-        *,
-    };
+    use super::*;
+    use crate::hub::cache::tests::{NEW, OLD, name, put};
 
     struct Bench {
         root: tempfile::TempDir,

@@ -8,17 +8,21 @@ use std::{
 };
 
 use super::{
-    Hub,
-    cache::{self, RepoFolder},
-    checkpoint,
-    converted::{self, Conversions},
-    download::blocking,
-    error::HubError,
-    ledger::Ledger,
-    partial::BlobLock,
-    remove, resolve,
+    Library, checkpoint,
+    conversions::{self, Conversions},
+    remove,
 };
-use crate::config::HubConfig;
+use crate::{
+    config::HubConfig,
+    hub::{
+        HubError,
+        cache::{self, RepoFolder},
+        download::blocking,
+        ledger::Ledger,
+        partial::BlobLock,
+        resolve,
+    },
+};
 
 /// Age below which something may belong to work that is under way.
 const SETTLED: Duration = Duration::from_secs(600);
@@ -49,25 +53,25 @@ pub enum WasteKind {
     Orphan,
 }
 
-impl Hub {
+impl Library {
     /// What could be removed; nothing is.
     ///
     /// # Errors
     /// If the cache cannot be read.
     pub async fn prunable(&self, config: &HubConfig) -> Result<Vec<Waste>, HubError> {
-        let (hub, root, roots) = (self.clone(), config.cache_dir.clone(), super::roots(config));
+        let (library, root, roots) = (self.clone(), config.cache_dir.clone(), super::roots(config));
         blocking(move || {
-            let mut waste = find(&root, &hub.0.ledger, SETTLED);
+            let mut waste = find(&root, &library.0.ledger, SETTLED);
             for folder in RepoFolder::all(&root) {
-                waste.extend(checkpoints(&folder, &hub.0.ledger, &hub.0.conversions));
+                waste.extend(checkpoints(&folder, &library.0.ledger, &library.0.conversions));
             }
-            let mut stale = hub.0.conversions.stale(&roots);
-            stale.extend(hub.0.prepared.stale(&roots));
+            let mut stale = library.0.conversions.stale(&roots);
+            stale.extend(library.0.prepared.stale(&roots));
             stale.retain(|(_, path)| !waste.iter().any(|waste| waste.paths.contains(path)));
             waste.extend(stale.into_iter().map(|(what, path)| Waste {
                 kind: WasteKind::Orphan,
                 what,
-                bytes: converted::occupied(&path),
+                bytes: conversions::occupied(&path),
                 paths: vec![path],
                 lock: None,
             }));
@@ -82,11 +86,11 @@ impl Hub {
     /// # Errors
     /// If the file system refuses.
     pub async fn prune(&self, waste: Vec<Waste>) -> Result<u64, HubError> {
-        let hub = self.clone();
+        let library = self.clone();
         blocking(move || {
             waste
                 .into_iter()
-                .try_fold(0, |freed, waste| Ok(freed + remove_waste(&hub.0.ledger, waste)?))
+                .try_fold(0, |freed, waste| Ok(freed + remove_waste(&library.0.ledger, waste)?))
         })
         .await
     }
@@ -261,10 +265,8 @@ fn allocated(meta: &fs::Metadata) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::cache::tests::{NEW, OLD, put},
-        *,
-    };
+    use super::*;
+    use crate::hub::cache::tests::{NEW, OLD, put};
 
     #[test]
     fn finds_and_removes_what_is_ours_and_useless() {
@@ -334,12 +336,12 @@ mod tests {
     #[tokio::test]
     async fn checkpoints_that_are_old_or_of_no_use_are_found() {
         let (root, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let hub = Hub::new(state.path());
+        let library = Library::new(state.path());
         let config = HubConfig {
             cache_dir: root.path().to_owned(),
             ..HubConfig::default()
         };
-        let ledger = &hub.0.ledger;
+        let ledger = &library.0.ledger;
         let file = |repo: &str, commit: &str, path: &str, content: &str| {
             let blob = put(root.path(), repo, commit, path, content);
             ledger.add(blob.clone()).unwrap();
@@ -353,7 +355,7 @@ mod tests {
             path
         };
         let kinds = || async {
-            let waste = hub.prunable(&config).await.unwrap();
+            let waste = library.prunable(&config).await.unwrap();
             let kinds = waste.iter().map(|waste| (waste.kind, waste.what.clone(), waste.bytes));
             kinds.collect::<Vec<_>>()
         };
@@ -379,7 +381,7 @@ mod tests {
         let other = made(OLD, "Q4_0");
         assert_eq!(kinds().await, [], "Q4_0 there is only of the old one");
         fs::remove_file(other).unwrap();
-        let freed = hub.prune(hub.prunable(&config).await.unwrap()).await.unwrap();
+        let freed = library.prune(library.prunable(&config).await.unwrap()).await.unwrap();
         assert_eq!(freed, found[0].2);
         assert!(!old.exists() && config_json.exists() && new.exists() && newer.exists());
         assert!(!state.path().join("converted/models--o--r").join(OLD).exists());
@@ -405,7 +407,7 @@ mod tests {
             }
             let what = format!("hf:o/failed@{NEW} safetensors");
             assert_eq!(kinds().await, [(WasteKind::Unconverted, what, 8)]);
-            hub.prune(hub.prunable(&config).await.unwrap()).await.unwrap();
+            library.prune(library.prunable(&config).await.unwrap()).await.unwrap();
             assert_eq!(kinds().await, []);
             assert!(!ledger.is_unconverted(&folder.path.join("snapshots").join(NEW)));
         }
