@@ -9,12 +9,12 @@ use std::{
 const LAYERS: &[(&str, u8)] = &[
     ("stdx", 0),
     ("inference", 0),
+    ("go", 0),
     ("http", 0),
     ("gguf", 0),
     ("config", 0),
     ("llama", 0),
     ("convert", 1),
-    ("go_template", 1),
     ("hub", 1),
     ("observability", 1),
     ("worker", 2),
@@ -29,10 +29,14 @@ const LAYERS: &[(&str, u8)] = &[
 
 /// What goes sideways all the same: who, and what of it. At the bottom the order is stdx, inference, the others.
 const SIDEWAYS: &[(&str, &str)] = &[
+    // Templates are filled with a conversation.
+    ("go", "inference"),
     ("http", "stdx"),
     ("gguf", "stdx"),
     ("gguf", "inference"),
     ("config", "stdx"),
+    // Durations in the configuration are written as Ollama's settings are.
+    ("config", "go::duration"),
     ("config", "inference"),
     ("llama", "inference"),
     ("llama", "config::SplitMode"),

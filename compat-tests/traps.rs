@@ -1,6 +1,6 @@
 //! The traps that proxies and re-implementations of Ollama fall into. Each has a test that names its number: in Rust, Go and
-//! JavaScript a comment `// Trap 1` or `// Traps 1, 2` above the test or check, in Python `# Trap 1`, in a scenario the field
-//! `traps`. Those that belong nowhere else are tested here.
+//! JavaScript a comment above the test or check that ends with `(trap 1).` or `(traps 1, 2).` or consists of `Trap 1`, in
+//! Python the same behind `#`, in a scenario the field `traps`. Those that belong nowhere else are tested here.
 
 mod list;
 mod sources;

@@ -39,10 +39,10 @@
 //! | 2 | [`lifecycle`] | which models are resident: leases, keep-alive, eviction, worker supervision |
 //! | 2 | [`worker`] | the child process: scheduler, slots, prefix reuse, constraints, sampling, vectors; `protocol` is shared with lifecycle |
 //! | 1 | [`convert`] | safetensors into GGUF, as data: configuration, tokenizer, one file per architecture family |
-//! | 1 | [`go_template`] | templates as Ollama writes them, filled with a conversation |
 //! | 1 | [`hub`] | names, resolving, verified downloads, the layout of the shared cache |
 //! | 1 | [`observability`] | logging |
 //! | 0 | [`config`] | plain data: types, load, validate, diff, watch |
+//! | 0 | [`go`] | Go's standard library where clients of Ollama see it: JSON, durations, templates |
 //! | 0 | [`inference`] | the neutral request and events |
 //! | 0 | [`gguf`], [`llama`], [`http`], [`stdx`] | container reader, llama.cpp's border, HTTP pieces, what std lacks |
 //!
@@ -66,7 +66,7 @@ pub mod config;
 pub mod convert;
 pub mod daemon;
 pub mod gguf;
-pub mod go_template;
+pub mod go;
 pub mod http;
 pub mod hub;
 pub mod inference;

@@ -24,7 +24,9 @@ pub(super) fn named() -> Vec<(u8, String)> {
         collect(&root.join(folder), &mut paths);
     }
     paths.sort();
-    let comment = Regex::new(r"^\s*(?://|#) Traps? (\d+(?:, \d+)*)$").expect("a pattern");
+    let comment =
+        Regex::new(r"^\s*(?://|#) (?:Traps? (?<alone>\d+(?:, \d+)*)|.*\(traps? (?<behind>\d+(?:, \d+)*)\)\.?)$")
+            .expect("a pattern");
     let mut found = Vec::new();
     for path in paths {
         let ending = path.extension().unwrap_or_default().to_string_lossy().into_owned();
@@ -52,7 +54,11 @@ pub(super) fn named() -> Vec<(u8, String)> {
             });
             let test = test.unwrap_or_else(|| panic!("{shown}:{}: no test follows this comment", at + 1));
             let test = name.captures(lines[test]).expect("it matched")[1].replace('_', " ");
-            let numbers = numbers[1].split(", ").map(|number| number.parse().expect("a number"));
+            let numbers = numbers.name("alone").or(numbers.name("behind")).expect("one of both");
+            let numbers = numbers
+                .as_str()
+                .split(", ")
+                .map(|number| number.parse().expect("a number"));
             found.extend(numbers.map(|number| (number, format!("`{shown}`: {test}"))));
         }
     }

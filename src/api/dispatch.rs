@@ -1,5 +1,7 @@
-//! Who answers a request whose body names a model: the body is read to its end, the name is looked for with a tolerant
-//! scanner, and either the very same bytes go upstream or they are parsed here.
+//! Routing by the model that a body names: to a provider here, or, as the bytes that came, to Ollama.
+//!
+//! [`Api::route`] reads the body to its end (a duplicate `model` key at the end would decide), peeks at it for the name, and
+//! asks the registry who answers. Only the body of a request that is served here is parsed, by its dialect's handler.
 
 use std::sync::Arc;
 
@@ -8,9 +10,10 @@ use hyper::{HeaderMap, Request, Response, StatusCode};
 
 use super::{
     Api, Endpoint,
+    envelope::LayeredError,
     error::ApiError,
-    in_dialect_of, listing, nameless,
-    peeked::{self, Coding, Peeked},
+    listing, missing_model,
+    peek::{self, Coding, PeekedBody},
 };
 use crate::{
     http::{
@@ -20,95 +23,85 @@ use crate::{
     provider::{Call, Kind, Native, Owner, Provider, prefers_ollama},
 };
 
-/// Where a request goes.
+/// Destination of a request.
 pub(crate) enum Route {
-    /// It was forwarded.
-    Answered(Response<Body>),
-    /// One of our providers serves it.
-    Serve(Target),
+    /// Ollama, which has answered it.
+    Forwarded(Response<Body>),
+    /// One of our providers.
+    Serve(RoutedRequest),
 }
 
-/// A request for one of our providers.
-pub(crate) struct Target {
-    /// Who serves it.
-    pub(crate) provider: Arc<dyn Provider>,
-    /// The name to ask the provider for.
-    pub(crate) name: String,
-    /// Whether the name is an alias of the configuration.
-    pub(crate) is_configured: bool,
-    /// The name as the client sent it.
-    pub(crate) requested: String,
-    /// Headers of the request.
+/// Request for a model of one of our providers.
+pub(crate) struct RoutedRequest {
+    pub(crate) model: RoutedModel,
     pub(crate) headers: HeaderMap,
-    /// The whole body.
-    pub(crate) body: Received,
+    /// The whole body, unpacked.
+    body: Bytes,
 }
 
-/// Who of us answers, and for what.
-struct Found {
-    provider: Arc<dyn Provider>,
-    name: String,
-    is_configured: bool,
-    requested: String,
-}
-
-/// A body in memory, unpacked.
-pub(crate) struct Received(Bytes);
-
-impl Received {
-    /// The bytes.
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.0
+impl RoutedRequest {
+    /// Decodes the body, and frees it: it may hold many megabytes of base64, and an answer may take minutes.
+    pub(crate) fn decode<T, E>(self, decode: impl FnOnce(&[u8]) -> Result<T, E>) -> Result<(RoutedModel, T), E> {
+        let decoded = decode(&self.body)?;
+        Ok((self.model, decoded))
     }
 }
 
+/// Model that a request names, with the provider that serves it.
+pub(crate) struct RoutedModel {
+    pub(crate) provider: Arc<dyn Provider>,
+    /// Name to ask the provider for.
+    pub(crate) name: String,
+    /// True when the name is an alias of the configuration.
+    pub(crate) is_configured: bool,
+    /// Name as the client sent it.
+    pub(crate) requested: String,
+}
+
 impl Api {
-    /// Reads the body, finds the name, and forwards what is not ours.
+    /// Reads the body, finds the name, and forwards the request if Ollama answers it.
     pub(crate) async fn route(
         &self,
         call: &Call,
         endpoint: &Endpoint,
         request: Request<Body>,
-    ) -> Result<Route, ApiError> {
+    ) -> Result<Route, LayeredError> {
         let (parts, body) = request.into_parts();
         let limits = &call.config.server;
         let spooled = Spooled::read(body, limits.body_memory_bytes, limits.max_body_bytes)
             .await
-            .map_err(spool_error)?;
-        let peeked = peeked::peek(&spooled, endpoint, &parts).await?;
-        if let Some(found) = self.owner(call, &peeked, &parts.headers).await {
-            let body = Received(peeked::text(&spooled, peeked.coding).await?);
-            let Found {
-                provider,
-                name,
-                is_configured,
-                requested,
-            } = found;
-            return Ok(Route::Serve(Target {
-                provider,
-                name,
-                is_configured,
-                requested,
+            .map_err(|error| LayeredError::Shim(spool_error(error)))?;
+        let peeked = peek::peek(&spooled, endpoint, &parts)
+            .await
+            .map_err(LayeredError::Shim)?;
+        if let Some(model) = self.model_of(call, &peeked, &parts.headers).await {
+            let body = peek::text(&spooled, peeked.coding).await.map_err(LayeredError::Shim)?;
+            return Ok(Route::Serve(RoutedRequest {
+                model,
                 headers: parts.headers,
                 body,
             }));
         }
-        // Upstream words the error for a request that names nobody; only where it is away, ours has to do.
-        let own_answer = match peeked.names.is_empty() {
-            true => own_answer(endpoint, &parts.headers, &spooled, peeked.coding).await,
+        // Ollama words the error for a request that names no model; ours is sent only while it is away.
+        let own_error = match peeked.names.is_empty() {
+            true => error_without_model(endpoint, &parts.headers, &spooled, peeked.coding).await,
             false => None,
         };
-        let response = self
+        let forwarded = self
             .upstream
             .forward(call, Request::from_parts(parts, spooled.into_body()))
             .await;
-        Ok(Route::Answered(match own_answer {
-            Some(answer) if response.status() == StatusCode::BAD_GATEWAY || !call.config.ollama.enabled => answer,
-            _ => response,
-        }))
+        let is_away = match &forwarded {
+            Ok(response) => response.status() == StatusCode::BAD_GATEWAY,
+            Err(error) => error.status() == StatusCode::BAD_GATEWAY,
+        };
+        match own_error {
+            Some(error) if is_away || !call.config.ollama.enabled => Err(error),
+            _ => Ok(Route::Forwarded(forwarded.map_err(ApiError::from)?)),
+        }
     }
 
-    /// Who answers a name; Ollama, where it has the same plain name and goes first.
+    /// Returns the owner of a name: Ollama if it has the same plain name and goes first.
     pub(crate) async fn owner_of(&self, call: &Call, name: &str, received: &HeaderMap) -> Owner {
         match self.registry.owner(&call.config, name) {
             Owner::Serve { kind, .. }
@@ -122,20 +115,15 @@ impl Api {
         }
     }
 
-    /// Who of us answers; `None` is upstream, with the bytes that came.
-    async fn owner(&self, call: &Call, peeked: &Peeked, headers: &HeaderMap) -> Option<Found> {
-        for name in &peeked.names {
-            if let Owner::Serve {
-                provider,
-                name: served,
-                kind,
-            } = self.owner_of(call, name, headers).await
-            {
-                return Some(Found {
+    /// Returns the model that one of our providers serves; `None` if the request is Ollama's, with the bytes that came.
+    async fn model_of(&self, call: &Call, peeked: &PeekedBody, headers: &HeaderMap) -> Option<RoutedModel> {
+        for requested in &peeked.names {
+            if let Owner::Serve { provider, name, kind } = self.owner_of(call, requested, headers).await {
+                return Some(RoutedModel {
                     provider,
-                    name: served,
+                    name,
                     is_configured: kind == Kind::Configured,
-                    requested: name.clone(),
+                    requested: requested.clone(),
                 });
             }
         }
@@ -144,9 +132,8 @@ impl Api {
             return None;
         }
         let name = peeked.names.first()?;
-        let native = Native::new(Arc::clone(&self.upstream), headers);
-        Some(Found {
-            provider: Arc::new(native),
+        Some(RoutedModel {
+            provider: Arc::new(Native::new(Arc::clone(&self.upstream), headers)),
             name: name.clone(),
             is_configured: false,
             requested: name.clone(),
@@ -154,17 +141,17 @@ impl Api {
     }
 }
 
-/// Our words for a body that names nobody, where it is no longer than what is kept in memory.
-async fn own_answer(
+/// Returns our error for a body that names no model, if the body is no longer than what is kept in memory.
+async fn error_without_model(
     endpoint: &Endpoint,
     headers: &HeaderMap,
     spooled: &Spooled,
     coding: Coding,
-) -> Option<Response<Body>> {
+) -> Option<LayeredError> {
     spooled.in_memory()?;
-    match peeked::text(spooled, coding).await {
-        Ok(bytes) => nameless::answer(endpoint, headers, &bytes),
-        Err(error) => Some(in_dialect_of(endpoint, &error)),
+    match peek::text(spooled, coding).await {
+        Ok(bytes) => missing_model::error(endpoint, headers, &bytes),
+        Err(error) => Some(LayeredError::Shim(error)),
     }
 }
 

@@ -2,8 +2,7 @@
 
 use hyper::StatusCode;
 
-use super::decode::DecodeError;
-use crate::inference::Failure;
+use crate::{go::decode::DecodeError, inference::Failure, provider::UpstreamError};
 
 /// Status of a request that its client gave up; not in the registry, but what Ollama sends.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
@@ -57,6 +56,12 @@ impl From<Failure> for ApiError {
             Failure::Cancelled => client_closed_request(),
         };
         Self::new(status, failure.to_string())
+    }
+}
+
+impl From<UpstreamError> for ApiError {
+    fn from(error: UpstreamError) -> Self {
+        Self::new(error.status(), error.to_string())
     }
 }
 

@@ -1,27 +1,31 @@
-//! Wire dialects: bytes of a request to the neutral vocabulary, neutral events to bytes of a reply.
+//! Wire dialects: from the bytes of a request to the neutral vocabulary, and from neutral events to the bytes of a reply.
 //!
-//! Each dialect has its folder and knows no other. What all of them need (Go's way of reading JSON, options, the checks
-//! of a model, streaming) lies beside them. Routing by path and everything of HTTP is the server's; models are the
-//! providers'.
+//! The server has matched the path to an [`Endpoint`]; [`Api`] answers it. If the body names a model, `dispatch` peeks at
+//! the name and either forwards the bytes to Ollama or hands the request to a handler of its dialect. A handler decodes the
+//! body with Go's rules (`go::decode`), finds the model (`model`), makes Ollama's checks in Ollama's order, builds an
+//! `InferenceRequest`, and encodes the provider's events (`stream`). Errors are an [`ApiError`](error::ApiError) until
+//! `envelope` words them in the dialect.
+//!
+//! Each dialect has its folder and knows no other; what they share lies next to them.
 
 mod admin;
 #[cfg(test)]
 mod alias_tests;
 mod anthropic;
-mod decode;
 mod dispatch;
+mod envelope;
 mod error;
 #[cfg(test)]
 mod fake;
 mod listing;
 mod logprobs;
+mod missing_model;
 mod model;
 mod multipart;
-mod nameless;
 mod ollama;
 mod openai;
 mod options;
-mod peeked;
+mod peek;
 #[cfg(test)]
 mod recorded;
 mod reply;
@@ -37,7 +41,8 @@ use futures_util::future::BoxFuture;
 use hyper::{Request, Response};
 
 use self::{
-    dispatch::{Route, Target},
+    dispatch::{Route, RoutedRequest},
+    envelope::{Dialect, LayeredError},
     error::ApiError,
 };
 use crate::{
@@ -46,7 +51,7 @@ use crate::{
     provider::{Call, Registry, ollama::Ollama},
 };
 
-/// What a request asks for.
+/// Operation that a request asks for, found by its method and path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// `GET /`
@@ -108,7 +113,7 @@ pub enum Endpoint {
     Health,
     /// `GET /config`
     Config,
-    /// Everything that is Ollama's alone.
+    /// Any other route: Ollama may have it.
     Forward,
 }
 
@@ -118,14 +123,12 @@ pub trait Handler: Send + Sync {
     fn handle(&self, endpoint: Endpoint, request: Request<Body>) -> BoxFuture<'_, Response<Body>>;
 }
 
-/// A JSON document that is made when somebody asks for it.
+/// JSON document that is built for each request.
 pub type Status = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
-/// Every dialect over the providers.
+/// Handler of every dialect, over the providers.
 pub struct Api {
-    /// Who answers a name.
     pub registry: Registry,
-    /// The real Ollama.
     pub upstream: Arc<Ollama>,
     /// The configuration in force; each request takes one snapshot.
     pub config: Arc<ArcSwap<Config>>,
@@ -155,73 +158,77 @@ impl Handler for Api {
 
 impl Api {
     async fn answer(&self, call: &Call, endpoint: Endpoint, request: Request<Body>) -> Response<Body> {
-        match endpoint {
+        let dialect = Dialect::of(&endpoint, request.uri().path());
+        self.try_answer(call, endpoint, request)
+            .await
+            .unwrap_or_else(|error| dialect.error_reply(&error))
+    }
+
+    async fn try_answer(
+        &self,
+        call: &Call,
+        endpoint: Endpoint,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, LayeredError> {
+        Ok(match endpoint {
             Endpoint::Root => ollama::root(),
             Endpoint::Version => ollama::version(self, call, request.headers()).await,
             Endpoint::Tags => ollama::tags(self, call, request.headers()).await,
             Endpoint::Ps => ollama::ps(self, call, request.headers()).await,
             Endpoint::OpenAiModels => openai::models(self, call, request.headers()).await,
-            Endpoint::OpenAiModel { id } => openai::model(self, call, &id, request).await,
+            Endpoint::OpenAiModel { id } => openai::model(self, call, &id, request).await?,
             Endpoint::Health => admin::status(&self.health),
             Endpoint::Config => admin::status(&self.config_status),
-            Endpoint::Forward if !call.config.ollama.enabled && !is_of_an_api(request.uri().path()) => {
+            Endpoint::Forward if !call.config.ollama.enabled && !is_api_path(request.uri().path()) => {
                 reply::page_not_found()
             }
-            Endpoint::Forward => self.upstream.forward(call, request).await,
-            by_name => self.answer_by_name(call, &by_name, request).await,
-        }
+            Endpoint::Forward => self.upstream.forward(call, request).await.map_err(ApiError::from)?,
+            by_name => match self.route(call, &by_name, request).await? {
+                Route::Forwarded(response) => response,
+                Route::Serve(request) => self.serve(call, &by_name, request).await?,
+            },
+        })
     }
 
-    /// Endpoints whose body names the model that decides who answers.
-    async fn answer_by_name(&self, call: &Call, endpoint: &Endpoint, request: Request<Body>) -> Response<Body> {
-        match self.route(call, endpoint, request).await {
-            Ok(Route::Answered(response)) => response,
-            Ok(Route::Serve(target)) => match endpoint {
-                Endpoint::Create => native(ollama::create(self, call, target).await),
-                Endpoint::Copy => native(ollama::copy(self, call, target).await),
-                _ => serve(call, endpoint, target).await,
-            },
-            Err(error) => in_dialect_of(endpoint, &error),
-        }
+    /// Answers a request for a model of one of our providers.
+    async fn serve(
+        &self,
+        call: &Call,
+        endpoint: &Endpoint,
+        request: RoutedRequest,
+    ) -> Result<Response<Body>, LayeredError> {
+        Ok(match endpoint {
+            Endpoint::Chat => ollama::chat(call, request).await?,
+            Endpoint::Generate => ollama::generate(call, request).await?,
+            Endpoint::Show => ollama::show(call, request).await?,
+            Endpoint::Pull => ollama::pull(call, request).await?,
+            Endpoint::Create => ollama::create(self, call, request).await?,
+            Endpoint::Copy => ollama::copy(self, call, request).await?,
+            Endpoint::Delete => ollama::delete(call, request).await?,
+            Endpoint::Embed => ollama::embed(call, request).await?,
+            Endpoint::Embeddings => ollama::embeddings(call, request).await?,
+            Endpoint::Tokenize => ollama::tokenize(call, request).await?,
+            Endpoint::Detokenize => ollama::detokenize(call, request).await?,
+            Endpoint::ApplyTemplate => ollama::apply_template(call, request).await?,
+            Endpoint::AnthropicMessages => anthropic::messages(call, request).await?,
+            Endpoint::AnthropicCountTokens => anthropic::count_tokens(call, request).await?,
+            Endpoint::OpenAiChat => openai::chat(call, request).await?,
+            Endpoint::OpenAiCompletions => openai::completions(call, request).await?,
+            Endpoint::OpenAiEmbeddings => openai::embeddings(call, request).await?,
+            Endpoint::OpenAiResponses => openai::responses(call, request).await?,
+            Endpoint::OpenAiTranscriptions => openai::transcriptions(call, request).await?,
+            other => return Err(LayeredError::Shim(not_served(other, &request.model.requested))),
+        })
     }
 }
 
-/// Whether a path could be a route of Ollama's that is only not served here, which deserves a sentence.
-fn is_of_an_api(path: &str) -> bool {
+/// Returns true for paths that may be routes of Ollama which are not served here: they deserve a sentence, not the bare
+/// 404 of a router.
+fn is_api_path(path: &str) -> bool {
     path.starts_with("/api/") || path.starts_with("/v1/")
 }
 
-/// Answers for a model of ours.
-async fn serve(call: &Call, endpoint: &Endpoint, target: Target) -> Response<Body> {
-    let answer = match endpoint {
-        Endpoint::Chat => ollama::chat(call, target).await,
-        Endpoint::Generate => ollama::generate(call, target).await,
-        Endpoint::Show => ollama::show(call, target).await,
-        Endpoint::Pull => ollama::pull(call, target).await,
-        Endpoint::Delete => ollama::delete(call, target).await,
-        Endpoint::Embed => ollama::embed(call, target).await,
-        Endpoint::Embeddings => ollama::embeddings(call, target).await,
-        Endpoint::Tokenize => ollama::tokenize(call, target).await,
-        Endpoint::Detokenize => ollama::detokenize(call, target).await,
-        Endpoint::ApplyTemplate => ollama::apply_template(call, target).await,
-        Endpoint::AnthropicMessages => return anthropic::messages(call, target).await,
-        Endpoint::AnthropicCountTokens => return anthropic::count_tokens(call, target).await,
-        Endpoint::OpenAiChat => return openai::chat(call, target).await,
-        Endpoint::OpenAiCompletions => return openai::completions(call, target).await,
-        Endpoint::OpenAiEmbeddings => return openai::embeddings(call, target).await,
-        Endpoint::OpenAiResponses => return openai::responses(call, target).await,
-        Endpoint::OpenAiTranscriptions => return openai::transcriptions(call, target).await,
-        other => Err(not_served(other, &target.requested)),
-    };
-    answer.unwrap_or_else(|error| in_dialect_of(endpoint, &error))
-}
-
-/// An answer or an error of the native dialect.
-fn native(answer: Result<Response<Body>, ApiError>) -> Response<Body> {
-    answer.unwrap_or_else(|error| reply::native_error(&error))
-}
-
-/// What an hf: model does not do.
+/// Returns the error for a route that hf: models have no answer to.
 fn not_served(endpoint: &Endpoint, requested: &str) -> ApiError {
     match endpoint {
         Endpoint::Push => ApiError::bad_request(format!(
@@ -231,19 +238,5 @@ fn not_served(endpoint: &Endpoint, requested: &str) -> ApiError {
             hyper::StatusCode::NOT_IMPLEMENTED,
             format!("{requested} is not served on this route: it is not implemented for hf: models yet"),
         ),
-    }
-}
-
-fn in_dialect_of(endpoint: &Endpoint, error: &ApiError) -> Response<Body> {
-    match endpoint {
-        Endpoint::OpenAiChat
-        | Endpoint::OpenAiCompletions
-        | Endpoint::OpenAiEmbeddings
-        | Endpoint::OpenAiResponses
-        | Endpoint::OpenAiTranscriptions
-        | Endpoint::OpenAiModels
-        | Endpoint::OpenAiModel { .. } => openai::shim_error(error),
-        Endpoint::AnthropicMessages | Endpoint::AnthropicCountTokens => anthropic::error(error),
-        _ => reply::native_error(error),
     }
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture};
 use serde_json::value::RawValue;
 
-use super::{decode::quote, error::ApiError, stream::Steps};
+use super::{dispatch::RoutedModel, error::ApiError, stream::Steps};
 use crate::{
     config::UnsupportedTools,
+    go::quote,
     inference::{Capability, Failure, InferenceRequest, Think},
     provider::{Call, Provider},
 };
@@ -47,12 +48,8 @@ pub(crate) struct CheckedThink {
 
 impl Model {
     /// Asks the provider for the model's card.
-    pub(crate) async fn find(
-        call: &Call,
-        provider: Arc<dyn Provider>,
-        name: String,
-        requested: String,
-    ) -> Result<Self, ApiError> {
+    pub(crate) async fn find(call: &Call, routed: RoutedModel, requested: String) -> Result<Self, ApiError> {
+        let RoutedModel { provider, name, .. } = routed;
         let (canonical, capabilities) = match provider.card_now(call, &name).await {
             Ok(card) => (card.name, Some(card.facts.capabilities).filter(|list| !list.is_empty())),
             // It is pulled on first use; until then nothing is known of it.

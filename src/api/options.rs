@@ -1,11 +1,11 @@
 //! The `options` object of the native dialect. Keys are case-sensitive here, unknown ones are ignored, and a value of
 //! the wrong type is answered with 500, as Ollama does.
 
-use super::{
-    decode::{Node, quote},
-    error::ApiError,
+use super::error::ApiError;
+use crate::{
+    go::{decode::Node, quote},
+    inference::{LoadOptions, Sampling},
 };
-use crate::inference::{LoadOptions, Sampling};
 
 /// Smallest context window that can be asked for, in tokens.
 const MIN_CONTEXT_TOKENS: i64 = 4;
@@ -138,7 +138,7 @@ fn to_u32(number: i64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::decode::entries_of;
+    use crate::go::decode::entries_of;
 
     fn read(json: &str) -> Result<Options, ApiError> {
         Options::read(entries_of(json.as_bytes(), "test").unwrap())

@@ -158,7 +158,7 @@ fn load(name: &str) -> Option<Recorded> {
     };
     let body = match (&request["body"]["text"], &request["body"]["base64"]) {
         (Value::String(text), _) => ours(text).into_bytes(),
-        (_, Value::String(text)) => super::decode::decode_base64(text).unwrap(),
+        (_, Value::String(text)) => crate::go::decode::decode_base64(text).unwrap(),
         _ => Vec::new(),
     };
     let header = |wanted: &str| {

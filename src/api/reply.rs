@@ -7,9 +7,12 @@ use hyper::{
 use serde::Serialize;
 
 use super::error::ApiError;
-use crate::http::{
-    body::{self, Body},
-    go_json, ndjson, sse,
+use crate::{
+    go,
+    http::{
+        body::{self, Body},
+        ndjson, sse,
+    },
 };
 
 /// A native answer in one piece.
@@ -23,7 +26,7 @@ const IGNORED: HeaderName = HeaderName::from_static("x-hubllama-ignored");
 
 /// A value in Go's JSON.
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
-    go_json::to_vec(value).unwrap_or_else(|error| {
+    go::encode::to_vec(value).unwrap_or_else(|error| {
         // Only a map whose keys are no strings could do that, and no reply has one.
         tracing::error!(error = %error, "a reply could not be encoded");
         b"{\"error\":\"the reply could not be encoded\"}".to_vec()
@@ -38,6 +41,13 @@ pub(crate) fn bytes(status: StatusCode, content_type: &'static str, bytes: Vec<u
 /// A native answer in one piece: no line feed at its end.
 pub(crate) fn native<T: Serialize + ?Sized>(value: &T) -> Response<Body> {
     bytes(StatusCode::OK, JSON_UTF8, encode(value))
+}
+
+/// Returns a whole answer of a `/v1` route, which ends with a line feed.
+pub(crate) fn json_line<T: Serialize + ?Sized>(value: &T) -> Response<Body> {
+    let mut line = encode(value);
+    line.push(b'\n');
+    bytes(StatusCode::OK, JSON, line)
 }
 
 /// A native stream.

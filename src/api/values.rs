@@ -2,13 +2,14 @@
 
 use serde_json::value::RawValue;
 
-use super::{
-    decode::{DecodeError, Field, Node, decode_base64, quote},
-    error::ApiError,
-};
+use super::error::ApiError;
 use crate::{
+    go::{
+        decode::{DecodeError, Field, Node, decode_base64},
+        duration::GoDuration,
+        quote,
+    },
     inference::{Format, KeepAlive, Think, ThinkLevel},
-    stdx::go_duration,
 };
 
 /// Images or audio that one message may carry.
@@ -30,7 +31,7 @@ pub(crate) fn keep_alive(node: &Node<'_>) -> Result<Option<KeepAlive>, DecodeErr
             }))
         }
         Node::String(text) => {
-            let duration = go_duration::parse(text).map_err(DecodeError::new)?;
+            let duration = GoDuration::parse(text).map_err(DecodeError::new)?;
             Ok(Some(duration.to_std().map_or(KeepAlive::Forever, KeepAlive::For)))
         }
         other => Err(DecodeError::new(format!("Unsupported type: '{}'", other.go_type()))),

@@ -9,8 +9,9 @@ use super::{
     XetUse, suggest::hint,
 };
 use crate::{
+    go::duration::GoDuration,
     inference::{KeepAlive, KvCacheType, Switch},
-    stdx::{Secret, go_duration, go_duration::GoDuration},
+    stdx::Secret,
 };
 
 /// A value as it was written, before anybody knows its type.
@@ -286,7 +287,7 @@ fn signed_time(raw: &Raw, forms: &str) -> Result<GoDuration, String> {
         Raw::Float(number) => seconds(*number),
         Raw::Word(text) | Raw::Text(text) => match text.trim().parse::<i64>() {
             Ok(number) => seconds(number as f64),
-            Err(_) => go_duration::parse(text.trim()).map_err(|_| raw.expected(forms)),
+            Err(_) => GoDuration::parse(text.trim()).map_err(|_| raw.expected(forms)),
         },
         _ => Err(raw.expected(forms)),
     }

@@ -391,7 +391,7 @@ mod tests {
             r#""tokenizer.ggml.padding_token_id":3,"tokenizer.ggml.tokens":null}"#
         );
         let info = model_info(&smollm(), false);
-        assert_eq!(crate::http::go_json::to_string(&info).unwrap(), expected);
+        assert_eq!(crate::go::encode::to_string(&info).unwrap(), expected);
         let verbose = model_info(&smollm(), true);
         assert_eq!(verbose["general.languages"], serde_json::json!(["en"]));
         assert_eq!(tensors(&smollm())[1].shape, [576, 3]);

@@ -1,11 +1,9 @@
-//! HTTP building blocks that both sides of the daemon use: bodies, headers, the pooled client, stream framing, and the
-//! one JSON encoder.
+//! HTTP building blocks that both sides of the daemon use: bodies, headers, the pooled client, stream framing.
 //!
 //! Nothing here knows a route, a model or a setting.
 
 pub mod body;
 pub mod client;
-pub mod go_json;
 pub mod headers;
 pub mod ndjson;
 pub mod peek;

@@ -2,7 +2,6 @@
 
 pub mod cpu;
 pub mod fs;
-pub mod go_duration;
 pub mod new_file;
 mod secret;
 pub mod size;

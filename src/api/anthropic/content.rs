@@ -3,10 +3,8 @@
 use std::borrow::Cow;
 
 use crate::{
-    api::{
-        decode::{DecodeError, Field, Node, decode_base64},
-        values,
-    },
+    api::values,
+    go::decode::{DecodeError, Field, Node, decode_base64},
     inference::{Message, Role, ToolCall},
 };
 
@@ -345,7 +343,7 @@ fn search_result(node: &Node<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::decode::entries_of;
+    use crate::go::decode::entries_of;
 
     fn read(json: &str) -> Result<Vec<Message>, DecodeError> {
         let body = format!("{{\"messages\":{json}}}");

@@ -5,14 +5,15 @@ use std::collections::HashSet;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Inner, id};
+use super::{Inner, new_id};
 use crate::{
     api::{
         error::ApiError,
         reply,
         stream::{Answer, Encoder},
     },
-    http::{go_json, sse},
+    go::encode,
+    http::sse,
     inference::{Delta, Event, Finish, FinishReason, ToolCall, Usage},
 };
 
@@ -49,7 +50,7 @@ impl Calls {
     /// The id of a call, or a new one where it has none of its own.
     fn unique(&mut self, id: String) -> String {
         let unique = match id.is_empty() || self.0.contains(&id) {
-            true => super::id("toolu"),
+            true => new_id("toolu"),
             false => id,
         };
         self.0.insert(unique.clone());
@@ -157,7 +158,7 @@ impl From<Usage> for WireUsage {
 impl MessageWriter {
     pub(super) fn new(model: String, stop_sequences: Vec<String>, estimated_tokens: u32) -> Self {
         Self {
-            id: id("msg"),
+            id: new_id("msg"),
             model,
             stop_sequences,
             estimated_tokens,
@@ -188,7 +189,7 @@ impl MessageWriter {
             content.push(Block::ToolUse {
                 id: self.calls.unique(id),
                 name,
-                input: go_json::tool_arguments(arguments),
+                input: encode::tool_arguments(arguments),
             });
         }
         let message = Message {
@@ -292,7 +293,7 @@ impl MessageWriter {
     fn write_call(&mut self, call: ToolCall, out: &mut Vec<u8>) {
         self.close(out);
         let index = self.index;
-        let input = go_json::tool_arguments(call.arguments);
+        let input = encode::tool_arguments(call.arguments);
         let partial_json = String::from_utf8_lossy(&reply::encode(&input)).into_owned();
         StreamEvent::ContentBlockStart {
             index,

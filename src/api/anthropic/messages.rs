@@ -1,17 +1,16 @@
 //! `POST /v1/messages` and `POST /v1/messages/count_tokens`
 
-use std::sync::Arc;
-
 use hyper::{
     Response, StatusCode,
     header::{CACHE_CONTROL, HeaderValue},
 };
 use serde::Serialize;
 
-use super::{answer, error, events::MessageWriter, handler_error, request::MessagesRequest};
+use super::{events::MessageWriter, request::MessagesRequest};
 use crate::{
     api::{
-        dispatch::Target,
+        dispatch::{RoutedModel, RoutedRequest},
+        envelope::LayeredError,
         error::ApiError,
         model::Model,
         reply::{self, JSON},
@@ -19,7 +18,7 @@ use crate::{
     },
     http::body::Body,
     inference::{InferenceRequest, ToolChoice},
-    provider::{Call, Provider, TokenizeRequest},
+    provider::{Call, TokenizeRequest},
 };
 
 #[derive(Serialize)]
@@ -27,49 +26,33 @@ struct TokenCount {
     input_tokens: usize,
 }
 
-/// The reply to a body that names no model, while no upstream is there to word it.
-pub(crate) fn nameless(body: &[u8]) -> Response<Body> {
-    refuse(MessagesRequest::decode(body))
+/// Returns the error for a body of `/v1/messages` that names no model.
+pub(crate) fn messages_without_model(body: &[u8]) -> LayeredError {
+    without_model(MessagesRequest::decode(body))
 }
 
-/// The same for a count.
-pub(crate) fn nameless_count(body: &[u8]) -> Response<Body> {
-    refuse(MessagesRequest::decode_uncounted(body))
+/// Returns the error for a body of `/v1/messages/count_tokens` that names no model.
+pub(crate) fn count_without_model(body: &[u8]) -> LayeredError {
+    without_model(MessagesRequest::decode_uncounted(body))
 }
 
-fn refuse(decoded: Result<MessagesRequest, ApiError>) -> Response<Body> {
-    // A name of blanks is no name either.
-    error(&decoded.err().unwrap_or_else(ApiError::model_required))
+fn without_model(decoded: Result<MessagesRequest, ApiError>) -> LayeredError {
+    // A body that decodes has a name of blanks. Here, unlike on OpenAI's routes, the shim itself looks for the name.
+    LayeredError::Shim(decoded.err().unwrap_or_else(ApiError::model_required))
 }
 
-/// Answers for a model of ours.
-pub(crate) async fn messages(call: &Call, target: Target) -> Response<Body> {
-    let Target {
-        provider, name, body, ..
-    } = target;
-    let request = match MessagesRequest::decode(body.bytes()) {
-        Ok(request) => request,
-        Err(bad) => return error(&bad),
-    };
-    drop(body);
-    infer(call, provider, name, request)
-        .await
-        .unwrap_or_else(|error| handler_error(&error))
+/// Answers `POST /v1/messages` for a model of a provider.
+pub(crate) async fn messages(call: &Call, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+    let (routed, request) = request.decode(MessagesRequest::decode).map_err(LayeredError::Shim)?;
+    Ok(infer(call, routed, request).await?)
 }
 
-/// Counts the tokens of a prompt of a model of ours.
-pub(crate) async fn count_tokens(call: &Call, target: Target) -> Response<Body> {
-    let Target {
-        provider, name, body, ..
-    } = target;
-    let request = match MessagesRequest::decode_uncounted(body.bytes()) {
-        Ok(request) => request,
-        Err(bad) => return error(&bad),
-    };
-    drop(body);
-    count(call, provider, name, request)
-        .await
-        .unwrap_or_else(|error| handler_error(&error))
+/// Answers `POST /v1/messages/count_tokens` for a model of a provider.
+pub(crate) async fn count_tokens(call: &Call, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+    let (routed, request) = request
+        .decode(MessagesRequest::decode_uncounted)
+        .map_err(LayeredError::Shim)?;
+    Ok(count(call, routed, request).await?)
 }
 
 /// A request after the checks of its model.
@@ -80,13 +63,8 @@ struct Checked {
     ignored: Vec<&'static str>,
 }
 
-async fn check(
-    call: &Call,
-    provider: Arc<dyn Provider>,
-    name: String,
-    mut request: MessagesRequest,
-) -> Result<Checked, ApiError> {
-    let model = Model::find(call, provider, name, request.model.clone()).await?;
+async fn check(call: &Call, routed: RoutedModel, mut request: MessagesRequest) -> Result<Checked, ApiError> {
+    let model = Model::find(call, routed, request.model.clone()).await?;
     model.require_text("chat")?;
     let mut ignored = std::mem::take(&mut request.ignored);
     let offered = std::mem::take(&mut request.tools);
@@ -111,19 +89,14 @@ async fn check(
     })
 }
 
-async fn infer(
-    call: &Call,
-    provider: Arc<dyn Provider>,
-    name: String,
-    request: MessagesRequest,
-) -> Result<Response<Body>, ApiError> {
+async fn infer(call: &Call, routed: RoutedModel, request: MessagesRequest) -> Result<Response<Body>, ApiError> {
     let (streams, estimated_tokens) = (request.stream, request.estimated_tokens);
     let stop_sequences = request.stop_sequences.clone();
     let Checked {
         model,
         inference,
         ignored,
-    } = check(call, provider, name, request).await?;
+    } = check(call, routed, request).await?;
     let pending = model.start(call, inference);
     let writer = MessageWriter::new(model.requested, stop_sequences, estimated_tokens);
     let mut response = if streams {
@@ -140,17 +113,12 @@ async fn infer(
     Ok(response)
 }
 
-async fn count(
-    call: &Call,
-    provider: Arc<dyn Provider>,
-    name: String,
-    request: MessagesRequest,
-) -> Result<Response<Body>, ApiError> {
+async fn count(call: &Call, routed: RoutedModel, request: MessagesRequest) -> Result<Response<Body>, ApiError> {
     let Checked {
         model,
         inference,
         ignored,
-    } = check(call, provider, name, request).await?;
+    } = check(call, routed, request).await?;
     let text = model
         .provider
         .render(call, &model.name, inference)
@@ -168,7 +136,7 @@ async fn count(
         .map_err(|failure| model.failure(failure))?;
     // A template that writes the first token (BOS) itself does not get it twice when it is asked for an answer.
     let doubled = matches!(&tokens[..], [first, second, ..] if first.id == second.id);
-    let mut response = answer(&TokenCount {
+    let mut response = reply::json_line(&TokenCount {
         input_tokens: tokens.len() - usize::from(doubled),
     });
     reply::mark_ignored(response.headers_mut(), &ignored);

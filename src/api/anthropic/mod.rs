@@ -1,5 +1,7 @@
-//! The Anthropic dialect (`/v1/messages`): messages and the count of their tokens, as Ollama's shim speaks it, with what
-//! that shim drops (`tool_choice`, the thinking budget, which stop sequence it was) honoured.
+//! Anthropic dialect (`/v1/messages`): messages and the count of their tokens, as Ollama's shim speaks it.
+//!
+//! What the shim drops (`tool_choice`, the thinking budget, the stop sequence that ended the answer) is honored for hf:
+//! models.
 
 mod content;
 mod events;
@@ -9,18 +11,15 @@ mod request;
 mod tests;
 mod tools;
 
-pub(crate) use messages::{count_tokens, messages, nameless, nameless_count};
+pub(crate) use messages::{count_tokens, count_without_model, messages, messages_without_model};
 
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-use super::{
-    error::ApiError,
-    reply::{self, JSON, JSON_UTF8},
-};
+use super::{envelope::LayeredError, error::ApiError};
 use crate::http::body::Body;
 
-/// Anthropic's own status for a server that has too much to do.
+/// Status of an overloaded server in Anthropic's API.
 const OVERLOADED: u16 = 529;
 
 #[derive(Serialize)]
@@ -55,34 +54,20 @@ impl<'a> Inner<'a> {
     }
 }
 
-/// An error that Ollama's shim finds by itself: no line feed.
-pub(crate) fn error(error: &ApiError) -> Response<Body> {
-    reply::bytes(error.status, JSON_UTF8, reply::encode(&envelope(error)))
-}
-
-/// An error that the native handler behind the shim finds: with a line feed, and another content type.
-fn handler_error(error: &ApiError) -> Response<Body> {
-    let mut bytes = reply::encode(&envelope(error));
-    bytes.push(b'\n');
-    reply::bytes(error.status, JSON, bytes)
-}
-
-/// A whole answer; every one ends with a line feed on this wire.
-fn answer<T: Serialize>(value: &T) -> Response<Body> {
-    let mut bytes = reply::encode(value);
-    bytes.push(b'\n');
-    reply::bytes(StatusCode::OK, JSON, bytes)
+/// Returns the reply that says an error to a client of this dialect.
+pub(crate) fn error_reply(error: &LayeredError) -> Response<Body> {
+    error.respond(&envelope(error.error()))
 }
 
 fn envelope(error: &ApiError) -> Envelope<'_> {
     Envelope {
         r#type: "error",
         error: Inner::new(error),
-        request_id: id("req"),
+        request_id: new_id("req"),
     }
 }
 
-/// A new id: 24 hex digits behind a word.
-fn id(word: &str) -> String {
-    format!("{word}_{:024x}", rand::random::<u128>() >> 32)
+/// Returns a new random id: a prefix, an underscore and 24 hex digits.
+fn new_id(prefix: &str) -> String {
+    format!("{prefix}_{:024x}", rand::random::<u128>() >> 32)
 }

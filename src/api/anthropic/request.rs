@@ -8,11 +8,12 @@ use super::{
 };
 use crate::{
     api::{
-        decode::{DecodeError, Field, Node, entries_of},
+        envelope::shim_error,
         error::ApiError,
         options::Options,
         values::{self, FormatField},
     },
+    go::decode::{DecodeError, Field, Node, entries_of},
     inference::{InferenceRequest, KeepAlive, Message, Prompt, Think, ThinkLevel, ToolChoice},
 };
 
@@ -146,11 +147,7 @@ impl MessagesRequest {
 
 impl<'a> Fields<'a> {
     fn decode(body: &'a [u8]) -> Result<Self, ApiError> {
-        let entries = entries_of(body, "anthropic.MessagesRequest").map_err(|error| match error {
-            // The shim does not go through the code that words it for the native routes.
-            DecodeError::Empty => ApiError::bad_request("EOF"),
-            other => other.into(),
-        })?;
+        let entries = entries_of(body, "anthropic.MessagesRequest").map_err(shim_error)?;
         let mut fields = Self {
             model: String::new(),
             max_tokens: None,

@@ -5,9 +5,10 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use crate::{
-    api::{
-        decode::{DecodeError, Field, Node, quote},
-        error::ApiError,
+    api::error::ApiError,
+    go::{
+        decode::{DecodeError, Field, Node},
+        quote,
     },
     inference::ToolChoice,
 };
@@ -167,7 +168,7 @@ impl ToolChoiceField {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::decode::entries_of;
+    use crate::go::decode::entries_of;
 
     fn nodes(json: &str, read: impl FnOnce(Node<'_>)) {
         let body = format!("{{\"x\":{json}}}");

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     api::{
-        dispatch::Target,
+        dispatch::RoutedRequest,
         error::ApiError,
         model::{CheckedTools, Model},
         options::Options,
@@ -26,14 +26,10 @@ pub(crate) fn check(body: &[u8]) -> Result<(), ApiError> {
 }
 
 /// Answers for a model of ours.
-pub(crate) async fn chat(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let Target {
-        provider, name, body, ..
-    } = target;
-    let mut request = ChatRequest::decode(body.bytes())?;
-    drop(body);
+pub(crate) async fn chat(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+    let (routed, mut request) = request.decode(ChatRequest::decode)?;
     request.common.check_range()?;
-    let model = Model::find(call, provider, name, request.common.model.clone()).await?;
+    let model = Model::find(call, routed, request.common.model.clone()).await?;
     if request.messages.is_empty() && request.common.unloads() {
         return unload(call, &model, Route::Chat).await;
     }

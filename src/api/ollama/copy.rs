@@ -6,13 +6,10 @@ use hyper::{Response, StatusCode};
 
 use super::destination::{destination, is_taken};
 use crate::{
-    api::{
-        Api,
-        decode::{DecodeError, Field, entries_of, quote},
-        dispatch::Target,
-        error::ApiError,
-        model::failure_of,
-        reply,
+    api::{Api, dispatch::RoutedRequest, error::ApiError, model::failure_of, reply},
+    go::{
+        decode::{DecodeError, Field, entries_of},
+        quote,
     },
     http::body::Body,
     inference::Failure,
@@ -41,10 +38,9 @@ impl CopyRequest {
 }
 
 /// Gives a model of ours another name. Success has no body.
-pub(crate) async fn copy(api: &Api, call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let Target { headers, body, .. } = target;
-    let request = CopyRequest::decode(body.bytes())?;
-    drop(body);
+pub(crate) async fn copy(api: &Api, call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+    let headers = request.headers.clone();
+    let (_, request) = request.decode(CopyRequest::decode)?;
     let CopyRequest {
         source,
         destination: requested,

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::{
         Api,
-        dispatch::Target,
+        dispatch::RoutedRequest,
         error::ApiError,
         model::failure_of,
         reply::{self, JSON},
@@ -35,10 +35,9 @@ struct Status<'a> {
 }
 
 /// Makes a model of one of ours.
-pub(crate) async fn create(api: &Api, call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let Target { headers, body, .. } = target;
-    let request = CreateRequest::decode(body.bytes())?;
-    drop(body);
+pub(crate) async fn create(api: &Api, call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+    let headers = request.headers.clone();
+    let (_, request) = request.decode(CreateRequest::decode)?;
     let name = destination(api, call, request.name(), "invalid model name", &headers).await?;
     let ignored = request.ignored.clone();
     let streams = request.stream != Some(false);

@@ -4,28 +4,25 @@ use hyper::Response;
 
 use crate::{
     api::{
-        decode::{DecodeError, Field, entries_of},
-        dispatch::Target,
+        dispatch::{RoutedModel, RoutedRequest},
         error::ApiError,
         model::failure_of,
         reply,
     },
+    go::decode::{DecodeError, Field, entries_of},
     http::body::Body,
     provider::Call,
 };
 
 /// Removes a model of ours. Success has no body.
-pub(crate) async fn delete(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let Target {
+pub(crate) async fn delete(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+    let (routed, all) = request.decode(wants_files)?;
+    let RoutedModel {
         provider,
         name,
-        requested,
-        body,
         is_configured,
-        ..
-    } = target;
-    let all = wants_files(body.bytes())?;
-    drop(body);
+        requested,
+    } = routed;
     if is_configured {
         return Err(ApiError::bad_request(format!(
             "{requested} is an alias of {name} in the configuration; remove it there, or delete {name}"

@@ -6,12 +6,15 @@ use serde::Serialize;
 use super::frames::{is_zero, nanoseconds};
 use crate::{
     api::{
-        decode::{DecodeError, Field, Node, entries_of, quote},
-        dispatch::Target,
+        dispatch::{RoutedModel, RoutedRequest},
         error::ApiError,
         model::Model,
         options::Options,
         reply, values,
+    },
+    go::{
+        decode::{DecodeError, Field, Node, entries_of},
+        quote,
     },
     http::body::Body,
     inference::{EmbedRequest, Embeddings, Failure, KeepAlive, LoadOptions, Normalisation},
@@ -63,9 +66,9 @@ pub(crate) fn check_embeddings(body: &[u8]) -> Result<(), ApiError> {
 }
 
 /// Answers `/api/embed` for a model of ours.
-pub(crate) async fn embed(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let fields = Fields::of_embed(target.body.bytes())?;
-    let model = find(call, target, fields.model).await?;
+pub(crate) async fn embed(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+    let (routed, fields) = request.decode(Fields::of_embed)?;
+    let model = find(call, routed, fields.model).await?;
     let load = load_options(fields.options)?;
     if fields.inputs.is_empty() {
         make_resident(call, &model, load, fields.keep_alive).await?;
@@ -96,9 +99,9 @@ pub(crate) async fn embed(call: &Call, target: Target) -> Result<Response<Body>,
 }
 
 /// Answers `/api/embeddings` for a model of ours.
-pub(crate) async fn embeddings(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let fields = Fields::of_embeddings(target.body.bytes())?;
-    let model = find(call, target, fields.model).await?;
+pub(crate) async fn embeddings(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+    let (routed, fields) = request.decode(Fields::of_embeddings)?;
+    let model = find(call, routed, fields.model).await?;
     let load = load_options(fields.options)?;
     let vectors = if fields.inputs.is_empty() {
         make_resident(call, &model, load, fields.keep_alive).await?;
@@ -213,9 +216,9 @@ fn load_options(options: Option<Result<Options, ApiError>>) -> Result<LoadOption
 }
 
 /// Finds the model. These routes have words of their own for one that is not there.
-async fn find(call: &Call, target: Target, requested: String) -> Result<Model, ApiError> {
+async fn find(call: &Call, routed: RoutedModel, requested: String) -> Result<Model, ApiError> {
     let not_found = ApiError::model_not_found(&requested);
-    let found = Model::find(call, target.provider, target.name, requested.clone()).await;
+    let found = Model::find(call, routed, requested.clone()).await;
     found.map_err(|error| in_their_words(error, &not_found, &requested))
 }
 

@@ -12,7 +12,7 @@ use crate::{
         reply,
         stream::{Answer, Encoder},
     },
-    http::go_json,
+    go::encode,
     inference::{Event, Finish, FinishReason, ToolCall},
     stdx::timestamp,
 };
@@ -209,7 +209,7 @@ impl Frames {
                 function: WireFunction {
                     index,
                     name,
-                    arguments: go_json::tool_arguments(arguments),
+                    arguments: encode::tool_arguments(arguments),
                 },
             })
             .collect()

@@ -8,8 +8,8 @@ use super::{
     request::GenerateRequest,
 };
 use crate::{
-    api::{dispatch::Target, error::ApiError, model::Model, reply},
-    go_template::{Template, TemplateError},
+    api::{dispatch::RoutedRequest, error::ApiError, model::Model, reply},
+    go::template::{Template, TemplateError},
     http::body::Body,
     inference::{Message, Prompt, Think, ToolChoice},
     provider::{Call, Preset},
@@ -21,14 +21,10 @@ pub(crate) fn check(body: &[u8]) -> Result<(), ApiError> {
 }
 
 /// Answers for a model of ours.
-pub(crate) async fn generate(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let Target {
-        provider, name, body, ..
-    } = target;
-    let mut request = GenerateRequest::decode(body.bytes())?;
-    drop(body);
+pub(crate) async fn generate(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+    let (routed, mut request) = request.decode(GenerateRequest::decode)?;
     request.common.check_range()?;
-    let model = Model::find(call, provider, name, request.common.model.clone()).await?;
+    let model = Model::find(call, routed, request.common.model.clone()).await?;
     if request.prompt.is_empty() && request.common.unloads() {
         return unload(call, &model, Route::Generate).await;
     }

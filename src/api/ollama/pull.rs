@@ -7,12 +7,12 @@ use serde::Serialize;
 
 use crate::{
     api::{
-        decode::{DecodeError, Field, entries_of},
-        dispatch::Target,
+        dispatch::{RoutedModel, RoutedRequest},
         error::ApiError,
         model::failure_of,
         reply::{self, JSON},
     },
+    go::decode::{DecodeError, Field, entries_of},
     http::body::{self, Body},
     inference::PullEvent,
     provider::{Call, PullStream},
@@ -33,16 +33,14 @@ struct Progress<'a> {
 }
 
 /// Downloads a model of ours. The download goes on only as long as somebody reads.
-pub(crate) async fn pull(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let Target {
+pub(crate) async fn pull(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+    let (routed, streams) = request.decode(wants_stream)?;
+    let RoutedModel {
         provider,
         name,
         requested,
-        body,
         ..
-    } = target;
-    let streams = wants_stream(body.bytes())?;
-    drop(body);
+    } = routed;
     let progress = provider
         .pull(call, &name)
         .await

@@ -4,11 +4,11 @@ use serde_json::value::RawValue;
 
 use crate::{
     api::{
-        decode::{DecodeError, Field, Node, entries_of},
         error::ApiError,
         options::Options,
         values::{self, FormatField},
     },
+    go::decode::{DecodeError, Field, Node, entries_of},
     inference::{InferenceRequest, KeepAlive, Message, Prompt, Role, Think, ToolCall},
 };
 

@@ -8,13 +8,16 @@ use serde_json::{Map, Value, json};
 use super::details::{Details, capabilities};
 use crate::{
     api::{
-        decode::{DecodeError, Field, Node, entries_of},
-        dispatch::Target,
+        dispatch::{RoutedModel, RoutedRequest},
         error::ApiError,
         model::failure_of,
         reply,
     },
-    http::{body::Body, go_json},
+    go::{
+        decode::{DecodeError, Field, Node, entries_of},
+        encode,
+    },
+    http::body::Body,
     inference::{Message, ModelDetails, TensorFacts},
     provider::Call,
     stdx::timestamp,
@@ -102,17 +105,15 @@ fn spell(key: &str, value: Node<'_>) -> Vec<(String, String)> {
 }
 
 /// Everything that is known of a model of ours.
-pub(crate) async fn show(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let Target {
+pub(crate) async fn show(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+    let headers = request.headers.clone();
+    let (routed, request) = request.decode(ShowRequest::decode)?;
+    let RoutedModel {
         provider,
         name,
         requested,
-        headers,
-        body,
         ..
-    } = target;
-    let request = ShowRequest::decode(body.bytes())?;
-    drop(body);
+    } = routed;
     let mut details = provider
         .show(call, &name, request.verbose)
         .await
@@ -208,7 +209,7 @@ fn turn(message: &Message) -> Map<String, Value> {
         tool_call_id,
     } = message;
     let calls = tool_calls.iter().enumerate().map(|(index, call)| {
-        let arguments = go_json::tool_arguments(call.arguments.clone());
+        let arguments = encode::tool_arguments(call.arguments.clone());
         json!({"id": call.id, "function": {"index": index, "name": call.name, "arguments": arguments}})
     });
     let mut turn = Map::new();

@@ -9,13 +9,8 @@ use super::{
     request::{ChatRequest, token_ids},
 };
 use crate::{
-    api::{
-        decode::{DecodeError, Field, entries_of},
-        dispatch::Target,
-        error::ApiError,
-        model::Model,
-        reply,
-    },
+    api::{dispatch::RoutedRequest, error::ApiError, model::Model, reply},
+    go::decode::{DecodeError, Field, entries_of},
     http::body::Body,
     inference::TextToken,
     provider::{Call, TokenizeRequest},
@@ -70,15 +65,16 @@ struct Rendered<'a> {
 }
 
 /// Cuts a text into tokens.
-pub(crate) async fn tokenize(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn tokenize(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+    let (routed, fields) = request.decode(TokenizeFields::decode)?;
     let TokenizeFields {
         model,
         text,
         add_special,
         parse_special,
         with_pieces,
-    } = TokenizeFields::decode(target.body.bytes())?;
-    let model = Model::find(call, target.provider, target.name, model).await?;
+    } = fields;
+    let model = Model::find(call, routed, model).await?;
     let request = TokenizeRequest {
         text,
         add_special,
@@ -100,9 +96,9 @@ pub(crate) async fn tokenize(call: &Call, target: Target) -> Result<Response<Bod
 }
 
 /// Joins tokens to their text.
-pub(crate) async fn detokenize(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let fields = DetokenizeFields::decode(target.body.bytes())?;
-    let model = Model::find(call, target.provider, target.name, fields.model).await?;
+pub(crate) async fn detokenize(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+    let (routed, fields) = request.decode(DetokenizeFields::decode)?;
+    let model = Model::find(call, routed, fields.model).await?;
     let text = model
         .provider
         .detokenize(call, &model.name, fields.tokens)
@@ -115,17 +111,13 @@ pub(crate) async fn detokenize(call: &Call, target: Target) -> Result<Response<B
 }
 
 /// Shows the prompt that a chat becomes.
-pub(crate) async fn apply_template(call: &Call, target: Target) -> Result<Response<Body>, ApiError> {
-    let Target {
-        provider, name, body, ..
-    } = target;
-    let mut request = ChatRequest::decode(body.bytes())?;
-    drop(body);
+pub(crate) async fn apply_template(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+    let (routed, mut request) = request.decode(ChatRequest::decode)?;
     request.common.check_range()?;
     if request.messages.is_empty() {
         return Err(ApiError::bad_request("messages is required"));
     }
-    let model = Model::find(call, provider, name, request.common.model.clone()).await?;
+    let model = Model::find(call, routed, request.common.model.clone()).await?;
     let checked = Checked::new(call, &model, &mut request)?;
     let ignored = checked.ignored();
     let inference = checked.into_inference(request)?;

@@ -8,13 +8,12 @@ use serde_json::value::RawValue;
 use super::{
     choices,
     chunks::Chunks,
-    handler_error,
     request::{ChatCompletionRequest, Tools},
-    shim, shim_error,
 };
 use crate::{
     api::{
-        dispatch::Target,
+        dispatch::{RoutedModel, RoutedRequest},
+        envelope::{LayeredError, shim_error},
         error::ApiError,
         listing,
         model::Model,
@@ -26,27 +25,19 @@ use crate::{
     provider::Call,
 };
 
-/// The reply to a body that names no model, while no upstream is there to word it.
-pub(crate) fn nameless_chat(body: &[u8]) -> Response<Body> {
-    match decode(body) {
-        Err(error) => shim_error(&error),
-        Ok(_) => handler_error(&ApiError::model_required()),
-    }
+/// Returns the error for a body that names no model.
+pub(crate) fn chat_without_model(body: &[u8]) -> LayeredError {
+    LayeredError::without_model(decode(body), ApiError::model_required())
 }
 
-/// Answers for a model of ours.
-pub(crate) async fn chat(call: &Call, target: Target) -> Response<Body> {
-    let (request, tools) = match decode(target.body.bytes()) {
-        Ok(request) => request,
-        Err(error) => return shim_error(&error),
-    };
-    answer(call, target, request, tools)
-        .await
-        .unwrap_or_else(|error| handler_error(&error))
+/// Answers `POST /v1/chat/completions` for a model of a provider.
+pub(crate) async fn chat(call: &Call, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+    let (routed, (request, tools)) = request.decode(decode).map_err(LayeredError::Shim)?;
+    Ok(answer(call, routed, request, tools).await?)
 }
 
 fn decode(body: &[u8]) -> Result<(ChatCompletionRequest, Tools), ApiError> {
-    let mut request = ChatCompletionRequest::decode(body).map_err(shim)?;
+    let mut request = ChatCompletionRequest::decode(body).map_err(shim_error)?;
     request.check()?;
     let tools = request.take_tools()?;
     Ok((request, tools))
@@ -54,16 +45,12 @@ fn decode(body: &[u8]) -> Result<(ChatCompletionRequest, Tools), ApiError> {
 
 async fn answer(
     call: &Call,
-    target: Target,
+    routed: RoutedModel,
     mut request: ChatCompletionRequest,
     tools: Tools,
 ) -> Result<Response<Body>, ApiError> {
-    let Target {
-        provider, name, body, ..
-    } = target;
-    drop(body);
     request.check_range()?;
-    let model = Model::find(call, provider, name, request.common.model.clone()).await?;
+    let model = Model::find(call, routed, request.common.model.clone()).await?;
     model.require_text("chat")?;
     let think = request.common.thinking(&model)?;
     let mut ignored = std::mem::take(&mut request.common.ignored);

@@ -13,7 +13,8 @@ use crate::{
         reply,
         stream::{Answer, Encoder},
     },
-    http::{go_json, sse},
+    go::encode,
+    http::sse,
     inference::{Delta, Event, Finish, FinishReason, TokenLogprob, ToolCall, Usage},
 };
 
@@ -326,7 +327,7 @@ impl Sent {
 
 /// A call's arguments as this dialect has them: a JSON object in a string.
 pub(super) fn arguments_text(arguments: serde_json::Map<String, serde_json::Value>) -> String {
-    let bytes = reply::encode(&go_json::tool_arguments(arguments));
+    let bytes = reply::encode(&encode::tool_arguments(arguments));
     String::from_utf8_lossy(&bytes).into_owned()
 }
 

@@ -2,14 +2,12 @@
 //!
 //! Ollama's shim drops most of them in silence. An hf: model honours them; what has no effect all the same is named.
 
-use super::{bad, choices::MAX_CHOICES};
+use super::choices::MAX_CHOICES;
 use crate::{
-    api::{
-        decode::{DecodeError, Field, Node, quote},
-        error::ApiError,
-        model::Model,
-        options::Options,
-        values,
+    api::{error::ApiError, model::Model, options::Options, values},
+    go::{
+        decode::{DecodeError, Field, Node},
+        quote,
     },
     inference::{InferenceRequest, KeepAlive, Prompt, Think, ThinkLevel},
     provider::Call,
@@ -155,7 +153,7 @@ impl Common {
         usize::try_from(count)
             .ok()
             .filter(|count| (1..=MAX_CHOICES).contains(count))
-            .ok_or_else(|| bad(format!("n must be between 1 and {MAX_CHOICES}")))
+            .ok_or_else(|| ApiError::bad_request(format!("n must be between 1 and {MAX_CHOICES}")))
     }
 
     /// The effort's meaning; what Ollama reads goes before what it does not.
@@ -170,7 +168,7 @@ impl Common {
             "high" => Think::Level(ThinkLevel::High),
             "max" | "xhigh" | "ultra" => Think::Level(ThinkLevel::Max),
             other => {
-                return Err(bad(format!(
+                return Err(ApiError::bad_request(format!(
                     "invalid reasoning value: {} (must be \"minimal\", \"low\", \"medium\", \"high\", \"xhigh\", \"ultra\", \"max\", or \"none\")",
                     quote(other)
                 )));

@@ -1,15 +1,9 @@
 //! The body of `/v1/completions`.
 
-use super::{
-    bad,
-    common::{Common, stops},
-};
+use super::common::{Common, stops};
 use crate::{
-    api::{
-        decode::{DecodeError, Field, Node, entries_of},
-        error::ApiError,
-        values,
-    },
+    api::{error::ApiError, values},
+    go::decode::{DecodeError, Field, Node, entries_of},
     inference::{InferenceRequest, Message, Prompt, Think, ToolChoice},
 };
 
@@ -83,7 +77,9 @@ impl CompletionRequest {
     /// The checks of the shim on a body that could be read.
     pub(super) fn check(&self) -> Result<(), ApiError> {
         if self.prompts.len() > MAX_PROMPTS {
-            return Err(bad(format!("prompt holds more than {MAX_PROMPTS} texts")));
+            return Err(ApiError::bad_request(format!(
+                "prompt holds more than {MAX_PROMPTS} texts"
+            )));
         }
         self.common.check()
     }

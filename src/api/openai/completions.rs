@@ -4,13 +4,11 @@ use std::time::SystemTime;
 
 use hyper::{Response, StatusCode};
 
-use super::{
-    choices, common::Common, completion_chunks::CompletionChunks, completion_request::CompletionRequest, handler_error,
-    shim, shim_error,
-};
+use super::{choices, common::Common, completion_chunks::CompletionChunks, completion_request::CompletionRequest};
 use crate::{
     api::{
-        dispatch::Target,
+        dispatch::{RoutedModel, RoutedRequest},
+        envelope::{LayeredError, shim_error},
         error::ApiError,
         listing,
         model::Model,
@@ -22,38 +20,26 @@ use crate::{
     provider::Call,
 };
 
-/// The reply to a body that names no model, while no upstream is there to word it.
-pub(crate) fn nameless_completions(body: &[u8]) -> Response<Body> {
-    match decode(body) {
-        Err(error) => shim_error(&error),
-        Ok(_) => handler_error(&ApiError::model_not_found("")),
-    }
+/// Returns the error for a body that names no model.
+pub(crate) fn completions_without_model(body: &[u8]) -> LayeredError {
+    LayeredError::without_model(decode(body), ApiError::model_not_found(""))
 }
 
-/// Answers for a model of ours.
-pub(crate) async fn completions(call: &Call, target: Target) -> Response<Body> {
-    let request = match decode(target.body.bytes()) {
-        Ok(request) => request,
-        Err(error) => return shim_error(&error),
-    };
-    answer(call, target, request)
-        .await
-        .unwrap_or_else(|error| handler_error(&error))
+/// Answers `POST /v1/completions` for a model of a provider.
+pub(crate) async fn completions(call: &Call, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+    let (routed, request) = request.decode(decode).map_err(LayeredError::Shim)?;
+    Ok(answer(call, routed, request).await?)
 }
 
 fn decode(body: &[u8]) -> Result<CompletionRequest, ApiError> {
-    let request = CompletionRequest::decode(body).map_err(shim)?;
+    let request = CompletionRequest::decode(body).map_err(shim_error)?;
     request.check()?;
     Ok(request)
 }
 
-async fn answer(call: &Call, target: Target, mut request: CompletionRequest) -> Result<Response<Body>, ApiError> {
-    let Target {
-        provider, name, body, ..
-    } = target;
-    drop(body);
+async fn answer(call: &Call, routed: RoutedModel, mut request: CompletionRequest) -> Result<Response<Body>, ApiError> {
     request.check_range()?;
-    let model = Model::find(call, provider, name, request.common.model.clone()).await?;
+    let model = Model::find(call, routed, request.common.model.clone()).await?;
     if request.is_empty() && request.common.unloads() {
         return residency(call, model, request.common).await;
     }

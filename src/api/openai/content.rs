@@ -1,10 +1,8 @@
 //! Messages of `/v1/chat/completions`: text, content parts, images as data URIs, calls and results of tools.
 
 use crate::{
-    api::{
-        decode::{DecodeError, Field, Node, decode_base64},
-        values,
-    },
+    api::values,
+    go::decode::{DecodeError, Field, Node, decode_base64},
     inference::{Message, Role, ToolCall},
 };
 
@@ -203,7 +201,7 @@ fn arguments(node: &Node<'_>) -> Result<serde_json::Map<String, serde_json::Valu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::decode::entries_of;
+    use crate::go::decode::entries_of;
 
     fn read(json: &str) -> Result<Vec<Message>, DecodeError> {
         let body = format!("{{\"messages\":{json}}}");

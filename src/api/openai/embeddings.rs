@@ -4,15 +4,18 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-use super::{answer, bad, handler_error, shim, shim_error};
 use crate::{
     api::{
-        decode::{DecodeError, Field, Node, entries_of, quote},
-        dispatch::Target,
+        dispatch::{RoutedModel, RoutedRequest},
+        envelope::{LayeredError, shim_error},
         error::ApiError,
         model::Model,
         options::Options,
-        values,
+        reply, values,
+    },
+    go::{
+        decode::{DecodeError, Field, Node, entries_of},
+        quote,
     },
     http::body::Body,
     inference::{EmbedRequest, Embeddings, KeepAlive, Normalisation},
@@ -76,42 +79,35 @@ struct Usage {
     total_tokens: u32,
 }
 
-/// The reply to a body that names no model, while no upstream is there to word it.
-pub(crate) fn nameless_embeddings(body: &[u8]) -> Response<Body> {
+/// Returns the error for a body that names no model.
+pub(crate) fn embeddings_without_model(body: &[u8]) -> LayeredError {
     match decode(body) {
-        Err(error) => shim_error(&error),
+        Err(error) => LayeredError::Shim(error),
         Ok(request) => {
             let unfit = request.input.into_texts().err();
-            handler_error(&unfit.unwrap_or_else(|| ApiError::model_not_found("")))
+            LayeredError::Handler(unfit.unwrap_or_else(|| ApiError::model_not_found("")))
         }
     }
 }
 
-/// Answers for a model of ours.
-pub(crate) async fn embeddings(call: &Call, target: Target) -> Response<Body> {
-    let request = match decode(target.body.bytes()) {
-        Ok(request) => request,
-        Err(error) => return shim_error(&error),
-    };
+/// Answers `POST /v1/embeddings` for a model of a provider.
+pub(crate) async fn embeddings(call: &Call, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+    let (routed, request) = request.decode(decode).map_err(LayeredError::Shim)?;
     let (requested, as_base64) = (request.model.clone(), request.as_base64);
-    match embed(call, target, request).await {
-        Ok(embedded) => answer(&list(&requested, embedded, as_base64)),
-        // Only the routes for vectors word it so.
+    match embed(call, routed, request).await {
+        Ok(embedded) => Ok(reply::json_line(&list(&requested, embedded, as_base64))),
+        // Ollama words it so only on the routes for vectors, whose models its scheduler looks up.
         Err(error) if error == ApiError::model_not_found(&requested) => {
             let message = format!("model {} not found, try pulling it first", quote(&requested));
-            handler_error(&ApiError::new(StatusCode::NOT_FOUND, message))
+            Err(ApiError::new(StatusCode::NOT_FOUND, message).into())
         }
-        Err(error) => handler_error(&error),
+        Err(error) => Err(error.into()),
     }
 }
 
-async fn embed(call: &Call, target: Target, request: Request) -> Result<Embeddings, ApiError> {
-    let Target {
-        provider, name, body, ..
-    } = target;
-    drop(body);
+async fn embed(call: &Call, routed: RoutedModel, request: Request) -> Result<Embeddings, ApiError> {
     let inputs = request.input.into_texts()?;
-    let model = Model::find(call, provider, name, request.model).await?;
+    let model = Model::find(call, routed, request.model).await?;
     let mut load = request.options.unwrap_or_else(|| Ok(Options::default()))?.load;
     if let Some(tokens) = request.num_ctx {
         load.num_ctx = u32::try_from(tokens).ok().filter(|tokens| *tokens > 0);
@@ -128,23 +124,23 @@ async fn embed(call: &Call, target: Target, request: Request) -> Result<Embeddin
     embedded.map_err(|failure| model.failure(failure))
 }
 
-/// Reads a body, with the checks of the shim.
+/// Decodes a body and makes the checks of the shim.
 fn decode(body: &[u8]) -> Result<Request, ApiError> {
-    let request = Request::decode(body).map_err(shim)?;
+    let request = Request::decode(body).map_err(shim_error)?;
     match request.encoding.to_ascii_lowercase().as_str() {
         "" | "float" | "base64" => {}
         _ => {
-            return Err(bad(format!(
+            return Err(ApiError::bad_request(format!(
                 "Invalid value for 'encoding_format' = {}. Supported values: ['float', 'base64'].",
                 request.encoding
             )));
         }
     }
     match &request.input {
-        Input::Nothing => Err(bad("invalid input")),
-        Input::Texts(texts) if texts.len() > MAX_INPUTS => {
-            Err(bad(format!("the request holds more than {MAX_INPUTS} inputs")))
-        }
+        Input::Nothing => Err(ApiError::bad_request("invalid input")),
+        Input::Texts(texts) if texts.len() > MAX_INPUTS => Err(ApiError::bad_request(format!(
+            "the request holds more than {MAX_INPUTS} inputs"
+        ))),
         _ => Ok(request),
     }
 }
@@ -195,7 +191,7 @@ impl Input {
         match self {
             Self::Nothing => Ok(Vec::new()),
             Self::Texts(texts) => Ok(texts),
-            Self::Wrong => Err(bad("invalid input type")),
+            Self::Wrong => Err(ApiError::bad_request("invalid input type")),
         }
     }
 }
@@ -239,7 +235,7 @@ mod tests {
 
     #[test]
     fn numbers_have_the_fewest_digits_of_32_bits() {
-        let text = crate::http::go_json::to_string(&list("m", embedded(), false)).unwrap();
+        let text = crate::go::encode::to_string(&list("m", embedded(), false)).unwrap();
         assert_eq!(
             text,
             r#"{"object":"list","data":[{"object":"embedding","embedding":[0.1,-1e-7,1],"index":0},{"object":"embedding","embedding":[-0.06340297],"index":1}],"model":"m","usage":{"prompt_tokens":6,"total_tokens":6}}"#
@@ -248,7 +244,7 @@ mod tests {
 
     #[test]
     fn base64_holds_little_endian_floats() {
-        let text = crate::http::go_json::to_string(&list("m", embedded(), true)).unwrap();
+        let text = crate::go::encode::to_string(&list("m", embedded(), true)).unwrap();
         // 0.1, -1e-7 and 1.0 in IEEE 754, least byte first.
         let bytes = [0xcd, 0xcc, 0xcc, 0x3d, 0x95, 0xbf, 0xd6, 0xb3, 0x00, 0x00, 0x80, 0x3f];
         assert!(

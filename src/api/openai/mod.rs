@@ -1,4 +1,9 @@
-//! The OpenAI dialect (`/v1/*`) as Ollama's shim speaks it, and what that shim drops in silence.
+//! OpenAI dialect (`/v1/*`) as Ollama's shim speaks it.
+//!
+//! The shim silently drops a good part of OpenAI's request fields (`n`, `logit_bias`, `tool_choice` …). An hf: model
+//! honors them, and a field without effect is named in a header of the reply. Each route has its file; a request is
+//! decoded (`request`, `completion_request`, `responses::request` over `common`), becomes one or more neutral requests
+//! (`choices`), and their events are encoded by `chunks`, `completion_chunks` or `responses::events`.
 
 mod chat;
 mod choices;
@@ -17,21 +22,17 @@ mod tests;
 mod tools;
 mod transcriptions;
 
-pub(crate) use chat::{chat, nameless_chat};
-pub(crate) use completions::{completions, nameless_completions};
-pub(crate) use embeddings::{embeddings, nameless_embeddings};
+pub(crate) use chat::{chat, chat_without_model};
+pub(crate) use completions::{completions, completions_without_model};
+pub(crate) use embeddings::{embeddings, embeddings_without_model};
 pub(crate) use models::{model, models};
-pub(crate) use responses::{nameless_responses, responses};
-pub(crate) use transcriptions::{nameless_transcriptions, transcriptions};
+pub(crate) use responses::{responses, responses_without_model};
+pub(crate) use transcriptions::{transcriptions, transcriptions_without_model};
 
 use hyper::{Response, StatusCode};
 use serde::Serialize;
 
-use super::{
-    decode::DecodeError,
-    error::ApiError,
-    reply::{self, JSON, JSON_UTF8},
-};
+use super::{envelope::LayeredError, error::ApiError};
 use crate::http::body::Body;
 
 #[derive(Serialize)]
@@ -47,40 +48,13 @@ struct Inner<'a> {
     code: Option<&'static str>,
 }
 
-/// An error that Ollama's shim finds by itself: no line feed.
-pub(crate) fn shim_error(error: &ApiError) -> Response<Body> {
-    reply::bytes(error.status, JSON_UTF8, reply::encode(&envelope(error)))
+/// Returns the reply that says an error to a client of this dialect.
+pub(crate) fn error_reply(error: &LayeredError) -> Response<Body> {
+    error.respond(&envelope(error.error()))
 }
 
-/// An error that the shim finds in a body: it does not go through the code that words an empty one for native routes.
-fn shim(error: DecodeError) -> ApiError {
-    match error {
-        DecodeError::Empty => bad("EOF"),
-        other => other.into(),
-    }
-}
-
-/// A request that cannot be served as it is.
-fn bad(message: impl Into<String>) -> ApiError {
-    ApiError::bad_request(message)
-}
-
-/// An error that the native handler behind the shim finds: with a line feed, and another content type.
-fn handler_error(error: &ApiError) -> Response<Body> {
-    let mut bytes = reply::encode(&envelope(error));
-    bytes.push(b'\n');
-    reply::bytes(error.status, JSON, bytes)
-}
-
-/// A whole answer; every one ends with a line feed on this wire.
-fn answer<T: Serialize>(value: &T) -> Response<Body> {
-    let mut bytes = reply::encode(value);
-    bytes.push(b'\n');
-    reply::bytes(StatusCode::OK, JSON, bytes)
-}
-
-/// The word for a kind of error.
-fn kind(error: &ApiError) -> &'static str {
+/// Returns the error's type, as Ollama's `openai.NewError` derives it from the status.
+fn error_type(error: &ApiError) -> &'static str {
     match error.status {
         StatusCode::BAD_REQUEST => "invalid_request_error",
         StatusCode::NOT_FOUND => "not_found_error",
@@ -92,7 +66,7 @@ fn envelope(error: &ApiError) -> Envelope<'_> {
     Envelope {
         error: Inner {
             message: &error.message,
-            r#type: kind(error),
+            r#type: error_type(error),
             param: None,
             code: None,
         },

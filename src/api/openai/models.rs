@@ -4,10 +4,10 @@ use hyper::{HeaderMap, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
-use super::{answer, handler_error};
 use crate::{
     api::{
         Api,
+        envelope::LayeredError,
         error::ApiError,
         listing,
         reply::{self, JSON},
@@ -37,7 +37,7 @@ impl<'a> WireModel<'a> {
     }
 }
 
-/// The organisation of `hf:org/repo…`, the namespace of a plain name.
+/// Returns the organization of `hf:org/repo…`, or the namespace of a plain name.
 fn owner(name: &str) -> &str {
     let owner = match name.strip_prefix("hf:") {
         Some(rest) => rest.split_once('/').map(|(owner, _)| owner),
@@ -48,12 +48,12 @@ fn owner(name: &str) -> &str {
     owner.unwrap_or("library")
 }
 
-/// Upstream's models and ours, newest first.
+/// Answers `GET /v1/models`: Ollama's models and those of providers, newest first.
 pub(crate) async fn models(api: &Api, call: &Call, received: &HeaderMap) -> Response<Body> {
     let encode = |name: &str, card: &ModelCard| reply::encode(&WireModel::of(name, card));
     let merged = listing::of_both(api, call, "/v1/models", received, encode).await;
     let mut json = b"{\"object\":\"list\",\"data\":".to_vec();
-    // An empty list is a nil slice there.
+    // In Ollama an empty list is a nil slice, which Go encodes as `null`.
     if merged.is_empty() {
         json.extend_from_slice(b"null")
     } else {
@@ -63,14 +63,19 @@ pub(crate) async fn models(api: &Api, call: &Call, received: &HeaderMap) -> Resp
     reply::bytes(StatusCode::OK, JSON, json)
 }
 
-/// One model. Ids of ours hold slashes, which clients send encoded or plain.
-pub(crate) async fn model(api: &Api, call: &Call, id: &str, request: Request<Body>) -> Response<Body> {
+/// Answers `GET /v1/models/{id}`. Ids of hf: models hold slashes, which clients send encoded or plain.
+pub(crate) async fn model(
+    api: &Api,
+    call: &Call,
+    id: &str,
+    request: Request<Body>,
+) -> Result<Response<Body>, LayeredError> {
     let id = percent_decode_str(id).decode_utf8_lossy();
     match api.registry.owner(&call.config, &id) {
-        Owner::Forward => api.upstream.forward(call, request).await,
+        Owner::Forward => Ok(api.upstream.forward(call, request).await.map_err(ApiError::from)?),
         Owner::Serve { provider, name, .. } => match listing::find_listed(provider.list(call).await.iter(), &name) {
-            Some(card) => answer(&WireModel::of(&id, card)),
-            None => handler_error(&ApiError::model_not_found(&id)),
+            Some(card) => Ok(reply::json_line(&WireModel::of(&id, card))),
+            None => Err(ApiError::model_not_found(&id).into()),
         },
     }
 }

@@ -3,17 +3,16 @@
 use serde_json::value::RawValue;
 
 use super::{
-    bad,
     common::{Common, stops},
     content,
     tools::Choice,
 };
 use crate::{
     api::{
-        decode::{DecodeError, Field, Node, entries_of},
         error::ApiError,
         values::{self, FormatField},
     },
+    go::decode::{DecodeError, Field, Node, entries_of},
     inference::{InferenceRequest, Message, Prompt, Think, ToolChoice},
 };
 
@@ -119,7 +118,7 @@ impl ChatCompletionRequest {
     /// The checks of the shim on a body that could be read.
     pub(super) fn check(&self) -> Result<(), ApiError> {
         if self.messages.is_empty() {
-            return Err(bad("[] is too short - 'messages'"));
+            return Err(ApiError::bad_request("[] is too short - 'messages'"));
         }
         self.common.check()
     }

@@ -6,11 +6,11 @@ use std::collections::HashSet;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::bad;
 use crate::{
-    api::{
-        decode::{DecodeError, Node, quote},
-        error::ApiError,
+    api::error::ApiError,
+    go::{
+        decode::{DecodeError, Node},
+        quote,
     },
     inference::ToolChoice,
 };
@@ -87,7 +87,9 @@ impl Choice {
                 return Err(not_among(wanted));
             }
             ToolChoice::Required if tools.is_empty() => {
-                return Err(bad("tool_choice \"required\" needs tools, and the request has none"));
+                return Err(ApiError::bad_request(
+                    "tool_choice \"required\" needs tools, and the request has none",
+                ));
             }
             _ => {}
         }
@@ -109,7 +111,7 @@ fn wrong() -> DecodeError {
 }
 
 fn not_among(name: &str) -> ApiError {
-    bad(format!(
+    ApiError::bad_request(format!(
         "tool_choice names the function {}, which is not among the tools",
         quote(name)
     ))
@@ -141,7 +143,7 @@ fn defined_name(tool: &RawValue) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::decode::entries_of;
+    use crate::go::decode::entries_of;
 
     fn read(json: &str) -> Result<Choice, DecodeError> {
         let body = format!("{{\"c\":{json}}}");

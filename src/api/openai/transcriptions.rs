@@ -3,10 +3,10 @@
 use hyper::{HeaderMap, Response, StatusCode, header::CONTENT_TYPE};
 use serde::Serialize;
 
-use super::{answer, bad, handler_error, shim_error};
 use crate::{
     api::{
-        dispatch::Target,
+        dispatch::{RoutedModel, RoutedRequest},
+        envelope::LayeredError,
         error::ApiError,
         model::Model,
         multipart::{self, Part},
@@ -42,29 +42,23 @@ struct Transcription<'a> {
     text: &'a str,
 }
 
-/// The reply to a form that names no model, while no upstream is there to word it.
-pub(crate) fn nameless_transcriptions(headers: &HeaderMap, body: &[u8]) -> Response<Body> {
+/// Returns the error for a form that names no model.
+pub(crate) fn transcriptions_without_model(headers: &HeaderMap, body: &[u8]) -> LayeredError {
     let error = Form::read(headers, body).err();
-    shim_error(&error.unwrap_or_else(ApiError::model_required))
+    LayeredError::Shim(error.unwrap_or_else(ApiError::model_required))
 }
 
-/// Answers for a model of ours.
-pub(crate) async fn transcriptions(call: &Call, target: Target) -> Response<Body> {
-    let form = match Form::read(&target.headers, target.body.bytes()) {
-        Ok(form) => form,
-        Err(error) => return shim_error(&error),
-    };
-    transcribe(call, target, form)
-        .await
-        .unwrap_or_else(|error| handler_error(&error))
+/// Answers `POST /v1/audio/transcriptions` for a model of a provider.
+pub(crate) async fn transcriptions(call: &Call, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+    let headers = request.headers.clone();
+    let (routed, form) = request
+        .decode(|body| Form::read(&headers, body))
+        .map_err(LayeredError::Shim)?;
+    Ok(transcribe(call, routed, form).await?)
 }
 
-async fn transcribe(call: &Call, target: Target, form: Form) -> Result<Response<Body>, ApiError> {
-    let Target {
-        provider, name, body, ..
-    } = target;
-    drop(body);
-    let model = Model::find(call, provider, name, form.model.clone()).await?;
+async fn transcribe(call: &Call, routed: RoutedModel, form: Form) -> Result<Response<Body>, ApiError> {
+    let model = Model::find(call, routed, form.model.clone()).await?;
     model.require_text("chat")?;
     model.require_audio()?;
     let (ignored, as_text) = (form.ignored.clone(), form.response_format == "text");
@@ -78,7 +72,7 @@ async fn transcribe(call: &Call, target: Target, form: Form) -> Result<Response<
     let mut response = if as_text {
         reply::bytes(StatusCode::OK, "text/plain", text.as_bytes().to_vec())
     } else {
-        answer(&Transcription { text })
+        reply::json_line(&Transcription { text })
     };
     reply::mark_ignored(response.headers_mut(), &ignored);
     Ok(response)
@@ -86,7 +80,7 @@ async fn transcribe(call: &Call, target: Target, form: Form) -> Result<Response<
 
 impl Form {
     fn read(headers: &HeaderMap, body: &[u8]) -> Result<Self, ApiError> {
-        let unreadable = |why: &str| bad(format!("failed to parse multipart form: {why}"));
+        let unreadable = |why: &str| ApiError::bad_request(format!("failed to parse multipart form: {why}"));
         let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let boundary = content_type
             .and_then(multipart::boundary)
@@ -104,9 +98,9 @@ impl Form {
         if form.model.is_empty() {
             return Err(ApiError::model_required());
         }
-        let audio = file.ok_or_else(|| bad("file is required: http: no such file"))?;
+        let audio = file.ok_or_else(|| ApiError::bad_request("file is required: http: no such file"))?;
         if audio.is_empty() {
-            return Err(bad("audio file is empty"));
+            return Err(ApiError::bad_request("audio file is empty"));
         }
         form.audio = audio.to_vec();
         Ok(form)

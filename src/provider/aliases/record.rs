@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    go_template::Template,
+    go::template::Template,
     inference::{Capability, LoadOptions, Message, ModelCard, ModelDetails, ModelFacts, Sampling},
 };
 

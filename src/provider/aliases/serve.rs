@@ -6,7 +6,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 
 use super::{Alias, Aliases};
 use crate::{
-    go_template::{Template, TemplateError},
+    go::template::{Template, TemplateError},
     inference::{
         EmbedRequest, Embeddings, Failure, InferenceRequest, KeepAlive, LoadOptions, Message, ModelCard, ModelDetails,
         Prompt, ResidentModel, Sampling, TextToken, Think,

@@ -18,7 +18,6 @@ use hyper::{
     header::{self, HeaderName, HeaderValue},
     http::uri::{Authority, PathAndQuery, Scheme},
 };
-use serde_json::json;
 
 use super::Call;
 use crate::{
@@ -130,18 +129,17 @@ impl Ollama {
         }
     }
 
-    /// Sends `request` on and returns the reply as it comes; where there is none, an error in the dialect of the path.
+    /// Forwards `request` and returns the reply as it comes.
     ///
     /// Dropping the future or the body of the response closes the connection to Ollama.
-    pub async fn forward(&self, call: &Call, request: Request<Body>) -> Response<Body> {
+    ///
+    /// # Errors
+    /// If Ollama gave no reply.
+    pub async fn forward(&self, call: &Call, request: Request<Body>) -> Result<Response<Body>, UpstreamError> {
         let path = request.uri().path().to_owned();
-        match self.exchange(&call.config.ollama, request).await {
-            Ok(response) => response,
-            Err(error) => {
-                tracing::warn!(path, error = &error as &dyn std::error::Error, "request not passed on");
-                error_response(&path, &error)
-            }
-        }
+        self.exchange(&call.config.ollama, request).await.inspect_err(|error| {
+            tracing::warn!(path, error = error as &dyn std::error::Error, "request not forwarded");
+        })
     }
 
     /// Fetches `path` (a listing) whole. `received` are the headers of the request that asks for it, so that a ring of
@@ -324,33 +322,6 @@ impl Upstream {
     }
 }
 
-/// `error` in the shape that clients of `path` read.
-fn error_response(path: &str, error: &UpstreamError) -> Response<Body> {
-    let status = error.status();
-    let message = error.to_string();
-    let kind = if status == StatusCode::NOT_FOUND {
-        "not_found_error"
-    } else {
-        "api_error"
-    };
-    let (content_type, text) = if path == "/v1/messages" || path.starts_with("/v1/messages/") {
-        let request_id = format!("req_{:024x}", rand::random::<u128>() >> 32);
-        let error = json!({"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id});
-        ("application/json", format!("{error}\n"))
-    } else if path.starts_with("/v1/") {
-        let error = json!({"error": {"message": message, "type": kind, "param": null, "code": null}});
-        ("application/json", format!("{error}\n"))
-    } else {
-        ("application/json; charset=utf-8", json!({"error": message}).to_string())
-    };
-    let mut response = Response::new(body::full(text));
-    *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -399,33 +370,5 @@ mod tests {
         assert_eq!(with("a, b").unwrap(), format!("a, b, {own}").as_str());
         assert_eq!(with(&format!("a,{own} , b")), None);
         assert_eq!(with("a,b,c,d,e,f,g,h"), None);
-    }
-
-    #[tokio::test]
-    async fn errors_have_the_shape_of_their_dialect() {
-        let error = UpstreamError::Disabled;
-        for (path, content_type, start) in [
-            (
-                "/api/chat",
-                "application/json; charset=utf-8",
-                r#"{"error":"not found: "#,
-            ),
-            (
-                "/v1/chat/completions",
-                "application/json",
-                r#"{"error":{"message":"not found: "#,
-            ),
-            (
-                "/v1/messages",
-                "application/json",
-                r#"{"type":"error","error":{"type":"not_found_error","message":""#,
-            ),
-        ] {
-            let response = error_response(path, &error);
-            assert_eq!(response.status(), 404);
-            assert_eq!(response.headers()[header::CONTENT_TYPE], content_type);
-            let text = response.into_body().collect().await.unwrap().to_bytes();
-            assert!(text.starts_with(start.as_bytes()), "{text:?}");
-        }
     }
 }

@@ -6,8 +6,11 @@ use serde_json::Value;
 
 use super::CreateRequest;
 use crate::{
-    api::{Api, decode::entries_of, error::ApiError, listing::find_listed, model::failure_of, options::Options},
-    go_template::{Template, TemplateError},
+    api::{Api, error::ApiError, listing::find_listed, model::failure_of, options::Options},
+    go::{
+        decode::entries_of,
+        template::{Template, TemplateError},
+    },
     hub::HfName,
     inference::{Failure, Message, ModelCard, Think},
     provider::{Alias, AliasSettings, Aliases, Call, Kind, PlainName, Provider, PullStream},

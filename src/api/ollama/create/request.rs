@@ -3,11 +3,8 @@
 use serde_json::{Map, Value};
 
 use crate::{
-    api::{
-        decode::{DecodeError, Field, Node, entries_of},
-        ollama::request::messages,
-        values,
-    },
+    api::{ollama::request::messages, values},
+    go::decode::{DecodeError, Field, Node, entries_of},
     inference::Message,
 };
 

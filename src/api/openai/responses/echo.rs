@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::items::Item;
-use crate::{http::go_json, inference::Usage};
+use crate::{go::encode, inference::Usage};
 
 /// What a reply repeats of its request.
 #[derive(Clone, Debug)]
@@ -232,5 +232,5 @@ fn without_members(mut tool: Value) -> Value {
 
 /// An event's data: keys sorted, as Go writes maps.
 pub(super) fn sorted(data: Value) -> Vec<u8> {
-    crate::api::reply::encode(&go_json::sorted(data))
+    crate::api::reply::encode(&encode::sorted(data))
 }

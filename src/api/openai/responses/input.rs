@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 
 use crate::{
-    api::{
-        decode::{DecodeError, Node, entries_of, quote},
-        openai::content,
+    api::openai::content,
+    go::{
+        decode::{DecodeError, Node, entries_of},
+        quote,
     },
     inference::{Message, ToolCall},
 };

@@ -21,10 +21,11 @@ use self::{
     items::{Items, random},
     request::ResponsesRequest,
 };
-use super::{chat::shown_tools, handler_error, request::Tools, shim, shim_error};
+use super::{chat::shown_tools, request::Tools};
 use crate::{
     api::{
-        dispatch::Target,
+        dispatch::{RoutedModel, RoutedRequest},
+        envelope::{LayeredError, shim_error},
         error::ApiError,
         model::Model,
         reply::{self, JSON},
@@ -35,27 +36,19 @@ use crate::{
     provider::Call,
 };
 
-/// The reply to a body that names no model, while no upstream is there to word it.
-pub(crate) fn nameless_responses(body: &[u8]) -> Response<Body> {
-    match decode(body) {
-        Err(error) => shim_error(&error),
-        Ok(_) => handler_error(&ApiError::model_required()),
-    }
+/// Returns the error for a body that names no model.
+pub(crate) fn responses_without_model(body: &[u8]) -> LayeredError {
+    LayeredError::without_model(decode(body), ApiError::model_required())
 }
 
-/// Answers for a model of ours.
-pub(crate) async fn responses(call: &Call, target: Target) -> Response<Body> {
-    let (request, tools) = match decode(target.body.bytes()) {
-        Ok(request) => request,
-        Err(error) => return shim_error(&error),
-    };
-    answer(call, target, request, tools)
-        .await
-        .unwrap_or_else(|error| handler_error(&error))
+/// Answers `POST /v1/responses` for a model of a provider.
+pub(crate) async fn responses(call: &Call, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+    let (routed, (request, tools)) = request.decode(decode).map_err(LayeredError::Shim)?;
+    Ok(answer(call, routed, request, tools).await?)
 }
 
 fn decode(body: &[u8]) -> Result<(ResponsesRequest, Tools), ApiError> {
-    let mut request = ResponsesRequest::decode(body).map_err(shim)?;
+    let mut request = ResponsesRequest::decode(body).map_err(shim_error)?;
     request.check()?;
     let tools = request.take_tools()?;
     Ok((request, tools))
@@ -63,15 +56,11 @@ fn decode(body: &[u8]) -> Result<(ResponsesRequest, Tools), ApiError> {
 
 async fn answer(
     call: &Call,
-    target: Target,
+    routed: RoutedModel,
     mut request: ResponsesRequest,
     tools: Tools,
 ) -> Result<Response<Body>, ApiError> {
-    let Target {
-        provider, name, body, ..
-    } = target;
-    drop(body);
-    let model = Model::find(call, provider, name, request.common.model.clone()).await?;
+    let model = Model::find(call, routed, request.common.model.clone()).await?;
     let streams = request.common.stream;
     let mut ignored = std::mem::take(&mut request.common.ignored);
     let is_empty = request.is_empty();

@@ -5,16 +5,15 @@ use serde_json::Value;
 use super::{echo::Echo, input, tools::Declared};
 use crate::{
     api::{
-        decode::{DecodeError, Field, Node, entries_of},
         error::ApiError,
         openai::{
-            bad,
             common::{Common, stops},
             request::Tools,
             tools::Choice,
         },
         values::{self, FormatField},
     },
+    go::decode::{DecodeError, Field, Node, entries_of},
     inference::{InferenceRequest, Message, Prompt, Think},
 };
 
@@ -193,7 +192,7 @@ impl ResponsesRequest {
         // Ollama ignores these, and its model then answers as if nothing had been said before. No state is kept here
         // either, but a wrong answer that looks right is worse than an error that says what to do.
         if let Some(field) = self.refers_to {
-            return Err(bad(format!(
+            return Err(ApiError::bad_request(format!(
                 "{field} is not supported: no responses are kept here; send the whole conversation as input"
             )));
         }

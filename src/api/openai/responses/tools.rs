@@ -3,11 +3,11 @@
 use serde_json::{Map, Value, json, value::RawValue};
 
 use crate::{
-    api::{
+    api::values,
+    go::{
         decode::{DecodeError, Field, Node},
-        values,
+        encode,
     },
-    http::go_json,
 };
 
 const ROOT: &str = "ResponsesRequest";
@@ -103,7 +103,7 @@ fn echo(tool: &Map<String, Value>) -> Value {
     echo.insert("name".into(), text(tool, "name").into());
     echo.insert("description".into(), or_null("description"));
     echo.insert("strict".into(), or_null("strict"));
-    echo.insert("parameters".into(), go_json::sorted(or_null("parameters")));
+    echo.insert("parameters".into(), encode::sorted(or_null("parameters")));
     let members = tool.get("tools").and_then(Value::as_array);
     if let Some(members) = members.filter(|members| !members.is_empty()) {
         let members = members.iter().filter_map(Value::as_object).map(self::echo);
@@ -115,7 +115,7 @@ fn echo(tool: &Map<String, Value>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::decode::entries_of;
+    use crate::go::decode::entries_of;
 
     fn read(json: &str) -> Result<Declared, DecodeError> {
         let body = format!("{{\"tools\":{json}}}");
@@ -138,7 +138,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            go_json::to_string(&declared.echo).unwrap(),
+            encode::to_string(&declared.echo).unwrap(),
             r#"[{"type":"function","name":"f","description":"w","strict":true,"parameters":{"properties":{"a":{},"b":{}},"type":"object"}},{"type":"function","name":"g","description":null,"strict":null,"parameters":null}]"#
         );
         assert!(!declared.has_others);

@@ -1,20 +1,21 @@
-//! Bytes to a [`Node`], with the error texts of Go's scanner (`encoding/json/scanner.go`).
+//! Parser from bytes to a [`Node`], with the error texts of Go's scanner (`encoding/json/scanner.go`).
 
 use std::borrow::Cow;
 
 use super::{
-    DecodeError,
+    super::quote::quote_byte,
+    error::DecodeError,
     node::{Entries, Node},
-    quote_byte,
 };
 
-/// Nesting that is accepted. Go allows 10000, which no client needs and every recursive reader behind us would feel.
+/// Deepest nesting that is accepted. Go allows 10000, which no client needs and which would overflow the stack of
+/// recursive readers of the value.
 const MAX_DEPTH: usize = 128;
 
-/// Values in one body. Bounds the memory of the tree: a value takes some 40 bytes, so 80 MiB at most.
+/// Most values in one body. Bounds the memory of the tree: a value takes some 40 bytes, so 80 MiB at most.
 const MAX_VALUES: usize = 1 << 21;
 
-/// The first JSON value of a body; what follows it is not looked at.
+/// Parses the first JSON value of a body. Bytes behind it are ignored, as `json.Decoder.Decode` ignores them.
 pub(crate) fn first_value(bytes: &[u8]) -> Result<Node<'_>, DecodeError> {
     let mut parser = Parser {
         bytes,
@@ -34,7 +35,7 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
-    /// The next byte that is not blank.
+    /// Skips blanks and returns the next byte without consuming it.
     fn peek(&mut self) -> Option<u8> {
         while let Some(b' ' | b'\t' | b'\r' | b'\n') = self.bytes.get(self.at) {
             self.at += 1;
@@ -108,7 +109,7 @@ impl<'a> Parser<'a> {
         Ok(items)
     }
 
-    /// A string whose opening quote is at the cursor. Without escapes it borrows.
+    /// Parses a string whose opening quote is at the cursor. Borrows if it has no escapes.
     fn string(&mut self) -> Result<Cow<'a, str>, DecodeError> {
         let start = self.at + 1;
         let plain = self.plain_run(start);
@@ -122,7 +123,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Index of the first byte from `from` on that ends a run of ordinary characters.
+    /// Returns the index of the first byte from `from` on that ends a run of ordinary characters.
     fn plain_run(&self, from: usize) -> usize {
         self.bytes[from..]
             .iter()
@@ -152,7 +153,7 @@ impl<'a> Parser<'a> {
         Ok(String::from_utf8(text).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
-    /// One escape whose backslash is at the cursor. A lone surrogate becomes U+FFFD.
+    /// Parses one escape whose backslash is at the cursor. A lone surrogate becomes U+FFFD, as in Go.
     fn escape(&mut self) -> Result<char, DecodeError> {
         let kind = *self.bytes.get(self.at + 1).ok_or(DecodeError::Truncated)?;
         self.at += 2;
@@ -184,6 +185,7 @@ impl<'a> Parser<'a> {
                 let code = 0x10000 + ((first - 0xd800) << 10) + (second - 0xdc00);
                 return Ok(char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER));
             }
+            // The second escape is no low surrogate: it stands for a character of its own, and is read next.
             self.at = resume;
         }
         Ok(char::REPLACEMENT_CHARACTER)
@@ -222,11 +224,11 @@ impl<'a> Parser<'a> {
             }
             self.digits("in exponent of numeric literal")?;
         }
-        // Only ASCII was accepted on the way here.
+        // Only ASCII was accepted up to here, so this does not fail.
         std::str::from_utf8(&self.bytes[start..self.at]).map_err(|_| DecodeError::Truncated)
     }
 
-    /// At least one digit.
+    /// Consumes at least one digit.
     fn digits(&mut self, place: &str) -> Result<(), DecodeError> {
         match self.bytes.get(self.at) {
             None => return Err(DecodeError::Truncated),

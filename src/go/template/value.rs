@@ -1,12 +1,12 @@
-//! What a template is filled with, and what its expressions give.
+//! Data that a template is filled with, and values of its expressions.
 
 use std::rc::Rc;
 
 use serde_json::{Map, Number, Value as Json};
 
-use crate::http::go_json;
+use crate::go::encode;
 
-/// The data behind a rendering.
+/// Data that a template is filled with.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Data {
     Nothing,
@@ -15,13 +15,13 @@ pub(super) enum Data {
     Float(f64),
     Text(String),
     List(Vec<Data>),
-    /// A map of Go, sorted by key: a key that is not there is nothing. Printed as JSON.
+    /// Go map, sorted by key. A missing key is [`Self::Nothing`]. Printed as JSON, as Ollama's type for arguments is.
     Map(Vec<(String, Data)>),
-    /// A struct of Go: a field that is not there is an error.
+    /// Go struct. A missing field is an error.
     Struct(Vec<(&'static str, Data)>),
 }
 
-/// The value of an expression.
+/// Value of an expression, borrowed from the data if it stands there.
 #[derive(Clone, Debug)]
 pub(super) enum Value<'a> {
     Nothing,
@@ -29,10 +29,10 @@ pub(super) enum Value<'a> {
     Int(i64),
     Float(f64),
     Text(&'a str),
-    /// A text that the template made.
+    /// Text that the template has built.
     Made(Rc<str>),
     List(&'a [Data]),
-    /// A map or a struct.
+    /// Map or struct.
     Object(&'a Data),
 }
 
@@ -51,7 +51,7 @@ impl<'a> From<&'a Data> for Value<'a> {
 }
 
 impl From<Json> for Data {
-    /// As Go decodes JSON into an `any`: numbers are floats.
+    /// Converts as Go decodes JSON into an `any`: numbers are floats.
     fn from(json: Json) -> Self {
         match json {
             Json::Null => Self::Nothing,
@@ -73,7 +73,7 @@ impl Data {
         Self::sorted(members.into_iter().map(|(key, value)| (key, value.into())).collect())
     }
 
-    /// A map, sorted by key as Go walks and prints its maps.
+    /// Returns a map, sorted by key as Go walks and prints its maps.
     pub(super) fn sorted(mut members: Vec<(String, Self)>) -> Self {
         members.sort_by(|(a, _), (b, _)| a.cmp(b));
         Self::Map(members)
@@ -112,7 +112,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Go's notion of truth.
+    /// Returns true unless the value is Go's zero value, or an empty list, map or text.
     pub(super) fn is_true(&self) -> bool {
         match self {
             Self::Nothing => false,
@@ -127,7 +127,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A member of a map or a struct; `None` where Go ends with an error.
+    /// Returns a member of a map or a struct; `None` if Go ends with an error.
     pub(super) fn member(&self, name: &str) -> Option<Self> {
         match self {
             Self::Object(Data::Map(members)) => Some(
@@ -143,7 +143,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// As Go prints it; `None` where that is no text that a prompt could use.
+    /// Returns the value as Go prints it; `None` for a struct, whose form in Go (`{user hi …}`) is useless in a prompt.
     pub(super) fn print(&self) -> Option<String> {
         Some(match self {
             Self::Nothing => "<no value>".to_owned(),
@@ -172,12 +172,12 @@ impl<'a> Value<'a> {
             Self::List(items) => items.iter().map(Data::to_json).collect(),
             Self::Object(data) => data.to_json(),
         };
-        // Keys are strings, so this does not fail.
-        go_json::to_string(&json).unwrap_or_default()
+        // Keys are strings, so encoding does not fail.
+        encode::to_string(&json).unwrap_or_default()
     }
 }
 
-/// Go's `%v`: the shortest digits, with an exponent below 1e-4 and from 1e6 on.
+/// Returns a number as a template of Go prints it: the shortest digits, with an exponent below 1e-4 and from 1e6 on.
 fn print_float(number: f64) -> String {
     let magnitude = number.abs();
     if magnitude == 0.0 || (1e-4..1e6).contains(&magnitude) || !number.is_finite() {

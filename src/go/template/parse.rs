@@ -1,11 +1,19 @@
-//! Tokens to nodes, after Go's `text/template/parse/parse.go`.
+//! Parser: tokens to the syntax tree, after Go's `text/template/parse/parse.go`.
 
 use super::{
-    Base, Expression, Function, MAX_DEPTH, MAX_VARIABLES, Node, Pipeline, TemplateError, Variable,
-    lex::{self, Piece, Token},
+    error::TemplateError,
+    functions::Function,
+    lex::{self, Segment, Token},
+    syntax::{Base, Expression, Node, Pipeline, Variable},
 };
 
-/// How a list of nodes ended.
+/// Deepest nesting of blocks and parentheses.
+const MAX_DEPTH: usize = 32;
+
+/// Most variables in scope at one place. Bounds the time of a lookup, which is linear.
+const MAX_VARIABLES: usize = 256;
+
+/// End of a list of nodes; `{{else}}` with the tokens behind the word and its line.
 enum Stop {
     Eof,
     End,
@@ -13,9 +21,9 @@ enum Stop {
 }
 
 pub(super) fn parse(source: &str) -> Result<Vec<Node>, TemplateError> {
-    let pieces = lex::split(source)?;
+    let segments = lex::split(source)?;
     let mut parser = Parser {
-        pieces: pieces.into_iter(),
+        segments: segments.into_iter(),
         last_line: 1 + source.matches('\n').count(),
         variables: Vec::new(),
         ranges: 0,
@@ -23,20 +31,12 @@ pub(super) fn parse(source: &str) -> Result<Vec<Node>, TemplateError> {
     let (nodes, end) = parser.list(0)?;
     match end {
         Stop::Eof => Ok(nodes),
-        Stop::End => Err(syntax(parser.line(), "unexpected {{end}}")),
-        Stop::Else(_, line) => Err(syntax(line, "unexpected {{else}}")),
+        Stop::End => Err(TemplateError::syntax(parser.line(), "unexpected {{end}}")),
+        Stop::Else(_, line) => Err(TemplateError::syntax(line, "unexpected {{else}}")),
     }
 }
 
-pub(super) fn syntax(line: usize, message: &str) -> TemplateError {
-    TemplateError::Syntax(format!(":{line}: {message}"))
-}
-
-fn unsupported(what: impl Into<String>) -> TemplateError {
-    TemplateError::Unsupported(what.into())
-}
-
-/// Adds the lower-cased names of all fields and variables.
+/// Adds the names of all fields in lower case.
 pub(super) fn collect_names(nodes: &[Node], names: &mut Vec<String>) {
     for node in nodes {
         match node {
@@ -85,38 +85,38 @@ fn names_of(expression: &Expression, names: &mut Vec<String>) {
 }
 
 struct Parser {
-    pieces: std::vec::IntoIter<Piece>,
+    segments: std::vec::IntoIter<Segment>,
     last_line: usize,
     variables: Vec<String>,
-    /// Ranges around the place.
+    /// Number of ranges around the current place.
     ranges: usize,
 }
 
 impl Parser {
-    /// The line of the next action, for an error about what is behind us.
+    /// Returns the line of the next action, which is the one that Go names for an unexpected `{{end}}`.
     fn line(&self) -> usize {
-        self.pieces
+        self.segments
             .as_slice()
             .iter()
-            .find_map(|piece| match piece {
-                Piece::Action { line, .. } => Some(*line),
-                Piece::Text(_) => None,
+            .find_map(|segment| match segment {
+                Segment::Action { line, .. } => Some(*line),
+                Segment::Text(_) => None,
             })
             .unwrap_or(self.last_line)
     }
 
     fn list(&mut self, depth: usize) -> Result<(Vec<Node>, Stop), TemplateError> {
         if depth > MAX_DEPTH {
-            return Err(unsupported(format!("nesting deeper than {MAX_DEPTH}")));
+            return Err(TemplateError::unsupported(format!("nesting deeper than {MAX_DEPTH}")));
         }
         let mut nodes = Vec::new();
-        while let Some(piece) = self.pieces.next() {
-            let (tokens, line) = match piece {
-                Piece::Text(text) => {
+        while let Some(segment) = self.segments.next() {
+            let (tokens, line) = match segment {
+                Segment::Text(text) => {
                     nodes.push(Node::Text(text));
                     continue;
                 }
-                Piece::Action { tokens, line } => (tokens, line),
+                Segment::Action { tokens, line } => (tokens, line),
             };
             let word = match tokens.first() {
                 Some(Token::Word(word)) => word.as_str(),
@@ -125,24 +125,32 @@ impl Parser {
             let rest = tokens.get(1..).unwrap_or_default();
             match word {
                 "end" if rest.is_empty() => return Ok((nodes, Stop::End)),
-                "end" => return Err(syntax(line, "unexpected token in end")),
+                "end" => return Err(TemplateError::syntax(line, "unexpected token in end")),
                 "else" => return Ok((nodes, Stop::Else(rest.to_vec(), line))),
                 "if" | "with" => nodes.push(self.conditional(word, rest, line, depth)?),
                 "range" => nodes.push(self.range(rest, line, depth)?),
                 "break" | "continue" if self.ranges == 0 => {
-                    return Err(syntax(line, &format!("{{{{{word}}}}} outside {{{{range}}}}")));
+                    return Err(TemplateError::syntax(
+                        line,
+                        &format!("{{{{{word}}}}} outside {{{{range}}}}"),
+                    ));
                 }
                 "break" if rest.is_empty() => nodes.push(Node::Break),
                 "continue" if rest.is_empty() => nodes.push(Node::Continue),
-                "break" | "continue" => return Err(syntax(line, &format!("unexpected token in {{{{{word}}}}}"))),
-                "define" | "template" | "block" => return Err(unsupported(word)),
+                "break" | "continue" => {
+                    return Err(TemplateError::syntax(
+                        line,
+                        &format!("unexpected token in {{{{{word}}}}}"),
+                    ));
+                }
+                "define" | "template" | "block" => return Err(TemplateError::unsupported(word)),
                 _ => nodes.push(Node::Output(self.pipeline(&tokens, line, "command", depth)?)),
             }
         }
         Ok((nodes, Stop::Eof))
     }
 
-    /// `if` and `with`, up to their end; a variable that one declares is known up to there.
+    /// Parses `if` or `with` up to its end. A variable that its condition declares is in scope up to there.
     fn conditional(&mut self, word: &str, tokens: &[Token], line: usize, depth: usize) -> Result<Node, TemplateError> {
         let known = self.variables.len();
         let mut condition = self.pipeline(tokens, line, word, depth)?;
@@ -151,14 +159,14 @@ impl Parser {
             let (body, end) = self.list(depth + 1)?;
             branches.push((condition, body));
             match end {
-                Stop::Eof => return Err(syntax(self.last_line, "unexpected EOF")),
+                Stop::Eof => return Err(TemplateError::syntax(self.last_line, "unexpected EOF")),
                 Stop::End => break Vec::new(),
                 Stop::Else(tokens, line) => match tokens.split_first() {
                     None => break self.last_branch(depth)?,
                     Some((Token::Word(next), rest)) if next == word => {
                         condition = self.pipeline(rest, line, word, depth)?;
                     }
-                    Some(_) => return Err(syntax(line, "unexpected token in else")),
+                    Some(_) => return Err(TemplateError::syntax(line, "unexpected token in else")),
                 },
             }
         };
@@ -172,8 +180,8 @@ impl Parser {
     fn last_branch(&mut self, depth: usize) -> Result<Vec<Node>, TemplateError> {
         match self.list(depth + 1)? {
             (nodes, Stop::End) => Ok(nodes),
-            (_, Stop::Eof) => Err(syntax(self.last_line, "unexpected EOF")),
-            (_, Stop::Else(_, line)) => Err(syntax(line, "expected end; found {{else}}")),
+            (_, Stop::Eof) => Err(TemplateError::syntax(self.last_line, "unexpected EOF")),
+            (_, Stop::Else(_, line)) => Err(TemplateError::syntax(line, "expected end; found {{else}}")),
         }
     }
 
@@ -192,10 +200,10 @@ impl Parser {
                 Token::Comma,
                 Token::Path { text: item, .. },
             ] => (Some(index.clone()), Some(item.clone())),
-            _ => return Err(syntax(line, "range can only initialize variables")),
+            _ => return Err(TemplateError::syntax(line, "range can only initialize variables")),
         };
         if index.iter().chain(&item).any(|name| !is_variable(name)) {
-            return Err(syntax(line, "range can only initialize variables"));
+            return Err(TemplateError::syntax(line, "range can only initialize variables"));
         }
         let known = self.variables.len();
         for name in index.iter().chain(&item) {
@@ -205,10 +213,10 @@ impl Parser {
         let (body, end) = self.list(depth + 1)?;
         self.ranges -= 1;
         let otherwise = match end {
-            Stop::Eof => return Err(syntax(self.last_line, "unexpected EOF")),
+            Stop::Eof => return Err(TemplateError::syntax(self.last_line, "unexpected EOF")),
             Stop::End => Vec::new(),
             Stop::Else(tokens, _) if tokens.is_empty() => self.last_branch(depth)?,
-            Stop::Else(_, line) => return Err(syntax(line, "unexpected token in else")),
+            Stop::Else(_, line) => return Err(TemplateError::syntax(line, "unexpected token in else")),
         };
         self.variables.truncate(known);
         Ok(Node::Range {
@@ -243,7 +251,7 @@ impl Parser {
         };
         let mut pipeline = self.commands(&mut rest, line, context, depth)?;
         if !rest.is_empty() {
-            return Err(syntax(line, "unexpected right paren"));
+            return Err(TemplateError::syntax(line, "unexpected right paren"));
         }
         if let Some(Variable { name, is_new: true }) = &sets {
             self.declare(name)?;
@@ -252,7 +260,7 @@ impl Parser {
         Ok(pipeline)
     }
 
-    /// Commands with `|` between them, up to the end or a closing parenthesis.
+    /// Parses commands with `|` between them, up to the end or a closing parenthesis.
     fn commands(
         &self,
         rest: &mut &[Token],
@@ -261,9 +269,9 @@ impl Parser {
         depth: usize,
     ) -> Result<Pipeline, TemplateError> {
         if depth > MAX_DEPTH {
-            return Err(unsupported(format!("nesting deeper than {MAX_DEPTH}")));
+            return Err(TemplateError::unsupported(format!("nesting deeper than {MAX_DEPTH}")));
         }
-        let missing = || syntax(line, &format!("missing value for {context}"));
+        let missing = || TemplateError::syntax(line, &format!("missing value for {context}"));
         let (function, mut arguments) = self.command(rest, line, depth)?;
         let first = match function {
             Some(function) => Expression::Call { function, arguments },
@@ -277,8 +285,9 @@ impl Parser {
                 return Err(missing());
             }
             let stage = later.len() + 2;
-            let function =
-                function.ok_or_else(|| syntax(line, &format!("non executable command in pipeline stage {stage}")))?;
+            let function = function.ok_or_else(|| {
+                TemplateError::syntax(line, &format!("non executable command in pipeline stage {stage}"))
+            })?;
             later.push((function, arguments));
         }
         if let Expression::Call { function, arguments } = &first {
@@ -294,7 +303,7 @@ impl Parser {
         })
     }
 
-    /// A function and its arguments, or a single value.
+    /// Parses a function and its arguments, or a single value.
     fn command(
         &self,
         rest: &mut &[Token],
@@ -313,14 +322,14 @@ impl Parser {
             arguments.push(self.operand(rest, line, depth)?);
         }
         match function {
-            None if arguments.len() > 1 => Err(syntax(line, "can't give argument to non-function")),
+            None if arguments.len() > 1 => Err(TemplateError::syntax(line, "can't give argument to non-function")),
             function => Ok((function, arguments)),
         }
     }
 
     fn operand(&self, rest: &mut &[Token], line: usize, depth: usize) -> Result<Expression, TemplateError> {
         let Some((token, after)) = rest.split_first() else {
-            return Err(syntax(line, "missing value for command"));
+            return Err(TemplateError::syntax(line, "missing value for command"));
         };
         *rest = after;
         match token {
@@ -343,7 +352,7 @@ impl Parser {
             Token::Open => {
                 let inner = self.commands(rest, line, "parenthesized pipeline", depth + 1)?;
                 let Some((Token::Close, after)) = rest.split_first() else {
-                    return Err(syntax(line, "unclosed left paren"));
+                    return Err(TemplateError::syntax(line, "unclosed left paren"));
                 };
                 *rest = after;
                 let mut path = Vec::new();
@@ -360,7 +369,7 @@ impl Parser {
                 })
             }
             Token::Close | Token::Comma | Token::Pipe | Token::Declare | Token::Assign => {
-                Err(syntax(line, "unexpected token in operand"))
+                Err(TemplateError::syntax(line, "unexpected token in operand"))
             }
         }
     }
@@ -381,7 +390,9 @@ impl Parser {
 
     fn declare(&mut self, name: &str) -> Result<(), TemplateError> {
         if self.variables.len() == MAX_VARIABLES {
-            return Err(unsupported(format!("more than {MAX_VARIABLES} variables")));
+            return Err(TemplateError::unsupported(format!(
+                "more than {MAX_VARIABLES} variables"
+            )));
         }
         self.variables.push(name.to_owned());
         Ok(())
@@ -391,11 +402,11 @@ impl Parser {
         if name == "$" || self.variables.iter().any(|known| known == name) {
             return Ok(());
         }
-        Err(syntax(line, &format!("undefined variable \"{name}\"")))
+        Err(TemplateError::syntax(line, &format!("undefined variable \"{name}\"")))
     }
 }
 
-/// The names behind the dots.
+/// Returns the names behind the dots.
 fn names_in(path: &str) -> Vec<String> {
     path.split('.')
         .skip(1)

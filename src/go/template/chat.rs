@@ -1,17 +1,19 @@
-//! A conversation put into a template, the way Ollama does it.
+//! Conversation put into a template, the way Ollama does it (`template/template.go` of its source).
 
 use super::{
-    Base, Expression, Node, Pipeline, Template, TemplateError,
+    Template,
+    error::TemplateError,
     execute::{Budget, execute},
     parse,
+    syntax::{Base, Expression, Node, Pipeline},
     value::Data,
 };
 use crate::inference::{Message, Think, ThinkLevel};
 
-/// The field where the answer will stand.
+/// Field that stands at the place of the answer.
 const RESPONSE: &str = "Response";
 
-/// `{{ .Response }}`
+/// Returns `{{ .Response }}`.
 pub(super) fn response() -> Node {
     Node::Output(Pipeline {
         sets: None,
@@ -24,11 +26,11 @@ pub(super) fn response() -> Node {
 }
 
 impl Template {
-    /// The prompt for a conversation. A template that knows `.Messages` gets all of it; an older one is filled in once for
-    /// each exchange, and ends where the next answer will stand.
+    /// Renders the prompt for a conversation. A template that uses `.Messages` gets all of it at once; an older one is
+    /// rendered for each exchange, and the last rendering ends at the place of the answer.
     ///
     /// # Errors
-    /// If it asks for what is not there, or grows beyond bounds.
+    /// If the template uses a field that does not exist, or exceeds a limit.
     pub fn render(&self, messages: &[Message], think: Think) -> Result<String, TemplateError> {
         let (system, messages) = collate(messages);
         let mut budget = Budget::default();
@@ -64,10 +66,10 @@ impl Template {
         Ok(out)
     }
 
-    /// The prompt for a gap between two texts.
+    /// Renders the prompt for text between a prefix and a suffix (fill in the middle).
     ///
     /// # Errors
-    /// As [`Self::render`].
+    /// Those of [`Self::render`].
     pub fn render_infill(&self, prefix: &str, suffix: &str, think: Think) -> Result<String, TemplateError> {
         let mut values = thinking(think);
         values.push(("Prompt".into(), Data::text(prefix)));
@@ -79,7 +81,7 @@ impl Template {
     }
 }
 
-/// What one filling of an older template holds.
+/// Values for one rendering of an older template.
 #[derive(Default)]
 struct Exchange {
     system: String,
@@ -113,7 +115,9 @@ fn thinking(think: Think) -> Vec<(String, Data)> {
     ]
 }
 
-/// All system prompts in one text, and the turns, where neighbours of the same role are one (tools' results stay apart).
+/// Returns all system prompts in one text, and the messages with neighbors of the same role joined.
+///
+/// Results of tools stay separate: each answers another call. This is Ollama's `collate`.
 fn collate(messages: &[Message]) -> (String, Vec<Message>) {
     let mut system: Vec<&str> = Vec::new();
     let mut collated: Vec<Message> = Vec::with_capacity(messages.len());
@@ -152,8 +156,10 @@ fn message(message: &Message) -> Data {
     ])
 }
 
-/// The nodes up to the first that prints the answer, and whether there is one. It is looked for in the text, not in what
-/// a rendering meets: what follows is left out whichever branch is taken.
+/// Returns the nodes up to the first that prints the answer, and true if there is one.
+///
+/// As in Ollama the cut is made in the syntax tree and not while rendering: what follows the answer is left out, whichever
+/// branch is taken.
 fn up_to_response(nodes: &[Node]) -> (Vec<Node>, bool) {
     let mut kept = Vec::new();
     for node in nodes {

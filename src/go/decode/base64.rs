@@ -6,7 +6,7 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 
-use super::DecodeError;
+use super::error::DecodeError;
 
 const ENGINE: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
@@ -15,11 +15,12 @@ const ENGINE: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::RequireCanonical),
 );
 
-/// The bytes behind a text.
+/// Decodes a text to bytes; fails with Go's sentence.
 pub(crate) fn decode(text: &str) -> Result<Vec<u8>, DecodeError> {
     if let Ok(bytes) = ENGINE.decode(text) {
         return Ok(bytes);
     }
+    // Go skips line breaks, the crate does not. Few texts have some, so the copy is made only after a failure.
     let joined: Vec<u8> = text.bytes().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect();
     ENGINE.decode(&joined).map_err(|_| {
         DecodeError::new(format!(
@@ -29,7 +30,8 @@ pub(crate) fn decode(text: &str) -> Result<Vec<u8>, DecodeError> {
     })
 }
 
-/// Where Go's decoder stops: at a foreign character, at misplaced padding, or at the start of the group that is not full.
+/// Returns the index that Go's `CorruptInputError` names: that of the first foreign character or misplaced padding, or
+/// the start of an incomplete last group.
 fn first_illegal(text: &[u8]) -> usize {
     let mut in_group = 0;
     for (index, &byte) in text.iter().enumerate() {
@@ -43,12 +45,13 @@ fn first_illegal(text: &[u8]) -> usize {
     text.len() - in_group
 }
 
+/// Returns the index of the first byte behind complete padding, or the length if there is none.
 fn after_padding(text: &[u8], first: usize, in_group: usize) -> usize {
-    let mut wanted = 4 - in_group;
+    let mut missing = 4 - in_group;
     for (index, &byte) in text.iter().enumerate().skip(first) {
         match byte {
             b'\r' | b'\n' => {}
-            b'=' if wanted > 0 => wanted -= 1,
+            b'=' if missing > 0 => missing -= 1,
             _ => return index,
         }
     }

@@ -1,4 +1,10 @@
-//! What the body of a request says about who is to answer it, found without parsing it.
+//! Peeking: what a request's body says about who answers it, found without parsing the body.
+//!
+//! Most requests are forwarded to Ollama as the bytes that came, so their body is only scanned for the members that decide
+//! ([`routes`] has them, one row per route). Bodies that Ollama would unpack are unpacked, and a form is searched for its
+//! `model` field.
+
+mod routes;
 
 use std::io::{self, BufReader, Read};
 
@@ -9,73 +15,81 @@ use hyper::{
     http::request::Parts,
 };
 
+use self::routes::{FoundMembers, RouteMembers};
 use super::{Endpoint, error::ApiError, multipart};
 use crate::http::{
-    peek::{self, Members, PeekError},
+    peek::{self, PeekError},
     spool::Spooled,
     zstd::{Decoder, ZstdError},
 };
 
-/// Body of a request that is parsed here. Only forwarded ones may be larger: they need not fit in memory.
+/// Largest body in bytes that is parsed here. Only forwarded ones may be larger: they need not fit in memory.
 const MAX_PARSED_BYTES: u64 = 256 << 20;
 
-/// What was found.
+/// Parts of a body that decide who answers it.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Peeked {
-    /// The names that decide, in the order in which they do; none if the body cannot be read or names nobody.
+pub(crate) struct PeekedBody {
+    /// Model names, the most decisive first; none if the body cannot be read or has none.
     pub(crate) names: Vec<String>,
-    /// Whether the body asks for something that Ollama's own reading of this route leaves out.
+    /// True when the body asks for something that Ollama's own reading of this route leaves out.
     pub(crate) asks_more: bool,
-    /// How its bytes are to be read.
     pub(crate) coding: Coding,
 }
 
-/// How the bytes of a body are packed.
+/// Content coding of a body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Coding {
-    /// They are the text.
     #[default]
     Identity,
-    /// Compressed.
     Zstd,
 }
 
-/// Looks through a body. An error is one of this machine, never of the body: what cannot be read is nobody's.
-pub(crate) async fn peek(spooled: &Spooled, endpoint: &Endpoint, parts: &Parts) -> Result<Peeked, ApiError> {
+/// Scans a body. Fails only for reasons of this machine: a body that cannot be read names no model.
+pub(crate) async fn peek(spooled: &Spooled, endpoint: &Endpoint, parts: &Parts) -> Result<PeekedBody, ApiError> {
     if *endpoint == Endpoint::OpenAiTranscriptions {
         let names = name_in_form(spooled, parts).await?.into_iter().collect();
-        return Ok(Peeked {
+        return Ok(PeekedBody {
             names,
-            ..Peeked::default()
+            ..PeekedBody::default()
         });
     }
     let coding = Coding::of(endpoint, parts);
-    let members = match (coding, spooled.in_memory()) {
-        (Coding::Identity, Some(bytes)) => peek::scan_slice(bytes),
+    let route = RouteMembers::of(endpoint);
+    let scanned = match (coding, spooled.in_memory()) {
+        (Coding::Identity, Some(bytes)) => {
+            let mut found = FoundMembers::new(route);
+            peek::scan_slice(bytes, &route.keys(), |name, value| found.add(name, value)).map(|()| found)
+        }
         (Coding::Identity, None) => {
             let reader = spooled.reader();
-            blocking(move || peek::scan(reader)).await?
+            blocking(move || scan(reader, route)).await?
         }
         (Coding::Zstd, _) => {
             let reader = Decoder::new(BufReader::new(spooled.reader()));
-            blocking(move || peek::scan(reader)).await?
+            blocking(move || scan(reader, route)).await?
         }
     };
-    match members {
-        Ok(members) => Ok(Peeked {
-            asks_more: asks_more(endpoint, &members),
-            names: deciding(endpoint, members),
+    match scanned {
+        Ok(found) => Ok(PeekedBody {
+            asks_more: found.ask_more(),
+            names: found.into_names(),
             coding,
         }),
         Err(PeekError::Read(error)) if ZstdError::of(&error).is_none() => Err(unreadable(&error)),
-        Err(PeekError::NotAnObject | PeekError::Read(_)) => Ok(Peeked {
+        Err(PeekError::NotAnObject | PeekError::Read(_)) => Ok(PeekedBody {
             coding,
-            ..Peeked::default()
+            ..PeekedBody::default()
         }),
     }
 }
 
-/// The text of a body, in memory.
+fn scan(reader: impl Read, route: &'static RouteMembers) -> Result<FoundMembers, PeekError> {
+    let mut found = FoundMembers::new(route);
+    peek::scan(reader, &route.keys(), |name, value| found.add(name, value))?;
+    Ok(found)
+}
+
+/// Returns the unpacked text of a body.
 pub(crate) async fn text(spooled: &Spooled, coding: Coding) -> Result<Bytes, ApiError> {
     let reader = spooled.reader();
     match (coding, spooled.in_memory()) {
@@ -101,7 +115,8 @@ fn read_all(mut reader: impl Read) -> Result<Bytes, ApiError> {
 }
 
 impl Coding {
-    /// Ollama unpacks bodies on these routes alone, and goes by the exact word.
+    /// Returns the coding that Ollama would see: it unpacks bodies on these routes only, and compares the header with the
+    /// exact word `zstd`.
     fn of(endpoint: &Endpoint, parts: &Parts) -> Self {
         match endpoint {
             Endpoint::OpenAiChat
@@ -118,84 +133,7 @@ impl Coding {
     }
 }
 
-/// Whether a body asks for something that Ollama's reading of the route leaves out and ours does not.
-fn asks_more(endpoint: &Endpoint, members: &Members) -> bool {
-    let left_out: &[&str] = match endpoint {
-        Endpoint::OpenAiChat => &[
-            "chat_template_kwargs",
-            "keep_alive",
-            "logit_bias",
-            "max_completion_tokens",
-            "min_p",
-            "n",
-            "num_ctx",
-            "options",
-            "parallel_tool_calls",
-            "think",
-            "thinking_budget_tokens",
-            "top_k",
-        ],
-        Endpoint::OpenAiCompletions => &[
-            "chat_template_kwargs",
-            "keep_alive",
-            "logit_bias",
-            "logprobs",
-            "max_completion_tokens",
-            "min_p",
-            "n",
-            "num_ctx",
-            "options",
-            "reasoning_effort",
-            "think",
-            "thinking_budget_tokens",
-            "top_k",
-        ],
-        Endpoint::OpenAiEmbeddings => &["keep_alive", "num_ctx", "options", "truncate"],
-        Endpoint::OpenAiResponses => &[
-            "chat_template_kwargs",
-            "keep_alive",
-            "min_p",
-            "num_ctx",
-            "options",
-            "think",
-            "top_k",
-        ],
-        Endpoint::AnthropicMessages => &["keep_alive", "num_ctx", "options", "output_config", "output_format"],
-        _ => &[],
-    };
-    let choice = members.tool_choice.as_deref().unwrap_or_default();
-    left_out.iter().any(|name| members.asks.contains(name))
-        || match endpoint {
-            Endpoint::OpenAiChat => !matches!(choice, "" | "auto"),
-            // Ollama cannot force a call on any route, and on these it has tools of its own (a search of the web) that
-            // its native ones lack: only what can be had is worth leaving them.
-            Endpoint::OpenAiResponses | Endpoint::AnthropicMessages => choice == "none",
-            _ => false,
-        }
-}
-
-/// The names of a body that decide who answers an endpoint, those that are blank left out.
-fn deciding(endpoint: &Endpoint, members: Members) -> Vec<String> {
-    let Members {
-        model,
-        name,
-        from,
-        source,
-        destination,
-        ..
-    } = members;
-    let not_blank = |name: &String| !name.trim().is_empty();
-    let model = model.filter(not_blank);
-    let candidates = match endpoint {
-        Endpoint::Show | Endpoint::Delete | Endpoint::Pull | Endpoint::Push => vec![model.or(name)],
-        Endpoint::Create => vec![model.or(name), from],
-        Endpoint::Copy => vec![source, destination],
-        _ => vec![model],
-    };
-    candidates.into_iter().flatten().filter(not_blank).collect()
-}
-
-/// The name in a form, which in Go's eyes the query of the URL goes before.
+/// Returns the model's name in a form. The query of the URL goes before it, as in Go's `Request.FormValue`.
 async fn name_in_form(spooled: &Spooled, parts: &Parts) -> Result<Option<String>, ApiError> {
     let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let Some(boundary) = content_type.and_then(multipart::boundary) else {
@@ -250,12 +188,12 @@ mod tests {
             .unwrap()
     }
 
-    async fn peek_zstd(endpoint: Endpoint, bytes: &[u8]) -> Peeked {
+    async fn peek_zstd(endpoint: Endpoint, bytes: &[u8]) -> PeekedBody {
         let parts = parts("/x", &[("content-encoding", "zstd")]);
         peek(&spooled(bytes).await, &endpoint, &parts).await.unwrap()
     }
 
-    /// Trap 62: the name is found in a body that is compressed, too.
+    /// The name is found in a compressed body, too.
     #[tokio::test]
     async fn a_compressed_body_is_routed_by_its_model_where_ollama_unpacks_it() {
         let bytes = zstd(r#"{"model":"a","MODEL":"hf:o/r","n":2} trailing"#);
@@ -276,7 +214,7 @@ mod tests {
         for endpoint in [Endpoint::Chat, Endpoint::Generate, Endpoint::Embed, Endpoint::Show] {
             assert_eq!(
                 peek_zstd(endpoint.clone(), &bytes).await,
-                Peeked::default(),
+                PeekedBody::default(),
                 "{endpoint:?}"
             );
         }
@@ -284,7 +222,7 @@ mod tests {
         let peeked = peek(&spooled(&bytes).await, &Endpoint::OpenAiChat, &unnamed)
             .await
             .unwrap();
-        assert_eq!(peeked, Peeked::default(), "Ollama goes by the exact word");
+        assert_eq!(peeked, PeekedBody::default(), "Ollama goes by the exact word");
     }
 
     #[tokio::test]
@@ -334,42 +272,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_ollama_leaves_out_depends_on_the_route() {
-        let asks = |endpoint: &Endpoint, body: &str| asks_more(endpoint, &peek::scan_slice(body.as_bytes()).unwrap());
-        let (chat, messages, vectors) = (
-            Endpoint::OpenAiChat,
-            Endpoint::AnthropicMessages,
-            Endpoint::OpenAiEmbeddings,
-        );
-        for (body, expected) in [
-            (r#"{"num_ctx":5}"#, [true, true, true]),
-            (r#"{"top_k":5}"#, [true, false, false]),
-            (r#"{"truncate":false}"#, [false, false, true]),
-            (r#"{"tool_choice":"none"}"#, [true, true, false]),
-            (
-                r#"{"tool_choice":{"type":"tool","name":"web_search"}}"#,
-                [true, false, false],
-            ),
-            (r#"{"tool_choice":{"type":"auto"}}"#, [false, false, false]),
-            (
-                r#"{"temperature":0,"stream":true,"max_tokens":5,"n":1}"#,
-                [false, false, false],
-            ),
-        ] {
-            assert_eq!(
-                [&chat, &messages, &vectors].map(|endpoint| asks(endpoint, body)),
-                expected,
-                "{body}"
-            );
-        }
-        assert!(
-            !asks(&Endpoint::Chat, r#"{"options":{"num_ctx":5}}"#),
-            "the native routes read it"
-        );
-    }
-
-    /// A body of some route, with what has to be found in it.
+    /// Body of some route, with its headers.
     fn any_request() -> impl Strategy<Value = (Endpoint, &'static [(&'static str, &'static str)], Vec<u8>)> {
         let member = prop::sample::select(vec![
             r#""model":"hf:o/r""#,

@@ -1,12 +1,19 @@
-//! Typed reading of single fields. `null` leaves a scalar as it was, as in Go.
+//! Typed reading of single fields, as `encoding/json` assigns values to the fields of a struct.
+//!
+//! `null` leaves a scalar unchanged. Errors name the Go struct and field of Ollama's source (`api.ChatRequest`, …),
+//! since they are shown to people and compared by clients' tests.
 
-use super::{DecodeError, Node, node::Entries, parse::first_value};
+use super::{
+    error::DecodeError,
+    node::{Entries, Node},
+    parse::first_value,
+};
 
-/// Where a value stands, for the error text: the Go struct and the path of keys.
+/// Place of a value for the error text: the name of Ollama's Go struct, and the path of keys in it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Field(pub(crate) &'static str, pub(crate) &'static str);
 
-/// The members of the object that a body is. `null` is an empty object.
+/// Returns the members of the JSON object in a body. `null` is an empty object, as in Go.
 pub(crate) fn entries_of<'a>(body: &'a [u8], go_type: &str) -> Result<Entries<'a>, DecodeError> {
     match first_value(body)? {
         Node::Null => Ok(Entries::new()),
@@ -76,7 +83,7 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    /// The items of a list; none for `null`.
+    /// Returns the items of a list; none for `null`.
     pub(crate) fn read_array(self, field: Field, go_type: &str) -> Result<Vec<Node<'a>>, DecodeError> {
         match self {
             Self::Null => Ok(Vec::new()),
@@ -85,7 +92,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// The members of an object; none for `null`.
+    /// Returns the members of an object; none for `null`.
     pub(crate) fn read_object(self, field: Field, go_type: &str) -> Result<Entries<'a>, DecodeError> {
         match self {
             Self::Null => Ok(Entries::new()),
@@ -94,7 +101,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// Go's sentence for a value of the wrong type.
+    /// Returns Go's sentence for a value of the wrong type.
     pub(crate) fn mismatch(&self, field: Field, go_type: &str) -> DecodeError {
         mismatch(self.kind(), field, go_type)
     }

@@ -1,19 +1,27 @@
-//! Nodes to text.
+//! Execution: syntax tree and data to text.
 
 use super::{
-    Base, Expression, Function, MAX_STEPS, MAX_WRITTEN_BYTES, Node, Pipeline, TemplateError,
+    error::TemplateError,
+    functions::Function,
+    syntax::{Base, Expression, Node, Pipeline},
     value::{Data, Value},
 };
 
-/// Whether to go on with the next node.
+/// Most nodes and expressions that one rendering evaluates: nested ranges multiply.
+const MAX_STEPS: usize = 1 << 20;
+
+/// Most bytes that one rendering writes, into the prompt and into variables, and compares.
+const MAX_WRITTEN_BYTES: usize = 128 << 20;
+
+/// Control flow after a node.
 #[derive(Clone, Copy, PartialEq)]
 enum Flow {
-    On,
+    Next,
     Break,
     Continue,
 }
 
-/// What a rendering may still do.
+/// Work and output that are left to a rendering.
 #[derive(Debug)]
 pub(super) struct Budget {
     steps: usize,
@@ -48,7 +56,7 @@ struct Executor<'a, 'b> {
     out: &'b mut String,
 }
 
-/// Appends what the nodes make of `root`.
+/// Renders the nodes with `root` as the data, and appends the text to `out`.
 pub(super) fn execute(nodes: &[Node], root: &Data, budget: &mut Budget, out: &mut String) -> Result<(), TemplateError> {
     let mut executor = Executor {
         root,
@@ -60,10 +68,10 @@ pub(super) fn execute(nodes: &[Node], root: &Data, budget: &mut Budget, out: &mu
 }
 
 impl<'a> Executor<'a, '_> {
-    /// Variables that the list declares are known to its end.
+    /// Executes a list of nodes. Variables that it declares are in scope to its end.
     fn list(&mut self, nodes: &'a [Node], dot: &Value<'a>) -> Result<Flow, TemplateError> {
         let known = self.variables.len();
-        let mut flow = Flow::On;
+        let mut flow = Flow::Next;
         for node in nodes {
             self.budget.step()?;
             flow = match node {
@@ -84,7 +92,7 @@ impl<'a> Executor<'a, '_> {
                 Node::Break => Flow::Break,
                 Node::Continue => Flow::Continue,
             };
-            if flow != Flow::On {
+            if flow != Flow::Next {
                 break;
             }
         }
@@ -95,13 +103,13 @@ impl<'a> Executor<'a, '_> {
     fn write(&mut self, text: &str) -> Result<Flow, TemplateError> {
         self.budget.write(text.len())?;
         self.out.push_str(text);
-        Ok(Flow::On)
+        Ok(Flow::Next)
     }
 
     fn output(&mut self, pipeline: &'a Pipeline, dot: &Value<'a>) -> Result<Flow, TemplateError> {
         let value = self.pipeline(pipeline, dot)?;
         if pipeline.sets.is_some() {
-            return Ok(Flow::On);
+            return Ok(Flow::Next);
         }
         match value.as_text() {
             Some(text) => self.write(text),
@@ -114,7 +122,7 @@ impl<'a> Executor<'a, '_> {
         }
     }
 
-    /// The first branch whose condition is true. `with` makes the condition's value the dot.
+    /// Executes the first branch whose condition is true. `with` makes the condition's value the dot.
     fn conditional(
         &mut self,
         branches: &'a [(Pipeline, Vec<Node>)],
@@ -168,17 +176,17 @@ impl<'a> Executor<'a, '_> {
             let flow = self.list(body, &value)?;
             self.variables.truncate(known);
             if flow == Flow::Break {
-                return Ok(Flow::On);
+                return Ok(Flow::Next);
             }
             at += 1;
         }
         if at == 0 {
             return self.list(otherwise, dot);
         }
-        Ok(Flow::On)
+        Ok(Flow::Next)
     }
 
-    /// The value of a pipeline, which may also set a variable.
+    /// Evaluates a pipeline, and sets its variable if it has one.
     fn pipeline(&mut self, pipeline: &'a Pipeline, dot: &Value<'a>) -> Result<Value<'a>, TemplateError> {
         let mut value = self.evaluate(&pipeline.first, dot)?;
         for (function, arguments) in &pipeline.rest {
@@ -225,7 +233,7 @@ impl<'a> Executor<'a, '_> {
         if name == "$" {
             return self.root.into();
         }
-        // The parser has seen to it that it is known.
+        // The parser refuses unknown variables.
         self.variables
             .iter()
             .rev()
@@ -265,14 +273,14 @@ impl<'a> Executor<'a, '_> {
     }
 }
 
-/// Bytes that are looked at where the first value is compared with each of the others.
+/// Returns an upper bound of the bytes that are read when the first value is compared with each of the others.
 fn compared_bytes(values: &[Value<'_>]) -> usize {
     let length = |value: &Value<'_>| value.as_text().map_or(0, str::len);
     let first = values.first().map_or(0, length);
     values.iter().skip(1).map(|other| length(other).min(first)).sum()
 }
 
-/// What a range goes over.
+/// Items that a range iterates over.
 enum Items<'a> {
     List(&'a [Data]),
     Map(&'a [(String, Data)]),

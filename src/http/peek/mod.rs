@@ -1,167 +1,136 @@
-//! Finds the few top-level members of a JSON object that decide its way, without building the object.
+//! Scanner that finds a few top-level members of a JSON object without building the object.
 //!
-//! The body itself is sent on as the bytes that came, so this reads like Ollama's decoder (Go's `encoding/json`) where
-//! that matters: keys in any case, the last duplicate wins, `null` changes nothing, bytes behind the first value are
-//! not looked at. It is no validator: what it cannot follow is [`PeekError::NotAnObject`], and what it skips may be
-//! wrong. Memory is the same for any body.
+//! It serves requests whose body is forwarded as the bytes that came: only the members that decide the route are decoded.
+//! So it reads like Ollama's decoder (Go's `encoding/json`) where that matters: keys match in any case, `null` and
+//! duplicates are reported in order for the caller to apply Go's rules, bytes behind the first value are ignored. It is no
+//! validator: what it cannot follow is [`PeekError::NotAnObject`], and what it skips may be wrong. Memory is the same for
+//! any body.
 
-use std::{
-    collections::BTreeSet,
-    io::{self, BufRead, BufReader, Read},
-};
+use std::io::{self, BufRead, BufReader, Read};
 
 use memchr::memchr2;
 
-/// Decoded bytes of a value that are kept. The longest legal model name is a fifth of it.
+/// Most decoded bytes of a value that are kept. The longest legal model name is a fifth of it.
 pub const MAX_VALUE_BYTES: usize = 2048;
 
-/// Depth of nesting that is followed; Go's decoder has the same bound.
+/// Deepest nesting that is followed; Go's decoder has the same bound.
 const MAX_DEPTH: usize = 10_000;
 
-/// Decoded bytes of a key that are kept: more than the longest key that is looked for.
+/// Most decoded bytes of a key that are kept: more than the longest key that callers look for.
 const MAX_KEY_BYTES: usize = 32;
 
-/// Members beside those of [`Members`] that are looked for, each with what it may hold without asking for anything.
-///
-/// They are the ones that Ollama's `/v1` routes leave out of what they make of a request, on one of them at least.
-const ASKS: [(&str, Nothing); 17] = [
-    ("chat_template_kwargs", Nothing::Empty),
-    ("keep_alive", Nothing::Null),
-    ("logit_bias", Nothing::Empty),
-    ("logprobs", Nothing::Null),
-    ("max_completion_tokens", Nothing::Null),
-    ("min_p", Nothing::Null),
-    ("n", Nothing::One),
-    ("num_ctx", Nothing::Null),
-    ("options", Nothing::Empty),
-    ("output_config", Nothing::NoFormat),
-    ("output_format", Nothing::Null),
-    ("parallel_tool_calls", Nothing::True),
-    ("reasoning_effort", Nothing::Null),
-    ("think", Nothing::Null),
-    ("thinking_budget_tokens", Nothing::Null),
-    ("top_k", Nothing::Null),
-    ("truncate", Nothing::Null),
-];
-
-/// Bytes that are read from a file at once.
+/// Size of one read from a file in bytes.
 const READ_BYTES: usize = 64 << 10;
 
-/// What was found. A value of another type than expected counts as absent.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Members {
-    /// `model`
-    pub model: Option<String>,
-    /// `name`, the older spelling of `model`
-    pub name: Option<String>,
-    /// `from`, of a creation
-    pub from: Option<String>,
-    /// `source`, of a copy
-    pub source: Option<String>,
-    /// `destination`, of a copy
-    pub destination: Option<String>,
-    /// `stream`
-    pub stream: Option<bool>,
-    /// `tool_choice`: the word, or the `type` of the object
-    pub tool_choice: Option<String>,
-    /// Those of the members that Ollama's `/v1` routes leave out which hold more than a default.
-    pub asks: BTreeSet<&'static str>,
+/// Top-level key to look for, in lower case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    name: &'static str,
+    /// If set, this member stands for a value that is an object.
+    member: Option<&'static str>,
 }
 
-/// What asks for nothing, beside `null`.
-#[derive(Clone, Copy)]
-enum Nothing {
-    Null,
-    Empty,
-    One,
-    True,
-    /// An object without the member `format`.
-    NoFormat,
-}
+impl Key {
+    #[must_use]
+    pub const fn new(name: &'static str) -> Self {
+        Self { name, member: None }
+    }
 
-impl Nothing {
-    fn is(self, value: &Value) -> bool {
-        matches!(
-            (self, value),
-            (_, Value::Null)
-                | (Self::Empty | Self::NoFormat, Value::Empty)
-                | (Self::One, Value::One)
-                | (Self::True, Value::Bool(true))
-        )
+    /// Returns a key whose value, if it is an object, is read as the object's member of this name: [`Value::Empty`] if it
+    /// has none.
+    #[must_use]
+    pub const fn with_member(name: &'static str, member: &'static str) -> Self {
+        Self {
+            name,
+            member: Some(member),
+        }
     }
 }
 
-/// Why nothing could be said of a body.
+/// Value in as much detail as decisions need.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// String, cut at [`MAX_VALUE_BYTES`].
+    Text(String),
+    Bool(bool),
+    /// The number 1.
+    One,
+    Null,
+    /// Object or array without members.
+    Empty,
+    Other,
+}
+
+/// Reason why a body could not be scanned.
 #[derive(Debug, thiserror::Error)]
 pub enum PeekError {
-    /// It is not a whole JSON object.
     #[error("the body is not a JSON object")]
     NotAnObject,
-    /// Reading it failed.
     #[error("the body could not be read")]
     Read(#[from] io::Error),
 }
 
-/// Looks through the first JSON value of `reader`. Strings longer than [`MAX_VALUE_BYTES`] are returned cut.
-pub fn scan(reader: impl Read) -> Result<Members, PeekError> {
+/// Scans the first JSON value of `reader`, and calls `visit` with the name and value of each member that `keys` has, in
+/// the order of the text.
+pub fn scan(reader: impl Read, keys: &[Key], visit: impl FnMut(&'static str, Value)) -> Result<(), PeekError> {
     Scanner {
         input: BufReader::with_capacity(READ_BYTES, reader),
     }
-    .object()
+    .object(keys, visit)
 }
 
-/// Looks through the first JSON value of `bytes`.
-pub fn scan_slice(bytes: &[u8]) -> Result<Members, PeekError> {
-    Scanner { input: bytes }.object()
+/// Scans the first JSON value of `bytes`, like [`scan`].
+pub fn scan_slice(bytes: &[u8], keys: &[Key], visit: impl FnMut(&'static str, Value)) -> Result<(), PeekError> {
+    Scanner { input: bytes }.object(keys, visit)
 }
 
 struct Scanner<R> {
     input: R,
 }
 
-/// A value in as much detail as its member needs. Where a member of an object is wanted, that one stands for the object,
-/// and [`Value::Empty`] for an object that lacks it.
-enum Value {
-    Text(String),
-    Bool(bool),
-    /// The number 1.
-    One,
-    Null,
-    /// An object or array without members.
-    Empty,
-    Other,
-}
-
-/// How much of a value is wanted.
+/// Detail in which a value is read.
 #[derive(Clone, Copy)]
-enum Want {
-    Nothing,
+enum Detail {
+    Skipped,
     Value,
     /// Of an object this member.
     Member(&'static str),
 }
 
+impl Detail {
+    fn of(key: Option<&Key>) -> Self {
+        match key {
+            None => Self::Skipped,
+            Some(Key { member: None, .. }) => Self::Value,
+            Some(Key {
+                member: Some(member), ..
+            }) => Self::Member(member),
+        }
+    }
+}
+
 impl<R: BufRead> Scanner<R> {
-    fn object(mut self) -> Result<Members, PeekError> {
-        let mut found = Members::default();
+    fn object(mut self, keys: &[Key], mut visit: impl FnMut(&'static str, Value)) -> Result<(), PeekError> {
         match self.token()? {
             b'{' => {}
-            b'n' if matches!(self.scalar(b'n')?, Value::Null) => return Ok(found),
+            // Go decodes `null` into a struct as no member at all.
+            b'n' if matches!(self.scalar(b'n')?, Value::Null) => return Ok(()),
             _ => return Err(PeekError::NotAnObject),
         }
         self.members(|scanner, key| {
-            let member = key.and_then(Member::of);
-            let value = scanner.value(member.map_or(Want::Nothing, Member::want))?;
-            if let Some(member) = member {
-                member.set(&mut found, value);
+            let key = key
+                .map(fold)
+                .and_then(|key| keys.iter().find(|known| known.name == key));
+            let value = scanner.value(Detail::of(key))?;
+            if let Some(key) = key {
+                visit(key.name, value);
             }
             Ok(())
-        })?;
-        Ok(found)
+        })
     }
 
-    /// Goes through the rest of an object: `visit` gets each key, if it is no longer than any that is looked for, and
-    /// reads the value.
+    /// Reads the rest of an object: `visit` gets each key (`None` for one longer than any that is looked for), and has to
+    /// read the value.
     fn members(
         &mut self,
         mut visit: impl FnMut(&mut Self, Option<&str>) -> Result<(), PeekError>,
@@ -187,24 +156,24 @@ impl<R: BufRead> Scanner<R> {
         }
     }
 
-    fn value(&mut self, want: Want) -> Result<Value, PeekError> {
-        match (self.token()?, want) {
-            (b'"', Want::Nothing) => self.skip_text().map(|()| Value::Other),
+    fn value(&mut self, detail: Detail) -> Result<Value, PeekError> {
+        match (self.token()?, detail) {
+            (b'"', Detail::Skipped) => self.skip_text().map(|()| Value::Other),
             (b'"', _) => Ok(Value::Text(self.text(MAX_VALUE_BYTES)?.0)),
-            (b'{', Want::Member(name)) => self.member(name),
+            (b'{', Detail::Member(name)) => self.member(name),
             (b'{' | b'[', _) => self.nested(),
             (first @ (b'-' | b'0'..=b'9' | b't' | b'f' | b'n'), _) => self.scalar(first),
             _ => Err(PeekError::NotAnObject),
         }
     }
 
-    /// One member of the object whose rest this is.
+    /// Reads the rest of an object and returns its member of this name.
     fn member(&mut self, name: &str) -> Result<Value, PeekError> {
         let mut found = Value::Empty;
         self.members(|scanner, key| {
-            let wanted = key.is_some_and(|key| fold(key) == name);
-            let value = scanner.value(if wanted { Want::Value } else { Want::Nothing })?;
-            if wanted {
+            let is_it = key.is_some_and(|key| fold(key) == name);
+            let value = scanner.value(if is_it { Detail::Value } else { Detail::Skipped })?;
+            if is_it {
                 found = value;
             }
             Ok(())
@@ -225,14 +194,14 @@ impl<R: BufRead> Scanner<R> {
         }
     }
 
-    /// The next byte, or the error of a body that ends too early.
+    /// Returns the next byte; fails for a body that ends too early.
     fn byte(&mut self) -> Result<u8, PeekError> {
         let byte = *self.input.fill_buf()?.first().ok_or(PeekError::NotAnObject)?;
         self.input.consume(1);
         Ok(byte)
     }
 
-    /// The next byte that is no blank.
+    /// Returns the next byte that is not blank.
     fn token(&mut self) -> Result<u8, PeekError> {
         loop {
             let byte = self.byte()?;
@@ -242,7 +211,7 @@ impl<R: BufRead> Scanner<R> {
         }
     }
 
-    /// The rest of a number, `true`, `false` or `null`, up to what delimits it.
+    /// Reads the rest of a number, `true`, `false` or `null`, up to its delimiter.
     fn scalar(&mut self, first: u8) -> Result<Value, PeekError> {
         let mut text = [first, 0, 0, 0, 0, 0];
         let mut len = 1;
@@ -288,7 +257,7 @@ impl<R: BufRead> Scanner<R> {
         }
     }
 
-    /// Skips to the end of an object or array that is this deep in others.
+    /// Skips to the end of the outermost of `depth` open objects and arrays.
     fn skip_nested(&mut self, mut depth: usize) -> Result<Value, PeekError> {
         loop {
             let buffer = self.filled()?;
@@ -312,7 +281,7 @@ impl<R: BufRead> Scanner<R> {
         }
     }
 
-    /// Decodes the rest of a string; says whether it was cut at `max_bytes`.
+    /// Decodes the rest of a string; returns true if it was cut at `max_bytes`.
     fn text(&mut self, max_bytes: usize) -> Result<(String, bool), PeekError> {
         let mut text = Text {
             bytes: Vec::new(),
@@ -356,7 +325,7 @@ impl<R: BufRead> Scanner<R> {
         Ok(unit)
     }
 
-    /// Buffered bytes, at least one.
+    /// Returns buffered bytes, at least one.
     fn filled(&mut self) -> Result<&[u8], PeekError> {
         let buffer = self.input.fill_buf()?;
         if buffer.is_empty() {
@@ -367,12 +336,12 @@ impl<R: BufRead> Scanner<R> {
     }
 }
 
-/// A string that is being decoded, up to a bound.
+/// String that is being decoded, up to a bound.
 struct Text {
     bytes: Vec<u8>,
     max_bytes: usize,
     cut: bool,
-    /// First half of an escaped surrogate pair.
+    /// High half of an escaped surrogate pair whose low half may follow.
     high_surrogate: Option<u16>,
 }
 
@@ -418,6 +387,7 @@ impl Text {
 
     fn finish(mut self) -> (String, bool) {
         self.push_lone_surrogate();
+        // The cut may have split a character.
         if self.cut
             && let Err(error) = str::from_utf8(&self.bytes)
             && error.error_len().is_none()
@@ -432,77 +402,8 @@ impl Text {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Member {
-    Model,
-    Name,
-    From,
-    Source,
-    Destination,
-    Stream,
-    ToolChoice,
-    Asks(&'static str, Nothing),
-}
-
-impl Member {
-    fn of(key: &str) -> Option<Self> {
-        let key = fold(key);
-        Some(match key.as_str() {
-            "model" => Self::Model,
-            "name" => Self::Name,
-            "from" => Self::From,
-            "source" => Self::Source,
-            "destination" => Self::Destination,
-            "stream" => Self::Stream,
-            "tool_choice" => Self::ToolChoice,
-            _ => {
-                let (name, nothing) = ASKS.into_iter().find(|(name, _)| *name == key)?;
-                Self::Asks(name, nothing)
-            }
-        })
-    }
-
-    fn want(self) -> Want {
-        match self {
-            Self::ToolChoice => Want::Member("type"),
-            Self::Asks(_, Nothing::NoFormat) => Want::Member("format"),
-            _ => Want::Value,
-        }
-    }
-
-    fn set(self, members: &mut Members, value: Value) {
-        let slot = match (self, &value) {
-            (Self::Asks(name, nothing), value) => {
-                if nothing.is(value) {
-                    members.asks.remove(name);
-                } else {
-                    members.asks.insert(name);
-                }
-                return;
-            }
-            (_, Value::Null) => return,
-            (Self::Stream, value) => {
-                members.stream = match value {
-                    Value::Bool(stream) => Some(*stream),
-                    _ => None,
-                };
-                return;
-            }
-            (Self::Model, _) => &mut members.model,
-            (Self::Name, _) => &mut members.name,
-            (Self::From, _) => &mut members.from,
-            (Self::Source, _) => &mut members.source,
-            (Self::Destination, _) => &mut members.destination,
-            (Self::ToolChoice, _) => &mut members.tool_choice,
-        };
-        *slot = match value {
-            Value::Text(text) => Some(text),
-            _ => None,
-        };
-    }
-}
-
-/// Lower case as Go folds keys: besides ASCII, the long s and the Kelvin sign are letters of it.
+/// Folds a key to lower case as Go's `encoding/json` does: besides ASCII, U+017F (long s) matches `s` and U+212A (Kelvin
+/// sign) matches `k`.
 fn fold(key: &str) -> String {
     key.chars()
         .map(|char| match char {

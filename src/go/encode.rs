@@ -1,8 +1,8 @@
-//! JSON as Go's `encoding/json` writes it, which is what clients of Ollama have been tested against.
+//! Encoder that writes JSON as Go's `encoding/json` does. Every answer of hubllama's own is written by it.
 //!
 //! The differences from serde_json: `<`, `>`, `&`, U+2028 and U+2029 are escaped inside strings (which also keeps
 //! line splitters that take U+2028 for a line end from cutting a frame), whole floats have no `.0`, and exponents
-//! appear only below 1e-6 and from 1e21 on. Every answer that hubllama itself gives is written by this encoder.
+//! appear only below 1e-6 and from 1e21 on.
 
 use std::io::{self, Write};
 
@@ -10,13 +10,13 @@ use serde::Serialize;
 use serde_json::ser::Formatter;
 use serde_json::{Map, Number, Serializer, Value};
 
-/// Integers up to this magnitude are exact in an `f64`.
+/// Largest magnitude up to which every integer is exact in an `f64`: 2^53.
 const EXACT_INTEGERS: f64 = 9_007_199_254_740_992.0;
 
 /// Encodes a value.
 ///
 /// # Errors
-/// If the value's own `Serialize` fails, or a map has keys that are not strings.
+/// If the value's `Serialize` fails, or a map has keys that are not strings.
 pub fn to_vec(value: &(impl Serialize + ?Sized)) -> serde_json::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(256);
     value.serialize(&mut Serializer::with_formatter(&mut bytes, GoFormatter))?;
@@ -26,13 +26,13 @@ pub fn to_vec(value: &(impl Serialize + ?Sized)) -> serde_json::Result<Vec<u8>> 
 /// Encodes a value as text.
 ///
 /// # Errors
-/// As [`to_vec`].
+/// Those of [`to_vec`].
 pub fn to_string(value: &(impl Serialize + ?Sized)) -> serde_json::Result<String> {
     let bytes = to_vec(value)?;
     String::from_utf8(bytes).map_err(serde::ser::Error::custom)
 }
 
-/// The same value with the keys of every object sorted by their bytes, as Go writes maps.
+/// Sorts the keys of every object by their bytes, as Go does when it writes a map.
 #[must_use]
 pub fn sorted(value: Value) -> Value {
     match value {
@@ -46,8 +46,10 @@ pub fn sorted(value: Value) -> Value {
     }
 }
 
-/// A tool call's arguments as Ollama passes them on: keys keep their order at the top and are sorted below, numbers
-/// have gone through `f64` (`1.0` is `1`, integers beyond 2^53 lose digits).
+/// Returns a tool call's arguments as Ollama passes them on: keys keep their order at the top and are sorted below,
+/// numbers have gone through `f64` (`1.0` is `1`, integers beyond 2^53 lose digits).
+///
+/// Ollama decodes them into an ordered map whose values are `any`, that is plain Go maps and `float64`.
 #[must_use]
 pub fn tool_arguments(arguments: Map<String, Value>) -> Map<String, Value> {
     arguments
@@ -58,16 +60,16 @@ pub fn tool_arguments(arguments: Map<String, Value>) -> Map<String, Value> {
 
 fn through_f64(value: Value) -> Value {
     match value {
-        Value::Number(number) => normalised(&number).map_or(Value::Null, Value::Number),
+        Value::Number(number) => normalized(&number).map_or(Value::Null, Value::Number),
         Value::Array(list) => list.into_iter().map(through_f64).collect(),
         Value::Object(map) => Value::Object(map.into_iter().map(|(key, value)| (key, through_f64(value))).collect()),
         other => other,
     }
 }
 
-/// Whole numbers become integers again where that is exact, so that other encoders (a chat template's, for one) do not
-/// write `1.0` either.
-fn normalised(number: &Number) -> Option<Number> {
+/// Returns a number as `f64`, or as an integer if that is exact, so that other encoders (a chat template's, for example)
+/// do not write `1.0` either.
+fn normalized(number: &Number) -> Option<Number> {
     let float = number.as_f64()?;
     let is_whole = float.fract() == 0.0 && float.abs() <= EXACT_INTEGERS;
     if is_whole && !(float == 0.0 && float.is_sign_negative()) {
@@ -117,7 +119,8 @@ impl Formatter for GoFormatter {
         writer.write_all(&bytes[written..])
     }
 
-    /// Go compacts raw JSON and escapes its strings, and leaves numbers and the order of keys alone.
+    /// Writes raw JSON as Go writes a `json.RawMessage`: compacted and with its strings escaped; numbers and the order of
+    /// keys stay.
     fn write_raw_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
         let mut rest = fragment;
         while let Some(quote) = rest.find('"') {
@@ -135,7 +138,7 @@ impl Formatter for GoFormatter {
     }
 }
 
-/// Rust writes `1e21` where Go writes `1e+21`.
+/// Writes a number in Rust's exponent form as Go's: `1e+21`, not `1e21`.
 fn write_exponent<W: ?Sized + Write>(writer: &mut W, text: &str) -> io::Result<()> {
     match text.split_once('e') {
         Some((mantissa, exponent)) if !exponent.starts_with('-') => write!(writer, "{mantissa}e+{exponent}"),
@@ -143,7 +146,7 @@ fn write_exponent<W: ?Sized + Write>(writer: &mut W, text: &str) -> io::Result<(
     }
 }
 
-/// Where the string whose opening quote was just passed has its closing quote.
+/// Returns the index of the closing quote of a string whose opening quote stands before `text`.
 fn string_end(text: &str) -> usize {
     let mut is_escaped = false;
     for (at, byte) in text.bytes().enumerate() {
@@ -173,7 +176,7 @@ mod tests {
         assert_eq!(to_string(value).unwrap(), expected);
     }
 
-    // Traps 34, 63
+    // Line separators are escaped, so that no client's line splitter cuts a frame, and markup is escaped, too (traps 34, 63).
     #[test]
     fn strings() {
         for (text, expected) in [

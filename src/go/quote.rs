@@ -1,39 +1,6 @@
-//! Request bodies, read the way Go's `encoding/json` reads them into a struct: keys in any case, unknown keys ignored,
-//! the last duplicate wins, one value and no look behind it, and the same sentences when it does not fit.
-//!
-//! Nothing here knows a route or a model.
+//! Texts and bytes between quotation marks, as Go prints them in error texts.
 
-mod base64;
-mod fields;
-mod node;
-mod parse;
-
-pub(crate) use base64::decode as decode_base64;
-pub(crate) use fields::{Field, entries_of};
-pub(crate) use node::Node;
-
-/// Why a body could not be read. The text is Go's.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum DecodeError {
-    /// Nothing but blanks.
-    #[error("missing request body")]
-    Empty,
-    /// The value does not end.
-    #[error("unexpected EOF")]
-    Truncated,
-    /// Not JSON, or JSON of another shape.
-    #[error("{0}")]
-    Malformed(String),
-}
-
-impl DecodeError {
-    /// An error in our own words.
-    pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self::Malformed(message.into())
-    }
-}
-
-/// A text as Go's `%q` prints it.
+/// Returns a text as Go's `%q` prints it.
 pub(crate) fn quote(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
@@ -48,8 +15,10 @@ pub(crate) fn quote(text: &str) -> String {
     quoted
 }
 
-/// A byte as Go's JSON scanner names it: as the Latin-1 character that it is, between single quotes.
-fn quote_byte(byte: u8) -> String {
+/// Returns a byte as `quoteChar` of Go's JSON scanner prints it: between single quotes, as a Latin-1 character.
+///
+/// The scanner works on bytes, so the first byte of a multi-byte character is shown as a character of its own.
+pub(super) fn quote_byte(byte: u8) -> String {
     match byte {
         b'\'' => "'\\''".to_owned(),
         b'"' => "'\"'".to_owned(),
@@ -63,6 +32,23 @@ fn quote_byte(byte: u8) -> String {
     }
 }
 
+/// Returns a text as package `time` quotes it: every byte outside printable ASCII is `\xNN`.
+pub(super) fn quote_ascii(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for byte in text.bytes() {
+        match byte {
+            b'"' | b'\\' => {
+                quoted.push('\\');
+                quoted.push(char::from(byte));
+            }
+            b' '..0x80 => quoted.push(char::from(byte)),
+            _ => quoted.push_str(&format!("\\x{byte:02x}")),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
 fn push_printable(out: &mut String, character: char) {
     match character {
         '\u{7}' => out.push_str("\\a"),
@@ -73,6 +59,7 @@ fn push_printable(out: &mut String, character: char) {
         '\t' => out.push_str("\\t"),
         '\u{b}' => out.push_str("\\v"),
         other if u32::from(other) < 0x20 || other == '\u{7f}' => out.push_str(&format!("\\x{:02x}", u32::from(other))),
+        // Go's `strconv.IsPrint` knows no-break space and soft hyphen as unprintable, Rust does not call them control.
         other if other.is_control() || other == '\u{a0}' || other == '\u{ad}' => {
             out.push_str(&format!("\\u{:04x}", u32::from(other)));
         }
@@ -90,5 +77,6 @@ mod tests {
         assert_eq!(quote_byte(0x1f), "'\\x1f'");
         assert_eq!(quote_byte(0xef), "'ï'");
         assert_eq!(quote_byte(b'\''), "'\\''");
+        assert_eq!(quote_ascii("1µ"), r#""1\xc2\xb5""#);
     }
 }

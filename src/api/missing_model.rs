@@ -1,19 +1,21 @@
-//! Answers to requests that name no model, for the time when no upstream is there to word them.
+//! Errors for requests that name no model, for the time when no Ollama is there to word them.
 
-use hyper::{HeaderMap, Response};
+use hyper::HeaderMap;
 
-use super::{Endpoint, anthropic, decode::entries_of, error::ApiError, ollama, openai, reply};
-use crate::http::body::Body;
+use super::{Endpoint, anthropic, envelope::LayeredError, error::ApiError, ollama, openai};
+use crate::go::decode::entries_of;
 
-/// The reply of Ollama to a body without a usable name; `None` where the endpoint reads no JSON.
-pub(crate) fn answer(endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> Option<Response<Body>> {
+/// Returns Ollama's error for a body without a usable name; `None` if the endpoint reads no body.
+///
+/// What is wrong with the body comes before the missing name, as there; and each route has its own sentence for that.
+pub(crate) fn error(endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> Option<LayeredError> {
     let well_formed = || entries_of(body, "request").map(drop).map_err(ApiError::from);
-    let native = |checked: Result<(), ApiError>, otherwise: ApiError| {
-        Some(reply::native_error(&checked.err().unwrap_or(otherwise)))
-    };
+    let native =
+        |checked: Result<(), ApiError>, missing: ApiError| LayeredError::Handler(checked.err().unwrap_or(missing));
     let required = ApiError::model_required;
-    match endpoint {
+    Some(match endpoint {
         Endpoint::Chat => native(ollama::check_chat(body), required()),
+        // These routes look the empty name up before they ask whether there is one.
         Endpoint::Generate => native(ollama::check_generate(body), ApiError::model_not_found("")),
         Endpoint::Embed => native(ollama::check_embed(body), ApiError::model_not_found("")),
         Endpoint::Embeddings => native(ollama::check_embeddings(body), required()),
@@ -25,22 +27,22 @@ pub(crate) fn answer(endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> O
         | Endpoint::ApplyTemplate => native(well_formed(), required()),
         Endpoint::Pull | Endpoint::Create => native(well_formed(), ApiError::bad_request("invalid model name")),
         Endpoint::Copy => native(well_formed(), ApiError::bad_request("source \"\" is invalid")),
-        Endpoint::OpenAiChat => Some(openai::nameless_chat(body)),
-        Endpoint::OpenAiCompletions => Some(openai::nameless_completions(body)),
-        Endpoint::OpenAiEmbeddings => Some(openai::nameless_embeddings(body)),
-        Endpoint::OpenAiResponses => Some(openai::nameless_responses(body)),
-        Endpoint::OpenAiTranscriptions => Some(openai::nameless_transcriptions(headers, body)),
-        Endpoint::AnthropicMessages => Some(anthropic::nameless(body)),
-        Endpoint::AnthropicCountTokens => Some(anthropic::nameless_count(body)),
-        _ => None,
-    }
+        Endpoint::OpenAiChat => openai::chat_without_model(body),
+        Endpoint::OpenAiCompletions => openai::completions_without_model(body),
+        Endpoint::OpenAiEmbeddings => openai::embeddings_without_model(body),
+        Endpoint::OpenAiResponses => openai::responses_without_model(body),
+        Endpoint::OpenAiTranscriptions => openai::transcriptions_without_model(headers, body),
+        Endpoint::AnthropicMessages => anthropic::messages_without_model(body),
+        Endpoint::AnthropicCountTokens => anthropic::count_without_model(body),
+        _ => return None,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
 
-    use super::*;
+    use super::{super::envelope::Dialect, *};
 
     #[tokio::test]
     async fn requests_without_a_name_get_the_words_of_ollama() {
@@ -126,11 +128,12 @@ mod tests {
                 "{\"error\":{\"message\":\"model is required\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":null}}\n",
             ),
         ] {
-            let response = answer(&endpoint, &HeaderMap::new(), body.as_bytes()).unwrap();
+            let error = error(&endpoint, &HeaderMap::new(), body.as_bytes()).unwrap();
+            let response = Dialect::of(&endpoint, "/").error_reply(&error);
             assert_eq!(response.status().as_u16(), status, "{endpoint:?}");
             let bytes = response.into_body().collect().await.unwrap().to_bytes();
             assert_eq!(bytes, expected.as_bytes(), "{endpoint:?} {body}");
         }
-        assert!(answer(&Endpoint::Forward, &HeaderMap::new(), b"").is_none());
+        assert!(error(&Endpoint::Forward, &HeaderMap::new(), b"").is_none());
     }
 }

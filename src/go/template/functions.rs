@@ -1,15 +1,14 @@
-//! The functions of Go's templates, and those that Ollama adds.
+//! Functions of Go's templates, and those that Ollama adds (`json`, `currentDate`, `yesterdayDate`).
 
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 
 use super::{
-    TemplateError,
-    parse::syntax,
+    error::TemplateError,
     value::{Data, Value},
 };
 
-/// Words that Go or Ollama know and this module does not.
-const NOT_UNDERSTOOD: [&str; 5] = ["html", "js", "urlquery", "call", "toTypeScriptType"];
+/// Functions of Go or Ollama that are left out here.
+const LEFT_OUT: [&str; 5] = ["html", "js", "urlquery", "call", "toTypeScriptType"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Function {
@@ -33,7 +32,7 @@ pub(super) enum Function {
     YesterdayDate,
 }
 
-/// Name, function, fewest and most arguments.
+/// Name, function, least and greatest number of arguments.
 const FUNCTIONS: [(&str, Function, usize, usize); 18] = [
     ("and", Function::And, 1, usize::MAX),
     ("or", Function::Or, 1, usize::MAX),
@@ -55,7 +54,7 @@ const FUNCTIONS: [(&str, Function, usize, usize); 18] = [
     ("yesterdayDate", Function::YesterdayDate, 0, usize::MAX),
 ];
 
-/// Where this machine is.
+/// Returns today's date in the time zone of this machine.
 fn today() -> Date {
     TimeZone::system().to_datetime(Timestamp::now()).date()
 }
@@ -64,8 +63,8 @@ impl Function {
     pub(super) fn named(word: &str, line: usize) -> Result<Self, TemplateError> {
         match FUNCTIONS.iter().find(|(name, ..)| *name == word) {
             Some((_, function, ..)) => Ok(*function),
-            None if NOT_UNDERSTOOD.contains(&word) => Err(TemplateError::Unsupported(format!("function \"{word}\""))),
-            None => Err(syntax(line, &format!("function \"{word}\" not defined"))),
+            None if LEFT_OUT.contains(&word) => Err(TemplateError::unsupported(format!("function \"{word}\""))),
+            None => Err(TemplateError::syntax(line, &format!("function \"{word}\" not defined"))),
         }
     }
 
@@ -83,10 +82,14 @@ impl Function {
         if fits {
             return Ok(());
         }
-        Err(syntax(line, &format!("wrong number of args for {}", self.name())))
+        Err(TemplateError::syntax(
+            line,
+            &format!("wrong number of args for {}", self.name()),
+        ))
     }
 
-    /// Whether its work grows with the length of texts, though it makes none.
+    /// Returns true for functions whose work grows with the length of their arguments although they make no text, so that
+    /// their work is charged to the budget separately.
     pub(super) fn compares(self) -> bool {
         matches!(
             self,
@@ -98,7 +101,7 @@ impl Function {
         TemplateError::Execution(format!("error calling {}: {why}", self.name()))
     }
 
-    /// Calls it with evaluated arguments; `and` and `or` look at no more than they must, and are not called here.
+    /// Calls the function with evaluated arguments. `and` and `or` have been short-circuited by the caller.
     pub(super) fn call<'a>(self, arguments: &[Value<'a>]) -> Result<Value<'a>, TemplateError> {
         let none = Value::Nothing;
         let first = arguments.first().unwrap_or(&none);
@@ -226,7 +229,7 @@ impl Function {
             .ok_or_else(|| TemplateError::Unsupported("printing an object".to_owned()))
     }
 
-    /// A blank goes between two values neither of which is a text.
+    /// Joins values as Go's `fmt.Sprint`: with a blank between two values neither of which is a text.
     fn joined(self, values: &[Value<'_>]) -> Result<String, TemplateError> {
         let mut out = String::new();
         for (at, value) in values.iter().enumerate() {
@@ -239,7 +242,7 @@ impl Function {
         Ok(out)
     }
 
-    /// `%s`, `%v`, `%d`, `%q` and `%%`, without widths.
+    /// Formats `%s`, `%v`, `%d`, `%q` and `%%`, without widths.
     fn formatted(self, format: &Value<'_>, arguments: &[Value<'_>]) -> Result<String, TemplateError> {
         let Some(format) = format.as_text() else {
             return Err(self.fails("the format is no text"));

@@ -1,9 +1,10 @@
-//! Durations in Go's spelling (`1h30m`, `500ms`, `-1s`), because that is what the Ollama API and its settings use.
+//! Durations in Go's spelling (`1h30m`, `500ms`, `-1s`), which Ollama's API and settings use.
 //!
-//! Follows `time.ParseDuration` and `time.Duration.String` of Go's standard library, error texts included: clients
-//! show them to people.
+//! Follows `time.ParseDuration` and `time.Duration.String`, error texts included: clients show them to people.
 
 use std::{fmt, time::Duration};
+
+use super::quote::quote_ascii;
 
 const NANOSECOND: u64 = 1;
 const MICROSECOND: u64 = 1_000 * NANOSECOND;
@@ -12,30 +13,81 @@ const SECOND: u64 = 1_000 * MILLISECOND;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 
-/// A signed number of nanoseconds, as Go counts time.
+/// Signed number of nanoseconds, Go's `time.Duration`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GoDuration(i64);
 
 impl GoDuration {
-    /// From nanoseconds.
+    /// Parses a duration as `time.ParseDuration` does.
+    ///
+    /// # Errors
+    /// With Go's sentence, such as `time: missing unit in duration "10"`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let invalid = || format!("time: invalid duration {}", quote_ascii(text));
+        let (negative, mut rest) = match text.as_bytes().first() {
+            Some(b'-') => (true, &text[1..]),
+            Some(b'+') => (false, &text[1..]),
+            _ => (false, text),
+        };
+        if rest == "0" {
+            return Ok(Self(0));
+        }
+        if rest.is_empty() {
+            return Err(invalid());
+        }
+        let mut total: u64 = 0;
+        while !rest.is_empty() {
+            let (whole, after) = split_digits(rest);
+            let (fraction, after) = match after.strip_prefix('.') {
+                Some(after) => split_digits(after),
+                None => ("", after),
+            };
+            if whole.is_empty() && fraction.is_empty() {
+                return Err(invalid());
+            }
+            let unit_end = after
+                .find(|c: char| c == '.' || c.is_ascii_digit())
+                .unwrap_or(after.len());
+            let (unit_name, after) = after.split_at(unit_end);
+            if unit_name.is_empty() {
+                return Err(format!("time: missing unit in duration {}", quote_ascii(text)));
+            }
+            let unit = unit_nanos(unit_name).ok_or_else(|| {
+                format!(
+                    "time: unknown unit {} in duration {}",
+                    quote_ascii(unit_name),
+                    quote_ascii(text)
+                )
+            })?;
+            total = part_nanos(whole, fraction, unit)
+                .and_then(|part| total.checked_add(part))
+                .ok_or_else(invalid)?;
+            // 2^63 itself is allowed: it is the magnitude of the most negative duration.
+            if total > 1 << 63 {
+                return Err(invalid());
+            }
+            rest = after;
+        }
+        // The most negative number has no positive counterpart, so the sign is applied in the wider type.
+        let signed = if negative {
+            -i128::from(total)
+        } else {
+            i128::from(total)
+        };
+        i64::try_from(signed).map(Self).map_err(|_| invalid())
+    }
+
     #[must_use]
     pub const fn from_nanos(nanos: i64) -> Self {
         Self(nanos)
     }
 
-    /// In nanoseconds.
     #[must_use]
     pub const fn as_nanos(self) -> i64 {
         self.0
     }
 
-    /// Whether it is less than zero, which Ollama often reads as "for ever".
-    #[must_use]
-    pub const fn is_negative(self) -> bool {
-        self.0 < 0
-    }
-
-    /// The same length in std's type; `None` where it is negative.
+    /// Converts to std's type; `None` if the duration is negative.
     #[must_use]
     pub fn to_std(self) -> Option<Duration> {
         u64::try_from(self.0).ok().map(Duration::from_nanos)
@@ -43,7 +95,7 @@ impl GoDuration {
 }
 
 impl From<Duration> for GoDuration {
-    /// Lengths beyond Go's 292 years become the longest that Go knows.
+    /// Converts a duration of std; beyond Go's limit of 292 years it is cut to that limit.
     fn from(duration: Duration) -> Self {
         Self(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX))
     }
@@ -87,60 +139,6 @@ fn write_decimal(f: &mut fmt::Formatter<'_>, nanos: u64, unit: u64, suffix: &str
     f.write_str(suffix)
 }
 
-/// Reads a duration as Go does.
-///
-/// # Errors
-///
-/// Go's own sentence, as `time: missing unit in duration "10"`.
-pub fn parse(text: &str) -> Result<GoDuration, String> {
-    let invalid = || format!("time: invalid duration {}", quote(text));
-    let (negative, mut rest) = match text.as_bytes().first() {
-        Some(b'-') => (true, &text[1..]),
-        Some(b'+') => (false, &text[1..]),
-        _ => (false, text),
-    };
-    if rest == "0" {
-        return Ok(GoDuration(0));
-    }
-    if rest.is_empty() {
-        return Err(invalid());
-    }
-    let mut total: u64 = 0;
-    while !rest.is_empty() {
-        let (whole, after) = split_digits(rest);
-        let (fraction, after) = match after.strip_prefix('.') {
-            Some(after) => split_digits(after),
-            None => ("", after),
-        };
-        if whole.is_empty() && fraction.is_empty() {
-            return Err(invalid());
-        }
-        let unit_end = after
-            .find(|c: char| c == '.' || c.is_ascii_digit())
-            .unwrap_or(after.len());
-        let (unit_name, after) = after.split_at(unit_end);
-        if unit_name.is_empty() {
-            return Err(format!("time: missing unit in duration {}", quote(text)));
-        }
-        let unit = unit_nanos(unit_name)
-            .ok_or_else(|| format!("time: unknown unit {} in duration {}", quote(unit_name), quote(text)))?;
-        total = part_nanos(whole, fraction, unit)
-            .and_then(|part| total.checked_add(part))
-            .ok_or_else(invalid)?;
-        if total > 1 << 63 {
-            return Err(invalid());
-        }
-        rest = after;
-    }
-    // The most negative number has no positive counterpart, so the sign is applied in the wider type.
-    let signed = if negative {
-        -i128::from(total)
-    } else {
-        i128::from(total)
-    };
-    i64::try_from(signed).map(GoDuration).map_err(|_| invalid())
-}
-
 fn split_digits(text: &str) -> (&str, &str) {
     text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
 }
@@ -157,7 +155,7 @@ fn unit_nanos(name: &str) -> Option<u64> {
     })
 }
 
-/// `whole.fraction` times `unit`; `None` where it does not fit.
+/// Returns `whole.fraction` times `unit` in nanoseconds; `None` if it overflows.
 fn part_nanos(whole: &str, fraction: &str, unit: u64) -> Option<u64> {
     let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
     let mut nanos = whole.checked_mul(unit)?;
@@ -168,23 +166,6 @@ fn part_nanos(whole: &str, fraction: &str, unit: u64) -> Option<u64> {
         nanos = nanos.checked_add(u64::try_from(scaled).ok()?)?;
     }
     Some(nanos)
-}
-
-/// Go's quoting in these errors: bytes outside printable ASCII as `\xNN`.
-fn quote(text: &str) -> String {
-    let mut quoted = String::from('"');
-    for byte in text.bytes() {
-        match byte {
-            b'"' | b'\\' => {
-                quoted.push('\\');
-                quoted.push(char::from(byte));
-            }
-            b' '..0x80 => quoted.push(char::from(byte)),
-            _ => quoted.push_str(&format!("\\x{byte:02x}")),
-        }
-    }
-    quoted.push('"');
-    quoted
 }
 
 #[cfg(test)]
@@ -214,8 +195,8 @@ mod tests {
             ("-9223372036854775808ns", i64::MIN),
         ];
         for (text, nanos) in cases {
-            // Go keeps a nanosecond less on the very long fraction; nobody can tell the difference.
-            let parsed = parse(text).map(GoDuration::as_nanos);
+            // Go keeps a nanosecond less on the very long fraction; no caller can tell the difference.
+            let parsed = GoDuration::parse(text).map(GoDuration::as_nanos);
             assert!(
                 parsed.as_ref().is_ok_and(|parsed| (parsed - nanos).abs() <= 1),
                 "{text}: {parsed:?}"
@@ -248,7 +229,7 @@ mod tests {
             ("3000000h", "time: invalid duration \"3000000h\""),
         ];
         for (text, sentence) in cases {
-            assert_eq!(parse(text), Err(sentence.to_owned()), "{text}");
+            assert_eq!(GoDuration::parse(text), Err(sentence.to_owned()), "{text}");
         }
     }
 

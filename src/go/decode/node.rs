@@ -1,33 +1,32 @@
-//! A parsed value that borrows from the body: a request may carry many megabytes of base64.
+//! Parsed JSON value that borrows from the body: a request may carry many megabytes of base64.
 
 use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 
-use super::DecodeError;
+use super::error::DecodeError;
 
-/// The members of an object in the order in which they came, duplicates included.
+/// Members of an object in the order of the text, duplicates included.
 pub(crate) type Entries<'a> = Vec<(Cow<'a, str>, Node<'a>)>;
 
-/// A JSON value.
+/// JSON value as Go's decoder sees it.
+///
+/// It differs from [`serde_json::Value`]: duplicate keys stay, numbers keep their spelling, and strings borrow from the
+/// body when they have no escapes.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Node<'a> {
-    /// `null`
     Null,
-    /// `true` or `false`
     Bool(bool),
-    /// A number as it was written.
+    /// Number as it was written.
     Number(&'a str),
-    /// A string, escapes resolved.
+    /// String with its escapes resolved.
     String(Cow<'a, str>),
-    /// A list.
     Array(Vec<Node<'a>>),
-    /// An object.
     Object(Entries<'a>),
 }
 
 impl Node<'_> {
-    /// The word that Go's type errors use.
+    /// Returns the word that Go's `UnmarshalTypeError` uses for the value.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -39,7 +38,7 @@ impl Node<'_> {
         }
     }
 
-    /// What Go's `reflect.TypeOf` calls the value once it sits in an `any`.
+    /// Returns the type that Go's `reflect.TypeOf` names for the value decoded into an `any`.
     pub(crate) fn go_type(&self) -> &'static str {
         match self {
             Self::Null => "<nil>",
@@ -51,15 +50,15 @@ impl Node<'_> {
         }
     }
 
-    /// The value as JSON text: order of keys and spelling of numbers kept, invalid UTF-8 and lone surrogates replaced,
-    /// so that every later parser accepts it.
+    /// Returns the value as JSON text that every later parser accepts: the order of keys and the spelling of numbers are
+    /// kept, invalid UTF-8 and lone surrogates are replaced.
     pub(crate) fn to_json(&self) -> String {
         let mut text = String::new();
         self.write(&mut text);
         text
     }
 
-    /// The value as JSON text that serde passes on as it is.
+    /// Returns the value as JSON text that serde serializes unchanged.
     pub(crate) fn to_raw(&self) -> Result<Box<RawValue>, DecodeError> {
         RawValue::from_string(self.to_json()).map_err(|error| DecodeError::new(error.to_string()))
     }

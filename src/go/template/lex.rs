@@ -1,10 +1,10 @@
-//! Source to text and actions, after Go's `text/template/parse/lex.go`.
+//! Lexer: source to text and actions, after Go's `text/template/parse/lex.go`.
 
-use super::{TemplateError, parse::syntax};
+use super::error::TemplateError;
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Token {
-    /// `.`, `.A.B`, `$`, `$x.A`; `glued` says that no blank stands before it.
+    /// `.`, `.A.B`, `$` or `$x.A`. `glued` is true if no blank stands before it, as in `(…).A`.
     Path {
         text: String,
         glued: bool,
@@ -21,15 +21,15 @@ pub(super) enum Token {
     Assign,
 }
 
-/// One `{{ … }}`, or the text before it.
-pub(super) enum Piece {
+/// One `{{ … }}`, or the text before one.
+pub(super) enum Segment {
     Text(String),
     Action { tokens: Vec<Token>, line: usize },
 }
 
-/// Cuts the source into text and actions, and applies the trim markers.
-pub(super) fn split(source: &str) -> Result<Vec<Piece>, TemplateError> {
-    let mut pieces = Vec::new();
+/// Splits the source into text and actions, and applies the trim markers.
+pub(super) fn split(source: &str) -> Result<Vec<Segment>, TemplateError> {
+    let mut segments = Vec::new();
     let mut rest = source;
     let mut line = 1;
     let mut trim_next = false;
@@ -46,7 +46,7 @@ pub(super) fn split(source: &str) -> Result<Vec<Piece>, TemplateError> {
             shown = shown.trim_end_matches(is_blank);
         }
         if !shown.is_empty() {
-            pieces.push(Piece::Text(shown.to_owned()));
+            segments.push(Segment::Text(shown.to_owned()));
         }
         line += text.matches('\n').count();
         let Some(after) = after else { break };
@@ -59,13 +59,13 @@ pub(super) fn split(source: &str) -> Result<Vec<Piece>, TemplateError> {
             None => lexer.action()?,
         };
         if let Some(tokens) = action.tokens {
-            pieces.push(Piece::Action { tokens, line });
+            segments.push(Segment::Action { tokens, line });
         }
         line += inner[..inner.len() - action.rest.len()].matches('\n').count();
         trim_next = action.trims_after;
         rest = action.rest;
     }
-    Ok(pieces)
+    Ok(segments)
 }
 
 fn is_blank(character: char) -> bool {
@@ -86,7 +86,7 @@ struct Lexer<'a> {
 }
 
 struct Action<'a> {
-    /// `None` for a comment.
+    /// Tokens of the action; `None` for a comment.
     tokens: Option<Vec<Token>>,
     trims_after: bool,
     rest: &'a str,
@@ -124,10 +124,10 @@ impl<'a> Lexer<'a> {
     }
 
     fn error(&self, message: &str) -> TemplateError {
-        syntax(self.line, message)
+        TemplateError::syntax(self.line, message)
     }
 
-    /// The end of the action, if it is next.
+    /// Returns true for a trimming end, and the rest, if the end of the action is next.
     fn close(&self) -> Option<(bool, &'a str)> {
         let trimmed = self.rest.trim_start_matches(is_blank);
         if trimmed.len() < self.rest.len()
@@ -167,7 +167,7 @@ impl<'a> Lexer<'a> {
                 self.rest = rest;
                 Ok(Token::Text(text.to_owned()))
             }
-            '\'' => Err(TemplateError::Unsupported("a character constant".to_owned())),
+            '\'' => Err(TemplateError::unsupported("a character constant")),
             '.' if after.is_some_and(|next| next.is_ascii_digit()) => self.number(),
             '.' | '$' => {
                 let text = self.take(|c| is_word(c) || matches!(c, '.' | '$')).to_owned();
@@ -193,7 +193,7 @@ impl<'a> Lexer<'a> {
         taken
     }
 
-    /// Whether a word or a field may end here.
+    /// Fails if a word or a field may not end here.
     fn terminated(&self) -> Result<(), TemplateError> {
         match self.rest.chars().next() {
             None | Some('.' | ',' | '|' | ':' | ')' | '(' | '=') => Ok(()),
@@ -222,7 +222,7 @@ impl<'a> Lexer<'a> {
         if let Ok(number) = whole {
             return Ok(Token::Int(if is_negative { -number } else { number }));
         }
-        // Rust knows words for numbers that Go does not.
+        // Rust parses `inf` and `nan`, which Go does not.
         if radix.is_some() || !bare.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
             return Err(bad());
         }
@@ -235,7 +235,7 @@ impl<'a> Lexer<'a> {
         let mut text = String::new();
         let mut characters = self.rest.char_indices().skip(1);
         let line = self.line;
-        let unterminated = || syntax(line, "unterminated quoted string");
+        let unterminated = || TemplateError::syntax(line, "unterminated quoted string");
         while let Some((at, character)) = characters.next() {
             match character {
                 '"' => {
@@ -252,7 +252,7 @@ impl<'a> Lexer<'a> {
                         _ => 0,
                     };
                     let code: String = characters.by_ref().take(digits).map(|(_, digit)| digit).collect();
-                    let invalid = || syntax(line, "invalid syntax");
+                    let invalid = || TemplateError::syntax(line, "invalid syntax");
                     let plain = match escaped {
                         'a' => '\u{7}',
                         'b' => '\u{8}',
@@ -264,7 +264,7 @@ impl<'a> Lexer<'a> {
                         same @ ('"' | '\\') => same,
                         'x' | 'u' | 'U' => u32::from_str_radix(&code, 16)
                             .ok()
-                            // A byte beyond ASCII is half a character.
+                            // In Go `\xNN` is a byte; one beyond ASCII would be half a character.
                             .filter(|&code| digits > 2 || code < 0x80)
                             .and_then(char::from_u32)
                             .ok_or_else(invalid)?,
@@ -279,7 +279,7 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// A character as Go's `%#U` prints it.
+/// Returns a character as Go's `%#U` prints it.
 fn name_of(character: char) -> String {
     format!("U+{:04X} '{character}'", u32::from(character))
 }

@@ -1,0 +1,158 @@
+//! Wire form of errors: one envelope for each dialect, in two layers.
+//!
+//! Ollama answers its `/v1` routes in two layers, and clients see which of them an error comes from. The *shim*, a
+//! middleware in front, reads the foreign body; gin's `AbortWithStatusJSON` sends its errors as `application/json;
+//! charset=utf-8` without a line feed. Behind it stands the native *handler*; its errors go through the shim's response
+//! writer, which encodes them again with a `json.Encoder`: `application/json`, with a line feed. Recordings of Ollama
+//! have both, so a handler here says for each error which layer finds it: [`LayeredError::Shim`] for a body that cannot
+//! be read, and [`LayeredError::Handler`] for all that comes later. Native routes have no shim, and one form.
+
+use hyper::Response;
+use serde::Serialize;
+
+use super::{
+    Endpoint, anthropic,
+    error::ApiError,
+    openai,
+    reply::{self, JSON, JSON_UTF8},
+};
+use crate::{go::decode::DecodeError, http::body::Body};
+
+/// Error with the layer of Ollama that finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LayeredError {
+    /// Error of the middleware that reads bodies of other dialects.
+    Shim(ApiError),
+    /// Error of the native handler behind it.
+    Handler(ApiError),
+}
+
+impl LayeredError {
+    /// Returns the error for a request that names no model: what is wrong with its body comes first, then `missing`.
+    pub(crate) fn without_model<T>(decoded: Result<T, ApiError>, missing: ApiError) -> Self {
+        match decoded {
+            Err(error) => Self::Shim(error),
+            Ok(_) => Self::Handler(missing),
+        }
+    }
+
+    pub(crate) fn error(&self) -> &ApiError {
+        match self {
+            Self::Shim(error) | Self::Handler(error) => error,
+        }
+    }
+
+    /// Sends the envelope of a `/v1` dialect in the form of the layer.
+    pub(crate) fn respond(&self, envelope: &impl Serialize) -> Response<Body> {
+        let mut bytes = reply::encode(envelope);
+        match self {
+            Self::Shim(error) => reply::bytes(error.status, JSON_UTF8, bytes),
+            Self::Handler(error) => {
+                bytes.push(b'\n');
+                reply::bytes(error.status, JSON, bytes)
+            }
+        }
+    }
+}
+
+impl From<ApiError> for LayeredError {
+    fn from(error: ApiError) -> Self {
+        Self::Handler(error)
+    }
+}
+
+/// Converts an error of decoding as the shim words it. An empty body is `EOF` there: only the native routes check for it
+/// first and say `missing request body`.
+pub(crate) fn shim_error(error: DecodeError) -> ApiError {
+    match error {
+        DecodeError::Empty => ApiError::bad_request("EOF"),
+        other => other.into(),
+    }
+}
+
+/// Dialect that a reply is worded in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    Ollama,
+    OpenAi,
+    Anthropic,
+}
+
+impl Dialect {
+    /// Returns the dialect of a request. Routes that are not served here have only a path to tell.
+    pub(crate) fn of(endpoint: &Endpoint, path: &str) -> Self {
+        match endpoint {
+            Endpoint::OpenAiChat
+            | Endpoint::OpenAiCompletions
+            | Endpoint::OpenAiEmbeddings
+            | Endpoint::OpenAiResponses
+            | Endpoint::OpenAiTranscriptions
+            | Endpoint::OpenAiModels
+            | Endpoint::OpenAiModel { .. } => Self::OpenAi,
+            Endpoint::AnthropicMessages | Endpoint::AnthropicCountTokens => Self::Anthropic,
+            Endpoint::Forward if path.starts_with("/v1/messages/") => Self::Anthropic,
+            Endpoint::Forward if path.starts_with("/v1/") => Self::OpenAi,
+            _ => Self::Ollama,
+        }
+    }
+
+    /// Returns the reply that says an error to a client of this dialect.
+    pub(crate) fn error_reply(self, error: &LayeredError) -> Response<Body> {
+        match self {
+            Self::Ollama => reply::native_error(error.error()),
+            Self::OpenAi => openai::error_reply(error),
+            Self::Anthropic => anthropic::error_reply(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::provider::UpstreamError;
+
+    #[tokio::test]
+    async fn errors_of_a_forward_have_the_shape_of_their_dialect() {
+        let error = LayeredError::from(ApiError::from(UpstreamError::Disabled));
+        for (endpoint, path, content_type, start) in [
+            (
+                Endpoint::Chat,
+                "/api/chat",
+                "application/json; charset=utf-8",
+                r#"{"error":"not found: "#,
+            ),
+            (
+                Endpoint::OpenAiChat,
+                "/v1/chat/completions",
+                "application/json",
+                r#"{"error":{"message":"not found: "#,
+            ),
+            (
+                Endpoint::Forward,
+                "/v1/files",
+                "application/json",
+                r#"{"error":{"message":"not found: "#,
+            ),
+            (
+                Endpoint::AnthropicMessages,
+                "/v1/messages",
+                "application/json",
+                r#"{"type":"error","error":{"type":"not_found_error","message":""#,
+            ),
+            (
+                Endpoint::Forward,
+                "/v1/messages/batches",
+                "application/json",
+                r#"{"type":"error","error":{"type":"not_found_error","message":""#,
+            ),
+        ] {
+            let response = Dialect::of(&endpoint, path).error_reply(&error);
+            assert_eq!(response.status(), 404);
+            assert_eq!(response.headers()["content-type"], content_type);
+            let text = response.into_body().collect().await.unwrap().to_bytes();
+            assert!(text.starts_with(start.as_bytes()), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Syntax tree of a template.
+
+use super::functions::Function;
+
+/// Part of a parsed template.
+#[derive(Clone, Debug)]
+pub(super) enum Node {
+    Text(String),
+    /// `{{ pipeline }}`. Prints nothing if the pipeline sets a variable.
+    Output(Pipeline),
+    If {
+        branches: Vec<(Pipeline, Vec<Node>)>,
+        otherwise: Vec<Node>,
+    },
+    With {
+        branches: Vec<(Pipeline, Vec<Node>)>,
+        otherwise: Vec<Node>,
+    },
+    Range {
+        index: Option<String>,
+        item: Option<String>,
+        over: Pipeline,
+        body: Vec<Node>,
+        otherwise: Vec<Node>,
+    },
+    Break,
+    Continue,
+}
+
+/// Commands joined by `|`, each with the result of the previous one as its last argument.
+#[derive(Clone, Debug)]
+pub(super) struct Pipeline {
+    pub(super) sets: Option<Variable>,
+    pub(super) first: Box<Expression>,
+    pub(super) rest: Vec<(Function, Vec<Expression>)>,
+}
+
+/// Variable that a pipeline sets.
+#[derive(Clone, Debug)]
+pub(super) struct Variable {
+    pub(super) name: String,
+    /// True for `:=`, false for `=`.
+    pub(super) is_new: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Expression {
+    Nil,
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Text(String),
+    Field {
+        base: Base,
+        path: Vec<String>,
+    },
+    Call {
+        function: Function,
+        arguments: Vec<Expression>,
+    },
+}
+
+/// Value that a chain of fields starts at.
+#[derive(Clone, Debug)]
+pub(super) enum Base {
+    Dot,
+    Variable(String),
+    Pipeline(Pipeline),
+}
