@@ -175,7 +175,7 @@ async fn what_a_client_made_goes_into_its_requests_below_what_they_say() {
     let load = r#"{"model":"ctx","from":"mario","parameters":{"num_ctx":99}}"#;
     ok(&api, Endpoint::Create, load).await;
     ok(&api, Endpoint::Generate, r#"{"model":"ctx"}"#).await;
-    assert_eq!(provider.loads.lock().unwrap()[0].0.num_ctx, Some(99));
+    assert_eq!(provider.loads.lock().unwrap()[0].0.context_length, Some(99));
 }
 
 #[tokio::test]
@@ -212,7 +212,7 @@ async fn a_rendered_conversation_that_does_not_fit_loses_its_oldest_turns() {
     let mut provider = plain();
     provider.refusal = Some(Failure::ContextExceeded {
         prompt_tokens: 12,
-        context_tokens: 10,
+        context_length: 10,
     });
     let (provider, api) = alone(provider);
     let create = r#"{"model":"t","from":"hf:o/r","template":"{{ range .Messages }}{{ .Content }};{{ end }}"}"#;

@@ -97,7 +97,7 @@ mod tests {
             (
                 Failure::ContextExceeded {
                     prompt_tokens: 1210,
-                    context_tokens: 256,
+                    context_length: 256,
                 },
                 400,
                 "request (1210 tokens) exceeds the available context size (256 tokens), try increasing it",

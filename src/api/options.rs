@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Smallest context window that can be asked for, in tokens.
-const MIN_CONTEXT_TOKENS: i64 = 4;
+const MIN_CONTEXT_LENGTH: i64 = 4;
 
 /// Strings that can end an answer.
 const MAX_STOPS: usize = 256;
@@ -43,7 +43,7 @@ impl Options {
             thinking_budget,
         } = self;
         match key {
-            "num_ctx" => load.num_ctx = Some(to_u32(integer(key, value)?.max(MIN_CONTEXT_TOKENS))),
+            "num_ctx" => load.context_length = Some(to_u32(integer(key, value)?.max(MIN_CONTEXT_LENGTH))),
             "num_batch" => load.num_batch = Some(to_u32(integer(key, value)?)).filter(|tokens| *tokens > 0),
             "num_gpu" => load.num_gpu = Some(to_i32(integer(key, value)?)),
             "main_gpu" => load.main_gpu = Some(to_i32(integer(key, value)?)),
@@ -159,7 +159,7 @@ mod tests {
                 ..Sampling::default()
             },
             load: LoadOptions {
-                num_ctx: Some(4),
+                context_length: Some(4),
                 use_mmap: Some(false),
                 ..LoadOptions::default()
             },

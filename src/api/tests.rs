@@ -269,7 +269,7 @@ async fn failures_before_the_first_event_are_statuses_also_for_a_stream() {
         (
             Failure::ContextExceeded {
                 prompt_tokens: 9,
-                context_tokens: 4,
+                context_length: 4,
             },
             "application/json",
             400,
@@ -333,7 +333,7 @@ async fn empty_prompts_load_and_unload() {
     }
     assert_eq!(provider.unloads.load(Ordering::Relaxed), 2);
     let loads = provider.loads.lock().unwrap();
-    assert_eq!(loads[0].0.num_ctx, Some(99));
+    assert_eq!(loads[0].0.context_length, Some(99));
     assert_eq!(loads[0].1, Some(KeepAlive::For(Duration::from_secs(600))));
     assert!(provider.asked.lock().unwrap().is_empty());
 }

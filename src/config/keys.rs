@@ -196,7 +196,7 @@ pub(super) const MODEL_KEYS: &[Key<ModelConfig>] = &[
     key!("system", system, Maybe<Text>),
     key!("keep_alive", keep_alive, Maybe<Stay>),
     key!("parallel", parallel, Maybe<Number>),
-    key!("num_ctx" | "context_length", load.num_ctx, Maybe<Number>),
+    key!("num_ctx" | "context_length", load.context_length, Maybe<Number>),
     key!("num_batch" | "batch", load.num_batch, Maybe<Number>),
     key!("num_gpu" | "gpu_layers", load.num_gpu, Maybe<Number>),
     key!("main_gpu", load.main_gpu, Maybe<Number>),

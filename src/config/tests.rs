@@ -449,7 +449,7 @@ small = "hf:org/repo:Q4_K_M"
     assert_eq!(model.system.as_deref(), Some("Be brief."));
     assert_eq!(model.keep_alive, Some(KeepAlive::For(Duration::from_secs(5400))));
     assert_eq!(
-        (model.load.num_ctx, model.load.num_gpu, model.load.use_mmap),
+        (model.load.context_length, model.load.num_gpu, model.load.use_mmap),
         (Some(8192), Some(0), Some(false))
     );
     assert_eq!(model.sampling.temperature, Some(0.2));

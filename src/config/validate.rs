@@ -271,8 +271,8 @@ fn model(name: &str, model: &ModelConfig, config: &Config, findings: &mut Findin
         findings.range(&format!("{path}.parallel"), parallel, 0, 256);
     }
     let load = &model.load;
-    if let Some(num_ctx) = load.num_ctx {
-        findings.range(&format!("{path}.num_ctx"), num_ctx, 1, 1 << 28);
+    if let Some(context_length) = load.context_length {
+        findings.range(&format!("{path}.num_ctx"), context_length, 1, 1 << 28);
     }
     if let Some(num_batch) = load.num_batch {
         findings.range(&format!("{path}.num_batch"), num_batch, 1, 1 << 20);

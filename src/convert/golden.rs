@@ -398,7 +398,7 @@ pub(super) fn engine(
     }
     let params = ContextParams {
         purpose,
-        context_per_sequence: 64,
+        context_length: 64,
         sequences: 1,
         batch: 64,
         threads: 1,

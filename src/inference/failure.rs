@@ -20,13 +20,13 @@ pub enum Failure {
     Invalid(String),
     /// The prompt is longer than the context window; status 400.
     #[error(
-        "request ({prompt_tokens} tokens) exceeds the available context size ({context_tokens} tokens), try increasing it"
+        "request ({prompt_tokens} tokens) exceeds the available context size ({context_length} tokens), try increasing it"
     )]
     ContextExceeded {
         /// Tokens in the rendered prompt.
         prompt_tokens: u32,
         /// Tokens in the context window of one sequence.
-        context_tokens: u32,
+        context_length: u32,
     },
     /// Too many requests wait already; status 503.
     #[error("server busy, please try again.  maximum pending requests exceeded")]

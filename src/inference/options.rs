@@ -42,7 +42,7 @@ pub struct Sampling {
 #[serde(default)]
 pub struct LoadOptions {
     /// Context window of one sequence in tokens.
-    pub num_ctx: Option<u32>,
+    pub context_length: Option<u32>,
     /// Tokens in one logical batch.
     pub num_batch: Option<u32>,
     /// Layers to offload; negative means as many as fit.

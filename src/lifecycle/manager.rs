@@ -39,10 +39,9 @@ const REFUSED: &str = "the model's process ended while it worked on this request
 pub struct Wanted {
     /// What the listing says of it.
     pub card: ModelCard,
-    /// How to load it. Its files are the identity: two names for the same ones share one resident.
+    /// Load settings. The files in it are the model's identity: two names for the same files share one resident.
+    /// A resident with a smaller context length is reloaded.
     pub spec: LoadSpec,
-    /// Tokens of context that the request needs; a resident with less is loaded anew.
-    pub needs_context: u32,
     /// Change of the time that the model stays.
     pub keep_alive: Option<KeepAlive>,
     /// That time, where nobody said.
@@ -516,11 +515,11 @@ impl Manager {
             match self
                 .entries
                 .get_mut(&path)
-                .map(|entry| (entry.wanted.needs_context, &mut entry.state))
+                .map(|entry| (entry.wanted.spec.context_length, &mut entry.state))
             {
                 Some((asked, State::Ready(ready))) if !ready.draining => {
                     // What was asked for counts too: a model may have been given less than that, and will be again.
-                    if wanted.needs_context <= ready.loaded.context_length.max(asked) {
+                    if wanted.spec.context_length <= ready.loaded.context_length.max(asked) {
                         let room = wanted.limits.max_queue.saturating_add(ready.loaded.parallel as usize);
                         if ready.leases.load(Ordering::Acquire) >= room {
                             let _ = reply.send(Err(Failure::Busy));

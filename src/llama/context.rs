@@ -29,7 +29,7 @@ pub struct ContextParams {
     /// What it computes.
     pub purpose: ContextPurpose,
     /// Context window of one sequence in tokens. Sequences of an embedding context share one window.
-    pub context_per_sequence: u32,
+    pub context_length: u32,
     /// Sequences that are decoded at once.
     pub sequences: u32,
     /// Tokens in one logical batch.
@@ -90,7 +90,7 @@ impl Context {
         let mut raw = unsafe { sys::llama_context_default_params() };
         // llama.cpp pads each sequence's part to this, but bounds the batch by the window before it does; a batch larger
         // than its bound aborts the process.
-        let per_sequence = params.context_per_sequence.max(1).next_multiple_of(CONTEXT_PADDING);
+        let per_sequence = params.context_length.max(1).next_multiple_of(CONTEXT_PADDING);
         raw.n_ctx = match params.purpose {
             ContextPurpose::Generate => per_sequence.saturating_mul(params.sequences),
             ContextPurpose::Embed => per_sequence,
@@ -197,7 +197,7 @@ impl Context {
 
     /// Context window of one sequence in tokens, as allocated.
     #[must_use]
-    pub fn context_per_sequence(&self) -> u32 {
+    pub fn context_length(&self) -> u32 {
         // SAFETY: the context is valid.
         unsafe { sys::llama_n_ctx_seq(self.raw.as_ptr()) }
     }

@@ -132,7 +132,7 @@ impl Engine {
         let host_before = anonymous_memory();
         let params = ContextParams {
             purpose: ContextPurpose::Generate,
-            context_per_sequence: context_length,
+            context_length,
             sequences: spec.parallel.max(1),
             batch: spec.batch,
             threads: spec.threads.max(1),
@@ -143,7 +143,7 @@ impl Engine {
         let embed_window = context_length.min(MAX_EMBED_WINDOW);
         let embed_params = ContextParams {
             purpose: ContextPurpose::Embed,
-            context_per_sequence: embed_window.max(EMBED_BATCH),
+            context_length: embed_window.max(EMBED_BATCH),
             sequences: SEQUENCES,
             batch: embed_window.max(EMBED_BATCH),
             ..params.clone()
@@ -163,7 +163,7 @@ impl Engine {
             (None, Some(Embedder::new(&model, &embed_params)?))
         } else {
             let context = Context::new(Arc::clone(&model), &params)?;
-            loaded.context_length = context.context_per_sequence();
+            loaded.context_length = context.context_length();
             loaded.parallel = params.sequences;
             loaded.can_shift = context.can_shift() && !model.is_recurrent();
             (Some(Generator::new(context, &loaded)), None)

@@ -234,7 +234,7 @@ impl Generator {
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
             let Some(active) = &slot.active else { continue };
-            let limit = active.job.context_limit.min(self.context_length) as usize;
+            let limit = active.job.context_length.min(self.context_length) as usize;
             if active.next.is_none() || slot.cached.len() < limit {
                 continue;
             }

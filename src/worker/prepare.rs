@@ -101,7 +101,7 @@ impl Preprocessor {
         if self.windows.embeds_only {
             return Err(Failure::Invalid("the model makes vectors, no text".into()));
         }
-        let limit = job.context_limit.min(self.windows.generate).max(1);
+        let limit = job.context_length.min(self.windows.generate).max(1);
         let prompt = self.tokenize(&job.prompt)?;
         if prompt.is_empty() {
             return Err(Failure::Invalid("the prompt has no tokens".into()));
@@ -109,7 +109,7 @@ impl Preprocessor {
         if prompt.len() >= limit as usize {
             return Err(Failure::ContextExceeded {
                 prompt_tokens: prompt.len() as u32,
-                context_tokens: limit,
+                context_length: limit,
             });
         }
         let schema = match &job.schema {
@@ -229,7 +229,7 @@ impl Preprocessor {
                 "the request has more than {MAX_INPUTS} inputs; send them in several"
             )));
         }
-        let limit = job.context_limit.min(self.windows.embed) as usize;
+        let limit = job.context_length.min(self.windows.embed) as usize;
         job.inputs
             .iter()
             .map(|text| {

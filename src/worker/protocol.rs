@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Changes with every change of the types below.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 /// The largest frame: the largest prompt with every byte escaped, and room for the rest.
 pub const MAX_FRAME_BYTES: usize = 256 << 20;
 /// Events of one stream that may be on their way to the daemon; at zero its sequence is parked, not the batch.
@@ -146,7 +146,7 @@ pub struct EmbedJob {
     /// Cut what does not fit instead of refusing it.
     pub truncate: bool,
     /// Tokens of one input at most; the loaded window bounds it too.
-    pub context_limit: u32,
+    pub context_length: u32,
 }
 
 /// Worker to daemon.
@@ -299,7 +299,7 @@ pub struct Job {
     /// Strings that end the answer.
     pub stop: Vec<String>,
     /// Context window of this job in tokens; at most the loaded one.
-    pub context_limit: u32,
+    pub context_length: u32,
     /// Shift a full context instead of ending the answer.
     pub shift: bool,
     /// Log-probabilities of the chosen token and of this many alternatives.

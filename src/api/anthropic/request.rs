@@ -121,7 +121,7 @@ impl MessagesRequest {
             sampling.stop = Some(self.stop_sequences);
         }
         if let Some(tokens) = self.num_ctx {
-            load.num_ctx = u32::try_from(tokens).ok().filter(|tokens| *tokens > 0);
+            load.context_length = u32::try_from(tokens).ok().filter(|tokens| *tokens > 0);
         }
         Ok(InferenceRequest {
             prompt: Prompt::Chat {
@@ -470,7 +470,7 @@ mod tests {
         );
         assert_eq!(sampling.stop, Some(vec!["a".to_owned()]));
         assert_eq!(
-            (request.load.num_ctx, request.keep_alive, request.thinking_budget),
+            (request.load.context_length, request.keep_alive, request.thinking_budget),
             (Some(99), Some(KeepAlive::Forever), Some(4))
         );
     }

@@ -57,7 +57,7 @@ async fn texts_become_vectors() {
         assert_eq!(request.inputs, ["ab", ""]);
         assert_eq!((request.truncate, request.dimensions), (false, Some(4)));
         assert_eq!(
-            (request.load.num_ctx, request.keep_alive),
+            (request.load.context_length, request.keep_alive),
             (Some(64), Some(KeepAlive::Forever))
         );
         assert_eq!(request.normalisation, Normalisation::Unit);
@@ -124,7 +124,7 @@ async fn digits_are_those_of_32_or_64_bits() {
 async fn errors_of_embeddings_have_the_words_of_ollama() {
     let context = || Failure::ContextExceeded {
         prompt_tokens: 9,
-        context_tokens: 4,
+        context_length: 4,
     };
     let infinite = || {
         let mut provider = FakeProvider::new(Vec::new());

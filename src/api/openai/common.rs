@@ -207,7 +207,7 @@ impl Common {
             sampling.num_predict = Some(tokens);
         }
         if let Some(tokens) = self.num_ctx {
-            load.num_ctx = u32::try_from(tokens).ok().filter(|tokens| *tokens > 0);
+            load.context_length = u32::try_from(tokens).ok().filter(|tokens| *tokens > 0);
         }
         sampling.seed = self.seed.or(sampling.seed);
         sampling.top_k = self

@@ -214,7 +214,7 @@ mod tests {
         );
         assert_eq!(sampling.stop, Some(vec!["x".to_owned()]));
         assert_eq!(sampling.logit_bias, [(5, -100.0), (7, 1.5)]);
-        assert_eq!((request.load.num_ctx, request.logprobs), (Some(2048), Some(2)));
+        assert_eq!((request.load.context_length, request.logprobs), (Some(2048), Some(2)));
         assert_eq!(request.keep_alive, Some(KeepAlive::Forever));
         assert_eq!(request.thinking_budget, Some(9));
         assert_eq!(inference(r#"{"thinking_budget_tokens":-1}"#).thinking_budget, None);

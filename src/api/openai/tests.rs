@@ -542,7 +542,7 @@ async fn requests_without_anything_to_answer_load_and_unload() {
                 assert_eq!(house.provider.loads.lock().unwrap().len(), 1 - unloads);
                 assert!(house.provider.asked.lock().unwrap().is_empty());
                 if unloads == 0 {
-                    assert_eq!(house.provider.loads.lock().unwrap()[0].0.num_ctx, Some(99));
+                    assert_eq!(house.provider.loads.lock().unwrap()[0].0.context_length, Some(99));
                 }
                 let word = if unloads == 0 { "load" } else { "unload" };
                 let done = match (&endpoint, stream) {
@@ -581,7 +581,7 @@ async fn embeddings_ask_for_unit_vectors() {
     assert_eq!(asked.inputs, ["ab", ""]);
     assert_eq!((asked.dimensions, asked.truncate), (Some(4), false));
     assert_eq!(
-        (asked.normalisation, asked.keep_alive, asked.load.num_ctx),
+        (asked.normalisation, asked.keep_alive, asked.load.context_length),
         (Normalisation::Unit, Some(KeepAlive::Forever), Some(64))
     );
     let reply = house

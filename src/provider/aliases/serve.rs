@@ -140,7 +140,16 @@ fn fill_sampling(over: &mut Sampling, below: &Sampling) {
 }
 
 fn fill_load(over: &mut LoadOptions, below: &LoadOptions) {
-    fill!(over, below, num_ctx, num_batch, num_gpu, main_gpu, use_mmap, num_thread);
+    fill!(
+        over,
+        below,
+        context_length,
+        num_batch,
+        num_gpu,
+        main_gpu,
+        use_mmap,
+        num_thread
+    );
 }
 
 impl Provider for Aliased {
@@ -220,8 +229,8 @@ impl Provider for Aliased {
                 match self.inner.infer(call, &self.alias.model, request.clone()).await {
                     Err(Failure::ContextExceeded {
                         prompt_tokens,
-                        context_tokens,
-                    }) if request.truncate && shorten(&mut messages, prompt_tokens, context_tokens) => {
+                        context_length,
+                    }) if request.truncate && shorten(&mut messages, prompt_tokens, context_length) => {
                         tracing::debug!(
                             left = messages.len(),
                             "the conversation does not fit; its oldest turns were dropped"

@@ -38,7 +38,7 @@ use crate::{
 /// Models in memory at once where nobody said, as Ollama has it without a GPU.
 const DEFAULT_MAX_LOADED: usize = 3;
 /// Context window where nobody said, as Ollama has it on machines with less than 23 GiB of device memory.
-const DEFAULT_CONTEXT: u32 = 4096;
+const DEFAULT_CONTEXT_LENGTH: u32 = 4096;
 
 /// The provider of hf: names.
 #[derive(Clone, Debug)]
@@ -153,7 +153,6 @@ impl HuggingFace {
                 check_tensors: engine.check_tensors,
                 embeds_only: !located.header.facts.capabilities.contains(&Capability::Completion),
             },
-            needs_context: context_length,
             keep_alive,
             default_keep_alive: settings.keep_alive,
             limits: Limits {
@@ -196,8 +195,8 @@ impl HuggingFace {
             match start(lease, job, call.config.engine.stream_timeout).await {
                 Err(Failure::ContextExceeded {
                     prompt_tokens,
-                    context_tokens,
-                }) if request.truncate && prompt::shorten(&mut messages, prompt_tokens, context_tokens) => {
+                    context_length,
+                }) if request.truncate && prompt::shorten(&mut messages, prompt_tokens, context_length) => {
                     tracing::debug!(
                         left = messages.len(),
                         "the conversation does not fit; its oldest turns were dropped"
@@ -401,8 +400,8 @@ impl Provider for HuggingFace {
             let settings = Settings::of(&self.hub, &call.config, &located.local, &request.load).await;
             let lease = self.acquire(call, &located, &settings, request.keep_alive).await?;
             let load_duration = call.arrived.elapsed();
-            let context = settings.window(&located.header.facts, lease.loaded().context_length);
-            let (sampler, max_tokens, keep, stop) = settings.sampling(&call.config, &request.sampling, context);
+            let context_length = settings.window(&located.header.facts, lease.loaded().context_length);
+            let (sampler, max_tokens, keep, stop) = settings.sampling(&call.config, &request.sampling, context_length);
             let job = Job {
                 id: 0,
                 prompt: JobPrompt::Text {
@@ -413,7 +412,7 @@ impl Provider for HuggingFace {
                 max_tokens,
                 keep,
                 stop,
-                context_limit: context,
+                context_length,
                 shift: request.shift,
                 logprobs: request.logprobs,
                 return_context: request.return_context,
@@ -458,11 +457,11 @@ impl Provider for HuggingFace {
             Self::check_length(&call.config, request.inputs.iter().map(String::len))?;
             let (located, settings, lease) = self.lease_for(call, name, &request.load, request.keep_alive).await?;
             let load_duration = call.arrived.elapsed();
-            let context_limit = settings.window(&located.header.facts, lease.loaded().context_length);
+            let context_length = settings.window(&located.header.facts, lease.loaded().context_length);
             let question = WorkerQuestion::Embed(EmbedJob {
                 inputs: request.inputs,
                 truncate: request.truncate,
-                context_limit,
+                context_length,
             });
             let reply = lease.ask(question, call.config.engine.stream_timeout).await?;
             let WorkerReply::Embedded { mut vectors, tokens } = reply else {

@@ -161,10 +161,10 @@ fn message(message: &Message) -> Value {
 /// Drops the oldest turns of a conversation that does not fit; `false` if only the last turn is left. System turns are
 /// kept and stay in front, as Ollama does. At least one goes; more only as long as the bytes that are left are clearly
 /// too many still, so that a long conversation takes a few rounds and none loses more than it must.
-pub(in crate::provider) fn shorten(messages: &mut Vec<Message>, prompt_tokens: u32, context_tokens: u32) -> bool {
+pub(in crate::provider) fn shorten(messages: &mut Vec<Message>, prompt_tokens: u32, context_length: u32) -> bool {
     let bytes = |messages: &[Message]| messages.iter().map(|message| message.content.len() as u64).sum::<u64>();
     // Tokens are no bytes: a tenth is left to the next round.
-    let excess = u64::from(prompt_tokens.saturating_sub(context_tokens)) * 9 / 10;
+    let excess = u64::from(prompt_tokens.saturating_sub(context_length)) * 9 / 10;
     let mut surplus = (bytes(messages) * excess / u64::from(prompt_tokens.max(1))) as i64;
     let mut dropped = false;
     while !dropped || surplus > 0 {

@@ -9,10 +9,10 @@ use crate::{
     worker::protocol::SamplerSettings,
 };
 
-use super::DEFAULT_CONTEXT;
+use super::DEFAULT_CONTEXT_LENGTH;
 
 /// Ollama's smallest window.
-const MIN_CONTEXT: u32 = 4;
+const MIN_CONTEXT_LENGTH: u32 = 4;
 /// An answer without a limit ends after this many windows, as Ollama's does.
 const UNLIMITED_WINDOWS: u32 = 10;
 
@@ -37,9 +37,9 @@ pub(super) struct Settings {
     pub(super) kv_type_k: KvCacheType,
     pub(super) kv_type_v: KvCacheType,
     /// Context that the request itself asked for.
-    requested_context: Option<u32>,
+    requested_context_length: Option<u32>,
     pub(super) load: LoadOptions,
-    default_context: u32,
+    default_context_length: u32,
     parallel: u32,
     model: ModelConfig,
 }
@@ -53,7 +53,7 @@ impl Settings {
     fn resolve(config: &Config, model: ModelConfig, request: &LoadOptions) -> Self {
         let engine = &config.engine;
         let load = LoadOptions {
-            num_ctx: request.num_ctx.or(model.load.num_ctx),
+            context_length: request.context_length.or(model.load.context_length),
             num_batch: request.num_batch.or(model.load.num_batch),
             num_gpu: request.num_gpu.or(model.load.num_gpu),
             main_gpu: request.main_gpu.or(model.load.main_gpu),
@@ -66,9 +66,9 @@ impl Settings {
             flash_attention: model.flash_attention.unwrap_or(engine.flash_attention),
             kv_type_k: model.kv_cache_type_k.unwrap_or(engine.kv_cache_type_k),
             kv_type_v: model.kv_cache_type_v.unwrap_or(engine.kv_cache_type_v),
-            requested_context: request.num_ctx,
-            default_context: match engine.context_length {
-                0 => DEFAULT_CONTEXT,
+            requested_context_length: request.context_length,
+            default_context_length: match engine.context_length {
+                0 => DEFAULT_CONTEXT_LENGTH,
                 length => length,
             },
             parallel: model.parallel.unwrap_or(engine.parallel),
@@ -79,7 +79,11 @@ impl Settings {
 
     /// Context window of one sequence, never more than the model was trained with.
     pub(super) fn context_length(&self, facts: &ModelFacts) -> u32 {
-        let wanted = self.load.num_ctx.unwrap_or(self.default_context).max(MIN_CONTEXT);
+        let wanted = self
+            .load
+            .context_length
+            .unwrap_or(self.default_context_length)
+            .max(MIN_CONTEXT_LENGTH);
         match facts.context_length {
             0 => wanted,
             trained => wanted.min(trained),
@@ -88,7 +92,7 @@ impl Settings {
 
     /// Context window of a request on a model that is loaded with `loaded` tokens: smaller if the request asked for less.
     pub(super) fn window(&self, facts: &ModelFacts, loaded: u32) -> u32 {
-        match self.requested_context {
+        match self.requested_context_length {
             Some(_) => self.context_length(facts).min(loaded),
             None => loaded,
         }
@@ -146,7 +150,7 @@ impl Settings {
         let sampling = &self.model.sampling;
         let mut out = Vec::new();
         let mut add = |name: &str, value: Option<String>| out.extend(value.map(|value| (name.to_owned(), value)));
-        add("num_ctx", self.model.load.num_ctx.map(|value| value.to_string()));
+        add("num_ctx", self.model.load.context_length.map(|value| value.to_string()));
         add("num_gpu", self.model.load.num_gpu.map(|value| value.to_string()));
         add("num_predict", sampling.num_predict.map(|value| value.to_string()));
         add("seed", sampling.seed.map(|value| value.to_string()));

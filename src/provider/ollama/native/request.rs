@@ -362,7 +362,7 @@ impl<'a> WireOptions<'a> {
 
     pub(super) fn of_load(load: &LoadOptions) -> Self {
         let LoadOptions {
-            num_ctx,
+            context_length: num_ctx,
             num_batch,
             num_gpu,
             main_gpu,
@@ -478,7 +478,7 @@ mod tests {
             logit_bias: vec![(1, 2.0)],
         };
         request.load = LoadOptions {
-            num_ctx: Some(2048),
+            context_length: Some(2048),
             num_batch: Some(512),
             num_gpu: Some(-1),
             main_gpu: Some(0),
