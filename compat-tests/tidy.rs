@@ -33,7 +33,6 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("go", "inference"),
     ("http", "stdx"),
     ("gguf", "stdx"),
-    ("gguf", "inference"),
     ("config", "stdx"),
     // Durations in the configuration are written as Ollama's settings are.
     ("config", "go::duration"),

@@ -10,6 +10,7 @@ use crate::{
     gguf,
     hub::HfName,
     library::{Library, LocalModel, Update},
+    provider::facts,
     stdx::size::human_bytes,
 };
 
@@ -60,12 +61,12 @@ fn update_text(name: &str, update: &Update) -> String {
 async fn local(library: &Library, model: &LocalModel) -> anyhow::Result<Value> {
     let headers: Result<Vec<gguf::Header>, _> = model.files.iter().map(|file| gguf::Header::open(file)).collect();
     let headers = headers?;
-    let mut facts = gguf::facts_of_shards(&headers);
+    let mut facts = facts::model_facts(&headers);
     if let Some(Ok(projector)) = model.mmproj.as_deref().map(gguf::Header::open) {
-        gguf::add_projector(&mut facts, &projector);
+        facts::add_projector(&mut facts, &projector);
     }
     let has_template = headers.first().and_then(gguf::chat_template).is_some();
-    let mut info = gguf::model_info_of_shards(&headers, false);
+    let mut info = facts::model_info(&headers, false);
     let provenance = library.provenance(model).await;
     info.extend(provenance.keys(if has_template { "gguf" } else { "none" }));
     let capabilities: Vec<Value> = facts.capabilities.iter().map(|capability| json!(capability)).collect();

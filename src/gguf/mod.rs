@@ -1,23 +1,20 @@
-//! The GGUF container: reading and writing headers, and what a header says of a model.
+//! The GGUF container: reading and writing headers.
 //!
 //! Nothing here touches tensor data or llama.cpp; a header is enough for listings, for `/api/show` and for refusing
 //! a file that would crash the engine.
 
 pub mod check;
 mod error;
-mod facts;
 mod reader;
+mod special_tokens;
 mod types;
 mod value;
 mod writer;
 
 pub use check::{Refusal, precheck};
 pub use error::Error;
-pub use facts::{
-    add_projector, bos_token, chat_template, eos_token, facts, facts_of_shards, model_info, model_info_of_shards,
-    parameter_size, tensors, token_text,
-};
 pub use reader::{Header, Split, TensorInfo};
+pub use special_tokens::{CHAT_TEMPLATE_KEY, bos_token, chat_template, eos_token};
 pub use types::{GgmlType, file_type_name};
 pub use value::{Array, Metadata, Strings, Value};
 pub use writer::{Plan, TensorSpec};

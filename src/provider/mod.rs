@@ -9,7 +9,7 @@ pub mod ollama;
 pub mod registry;
 
 pub use aliases::{Alias, AliasError, AliasSettings, Aliases, Layer, PlainName};
-pub use huggingface::{Converting, HuggingFace};
+pub use huggingface::{Converting, HuggingFace, facts};
 pub use ollama::{Native, Ollama, UpstreamError};
 pub use registry::{Kind, Owner, Registry, prefers_ollama};
 

@@ -6,6 +6,8 @@
 mod gguf;
 #[path = "../../../src/inference/mod.rs"]
 mod inference;
+#[path = "../../../src/provider/huggingface/facts/mod.rs"]
+mod facts;
 
 use libfuzzer_sys::fuzz_target;
 
@@ -13,10 +15,11 @@ fuzz_target!(|bytes: &[u8]| {
     // A header may claim more than there is; the length of the file is what bounds it.
     let Ok(header) = gguf::Header::read(bytes, bytes.len() as u64) else { return };
     let _ = gguf::precheck(&header);
-    let _ = gguf::facts(&header);
-    let _ = gguf::tensors(&header);
-    let _ = gguf::model_info(&header, true);
-    let _ = gguf::model_info(&header, false);
-    let _ = (gguf::bos_token(&header), gguf::eos_token(&header), gguf::chat_template(&header));
+    let _ = facts::tensor_facts(&header);
+    let header = std::slice::from_ref(&header);
+    let _ = facts::model_facts(header);
+    let _ = (facts::model_info(header, true), facts::model_info(header, false));
+    let header = &header[0];
+    let _ = (gguf::bos_token(header), gguf::eos_token(header), gguf::chat_template(header));
     let _ = header.split();
 });

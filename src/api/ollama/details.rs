@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use crate::{
-    gguf,
     inference::{ModelCard, ModelFacts},
     stdx::timestamp,
 };
@@ -55,7 +54,7 @@ impl<'a> Details<'a> {
             format: "gguf",
             family: &facts.architecture,
             families: families(facts),
-            parameter_size: gguf::parameter_size(facts.parameter_count),
+            parameter_size: parameter_size(facts.parameter_count),
             quantization_level: &facts.quantization,
         }
     }
@@ -92,6 +91,20 @@ impl<'a> TagsEntry<'a> {
     }
 }
 
+/// Formats a number of parameters as Ollama's listings do: `8.0B`, `7B`, `134.52M`, `300K`.
+fn parameter_size(parameters: u64) -> String {
+    let scaled = |unit: u64, decimals: usize, letter: char| {
+        let decimals = if parameters.is_multiple_of(unit) { 0 } else { decimals };
+        format!("{:.decimals$}{letter}", parameters as f64 / unit as f64)
+    };
+    match parameters {
+        1_000_000_000.. => scaled(1_000_000_000, 1, 'B'),
+        1_000_000.. => scaled(1_000_000, 2, 'M'),
+        1_000.. => scaled(1_000, 0, 'K'),
+        few => few.to_string(),
+    }
+}
+
 /// The words of a model's capabilities.
 pub(super) fn capabilities(facts: &ModelFacts) -> Vec<&'static str> {
     facts
@@ -109,4 +122,27 @@ fn families(facts: &ModelFacts) -> Option<&[String]> {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
 fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameter_sizes() {
+        for (count, expected) in [
+            (8_030_261_248, "8.0B"),
+            (134_515_008, "134.52M"),
+            (7_000_000_000, "7B"),
+            (137_000_000, "137M"),
+            (999_999_999, "1000.00M"),
+            (22_567_000, "22.57M"),
+            (300_000, "300K"),
+            (1_500, "2K"),
+            (999, "999"),
+            (0, "0"),
+        ] {
+            assert_eq!(parameter_size(count), expected);
+        }
+    }
 }

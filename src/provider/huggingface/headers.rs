@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::vectors;
+use super::{facts, vectors};
 use crate::{
     gguf::{self, Header},
     inference::{Failure, ModelFacts, TensorFacts},
@@ -95,9 +95,9 @@ fn read(files: &[PathBuf], projector: Option<&Path>) -> Result<Arc<ModelHeader>,
     if first.get("general.type").and_then(gguf::Value::as_str) == Some("adapter") {
         return Err("it is an adapter, not a model; name it behind its base: hf:ORG/REPO+ORG/ADAPTER".to_owned());
     }
-    let mut facts = gguf::facts_of_shards(&shards);
+    let mut facts = facts::model_facts(&shards);
     if let Some(projector) = projector.and_then(|path| Header::open(path).ok()) {
-        gguf::add_projector(&mut facts, &projector);
+        facts::add_projector(&mut facts, &projector);
     }
     Ok(Arc::new(ModelHeader {
         facts,
@@ -140,8 +140,8 @@ pub(super) async fn details(
 ) -> Result<Details, Failure> {
     let read = move || -> Result<Details, String> {
         let shards = open_all(&files)?;
-        let info = gguf::model_info_of_shards(&shards, verbose);
-        let tensors = shards.iter().flat_map(gguf::tensors).collect();
+        let info = facts::model_info(&shards, verbose);
+        let tensors = shards.iter().flat_map(facts::tensor_facts).collect();
         let license = info
             .get("general.license")
             .and_then(Value::as_str)
@@ -152,7 +152,7 @@ pub(super) async fn details(
             info,
             tensors,
             license,
-            projector.map(|header| gguf::model_info(&header, verbose)),
+            projector.map(|header| facts::model_info(&[header], verbose)),
         ))
     };
     tokio::task::spawn_blocking(read)

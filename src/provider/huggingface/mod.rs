@@ -3,6 +3,7 @@
 mod answer;
 mod chat;
 mod converter;
+pub mod facts;
 mod headers;
 mod prompt;
 mod settings;
