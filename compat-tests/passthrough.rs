@@ -20,7 +20,7 @@ use hubllama::{
     config::Config,
     http::body,
     library::Library,
-    lifecycle::{Helper, Lifecycle, WorkerCommand},
+    lifecycle::{Lifecycle, TemplateHelper, WorkerCommand},
     provider::{Call, HuggingFace, Ollama, Registry, UpstreamError},
     server::Address,
 };
@@ -42,7 +42,7 @@ fn handler(config: Arc<ArcSwap<Config>>) -> Arc<dyn Handler> {
     let hub = Library::new(Path::new("/nonexistent"));
     let nothing: Status = Arc::new(|| serde_json::Value::Null);
     Arc::new(Api {
-        registry: Registry::new(Arc::new(HuggingFace::new(hub, lifecycle, Helper::new(worker)))),
+        registry: Registry::new(Arc::new(HuggingFace::new(hub, lifecycle, TemplateHelper::new(worker)))),
         upstream: Arc::new(Ollama::new()),
         config,
         health: Arc::clone(&nothing),

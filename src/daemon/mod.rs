@@ -13,7 +13,7 @@ use crate::{
     api::Api,
     config::{Config, ConfigStore, Inputs, Problems, ReloadHandle},
     library::Library,
-    lifecycle::{Helper, Lifecycle, LifecycleHealth, WorkerCommand},
+    lifecycle::{Lifecycle, LifecycleHealth, TemplateHelper, WorkerCommand},
     observability::{self, LogControl},
     provider::{Aliases, Converting, HuggingFace, Registry, ollama::Ollama},
     server::{BindError, ServeError, Server, Stop},
@@ -96,7 +96,7 @@ async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartErro
     let settings = Arc::clone(&store);
     let converting = Converting::new(worker.clone(), move || settings.current().hub.doubtful_tokenizers);
     let hub = Library::with_converter(&config.state_dir, Arc::new(converting));
-    let hugging_face = HuggingFace::new(hub, lifecycle.clone(), Helper::new(worker));
+    let hugging_face = HuggingFace::new(hub, lifecycle.clone(), TemplateHelper::new(worker));
     let registry = Registry::with_aliases(Arc::new(hugging_face), Aliases::load(&config.state_dir));
     let api = api(&store, registry, &lifecycle);
 
@@ -139,7 +139,7 @@ fn health(lifecycle: &LifecycleHealth, store: &ConfigStore) -> serde_json::Value
     } = lifecycle;
     let quarantined: Vec<_> = quarantined
         .iter()
-        .map(|model| json!({ "path": model.path, "deaths": model.deaths, "reason": model.reason }))
+        .map(|model| json!({ "path": model.key.to_string(), "deaths": model.deaths, "reason": model.reason }))
         .collect();
     let synchronized = store.status().synchronized;
     let status = if quarantined.is_empty() && synchronized {

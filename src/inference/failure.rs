@@ -57,12 +57,12 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// A worker that computes nothing any more.
+    /// Returns the failure for a worker that was silent for `timeout`.
     #[must_use]
-    pub fn no_sign_of_life(timeout: std::time::Duration) -> Self {
+    pub fn stalled(timeout: std::time::Duration) -> Self {
         let seconds = timeout.as_secs();
         Self::Worker(format!(
-            "the model gave no sign of life for {seconds} s (engine.stream_timeout)"
+            "the model made no progress for {seconds} s (engine.stream_timeout)"
         ))
     }
 }

@@ -4,7 +4,7 @@ use std::pin::pin;
 
 use tokio::sync::watch;
 
-use super::process::{Worker, WorkerCommand};
+use super::process::{WorkerCommand, WorkerProcess};
 use crate::{
     convert::{Advance, ConvertError},
     worker::protocol::{ConvertJob, Converted, WorkerQuestion, WorkerReply},
@@ -20,10 +20,10 @@ pub async fn convert(
     command: &WorkerCommand,
     mut progress: impl FnMut(Advance),
 ) -> Result<Converted, ConvertError> {
-    let (worker, _) = Worker::spawn(command, "converter")
+    let (worker, _) = WorkerProcess::spawn(command, "converter")
         .map_err(|error| ConvertError::Engine(format!("the converter cannot be started: {error}")))?;
     let (sender, mut advance) = watch::channel(Advance::default());
-    let mut asked = pin!(worker.ask_watched(WorkerQuestion::Convert(job), sender));
+    let mut asked = pin!(worker.ask_with_progress(WorkerQuestion::Convert(job), sender));
     let reply = loop {
         tokio::select! {
             reply = &mut asked => break reply,

@@ -1,46 +1,47 @@
-//! The helper processes: they render chat templates, which strangers wrote, with bounds on time and memory.
+//! Helper processes that render chat templates. A template comes with the model and is untrusted code: it runs outside the
+//! daemon, with bounds on time and memory.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::{Mutex, Semaphore};
 
-use super::process::{Worker, WorkerCommand};
+use super::process::{WorkerCommand, WorkerProcess};
 use crate::{
     inference::Failure,
     worker::protocol::{RenderJob, RenderedChat, WorkerQuestion, WorkerReply},
 };
 
-/// A conversation renders in milliseconds; what takes this long is a loop.
+/// Time after which a render is aborted. A conversation renders in milliseconds, so that this long means a loop.
 const RENDER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Helper processes at most: one hostile template does not hold up everybody's chat.
-const HELPERS: usize = 2;
-/// Renders that wait for a helper; a render is short, so a longer queue is a fault.
+/// Maximum number of helper processes. With two, one hostile template does not block all other chats.
+const MAX_HELPERS: usize = 2;
+/// Renders that may wait for a helper. They are short, so that a longer queue is a fault.
 const MAX_WAITING: usize = 256;
 
-/// Renders conversations in processes that are started when first needed and again after they died.
+/// Pool of helper processes. They are started when first needed and replaced after they died.
 #[derive(Clone, Debug)]
-pub struct Helper {
+pub struct TemplateHelper {
     shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Shared {
     command: WorkerCommand,
-    /// As many as helpers may run.
+    /// One permit for each helper that may run.
     running: Semaphore,
-    /// As many as may run or wait.
+    /// One permit for each render that may run or wait.
     admitted: Semaphore,
-    idle: Mutex<Vec<Worker>>,
+    idle: Mutex<Vec<WorkerProcess>>,
 }
 
-impl Helper {
-    /// Helpers that are not started yet.
+impl TemplateHelper {
+    /// Creates the pool without starting a process.
     #[must_use]
     pub fn new(command: WorkerCommand) -> Self {
         let shared = Shared {
             command,
-            running: Semaphore::new(HELPERS),
-            admitted: Semaphore::new(HELPERS + MAX_WAITING),
+            running: Semaphore::new(MAX_HELPERS),
+            admitted: Semaphore::new(MAX_HELPERS + MAX_WAITING),
             idle: Mutex::default(),
         };
         Self {
@@ -48,14 +49,15 @@ impl Helper {
         }
     }
 
-    /// Renders a conversation.
+    /// Renders a conversation in a helper process.
     ///
     /// # Errors
-    /// [`Failure::Invalid`] with the template's own sentence; [`Failure::Worker`] if the process died or hung over it;
-    /// [`Failure::Busy`] if too many wait.
+    /// [`Failure::Invalid`] with the template engine's message; [`Failure::Worker`] if the process died or took too long;
+    /// [`Failure::Busy`] if too many renders wait.
     pub async fn render(&self, job: RenderJob) -> Result<RenderedChat, Failure> {
         let shared = Arc::clone(&self.shared);
-        // A task of its own: a client that leaves in the middle does not cost the next one a new process.
+        // Spawned, so that the render goes on when the client leaves: otherwise the process would be in an unknown state and
+        // the next render would have to start a new one.
         let render = tokio::spawn(async move { shared.render(job).await });
         render
             .await
@@ -74,19 +76,19 @@ impl Shared {
             .pop()
             .filter(|worker| !worker.ended().is_cancelled());
         if let Some(worker) = idle {
-            // It may have been killed while it was idle, which is not this conversation's fault.
+            // The process may have been killed while it was idle, for which this conversation is not to blame: try once more.
             if let Some(result) = self.ask(worker, job.clone()).await {
                 return result;
             }
         }
-        let (worker, _) = Worker::spawn(&self.command, "helper")
+        let (worker, _) = WorkerProcess::spawn(&self.command, "helper")
             .map_err(|error| Failure::Worker(format!("the template helper cannot be started: {error}")))?;
         let died = || Failure::Worker("the model's chat template took too much memory to render".into());
         self.ask(worker, job).await.unwrap_or_else(|| Err(died()))
     }
 
-    /// Asks a process, and keeps it for the next one if it answers. `None` if it died.
-    async fn ask(&self, worker: Worker, job: RenderJob) -> Option<Result<RenderedChat, Failure>> {
+    /// Renders in the given process and returns it to the pool if it replies. Returns `None` if the process died.
+    async fn ask(&self, worker: WorkerProcess, job: RenderJob) -> Option<Result<RenderedChat, Failure>> {
         match tokio::time::timeout(RENDER_TIMEOUT, worker.ask(WorkerQuestion::Render(job))).await {
             Ok(Some(result)) => {
                 self.idle.lock().await.push(worker);

@@ -1,17 +1,30 @@
-//! Which models are in memory, and the processes that hold them.
+//! The models in memory and the processes that hold them.
 //!
-//! One task owns the state ([`Lifecycle`] is its handle), so that what spans several models changes at once. It never
-//! blocks: loads and stops run beside it and report back. What it decides is in `policy`, pure and tested alone.
+//! Each resident model lives in a worker process of its own. One task (`manager`) owns the table of models and the queue of
+//! requests, so that decisions that concern several models are atomic; [`Lifecycle`] is its handle. A request acquires a
+//! [`Lease`] and keeps it as long as it uses the model; the task loads, evicts, unloads and shares cores around the leases.
+//! Its decisions are the pure functions of `policy`.
+//!
+//! `process` supervises one worker process and speaks [`crate::worker::protocol`] with it. The processes of other roles are
+//! started here, too: [`TemplateHelper`] renders chat templates, [`convert`] converts checkpoints.
 
 mod conversion;
+mod handle;
 mod helper;
+mod job_stream;
+mod lease;
 mod manager;
+mod model_key;
 mod policy;
 mod process;
-mod suspects;
+mod quarantine;
+mod resident;
 
 pub use conversion::convert;
-pub use helper::Helper;
-pub use manager::{Lease, Lifecycle, LifecycleHealth, Limits, Quarantined, Resident, Wanted};
+pub use handle::{AcquireRequest, AdmissionLimits, Lifecycle, LifecycleHealth, QuarantinedModel};
+pub use helper::TemplateHelper;
+pub use job_stream::JobStream;
+pub use lease::Lease;
+pub use model_key::ModelKey;
 pub use policy::default_parallel;
-pub use process::{JobStream, WorkerCommand};
+pub use process::WorkerCommand;

@@ -1,64 +1,70 @@
-//! Decisions over plain data.
+//! Decisions of the lifecycle task as pure functions: eviction, expiry, thread grants, the default number of sequences.
 
 use std::time::{Duration, Instant};
 
 use crate::inference::KeepAlive;
 
-/// What eviction looks at.
+/// Properties of a ready model that eviction decides on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate {
-    /// Requests that use it.
+pub(super) struct EvictionCandidate {
+    /// Requests that use the model.
     pub(super) leases: usize,
-    /// How long it stays after its last request.
     pub(super) keep_alive: KeepAlive,
-    /// Since when nobody uses it.
+    /// Start of the current idle period; `None` while the model is in use.
     pub(super) idle_since: Option<Instant>,
 }
 
-/// The resident that makes room: never one in use; of the idle ones that which was asked to stay the shortest, then
-/// the one idle longest.
-pub(super) fn victim(candidates: &[Candidate]) -> Option<usize> {
+/// Returns the index of the model to evict: of the idle models the one with the shortest keep-alive, among equals the one
+/// that has been idle longest. `None` if all are in use.
+pub(super) fn victim(candidates: &[EvictionCandidate]) -> Option<usize> {
     (0..candidates.len())
         .filter(|&index| candidates[index].leases == 0)
-        .min_by_key(|&index| (stay(candidates[index].keep_alive), candidates[index].idle_since))
+        .min_by_key(|&index| {
+            (
+                keep_alive_time(candidates[index].keep_alive),
+                candidates[index].idle_since,
+            )
+        })
 }
 
-/// The resident that takes no new requests, where room is needed and all are in use: as [`victim`], the shortest stay.
-pub(super) fn next_to_drain(candidates: &[Candidate]) -> Option<usize> {
-    (0..candidates.len()).min_by_key(|&index| stay(candidates[index].keep_alive))
+/// Returns the index of the model that stops taking requests when all are in use and another model needs room: the one
+/// with the shortest keep-alive.
+pub(super) fn next_to_drain(candidates: &[EvictionCandidate]) -> Option<usize> {
+    (0..candidates.len()).min_by_key(|&index| keep_alive_time(candidates[index].keep_alive))
 }
 
-fn stay(keep_alive: KeepAlive) -> Duration {
+fn keep_alive_time(keep_alive: KeepAlive) -> Duration {
     match keep_alive {
         KeepAlive::For(time) => time,
         KeepAlive::Forever => Duration::MAX,
     }
 }
 
-/// When an idle resident is to go; `None` is never.
+/// Returns the time at which a model that has been idle since `idle_since` is unloaded; `None` if never.
 pub(super) fn expires(idle_since: Instant, keep_alive: KeepAlive) -> Option<Instant> {
     match keep_alive {
         KeepAlive::Forever => None,
-        // A time too far away for the clock is as good as forever.
+        // An addition that overflows the clock is as good as forever.
         KeepAlive::For(time) => idle_since.checked_add(time),
     }
 }
 
-/// Compute threads of each worker that decodes: the cores are shared out, since oversubscribed threads spin against
-/// each other and cost ten to a hundred times.
+/// Returns the number of compute threads for each of the models in use. The cores are divided, since ggml's threads spin while
+/// they wait for each other: with more threads than cores decoding becomes ten to a hundred times slower.
 pub(super) fn thread_grant(cores: u32, decoding: usize) -> u32 {
     (cores / u32::try_from(decoding.max(1)).unwrap_or(u32::MAX)).max(1)
 }
 
-/// Loads in a row that died, after which a model is refused for a while.
+/// Consecutive loads that died after which a model is put into quarantine.
 pub(super) const DEATHS_TO_QUARANTINE: u32 = 3;
-/// How long it is refused.
+/// Duration of a model's quarantine after the last death.
 pub(super) const QUARANTINE: Duration = Duration::from_secs(60);
 
-/// Sequences that a model decodes at once where nobody said: as many as fit into a modest KV cache, four at most.
+/// Returns the number of sequences that a model decodes at once if no setting says otherwise: as many as fit into a KV cache
+/// of 2 GiB, at least one, at most four.
 #[must_use]
 pub fn default_parallel(kv_bytes_per_token: u64, context_length: u32) -> u32 {
-    /// What several sequences may take together beside the weights.
+    /// Bytes of KV cache for all sequences together.
     const BUDGET_BYTES: u64 = 2 << 30;
     let per_sequence = kv_bytes_per_token.saturating_mul(u64::from(context_length)).max(1);
     u32::try_from(BUDGET_BYTES / per_sequence).unwrap_or(4).clamp(1, 4)
@@ -68,8 +74,8 @@ pub fn default_parallel(kv_bytes_per_token: u64, context_length: u32) -> u32 {
 mod tests {
     use super::*;
 
-    fn candidate(leases: usize, seconds: u64, idle_since: Instant) -> Candidate {
-        Candidate {
+    fn candidate(leases: usize, seconds: u64, idle_since: Instant) -> EvictionCandidate {
+        EvictionCandidate {
             leases,
             keep_alive: KeepAlive::For(Duration::from_secs(seconds)),
             idle_since: (leases == 0).then_some(idle_since),
@@ -87,7 +93,7 @@ mod tests {
     fn the_shortest_stay_goes_first_then_the_longest_idle() {
         let now = Instant::now();
         let later = now + Duration::from_secs(9);
-        let forever = Candidate {
+        let forever = EvictionCandidate {
             keep_alive: KeepAlive::Forever,
             ..candidate(0, 0, now)
         };

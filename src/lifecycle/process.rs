@@ -1,20 +1,20 @@
-//! One worker process, seen from the daemon: started, spoken to, ended.
+//! One worker process as the daemon sees it: start, frames in both directions, death.
+//!
+//! A writer task sends the frames of a queue. A supervisor task reads reports, hands them to whoever waits for them
+//! ([`PendingEntry`]), and when the process ends, tells everybody who still waits.
 
 use std::{
     collections::HashMap,
     os::unix::process::ExitStatusExt as _,
     path::PathBuf,
-    pin::Pin,
     process::{ExitStatus, Stdio},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
-use futures_util::Stream;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, BufReader},
     net::{
@@ -26,46 +26,49 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::suspects::{Death, Fingerprint};
+use super::{
+    job_stream::{JobEvent, JobStream, is_sign_of_life},
+    quarantine::{RequestFingerprint, WorkerDeath},
+};
 use crate::{
     convert::Advance,
-    inference::{Delta, Event, Failure},
+    inference::{Event, Failure},
     worker::protocol::{
         self, DaemonCommand, Job, LoadSpec, LoadedModel, MAX_FRAME_BYTES, PROTOCOL_VERSION, STREAM_CREDIT,
         WorkerQuestion, WorkerReply, WorkerReport,
     },
 };
 
-/// Ollama's own words, which its clients know.
-pub(super) const DIED: &str = "model runner has unexpectedly stopped, this may be due to resource limitations or an \
+/// Error text for a process that has ended, in Ollama's words with our log named: clients match on the beginning.
+pub(super) const PROCESS_ENDED: &str = "model runner has unexpectedly stopped, this may be due to resource limitations or an \
                                internal error, check the hubllama log for details";
-/// Frames that wait for the socket. Each job has a handful under way at most.
+/// Frames that may wait for the socket; each job has at most a handful at a time.
 const OUTGOING_FRAMES: usize = 1024;
-/// Events after the last credit: what was held back, and the end.
+/// Events that a worker may send beyond its credit: the held-back rest of a text, and the end.
 const CREDIT_SLACK: usize = 8;
 
-/// How long a compute thread spins at the end of an operation before it sleeps, in libgomp's own count; its default is
-/// 300,000. Measured with two threads on two cores, tokens a second: with the cores to itself 114 to 122 with this count
-/// and 80 to 111 with the default, with another busy process 28 and 4.
+/// Iterations that a compute thread of libgomp spins at the end of an operation before it sleeps (`GOMP_SPINCOUNT`, by default
+/// 300,000). Measured with two threads on two cores, in tokens per second: without other load 114 to 122 with this value and
+/// 80 to 111 with the default; with another busy process 28 and 4.
 const SPIN_COUNT: &str = "1000";
 
-/// The variable that sets it, unless the user has chosen for themselves.
+/// Returns the environment variable that sets [`SPIN_COUNT`]; `None` if the user has configured libgomp.
 fn spin_count() -> Option<(&'static str, &'static str)> {
-    let chosen = |name| std::env::var_os(name).is_some();
-    (!chosen("GOMP_SPINCOUNT") && !chosen("OMP_WAIT_POLICY")).then_some(("GOMP_SPINCOUNT", SPIN_COUNT))
+    let is_set = |name| std::env::var_os(name).is_some();
+    (!is_set("GOMP_SPINCOUNT") && !is_set("OMP_WAIT_POLICY")).then_some(("GOMP_SPINCOUNT", SPIN_COUNT))
 }
 
-/// How a worker is started.
+/// Program and environment of worker processes.
 #[derive(Clone, Debug)]
 pub struct WorkerCommand {
-    /// The binary.
     pub program: PathBuf,
-    /// Filter of its log, as in `[log] level`.
+    /// Log filter, with the syntax of `log.level`.
     pub log: String,
 }
 
 impl Default for WorkerCommand {
-    /// This very binary: an upgraded file on disk does not change the protocol that runs.
+    /// Returns a command for the running binary. After an upgrade of the file on disk, `/proc/self/exe` still starts the old
+    /// one, which speaks the same protocol.
     fn default() -> Self {
         Self {
             program: PathBuf::from("/proc/self/exe"),
@@ -74,10 +77,10 @@ impl Default for WorkerCommand {
     }
 }
 
-/// A running worker. Cloning is cheap; the process is killed when the last clone and every stream of it are gone,
-/// or by [`Worker::kill`].
+/// A running worker process. All clones control the same one; it is killed when the last clone and the last stream are
+/// dropped, or by [`WorkerProcess::kill`].
 #[derive(Clone, Debug)]
-pub(super) struct Worker {
+pub(super) struct WorkerProcess {
     inner: Arc<Inner>,
 }
 
@@ -88,46 +91,46 @@ struct Inner {
     next_id: AtomicU64,
 }
 
-/// What the reader task fills in.
+/// State shared by the handles and the supervisor task.
 #[derive(Debug)]
 struct Shared {
-    jobs: Mutex<Owed<mpsc::Sender<Result<Event, Failure>>>>,
-    questions: Mutex<Owed<Waiting>>,
-    /// When the process last said anything.
-    heard: Mutex<Instant>,
-    /// How the process ended, if nobody asked it to; there before `ended` is cancelled.
-    death: Mutex<Option<Death>>,
-    /// Cancelled when the process has ended.
+    jobs: Mutex<PendingEntries<mpsc::Sender<JobEvent>>>,
+    questions: Mutex<PendingEntries<PendingReply>>,
+    /// Time of the last report.
+    last_report: Mutex<Instant>,
+    /// Details of an unexpected end; set before `ended` is cancelled.
+    death: Mutex<Option<WorkerDeath>>,
+    /// Cancelled when the process is gone.
     ended: CancellationToken,
-    /// Cancelled to end it.
+    /// Cancelled to kill the process.
     kill: CancellationToken,
 }
 
-/// Who waits for an answer.
+/// Receiver of the reply to a question.
 #[derive(Debug)]
-struct Waiting {
+struct PendingReply {
     reply: oneshot::Sender<Result<WorkerReply, Failure>>,
-    /// Who wants to know how far it is.
-    advance: Option<watch::Sender<Advance>>,
+    /// Receiver of progress reports; `None` if the asker does not want them.
+    progress: Option<watch::Sender<Advance>>,
 }
 
-/// What the process owes, by the number of the job or the question.
-type Owed<S> = HashMap<u64, Asked<S>>;
+/// Jobs or questions in progress, by id.
+type PendingEntries<R> = HashMap<u64, PendingEntry<R>>;
 
-/// Where an answer goes.
+/// A job or question in progress.
 #[derive(Debug)]
-struct Asked<S> {
-    to: S,
-    /// Of what was asked; `None` if nobody wants to know.
-    what: Option<Fingerprint>,
+struct PendingEntry<R> {
+    receiver: R,
+    /// Fingerprint of the request, for the quarantine; `None` for requests that do not come from a client.
+    fingerprint: Option<RequestFingerprint>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // The maps are never left half changed, so a panic elsewhere does not matter.
+    // No code that can panic runs while a map is half changed, so a poisoned lock is still consistent.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What the load phase hears.
+/// A report about the load of a model.
 #[derive(Debug)]
 pub(super) enum LoadReport {
     Progress(f32),
@@ -135,8 +138,8 @@ pub(super) enum LoadReport {
     Failed(String),
 }
 
-impl Worker {
-    /// Starts a process. The second value hears of the load; the third ends when the process has ended.
+impl WorkerProcess {
+    /// Starts a process in the given role. The receiver yields the reports about the load, and ends with the process.
     pub(super) fn spawn(command: &WorkerCommand, role: &str) -> std::io::Result<(Self, mpsc::Receiver<LoadReport>)> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
@@ -148,7 +151,7 @@ impl Worker {
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .envs(spin_count())
-            // Ctrl-C in the daemon's terminal is the daemon's to handle: it lets answers end.
+            // In a group of its own, so that Ctrl-C in the daemon's terminal reaches only the daemon, which lets answers end.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
@@ -158,7 +161,7 @@ impl Worker {
         let shared = Arc::new(Shared {
             jobs: Mutex::default(),
             questions: Mutex::default(),
-            heard: Mutex::new(Instant::now()),
+            last_report: Mutex::new(Instant::now()),
             death: Mutex::default(),
             ended: CancellationToken::new(),
             kill: CancellationToken::new(),
@@ -184,80 +187,82 @@ impl Worker {
             .outgoing
             .send(frame)
             .await
-            .map_err(|_| Failure::Worker(DIED.into()))
+            .map_err(|_| Failure::Worker(PROCESS_ENDED.into()))
     }
 
     pub(super) async fn load(&self, spec: LoadSpec) -> Result<(), Failure> {
         self.send(&DaemonCommand::Load(Box::new(spec))).await
     }
 
-    /// Changes the number of compute threads; `false` if the worker does not keep up just now.
+    /// Sets the number of compute threads. Returns false if the queue to the worker is full.
     pub(super) fn set_threads(&self, threads: u32) -> bool {
         let mut frame = Vec::new();
         protocol::encode(&DaemonCommand::SetThreads { threads }, &mut frame).is_ok()
             && self.inner.outgoing.try_send(frame).is_ok()
     }
 
-    /// Starts a job; its id is filled in here.
-    pub(super) async fn generate(&self, mut job: Job, what: Fingerprint) -> Result<JobStream, Failure> {
+    /// Starts a job and sets its id.
+    pub(super) async fn generate(&self, mut job: Job, fingerprint: RequestFingerprint) -> Result<JobStream, Failure> {
         job.id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
         let id = job.id;
         let (sender, events) = mpsc::channel(STREAM_CREDIT as usize + CREDIT_SLACK);
-        let asked = Asked {
-            to: sender,
-            what: Some(what),
+        let entry = PendingEntry {
+            receiver: sender,
+            fingerprint: Some(fingerprint),
         };
-        lock(&self.inner.shared.jobs).insert(id, asked);
-        // From here on dropping the stream cancels the job, also while the command is on its way.
-        let stream = JobStream {
-            worker: self.clone(),
-            id,
-            events,
-            taken: 0,
-            finished: false,
-            progress: Instant::now(),
-        };
+        lock(&self.inner.shared.jobs).insert(id, entry);
+        // Created before the command is sent: if this future is dropped while it waits for the queue, the stream removes the
+        // entry and cancels the job.
+        let stream = JobStream::new(self.clone(), id, events);
+        // Checked after the insertion: the supervisor sets `ended` before it clears the entries, so that an entry inserted
+        // too late is noticed here.
         if self.inner.shared.ended.is_cancelled() {
-            return Err(Failure::Worker(DIED.into()));
+            return Err(Failure::Worker(PROCESS_ENDED.into()));
         }
         self.send(&DaemonCommand::Generate(Box::new(job))).await?;
         Ok(stream)
     }
 
-    /// Asks something. `None` if the process died over it. Dropping the future takes the question back.
+    /// Asks a question. Returns `None` if the process ends before the reply. Dropping the future cancels the question.
     pub(super) async fn ask(&self, question: WorkerQuestion) -> Option<Result<WorkerReply, Failure>> {
-        self.ask_about(question, None, None).await
+        self.ask_inner(question, None, None).await
     }
 
-    /// As [`Worker::ask`], and tells how far the answer is.
-    pub(super) async fn ask_watched(
+    /// Asks a question like [`WorkerProcess::ask`], with progress reports.
+    pub(super) async fn ask_with_progress(
         &self,
         question: WorkerQuestion,
-        advance: watch::Sender<Advance>,
+        progress: watch::Sender<Advance>,
     ) -> Option<Result<WorkerReply, Failure>> {
-        self.ask_about(question, None, Some(advance)).await
+        self.ask_inner(question, None, Some(progress)).await
     }
 
-    /// As [`Worker::ask`], and if the process dies, it is known under what.
-    pub(super) async fn ask_suspect(
+    /// Asks a question like [`WorkerProcess::ask`]. If the process dies over it, the fingerprint is part of the reported death.
+    pub(super) async fn ask_with_fingerprint(
         &self,
         question: WorkerQuestion,
-        what: Fingerprint,
+        fingerprint: RequestFingerprint,
     ) -> Option<Result<WorkerReply, Failure>> {
-        self.ask_about(question, Some(what), None).await
+        self.ask_inner(question, Some(fingerprint), None).await
     }
 
-    async fn ask_about(
+    async fn ask_inner(
         &self,
         question: WorkerQuestion,
-        what: Option<Fingerprint>,
-        advance: Option<watch::Sender<Advance>>,
+        fingerprint: Option<RequestFingerprint>,
+        progress: Option<watch::Sender<Advance>>,
     ) -> Option<Result<WorkerReply, Failure>> {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, reply) = oneshot::channel();
-        let to = Waiting { reply: sender, advance };
-        lock(&self.inner.shared.questions).insert(id, Asked { to, what });
-        let guard = TakeBack { worker: self, id };
+        let entry = PendingEntry {
+            receiver: PendingReply {
+                reply: sender,
+                progress,
+            },
+            fingerprint,
+        };
+        lock(&self.inner.shared.questions).insert(id, entry);
+        let guard = CancelOnDrop { worker: self, id };
         if self.inner.shared.ended.is_cancelled() {
             return None;
         }
@@ -268,13 +273,13 @@ impl Worker {
         reply
     }
 
-    /// Time since the process last said anything.
+    /// Returns the time since the last report.
     pub(super) fn silence(&self) -> Duration {
-        lock(&self.inner.shared.heard).elapsed()
+        lock(&self.inner.shared.last_report).elapsed()
     }
 
-    /// Tells the process something, now if its queue has room, else as soon as it has.
-    fn tell(&self, command: &DaemonCommand) {
+    /// Sends a command without waiting: in a task if the queue is full. For `Drop` implementations, which cannot wait.
+    pub(super) fn send_detached(&self, command: &DaemonCommand) {
         let mut frame = Vec::new();
         if protocol::encode(command, &mut frame).is_err() {
             return;
@@ -285,14 +290,20 @@ impl Worker {
         }
     }
 
-    /// Ends the process, whatever it is doing, and waits until it is gone.
+    /// Removes the entry of a job and cancels the job in the process.
+    pub(super) fn cancel_job(&self, id: u64) {
+        lock(&self.inner.shared.jobs).remove(&id);
+        self.send_detached(&DaemonCommand::Cancel { id });
+    }
+
+    /// Kills the process and waits until it is gone.
     pub(super) async fn kill(&self) {
         self.inner.shared.kill.cancel();
         self.inner.shared.ended.cancelled().await;
     }
 
-    /// Resolves when the process has ended, with how it did if nobody asked it to.
-    pub(super) fn death(&self) -> impl Future<Output = Option<Death>> + Send + use<> {
+    /// Waits for the end of the process. The future resolves to the details unless [`WorkerProcess::kill`] ended it.
+    pub(super) fn death(&self) -> impl Future<Output = Option<WorkerDeath>> + Send + use<> {
         let shared = Arc::clone(&self.inner.shared);
         async move {
             shared.ended.cancelled().await;
@@ -300,7 +311,7 @@ impl Worker {
         }
     }
 
-    /// Resolves when the process has ended.
+    /// Returns a token that is cancelled when the process has ended.
     pub(super) fn ended(&self) -> CancellationToken {
         self.inner.shared.ended.clone()
     }
@@ -312,16 +323,16 @@ impl Drop for Inner {
     }
 }
 
-/// A question under way; dropping it before the reply has come takes it back.
-struct TakeBack<'a> {
-    worker: &'a Worker,
+/// Guard that cancels a question if it is dropped before the reply.
+struct CancelOnDrop<'a> {
+    worker: &'a WorkerProcess,
     id: u64,
 }
 
-impl Drop for TakeBack<'_> {
+impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
         if lock(&self.worker.inner.shared.questions).remove(&self.id).is_some() {
-            self.worker.tell(&DaemonCommand::Cancel { id: self.id });
+            self.worker.send_detached(&DaemonCommand::Cancel { id: self.id });
         }
     }
 }
@@ -334,10 +345,10 @@ async fn write_frames(mut socket: OwnedWriteHalf, mut frames: mpsc::Receiver<Vec
     }
 }
 
-/// Reads reports until the process ends or is to be killed; then tells everybody who still waits.
+/// Reads reports until the process ends or is killed, then ends everything that is pending.
 async fn supervise(mut child: Child, socket: OwnedReadHalf, shared: Arc<Shared>, load: mpsc::Sender<LoadReport>) {
     let pid = child.id().unwrap_or(0);
-    let mut asked = false;
+    let mut killed = false;
     tokio::select! {
         result = read_reports(socket, &shared, &load) => {
             if let Err(error) = result {
@@ -346,11 +357,11 @@ async fn supervise(mut child: Child, socket: OwnedReadHalf, shared: Arc<Shared>,
             }
         }
         () = shared.kill.cancelled() => {
-            asked = true;
+            killed = true;
             let _ = child.start_kill();
         }
     }
-    // After an end of file the process is dying or broken; either way nothing more can come of it.
+    // The socket is closed, so the process is about to exit. One that does not within five seconds is killed.
     let status = match tokio::time::timeout(std::time::Duration::from_secs(5), child.wait()).await {
         Ok(status) => status,
         Err(_) => {
@@ -359,31 +370,31 @@ async fn supervise(mut child: Child, socket: OwnedReadHalf, shared: Arc<Shared>,
         }
     };
     match &status {
-        _ if asked => tracing::debug!(worker.pid = pid, "worker ended"),
+        _ if killed => tracing::debug!(worker.pid = pid, "worker ended"),
         Ok(status) => tracing::error!(worker.pid = pid, %status, "a worker died"),
         Err(error) => tracing::error!(worker.pid = pid, %error, "a worker died"),
     }
-    if !asked {
+    if !killed {
         let jobs = lock(&shared.jobs)
             .values()
-            .filter_map(|job| job.what)
+            .filter_map(|job| job.fingerprint)
             .collect::<Vec<_>>();
         let questions = lock(&shared.questions)
             .values()
-            .filter_map(|question| question.what)
+            .filter_map(|question| question.fingerprint)
             .collect();
-        *lock(&shared.death) = Some(Death {
+        *lock(&shared.death) = Some(WorkerDeath {
             crashed: status.is_ok_and(crashed),
-            under: [jobs, questions].concat(),
+            requests: [jobs, questions].concat(),
         });
     }
     shared.ended.cancel();
-    // Dropping the senders ends the streams; a stream without its last event reports the death.
+    // Dropping the senders ends the streams. A stream that ends without its last event reports the death.
     lock(&shared.jobs).clear();
     lock(&shared.questions).clear();
 }
 
-/// Whether a process ended by its own fault; whoever is killed by the system or by a person gets other signals.
+/// Returns true if a signal of the process's own fault ended it. The out-of-memory killer and people send other signals.
 fn crashed(status: ExitStatus) -> bool {
     use rustix::process::Signal;
     let faults = [Signal::ILL, Signal::ABORT, Signal::BUS, Signal::FPE, Signal::SEGV];
@@ -409,13 +420,13 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
         }
         let report = match serde_json::from_slice(&buffer) {
             Ok(report) => report,
-            // One job's step is lost; the other jobs of this worker are not to suffer.
+            // The frame was read to its end, so that the next one can be read: only the jobs in this report suffer.
             Err(error) => {
                 tracing::error!(%error, "a worker's report does not decode");
                 continue;
             }
         };
-        *lock(&shared.heard) = Instant::now();
+        *lock(&shared.last_report) = Instant::now();
         match report {
             WorkerReport::Hello {
                 version: PROTOCOL_VERSION,
@@ -424,7 +435,7 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
                 return Err(std::io::Error::other(format!("the worker speaks version {version}")));
             }
             WorkerReport::Progress { fraction } => {
-                // Only a hint: the newest is as good as all of them.
+                // A full channel drops the report: progress only restarts the load timeout, and the reports before it do that.
                 let _ = load.try_send(LoadReport::Progress(fraction));
             }
             WorkerReport::Loaded(loaded) => {
@@ -438,8 +449,9 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
                 for (id, event) in events {
                     let last = matches!(event, Event::Finished(_));
                     let sign_of_life = is_sign_of_life(&event);
-                    let sent = jobs.get(&id).is_none_or(|job| job.to.try_send(Ok(event)).is_ok());
-                    // Credits keep the channel from filling up; a worker that ignores them loses the stream.
+                    let sent = jobs.get(&id).is_none_or(|job| job.receiver.try_send(Ok(event)).is_ok());
+                    // The credit keeps the channel from filling up. If an event does not fit, the worker has exceeded it, and
+                    // the stream would have a gap: end it. Only a sign of life may be lost.
                     let lost = !sent && !sign_of_life;
                     if last || lost {
                         jobs.remove(&id);
@@ -448,83 +460,24 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
             }
             WorkerReport::Failed { id, failure } => {
                 if let Some(job) = lock(&shared.jobs).remove(&id) {
-                    let _ = job.to.try_send(Err(failure));
+                    let _ = job.receiver.try_send(Err(failure));
                 }
             }
             WorkerReport::Answered { id, result } => {
                 if let Some(question) = lock(&shared.questions).remove(&id) {
-                    let _ = question.to.reply.send(result);
+                    let _ = question.receiver.reply.send(result);
                 }
             }
             WorkerReport::Advanced { id, advance } => {
                 let questions = lock(&shared.questions);
-                if let Some(watcher) = questions.get(&id).and_then(|question| question.to.advance.as_ref()) {
-                    watcher.send_replace(advance);
+                if let Some(progress) = questions
+                    .get(&id)
+                    .and_then(|question| question.receiver.progress.as_ref())
+                {
+                    progress.send_replace(advance);
                 }
             }
             WorkerReport::Alive => {}
-        }
-    }
-}
-
-/// Whether an event only says that the worker is at work.
-fn is_sign_of_life(event: &Event) -> bool {
-    matches!(event, Event::Delta(delta) if *delta == Delta::default())
-}
-
-/// Events of one job. Dropping it cancels the job.
-#[derive(Debug)]
-pub struct JobStream {
-    worker: Worker,
-    id: u64,
-    events: mpsc::Receiver<Result<Event, Failure>>,
-    /// Events taken since the last credit was sent.
-    taken: u32,
-    finished: bool,
-    progress: Instant,
-}
-
-impl JobStream {
-    /// When the worker last gave a sign of life for this job.
-    #[must_use]
-    pub fn last_progress(&self) -> Instant {
-        self.progress
-    }
-}
-
-impl Stream for JobStream {
-    type Item = Result<Event, Failure>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.finished {
-            return Poll::Ready(None);
-        }
-        let item = loop {
-            let item = ready!(self.events.poll_recv(context)).unwrap_or_else(|| Err(Failure::Worker(DIED.into())));
-            self.progress = Instant::now();
-            if !item.as_ref().is_ok_and(is_sign_of_life) {
-                break item;
-            }
-        };
-        match &item {
-            Ok(Event::Delta(_)) => {
-                self.taken += 1;
-                if self.taken >= STREAM_CREDIT / 2 {
-                    let events = std::mem::take(&mut self.taken);
-                    self.worker.tell(&DaemonCommand::Credit { id: self.id, events });
-                }
-            }
-            Ok(Event::Finished(_)) | Err(_) => self.finished = true,
-        }
-        Poll::Ready(Some(item))
-    }
-}
-
-impl Drop for JobStream {
-    fn drop(&mut self) {
-        if !self.finished {
-            lock(&self.worker.inner.shared.jobs).remove(&self.id);
-            self.worker.tell(&DaemonCommand::Cancel { id: self.id });
         }
     }
 }

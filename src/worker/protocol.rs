@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, Read},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -243,25 +243,6 @@ pub struct LoadSpec {
     pub check_tensors: bool,
     /// Whether the model makes vectors only, no text.
     pub embeds_only: bool,
-}
-
-impl LoadSpec {
-    /// Tells one resident model from another: its file, and those of its adapters.
-    #[must_use]
-    pub fn identity(&self) -> PathBuf {
-        let adapters = self.adapters.iter().map(|adapter| adapter.path.as_path());
-        identity(&self.path, adapters)
-    }
-}
-
-/// The identity of a model with this file and adapters.
-pub fn identity<'a>(path: &Path, adapters: impl IntoIterator<Item = &'a Path>) -> PathBuf {
-    let mut identity = path.as_os_str().to_owned();
-    for adapter in adapters {
-        identity.push("+");
-        identity.push(adapter);
-    }
-    identity.into()
 }
 
 /// What was loaded.

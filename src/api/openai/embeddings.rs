@@ -109,7 +109,7 @@ async fn embed(call: &Call, routed: RoutedModel, request: Request) -> Result<Emb
     let inputs = request.input.into_texts()?;
     let model = Model::find(call, routed, request.model).await?;
     let mut load = request.options.unwrap_or_else(|| Ok(Options::default()))?.load;
-    if let Some(tokens) = request.context_length {
+    if let Some(tokens) = request.num_ctx {
         load.context_length = u32::try_from(tokens).ok().filter(|tokens| *tokens > 0);
     }
     let wanted = EmbedRequest {
@@ -159,7 +159,7 @@ impl Request {
                     let entries = node.read_object(Field(ROOT, "options"), "map[string]interface {}")?;
                     request.options = Some(Options::read(entries));
                 }
-                "num_ctx" => node.read_int(&mut request.context_length, Field(ROOT, "num_ctx"))?,
+                "num_ctx" => node.read_int(&mut request.num_ctx, Field(ROOT, "num_ctx"))?,
                 "truncate" => node.read_optional_bool(&mut request.truncate, Field(ROOT, "truncate"))?,
                 _ => {}
             }

@@ -100,7 +100,7 @@ impl Stream for Answering {
                     self.stalled.as_mut().reset(deadline);
                 }
                 self.ended = true;
-                Poll::Ready(Some(Err(Failure::no_sign_of_life(self.stall_timeout))))
+                Poll::Ready(Some(Err(Failure::stalled(self.stall_timeout))))
             }
         }
     }
@@ -114,7 +114,7 @@ pub(super) async fn start(lease: &Lease, job: Job, stall_timeout: Duration) -> R
             Ok(Some(event)) => return event.map(|event| (stream, event)),
             Ok(None) => return Err(Failure::Worker("the worker gave no answer".into())),
             Err(_) if stream.last_progress().elapsed() < stall_timeout => {}
-            Err(_) => return Err(Failure::no_sign_of_life(stall_timeout)),
+            Err(_) => return Err(Failure::stalled(stall_timeout)),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{
 use crate::{
     config::{Config, JsonSchemas, UnsupportedTools},
     inference::{Capability, Failure, Format, InferenceRequest, Message, Prompt, Think, ToolChoice},
-    lifecycle::Helper,
+    lifecycle::TemplateHelper,
     worker::protocol::{ChatSyntax, GrammarTrigger, JsonSchema, ReasoningSyntax, RenderedChat},
 };
 
@@ -45,7 +45,7 @@ impl Tools<'_> {
 
 /// Renders a conversation.
 pub(super) async fn converse(
-    helper: &Helper,
+    helper: &TemplateHelper,
     config: &Config,
     header: &ModelHeader,
     request: &InferenceRequest,
@@ -105,7 +105,7 @@ pub(super) async fn converse(
 /// The rendered conversation, and whether the answer is to be made to begin with a call. Where it is not and has to hold one, its
 /// grammar sees to that.
 async fn render(
-    helper: &Helper,
+    helper: &TemplateHelper,
     header: &ModelHeader,
     messages: &[Message],
     tools: Tools<'_>,

@@ -31,9 +31,9 @@ use crate::{
         ModelCard, ModelDetails, ModelFacts, Prompt, ResidentModel, TextToken,
     },
     library::{Library, LocalModel},
-    lifecycle::{Helper, JobStream, Lease, Lifecycle, Limits, Wanted},
+    lifecycle::{AcquireRequest, AdmissionLimits, JobStream, Lease, Lifecycle, ModelKey, TemplateHelper},
     stdx::cpu::compute_threads,
-    worker::protocol::{self, AdapterSpec, EmbedJob, Job, JobPrompt, LoadSpec, WorkerQuestion, WorkerReply},
+    worker::protocol::{AdapterSpec, EmbedJob, Job, JobPrompt, LoadSpec, WorkerQuestion, WorkerReply},
 };
 
 /// Models in memory at once where nobody said, as Ollama has it without a GPU.
@@ -46,7 +46,7 @@ const DEFAULT_CONTEXT_LENGTH: u32 = 4096;
 pub struct HuggingFace {
     hub: Library,
     lifecycle: Lifecycle,
-    helper: Helper,
+    helper: TemplateHelper,
     headers: Arc<HeaderCache>,
 }
 
@@ -82,7 +82,7 @@ impl Located {
 impl HuggingFace {
     /// Joins the parts.
     #[must_use]
-    pub fn new(hub: Library, lifecycle: Lifecycle, helper: Helper) -> Self {
+    pub fn new(hub: Library, lifecycle: Lifecycle, helper: TemplateHelper) -> Self {
         Self {
             hub,
             lifecycle,
@@ -133,7 +133,7 @@ impl HuggingFace {
             threads => threads,
         };
         let context_length = settings.context_length(&located.header.facts);
-        let wanted = Wanted {
+        let request = AcquireRequest {
             card: located.card(),
             spec: LoadSpec {
                 path: located.path()?,
@@ -156,7 +156,7 @@ impl HuggingFace {
             },
             keep_alive,
             default_keep_alive: settings.keep_alive,
-            limits: Limits {
+            limits: AdmissionLimits {
                 max_loaded: match engine.max_loaded_models {
                     0 => DEFAULT_MAX_LOADED,
                     limit => limit,
@@ -166,7 +166,7 @@ impl HuggingFace {
                 threads,
             },
         };
-        self.lifecycle.acquire(wanted).await
+        self.lifecycle.acquire(request).await
     }
 
     /// Renders a conversation, tokenises it in the worker, and drops its oldest turns while it does not fit.
@@ -288,15 +288,7 @@ impl Provider for HuggingFace {
     }
 
     fn resident<'a>(&'a self, _: &'a Call) -> BoxFuture<'a, Vec<ResidentModel>> {
-        async move {
-            self.lifecycle
-                .residents()
-                .await
-                .into_iter()
-                .map(|resident| resident.model)
-                .collect()
-        }
-        .boxed()
+        self.lifecycle.residents().boxed()
     }
 
     fn card<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
@@ -371,9 +363,10 @@ impl Provider for HuggingFace {
             match self.locate_local(call, &parsed).await {
                 Ok(local) => {
                     // One whose adapters cannot be applied is not resident.
-                    if let (Some(path), Ok(adapters)) = (local.files.first(), self.hub.adapter_files(&local).await) {
-                        let adapters = adapters.iter().map(PathBuf::as_path);
-                        self.lifecycle.unload(protocol::identity(path, adapters)).await;
+                    if let (Some(path), Ok(adapters)) =
+                        (local.files.first().cloned(), self.hub.adapter_files(&local).await)
+                    {
+                        self.lifecycle.unload(ModelKey { path, adapters }).await;
                     }
                     Ok(())
                 }
