@@ -1,4 +1,4 @@
-# What a newcomer and CI run. Everything that is built or downloaded lies under $(TARGET).
+# The commands that newcomers and CI run. Everything that is built or downloaded is below $(TARGET).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -8,41 +8,41 @@ TOOLS := compat-tests/tools
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export CARGO_TARGET_DIR := $(TARGET)
 
-# Where the tests find what `make test-deps` prepared.
+# Files that `make test-deps` prepares for the tests.
 export HUBLLAMA_TEST_GGUF := $(TARGET)/test-deps/SmolLM2-135M-Instruct.Q4_1.gguf
 export HUBLLAMA_TEST_MINILM := $(TARGET)/test-deps/all-MiniLM-L6-v2.F16.gguf
 export HUBLLAMA_TEST_PYTHON := $(TARGET)/test-deps/venv/bin/python
 export HUBLLAMA_TEST_TEMPLATES := $(TARGET)/test-deps/templates
 export HUBLLAMA_TEST_JAVASCRIPT := $(TARGET)/test-deps/javascript
 export HUBLLAMA_TEST_GO_CLIENT := $(TARGET)/test-deps/go-client
-# What the tests found, for docs/compatibility.md.
+# Results of the tests, from which docs/compatibility.md is generated.
 export HUBLLAMA_TEST_FACTS := $(TARGET)/compatibility
 export HUBLLAMA_TEST_NGINX := $(TARGET)/peers/nginx
-# Another llama-server can be compared with: make bench LLAMA_SERVER=/path/to/llama-server
+# To compare with another llama-server: make bench LLAMA_SERVER=/path/to/llama-server
 export LLAMA_SERVER ?= $(TARGET)/peers/llama-server
 
-# A feature of the GPU: make build FEATURES=cuda
+# Cargo features for a GPU: make build FEATURES=cuda
 FEATURES ?=
 CARGO_FEATURES := $(if $(FEATURES),--features $(FEATURES))
 
-# The order of prerequisites is the order of work, with -j too: two runs of cargo would only wait for each other.
+# Prerequisites run in order even with -j, because two cargo processes would only wait for each other.
 .NOTPARALLEL:
 
 .PHONY: help deps build demo test-deps test fmt clippy doc unit compat doctest units bench compatibility clean-demo
 
-help: ## This list
+help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-deps: ## Install what the build needs (Debian packages; quick when all is there)
+deps: ## Install the packages that the build needs (Debian, Ubuntu); does nothing if they are installed
 	@$(TOOLS)/deps.sh
 
 build: deps ## Build target/release/hubllama (FEATURES=cuda, vulkan, rocm or metal for a GPU)
 	cargo build --release --locked $(CARGO_FEATURES)
 
-demo: build ## Build, fetch a small model, start the daemon, ask it one question
+demo: build ## Build, download a small model, start the daemon, ask it one question
 	@$(TOOLS)/demo.sh
 
-clean-demo: ## Remove what the demo made
+clean-demo: ## Remove the files of the demo
 	rm -rf '$(TARGET)/demo'
 
 test-deps: deps
@@ -52,9 +52,9 @@ test-deps: deps
 	@$(TOOLS)/templates.sh >/dev/null
 	@$(TOOLS)/nginx.sh
 
-test: test-deps fmt clippy doc unit compat doctest units ## Everything that CI checks
+test: test-deps fmt clippy doc unit compat doctest units ## Run everything that CI checks
 
-# All of them in the release profile: llama.cpp is compiled once.
+# All checks use the release profile, so that llama.cpp is compiled only once.
 fmt:
 	cargo fmt --check
 clippy: deps
@@ -76,6 +76,6 @@ doctest: deps
 units: build
 	@$(TOOLS)/units.sh
 
-bench: build test-deps ## Measure against nginx and llama-server, and write docs/benchmarks.md
+bench: build test-deps ## Compare with nginx, llama-server and others, and write docs/benchmarks.md
 	@$(TOOLS)/build-llama-server.sh
 	cargo bench --locked --bench peers -- --write docs/benchmarks.md

@@ -10,7 +10,8 @@ use crate::{
     convert::{checkpoint, convert, names},
     harness::{
         fake_hub::{FakeHub, Source},
-        hubllama::{Hubllama, MODEL, REPO, Setup, gguf, sha256_of},
+        fixture_file::{gguf, sha256_of},
+        hubllama::{Hubllama, MODEL, REPO, Setup},
     },
 };
 

@@ -1,4 +1,4 @@
-//! Models that clients make of hf: models, with the real binary and a real model.
+//! Aliases that clients create for hf: models, with the real binary and a real model.
 
 use std::{collections::BTreeSet, fs, thread, time::Duration};
 
@@ -7,14 +7,15 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     fake_hub::{FakeHub, Source},
-    hubllama::{Hubllama, MODEL, MODEL_SHA256, REPO, Setup, gguf},
+    fixture_file::gguf,
+    hubllama::{Hubllama, MODEL, MODEL_SHA256, REPO, Setup},
     stream::Stream,
 };
 
-/// One thread: tests share the machine.
+/// Configuration with one compute thread, since the tests share the machine.
 const ENGINE: &str = "[engine]\nthreads = 1\ncontext_length = 512\n";
 
-/// The recorded request for the same, on one of our models.
+/// Returns a recorded request with its model replaced by an hf: model.
 fn mario(from: &str) -> Value {
     json!({
         "model": "mario", "from": from, "system": "You are Mario.", "license": ["MIT"],
@@ -41,7 +42,7 @@ fn answer(daemon: &Hubllama, path: &str, mut request: Value) -> Value {
     serde_json::from_str(&body).expect("JSON")
 }
 
-/// Names of `/api/tags`.
+/// Returns the names in `/api/tags`.
 fn listed(daemon: &Hubllama) -> BTreeSet<String> {
     let tags = daemon.get_json("/api/tags");
     let models = tags["models"].as_array().expect("a list");
@@ -78,10 +79,10 @@ fn it_answers_as_the_model_does_when_all_is_spelled_out() {
         question(MODEL, &[], json!({"temperature": 0, "num_predict": 12})),
     );
     assert_ne!(made["prompt_eval_count"], without["prompt_eval_count"]);
-    // A request goes before the model's own.
+    // A system prompt in the request replaces that of the alias.
     let short = answer(&daemon, "/api/chat", question("mario", &[], json!({"num_predict": 1})));
     assert_eq!(short["eval_count"], 1);
-    // The weights are in memory once, under their own name.
+    // The weights are loaded once, under the name of the hf: model.
     let resident = daemon.get_json("/api/ps");
     assert_eq!(resident["models"].as_array().map(Vec::len), Some(1), "{resident}");
     assert_eq!(resident["models"][0]["name"], MODEL);
@@ -108,7 +109,7 @@ fn a_template_of_its_own_is_the_prompt() {
     assert_eq!(made["message"]["content"], raw["response"]);
     assert_eq!(made["prompt_eval_count"], raw["prompt_eval_count"]);
 
-    // What does not fit loses its oldest turns here too.
+    // A conversation that does not fit loses its oldest turns, as without an alias.
     let long: Vec<(&str, &str)> = ["one two three four five six seven eight nine ten"; 60]
         .iter()
         .enumerate()
@@ -178,7 +179,7 @@ fn many_that_are_made_at_once_are_all_there() {
 
 #[test]
 fn a_daemon_that_is_killed_while_it_makes_one_leaves_the_old_or_the_new() {
-    // Large, so that writing takes time; each system prompt repeats one letter.
+    // The records are large, so that writing takes time. Each system prompt repeats one letter.
     let request = |letter: char| json!({"model": "m", "from": MODEL, "system": letter.to_string().repeat(2 << 20), "stream": false});
     let mut daemon = Setup::with_model().start();
     create(&daemon, &request('a'));
@@ -192,7 +193,7 @@ fn a_daemon_that_is_killed_while_it_makes_one_leaves_the_old_or_the_new() {
                 Signal::KILL,
             )
             .expect("killed");
-            // Whatever it has read by then.
+            // The connection may break at any point of the reply.
             let _ = writer.join();
         });
         daemon = daemon.again(Signal::KILL);
@@ -237,7 +238,7 @@ fn a_model_that_is_not_there_is_pulled_first() {
         "with the selector that was chosen"
     );
 
-    // Its files gone, it says so as Ollama would, and a pull brings them back.
+    // Without its files, the alias returns Ollama's error, and a pull downloads them again.
     let (head, _) = daemon.request("DELETE", "/api/delete", &json!({"model": MODEL}).to_string());
     assert_eq!(head.status(), 200);
     let (head, body) = daemon.post("/api/show", &json!({"model": "mario"}));

@@ -1,4 +1,4 @@
-//! The main job: a real model answers through the Ollama API.
+//! A real model answers a chat through Ollama's API.
 
 use serde_json::{Value, json};
 
@@ -35,6 +35,6 @@ fn a_streamed_chat_is_the_same_text_as_one_that_is_not() {
     let (_, once) = daemon.post("/api/chat", &request(false));
     let once: Value = serde_json::from_str(&once).expect("JSON");
     assert_eq!(once["message"]["content"], text);
-    // The second time, all of the prompt but its last token is in the KV cache.
+    // For the second request, the KV cache holds all of the prompt except its last token.
     assert_eq!(once["prompt_eval_count"], last["prompt_eval_count"]);
 }

@@ -1,4 +1,4 @@
-//! Official clients, unmodified, call the real binary; only its address is theirs to know. The scripts are in `clients/`.
+//! Runs scripts with official, unmodified clients against the real binary. The scripts are in `clients/`.
 
 use std::{
     env,
@@ -11,14 +11,15 @@ use std::{
 use crate::harness::{
     facts,
     fake_hub::{FakeHub, Source},
-    hubllama::{Hubllama, MODEL, MODEL_SHA256, Setup, gguf},
+    fixture_file::gguf,
+    hubllama::{Hubllama, MODEL, MODEL_SHA256, Setup},
     minilm, tools_model,
 };
 
-/// Pulled and deleted by the clients that can.
+/// Model that clients with a pull function pull and delete.
 const PULLED: &str = "hf:Example-Org/Pulled-GGUF:Q4_1";
 
-/// The clients, as the table in `docs/compatibility.md` calls them.
+/// Names of the clients in `docs/compatibility.md`.
 pub(crate) const CLIENTS: [&str; 8] = [
     OLLAMA_PYTHON,
     OLLAMA_JAVASCRIPT,
@@ -38,14 +39,14 @@ const ANTHROPIC_PYTHON: &str = "`anthropic`, Python";
 const LANGCHAIN: &str = "`langchain-ollama`, Python";
 const AI_SDK: &str = "Vercel AI SDK: `ollama-ai-provider-v2`, `@ai-sdk/openai-compatible`";
 
-/// The kind of fact that is kept of each.
+/// Kind of the facts about clients.
 pub(crate) const FACT: &str = "client";
 
 fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("compat-tests/clients")
 }
 
-/// What `make test` prepared; without it there is nothing to run.
+/// Returns a path that `make test` has prepared, or `None` to skip the test.
 fn prepared(variable: &str) -> Option<OsString> {
     let found = env::var_os(variable).filter(|path| Path::new(path).exists());
     if found.is_none() {
@@ -60,14 +61,14 @@ fn python(script: &str) -> Option<Command> {
     let mut command = Command::new(prepared("HUBLLAMA_TEST_PYTHON")?);
     command
         .arg(scripts().join("python").join(script))
-        // The clone stays as it is.
+        // No bytecode is written into the repository.
         .env("PYTHONDONTWRITEBYTECODE", "1");
     Some(command)
 }
 
 fn javascript(script: &str) -> Option<Command> {
     let folder = PathBuf::from(prepared("HUBLLAMA_TEST_JAVASCRIPT")?);
-    // Packages are looked for from the script's own folder upwards.
+    // Node.js searches for packages from the script's folder upwards, so the scripts are copied next to them.
     for entry in fs::read_dir(scripts().join("javascript")).expect("the scripts") {
         let path = entry.expect("a script").path();
         if path.extension().is_some_and(|extension| extension == "mjs") {
@@ -83,7 +84,7 @@ fn go() -> Option<Command> {
     Some(Command::new(prepared("HUBLLAMA_TEST_GO_CLIENT")?))
 }
 
-/// A daemon with the three models, and a Hub that has one more.
+/// Starts a daemon with the three models, and a Hub with another one.
 fn start() -> (FakeHub, Hubllama) {
     let hub = FakeHub::start();
     let sha256 = hub.add("Example-Org/Pulled-GGUF", "pulled-Q4_1.gguf", Source::Path(gguf()));
@@ -96,7 +97,7 @@ fn start() -> (FakeHub, Hubllama) {
     (hub, daemon)
 }
 
-/// Runs a script, which ends with a failure at the first check that fails, and keeps the names of its checks.
+/// Runs a script, which exits with an error at the first check that fails, and records the names of its checks.
 fn run(client: &str, command: Option<Command>) {
     let Some(mut command) = command else {
         return facts::put(FACT, client, &[facts::SKIPPED.to_owned()]);

@@ -1,4 +1,4 @@
-//! Many answers from one model at once: all advance, none changes another.
+//! Parallel answers from one model: all of them progress, and none influences another.
 
 use std::{
     os::fd::OwnedFd,
@@ -18,7 +18,7 @@ use crate::harness::{
     stream::{Stream, text_of},
 };
 
-/// One compute thread, since the tests share the machine.
+/// Configuration with one compute thread, since the tests share the machine.
 fn daemon(parallel: u32, context: u32) -> Hubllama {
     Setup::with_model()
         .config(&format!(
@@ -34,7 +34,7 @@ fn generate(prompt: &str, tokens: u32) -> Value {
     })
 }
 
-/// An answer without end, for as long as the test needs one.
+/// Starts an answer that continues until the test ends it.
 fn endless() -> Value {
     generate("1, 2, 3, 4, 5, 6,", 5000)
 }
@@ -58,7 +58,7 @@ fn eight_answers_advance_together_and_each_is_what_it_is_alone() {
         .map(|prompt| text_of(&Stream::open(&daemon, "/api/generate", &generate(prompt, TOKENS)).rest()))
         .collect();
 
-    // A clock that ticks with each frame of anybody.
+    // The counter increases with every frame of any stream.
     let clock = Arc::new(AtomicUsize::new(0));
     let start = Arc::new(Barrier::new(prompts.len()));
     let readers: Vec<_> = prompts
@@ -120,12 +120,12 @@ fn a_long_prompt_does_not_stop_the_others() {
     let tokens = last.last().expect("a last frame")["prompt_eval_count"].as_u64();
     assert!(tokens.is_some_and(|tokens| tokens > 1200), "{tokens:?}");
     assert!(between >= 5, "{between} frames while the prompt was read");
-    // Ends the daemon, and with it the endless answer.
+    // Dropping the daemon ends the endless answer.
     drop(daemon);
     reader.join().expect("no panic");
 }
 
-/// A connection whose receive buffer is as small as the system allows.
+/// Opens a connection with the smallest receive buffer that the system allows.
 fn narrow(daemon: &Hubllama) -> Connection {
     let socket: OwnedFd = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
     set_socket_recv_buffer_size(&socket, 2048).expect("a small buffer");
@@ -138,12 +138,12 @@ fn a_reader_that_does_not_read_holds_up_nobody_and_loses_nothing() {
     const TOKENS: u32 = 1200;
     let daemon = daemon(2, 2048);
     let mut request = generate("1, 2, 3, 4, 5, 6,", TOKENS);
-    // Frames of a kilobyte: more than all buffers between the model and us.
+    // The frames of one kilobyte exceed all buffers between the model and the client.
     request["logprobs"] = true.into();
     request["top_logprobs"] = 20.into();
     let mut slow = Stream::on(narrow(&daemon), "/api/generate", &request);
     slow.frames(1);
-    // Meanwhile others come and go, more tokens in all than the slow one has.
+    // Meanwhile other answers start and end, with more tokens in total than the slow one has.
     for _ in 0..4 {
         let frames = Stream::open(&daemon, "/api/generate", &generate("2, 4, 6, 8, 10,", 400)).rest();
         assert_eq!(frames.last().expect("a last frame")["eval_count"], 400);
@@ -194,7 +194,7 @@ fn a_prompt_that_a_running_answer_has_read_is_not_read_again() {
     let usage = &serde_json::from_str::<Value>(&body).expect("JSON")["usage"];
     let (all, cached) = (&usage["input_tokens"], &usage["input_tokens_details"]["cached_tokens"]);
     assert!(all.as_u64() > Some(400), "{usage}");
-    // The last token is always evaluated again.
+    // The last token of a prompt is always evaluated again.
     assert_eq!(cached.as_u64().map(|cached| cached + 1), all.as_u64(), "{usage}");
     running.frame().expect("it goes on");
 }

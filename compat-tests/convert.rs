@@ -16,7 +16,8 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::harness::{
-    hubllama::{Setup, children, gguf, is_alive, send_signal, wait_until},
+    fixture_file::gguf,
+    hubllama::{Setup, children, is_alive, send_signal, wait_until},
     minilm,
     raw_http::PATIENCE,
 };

@@ -1,4 +1,4 @@
-//! Vectors of a real embedding model.
+//! Embeddings of a real embedding model.
 
 use std::collections::HashSet;
 
@@ -22,7 +22,7 @@ fn llama_cpp_loads_the_embedding_model_and_reads_its_words() {
     };
     let model = Model::load(&minilm::gguf(), &params, |_| true).expect("llama.cpp loads it");
     assert_eq!((model.vocab_size(), model.train_context()), (30_522, 512));
-    // The ids that the checkpoint's own tokenizer gives.
+    // Token ids from the checkpoint's own tokenizer.
     let tokens = model
         .tokenize("Hello, unbelievable world!", true, false)
         .expect("tokens");
@@ -42,7 +42,7 @@ fn the_embedding_model_has_the_tensors_that_ollama_recorded() {
         .map(|tensor| format!("{} {} {:?}", tensor.name, tensor.element_type.name(), tensor.dims))
         .collect();
     for tensor in shown["tensors"].as_array().expect("a list") {
-        // The recorder cut the list, and says so in a string.
+        // The recorder has shortened the list and marked this with a string.
         if let Some(name) = tensor["name"].as_str() {
             let dims: Vec<u64> = serde_json::from_value(tensor["shape"].clone()).expect("a shape");
             let line = format!("{name} {} {dims:?}", tensor["type"].as_str().expect("a type"));

@@ -1,4 +1,5 @@
-//! Tests over sockets: what clients see, and what the servers behind us see.
+//! Integration tests against the real binary over sockets. They check what clients receive, and what Ollama and the
+//! Hub, which [`harness`] plays, are sent.
 
 mod adapters;
 mod aliases;
@@ -10,7 +11,6 @@ mod concurrency;
 mod convert;
 mod embeddings;
 mod harness;
-mod honest_v1;
 mod hub;
 mod lifecycle;
 mod passthrough;
@@ -22,3 +22,4 @@ mod templates;
 mod tidy;
 mod tokens;
 mod traps;
+mod v1_via_native;

@@ -1,4 +1,4 @@
-//! A changed configuration file takes effect while the daemon runs, and a bad one does not.
+//! A changed configuration file takes effect while the daemon runs, and an invalid one does not.
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 
@@ -12,7 +12,7 @@ use crate::harness::{
     stream::Stream,
 };
 
-/// Settings of the engine that the tests with a model share.
+/// Engine settings of the tests with a model.
 const ENGINE: &str = "[engine]\nthreads = 1\nparallel = 2\ncontext_length = 512\n";
 
 fn ollama(name: &str) -> FakeOllama {
@@ -26,7 +26,7 @@ fn upstream(ollama: &FakeOllama) -> String {
     format!("[ollama]\nurl = \"{}\"\n", ollama.url())
 }
 
-/// Which Ollama a plain name reaches.
+/// Returns the Ollama that a request with a plain name reaches.
 fn answers(daemon: &Hubllama) -> String {
     daemon
         .post("/api/generate", &json!({"model": "plain", "prompt": "x"}))
@@ -62,15 +62,15 @@ fn the_file_may_be_replaced_in_every_way_that_programs_have() {
     let folder = daemon.folder.path();
     let file = folder.join("config.toml");
 
-    // A new file renamed over the old one, as editors do.
+    // Editors rename a new file over the old one.
     daemon.write_config(&upstream(&two));
     wait_for_answer(&daemon, "two");
 
-    // In place, as a shell does.
+    // A shell writes the file in place.
     fs::write(&file, upstream(&one)).expect("written");
     wait_for_answer(&daemon, "one");
 
-    // Behind a chain of links, as Kubernetes mounts it: config.toml -> ..data/config.toml, ..data -> a folder.
+    // Kubernetes mounts a chain of links: config.toml -> ..data/config.toml, ..data -> a folder.
     for (name, text) in [("..first", upstream(&two)), ("..second", upstream(&one))] {
         fs::create_dir(folder.join(name)).expect("a folder");
         fs::write(folder.join(name).join("config.toml"), text).expect("written");
@@ -78,13 +78,13 @@ fn the_file_may_be_replaced_in_every_way_that_programs_have() {
     symlink("..first", folder.join("..data")).expect("a link");
     replace_link(&file, "..data/config.toml");
     wait_for_answer(&daemon, "two");
-    // From now on only a link beside the file changes, and later the file behind it.
+    // Only a link next to the file changes, and later the file that it points to.
     replace_link(&folder.join("..data"), "..second");
     wait_for_answer(&daemon, "one");
     fs::write(folder.join("..second/config.toml"), upstream(&two)).expect("written");
     wait_for_answer(&daemon, "two");
 
-    // A file that was named and is taken away is a mistake; it counts again when it is back.
+    // The removal of an explicitly named file is an error; the file is applied again once it is back.
     fs::remove_file(&file).expect("removed");
     wait_for_config(&daemon, |config| config["status"]["synchronized"] == false);
     assert_eq!(answers(&daemon), "two");
@@ -174,7 +174,7 @@ fn the_log_level_follows() {
     daemon.write_config("[log]\nlevel = \"debug\"\n");
     let seen = wait_until(PATIENCE, || {
         let mut connection = crate::harness::raw_http::Connection::open(daemon.address());
-        // A connection that ends badly is worth a line of that level.
+        // A broken connection is logged at that level.
         connection.send("NOT HTTP\r\n\r\n");
         connection.closes();
         daemon.log().contains(" DEBUG ").then_some(())

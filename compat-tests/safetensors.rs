@@ -11,7 +11,8 @@ use crate::{
     convert::{checkpoint, names, smollm2, widen},
     harness::{
         fake_hub::{FakeHub, Source},
-        hubllama::{Hubllama, Setup, gguf, is_alive, sha256_of, wait_until},
+        fixture_file::{gguf, sha256_of},
+        hubllama::{Hubllama, Setup, is_alive, wait_until},
         raw_http::PATIENCE,
     },
 };

@@ -1,10 +1,9 @@
-//! Scenarios: requests with the replies that clients know, in the files of `scenarios/`. They run against the real binary
-//! always; and where `OLLAMA_TEST_URL` names a real Ollama that has the three models, against that one too, and what it
-//! answers otherwise is printed.
+//! Runs the scenarios in `scenarios/`: requests with the replies that clients expect. If `OLLAMA_TEST_URL` is set to a
+//! real Ollama with the three models, they are also sent to it, and differences in its replies are printed.
 //!
-//! What varies is masked: `⟨t⟩` is a time, `⟨n⟩` a number above zero, `⟨text⟩` the model's words, and so on; [`MASKS`] has the
-//! patterns that each must match. `⟨m⟩`, `⟨tools⟩` and `⟨minilm⟩` are the names of models, `⟨none⟩` one that is not there.
-//! [`parts`] has what else stands in requests for something longer.
+//! Variable parts are masked: `⟨t⟩` is a time, `⟨n⟩` a number above zero, `⟨text⟩` generated text, and so on; [`MASKS`]
+//! has the patterns that each must match. `⟨m⟩`, `⟨tools⟩` and `⟨minilm⟩` are names of models, and `⟨none⟩` is a model
+//! that does not exist. [`parts`] has the marks for longer parts of requests.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, net::SocketAddr, path::Path};
 
@@ -20,13 +19,13 @@ use crate::harness::{
     tools_model,
 };
 
-/// The kind of fact that is kept of each file: lines of a route and what was checked of it.
+/// Kind of the facts about scenario files: lines with a route and a checked behavior.
 pub(crate) const FACT: &str = "scenarios";
 
-/// Names the base URL of a real Ollama.
+/// Environment variable with the base URL of a real Ollama.
 const OLLAMA: &str = "OLLAMA_TEST_URL";
 
-/// Models of a daemon of ours, and what the recorded Ollama calls them.
+/// Marks of model names, with the names in hubllama and in Ollama.
 const NAMES: [(&str, &str, &str); 4] = [
     ("⟨m⟩", hubllama::MODEL, "smollm2"),
     ("⟨tools⟩", tools_model::MODEL, "toolsmol"),
@@ -34,7 +33,7 @@ const NAMES: [(&str, &str, &str); 4] = [
     ("⟨none⟩", "hf:nobody/none-GGUF:Q4_0", "nope"),
 ];
 
-/// What stands for what varies, in this order; each form is checked by its pattern.
+/// Patterns of the variable parts and their masks, applied in this order.
 const MASKS: [(&str, &str); 17] = [
     (
         r#""created_at":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{0,8}[1-9])?Z""#,
@@ -69,31 +68,31 @@ const MASKS: [(&str, &str); 17] = [
 
 const ONE_JSON: &str = "application/json; charset=utf-8";
 
-/// A file of scenarios.
+/// Scenario file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct File {
-    /// What they have in common, for readers.
+    /// Description for readers.
     #[serde(rename = "about")]
     _about: String,
-    /// More lines for the daemon's configuration.
+    /// Additional lines of the daemon's configuration.
     #[serde(default)]
     config: String,
-    /// Without any model in the cache.
+    /// If set, the daemon has no models.
     #[serde(default)]
     empty: bool,
     pub(crate) scenarios: Vec<Scenario>,
 }
 
-/// Requests, one after the other.
+/// Sequence of requests that checks one behavior.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Scenario {
     pub(crate) what: String,
-    /// The traps of the table in `traps.rs` that it is about.
+    /// Numbers of the traps that the scenario checks.
     #[serde(default)]
     pub(crate) traps: Vec<u8>,
-    /// Why a real Ollama answers otherwise.
+    /// Reason why a real Ollama replies differently.
     pub(crate) ollama: Option<String>,
     steps: Vec<Step>,
 }
@@ -105,29 +104,29 @@ struct Step {
     send: String,
     #[serde(default)]
     headers: BTreeMap<String, String>,
-    /// Text as it is, or JSON.
+    /// Text, which is sent unchanged, or JSON.
     #[serde(default)]
     body: Value,
     status: u16,
-    /// The content type; by default that of a native JSON reply.
+    /// Expected content type; by default that of a native JSON reply.
     r#type: Option<String>,
-    /// Headers that the reply must have, or with null must not.
+    /// Headers that the reply must have, or with null must not have.
     #[serde(default)]
     has: BTreeMap<String, Option<String>>,
-    /// The whole body, masked; of a list, the frames, where those that are alike stand once.
+    /// Expected body, masked; a list contains the frames, with equal neighbors merged.
     #[serde(default)]
     reply: Value,
-    /// In place of `reply`: an error with these words, as the route's dialect has them.
+    /// Expected error text, as an alternative to `reply`. The error is wrapped as the route's API requires.
     error: Option<String>,
-    /// Whether the error is one that the model's side found, which OpenAI's dialect ends with a line feed.
+    /// True for errors of the model's provider, which end with a line feed in OpenAI's and Anthropic's APIs.
     #[serde(default)]
     late: bool,
-    /// In place of `reply`: a pattern that the body matches.
+    /// Pattern that the body must match, as an alternative to `reply`.
     matches: Option<String>,
 }
 
 impl File {
-    /// All of them, by name.
+    /// Reads all scenario files, sorted by name.
     pub(crate) fn all() -> Vec<(String, Self)> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("compat-tests/scenarios");
         let mut paths: Vec<_> = fs::read_dir(folder)
@@ -151,10 +150,10 @@ impl File {
     }
 }
 
-/// The server that scenarios are sent to, and how it is talked with.
+/// Server that scenarios are sent to.
 struct Server {
     address: SocketAddr,
-    /// What stands for a name, and the name.
+    /// Marks of model names, with the names.
     names: Vec<(&'static str, &'static str)>,
     masks: Vec<(Regex, &'static str)>,
 }
@@ -169,7 +168,7 @@ impl Server {
         }
     }
 
-    /// The body of a request.
+    /// Returns the body of a request.
     fn body(&self, step: &Step) -> String {
         let text = match &step.body {
             Value::Null => String::new(),
@@ -221,7 +220,7 @@ impl Server {
         (head, String::from_utf8(body).expect("UTF-8"))
     }
 
-    /// What is not as the step says.
+    /// Runs a step and describes the differences from the expected reply.
     fn differences(&self, step: &Step) -> Vec<String> {
         let (head, body) = self.send(step);
         let mut found = Vec::new();
@@ -268,19 +267,19 @@ impl Server {
     }
 }
 
-/// What stands for longer parts of a request.
+/// Returns the marks for longer parts of a request, with their values.
 fn parts() -> [(&'static str, Value); 5] {
     [
         ("⟨a call each⟩", tools_model::history(tools_model::CALL)),
         ("⟨two calls each⟩", tools_model::history(&tools_model::two_calls())),
         ("⟨a thought each⟩", tools_model::history(tools_model::THOUGHT)),
         ("⟨tool⟩", tools_model::tool()),
-        // More tokens than any context here.
+        // This is more tokens than the context length of these tests.
         ("⟨long⟩", "word ".repeat(3000).into()),
     ]
 }
 
-/// The frames of a masked body, those that are alike once.
+/// Returns the frames of a masked body, with equal neighbors merged.
 fn frames_of(body: &str) -> Vec<&str> {
     let end = if body.starts_with("data: ") || body.starts_with("event: ") {
         "\n\n"
@@ -292,12 +291,12 @@ fn frames_of(body: &str) -> Vec<&str> {
     frames
 }
 
-/// The content type of an error.
+/// Returns the content type of an error.
 fn error_type(step: &Step) -> &'static str {
     if step.late { "application/json" } else { ONE_JSON }
 }
 
-/// An error as the dialect of its route words it.
+/// Returns the body of an error in the API of its route.
 fn error_body(step: &Step, words: &str) -> String {
     let path = step.send.split(' ').nth(1).unwrap_or_default();
     let kind = |other: &'static str| match step.status {
@@ -323,7 +322,7 @@ fn error_body(step: &Step, words: &str) -> String {
     escaped(json!({"error": words}))
 }
 
-/// The route of a request, as the table in `docs/compatibility.md` has it.
+/// Returns the route of a request as `docs/compatibility.md` lists it.
 pub(crate) fn route(request: &str) -> String {
     let request = request.split('?').next().unwrap_or_default();
     for (start, variable) in [("/v1/models/", "model"), ("/api/blobs/", "digest")] {
@@ -357,7 +356,7 @@ fn run(name: &str) {
         let first = scenario.steps.first().expect("a step");
         checked.push(format!("{}\t{}", route(&first.send), scenario.what));
     }
-    // Files that set something up have no counterpart there.
+    // Scenarios with a special setup cannot be sent to Ollama.
     if let (Ok(url), true, false) = (std::env::var(OLLAMA), file.config.is_empty(), file.empty) {
         compare_with_ollama(&url, &file);
     }
@@ -365,7 +364,7 @@ fn run(name: &str) {
     facts::put(FACT, name, &checked);
 }
 
-/// Prints what a real Ollama answers otherwise. It may: that is what the reasons in the files are about.
+/// Prints the differences in the replies of a real Ollama, with the known reasons.
 fn compare_with_ollama(url: &str, file: &File) {
     let address = url.trim_start_matches("http://").trim_end_matches('/');
     let address = address.parse().expect("OLLAMA_TEST_URL is http://IP:PORT");
@@ -382,7 +381,7 @@ fn compare_with_ollama(url: &str, file: &File) {
     }
 }
 
-/// One test a file, so that a failure names it.
+/// Defines one test for each file, so that a failure names the file.
 macro_rules! files {
     ($($name:ident),* $(,)?) => {
         $(

@@ -1,6 +1,6 @@
-//! llama.cpp's own chat templates: rendered, and what they make a model write read back.
+//! Renders the chat templates in llama.cpp's repository, and parses the output that a model would write for them.
 //!
-//! The templates are other people's and fetched for the test (`compat-tests/tools/templates.sh`).
+//! `compat-tests/tools/templates.sh` downloads the templates for the test.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -11,7 +11,7 @@ use hubllama::{
 };
 use serde_json::{Value, json};
 
-/// Templates and conversations that do not go together: the template itself raises an error.
+/// Pairs of template and conversation for which the template itself raises an error.
 const REFUSED: &[(&str, &str, &str)] = &[
     (
         "google-gemma-2-2b-it",
@@ -24,7 +24,7 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "it knows no tool turns: roles must alternate",
     ),
 ];
-/// Templates whose calls do not come back, and why.
+/// Templates whose tool calls cannot be parsed from the output, with the reason.
 const NOT_READ_BACK: &[(&str, &str)] = &[
     (
         "Mistral-Small-3.2-24B-Instruct-2506",
@@ -48,7 +48,7 @@ const NOT_READ_BACK: &[(&str, &str)] = &[
     ("microsoft-Phi-3.5-mini-instruct", "the template writes no calls"),
 ];
 
-/// What models write whose templates do not tell: they leave calls out of the history, or write on behind the last turn.
+/// Model output for templates that do not show it: they omit calls from the history, or add text after the last turn.
 const BY_HAND: &[(&str, &str)] = &[
     (
         "CohereForAI-c4ai-command-r-plus-tool_use",
@@ -72,7 +72,7 @@ struct Template {
     template: ChatTemplate,
 }
 
-/// Every template, or `None` where they were not fetched.
+/// Returns every template, or `None` if they were not downloaded.
 fn templates() -> Option<Vec<Template>> {
     let Some(folder) = std::env::var_os("HUBLLAMA_TEST_TEMPLATES").map(PathBuf::from) else {
         println!("skipped: HUBLLAMA_TEST_TEMPLATES names no folder; `make test-deps` fetches the templates");
@@ -99,7 +99,7 @@ fn templates() -> Option<Vec<Template>> {
     Some(sources.into_iter().map(compile).collect())
 }
 
-/// Template engines and parsers recurse; the worker's engine thread has as much.
+/// Stack size of the worker's engine thread. Template engines and parsers recurse.
 fn with_a_large_stack(test: fn(&[Template])) {
     let Some(templates) = templates() else { return };
     std::thread::Builder::new()
@@ -140,7 +140,7 @@ fn system() -> Value {
 fn call() -> Value {
     json!({"role": "assistant", "content": "", "tool_calls": [{
         "type": "function",
-        // Mistral's templates want nine letters or digits.
+        // Mistral's templates require ids of nine letters or digits.
         "id": "abcdefghi",
         "function": {"name": "weather", "arguments": json!({"city": CITY, "days": 2}).to_string()},
     }]})
@@ -235,7 +235,7 @@ fn read<'a>(rendered: &RenderedChat, pieces: impl IntoIterator<Item = &'a [u8]>)
     all
 }
 
-/// Tokens that end a turn; a model stops there, and templates go on with what follows them.
+/// Tokens that end a turn. A model stops there; templates continue with the next turn.
 const ENDS: &[&str] = &[
     "<|eom_id|>",
     "<|call|>",
@@ -246,7 +246,8 @@ const ENDS: &[&str] = &[
     "<｜hy_eos:opensource｜>",
 ];
 
-/// What a model writes that makes a call: the history with the call, less the prompt and the mark of the turn's end.
+/// Returns the output of a model that makes a call: the rendered history with the call, without the prompt and the end
+/// of turn.
 fn written(template: &Template, prompt: &RenderedChat) -> Result<String, String> {
     if let Some((_, text)) = BY_HAND.iter().find(|&&(name, _)| name == template.name) {
         return Ok((*text).to_owned());
@@ -265,7 +266,7 @@ fn written(template: &Template, prompt: &RenderedChat) -> Result<String, String>
                 .strip_prefix(&question)
                 .unwrap_or(&prompt.generation_prompt);
             let turn = behind_the_same(opening, turn);
-            // The prompt opens a thought that the history does not have; the model has to end it.
+            // The prompt opens a reasoning block that is not in the history; the model has to close it.
             let is_open = |end: &&String| opening.contains(&prompt.thinking_start_tag) && !opening.contains(*end);
             match prompt.thinking_end_tags.first().filter(is_open) {
                 Some(end) if !turn.trim_start().starts_with(end.trim()) => format!("Because.{end}{turn}"),
@@ -284,7 +285,7 @@ fn written(template: &Template, prompt: &RenderedChat) -> Result<String, String>
     }
 }
 
-/// `b` without its common beginning with `a`, which does not end inside a tag.
+/// Returns `b` without the prefix that it shares with `a`. The prefix does not end inside a tag.
 fn behind_the_same<'a>(a: &str, b: &'a str) -> &'a str {
     let same = a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count();
     let same = b.floor_char_boundary(same);
@@ -332,7 +333,7 @@ fn what_a_template_writes_as_a_call_is_read_as_that_call() {
     });
 }
 
-/// Text that no template's parser may swallow: it has no marker of any family.
+/// Plain text without any model family's markers, which every parser must return unchanged.
 fn prose() -> String {
     "Braces {like these}, [brackets], <b>tags</b> & \"quotes\" are no calls; 1 < 2. ".repeat(130)
 }
@@ -373,7 +374,7 @@ fn answers_outside_a_format_get_through_in_every_template() {
                             template.name
                         ));
                     }
-                    // Where the prompt opens a thought, all of it is one.
+                    // If the prompt opens a reasoning block, all of the text is reasoning.
                     let shown = squeeze(&format!("{}{}", whole.thinking, whole.content));
                     if shown != squeeze(text) || !whole.tool_calls.is_empty() {
                         wrong.push(format!(

@@ -1,4 +1,4 @@
-//! Tokens and prompts of a real model, as people debug with them.
+//! Tokens and prompts of a real model through the debugging routes.
 
 use hubllama::gguf;
 use serde_json::{Value, json};
@@ -29,7 +29,7 @@ fn a_text_is_the_same_after_a_way_through_its_tokens() {
     let back = post(&daemon, "/api/detokenize", &json!({"model": MODEL, "tokens": tokens}));
     assert_eq!(back["text"], text);
 
-    // The pieces are the text, bytes where one token is only a part of a character.
+    // The pieces are text, or bytes if a token is only a part of a character.
     let request = json!({"model": MODEL, "content": text, "add_special": false, "with_pieces": true});
     let shown = post(&daemon, "/api/tokenize", &request);
     let (mut bytes, mut has_bytes) = (Vec::new(), false);
@@ -46,7 +46,7 @@ fn a_text_is_the_same_after_a_way_through_its_tokens() {
     assert_eq!(String::from_utf8(bytes).expect("UTF-8"), text);
     assert!(has_bytes, "the llama is one character of several tokens: {shown}");
 
-    // As text, a control token is some letters.
+    // In plain text, the name of a control token is ordinary text.
     let request = json!({"model": MODEL, "text": "<|im_end|>", "parse_special": false});
     assert!(
         post(&daemon, "/api/tokenize", &request)["tokens"]

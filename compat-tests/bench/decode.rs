@@ -1,4 +1,4 @@
-//! Tokens per second beside llama.cpp's own server: the same file, the same prompts, the same number of compute threads.
+//! Tokens per second of hubllama and of llama.cpp's server, with the same file, prompts and number of compute threads.
 
 use std::{
     net::SocketAddr,
@@ -20,10 +20,10 @@ use crate::{
     report::{Report, Row, median},
 };
 
-/// Tokens of one reply.
+/// Number of tokens in one reply.
 const TOKENS: u64 = 128;
 
-/// Beginnings that a small model goes on from for long.
+/// Prompts that a small model continues at length.
 const BEGINNINGS: [&str; 8] = [
     "Once upon a time, in a village by the sea, there lived",
     "The history of the Roman Empire begins with",
@@ -35,12 +35,12 @@ const BEGINNINGS: [&str; 8] = [
     "The planets of the solar system are",
 ];
 
-/// What is decoded, and beside what.
+/// Programs and load of a measurement.
 #[derive(Clone, Copy)]
 struct Load {
     streams: usize,
     tokens: u64,
-    /// Whether another program computes at the same time.
+    /// True when another program occupies a core at the same time.
     busy: bool,
 }
 
@@ -55,7 +55,7 @@ const LOADS: [Load; 3] = [
         tokens: TOKENS,
         busy: false,
     },
-    // Fewer tokens: threads that spin while one of them cannot run make this very slow.
+    // The replies are shorter, because threads that spin while one of them cannot run are very slow.
     Load {
         streams: 1,
         tokens: TOKENS / 4,
@@ -63,7 +63,7 @@ const LOADS: [Load; 3] = [
     },
 ];
 
-/// A thread that computes until it is dropped, as another program on the machine would.
+/// Thread that occupies a core until the value is dropped.
 struct Busy {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -94,14 +94,15 @@ impl Drop for Busy {
     }
 }
 
-/// Which wire a contender speaks.
+/// API of a contender.
 #[derive(Clone, Copy)]
 enum Wire {
     Ollama,
     LlamaServer,
 }
 
-/// Aggregated rates with one and with eight streams, and with one on a busy machine. Target: at least 0.95 of llama-server.
+/// Measures the total rates of one stream, of eight streams, and of one stream on a busy machine. Target: at least 0.95
+/// of llama-server.
 pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     let what = "decoding";
     let binaries = binaries();
@@ -120,7 +121,7 @@ pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for load in LOADS {
         let _busy = load.busy.then(Busy::start);
-        // A reply each to load and to warm up.
+        // The first reply of each contender loads and warms up the model.
         for (wire, address) in contenders {
             run(decode(wire, address, load, 0))?;
         }
@@ -155,7 +156,7 @@ pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Tokens per second over all streams, prompts included.
+/// Returns the tokens per second of all streams, including the time for prompts.
 async fn decode(wire: Wire, address: SocketAddr, load: Load, round: u32) -> Result<f64> {
     let Load {
         streams,
@@ -169,7 +170,7 @@ async fn decode(wire: Wire, address: SocketAddr, load: Load, round: u32) -> Resu
     let begin = Instant::now();
     let mut tasks = tokio::task::JoinSet::new();
     for (mut connection, beginning) in connections.into_iter().zip(BEGINNINGS) {
-        // The number comes first, so that no round finds its prompt in a cache.
+        // The prompt starts with a number, so that no round finds its prompt in the prefix cache.
         let prompt = format!("{streams}{}.{round}. {beginning}", if busy { "b" } else { "" });
         tasks.spawn(async move { reply(wire, &mut connection, &prompt, wanted).await });
     }
@@ -178,7 +179,7 @@ async fn decode(wire: Wire, address: SocketAddr, load: Load, round: u32) -> Resu
         tokens += done??;
     }
     let rate = tokens as f64 / begin.elapsed().as_secs_f64();
-    // A model that stops at once would measure prompts, not decoding.
+    // With a model that stops immediately, the figures would be about prompts instead of decoding.
     ensure!(
         tokens >= streams as u64 * wanted / 2,
         "only {tokens} tokens came from {address}"
@@ -186,7 +187,7 @@ async fn decode(wire: Wire, address: SocketAddr, load: Load, round: u32) -> Resu
     Ok(rate)
 }
 
-/// Streams one reply and returns how many tokens the contender says it has.
+/// Streams one reply and returns the number of tokens that the contender reports.
 async fn reply(wire: Wire, connection: &mut Connection, prompt: &str, tokens: u64) -> Result<u64> {
     let (path, request, key) = match wire {
         Wire::Ollama => {

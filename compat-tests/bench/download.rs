@@ -1,5 +1,5 @@
-//! What a pull costs: a large file from the loopback Hub, through hubllama, through `curl` and then `sha256sum`, and through
-//! Hugging Face's own `hf download`. Each gets an empty folder; what the one before wrote is on disk before the next begins.
+//! Downloads: a large file from a Hub on the loopback interface with hubllama, with `curl` and `sha256sum`, and with
+//! Hugging Face's `hf download`. Each starts with an empty folder, after the previous one's data was written to disk.
 
 use std::{
     env, fs,
@@ -21,10 +21,10 @@ use crate::{
 const REPO: &str = "Bench/Large-GGUF";
 const FILE: &str = "large-Q8_0.gguf";
 const BYTES: u64 = 2_000_000_000;
-/// Rounds; each moves the file three times.
+/// Number of rounds, each of which downloads the file three times.
 const ROUNDS: u32 = 3;
 
-/// Serves the file until it is killed; prints its address and the file's hash.
+/// Serves the file until the process is killed. Prints its address and the hash of the file.
 pub(crate) fn serve(file: &Path) -> Result<()> {
     let hub = FakeHub::start();
     let sha256 = hub.add(REPO, FILE, Source::Path(file.to_owned()));
@@ -35,10 +35,10 @@ pub(crate) fn serve(file: &Path) -> Result<()> {
     }
 }
 
-/// The rate of each contender. Targets: 0.9 of `curl` and `sha256sum`, and no less than `hf download`.
+/// Measures the rate of each contender. Targets: 0.9 of `curl` with `sha256sum`, and no less than `hf download`.
 pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     let binaries = binaries();
-    // Beside the program, on a real disk: /tmp may be memory.
+    // The folder is next to the program, because /tmp may be in memory.
     let folder = tempfile::tempdir_in(binaries.hubllama.parent().unwrap_or(Path::new(".")))?;
     let file = folder.path().join("source");
     write_noise(&file)?;
@@ -72,7 +72,7 @@ pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     };
     let count = if hf.is_some() { 3 } else { 2 };
     let mut rates = [const { Vec::new() }; 3];
-    // Once unmeasured, so that the source is in memory.
+    // The first run is not measured; it brings the source into the page cache.
     contender(0, None)?;
     for round in 0..rounds.min(ROUNDS) as usize {
         for turn in 0..count {
@@ -101,7 +101,7 @@ pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Bytes that neither repeat nor compress.
+/// Fills a buffer with bytes that neither repeat nor compress.
 fn write_noise(path: &Path) -> Result<()> {
     let mut file = fs::File::create(path)?;
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
@@ -157,7 +157,7 @@ fn clean<'c>(command: &'c mut Command, target: &TempDir, url: &str) -> &'c mut C
 }
 
 fn hubllama(program: &Path, target: &TempDir, url: &str, sha256: &str) -> Result<()> {
-    // Port 1 answers nobody, so that the command works by itself.
+    // Nothing listens on port 1, so the command does not use a daemon.
     run(clean(&mut Command::new(program), target, url)
         .env("HUBLLAMA_LISTEN", "127.0.0.1:1")
         .args(["pull", &format!("hf:{REPO}:Q8_0")]))?;

@@ -1,5 +1,5 @@
-//! Both ways from a safetensors checkpoint into memory: streamed from its own files, and through a GGUF file made of it once.
-//! The checkpoint is the test model's, in BF16 and three shards.
+//! Loading a safetensors checkpoint: streamed from its own files, and from a GGUF file that is converted once. The
+//! checkpoint is that of the test model, in BF16 and three shards.
 
 use std::{
     fs,
@@ -20,39 +20,39 @@ use crate::{
 };
 
 const TYPES: [&str; 2] = ["BF16", "Q8_0"];
-/// Tokens of an answer.
+/// Number of tokens in an answer.
 const TOKENS: u64 = 64;
-/// Time that a client waits for the first word of a model whose files are on disk.
+/// Target for the time to the first token of a model whose files are on disk.
 const FIRST_WORD_SECONDS: f64 = 3.0;
 
-/// The ways, the one that is measured first.
+/// Both ways, in the order in which they are measured.
 const WAYS: [&str; 2] = ["stream", "file"];
 
-/// What one way costs.
+/// Measurements of one way.
 #[derive(Default)]
 struct Costs {
-    /// Seconds from a name that was never used to the first token, all files being on disk.
+    /// Seconds to the first token on the first use of a model whose files are on disk.
     first: f64,
-    /// Bytes on the disk of what was made.
+    /// Disk space of the conversion in bytes.
     disk: u64,
-    /// Seconds of loads: nothing in the page cache, all of it.
+    /// Seconds of loads with an empty and with a filled page cache.
     cold: Vec<f64>,
     warm: Vec<f64>,
     /// Tokens per second.
     prefill: Vec<f64>,
     decode: Vec<f64>,
-    /// Bytes of the worker: at most, and those that no file stands for.
+    /// Peak memory of the worker in bytes, and the part that is not backed by a file.
     peak: Vec<f64>,
     anonymous: Vec<f64>,
 }
 
-/// One daemon for each way, each with a cache of its own.
+/// One daemon for each way, each with its own cache.
 struct Contender {
     daemon: Hubllama,
     costs: Costs,
 }
 
-/// Rows for each type: what streaming costs beside the file.
+/// Adds rows that compare streaming with the file for each type.
 pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     let binaries = binaries();
     let Some(gguf) = &binaries.gguf else {
@@ -62,7 +62,7 @@ pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
         );
         return Ok(Vec::new());
     };
-    // Beside the program, on a real disk: /tmp may be memory.
+    // The folder is next to the program, because /tmp may be in memory.
     let folder = tempfile::tempdir_in(binaries.hubllama.parent().unwrap_or(Path::new(".")))?;
     let checkpoint = folder.path().join("SmolLM2");
     smollm2::write(&checkpoint, gguf);
@@ -98,10 +98,10 @@ impl Contender {
         format!("{CHECKPOINT}:{kind}")
     }
 
-    /// The first use: plans or converts, loads and answers.
+    /// Measures the first use, which plans or converts, loads and answers.
     fn prepare(&mut self, kind: &str) -> Result<()> {
         let begin = Instant::now();
-        // Offline, a pull makes of the cached checkpoint what is wanted.
+        // In offline mode, a pull converts the cached checkpoint.
         self.ask("/api/pull", &json!({"model": Self::model(kind), "stream": false}))?;
         self.generate(kind, "The first", 1)?;
         self.costs.first = begin.elapsed().as_secs_f64();
@@ -119,7 +119,7 @@ impl Contender {
         self.unload(kind)?;
         let warm = self.load(kind)?;
         self.costs.warm.push(warm);
-        // The number comes first, so that no round finds its prompt in a cache.
+        // The prompt starts with a number, so that no round finds its prompt in the prefix cache.
         let story = format!(
             "{round}. {}",
             "Once upon a time there was a fox who lived in a wood. ".repeat(30)
@@ -133,7 +133,7 @@ impl Contender {
         self.unload(kind)
     }
 
-    /// Seconds of a load, as a client waits for it.
+    /// Returns the seconds that a client waits for a load.
     fn load(&self, kind: &str) -> Result<f64> {
         let begin = Instant::now();
         self.generate(kind, "", 0)?;
@@ -164,7 +164,7 @@ impl Contender {
     }
 }
 
-/// Tokens per second of a part of a reply.
+/// Returns the tokens per second of a part of a reply.
 fn rate(reply: &Value, part: &str) -> Result<f64> {
     let number = |key: &str| reply[format!("{part}_{key}")].as_f64();
     let (tokens, nanoseconds) = number("count").zip(number("duration")).context("no durations")?;
@@ -172,7 +172,7 @@ fn rate(reply: &Value, part: &str) -> Result<f64> {
     Ok(tokens * 1e9 / nanoseconds)
 }
 
-/// A line of a process's memory, in bytes.
+/// Returns a field of `/proc/PID/status` in bytes.
 fn memory(pid: i32, name: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -181,7 +181,7 @@ fn memory(pid: i32, name: &str) -> Result<f64> {
     Ok(kib * 1024.0)
 }
 
-/// Every file below a folder that is no link.
+/// Returns every regular file below a folder.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
     let mut found = Vec::new();
@@ -195,7 +195,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Takes the files of a daemon out of the page cache.
+/// Drops the files of a daemon from the page cache.
 fn forget(folder: &Path) -> Result<()> {
     for path in files(folder) {
         let file = fs::File::open(&path)?;
@@ -260,12 +260,12 @@ fn compare(kind: &str, stream: &Costs, file: &Costs) -> Vec<Row> {
     ]
 }
 
-/// What a ratio of streamed to file must be.
+/// Target for a ratio of streamed to file.
 #[derive(Clone, Copy)]
 enum Limit {
     AtMost(f64),
     AtLeast(f64),
-    /// Shown, and not judged.
+    /// No target; the figure is only shown.
     None,
 }
 

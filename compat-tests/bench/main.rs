@@ -1,8 +1,9 @@
-//! Measures hubllama beside its peers, in one run on one machine, and reports ratios: nginx for the way to Ollama, llama.cpp's
-//! own server for decoding. `make bench` prepares the peers. What a peer is missing for is skipped with the reason.
+//! Compares hubllama with its peers in one run on one machine and reports ratios: nginx for forwarding, llama.cpp's
+//! server for decoding, and others. `make bench` prepares the peers. Measurements without a peer are skipped, with the
+//! reason.
 //!
-//! The contenders of a section take turns within each round, and what is compared is the median over rounds: a machine that slows
-//! down half-way slows all of them.
+//! The contenders of a section take turns within each round, and the result is the median over the rounds, so that a
+//! machine that slows down during the run affects all of them.
 
 mod client;
 mod conversion;
@@ -30,31 +31,31 @@ use crate::{
     report::{Report, Row},
 };
 
-/// Measures hubllama beside nginx and llama-server.
+/// Compares hubllama with nginx, llama-server and other programs.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Replace the table between the markers of this file.
+    /// File whose table between the markers is replaced
     #[arg(long, value_name = "FILE", conflicts_with = "only")]
     write: Option<PathBuf>,
-    /// Exit with an error when a target is missed.
+    /// Exit with an error if a target is missed
     #[arg(long)]
     check: bool,
-    /// Rounds of each section.
+    /// Rounds of each section
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(3..))]
     rounds: u32,
-    /// Measure only these sections: latency, relay, decode, memory, download, convert, loading.
+    /// Measure only these sections: latency, relay, decode, memory, download, convert, loading
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Be the Hub that serves this file.
+    /// Run as a Hub that serves this file
     #[arg(long, hide = true, value_name = "FILE")]
     hub: Option<PathBuf>,
-    /// Be the upstream that the proxies are pointed at.
+    /// Run as the upstream server of the proxies
     #[arg(long, hide = true)]
     upstream: bool,
-    /// Be llama.cpp's quantiser: from one file into another.
+    /// Run llama.cpp's quantizer from one file into another
     #[arg(long, hide = true, num_args = 2, value_names = ["IN", "OUT"])]
     quantize: Vec<PathBuf>,
-    /// Cargo adds it.
+    /// Added by cargo and ignored
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -108,7 +109,7 @@ fn main() -> Result<ExitCode> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Runs one section; its failure is reported and does not end the others.
+/// Runs one section. An error is reported and does not end the other sections.
 fn section(report: &mut Report, name: &str, measure: impl FnOnce(&mut Report) -> Result<Vec<Row>>) {
     eprintln!("measuring {name} …");
     match measure(report) {
@@ -117,7 +118,7 @@ fn section(report: &mut Report, name: &str, measure: impl FnOnce(&mut Report) ->
     }
 }
 
-/// Resident memory of a daemon that serves but has no model loaded. Target: at most 30 MB.
+/// Measures the resident memory of a daemon that has no model loaded. Target: at most 30 MB.
 fn memory() -> Result<Vec<Row>> {
     let hubllama = Hubllama::start(&binaries().hubllama, "http://127.0.0.1:9", None)?;
     let megabytes = hubllama.resident_bytes()? as f64 / 1e6;

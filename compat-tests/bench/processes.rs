@@ -1,4 +1,4 @@
-//! Starting the contenders on free ports, waiting until they answer, and ending them: each is stopped by its own id and waited for.
+//! Starts the contenders on free ports, waits until they answer, and ends each by its process id.
 
 use std::{
     env, fs,
@@ -14,16 +14,16 @@ use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-/// Time that a contender has to answer, and to end.
+/// Time limit for a contender to start, and to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The name under which [`Hubllama`] serves the test model.
+/// Name of the test model in [`Hubllama`].
 pub(crate) const MODEL: &str = "hf:HuggingFaceTB/SmolLM2-135M-Instruct-GGUF:Q4_1";
 
-/// The name under which [`Hubllama::with_checkpoint`] knows a checkpoint, its type left out.
+/// Name of the checkpoint in [`Hubllama::with_checkpoint`], without a type.
 pub(crate) const CHECKPOINT: &str = "hf:Bench/Checkpoint";
 
-/// Programs and files that the run uses; the optional ones are `None` when they are not there.
+/// Programs and files for the run; the optional ones are `None` if they are missing.
 pub(crate) struct Binaries {
     pub(crate) hubllama: PathBuf,
     pub(crate) nginx: Option<PathBuf>,
@@ -41,7 +41,7 @@ pub(crate) fn binaries() -> Binaries {
     }
 }
 
-/// A child process that ends with this value.
+/// Child process that is ended when the value is dropped.
 pub(crate) struct Process(Child);
 
 impl Process {
@@ -56,12 +56,12 @@ impl Process {
         self.0.stdout.take()
     }
 
-    /// How it ended, if it has.
+    /// Returns the exit status if the process has ended.
     pub(crate) fn ended(&mut self) -> Result<Option<std::process::ExitStatus>> {
         Ok(self.0.try_wait()?)
     }
 
-    /// Processes that its threads started.
+    /// Returns the child processes of all its threads.
     pub(crate) fn children(&self) -> Vec<i32> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.0.id()));
         let of_task = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).unwrap_or_default();
@@ -70,7 +70,7 @@ impl Process {
         pids.filter_map(|pid| pid.parse().ok()).collect()
     }
 
-    /// Calls until the reply's status is 200.
+    /// Sends requests until the status of the reply is 200.
     fn wait_until_ready(&mut self, address: SocketAddr, path: &str, log: &Path) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while !answers(address, path) {
@@ -104,7 +104,7 @@ impl Drop for Process {
     }
 }
 
-/// Whether `GET path` is answered with 200.
+/// Returns true if `GET path` returns 200.
 fn answers(address: SocketAddr, path: &str) -> bool {
     let call = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
@@ -121,7 +121,7 @@ fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-/// The upstream of [`crate::upstream`], as a process of its own.
+/// Process that runs [`crate::upstream`].
 pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
     _process: Process,
@@ -144,7 +144,7 @@ impl Upstream {
     }
 }
 
-/// nginx as a plain proxy, set up the way one streams through it: kept connections, nothing buffered.
+/// nginx as a proxy for streams, with persistent connections and without buffering.
 pub(crate) struct Nginx {
     pub(crate) address: SocketAddr,
     _process: Process,
@@ -156,7 +156,7 @@ impl Nginx {
         let folder = tempfile::tempdir()?;
         let address = free_address()?;
         let dir = folder.path().display();
-        // Workers of a root's nginx become `nobody`, who may not enter the folder.
+        // As root, nginx runs its workers as `nobody`, who cannot read the folder.
         let user = if rustix::process::geteuid().is_root() {
             "user root;"
         } else {
@@ -203,7 +203,7 @@ impl Nginx {
     }
 }
 
-/// The daemon, with a state folder and a Hub cache of its own.
+/// Daemon with its own state folder and Hub cache.
 pub(crate) struct Hubllama {
     pub(crate) address: SocketAddr,
     process: Process,
@@ -211,7 +211,7 @@ pub(crate) struct Hubllama {
 }
 
 impl Hubllama {
-    /// `gguf` is what the Hub cache holds as [`MODEL`].
+    /// Starts a daemon whose cache has `gguf` as [`MODEL`].
     pub(crate) fn start(program: &Path, upstream: &str, gguf: Option<&Path>) -> Result<Self> {
         Self::start_with(program, upstream, |cache| {
             let repo = "HuggingFaceTB--SmolLM2-135M-Instruct-GGUF";
@@ -220,7 +220,7 @@ impl Hubllama {
         })
     }
 
-    /// The Hub cache holds the files of a folder as [`CHECKPOINT`].
+    /// Starts a daemon whose cache has the files of a folder as [`CHECKPOINT`].
     pub(crate) fn with_checkpoint(program: &Path, config: String, checkpoint: &Path) -> Result<Self> {
         Self::start_with(program, "http://127.0.0.1:9", |cache| {
             let entries = fs::read_dir(checkpoint)?.collect::<std::io::Result<Vec<_>>>()?;
@@ -230,13 +230,13 @@ impl Hubllama {
         })
     }
 
-    /// `prepare` fills the Hub cache and gives the configuration.
+    /// Starts a daemon. `prepare` fills the Hub cache and returns the configuration.
     pub(crate) fn start_with(
         program: &Path,
         upstream: &str,
         prepare: impl FnOnce(&Path) -> Result<String>,
     ) -> Result<Self> {
-        // Beside the program: the model can be linked there instead of copied.
+        // The folder is next to the program, so that the model can be linked instead of copied.
         let folder = tempfile::tempdir_in(program.parent().unwrap_or(Path::new(".")))?;
         let at = |name: &str| folder.path().join(name);
         fs::create_dir_all(at("hub"))?;
@@ -269,12 +269,12 @@ impl Hubllama {
         })
     }
 
-    /// What it keeps: settings, cache, state.
+    /// Folder with configuration, cache and state.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Processes of models that are loaded or loading.
+    /// Returns the processes of models that are loaded or being loaded.
     pub(crate) fn workers(&self) -> Result<Vec<i32>> {
         let mut workers = Vec::new();
         for task in fs::read_dir(format!("/proc/{}/task", self.process.0.id()))? {
@@ -298,7 +298,7 @@ impl Hubllama {
         Ok(())
     }
 
-    /// Resident memory of the daemon itself, without its workers.
+    /// Returns the resident memory of the daemon in bytes, without its workers.
     pub(crate) fn resident_bytes(&self) -> Result<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.0.id()))?;
         let line = status
@@ -310,16 +310,16 @@ impl Hubllama {
     }
 }
 
-/// What must not leak from the caller's environment into the daemon.
+/// Environment variables of the caller that the daemon must not see.
 fn is_setting(name: &str) -> bool {
     ["HUBLLAMA_", "HUGGINGFACE_", "OLLAMA_", "HF_"]
         .iter()
         .any(|prefix| name.starts_with(prefix))
 }
 
-/// Lays files into a Hub cache the way huggingface_hub does.
+/// Adds files to a Hub cache in the layout of huggingface_hub.
 fn seed_cache(cache: &Path, repo: &str, files: &[PathBuf]) -> Result<()> {
-    /// Of no real commit.
+    /// Commit that does not exist on the Hub.
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
     let repo = cache.join(format!("models--{repo}"));
     let snapshot = repo.join("snapshots").join(COMMIT);
@@ -340,7 +340,7 @@ fn seed_cache(cache: &Path, repo: &str, files: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// llama.cpp's own server: eight sequences of 2048 tokens, two compute threads.
+/// llama.cpp's server with eight sequences of 2048 tokens and two compute threads.
 pub(crate) struct LlamaServer {
     pub(crate) address: SocketAddr,
     _process: Process,

@@ -1,4 +1,4 @@
-//! What the way to Ollama costs: through hubllama, through nginx, and without either.
+//! Forwarding to Ollama: through hubllama, through nginx, and directly.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -15,16 +15,16 @@ use crate::{
 const SMALL: &[u8] = br#"{"model":"tiny","prompt":"Say a few words.","stream":false}"#;
 const STREAMED: &[u8] = br#"{"model":"tiny","prompt":"Say many words.","stream":true}"#;
 
-/// Calls of one contender in one round.
+/// Number of calls of one contender in one round.
 const CALLS: usize = 1000;
-/// Connections that relay at once.
+/// Number of parallel connections.
 const CONNECTIONS: usize = 32;
-/// Streamed replies of each connection in one round.
+/// Number of streamed replies on each connection in one round.
 const REPLIES: usize = 10;
-/// What hubllama may add over nginx, in microseconds.
+/// Target for the microseconds that hubllama adds beyond those of nginx.
 const ALLOWANCE: f64 = 40.0;
 
-/// The way past everything, through nginx, and through hubllama.
+/// Addresses of Ollama itself, of nginx and of hubllama.
 struct Ways {
     upstream: Upstream,
     nginx: Nginx,
@@ -48,7 +48,8 @@ impl Ways {
         }))
     }
 
-    /// Measures each way once per round, each round beginning with another; `[direct, nginx, hubllama]`, a value per round.
+    /// Measures each way once per round, and starts each round with another one. Returns the values of the rounds for
+    /// direct, nginx and hubllama.
     fn take_turns(&self, rounds: u32, measure: impl Fn(SocketAddr) -> Result<f64>) -> Result<[Vec<f64>; 3]> {
         let addresses = [self.upstream.address, self.nginx.address, self.hubllama.address];
         let mut values = [const { Vec::new() }; 3];
@@ -65,7 +66,7 @@ impl Ways {
     }
 }
 
-/// The time of a small call on a kept connection. Target: hubllama adds at most what nginx adds and [`ALLOWANCE`].
+/// Measures a small call on a persistent connection. Target: hubllama adds at most [`ALLOWANCE`] more than nginx.
 pub(crate) fn latency(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     let what = "small call";
     let Some(ways) = Ways::open(what, report)? else {
@@ -91,7 +92,7 @@ pub(crate) fn latency(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     }])
 }
 
-/// Median microseconds of a call.
+/// Returns the median duration of a call in microseconds.
 async fn small_calls(address: SocketAddr) -> Result<f64> {
     let request = Bytes::from_static(SMALL);
     let mut connection = Connection::open(address).await?;
@@ -108,7 +109,7 @@ async fn small_calls(address: SocketAddr) -> Result<f64> {
     Ok(median(times))
 }
 
-/// Frames per second over many streamed replies at once. Target: at least 0.9 of nginx.
+/// Measures frames per second of many parallel streams. Target: at least 0.9 of nginx.
 pub(crate) fn throughput(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     let what = format!("{CONNECTIONS} streams of {FRAMES} frames");
     let Some(ways) = Ways::open(&what, report)? else {
@@ -127,7 +128,7 @@ pub(crate) fn throughput(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     }])
 }
 
-/// Frames per second.
+/// Returns the frames per second of all connections.
 async fn streams(address: SocketAddr) -> Result<f64> {
     let mut connections = Vec::with_capacity(CONNECTIONS);
     for _ in 0..CONNECTIONS {
@@ -157,7 +158,7 @@ async fn streams(address: SocketAddr) -> Result<f64> {
     Ok((CONNECTIONS * REPLIES * FRAMES) as f64 / begin.elapsed().as_secs_f64())
 }
 
-/// The median over rounds of one value by the other.
+/// Returns the median over the rounds of the ratio of two values.
 fn ratio(ours: &[f64], peer: &[f64]) -> f64 {
     median(ours.iter().zip(peer).map(|(ours, peer)| ours / peer))
 }

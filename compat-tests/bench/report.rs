@@ -1,4 +1,4 @@
-//! The table: rows with a target each, what was skipped, the machine; and putting it into a document.
+//! Table of results: rows with a target, skipped measurements, the machine. It replaces the table in a document.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 const BEGIN: &str = "<!-- bench:begin -->";
 const END: &str = "<!-- bench:end -->";
 
-/// One measured claim.
+/// Result of one measurement.
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) what: String,
@@ -18,7 +18,7 @@ pub(crate) struct Row {
     pub(crate) met: bool,
 }
 
-/// Everything that one run found out.
+/// Results of one run.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     pub(crate) rows: Vec<Row>,
@@ -27,13 +27,13 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Says that something was not measured, and why.
+    /// Records a measurement that was skipped, and the reason.
     pub(crate) fn skip(&mut self, what: &str, reason: &str) {
         eprintln!("skipped: {what}: {reason}");
         self.notes.push(format!("Not measured: {what}: {reason}."));
     }
 
-    /// A section that broke off.
+    /// Records a section that failed.
     pub(crate) fn error(&mut self, section: &str, error: &anyhow::Error) {
         eprintln!("error: {section}: {error:#}");
         self.notes.push(format!("Failed: {section}: {error:#}."));
@@ -44,7 +44,7 @@ impl Report {
         self.failed
     }
 
-    /// Whether a target was missed.
+    /// Returns true if a target was missed.
     pub(crate) fn missed(&self) -> bool {
         self.rows.iter().any(|row| !row.met)
     }
@@ -81,7 +81,7 @@ fn today() -> String {
     jiff::Timestamp::now().strftime("%Y-%m-%d").to_string()
 }
 
-/// The processor's name and how many of it there are.
+/// Returns the name of the processor and the number of cores.
 fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -92,7 +92,7 @@ fn machine() -> String {
     format!("{cores} cores of {name}")
 }
 
-/// Replaces what stands between the two markers of a file.
+/// Replaces the text between the two markers of a file.
 pub(crate) fn write_between_markers(file: &Path, text: &str) -> Result<()> {
     let old = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let begin = old
@@ -107,7 +107,7 @@ pub(crate) fn write_between_markers(file: &Path, text: &str) -> Result<()> {
     fs::write(file, new).with_context(|| format!("cannot write {}", file.display()))
 }
 
-/// The middle of a list; 0 for an empty one.
+/// Returns the median of a list; 0 for an empty one.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);

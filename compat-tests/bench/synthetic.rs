@@ -1,4 +1,4 @@
-//! A llama of a thousand million parameters whose weights are noise: large enough that only its bytes matter.
+//! Synthetic Llama checkpoint with a billion random parameters, large enough that fixed costs do not matter.
 
 use std::{
     fs,
@@ -14,10 +14,10 @@ const INNER: u64 = 5632;
 const LAYERS: u64 = 22;
 const KEYS: u64 = 256;
 const VOCABULARY: u64 = 296;
-/// The fixture that knows so many tokens.
+/// Folder with the tokenizer of this vocabulary.
 const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/convert");
 
-/// Writes the checkpoint in BF16; returns the bytes of its weights.
+/// Writes the checkpoint in BF16 and returns the size of its weights in bytes.
 pub(crate) fn write(folder: &Path) -> Result<u64> {
     fs::create_dir_all(folder)?;
     let tokenizer = Path::new(FIXTURE).join("tokenizers/qwen");
@@ -68,7 +68,7 @@ pub(crate) fn write(folder: &Path) -> Result<u64> {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        // From 2^-10 to 2^-3, with either sign.
+        // The weights are between 2^-10 and 2^-3, with either sign.
         let bits = (state >> 48) as u16;
         file.write_all(&(bits & 0x8000 | (0x3a80 + bits % 0x400)).to_le_bytes())?;
     }

@@ -1,5 +1,5 @@
-//! What stands in for Ollama: answers `POST /api/generate` with one small JSON object, or, when the request asks for a stream,
-//! with [`FRAMES`] NDJSON frames that leave one by one. It runs as a process of its own, as a real one would.
+//! Stand-in for Ollama. It answers `POST /api/generate` with one small JSON object, or with [`FRAMES`] NDJSON frames
+//! that are sent one by one if the request asks for a stream. It runs in its own process, as Ollama does.
 
 use std::{
     convert::Infallible,
@@ -22,7 +22,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-/// Frames of one streamed reply.
+/// Number of frames in one streamed reply.
 pub(crate) const FRAMES: usize = 200;
 
 const FRAME: &[u8] =
@@ -30,7 +30,7 @@ const FRAME: &[u8] =
 const ONCE: &[u8] =
     b"{\"model\":\"tiny\",\"created_at\":\"2026-01-01T00:00:00.000000000Z\",\"response\":\"a few words\",\"done\":true}";
 
-/// Prints its address, then serves until it is killed.
+/// Prints the address and serves until the process is killed.
 pub(crate) fn serve() -> Result<()> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -71,7 +71,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Either<Full<Bytes
     Ok(response)
 }
 
-/// The same frame again and again, with a pause after each in which the connection flushes.
+/// Body that repeats a frame, with a pause after each in which the connection is flushed.
 struct Frames {
     left: usize,
     pause: bool,

@@ -1,4 +1,4 @@
-//! Repositories of safetensors by the command, while no daemon runs.
+//! Pulls repositories of safetensors with the command line while no daemon runs.
 
 use super::*;
 use crate::{convert::checkpoint, safetensors::publish};
@@ -25,7 +25,7 @@ fn a_checkpoint_is_pulled_and_converted_without_a_daemon() {
     let again = caller.run(&["pull", "hf:Example-Org/Tiny:Q8_0"]);
     assert_eq!(again.code, Some(0), "{}", again.stderr);
     assert!(!again.stderr.contains("planning model"), "{}", again.stderr);
-    // Another type of the same checkpoint is made without a byte more.
+    // Another type of the same checkpoint is converted without downloading anything.
     assert_eq!(caller.run(&["pull", "hf:Example-Org/Tiny:F16"]).code, Some(0));
     assert_eq!(hub.hits("/cdn").bytes, fetched);
     for name in ["hf:Example-Org/Tiny:F16", "hf:Example-Org/Tiny:Q8_0"] {
@@ -36,12 +36,12 @@ fn a_checkpoint_is_pulled_and_converted_without_a_daemon() {
     assert!(!caller.cache().join("models--Example-Org--Tiny").exists());
 }
 
-/// What cannot be converted says so and is offered for removal.
+/// A checkpoint that cannot be converted is reported, and offered for removal.
 #[test]
 fn a_checkpoint_that_cannot_be_converted_can_be_pruned() {
     let hub = FakeHub::start();
     let tiny = checkpoint("qwen3", "qwen");
-    // The configuration is fine, so that the weights are fetched.
+    // The configuration is valid, so that the weights are downloaded.
     fs::write(tiny.path().join("model.safetensors"), "no weights").expect("written");
     publish(&hub, REPO, tiny.path());
     let caller = Caller::alone(&hub);
@@ -63,7 +63,7 @@ fn a_checkpoint_that_cannot_be_converted_can_be_pruned() {
     assert!(caller.run(&["prune"]).stdout.contains("nothing to remove"));
 }
 
-/// A checkpoint that somebody else has downloaded is made use of where it lies.
+/// A checkpoint that another program has downloaded is used in place.
 #[test]
 fn a_checkpoint_in_another_users_cache_is_not_downloaded_again() {
     let hub = FakeHub::start();
@@ -79,7 +79,7 @@ fn a_checkpoint_in_another_users_cache_is_not_downloaded_again() {
     assert_eq!(hub.hits("/cdn").bytes, fetched);
     let listed = caller.run(&["list", "--config", &file]).stdout;
     assert!(listed.contains("hf:Example-Org/Tiny:Q8_0 "), "{listed}");
-    // Nor with the Hub switched off.
+    // The Hub is not needed either.
     let offline = Caller::alone(&hub).with("HF_HUB_OFFLINE", "1");
     let file = offline.config(&format!("[hub]\nextra_caches = [{:?}]\n", other.cache()));
     let pulled = offline.run(&["pull", "hf:Example-Org/Tiny:Q8_0", "--config", &file]);

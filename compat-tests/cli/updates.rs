@@ -1,4 +1,4 @@
-//! What is newer on the Hub, as lists and screens say it.
+//! Reports of newer files on the Hub in `list` and `show`.
 
 use super::*;
 
@@ -33,7 +33,7 @@ fn a_list_says_what_is_newer_and_asks_once_a_day() {
     assert_eq!(asked(), before, "it is known");
     assert_eq!(hub.hits("/cdn").bytes, fetched, "nothing is downloaded");
 
-    // The file is back as it was, in a commit of another name: nothing is newer once it is pulled.
+    // The file has its first content again, in a new commit: after a pull nothing is newer.
     hub.add(REPO, "small-Q4_1.gguf", Source::Path(gguf()));
     hub.add_small(REPO, "README.md", "new");
     assert_eq!(caller.run(&["pull", NAME]).code, Some(0));
@@ -61,7 +61,7 @@ fn a_list_waits_for_no_hub() {
         asked,
         "who did not answer is left alone for a while"
     );
-    // Switched off, it is not asked at all.
+    // In offline mode the Hub is not asked.
     hub.faults(|faults| faults.api_hangs = false);
     fs::remove_file(caller.home.path().join(".local/state/hubllama/hub-updates.json")).expect("it was kept");
     caller.variables.push(("HF_HUB_OFFLINE", "1".into()));

@@ -1,4 +1,4 @@
-//! The server under test, in this process, on a port that the system chose.
+//! Runs the server under test in this process, on a port chosen by the system.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -10,10 +10,10 @@ use hubllama::{
 };
 use tokio::{runtime::Runtime, task::JoinHandle};
 
-/// What answers requests, made from the live settings.
+/// Function that creates the request handler from the live settings.
 pub(crate) type MakeHandler = fn(Arc<ArcSwap<Config>>) -> Arc<dyn Handler>;
 
-/// A running server. Dropping it drops its connections.
+/// Running server. Dropping it closes its connections.
 pub(crate) struct Daemon {
     addresses: Vec<Address>,
     pub(crate) settings: Arc<ArcSwap<Config>>,
@@ -23,7 +23,7 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a server with these settings; where they name the default addresses, it listens on a free port instead.
+    /// Starts a server with these settings. It listens on a free port if the settings have the default addresses.
     pub(crate) fn start(mut config: Config, handler: MakeHandler) -> Self {
         if config.server.listen == Config::default().server.listen {
             config.server.listen = vec!["127.0.0.1:0".into()];
@@ -38,7 +38,7 @@ impl Daemon {
         let settings = Arc::new(ArcSwap::from_pointee(config));
         let stop = Stop::default();
         let handler = {
-            // Parts of it may be tasks.
+            // The handler may spawn tasks.
             let _runtime = runtime.enter();
             handler(Arc::clone(&settings))
         };
@@ -56,7 +56,7 @@ impl Daemon {
         &self.addresses
     }
 
-    /// The first TCP address.
+    /// Returns the first TCP address.
     pub(crate) fn address(&self) -> SocketAddr {
         let tcp = |address: &Address| {
             if let Address::Tcp(address) = address {
@@ -75,7 +75,7 @@ impl Daemon {
         self.settings.store(Arc::new(config));
     }
 
-    /// Waits until the server has ended by itself.
+    /// Waits until the server ends without being stopped.
     pub(crate) fn ended(self) -> Result<(), ServeError> {
         let Self { running, runtime, .. } = self;
         runtime.block_on(running).expect("no panic")

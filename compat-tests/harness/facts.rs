@@ -1,12 +1,12 @@
-//! What a run has found, for `docs/compatibility.md`: one file of lines for each fact, below the folder that `make test`
-//! names. Without one, nothing is kept.
+//! Facts that a test run records for `docs/compatibility.md`: one text file for each fact, in the folder that `make
+//! test` sets. Without that folder, nothing is recorded.
 
 use std::{fs, path::PathBuf};
 
-/// Names the folder.
+/// Environment variable with the folder of facts.
 const VARIABLE: &str = "HUBLLAMA_TEST_FACTS";
 
-/// Stands for the lines of what could not be checked on this machine.
+/// Fact of a check that cannot run on this machine.
 pub(crate) const SKIPPED: &str = "skipped";
 
 fn path(kind: &str, name: &str) -> Option<PathBuf> {
@@ -14,7 +14,7 @@ fn path(kind: &str, name: &str) -> Option<PathBuf> {
     Some(PathBuf::from(folder).join(format!("{kind}.{}", name.replace('/', "%"))))
 }
 
-/// Keeps what was found.
+/// Records a fact.
 pub(crate) fn put(kind: &str, name: &str, lines: &[String]) {
     if let Some(path) = path(kind, name) {
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder for what was found");
@@ -22,7 +22,7 @@ pub(crate) fn put(kind: &str, name: &str, lines: &[String]) {
     }
 }
 
-/// What this run kept; `None` if it has not come to that.
+/// Returns a fact; `None` if this run has not recorded it.
 pub(crate) fn get(kind: &str, name: &str) -> Option<Vec<String>> {
     let text = fs::read_to_string(path(kind, name)?).ok()?;
     Some(text.lines().map(str::to_owned).collect())

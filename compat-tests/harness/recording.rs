@@ -1,11 +1,11 @@
-//! The exchanges that were recorded from a real Ollama: `fixtures/ollama-recordings`.
+//! Reads the exchanges with a real Ollama that are recorded in `fixtures/ollama-recordings`.
 
 use std::path::Path;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
 
-/// One request and its reply.
+/// Recorded request and its reply.
 #[derive(Clone, Debug)]
 pub(crate) struct Recording {
     pub(crate) name: String,
@@ -15,12 +15,12 @@ pub(crate) struct Recording {
     pub(crate) request_body: Option<Vec<u8>>,
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
-    /// As they came off the socket: one is one flush.
+    /// Pieces of the body as they were received; each is one flush.
     pub(crate) chunks: Vec<Vec<u8>>,
 }
 
 impl Recording {
-    /// All of them, by name.
+    /// Reads all recordings, sorted by name.
     pub(crate) fn all() -> Vec<Self> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/ollama-recordings");
         let mut paths: Vec<_> = std::fs::read_dir(folder)
@@ -37,7 +37,8 @@ impl Recording {
         let (request, response) = (&recording["request"], &recording["response"]);
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         let chunks: Vec<_> = response["chunks"].as_array().unwrap().iter().map(bytes).collect();
-        // Some recorded bodies were shortened, or parts of them masked; those of HEAD are not there at all.
+        // Some recorded bodies were shortened or masked, so that the recorded length is wrong. Replies to HEAD have no
+        // body.
         let length = chunks.iter().map(Vec::len).sum::<usize>().to_string();
         let is_length = |name: &str| name == "Content-Length" && request["method"] != "HEAD";
         Self {
@@ -69,7 +70,7 @@ impl Recording {
         }
     }
 
-    /// The path without its query.
+    /// Returns the path without its query.
     pub(crate) fn route(&self) -> &str {
         self.path.split('?').next().unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! A streamed answer, read frame by frame as it comes.
+//! Reads a streamed reply frame by frame as it arrives.
 
 use serde_json::Value;
 
@@ -7,23 +7,23 @@ use super::{
     raw_http::{Connection, Head},
 };
 
-/// A request under way. Dropping it closes its connection, as a client does that goes away.
+/// Request in progress. Dropping it closes its connection, as a client does that disconnects.
 pub(crate) struct Stream {
     connection: Connection,
     head: Option<Head>,
     pending: Vec<u8>,
     ended: bool,
-    /// Whether the body ended as its framing says.
+    /// True when the body has ended as its framing requires.
     pub(crate) whole: bool,
 }
 
 impl Stream {
-    /// Sends a request; nothing is read yet.
+    /// Sends a request without reading the reply.
     pub(crate) fn open(daemon: &Hubllama, path: &str, body: &Value) -> Self {
         Self::on(Connection::open(daemon.address()), path, body)
     }
 
-    /// The same on a connection that a test made.
+    /// Sends a request on an existing connection without reading the reply.
     pub(crate) fn on(mut connection: Connection, path: &str, body: &Value) -> Self {
         let body = body.to_string();
         connection.send(format!(
@@ -39,12 +39,12 @@ impl Stream {
         }
     }
 
-    /// The reply's head, waited for.
+    /// Waits for the head of the reply and returns it.
     pub(crate) fn head(&mut self) -> &Head {
         self.head.get_or_insert_with(|| self.connection.head())
     }
 
-    /// The next line of the body, without its end.
+    /// Returns the next line of the body without its line feed; `None` at the end.
     pub(crate) fn line(&mut self) -> Option<String> {
         let chunked = self.head().header("transfer-encoding") == Some("chunked");
         loop {
@@ -71,13 +71,13 @@ impl Stream {
         }
     }
 
-    /// The next frame of an NDJSON body.
+    /// Returns the next frame of an NDJSON body; `None` at the end.
     pub(crate) fn frame(&mut self) -> Option<Value> {
         self.line()
             .map(|line| serde_json::from_str(&line).unwrap_or_else(|_| panic!("no frame: {line:?}")))
     }
 
-    /// The next `count` frames, none of which may be the last.
+    /// Returns the next `count` frames, none of which may be the last.
     pub(crate) fn frames(&mut self, count: usize) -> Vec<Value> {
         (0..count)
             .map(|_| {
@@ -88,13 +88,13 @@ impl Stream {
             .collect()
     }
 
-    /// All that is left.
+    /// Returns all remaining frames.
     pub(crate) fn rest(&mut self) -> Vec<Value> {
         std::iter::from_fn(|| self.frame()).collect()
     }
 }
 
-/// The text of `/api/generate` frames.
+/// Returns the text of `/api/generate` frames.
 pub(crate) fn text_of(frames: &[Value]) -> String {
     frames
         .iter()

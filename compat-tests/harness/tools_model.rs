@@ -1,7 +1,7 @@
-//! A model that has tools and thinks: SmolLM2's weights under another chat template.
+//! A model that supports tools and reasoning: the weights of SmolLM2 with another chat template.
 //!
-//! It calls nothing and thinks nothing by itself. At temperature 0 it copies what its history repeats, so a test that needs
-//! a call or a thought repeats one.
+//! It never makes a call or reasons by itself. At temperature 0 it copies what its history repeats, so a test that
+//! needs a call or reasoning repeats one in the history.
 
 use std::{
     fs::{self, File},
@@ -14,27 +14,29 @@ use hubllama::gguf::{Header, Plan, TensorSpec, Value};
 use serde_json::{Value as Json, json};
 use sha2::{Digest as _, Sha256};
 
-/// The repository that it stands in, in a daemon's cache.
+use super::fixture_file;
+
+/// Repository of the model in a daemon's cache.
 pub(crate) const REPO: &str = "Example-Org/Tools-GGUF";
-/// Its canonical name.
+/// Canonical name of the model.
 pub(crate) const MODEL: &str = "hf:Example-Org/Tools-GGUF:Q4_1";
-/// Its file in the repository.
+/// File name in the repository.
 pub(crate) const FILE: &str = "tools-Q4_1.gguf";
 
 const TEMPLATE: &str = include_str!("../../fixtures/templates/tools-and-thinking.jinja");
 
-/// One call, as the template has it; `CITY` is the one that was asked about.
+/// One tool call in the template's format. `CITY` stands for the city in the question.
 pub(crate) const CALL: &str =
     "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"CITY\"}}\n</tool_call>";
-/// A thought and an answer.
+/// Reasoning and an answer.
 pub(crate) const THOUGHT: &str = "<think>\nThe user asks about CITY.\n</think>\n\nIt is sunny.";
 
-/// Two calls: the city that was asked about, and London.
+/// Returns two calls, for the city in the question and for London.
 pub(crate) fn two_calls() -> String {
     format!("{CALL}\n{}", CALL.replace("CITY", "London"))
 }
 
-/// A conversation in which every question got this answer, with one more question at its end, about Paris.
+/// Returns a conversation in which every question has this answer, followed by a question about Paris.
 pub(crate) fn history(answer: &str) -> Json {
     let turns = ["Rome", "Oslo", "Bern", "Lima", "Cairo"].into_iter().flat_map(|city| {
         [
@@ -47,7 +49,7 @@ pub(crate) fn history(answer: &str) -> Json {
         .collect()
 }
 
-/// The tool that is called.
+/// Returns the definition of the tool.
 pub(crate) fn tool() -> Json {
     json!({"type": "function", "function": {
         "name": "get_weather", "description": "Weather of a city",
@@ -55,13 +57,13 @@ pub(crate) fn tool() -> Json {
     }})
 }
 
-/// The file; written beside the original by the first test that asks, unless an earlier run did.
+/// Returns the path of the file, which the first caller writes next to the original unless an earlier run did.
 pub(crate) fn gguf() -> PathBuf {
     static WRITTEN: OnceLock<PathBuf> = OnceLock::new();
     let written = WRITTEN.get_or_init(|| {
         let hash = Sha256::digest(TEMPLATE);
         let path =
-            super::hubllama::gguf().with_file_name(format!("tools-{:02x}{:02x}{:02x}.gguf", hash[0], hash[1], hash[2]));
+            fixture_file::gguf().with_file_name(format!("tools-{:02x}{:02x}{:02x}.gguf", hash[0], hash[1], hash[2]));
         if !path.exists() {
             let whole = path.with_extension("new");
             write_with(&[("tokenizer.chat_template", Value::String(TEMPLATE.into()))], &whole);
@@ -72,9 +74,9 @@ pub(crate) fn gguf() -> PathBuf {
     written.clone()
 }
 
-/// Writes the real model with these keys in the place of its own.
+/// Writes a copy of the real model with these metadata keys replaced or added.
 pub(crate) fn write_with(keys: &[(&str, Value)], path: &Path) {
-    let original = super::hubllama::gguf();
+    let original = fixture_file::gguf();
     let header = Header::open(&original).expect("a model");
     let replaced = header.metadata.iter().map(|(key, value)| {
         let new = keys.iter().find(|(replaced, _)| *replaced == key);

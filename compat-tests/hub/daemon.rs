@@ -3,7 +3,10 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::harness::hubllama::{Hubllama, MODEL, Setup, gguf};
+use crate::harness::{
+    fixture_file::gguf,
+    hubllama::{Hubllama, MODEL, Setup},
+};
 
 const SMALL: &str = "Example-Org/Small-GGUF";
 const SMALL_NAME: &str = "hf:Example-Org/Small-GGUF:Q4_1";

@@ -1,4 +1,4 @@
-//! Processes that are killed, loads that fail.
+//! Killed workers and failed loads.
 
 use std::{fs, path::PathBuf};
 
@@ -7,7 +7,8 @@ use serde_json::json;
 
 use super::{ENDLESS, ENGINE, SECOND, assert_answers, count, load, loading_worker, two_models, wait_for_count};
 use crate::harness::{
-    hubllama::{Hubllama, MODEL, Setup, children, gguf, is_alive, send_signal, wait_until},
+    fixture_file::gguf,
+    hubllama::{Hubllama, MODEL, Setup, children, is_alive, send_signal, wait_until},
     raw_http::PATIENCE,
     stream::Stream,
 };
@@ -68,7 +69,7 @@ fn a_request_that_a_worker_crashed_under_is_refused_for_a_while_and_no_other_is(
     let last = rest.last().expect("a last frame");
     assert!(last["error"].as_str().is_some_and(|text| text.contains(DIED)), "{last}");
 
-    // Other numbers to choose tokens by are no other request.
+    // Different sampling parameters do not make it a different request.
     let mut again = poison.clone();
     again["options"]["seed"] = json!(7);
     for request in [&poison, &again] {
@@ -85,7 +86,7 @@ fn a_request_that_a_worker_crashed_under_is_refused_for_a_while_and_no_other_is(
 #[test]
 fn a_daemon_that_is_killed_leaves_no_process_behind() {
     let mut daemon = two_models(ENGINE).start();
-    // One that decodes, one that loads (held in the middle of it), and the helper.
+    // One worker generates, one is stopped during its load, and the third is the helper.
     let chat = json!({"model": MODEL, "options": {"num_predict": ENDLESS, "temperature": 0},
                       "messages": [{"role": "user", "content": "Write a very long story about a fox."}]});
     let mut stream = Stream::open(&daemon, "/api/chat", &chat);
@@ -115,7 +116,7 @@ fn a_helper_that_is_killed_is_started_again() {
         assert_eq!(head.status(), 200, "{body}");
         let helpers = daemon.helpers();
         assert_eq!(helpers.len(), 1);
-        // The next request may come before the daemon has heard of it.
+        // The next request may arrive before the daemon notices the end of the process.
         send_signal(helpers[0], Signal::KILL);
     }
 }
@@ -164,14 +165,14 @@ fn a_load_without_progress_is_given_up() {
     assert_answers(&daemon, MODEL);
 }
 
-/// The real model with one 32-bit number of its header replaced.
+/// Returns the real model with one 32-bit number in its header replaced.
 fn patched(folder: &std::path::Path, key: &str, value: u32) -> PathBuf {
     let mut bytes = fs::read(gguf()).expect("the model");
     let at = bytes
         .windows(key.len())
         .position(|window| window == key.as_bytes())
         .expect("the key");
-    // The key's text, its type, the value.
+    // A key is followed by its type and its value.
     let at = at + key.len() + 4;
     bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
     let path = folder.join(format!("{key}-{value}"));

@@ -1,4 +1,4 @@
-//! Requests that wait, that are too many, and that go away.
+//! Requests that wait, that exceed the queue, and whose clients disconnect.
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -10,7 +10,7 @@ use crate::harness::{
     stream::Stream,
 };
 
-/// Ollama's words, with their two blanks.
+/// Ollama's error text, which contains two consecutive spaces.
 const BUSY: &str = "server busy, please try again.  maximum pending requests exceeded";
 
 fn one_slot(more: &str) -> Hubllama {
@@ -67,7 +67,7 @@ fn a_client_that_goes_away_in_the_middle_frees_its_place() {
     gone.frames(2);
     drop(gone);
     assert_answers(&daemon, MODEL);
-    // The same without a stream: nothing was sent that could fail.
+    // An unstreamed request behaves in the same way, although nothing was sent yet.
     let mut whole = count(MODEL, ENDLESS);
     whole["stream"] = false.into();
     let gone = Stream::open(&daemon, "/api/generate", &whole);

@@ -1,4 +1,4 @@
-//! How long a model stays, and who makes room for whom.
+//! Keep-alive and eviction of models.
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -59,7 +59,7 @@ fn an_empty_prompt_loads_and_with_keep_alive_zero_unloads() {
     let unloaded = generate(&daemon, json!({"prompt": "", "keep_alive": "0s"}));
     assert_eq!(unloaded["done_reason"], "unload");
     wait_unloaded(&daemon, worker);
-    // Nothing to do is fine too.
+    // Unloading a model that is not loaded is not an error.
     let unloaded = generate(&daemon, json!({"prompt": "", "keep_alive": 0}));
     assert_eq!(unloaded["done_reason"], "unload");
     assert_eq!(daemon.workers(), Vec::<i32>::new());
@@ -130,7 +130,7 @@ fn a_request_that_waits_for_room_is_not_overtaken_for_ever() {
     using.frames(2);
     let mut waiting = Stream::open(&daemon, "/api/generate", &count(SECOND, 3));
     wait_for_count(&daemon, "waiting", 1);
-    // Came later, and would keep the first model busy without end.
+    // This request arrived later, and would keep the first model busy forever.
     let later = Stream::open(&daemon, "/api/generate", &count(MODEL, ENDLESS));
     wait_for_count(&daemon, "waiting", 2);
     drop(using);
@@ -169,10 +169,10 @@ fn a_larger_context_loads_anew_and_a_smaller_one_does_not() {
     assert_eq!(length, Some(1024));
     assert_ne!(first, second);
     assert_eq!(with_context(256), (second, Some(1024)));
-    // Without a word any window will do.
+    // A request without a context length accepts any.
     generate(&daemon, json!({}));
     assert_eq!(daemon.workers(), [second]);
-    // More than the model was trained with is what it was trained with, and that again is no reason to load anew.
+    // A context length above the trained one is reduced to it, so the second request does not reload the model.
     let (third, length) = with_context(100_000);
     assert_eq!(length, Some(8192));
     assert_eq!(with_context(200_000), (third, Some(8192)));

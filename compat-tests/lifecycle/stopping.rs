@@ -1,4 +1,4 @@
-//! The orderly end, and the quick one.
+//! Graceful and immediate stops of the daemon.
 
 use std::net::TcpStream;
 
@@ -48,7 +48,7 @@ fn a_second_signal_ends_it_at_once() {
     assert!(children.iter().all(|&pid| !is_alive(pid)));
 }
 
-/// What a terminal does with Ctrl-C: everybody in the foreground gets the signal.
+/// Sends SIGINT to a process group, as a terminal does on Ctrl-C.
 #[test]
 fn a_signal_to_the_whole_terminal_does_not_cut_running_answers() {
     let mut setup = Setup::with_model().config(ENGINE);

@@ -1,4 +1,5 @@
-//! Bodies that are not plain JSON: compressed ones and forms. Plain names get theirs untouched, hf: names are found in them.
+//! Request bodies that are compressed or forms. They are forwarded unchanged for plain names, and hf: names are found
+//! in them.
 
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ fn post(path: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// A daemon that asks no Hub.
+/// Starts a daemon that is offline.
 fn daemon(url: &str) -> Daemon {
     let daemon = Daemon::start(Config::default(), handler);
     let mut config = Config::clone(&daemon.settings.load());
@@ -71,7 +72,7 @@ fn packed_bodies_of_plain_names_pass_untouched() {
             br#" {"model":"plain","x":1.0,"model":"plain2"} tail"#.to_vec(),
             zstd(r#"{"model":"plain","messages":[]}"#),
             zstd(&long),
-            // Nothing of ours can be found in these: Ollama words the error.
+            // No hf: name can be found in these bodies, so that Ollama answers with its own error.
             zstd(&long)[..100].to_vec(),
             b"no zstd at all".to_vec(),
             zstd(format!(r#"{{"model":"hf:o/r","x":"{}"}}"#, " ".repeat(21 << 20))),
@@ -121,7 +122,7 @@ fn packed_bodies_of_hf_names_are_found_and_only_where_ollama_unpacks() {
         let (head, reply) = exchange(daemon.address(), &post(path, "Content-Encoding: zstd\r\n", &body));
         ours(&head, &reply, path);
     }
-    // On the native routes the bytes are no JSON, and Ollama says so.
+    // The native routes do not decompress bodies, so that Ollama answers with its own error.
     let request = post("/api/chat", "Content-Encoding: zstd\r\n", &body);
     passes(&daemon, &ollama, &request, &body);
 

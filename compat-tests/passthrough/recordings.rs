@@ -1,4 +1,4 @@
-//! Every exchange that was recorded from a real Ollama, played again behind the daemon.
+//! Plays every exchange that was recorded from a real Ollama behind the daemon.
 
 use std::sync::{Arc, Mutex};
 
@@ -12,11 +12,11 @@ use crate::harness::{
     recording::Recording,
 };
 
-/// Belongs to one connection, or to its server.
+/// Headers that belong to a connection or to its server.
 const CONNECTION_HEADERS: [&str; 4] = ["connection", "date", "transfer-encoding", HOP];
 
 impl Recording {
-    /// Whether the daemon forwards such a request, instead of answering it by itself.
+    /// Returns true if the daemon forwards the request.
     fn is_forwarded(&self) -> bool {
         let path = self.route();
         let ours = ["/", "/api/version", "/api/tags", "/api/ps", "/v1/models"].contains(&path);

@@ -1,54 +1,55 @@
-//! Where a model of ours answers otherwise than Ollama did, on purpose.
+//! Intended differences between hubllama's replies and the recorded replies of Ollama. `docs/compatibility.md` lists
+//! them.
 
 use std::fmt;
 
-/// What differs.
+/// Part of a reply that differs from the recording.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Differs {
-    /// Only the words of an error: status, headers and shape are as recorded.
+    /// Only the text of an error: status, headers and structure are as recorded.
     Words,
-    /// Only these members, wherever they are.
+    /// Only members with these names, at any depth.
     Keys(&'static [&'static str]),
-    /// More than that.
+    /// The whole reply.
     Whole,
 }
 
 impl fmt::Display for Differs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Words => f.write_str("the words of the error"),
+            Self::Words => f.write_str("the error text"),
             Self::Keys(keys) => write!(f, "`{}`", keys.join("`, `")),
             Self::Whole => f.write_str("the reply"),
         }
     }
 }
 
-const PLAIN_NAME: &str = "a plain name is Ollama's, and here none answers";
-const HF_NAME: &str = "a well-formed hf: name is ours, and is looked for";
+const PLAIN_NAME: &str = "a plain name is forwarded to Ollama, which is not running in this test";
+const HF_NAME: &str = "hubllama serves hf: names, and looks for the model";
 const TOO_LONG: &str =
-    "a single message that is longer than the context is refused before the first frame, never cut in silence";
-const TOOLS: &str = "the model's template knows no tools: by default they are left out and the reply says so, since clients send them with every chat";
-const OTHER_TEMPLATE: &str = "the recorded model was made with a Go template, ours has a Jinja one in its file";
+    "a single message that is longer than the context is refused before the first frame; Ollama truncates it silently";
+const TOOLS: &str = "the model's template does not support tools: by default they are ignored and a header says so, because some clients send tools with every chat";
+const OTHER_TEMPLATE: &str =
+    "the recorded model was created with a Go template; the test model has a Jinja template in its file";
 const SHOWN: &str =
-    "no Modelfile stands behind the model: its licence is what its header says, and it sets no parameters";
-const MULTIMODAL: &str =
-    "a model that cannot hear is known before its engine is asked, whose words Ollama wraps once more";
-const INDEXES: &str = "Ollama gives a message and the call behind it the same index and never ends the message, which clients that put items together by index cannot follow";
-const KEPT_CHOICE: &str = "tool_choice is kept: what comes before the call is the model's reasoning, where Ollama lets it talk instead of calling";
-const VECTORS: &str = "models that generate text make good vectors too: they are not refused";
-const HUB: &str = "it is the Hub that cannot be reached, not a registry";
+    "an hf: model has no Modelfile: the license comes from the file's header, and there are no parameters";
+const MULTIMODAL: &str = "hubllama knows that the model has no audio input; Ollama wraps the error of its engine";
+const INDEXES: &str = "Ollama gives a message and the tool call after it the same index and never ends the message, so that clients cannot assemble the items by index";
+const KEPT_CHOICE: &str = "`tool_choice` is enforced, and the text before the call is returned as reasoning; Ollama lets the model answer without a call";
+const VECTORS: &str = "hubllama computes embeddings with models that generate text as well; Ollama refuses them";
+const HUB: &str = "the model is pulled from the Hub, not from Ollama's registry";
 
-/// Name of the recording, what differs, and why.
+/// Name of the recording, the difference and its reason.
 pub(super) const DIFFERENCES: &[(&str, Differs, &str)] = &[
     (
         "anthropic-count-tokens",
         Differs::Whole,
-        "Ollama has no such route, and agents ask for the count before every turn",
+        "Ollama does not have this route, but agents request the count before every turn",
     ),
     (
         "anthropic-stop",
         Differs::Keys(&["stop_reason", "stop_sequence"]),
-        "a stop sequence of the request is named, as Anthropic names it",
+        "hubllama reports the stop sequence that ended the answer, as Anthropic does",
     ),
     ("anthropic-tools", Differs::Whole, TOOLS),
     ("chat-hf-co-name", Differs::Whole, PLAIN_NAME),
@@ -61,7 +62,7 @@ pub(super) const DIFFERENCES: &[(&str, Differs, &str)] = &[
     (
         "double-slash",
         Differs::Whole,
-        "a doubled slash is read as one: a redirected POST becomes a GET in many clients",
+        "hubllama treats a doubled slash as one, because many clients turn a redirected POST into a GET",
     ),
     ("embed-one", Differs::Whole, VECTORS),
     ("embed-two", Differs::Whole, VECTORS),
@@ -70,13 +71,13 @@ pub(super) const DIFFERENCES: &[(&str, Differs, &str)] = &[
     (
         "generate-format-bad-schema",
         Differs::Words,
-        "another compiler of schemas has other words",
+        "another schema compiler words its errors differently",
     ),
     ("generate-long-truncated", Differs::Whole, TOO_LONG),
     (
         "minilm-show",
         Differs::Keys(&["license", "model_info"]),
-        "the recorded file's header also names the data that the model was trained with; the licence is what the header says",
+        "the header of the recorded file also names the training data; the license comes from the file's header",
     ),
     ("pull-bad-name", Differs::Whole, PLAIN_NAME),
     ("pull-hf-colon", Differs::Whole, HF_NAME),
@@ -85,7 +86,7 @@ pub(super) const DIFFERENCES: &[(&str, Differs, &str)] = &[
     (
         "push-no-namespace",
         Differs::Whole,
-        "a model of the Hub is not pushed to a registry, and nothing is begun",
+        "an hf: model cannot be pushed to a registry; the request is refused before it starts",
     ),
     ("show-bad-name", Differs::Whole, PLAIN_NAME),
     ("show-case", Differs::Keys(&["license", "parameters"]), SHOWN),
@@ -105,16 +106,20 @@ pub(super) const DIFFERENCES: &[(&str, Differs, &str)] = &[
     (
         "unknown-path",
         Differs::Whole,
-        "unknown paths are Ollama's, and here none answers",
+        "unknown paths are forwarded to Ollama, which is not running in this test",
     ),
     ("v1-chat-tools", Differs::Whole, TOOLS),
-    ("v1-completions-list", Differs::Whole, "lists of prompts are answered"),
+    (
+        "v1-completions-list",
+        Differs::Whole,
+        "hubllama accepts a list of prompts",
+    ),
     ("v1-embeddings", Differs::Whole, VECTORS),
     ("v1-embeddings-base64", Differs::Whole, VECTORS),
     (
         "v1-model-slash",
         Differs::Whole,
-        "ids contain slashes: this one is a plain name, and here no Ollama answers",
+        "an id may contain slashes; this one is a plain name, and Ollama is not running in this test",
     ),
     ("v1-transcriptions-text-model", Differs::Words, MULTIMODAL),
 ];

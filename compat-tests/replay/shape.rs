@@ -1,10 +1,10 @@
-//! What is left of a reply when the model's words, its numbers, times and hashes are taken out: keys in their order, the
-//! types of values, and the strings that clients compare.
+//! Shape of a reply: keys in their order, types of values, and the strings that clients compare. Generated text,
+//! numbers, times and hashes are left out.
 
 use regex::Regex;
 use serde_json::Value;
 
-/// Keys whose strings are the model's words, a time, a hash, or facts of the one model that was recorded.
+/// Keys whose strings are generated text, a time, a hash, or a property of the recorded model.
 const FREE_KEYS: [&str; 16] = [
     "content",
     "encrypted_content",
@@ -24,13 +24,13 @@ const FREE_KEYS: [&str; 16] = [
     "embedding",
 ];
 
-/// Keys whose strings are the model's words where they are strings; objects of the same name hold words of the wire.
+/// Keys whose value is generated text if it is a string, and part of the wire format if it is an object.
 const WORDS: [&str; 3] = ["delta", "response", "text"];
 
-/// Objects whose members' strings are facts of the model, or its words.
+/// Objects whose strings are properties of the model, or generated text.
 const FREE_OBJECTS: [&str; 4] = ["model_info", "tensors", "arguments", "input"];
 
-/// Beginnings of generated ids.
+/// Prefixes of generated ids.
 const IDS: [&str; 9] = [
     "chatcmpl-",
     "cmpl-",
@@ -43,20 +43,20 @@ const IDS: [&str; 9] = [
     "toolu_",
 ];
 
-/// Why an answer ended: where the model had other words, it may have come to an end of its own.
+/// Reasons for the end of an answer. They are not compared, because another text may end for another reason.
 const ENDS: [&str; 4] = ["stop", "length", "end_turn", "max_tokens"];
 
-/// Beginning of a digest in a sentence.
+/// Prefix of a digest in a sentence.
 const DIGEST: &str = "sha256:";
 
-/// Put by the recorder where it cut a list.
+/// Text that the recorder puts in place of the rest of a long list.
 const CUT: &str = "*cut";
 
-/// The kinds of frames in a body, in order; how often a kind repeats is the engine's matter. Members that are called like
-/// one of `without` are left out, wherever they are.
+/// Returns the shapes of the frames in a body, in order. Repeated shapes are merged, because their number depends on
+/// the engine. Members with a name in `without` are left out at any depth.
 pub(super) fn kinds(content_type: Option<&str>, body: &str, without: &[&str]) -> Vec<String> {
     let content_type = content_type.unwrap_or_default();
-    // The name of an event, its data, the bytes behind it.
+    // Name of an event, its data, and the bytes after it.
     let frames: Vec<(&str, &str, &str)> = if content_type == "text/event-stream" {
         body.split_inclusive("\n\n").map(event).collect()
     } else if content_type == "application/x-ndjson" {
@@ -77,7 +77,7 @@ pub(super) fn kinds(content_type: Option<&str>, body: &str, without: &[&str]) ->
     kinds
 }
 
-/// A server-sent event: its name with the line feed behind it, its data and its end.
+/// Splits a server-sent event into its name with the line feed, its data and its end.
 fn event(text: &str) -> (&str, &str, &str) {
     let (name, rest) = match text.find("data: ") {
         Some(at) if text.starts_with("event: ") => text.split_at(at),
@@ -92,7 +92,7 @@ fn unnamed(text: &str) -> (&str, &str, &str) {
     ("", data, end)
 }
 
-/// What we add to `model_info`, under a prefix that no key of a file has.
+/// Prefix of the keys that hubllama adds to `model_info`.
 const OWN_KEYS: &str = "hubllama.";
 
 fn shape(value: &Value, key: &str, is_free: bool, without: &[&str]) -> String {
@@ -137,7 +137,8 @@ fn shape(value: &Value, key: &str, is_free: bool, without: &[&str]) -> String {
     }
 }
 
-/// An error's own words: what llama-server said, Ollama wraps once more, and we do not. Counts depend on the template.
+/// Returns the text of an error without the wrapping that Ollama adds to llama-server's errors, and without counts,
+/// which depend on the template.
 fn sentence(error: &str) -> String {
     let inner = serde_json::from_str::<Value>(error)
         .ok()

@@ -15,7 +15,8 @@ use crate::{
     convert::{checkpoint, smollm2},
     harness::{
         fake_hub::FakeHub,
-        hubllama::{Hubllama, Setup, gguf, is_alive, send_signal, wait_until},
+        fixture_file::gguf,
+        hubllama::{Hubllama, Setup, is_alive, send_signal, wait_until},
         raw_http::PATIENCE,
     },
 };

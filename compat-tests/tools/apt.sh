@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# apt.sh PACKAGE…: installs Debian packages, or says what is missing where there is no apt.
+# apt.sh PACKAGE…: installs Debian packages. Without apt, it lists what is missing and fails.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 if ! command -v apt-get >/dev/null; then
-    die "please install what these Debian packages hold, by your system's own means: $*"
+    die "there is no apt here; install the equivalents of these Debian packages: $*"
 fi
 root=()
 if [ "$(id -u)" -ne 0 ]; then
-    command -v sudo >/dev/null || die "neither root nor sudo here; have root run: apt-get install $*"
+    command -v sudo >/dev/null || die "root or sudo is needed; run as root: apt-get install $*"
     root=(sudo)
 fi
 say "installing $*"

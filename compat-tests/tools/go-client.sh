@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# go-client.sh PROGRAM: builds compat-tests/clients/go, which calls us with Ollama's own Go package. It is built without
-# cgo and without fetching another Go; go.sum has the hashes.
+# go-client.sh PROGRAM: builds compat-tests/clients/go, which uses Ollama's Go package. It is built without cgo and without
+# downloading another version of Go; go.sum has the hashes.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 

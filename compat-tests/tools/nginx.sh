@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes $TARGET/peers/nginx, the proxy that tests and benchmark compare with. Where no nginx is installed, Debian's package
-# is unpacked there and not installed, since installing it would start a server on port 80. Says so and exits 0 if it cannot.
+# Provides $TARGET/peers/nginx, the proxy that tests and benchmarks compare with. If nginx is not installed, Debian's package
+# is unpacked but not installed, because an installation would start a server on port 80. Exits with 0 if there is no nginx.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -17,7 +17,7 @@ if [ -z "$installed" ] && command -v apt-get >/dev/null && command -v dpkg-deb >
     if [ "$(id -u)" -eq 0 ]; then
         apt-get update -qq || true
     fi
-    # Some releases split the binary (`nginx`) from its flavours, older ones put it into the flavour.
+    # Newer releases have the binary in the package nginx, older ones in its flavors.
     for package in nginx nginx-light; do
         rm -rf "${work:?}"/* "$peers/nginx-root"
         (cd "$work" && apt-get download -qq "$package" >/dev/null 2>&1) || continue
@@ -29,7 +29,7 @@ if [ -z "$installed" ] && command -v apt-get >/dev/null && command -v dpkg-deb >
     done
 fi
 if [ -z "$installed" ]; then
-    say "nginx is not to be had here; what compares with it is skipped"
+    say "nginx is not available; comparisons with it are skipped"
     exit 0
 fi
 ln -sfn "$installed" "$nginx"

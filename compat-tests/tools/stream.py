@@ -1,6 +1,6 @@
-"""Reads the NDJSON frames of a streamed reply from stdin and prints what a person wants to see of them, as it arrives.
+"""Reads the NDJSON frames of a streamed reply from stdin and prints their content as it arrives.
 
-    curl -N … | python3 stream.py chat     the words
+    curl -N … | python3 stream.py chat     the text
     curl -N … | python3 stream.py pull     one line of progress
 
 Exits non-zero when the reply is an error, ends early or is empty.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Unpacks llama.cpp's own chat templates into $TARGET/test-deps/templates and prints that path. They are other people's,
-# so that they are fetched for the tests and not kept here.
+# Unpacks the chat templates in llama.cpp's source into $TARGET/test-deps/templates and prints that path. They have other
+# authors, so they are downloaded for the tests instead of being part of this repository.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 

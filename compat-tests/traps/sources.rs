@@ -1,4 +1,4 @@
-//! Comments that name traps, read from the sources of tests.
+//! Finds the comments in the sources of tests that refer to traps.
 
 use std::{
     fs,
@@ -7,8 +7,8 @@ use std::{
 
 use regex::Regex;
 
-/// How a test begins in a language: the ending of its files, what must stand between the comment and the name, and what
-/// holds the name.
+/// Syntax of a test in each language: file extension, text that must occur between the comment and the name, and the
+/// pattern of the line with the name.
 const LANGUAGES: [(&str, &str, &str); 4] = [
     ("rs", "test]", r"\bfn (\w+)"),
     ("py", "@check", r"^def (\w+)"),
@@ -16,7 +16,7 @@ const LANGUAGES: [(&str, &str, &str); 4] = [
     ("go", "", r#"^\s*check\("([^"]+)""#),
 ];
 
-/// Every trap that a comment names, with the test below it.
+/// Returns every trap number in a comment with the name of the test below the comment.
 pub(super) fn named() -> Vec<(u8, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut paths = Vec::new();
@@ -47,7 +47,7 @@ pub(super) fn named() -> Vec<(u8, String)> {
                 .iter()
                 .position(|line| name.is_match(line))
                 .map(|below| at + 1 + below);
-            // A few attributes may stand between, nothing else.
+            // Only a few attributes may come between comment and test.
             let test = below.filter(|below| {
                 below - at <= 4
                     && (attribute.is_empty() || lines[at + 1..*below].iter().any(|line| line.contains(attribute)))

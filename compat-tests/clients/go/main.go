@@ -1,9 +1,10 @@
-// Calls a daemon with Ollama's own Go package, as its command line does.
+// Calls a daemon with Ollama's Go package, which the ollama command uses as well.
 //
 //	go-client HOST CHAT TOOLS EMBEDDER PULL
 //
-// The names are of models that are there already: one that chats, one that has tools and thinks, one that embeds; PULL is
-// pulled first and deleted at the end. Prints `ok CHECK` lines; exits non-zero at the first check that fails.
+// CHAT, TOOLS and EMBEDDER are the names of models that must exist: one for chats, one with tools and reasoning, and one for
+// embeddings. PULL is pulled first and deleted at the end. Prints `ok CHECK` lines and exits non-zero at the first check that
+// fails.
 package main
 
 import (
@@ -35,8 +36,8 @@ var (
 	asked   = []api.Message{{Role: "user", Content: question}}
 )
 
-// history is a conversation in which every question got this answer, with one more question at its end: at temperature 0
-// a small model does once more what its history repeats.
+// history returns a conversation in which every question has this answer, followed by one more question. At temperature 0, a
+// small model repeats the pattern of its history.
 func history(answer string) []api.Message {
 	var messages []api.Message
 	for _, city := range []string{"Rome", "Oslo", "Bern", "Lima", "Cairo"} {
@@ -55,7 +56,7 @@ func check(name string, body func() error) {
 	fmt.Println("ok", name)
 }
 
-// expect is an error unless the condition holds; `seen` says what was there instead.
+// expect returns an error with `seen` unless the condition holds.
 func expect(condition bool, seen any) error {
 	if condition {
 		return nil
@@ -67,7 +68,7 @@ func isAboutGravity(text string) bool {
 	return strings.Contains(text, "force") || strings.Contains(strings.ToLower(text), "gravity")
 }
 
-// chatted is a whole answer, put together from its frames.
+// chatted returns an answer that is assembled from its frames.
 func chatted(client *api.Client, request *api.ChatRequest) (answer api.ChatResponse, err error) {
 	var content, thinking strings.Builder
 	var calls []api.ToolCall
@@ -220,7 +221,7 @@ func main() {
 	})
 
 	// Traps 53, 54, 55
-	check("running", func() error {
+	check("loaded models", func() error {
 		running, err := client.ListRunning(ctx)
 		if err != nil {
 			return err

@@ -1,4 +1,4 @@
-// Calls a daemon through Vercel's AI SDK: with its Ollama provider, and with its provider for whatever speaks OpenAI's API.
+// Calls a daemon through Vercel's AI SDK, with its Ollama provider and with its provider for OpenAI-compatible APIs.
 
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
 import { embedMany, generateObject, generateText, streamText, tool } from 'ai'
@@ -11,7 +11,7 @@ import {
 
 const ollama = createOllama({ baseURL: `${host}/api` })
 const compatible = createOpenAICompatible({ name: 'hubllama', baseURL: `${host}/v1`, supportsStructuredOutputs: true })
-// The Ollama provider sends sampling only as options, and asks for no thoughts unless told to.
+// The Ollama provider sends sampling parameters only as options, and does not request reasoning by default.
 const providerOptions = { ollama: { think: true, options: { temperature: 0, num_predict: 60 } } }
 const settings = { temperature: 0, maxOutputTokens: 60, maxRetries: 0 }
 const weather = tool({ description: 'Weather of a city', inputSchema: z.object({ city: z.string() }) })

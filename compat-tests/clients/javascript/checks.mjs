@@ -1,9 +1,10 @@
-// What the JavaScript scripts share. Each is called as
+// Functions and data of the JavaScript scripts. Each script is called as
 //
 //     node SCRIPT.mjs HOST CHAT TOOLS EMBEDDER [PULL]
 //
-// with names of models that are there already: one that chats, one that has tools and thinks, one that embeds; PULL is
-// pulled first and deleted at the end. A script prints `ok CHECK` lines and exits non-zero at the first check that fails.
+// with the names of three models: one for chats, one with tools and reasoning, and one for embeddings. They must exist; the
+// model PULL is pulled first and deleted at the end. A script prints `ok CHECK` lines and exits non-zero at the first check
+// that fails.
 
 export { strict as assert } from 'node:assert'
 
@@ -13,7 +14,7 @@ export const QUESTION = 'Explain in one sentence what gravity is.'
 export const MESSAGES = [{ role: 'user', content: QUESTION }]
 export const CITIES = ['Rome', 'Oslo', 'Bern', 'Lima', 'Cairo']
 
-// The model is small: at temperature 0 it does once more what its history repeats.
+// The model is small: at temperature 0 it repeats the pattern of its history.
 export const CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "CITY"}}\n</tool_call>'
 export const THOUGHT = '<think>\nThe user asks about CITY.\n</think>\n\nIt is sunny.'
 
@@ -29,7 +30,7 @@ export const ANSWER = {
 }
 export const FILM = 'Was the film good? Answer in JSON.'
 
-// A conversation in which every question got this answer, with one more question at its end.
+// Returns a conversation in which every question has this answer, followed by one more question.
 export function history(answer) {
   const turns = CITIES.flatMap((city) => [
     { role: 'user', content: `Weather in ${city}?` },
@@ -45,14 +46,14 @@ export function similarity(left, right) {
   return dot(left, right) / Math.sqrt(dot(left, left) * dot(right, right))
 }
 
-// All that a stream yields.
+// Returns all items of a stream.
 export async function all(stream) {
   const items = []
   for await (const item of stream) items.push(item)
   return items
 }
 
-// Runs one check.
+// Runs a check and prints its name.
 export async function check(name, body) {
   try {
     await body()

@@ -1,4 +1,4 @@
-// Calls a daemon with Ollama's official JavaScript package, as any program would.
+// Calls a daemon with Ollama's official JavaScript package.
 
 import { Ollama } from 'ollama'
 import {
@@ -55,7 +55,7 @@ await check('abort', async () => {
     for await (const _ of stream) if (++frames === 3) stream.abort()
   })()
   await assert.rejects(aborted, { name: 'AbortError' })
-  // The model is free again at once.
+  // The model is available again at once.
   await client.chat({ model: chat, messages: MESSAGES, options: { num_predict: 1 } })
 })
 
@@ -90,7 +90,7 @@ await check('embed', async () => {
   assert(similarity(cat, kitten) > similarity(cat, stocks) + 0.2)
 })
 
-await check('resident', async () => {
+await check('loaded models', async () => {
   const { models } = await client.ps()
   assert(models.some((entry) => entry.model === chat && new Date(entry.expires_at) > new Date()), JSON.stringify(models))
 })

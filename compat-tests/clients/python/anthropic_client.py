@@ -4,7 +4,7 @@ import anthropic
 from checks import MESSAGES, SCHEMA, THOUGHT, TWO_CALLS, check, history, is_about_gravity, main, raises
 
 TOOL = {"name": "get_weather", "description": "Weather of a city", "input_schema": SCHEMA}
-# The package knows no temperature any more; the wire does.
+# The package no longer has a temperature; the API does.
 SETTINGS = {"extra_body": {"temperature": 0}, "max_tokens": 40}
 
 
@@ -65,7 +65,7 @@ def thinking(client, names):
 
 # Trap 44
 @check
-def thinking_is_left_out_for_a_model_without(client, names):
+def thinking_ignored_without_support(client, names):
     reply = client.messages.create(
         model=names.chat, messages=MESSAGES, thinking={"type": "enabled", "budget_tokens": 1024}, **SETTINGS
     )
@@ -92,7 +92,7 @@ def not_found(client, _names):
     assert error.body["error"]["type"] == "not_found_error", error
 
 
-# No proxy of the environment: the daemon is on this machine.
+# The daemon is on this machine, so proxies in the environment are ignored.
 main(
     lambda host: anthropic.Anthropic(
         base_url=host,

@@ -1,9 +1,10 @@
-"""What the Python scripts share. Each is called as
+"""Functions and data of the Python scripts. Each script is called as
 
     python SCRIPT.py HOST CHAT TOOLS EMBEDDER [PULL]
 
-with names of models that are there already: one that chats, one that has tools and thinks, one that embeds; PULL is pulled
-first and deleted at the end. A script prints `ok CHECK` lines and exits non-zero at the first check that fails.
+with the names of three models: one for chats, one with tools and reasoning, and one for embeddings. They must exist; the
+model PULL is pulled first and deleted at the end. A script prints `ok CHECK` lines and exits non-zero at the first check
+that fails.
 """
 
 import argparse
@@ -13,7 +14,7 @@ QUESTION = "Explain in one sentence what gravity is."
 MESSAGES = [{"role": "user", "content": QUESTION}]
 CITIES = ["Rome", "Oslo", "Bern", "Lima", "Cairo"]
 
-# The model is small: at temperature 0 it does once more what its history repeats.
+# The model is small: at temperature 0 it repeats the pattern of its history.
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "CITY"}}\n</tool_call>'
 TWO_CALLS = CALL + "\n" + CALL.replace("CITY", "London")
 THOUGHT = "<think>\nThe user asks about CITY.\n</think>\n\nIt is sunny."
@@ -26,7 +27,7 @@ _checks = []
 
 
 def history(answer):
-    """A conversation in which every question got this answer, with one more question at its end."""
+    """Returns a conversation in which every question has this answer, followed by one more question."""
     messages = []
     for city in CITIES:
         messages.append({"role": "user", "content": f"Weather in {city}?"})
@@ -47,13 +48,13 @@ def similarity(left, right):
 
 
 def check(function):
-    """Adds a check; they run in the order of the script."""
+    """Registers a check. Checks run in the order of the script."""
     _checks.append(function)
     return function
 
 
 def raises(kind, function):
-    """The error that a call is refused with."""
+    """Returns the exception that a call raises."""
     try:
         function()
     except kind as error:
@@ -62,13 +63,13 @@ def raises(kind, function):
 
 
 def main(connect):
-    """Runs the checks with what `connect` makes of the arguments."""
+    """Runs the checks with the client that `connect` creates for the host."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("host", help="as http://127.0.0.1:11435")
-    parser.add_argument("chat", help="a model's name as it is listed, with its selector")
-    parser.add_argument("tools", help="a model that has tools and thinks")
-    parser.add_argument("embedder", help="a model that embeds")
-    parser.add_argument("pull", nargs="?", help="pull this first and delete it at the end")
+    parser.add_argument("host", help="base URL, for example http://127.0.0.1:11435")
+    parser.add_argument("chat", help="name of a model for chats, with its selector")
+    parser.add_argument("tools", help="name of a model with tools and reasoning")
+    parser.add_argument("embedder", help="name of a model for embeddings")
+    parser.add_argument("pull", nargs="?", help="name of a model that is pulled first and deleted at the end")
     names = parser.parse_args()
     client = connect(names.host)
     for function in _checks:

@@ -9,7 +9,7 @@ from langchain_ollama import ChatOllama, OllamaEmbeddings, OllamaLLM
 
 
 class Answer(pydantic.BaseModel):
-    """A judgement."""
+    """A judgment."""
 
     mood: typing.Literal["good", "bad"]
     stars: int = pydantic.Field(ge=1, le=5)
@@ -27,7 +27,7 @@ def chat_model(host, model, **settings):
 
 
 def history():
-    """As the one of `checks`, in LangChain's own words."""
+    """Returns the conversation of `checks.history` as LangChain messages."""
     messages = []
     for city in CITIES:
         messages += [HumanMessage(f"Weather in {city}?"), AIMessage(CALL.replace("CITY", city))]
@@ -50,7 +50,7 @@ def stream(host, names):
 
 
 @check
-def model_is_validated(host, names):
+def model_validation(host, names):
     assert chat_model(host, names.chat, validate_model_on_init=True).model == names.chat
 
 
@@ -74,7 +74,7 @@ def structured_output_by_schema(host, names):
 
 
 @check
-def structured_output_by_a_call(host, names):
+def structured_output_by_tool_call(host, names):
     model = chat_model(host, names.tools).with_structured_output(get_weather, method="function_calling")
     assert model.invoke(history()).city == "Paris"
 

@@ -1,4 +1,4 @@
-"""Calls a daemon with Ollama's official Python package, as any program would."""
+"""Calls a daemon with Ollama's official Python package."""
 
 import asyncio
 import typing
@@ -26,7 +26,7 @@ def pull(client, names):
 
 # Trap 13
 @check
-def list_of_models(client, names):
+def list_models(client, names):
     entry = listed(client)[names.chat]
     assert len(entry.digest) == 64 and entry.size > 0, entry
     assert entry.details.format == "gguf" and entry.details.family, entry.details
@@ -71,7 +71,7 @@ def generate(client, names):
 
 
 @check
-def limit_is_kept(client, names):
+def token_limit(client, names):
     reply = client.chat(names.chat, MESSAGES, options=OPTIONS | {"num_predict": 3})
     assert reply.eval_count == 3 and reply.done_reason == "length", reply
 
@@ -91,7 +91,7 @@ def async_client(client, names):
 
 # Traps 7, 9
 @check
-def tools_from_a_function(client, names):
+def tools_from_function(client, names):
     def get_weather(city: str) -> str:
         """Weather of a city
 
@@ -132,7 +132,7 @@ def thinking(client, names):
 
 # Trap 44
 @check
-def thinking_is_refused_by_a_model_without(client, names):
+def thinking_refused_without_support(client, names):
     error = raises(ollama.ResponseError, lambda: client.chat(names.chat, MESSAGES, think=True))
     assert error.status_code == 400 and "does not support thinking" in error.error, error
 
@@ -153,7 +153,7 @@ def embed(client, names):
 
 # Traps 53, 54, 55
 @check
-def resident(client, names):
+def loaded_models(client, names):
     client.generate(names.chat, "", keep_alive="5m")
     entry = next((entry for entry in client.ps().models if entry.model == names.chat), None)
     assert entry is not None, f"{names.chat} is not resident"
@@ -163,7 +163,7 @@ def resident(client, names):
 
 # Traps 21, 22
 @check
-def unloaded(client, names):
+def unload(client, names):
     reply = client.generate(names.chat, "", keep_alive=0)
     assert reply.done_reason == "unload", reply
     assert names.chat not in [entry.model for entry in client.ps().models], "still resident"

@@ -151,7 +151,7 @@ def completions(client, names):
 def embeddings(client, names):
     texts = ["A cat sits on the mat.", "Stock markets fell on Monday."]
     whole = client.embeddings.create(model=names.embedder, input=texts, encoding_format="float")
-    # Without a format the package asks for base64 and decodes it.
+    # Without a format, the package requests base64 and decodes it.
     packed = client.embeddings.create(model=names.embedder, input=texts)
     for left, right in zip(whole.data, packed.data, strict=True):
         assert len(left.embedding) == 384 and abs(norm(left.embedding) - 1) < 1e-3, left.index
@@ -192,7 +192,7 @@ def not_found(client, _names):
     assert error.body and "not found" in error.body["message"], error
 
 
-# No proxy of the environment: the daemon is on this machine.
+# The daemon is on this machine, so proxies in the environment are ignored.
 main(
     lambda host: openai.OpenAI(
         base_url=f"{host}/v1",

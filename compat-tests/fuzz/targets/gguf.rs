@@ -1,4 +1,4 @@
-//! GGUF headers: whatever is read, everything that is asked of it answers.
+//! Fuzzes the GGUF reader. A header that is accepted must answer all queries without a panic.
 #![no_main]
 #![allow(dead_code, unused_imports)]
 
@@ -12,7 +12,7 @@ mod facts;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
-    // A header may claim more than there is; the length of the file is what bounds it.
+    // A header may claim more data than there is; the length of the file bounds it.
     let Ok(header) = gguf::Header::read(bytes, bytes.len() as u64) else { return };
     let _ = gguf::precheck(&header);
     let _ = facts::tensor_facts(&header);

@@ -1,4 +1,5 @@
-//! Names and listings: whatever is read prints to a text that reads as the same; a listing from a stranger never panics.
+//! Fuzzes names and listings. A name that is accepted must print as text that parses to the same name, and no listing
+//! may cause a panic.
 #![no_main]
 #![allow(dead_code)]
 

@@ -1,4 +1,4 @@
-//! The header of safetensors: whatever is read of a stranger's weights, a plan is made or refused.
+//! Fuzzes the header of a safetensors file. The conversion must be planned or refused.
 #![no_main]
 #![allow(dead_code, unused_imports)]
 

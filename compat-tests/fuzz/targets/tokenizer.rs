@@ -1,5 +1,5 @@
-//! Tokenizers in all their files, and what else a stranger wrote of a model: a plan is made or refused. The first byte
-//! says which file the others are.
+//! Fuzzes the text files of a checkpoint: tokenizers, configuration, model card. The conversion must be planned or
+//! refused. The first byte of the input selects the file that the rest replaces.
 #![no_main]
 #![allow(dead_code, unused_imports)]
 

@@ -443,7 +443,7 @@ mod tests {
     #[test]
     fn the_documents_name_every_family() {
         for (name, text) in [
-            ("README.md", include_str!("../../../README.md")),
+            ("docs/safetensors.md", include_str!("../../../docs/safetensors.md")),
             ("CHANGELOG.md", include_str!("../../../CHANGELOG.md")),
         ] {
             let text: Vec<&str> = text.split_whitespace().collect();

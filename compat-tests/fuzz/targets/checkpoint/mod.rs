@@ -1,4 +1,4 @@
-//! A tiny checkpoint with some files of a stranger's.
+//! Tiny checkpoint, some of whose files are fuzzed.
 
 use std::{fs, path::Path};
 
@@ -6,7 +6,7 @@ use crate::convert::{self, TargetType};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/convert/llama");
 
-/// Plans the file of the checkpoint; that it is refused is as good.
+/// Plans the conversion of the checkpoint. A refusal is a valid result.
 pub fn plan(files: &[(&str, &[u8])]) {
     let folder = tempfile::tempdir().expect("a folder");
     for name in ["config.json", "model.safetensors"] {

@@ -1,4 +1,4 @@
-//! Those parts of `stdx` that a conversion needs.
+//! Modules of `stdx` that a conversion needs.
 
 #[path = "../../../../src/stdx/fs.rs"]
 pub mod fs;

@@ -1,4 +1,4 @@
-//! The commands, as a person types them.
+//! Runs the commands of the command line as a user does.
 
 use std::{
     fs::{self, File},
@@ -12,7 +12,8 @@ use tempfile::TempDir;
 use crate::harness::{
     fake_hub::{FakeHub, Source, TOKEN},
     fake_ollama::FakeOllama,
-    hubllama::{Hubllama, MODEL, MODEL_SHA256, Setup, gguf, wait_until},
+    fixture_file::gguf,
+    hubllama::{Hubllama, MODEL, MODEL_SHA256, Setup, wait_until},
     raw_http::PATIENCE,
 };
 
@@ -22,7 +23,7 @@ mod updates;
 const REPO: &str = "Example-Org/Small-GGUF";
 const NAME: &str = "hf:Example-Org/Small-GGUF:Q4_1";
 
-/// Somebody who calls the command, with a home and a cache of their own.
+/// User who runs commands, with a home folder and a cache.
 struct Caller {
     home: TempDir,
     variables: Vec<(&'static str, String)>,
@@ -47,12 +48,12 @@ impl Caller {
         self
     }
 
-    /// Asks the daemon that listens at this one's address.
+    /// Returns a user whose commands use this daemon.
     fn of(daemon: &Hubllama) -> Self {
         Self::new().with("HUBLLAMA_LISTEN", daemon.address().to_string())
     }
 
-    /// Nobody listens where this one looks for a daemon.
+    /// Returns a user whose commands find no daemon.
     fn alone(hub: &FakeHub) -> Self {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = socket.local_addr().expect("an address").to_string();
@@ -286,7 +287,7 @@ fn pull_and_list_work_without_a_daemon_too() {
     );
 }
 
-/// The chat template in the header of the test model.
+/// Returns the chat template in the header of the test model.
 fn own_template() -> String {
     let header = Header::open(&gguf()).expect("a GGUF");
     chat_template(&header).expect("a template").to_owned()
@@ -354,7 +355,7 @@ fn template_takes_a_file_and_needs_no_network() {
 #[test]
 fn the_proxy_of_the_environment_is_used() {
     let hub = hub();
-    // No such host: only a proxy can know what is meant. The content network is reached directly.
+    // The host does not exist, so that only a proxy can answer. The content network is reached directly.
     let caller = Caller::alone(&hub)
         .with("HF_ENDPOINT", "http://hub.invalid")
         .with("http_proxy", hub.url())
@@ -477,7 +478,7 @@ fn rm_removes_what_is_ours_and_the_rest_only_where_that_is_said() {
             .join("hub/models--Example-Org--Small-GGUF")
             .exists()
     );
-    // Another program's: it goes from the list, and its files only when that is said.
+    // The files belong to another program: the model is removed from the list, and the files only with --files.
     let unlisted = caller.run(&["rm", MODEL]);
     assert_eq!(unlisted.code, Some(0), "{}", unlisted.stderr);
     assert!(

@@ -1,5 +1,6 @@
-//! Every recorded exchange of the routes that a model of ours answers, sent to the real binary with a real model: the same
-//! status, content type, headers and shape come back, or the difference is written down in [`differences`].
+//! Sends the request of every recorded exchange on a route that hubllama serves to the real binary with a real model.
+//! Status, content type, headers and shape of the reply must be as recorded, or the difference must be listed in
+//! [`differences`].
 
 mod differences;
 mod shape;
@@ -23,23 +24,23 @@ use crate::harness::{
 };
 use crate::scenarios::route;
 
-/// The kind of fact that is kept, and which: how many recordings each route has, how many are answered as recorded, and what
-/// differs.
+/// Kind of the facts, and their names: the number of recordings of each route, the number of equal replies, and the
+/// differences.
 pub(crate) const FACT: &str = "recordings";
 pub(crate) const BY_ROUTE: &str = "by route";
 pub(crate) const SAME: &str = "same";
 pub(crate) const DIFFERENT: &str = "different";
 
-/// Recordings that are Ollama's affair, here too: blobs and its cloud, and names of its registry. Those are played behind the
-/// daemon instead (`passthrough/recordings.rs`).
+/// Recordings of requests that hubllama forwards to Ollama: blobs, its cloud, and names of its registry.
+/// `passthrough/recordings.rs` plays their replies behind the daemon instead.
 const OLLAMAS: [&str; 4] = ["blob-", "status-get", "push-missing", "create-from-missing"];
 
 const V1_MODELS: &str = "/v1/models/";
 
-/// Headers that belong to a connection, or to a body that is as long as the model's words.
+/// Headers that depend on the connection, or on the length of the generated text.
 const FRAMING: [&str; 4] = ["connection", "date", "transfer-encoding", "content-length"];
 
-/// Header names that may be there beside the recorded ones.
+/// Headers that a reply may have in addition to the recorded ones.
 const OURS: &str = "x-hubllama-";
 
 const GENERATE: &str = "/api/generate";
@@ -52,7 +53,7 @@ const MARIO: (&str, &str) = (
 const MARIO2: (&str, &str) = (CREATE, r#"{"model":"mario2","from":"smollm2"}"#);
 const COPY: (&str, &str) = ("/api/copy", r#"{"source":"smollm2","destination":"smollm2-copy"}"#);
 
-/// What has to have happened before, where the recording depends on it: path and body.
+/// Request (path and body) that must be sent first, for recordings that depend on one.
 const BEFORE: [(&str, &[(&str, &str)]); 12] = [
     (
         "minilm-ps",
@@ -77,7 +78,7 @@ const BEFORE: [(&str, &[(&str, &str)]); 12] = [
     ("delete-smollm2-copy", &[COPY]),
 ];
 
-/// Recordings that change which models there are; each gets a daemon of its own.
+/// Recordings that add or remove models. Each of them gets its own daemon.
 const ALONE: [&str; 6] = [
     "delete-",
     "create-",
@@ -87,10 +88,11 @@ const ALONE: [&str; 6] = [
     "tags-three",
 ];
 
-/// The first bytes of a compressed body.
+/// First bytes of a zstd-compressed body.
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
-/// Calls the recorded models what they are called here; a name that Ollama did not have is one that we do not have.
+/// Replaces the recorded model names with those of the test models. A name that Ollama did not have becomes one that
+/// hubllama does not have.
 struct Names {
     words: Regex,
 }
@@ -130,7 +132,7 @@ impl Names {
     }
 }
 
-/// Our name for a recorded one. In full where Ollama wrote it with its tag.
+/// Returns the test model's name for a recorded one, with its selector if the recorded name has a tag.
 fn ours(word: &str) -> Option<String> {
     let name = word.trim_start_matches("registry.ollama.ai/library/");
     let bare = name.trim_end_matches(":latest");
@@ -150,12 +152,13 @@ fn ours(word: &str) -> Option<String> {
     Some(format!("hf:{repo}{selector}"))
 }
 
-/// A daemon with the model. One thread: with more, each token waits for the slowest core, and tests share theirs.
+/// Starts a daemon with the models. It has one compute thread: with more, each token waits for the slowest core, and
+/// the tests share the cores.
 fn setup() -> Setup {
     Setup::with_model().config("[engine]\nthreads = 1\n")
 }
 
-/// What is compared of a reply.
+/// Parts of a reply that are compared.
 #[derive(Debug, PartialEq, Eq)]
 struct Reply {
     status: u16,
@@ -185,7 +188,7 @@ impl Reply {
         }
     }
 
-    /// Equal but for the words of an error.
+    /// Returns true if the replies are equal except for the text of an error.
     fn matches_but_words(&self, other: &Self) -> bool {
         let is_error = |reply: &Self| reply.kinds.iter().any(|kind| kind.starts_with("{error:"));
         self.status == other.status
@@ -201,7 +204,7 @@ fn begins_with_one_of(name: &str, starts: &[&str]) -> bool {
     starts.iter().any(|start| name.starts_with(start))
 }
 
-/// Sends the request of a recording and reads the reply.
+/// Sends the request of a recording and returns the reply.
 fn play(daemon: &Hubllama, recording: &Recording) -> (Head, String) {
     let mut connection = Connection::open(daemon.address());
     connection.send(recording.request());
@@ -214,7 +217,7 @@ fn play(daemon: &Hubllama, recording: &Recording) -> (Head, String) {
     (head, String::from_utf8(body).expect("UTF-8"))
 }
 
-/// Where two replies first differ, for a person to read.
+/// Describes the first difference between two replies.
 fn first_difference(recorded: &Reply, here: &Reply) -> (String, String) {
     if (recorded.status, &recorded.headers) != (here.status, &here.headers) {
         let show = |reply: &Reply| format!("{} {:?} {:.300}", reply.status, reply.headers, reply.kinds.join(" "));
@@ -282,7 +285,7 @@ fn every_recorded_exchange_has_its_shape() {
             let (head, reply) = daemon.request("POST", path, &names.replace(body));
             assert_eq!(head.status(), 200, "{name}: {path}: {reply}");
         }
-        // Shown where a request is not answered at all.
+        // Printed if a request gets no reply at all.
         println!("{name}");
         let (head, body) = play(daemon, &recording);
 

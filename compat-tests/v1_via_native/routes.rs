@@ -1,4 +1,4 @@
-//! Which requests go to a native route, and what arrives there.
+//! Requests that are sent to a native route, and their translation.
 
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 use serde_json::{Value, json};
@@ -51,7 +51,7 @@ fn each_field_that_ollama_leaves_out_arrives_at_its_native_route() {
         (json!({"max_completion_tokens": 9}), "/options/num_predict", json!(9)),
         (json!({"top_k": 7}), "/options/top_k", json!(7)),
         (json!({"min_p": 0.5}), "/options/min_p", json!(0.5)),
-        // With it comes what Ollama does read on this route.
+        // The members that Ollama reads on this route are sent as well.
         (
             json!({"num_ctx": 512, "max_tokens": 3, "seed": 5}),
             "/options/seed",

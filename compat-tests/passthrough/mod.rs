@@ -1,4 +1,4 @@
-//! A plain name goes to Ollama as the bytes that came, and its reply comes back as the bytes it sent.
+//! Requests for plain names and their replies are forwarded byte for byte.
 
 mod packed;
 mod recordings;
@@ -32,10 +32,10 @@ use crate::harness::{
     raw_http::{Connection, Head, PATIENCE, chunk_of},
 };
 
-/// Added by every hop, and left out where headers are compared.
+/// Headers that every hop adds. They are not compared.
 const HOP: &str = "x-hubllama-hop";
 
-/// What answers in these tests: the daemon's own API. No model of ours is asked for, so no worker is ever started.
+/// Creates the daemon's own API as the handler. No hf: model is requested, so no worker is started.
 fn handler(config: Arc<ArcSwap<Config>>) -> Arc<dyn Handler> {
     let worker = WorkerCommand::default();
     let lifecycle = Lifecycle::start(worker.clone());
@@ -56,7 +56,7 @@ fn daemon(ollama: &FakeOllama) -> Daemon {
     daemon
 }
 
-/// Some bytes that are a JSON object of this length.
+/// Returns a JSON object of this length in bytes.
 fn json_of(len: usize) -> Vec<u8> {
     let frame = br#"{"model":"m","prompt":""}"#.len();
     let text: Vec<u8> = (0..len.saturating_sub(frame))
@@ -76,7 +76,7 @@ fn post(path: &str, body: &[u8]) -> Vec<u8> {
     request
 }
 
-/// Sends a request on a connection of its own.
+/// Sends a request on a new connection.
 fn exchange(address: SocketAddr, request: &[u8]) -> (Head, Vec<u8>) {
     let mut connection = Connection::open(address);
     connection.send(request);
@@ -85,7 +85,7 @@ fn exchange(address: SocketAddr, request: &[u8]) -> (Head, Vec<u8>) {
     (head, body)
 }
 
-/// A pair that lets a script wait for the test.
+/// Returns a sender for the test, and the receiver on which a script waits for it.
 fn gate() -> (SyncSender<()>, Mutex<Receiver<()>>) {
     let (open, opened) = sync_channel(64);
     (open, Mutex::new(opened))
@@ -98,7 +98,7 @@ fn wait(gate: &Mutex<Receiver<()>>) {
         .expect("the test opens the gate");
 }
 
-/// Ollama sends every body back with the framing it came with.
+/// Starts an Ollama that returns every body with the framing in which it was received.
 fn echo() -> FakeOllama {
     FakeOllama::start(|request, connection| {
         if request.head.header("transfer-encoding").is_some() {
@@ -133,7 +133,7 @@ fn bodies_of_every_size_arrive_as_they_were_sent() {
                 client.send(format!(
                     "POST {path}?a=%2F&b HTTP/1.1\r\nHost: localhost\r\n{framing}\r\n\r\n"
                 ));
-                // Ollama answers while the client may still be sending.
+                // Ollama may answer while the client is still sending.
                 let writer_bytes = sent.clone();
                 if chunked {
                     client.send_chunked(&writer_bytes, 64 << 10);
@@ -207,14 +207,14 @@ fn headers_keep_their_spelling_and_order() {
             ("x-odd-name", "2"),
             ("DATE", "Mon, 23 Nov 2026 00:00:00 GMT"),
             ("content-length", "2"),
-            // Our own server's answer to the origin.
+            // hubllama's server adds these headers for the origin.
             ("Vary", "Origin"),
             ("Access-Control-Allow-Origin", "http://localhost:3000"),
         ])
     );
 }
 
-/// Ollama sends a frame only when the client has the one before it: none can have waited for another.
+/// Ollama sends each frame only after the client has received the one before it, so no frame can have been held back.
 // Trap 31
 #[test]
 fn no_frame_waits_for_the_next() {
@@ -360,7 +360,7 @@ fn a_ring_of_daemons_is_one_clear_error() {
     }
 }
 
-/// A port that nobody listens on.
+/// Returns a port where nothing listens.
 fn closed_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
@@ -555,7 +555,7 @@ fn http_2_and_unix_sockets_reach_the_same_server() {
         let io = hyper_util::rt::TokioIo::new(stream);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
         tokio::spawn(connection);
-        // Names are only checked where web pages can reach us.
+        // Host names are only checked on addresses that web pages can reach.
         let request = Request::post("/api/chat")
             .header("host", "any.example")
             .body(body::full("{}"))

@@ -1,6 +1,7 @@
-//! The traps that proxies and re-implementations of Ollama fall into. Each has a test that names its number: in Rust, Go and
-//! JavaScript a comment above the test or check that ends with `(trap 1).` or `(traps 1, 2).` or consists of `Trap 1`, in
-//! Python the same behind `#`, in a scenario the field `traps`. Those that belong nowhere else are tested here.
+//! Mistakes that other proxies and re-implementations of Ollama make: the list [`TRAPS`]. Each has a test that refers to its
+//! number: in Rust, Go and JavaScript with a comment above the test or check that ends with `(trap 1).` or `(traps 1, 2).`
+//! or is only `Trap 1`, in Python with the same after `#`, and in a scenario with the field `traps`. Tests without a better
+//! place are here.
 
 mod list;
 mod sources;
@@ -26,7 +27,7 @@ use crate::{
 
 const ENGINE: &str = "[engine]\nthreads = 1\ncontext_length = 2048\n";
 
-/// The tests that name each trap.
+/// Returns the names of the tests for each trap.
 pub(crate) fn tests() -> BTreeMap<u8, BTreeSet<String>> {
     let mut tests: BTreeMap<u8, BTreeSet<String>> = BTreeMap::new();
     for (trap, test) in sources::named() {
@@ -54,7 +55,7 @@ fn every_trap_has_a_test_that_names_it() {
     assert!(unknown.is_empty(), "no such traps: {unknown:?}");
 }
 
-/// A whole answer.
+/// Sends a request and returns the JSON of its reply.
 #[track_caller]
 fn answer(daemon: &Hubllama, path: &str, request: &Value) -> Value {
     let (head, body) = daemon.post(path, request);
@@ -66,7 +67,7 @@ fn answer(daemon: &Hubllama, path: &str, request: &Value) -> Value {
 #[test]
 fn bodies_of_many_megabytes_are_read() {
     let daemon = Setup::with_model().config(ENGINE).start();
-    // Read to its end, since the word that it is refused for stands there.
+    // The invalid value is at the end of the body, so the error shows that the whole body was read.
     let request =
         json!({"model": MODEL, "messages": [{"role": "user", "content": "x".repeat(24 << 20)}], "think": "hard"});
     let (head, body) = daemon.post("/api/chat", &request);
@@ -169,7 +170,7 @@ fn a_silent_ollama_is_waited_for() {
         thread::sleep(SILENCE);
         connection.try_send("half").is_ok()
     });
-    // The shortest of every limit.
+    // All limits are as short as they can be.
     let config = format!(
         "[ollama]\nurl = \"{}\"\nconnect_timeout = \"1s\"\n[engine]\nstream_timeout = \"1s\"\nload_timeout = \"1s\"\n",
         ollama.url()
@@ -200,7 +201,7 @@ fn no_request_with_an_hf_name_reaches_ollama() {
         ("POST", "/v1/messages"),
     ];
     for (method, path) in routes {
-        // The last of several keys is the one that counts, in any case.
+        // Of several equal keys, in any case, the last one counts.
         let (head, body) = daemon.request(
             method,
             path,
@@ -215,7 +216,7 @@ fn no_request_with_an_hf_name_reaches_ollama() {
         daemon.request("POST", "/api/copy", body);
     }
     daemon.request("POST", "/api/create", r#"{"model":"x","from":"hf:nobody/none-GGUF"}"#);
-    // What else asked Ollama asked for its lists; the next request is the first one that is its own.
+    // Other requests to Ollama only ask for its lists. This chat is the first request that should be forwarded.
     daemon.post("/api/chat", &json!({"model": "llama3.2"}));
     loop {
         let received = ollama.received();
@@ -279,7 +280,7 @@ fn the_next_turn_evaluates_only_what_is_new() {
     messages.extend([first["message"].clone(), json!({"role": "user", "content": "Go on."})]);
     let second = turn(&messages);
     let number = |reply: &Value, key: &str| reply[key].as_u64().expect("a number");
-    // The count is of the whole prompt; the time tells what was evaluated.
+    // The count is that of the whole prompt; the duration shows how much was evaluated.
     assert!(number(&second, "prompt_eval_count") > number(&first, "prompt_eval_count") + 8);
     let (first, second) = (
         number(&first, "prompt_eval_duration"),

@@ -1,4 +1,4 @@
-//! Workers that come, stay, go and die: what their clients see, and what nobody else may notice.
+//! Life cycle of workers: loading, keep-alive, eviction, queues and crashes, as clients see them.
 
 mod deaths;
 mod queues;
@@ -7,16 +7,19 @@ mod stopping;
 
 use serde_json::{Value, json};
 
-use crate::harness::hubllama::{Hubllama, Setup, gguf, wait_until};
 use crate::harness::raw_http::PATIENCE;
+use crate::harness::{
+    fixture_file::gguf,
+    hubllama::{Hubllama, Setup, wait_until},
+};
 
-/// The same weights under another name: another file, so another resident.
+/// Second model with the same weights under another name, which is loaded separately.
 const SECOND: &str = "hf:Example-Org/Second-GGUF:Q4_K_M";
 
-/// One compute thread each, since the tests share the machine, and a small window.
+/// Configuration with one compute thread, since the tests share the machine, and a small context length.
 const ENGINE: &str = "[engine]\nthreads = 1\ncontext_length = 512\nparallel = 2\n";
 
-/// More tokens than a test waits for.
+/// Number of tokens that takes longer than any test.
 const ENDLESS: u32 = 5000;
 
 fn two_models(config: &str) -> Setup {
@@ -25,7 +28,7 @@ fn two_models(config: &str) -> Setup {
         .config(config)
 }
 
-/// Counts on until told to stop.
+/// Starts an answer that continues until the test ends it.
 fn count(model: &str, tokens: u32) -> Value {
     json!({
         "model": model, "prompt": "1, 2, 3, 4, 5, 6,", "raw": true,
@@ -33,7 +36,7 @@ fn count(model: &str, tokens: u32) -> Value {
     })
 }
 
-/// A model answers, as it should, and briefly.
+/// Checks that a model answers a short request.
 #[track_caller]
 fn assert_answers(daemon: &Hubllama, model: &str) {
     let mut request = count(model, 3);
@@ -58,12 +61,12 @@ fn load(daemon: &Hubllama, model: &str) -> i32 {
     new[0]
 }
 
-/// The process of a load that just began.
+/// Returns the process of a load that has just started.
 fn loading_worker(daemon: &Hubllama) -> i32 {
     wait_until(PATIENCE, || daemon.workers().first().copied()).expect("a worker")
 }
 
-/// Names in `/api/ps`.
+/// Returns the names in `/api/ps`.
 fn resident(daemon: &Hubllama) -> Vec<String> {
     let ps = daemon.get_json("/api/ps");
     let models = ps["models"].as_array().expect("a list");
@@ -73,7 +76,7 @@ fn resident(daemon: &Hubllama) -> Vec<String> {
         .collect()
 }
 
-/// Waits until a number in `/health` is this.
+/// Waits until a number in `/health` has this value.
 #[track_caller]
 fn wait_for_count(daemon: &Hubllama, key: &str, count: u64) {
     let seen = wait_until(PATIENCE, || {

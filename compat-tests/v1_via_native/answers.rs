@@ -1,4 +1,4 @@
-//! What comes back from a native route, in the form of `/v1`.
+//! Replies of Ollama's native routes, translated to the `/v1` format.
 
 use std::{sync::mpsc::sync_channel, time::Duration};
 
@@ -24,7 +24,7 @@ fn asked(more: &Value) -> Value {
     body
 }
 
-/// The chunk behind `data: ` of the next event that is no comment.
+/// Returns the JSON after `data: ` of the next event, skipping comments.
 fn event(stream: &mut Stream) -> Option<String> {
     loop {
         let line = stream.line()?;
@@ -38,7 +38,7 @@ fn chunk(stream: &mut Stream) -> Value {
     serde_json::from_str(&event(stream).expect("an event")).expect("JSON")
 }
 
-/// Ollama sends a frame only when the client has the one before it: none can have waited for another.
+/// Ollama sends each frame only after the client has received the one before it, so no frame can have been held back.
 #[test]
 fn a_frame_arrives_before_the_next_is_let_go() {
     let (open, opened) = gate();
@@ -174,7 +174,7 @@ fn several_answers_are_several_requests() {
     assert_eq!(seeds, [5, 6, 7], "each has a seed of its own");
 }
 
-/// An Ollama that says this on `/api/show` and that on `/api/chat`.
+/// Starts an Ollama with these replies on `/api/show` and `/api/chat`.
 fn saying(show: String, chat: String) -> FakeOllama {
     FakeOllama::start(move |request, connection| {
         let reply = if path_of(request) == "/api/show" { &show } else { &chat };
@@ -272,7 +272,7 @@ fn an_ollama_that_is_none_is_a_bad_gateway() {
         let (status, error) = error(&daemon(&ollama), &json!({}));
         assert_eq!(status, 502, "{error}");
     }
-    // Away altogether, it is what a pass-through says.
+    // If Ollama is not running, the error is that of a forwarded request.
     let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", socket.local_addr().expect("an address"));
     drop(socket);

@@ -1,4 +1,5 @@
-//! Plain names on `/v1` with `[ollama] honest_v1`: what Ollama leaves out there goes to its native routes, all else passes.
+//! `[ollama] v1_via_native`: requests for plain names with members that Ollama ignores on `/v1` are sent to its native
+//! routes, and all others are forwarded.
 
 mod answers;
 mod routes;
@@ -16,7 +17,7 @@ use crate::harness::{
     raw_http::{Connection, PATIENCE, chunk_of},
 };
 
-/// The answer to everything that is passed on.
+/// Reply to all forwarded requests.
 const PASSED: &str = "{\"passed\":true}";
 
 const LAST: &str = r#"{"model":"m","message":{"role":"assistant","content":""},"done":true,"done_reason":"stop","total_duration":40,"load_duration":1,"prompt_eval_count":10,"prompt_eval_duration":20,"eval_count":2,"eval_duration":10}"#;
@@ -41,7 +42,7 @@ fn path_of(request: &Received) -> &str {
     request.head.line.split(' ').nth(1).expect("a path")
 }
 
-/// An Ollama whose model can do everything; `answer` plays the native routes that infer.
+/// Starts an Ollama whose model has all capabilities. `answer` answers the native routes that generate or embed.
 fn ollama(answer: impl Fn(&Received, &mut Connection) -> bool + Send + Sync + 'static) -> FakeOllama {
     let show = show(&["completion", "tools", "thinking", "insert"]);
     FakeOllama::start(move |request, connection| match path_of(request) {
@@ -51,7 +52,7 @@ fn ollama(answer: impl Fn(&Received, &mut Connection) -> bool + Send + Sync + 's
     })
 }
 
-/// The frames of an answer, each in a chunk of its own.
+/// Sends the frames of a reply, each in its own chunk.
 fn frames(connection: &mut Connection, frames: &[&str]) -> bool {
     connection.send("HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n");
     for frame in frames {
@@ -62,7 +63,7 @@ fn frames(connection: &mut Connection, frames: &[&str]) -> bool {
     connection.try_send("0\r\n\r\n").is_ok()
 }
 
-/// An Ollama that answers every chat with these frames.
+/// Starts an Ollama that answers every chat with these frames.
 fn playing(text: &'static [&'static str]) -> FakeOllama {
     ollama(move |_, connection| frames(connection, text))
 }
@@ -75,7 +76,7 @@ fn daemon(ollama: &FakeOllama) -> Hubllama {
     Setup::default().config(&config(ollama, true)).start()
 }
 
-/// A chat with more members.
+/// Returns the body of a chat with additional members.
 fn chat(more: &Value) -> Value {
     let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "x"}]});
     let members = body.as_object_mut().expect("an object");
@@ -83,7 +84,7 @@ fn chat(more: &Value) -> Value {
     body
 }
 
-/// The native request behind a question for the model's capabilities.
+/// Returns the native request that follows the query for the model's capabilities.
 fn native(ollama: &FakeOllama) -> (String, Value) {
     let asked = ollama.received();
     assert_eq!(path_of(&asked), "/api/show", "{:?}", asked.head);
@@ -96,7 +97,7 @@ fn native(ollama: &FakeOllama) -> (String, Value) {
     (path_of(&request).to_owned(), body)
 }
 
-/// A pair that lets a script wait for the test.
+/// Returns a sender for the test, and the receiver on which a script waits for it.
 fn gate() -> (SyncSender<()>, Mutex<Receiver<()>>) {
     let (open, opened) = sync_channel(64);
     (open, Mutex::new(opened))
