@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use hubllama::{
-    config::SplitMode,
     gguf::Header,
+    inference::SplitMode,
     llama::{Model, ModelParams},
 };
 

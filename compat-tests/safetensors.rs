@@ -276,7 +276,7 @@ fn a_first_use_converts_too_and_says_what_cannot_be_converted() {
 
 /// The engine does not follow this tokenizer: it is refused, or made by setting, and whoever asks is told.
 #[test]
-fn a_doubtful_tokenizer_is_refused_or_said() {
+fn a_tokenizer_mismatch_is_refused_or_reported() {
     let hub = FakeHub::start();
     let tiny = checkpoint("qwen3", "qwen");
     fs::write(tiny.path().join("README.md"), "---\nlicense: apache-2.0\n---\n# Tiny\n").expect("written");
@@ -311,7 +311,7 @@ fn a_doubtful_tokenizer_is_refused_or_said() {
 
     let daemon = Setup::default()
         .hub(hub.url())
-        .config("[engine]\nthreads = 1\n[hub]\ndoubtful_tokenizers = \"warn\"\n")
+        .config("[engine]\nthreads = 1\n[hub]\ntokenizer_mismatch = \"warn\"\n")
         .start();
     pull(&daemon, "hf:Example-Org/Doubtful");
     assert!(check(&daemon, "hf:Example-Org/Doubtful").starts_with("doubtful: the engine cuts "));

@@ -38,7 +38,6 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("config", "go::duration"),
     ("config", "inference"),
     ("llama", "inference"),
-    ("llama", "config::SplitMode"),
     ("llama", "gguf::GgmlType"),
     ("lifecycle", "worker::protocol"),
 ];

@@ -51,7 +51,7 @@
 //! * The daemon process never calls llama.cpp: only `worker` and `llama` do, and only `llama` names the sys crate.
 //! * A pass-through reply has the status, headers (hop-by-hop and CORS aside) and bytes that Ollama sent; no frame is
 //!   held back. The request's bytes go out as they came in. (A request that is served by Ollama's native route instead,
-//!   as `ollama.honest_v1` allows, is no pass-through.)
+//!   as `ollama.v1_via_native` allows, is no pass-through.)
 //! * Whatever is downloaded is verified before it is opened; whatever is written is temp file, fsync, rename.
 //! * Everything that waits is bounded and cancellable. A client that goes away stops its work within one decode step.
 //! * One request sees one configuration snapshot from start to end. A bad configuration never takes effect.

@@ -277,7 +277,7 @@ fn an_ollama_that_is_none_is_a_bad_gateway() {
     let url = format!("http://{}", socket.local_addr().expect("an address"));
     drop(socket);
     let daemon = Setup::default()
-        .config(&format!("[ollama]\nurl = \"{url}\"\nhonest_v1 = true\n"))
+        .config(&format!("[ollama]\nurl = \"{url}\"\nv1_via_native = true\n"))
         .start();
     let translated = error(&daemon, &json!({}));
     let (head, body) = daemon.post(CHAT, &chat(&json!({})));

@@ -68,8 +68,8 @@ fn playing(text: &'static [&'static str]) -> FakeOllama {
     ollama(move |_, connection| frames(connection, text))
 }
 
-fn config(ollama: &FakeOllama, honest: bool) -> String {
-    format!("[ollama]\nurl = \"{}\"\nhonest_v1 = {honest}\n", ollama.url())
+fn config(ollama: &FakeOllama, via_native: bool) -> String {
+    format!("[ollama]\nurl = \"{}\"\nv1_via_native = {via_native}\n", ollama.url())
 }
 
 fn daemon(ollama: &FakeOllama) -> Hubllama {

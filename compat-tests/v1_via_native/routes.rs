@@ -160,12 +160,12 @@ fn the_setting_is_off_by_default_and_follows_the_file() {
     let daemon = Setup::default().config(&config(&ollama, false)).start();
     let is_passed = || daemon.post(CHAT, &body).1 == PASSED;
     assert!(is_passed());
-    for honest in [true, false] {
-        daemon.write_config(&config(&ollama, honest));
-        let seen = wait_until(PATIENCE, || (is_passed() != honest).then_some(()));
+    for via_native in [true, false] {
+        daemon.write_config(&config(&ollama, via_native));
+        let seen = wait_until(PATIENCE, || (is_passed() != via_native).then_some(()));
         assert!(
             seen.is_some(),
-            "honest_v1 = {honest} did not take effect:\n{}",
+            "v1_via_native = {via_native} did not take effect:\n{}",
             daemon.log()
         );
     }

@@ -128,7 +128,7 @@ impl Api {
             }
         }
         let ollama = &call.config.ollama;
-        if !(ollama.enabled && ollama.honest_v1 && peeked.asks_more) {
+        if !(ollama.enabled && ollama.v1_via_native && peeked.asks_more) {
             return None;
         }
         let name = peeked.names.first()?;

@@ -49,8 +49,8 @@ pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode
                 log: "warn".into(),
                 ..WorkerCommand::default()
             };
-            let doubtful = config.hub.doubtful_tokenizers;
-            let converting = Converting::new(command, move || doubtful);
+            let mismatch = config.hub.tokenizer_mismatch;
+            let converting = Converting::new(command, move || mismatch);
             let library = Library::with_converter(&config.state_dir, Arc::new(converting));
             let mut events = library.pull(&config.hub, &name);
             while let Some(event) = events.next().await {

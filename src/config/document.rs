@@ -14,7 +14,7 @@ use toml::{
 
 use super::{
     Config, ModelConfig, Origin, Problem,
-    keys::{KEYS, Key, MODEL_KEYS},
+    keys::{self, KEYS, Key, MODEL_KEYS, RenamedKey},
     suggest::hint,
     value::Raw,
 };
@@ -25,13 +25,15 @@ const ALIASES: &str = "aliases";
 /// What a file says.
 #[derive(Default)]
 pub(super) struct Document {
-    /// In the order of [`KEYS`].
+    /// Keys that are set, in the order of [`KEYS`].
     pub settings: Vec<(&'static Key<Config>, Raw, Origin)>,
     pub models: BTreeMap<String, ModelConfig>,
     pub aliases: BTreeMap<String, String>,
     /// Of models and aliases, which no key of the table stands for.
     pub origins: BTreeMap<String, Origin>,
     pub problems: Vec<Problem>,
+    /// Settings under a deprecated name.
+    pub warnings: Vec<Problem>,
 }
 
 /// Reads the text of the file at `path` (named in problems only).
@@ -40,10 +42,12 @@ pub(super) fn read(text: &str, path: &Path) -> Document {
         text,
         path,
         found: Document::default(),
+        deprecated: Vec::new(),
     };
     let (document, errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
         walk.root(document.get_ref());
+        walk.resolve_deprecated();
     } else {
         // What a broken document seems to say would only confuse.
         for error in errors {
@@ -71,6 +75,8 @@ struct Walk<'a> {
     text: &'a str,
     path: &'a Path,
     found: Document,
+    /// Values under old names, until it is known that the new name is not set too.
+    deprecated: Vec<(&'static RenamedKey, Raw, Origin)>,
 }
 
 impl Walk<'_> {
@@ -118,9 +124,14 @@ impl Walk<'_> {
     /// One name below `prefix` (empty, or with a dot at its end): a key, or a table with keys in it.
     fn entry(&mut self, prefix: &str, span: Range<usize>, name: &str, value: &Spanned<DeValue<'_>>) {
         let path = format!("{prefix}{name}");
-        if let Some(key) = KEYS.iter().find(|key| key.name == path) {
+        if let Some(key) = keys::find(&path) {
             let origin = self.origin(&span);
             self.found.settings.push((key, raw(value.get_ref()), origin));
+            return;
+        }
+        if let Some(renamed) = keys::renamed(&path) {
+            let origin = self.origin(&span);
+            self.deprecated.push((renamed, raw(value.get_ref()), origin));
             return;
         }
         let below = format!("{path}.");
@@ -134,6 +145,30 @@ impl Walk<'_> {
         }
         let path = format!("{prefix}{}", quoted(name));
         self.problem(span, &path, format!("is not known{}", known_elsewhere(prefix, name)));
+    }
+
+    /// Takes over the values that stand under an old name. Old and new name together are a problem: either value
+    /// could be the one that was meant.
+    fn resolve_deprecated(&mut self) {
+        for (RenamedKey { old, new }, raw, origin) in std::mem::take(&mut self.deprecated) {
+            let Some(key) = keys::find(new) else { continue };
+            let is_set_twice = self.found.settings.iter().any(|(set, ..)| set.name == *new);
+            let (list, sentence) = if is_set_twice {
+                let sentence = format!("is the old name of {new}, which is set too; remove {old}");
+                (&mut self.found.problems, sentence)
+            } else {
+                self.found.settings.push((key, raw, origin.clone()));
+                (
+                    &mut self.found.warnings,
+                    format!("is deprecated; it is called {new} now"),
+                )
+            };
+            list.push(Problem {
+                origin,
+                key: (*old).to_owned(),
+                sentence,
+            });
+        }
     }
 
     fn models(&mut self, models: &DeTable<'_>) {

@@ -85,7 +85,7 @@ pub(super) const KEYS: &[Key<Config>] = &[
     key!("ollama.connect_timeout", ollama.connect_timeout, Time),
     key!("ollama.fallback_version", ollama.fallback_version, Text),
     key!("ollama.priority", ollama.priority, List<Choice>),
-    key!("ollama.honest_v1", ollama.honest_v1, Flag),
+    key!("ollama.v1_via_native", ollama.v1_via_native, Flag),
     key!("hub.enabled", hub.enabled, Flag),
     key!("hub.endpoint", hub.endpoint, Text),
     key!("hub.mirrors", hub.mirrors, List<Text>),
@@ -117,7 +117,7 @@ pub(super) const KEYS: &[Key<Config>] = &[
     key!("hub.xet", hub.xet, Choice),
     key!("hub.safetensors", hub.safetensors, Choice),
     key!("hub.safetensors_type", hub.safetensors_type, Choice),
-    key!("hub.doubtful_tokenizers", hub.doubtful_tokenizers, Choice),
+    key!("hub.tokenizer_mismatch", hub.tokenizer_mismatch, Choice),
     key!("engine.max_loaded_models", engine.max_loaded_models, Number),
     key!("engine.parallel", engine.parallel, Number),
     key!("engine.max_queue", engine.max_queue, Number),
@@ -234,7 +234,30 @@ pub(super) const MODEL_KEYS: &[Key<ModelConfig>] = &[
     key!("stop", sampling.stop, Maybe<List<Text>>),
 ];
 
-/// The key with this full name.
+/// A key of an earlier version that is still accepted under its old name.
+pub(super) struct RenamedKey {
+    pub old: &'static str,
+    pub new: &'static str,
+}
+
+/// Every renamed key. The old name still works in the file, with a warning.
+pub(super) const RENAMED_KEYS: &[RenamedKey] = &[
+    RenamedKey {
+        old: "ollama.honest_v1",
+        new: "ollama.v1_via_native",
+    },
+    RenamedKey {
+        old: "hub.doubtful_tokenizers",
+        new: "hub.tokenizer_mismatch",
+    },
+];
+
+/// Returns the entry of [`RENAMED_KEYS`] for a full key name that is no longer current.
+pub(super) fn renamed(old: &str) -> Option<&'static RenamedKey> {
+    RENAMED_KEYS.iter().find(|renamed| renamed.old == old)
+}
+
+/// Returns the key with this full name.
 pub(super) fn find(name: &str) -> Option<&'static Key<Config>> {
     KEYS.iter().find(|key| key.name == name)
 }
@@ -254,6 +277,10 @@ mod tests {
                 assert!(!seen.contains(set), "{} stands before its shorthand", set);
                 assert!(find(set).is_some(), "{set}");
             }
+        }
+        for RenamedKey { old, new } in RENAMED_KEYS {
+            assert!(seen.insert(*old), "{old} twice");
+            assert!(find(new).is_some(), "{new}");
         }
         let mut seen = BTreeSet::new();
         for name in MODEL_KEYS

@@ -192,6 +192,7 @@ impl Merge {
         };
         let document = document::read(&text, &file.path);
         self.problems.extend(document.problems);
+        self.warnings.extend(document.warnings);
         self.config.models = document.models;
         self.config.aliases = document.aliases;
         self.origins.extend(document.origins);

@@ -31,6 +31,6 @@ pub use load::{Inputs, Loaded, load};
 pub use problem::{Origin, Problem, Problems, Shadowed};
 pub use store::{Change, Commit, ConfigStore, Outcome, Prepare, Reason, ReloadHandle, ReloadRequest, Status};
 pub use types::{
-    Config, DoubtfulTokenizers, EngineConfig, HubConfig, JsonSchemas, LogConfig, LogFormat, ModelConfig, OllamaConfig,
-    ProviderName, Safetensors, ServerConfig, SplitMode, UnsupportedTools, WeightType, XetUse,
+    Config, EngineConfig, HubConfig, JsonSchemas, LogConfig, LogFormat, ModelConfig, OllamaConfig, ProviderName,
+    Safetensors, ServerConfig, TokenizerMismatch, UnsupportedTools, WeightType, XetUse,
 };

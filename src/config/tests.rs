@@ -306,6 +306,17 @@ fn problems_of_files() {
             "[log]\nlevel = \"info,hubllama=debug\"\nformat = \"xml\"\n",
             &["3: log.format: expected one of \"text\", \"json\""],
         ),
+        // Old names.
+        (
+            "[ollama]\nv1_via_native = true\nhonest_v1 = false\n",
+            &[
+                "3: ollama.honest_v1: is the old name of ollama.v1_via_native, which is set too; remove ollama.honest_v1",
+            ],
+        ),
+        (
+            "[hub]\ndoubtful_tokenizers = \"ask\"\n",
+            &["2: hub.tokenizer_mismatch: expected one of \"refuse\", \"warn\", found \"ask\""],
+        ),
         // Models and aliases.
         (
             "[models.\"hf:a/b\"]\nnum_ctx = 4096\nnum_ctz = 1\n",
@@ -524,6 +535,33 @@ fn mistakes_outside_the_file() {
             "environment OLLAMA_NUM_PARALLEL: engine.parallel: expected a whole number, found \"many\"; it is ignored",
         ]
     );
+}
+
+#[test]
+fn old_names_work_with_a_warning() {
+    let bench = Bench::new("[hub]\ndoubtful_tokenizers = \"warn\"\n[ollama]\nhonest_v1 = true\n");
+    let loaded = bench.load();
+    assert_eq!(loaded.config.hub.tokenizer_mismatch, TokenizerMismatch::Warn);
+    assert!(loaded.config.ollama.v1_via_native);
+    let folder = format!("{}/config.toml:", bench.folder.path().display());
+    let warnings: Vec<String> = loaded
+        .warnings
+        .iter()
+        .map(|warning| warning.to_string().replace(&folder, ""))
+        .collect();
+    let expected = [
+        "2: hub.doubtful_tokenizers: is deprecated; it is called hub.tokenizer_mismatch now",
+        "4: ollama.honest_v1: is deprecated; it is called ollama.v1_via_native now",
+    ];
+    assert_eq!(warnings, expected);
+    let report = check_report(&bench.inputs);
+    assert!(
+        report.good && expected.iter().all(|line| report.text.contains(line)),
+        "{}",
+        report.text
+    );
+    let value = "  ollama.v1_via_native = true  # ";
+    assert!(report.text.contains(value), "{}", report.text);
 }
 
 #[test]

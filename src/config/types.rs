@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use crate::{
-    inference::{KeepAlive, KvCacheType, LoadOptions, Sampling, Switch},
+    inference::{KeepAlive, KvCacheType, LoadOptions, Sampling, SplitMode, Switch},
     stdx::Secret,
 };
 
@@ -60,8 +60,8 @@ pub struct OllamaConfig {
     pub fallback_version: String,
     /// Who answers where both know a plain name.
     pub priority: Vec<ProviderName>,
-    /// Send a request on `/v1` that holds what Ollama leaves out there to its native route, instead of passing it on.
-    pub honest_v1: bool,
+    /// If set, a `/v1` request with a parameter that Ollama's `/v1` ignores is answered through Ollama's native route.
+    pub v1_via_native: bool,
 }
 
 /// One side of the house.
@@ -117,8 +117,7 @@ pub struct HubConfig {
     pub safetensors: Safetensors,
     /// The type of weights that is made of safetensors for a name that asks for none.
     pub safetensors_type: WeightType,
-    /// What becomes of a checkpoint whose texts the engine cuts into other tokens than its own tokenizer does.
-    pub doubtful_tokenizers: DoubtfulTokenizers,
+    pub tokenizer_mismatch: TokenizerMismatch,
 }
 
 /// The name of a type of weights, as `Q4_K_M`; `stored` is the one that a repository has.
@@ -229,19 +228,6 @@ pub struct EngineConfig {
     pub sampling: Sampling,
 }
 
-/// How a model is split over devices.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SplitMode {
-    /// One device.
-    None,
-    /// Whole layers.
-    #[default]
-    Layer,
-    /// Rows of each matrix.
-    Row,
-}
-
 /// What to do with tools where the model's template knows none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -266,14 +252,14 @@ pub enum JsonSchemas {
     Strict,
 }
 
-/// What becomes of a checkpoint whose texts the engine cuts into other tokens than its own tokenizer does.
+/// Treatment of a checkpoint for which llama.cpp's tokenizer and the repository's `tokenizer.json` disagree on sample texts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum DoubtfulTokenizers {
-    /// It is not converted.
+pub enum TokenizerMismatch {
+    /// The conversion fails.
     #[default]
     Refuse,
-    /// It is converted; the log, `/api/show` and the file itself say so.
+    /// The checkpoint is converted; the log, `/api/show` and the GGUF metadata report the mismatch.
     Warn,
 }
 
@@ -340,7 +326,7 @@ impl Default for OllamaConfig {
             connect_timeout: Duration::from_secs(5),
             fallback_version: "0.13.5".into(),
             priority: vec![ProviderName::Ollama, ProviderName::HuggingFace],
-            honest_v1: false,
+            v1_via_native: false,
         }
     }
 }
@@ -368,7 +354,7 @@ impl Default for HubConfig {
             xet: XetUse::default(),
             safetensors: Safetensors::default(),
             safetensors_type: WeightType::default(),
-            doubtful_tokenizers: DoubtfulTokenizers::default(),
+            tokenizer_mismatch: TokenizerMismatch::default(),
         }
     }
 }

@@ -67,7 +67,7 @@ pub(super) fn validate(config: &Config) -> Findings {
     if !config.ollama.enabled && !config.hub.enabled {
         findings.problem(
             "hub.enabled",
-            "is false and so is ollama.enabled; nobody is left to answer",
+            "is false and so is ollama.enabled, so no request could be answered; enable one of the two",
         );
     }
     findings
@@ -151,8 +151,8 @@ fn ollama(config: &Config, findings: &mut Findings) {
     if (1..ollama.priority.len()).any(|index| ollama.priority[..index].contains(&ollama.priority[index])) {
         findings.problem("ollama.priority", "names a provider twice");
     }
-    if ollama.honest_v1 && !ollama.enabled {
-        findings.warning("ollama.honest_v1", "has no effect, because ollama.enabled is false");
+    if ollama.v1_via_native && !ollama.enabled {
+        findings.warning("ollama.v1_via_native", "has no effect, because ollama.enabled is false");
     }
 }
 

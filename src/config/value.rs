@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, fmt::Display, path::PathBuf, time::Duration};
 use serde_json::{Value as Json, json};
 
 use super::{
-    DoubtfulTokenizers, JsonSchemas, LogFormat, ProviderName, Safetensors, SplitMode, UnsupportedTools, WeightType,
-    XetUse, suggest::hint,
+    JsonSchemas, LogFormat, ProviderName, Safetensors, TokenizerMismatch, UnsupportedTools, WeightType, XetUse,
+    suggest::hint,
 };
 use crate::{
     go::duration::GoDuration,
-    inference::{KeepAlive, KvCacheType, Switch},
+    inference::{KeepAlive, KvCacheType, SplitMode, Switch},
     stdx::Secret,
 };
 
@@ -317,7 +317,7 @@ impl Named for UnsupportedTools {
     ];
 }
 
-impl Named for DoubtfulTokenizers {
+impl Named for TokenizerMismatch {
     const NAMES: &'static [(&'static str, Self)] = &[("refuse", Self::Refuse), ("warn", Self::Warn)];
 }
 

@@ -19,9 +19,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ConvertError, Planned, Stream, TargetType, plan, plan_checked, plan_projector, replan};
 use crate::{
-    config::SplitMode,
     gguf::{Array, END_TOKENS_KEY, Header, Value},
-    inference::{KvCacheType, Switch},
+    inference::{KvCacheType, SplitMode, Switch},
     llama::{Batch, Context, ContextParams, ContextPurpose, Model, ModelParams},
 };
 

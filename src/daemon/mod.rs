@@ -94,7 +94,7 @@ async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartErro
     };
     let lifecycle = Lifecycle::start(worker.clone());
     let settings = Arc::clone(&store);
-    let converting = Converting::new(worker.clone(), move || settings.current().hub.doubtful_tokenizers);
+    let converting = Converting::new(worker.clone(), move || settings.current().hub.tokenizer_mismatch);
     let hub = Library::with_converter(&config.state_dir, Arc::new(converting));
     let hugging_face = HuggingFace::new(hub, lifecycle.clone(), TemplateHelper::new(worker));
     let registry = Registry::with_aliases(Arc::new(hugging_face), Aliases::load(&config.state_dir));

@@ -19,5 +19,5 @@ pub use event::{Delta, Event, Finish, FinishReason, TokenLogprob, ToolCall, TopL
 pub use failure::Failure;
 pub use keep_alive::KeepAlive;
 pub use model::{ModelCard, ModelDetails, ModelFacts, PullEvent, ResidentModel, TensorFacts};
-pub use options::{KvCacheType, LoadOptions, Sampling, Switch};
+pub use options::{KvCacheType, LoadOptions, Sampling, SplitMode, Switch};
 pub use request::{Format, InferenceRequest, Message, Prompt, Role, Think, ThinkLevel, ToolChoice};

@@ -86,3 +86,16 @@ pub enum KvCacheType {
     #[serde(rename = "q4_0")]
     Q4_0,
 }
+
+/// Placement of a model's weights on several devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SplitMode {
+    /// The whole model on one device.
+    None,
+    /// Whole layers on each device.
+    #[default]
+    Layer,
+    /// Rows of every weight matrix on each device (tensor parallelism).
+    Row,
+}

@@ -9,7 +9,7 @@ use std::{
 use llama_cpp_sys_2 as sys;
 
 use super::{adapter::LoraAdapter, backend};
-use crate::config::SplitMode;
+use crate::inference::SplitMode;
 
 /// A token id. Valid ids are non-negative and below [`Model::vocab_size`].
 pub type TokenId = i32;

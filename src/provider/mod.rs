@@ -1,7 +1,7 @@
 //! Who answers for a model name.
 //!
 //! A [`Provider`] serves neutral requests; a plain name that Ollama answers is not put through one: its bytes are
-//! forwarded as they are. (Unless `ollama.honest_v1` is on, and a request asks for what Ollama would leave out.)
+//! forwarded as they are. (Unless `ollama.v1_via_native` is on, and a request asks for what Ollama would leave out.)
 
 mod aliases;
 mod huggingface;

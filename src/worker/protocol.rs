@@ -13,9 +13,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::inference::TextToken;
 pub use crate::llama::{GrammarTrigger, RenderedChat};
 use crate::{
-    config::SplitMode,
     convert::{Advance, ConvertFault, Part, TargetType},
-    inference::{Event, Failure, KvCacheType, Switch},
+    inference::{Event, Failure, KvCacheType, SplitMode, Switch},
 };
 
 /// Changes with every change of the types below.

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use futures_util::{FutureExt as _, future::BoxFuture};
 
 use crate::{
-    config::DoubtfulTokenizers,
+    config::TokenizerMismatch,
     convert::{Advance, ConvertError},
     library::{Converter, Kept, Order},
     lifecycle::{WorkerCommand, convert},
@@ -16,16 +16,16 @@ use crate::{
 #[derive(Clone)]
 pub struct Converting {
     command: WorkerCommand,
-    doubtful: Arc<dyn Fn() -> DoubtfulTokenizers + Send + Sync>,
+    mismatch: Arc<dyn Fn() -> TokenizerMismatch + Send + Sync>,
 }
 
 impl Converting {
-    /// `doubtful` says what is the setting when a conversion begins.
+    /// `mismatch` returns the setting `[hub] tokenizer_mismatch` when a conversion begins.
     #[must_use]
-    pub fn new(command: WorkerCommand, doubtful: impl Fn() -> DoubtfulTokenizers + Send + Sync + 'static) -> Self {
+    pub fn new(command: WorkerCommand, mismatch: impl Fn() -> TokenizerMismatch + Send + Sync + 'static) -> Self {
         Self {
             command,
-            doubtful: Arc::new(doubtful),
+            mismatch: Arc::new(mismatch),
         }
     }
 }
@@ -45,7 +45,7 @@ impl Converter for Converting {
         progress: Box<dyn FnMut(Advance) + Send>,
     ) -> BoxFuture<'static, Result<String, ConvertError>> {
         let command = self.command.clone();
-        let any_tokenizer = (self.doubtful)() == DoubtfulTokenizers::Warn;
+        let any_tokenizer = (self.mismatch)() == TokenizerMismatch::Warn;
         async move {
             let job = ConvertJob {
                 folder: order.folder,

@@ -1,7 +1,7 @@
 //! Plain names over Ollama's native routes: what its `/v1` routes leave out of a request, these honour.
 //!
 //! A plain name is passed on as the bytes that came; only a request that asks for such a thing, and only where
-//! `ollama.honest_v1` is on, is served here.
+//! `ollama.v1_via_native` is on, is served here.
 
 mod answer;
 mod details;
