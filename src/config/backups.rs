@@ -2,12 +2,11 @@
 
 use std::{
     fs, io,
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use super::load::read_bounded;
+use crate::stdx::fs::write_private_atomic;
 
 /// How many are kept.
 const KEEP: usize = 5;
@@ -58,8 +57,8 @@ pub(super) fn keep(state_dir: &Path, text: &str) -> io::Result<()> {
     }
     let number = newest.map_or(1, |newest| newest.number.saturating_add(1));
     let path = folder(state_dir).join(format!("config-{number:06}.toml"));
-    fs::create_dir_all(folder(state_dir))?;
-    write_whole(&path, text)?;
+    // The file may hold a token.
+    write_private_atomic(&path, text.as_bytes())?;
     backups.push(Backup { number, path });
     for old in &backups[..backups.len().saturating_sub(KEEP)] {
         fs::remove_file(&old.path)?;
@@ -67,47 +66,8 @@ pub(super) fn keep(state_dir: &Path, text: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts a copy back in the place of the file at `path`, whole or not at all. The running daemon sees the change.
-///
-/// # Errors
-///
-/// Where the copy cannot be read or the file's folder not be written.
-pub fn restore(backup: &Backup, path: &Path) -> io::Result<()> {
-    let text = read_bounded(&backup.path)?;
-    // Through a link to the file itself, so that the link stays.
-    write_whole(&path.canonicalize().unwrap_or_else(|_| path.to_owned()), &text)
-}
-
 fn folder(state_dir: &Path) -> PathBuf {
     state_dir.join("config-backups")
-}
-
-/// Temporary file, fsync, rename; readable by the owner only, since it may hold a token.
-fn write_whole(path: &Path, text: &str) -> io::Result<()> {
-    let parent = path
-        .parent()
-        .ok_or_else(|| io::Error::other("the path has no folder"))?;
-    let temporary = path.with_extension(format!("toml.{}.tmp", std::process::id()));
-    let written = (|| {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        if let Ok(meta) = fs::metadata(path) {
-            file.set_permissions(meta.permissions())?;
-        }
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        fs::File::open(parent)?.sync_all()
-    })();
-    if written.is_err() {
-        // The error that matters is the first one.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
 }
 
 #[cfg(test)]
@@ -131,9 +91,5 @@ mod tests {
             .permissions()
             .mode();
         assert_eq!(mode & 0o777, 0o600);
-
-        let file = state.path().join("config.toml");
-        restore(&backups[0], &file).expect("the folder is writable");
-        assert_eq!(fs::read_to_string(&file).expect("it is there"), "b");
     }
 }

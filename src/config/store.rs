@@ -5,7 +5,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::SystemTime,
 };
 
@@ -18,6 +18,7 @@ use super::{
     Config, Diff, Inputs, Loaded, Origin, Problem, Problems, backups, describe, diff::without_restart_keys, load::load,
     validate::validate,
 };
+use crate::stdx::sync::lock;
 
 /// What a component does before a change: refuse it with a sentence, or make ready what [`Commit`] puts in place.
 /// Touches nothing live.
@@ -176,7 +177,7 @@ impl ConfigStore {
     ///
     /// A mistake anywhere before the swap changes nothing but the [`Status`].
     pub fn reload(&self, participants: &[Prepare]) -> Outcome {
-        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = lock(&self.reloading);
         let outcome = load(&self.inputs).and_then(|loaded| self.replace(loaded, participants));
         outcome.unwrap_or_else(|problems| {
             self.state().problems.clone_from(&problems.0);
@@ -258,7 +259,7 @@ impl ConfigStore {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

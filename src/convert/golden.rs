@@ -91,7 +91,7 @@ pub(super) fn assembled(name: &str) -> tempfile::TempDir {
 }
 
 pub(super) fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    crate::stdx::hex::encode(Sha256::digest(bytes))
 }
 
 fn listed(kind: &str, list: Vec<Json>) -> (String, Json) {

@@ -10,12 +10,13 @@ use std::{
     io::{self, Read, Seek, SeekFrom},
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     thread::{self, JoinHandle},
 };
 
 use self::forecast::Forecast;
 use super::{ConvertError, VirtualGguf, recipe::Scratch};
+use crate::stdx::sync::{lock, wait};
 
 /// More threads than this only wait for the disk.
 const MAX_THREADS: usize = 8;
@@ -218,7 +219,7 @@ impl Drop for Stream {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// The life of a thread of the pool.
@@ -227,7 +228,7 @@ impl Shared {
         let mut state = self.lock();
         while !state.is_stopped {
             let Some((step, spare)) = state.begin(&self.model, self.ahead) else {
-                state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = wait(&self.work, state);
                 continue;
             };
             drop(state);
@@ -276,7 +277,7 @@ impl Shared {
                 Some(Slot::Made(made)) => return made,
                 Some(Slot::Working) => {
                     state.slots.insert(step, Slot::Working);
-                    state = self.made.wait(state).unwrap_or_else(PoisonError::into_inner);
+                    state = wait(&self.made, state);
                 }
                 None => {
                     let spare = state.spare.pop().unwrap_or_default();

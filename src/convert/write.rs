@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::FileExt,
     path::Path,
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -15,7 +15,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::{ConvertError, Recipe, VirtualGguf};
-use crate::stdx::{fs::free_bytes, new_file::NewFile};
+use crate::stdx::{fs::free_bytes, new_file::NewFile, sync::lock};
 
 /// Bytes of memory for the steps of all threads, about.
 const MEMORY_BYTES: u64 = 160 << 20;
@@ -37,7 +37,7 @@ struct Steps<'a> {
 
 impl Steps<'_> {
     fn take(&self) -> Option<Step> {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = lock(&self.next);
         let (tensor, start) = *next;
         let recipe = self.recipes.get(tensor)?;
         let end = (start + recipe.rows_per_step()).min(recipe.row_count());

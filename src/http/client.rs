@@ -9,7 +9,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     pin::{Pin, pin},
-    sync::{Arc, Mutex, Once, OnceLock, PoisonError},
+    sync::{Arc, Mutex, Once, OnceLock},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -30,6 +30,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use tower_service::Service;
 
 use super::body::{self, Body, BoxError};
+use crate::stdx::sync::lock;
 
 /// Idle connections are kept this long. Ollama never closes one; anything between it and us may.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -223,7 +224,7 @@ struct Pool {
 impl Pool {
     /// The connection that was used last.
     fn take(&self, address: &Address) -> Option<Connection> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = lock(&self.idle);
         idle.retain(|(_, since, _)| since.elapsed() < IDLE_TIMEOUT);
         while let Some(index) = idle.iter().rposition(|(other, ..)| other == address) {
             let (.., mut connection) = idle.remove(index);
@@ -235,7 +236,7 @@ impl Pool {
     }
 
     fn put(&self, address: Address, connection: Connection) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = lock(&self.idle);
         if idle.len() >= MAX_IDLE {
             idle.remove(0);
         }

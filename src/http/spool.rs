@@ -19,6 +19,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use rustix::fs::{Mode, OFlags};
 
 use super::body::{Body, BoxError};
+use crate::stdx::task::blocking;
 
 /// Bytes that are collected before one write, and read back at once.
 const FILE_BLOCK_BYTES: usize = 512 << 10;
@@ -217,12 +218,12 @@ fn read_back(file: Arc<File>, len: u64) -> BoxStream<'static, Result<Bytes, BoxE
         let want = usize::try_from(len - position)
             .unwrap_or(usize::MAX)
             .min(FILE_BLOCK_BYTES);
-        let (file, block) = tokio::task::spawn_blocking(move || {
+        let read = move || {
             let mut block = vec![0; want];
             file.read_exact_at(&mut block, position)?;
             Ok::<_, io::Error>((file, block))
-        })
-        .await??;
+        };
+        let (file, block) = blocking(read).await?;
         Ok(Some((Bytes::from(block), (file, position + want as u64))))
     })
     .boxed()
@@ -236,12 +237,9 @@ async fn append(file: Option<File>, bytes: Bytes) -> Result<File, SpoolError> {
             None => nameless_file(&std::env::temp_dir())?,
         };
         file.write_all(&bytes)?;
-        Ok(file)
+        Ok::<_, io::Error>(file)
     };
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(SpoolError::Disk),
-        Err(error) => Err(SpoolError::Disk(io::Error::other(error))),
-    }
+    blocking(work).await.map_err(SpoolError::Disk)
 }
 
 /// A file in `folder` that has no name, or has lost it already.

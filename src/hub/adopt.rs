@@ -7,13 +7,13 @@ use std::{
 
 use super::{
     cache::RepoFolder,
-    disk::link_atomic,
     download::{Target, is_present},
     error::HubError,
     ledger::Ledger,
     name::split_repo_id,
     partial::BlobLock,
 };
+use crate::stdx::fs::symlink_atomic;
 
 /// Makes the blob of a target a link to the same blob in one of the caches that are only read, if one has it. The name of a
 /// blob is the hash of its content, and whoever put it there has checked that; the link is ours to remove.
@@ -30,7 +30,7 @@ pub(crate) fn adopt(target: &Target, extra_caches: &[PathBuf], ledger: &Ledger) 
     };
     if let Some(path) = found.to_str() {
         tracing::debug!(path = target.path, %path, "content of another cache is used");
-        link_atomic(&target.blob, path).map_err(|error| HubError::io("link", &target.blob, &error))?;
+        symlink_atomic(&target.blob, path).map_err(|error| HubError::io("link", &target.blob, &error))?;
         ledger.add(target.blob.clone())?;
     }
     Ok(())

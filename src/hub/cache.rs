@@ -11,10 +11,13 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    disk::{link_atomic, write_atomic},
     error::HubError,
     name::{HfName, Selector, is_safe_path, split_repo_id},
     resolve::{self, RepoFile, Resolution, ResolveError},
+};
+use crate::stdx::{
+    fs::{symlink_atomic, write_atomic},
+    hex,
 };
 
 /// Entries of one snapshot that are looked at; the largest repositories have some thousands.
@@ -193,7 +196,7 @@ impl RepoFolder {
         if fs::read_link(&link).is_ok_and(|found| found == Path::new(&target)) {
             return Ok(());
         }
-        link_atomic(&link, &target).map_err(|error| HubError::io("link", &link, &error))
+        symlink_atomic(&link, &target).map_err(|error| HubError::io("link", &link, &error))
     }
 }
 
@@ -255,8 +258,8 @@ impl Snapshot {
         let etag = blob_name(&full).unwrap_or_default();
         Some(RepoFile {
             size: meta.len(),
-            lfs_sha256: Some(etag.clone()).filter(|etag| is_hex(etag, 64)),
-            oid: Some(etag).filter(|etag| is_hex(etag, 40)),
+            lfs_sha256: Some(etag.clone()).filter(|etag| hex::is_hex(etag, 64)),
+            oid: Some(etag).filter(|etag| hex::is_hex(etag, 40)),
             path,
         })
     }
@@ -400,20 +403,11 @@ pub(crate) fn digest(files: &[RepoFile]) -> String {
             file.path
         ));
     }
-    hex(&hasher.finalize())
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Whether a text is this many lower-case hex digits; such a text is also safe as a file name.
-pub(crate) fn is_hex(text: &str, digits: usize) -> bool {
-    text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    hex::encode(hasher.finalize())
 }
 
 pub(crate) fn is_commit(text: &str) -> bool {
-    is_hex(text, 40)
+    hex::is_hex(text, 40)
 }
 
 fn entries(folder: &Path) -> Vec<PathBuf> {
@@ -437,7 +431,7 @@ pub(crate) mod tests {
     pub(crate) fn put(root: &Path, id: &str, commit: &str, path: &str, content: &str) -> PathBuf {
         let (org, repo) = split_repo_id(id).unwrap();
         let folder = RepoFolder::new(root, org, repo);
-        let etag = hex(&Sha256::digest(content));
+        let etag = hex::encode(Sha256::digest(content));
         fs::create_dir_all(folder.path.join("blobs")).unwrap();
         fs::write(folder.blob(&etag), content).unwrap();
         folder.link(commit, path, &etag).unwrap();
@@ -479,7 +473,7 @@ pub(crate) mod tests {
         put(root, "Org/Repo", OLD, "sub/m-Q8_0-00002-of-00002.gguf", "second");
         let model = locate(root, &name("hf:org/repo:q8_0")).unwrap();
         assert_eq!(model.files.len(), 2);
-        assert!(is_hex(&model.digest, 64));
+        assert!(hex::is_hex(&model.digest, 64));
         assert_eq!(labels(root).len(), 2);
 
         fs::remove_file(blob).unwrap();

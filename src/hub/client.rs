@@ -1,7 +1,7 @@
 //! Questions to the Hub over HTTP: what a repository is, what it holds, where a file lies. No file is written here.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -22,7 +22,10 @@ use super::{
     throttle::Throttle,
     wire::{EntryWire, FoundWire, InfoWire, WhoWire, XetTokenWire, etag, next_page, number, redirect, xet_hash},
 };
-use crate::{config::HubConfig, stdx::Secret};
+use crate::{
+    config::HubConfig,
+    stdx::{Secret, sync::lock},
+};
 
 /// Redirects of one request; huggingface.co uses two.
 const MAX_REDIRECTS: usize = 10;
@@ -112,7 +115,7 @@ pub(crate) struct About<'a> {
 
 impl Pool {
     fn client(&self, connect_timeout: Duration) -> Result<reqwest::Client, HubError> {
-        let mut cached = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = lock(&self.client);
         if let Some((_, client)) = cached.as_ref().filter(|(timeout, _)| *timeout == connect_timeout) {
             return Ok(client.clone());
         }

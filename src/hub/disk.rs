@@ -1,11 +1,6 @@
-//! Putting files in place so that nobody ever sees half of one.
+//! Room on the disk for a download.
 
-use std::{
-    fs, io,
-    io::Write as _,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::path::Path;
 
 use super::error::HubError;
 
@@ -28,41 +23,6 @@ pub(crate) fn check_space(what: &str, at: &Path, needed: u64) -> Result<(), HubE
     })
 }
 
-/// Replaces a file so that a reader, or a crash, sees the old or the new content and nothing between.
-pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> io::Result<()> {
-    replace(path, |temporary| {
-        let mut file = fs::File::create(temporary)?;
-        file.write_all(content)?;
-        file.sync_all()
-    })?;
-    fs::File::open(folder_of(path))?.sync_all()
-}
-
-/// The same for content that may be lost with the power, as long as it is never half there.
-pub(crate) fn write_lightly(path: &Path, content: &[u8]) -> io::Result<()> {
-    replace(path, |temporary| fs::write(temporary, content))
-}
-
-/// Replaces a link in the same way.
-pub(crate) fn link_atomic(path: &Path, target: &str) -> io::Result<()> {
-    replace(path, |temporary| std::os::unix::fs::symlink(target, temporary))
-}
-
-fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-    fs::create_dir_all(folder_of(path))?;
-    let temporary = temporary(path);
-    make(&temporary)
-        .and_then(|()| fs::rename(&temporary, path))
-        .inspect_err(|_| drop(fs::remove_file(&temporary)))
-}
-
-/// A name beside `path` that no other writer uses: two pulls may put the same link in place at the same time.
-fn temporary(path: &Path) -> PathBuf {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    folder_of(path).join(format!(".hubllama.{}.{count}.tmp", std::process::id()))
-}
-
 fn folder_of(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("."))
 }
@@ -79,29 +39,5 @@ mod tests {
         assert_eq!(check_space("f", &at, 1), Ok(()));
         let error = check_space("f", &at, u64::MAX).unwrap_err();
         assert!(matches!(error, HubError::DiskFull { free: 1.., .. }), "{error}");
-    }
-
-    #[test]
-    fn writers_do_not_disturb_each_other() {
-        let folder = tempfile::tempdir().unwrap();
-        let (file, link) = (folder.path().join("a/file"), folder.path().join("a/link"));
-        std::thread::scope(|scope| {
-            for content in ["one", "two", "six", "ten"] {
-                let (file, link) = (&file, &link);
-                scope.spawn(move || {
-                    for _ in 0..50 {
-                        write_atomic(file, content.as_bytes()).unwrap();
-                        link_atomic(link, content).unwrap();
-                        assert_eq!(fs::read(file).unwrap().len(), 3);
-                        assert_eq!(fs::read_link(link).unwrap().as_os_str().len(), 3);
-                    }
-                });
-            }
-        });
-        assert_eq!(
-            fs::read_dir(folder.path().join("a")).unwrap().count(),
-            2,
-            "no temporary file is left"
-        );
     }
 }

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
@@ -19,6 +19,7 @@ use super::{
     ledger::Ledger,
     partial::{BlobLock, Partial},
 };
+use crate::stdx::{self, sync::lock};
 
 /// Time between two looks at a lock that another process holds.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
@@ -68,7 +69,7 @@ pub(crate) struct Downloads(Mutex<HashMap<PathBuf, Weak<Flight>>>);
 impl Downloads {
     /// Joins the download of a blob, or starts it. The ledger hears of it when it is complete.
     pub(crate) fn join(&self, client: &Client, target: &Target, ledger: &Arc<Ledger>) -> Arc<Flight> {
-        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flights = lock(&self.0);
         flights.retain(|_, flight| flight.strong_count() > 0);
         if let Some(flight) = flights
             .get(&target.blob)
@@ -223,10 +224,7 @@ impl Drop for GiveUpOnDrop {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, HubError> + Send + 'static,
 ) -> Result<T, HubError> {
-    // The pool refuses only while the process ends.
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or(Err(HubError::Cancelled))
+    stdx::task::blocking(work).await
 }
 
 #[cfg(test)]

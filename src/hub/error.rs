@@ -3,7 +3,7 @@
 use std::{io, path::Path, time::Duration};
 
 use super::{name::NameError, resolve::ResolveError};
-use crate::inference::Failure;
+use crate::{inference::Failure, stdx::task::UnfinishedWork};
 
 /// Why a name could not be located, pulled or deleted. Clones are shared by everybody who waits for one download.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -224,6 +224,12 @@ impl HubError {
             Self::Status { status, .. } => matches!(status, 408 | 500 | 502 | 503 | 504),
             _ => false,
         }
+    }
+}
+
+impl From<UnfinishedWork> for HubError {
+    fn from(_: UnfinishedWork) -> Self {
+        Self::Cancelled
     }
 }
 

@@ -9,13 +9,14 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{disk::write_atomic, error::HubError};
+use super::error::HubError;
+use crate::stdx::{fs::write_atomic, sync::lock};
 
 /// Bytes of the file; a hundred thousand downloads fit.
 const MAX_BYTES: u64 = 32 << 20;
@@ -197,7 +198,7 @@ impl Ledger {
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use crate::stdx::text::{strip_prefix_ignore_case, strip_suffix_ignore_case};
+
 /// Bytes of a whole name; file paths are the only part that is not bounded more tightly.
 const MAX_NAME_BYTES: usize = 1024;
 /// Characters of `ORG/REPO`, as llama.cpp bounds it.
@@ -355,17 +357,6 @@ fn parse_revision(text: &str) -> Result<(&str, Option<String>), &'static str> {
         Some((rest, revision)) if is_revision(revision) => Ok((rest, Some(revision.to_owned()))),
         Some(_) => Err("its revision is not a branch, tag or commit"),
     }
-}
-
-fn strip_prefix_ignore_case<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
-    let head = text.get(..prefix.len())?;
-    head.eq_ignore_ascii_case(prefix).then(|| &text[prefix.len()..])
-}
-
-fn strip_suffix_ignore_case<'a>(text: &'a str, suffix: &str) -> Option<&'a str> {
-    let at = text.len().checked_sub(suffix.len())?;
-    let tail = text.get(at..)?;
-    tail.eq_ignore_ascii_case(suffix).then(|| &text[..at])
 }
 
 /// A name that is quoted in an error must not be a megabyte long.

@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
+        Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::{cache, disk::write_lightly, error::HubError};
+use super::error::HubError;
+use crate::stdx::{fs::write_unsynced_atomic, hex, sync::lock};
 
 /// Time between two writes of the side file; a kill loses at most what arrived in between.
 const SAVE_INTERVAL: Duration = Duration::from_millis(500);
@@ -201,7 +202,7 @@ impl Partial {
                 continue;
             }
             if at == self.size {
-                return Ok(cache::hex(&hasher.finalize()));
+                return Ok(hex::encode(hasher.finalize()));
             }
             while at < ready && !self.is_given_up.load(Ordering::Relaxed) {
                 let want = HASH_BYTES.min(usize::try_from(ready - at).unwrap_or(HASH_BYTES));
@@ -316,12 +317,12 @@ impl Partial {
         };
         serde_json::to_vec(&side)
             .map_err(io::Error::from)
-            .and_then(|json| write_lightly(&self.side, &json))
+            .and_then(|json| write_unsynced_atomic(&self.side, &json))
             .map_err(|error| HubError::io("write", &self.side, &error))
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.progress)
     }
 }
 
@@ -411,7 +412,7 @@ fn is_partial_of(file: &str, blob: &str) -> bool {
             || rest
                 .strip_prefix('.')
                 .and_then(|rest| rest.strip_suffix(".incomplete"))
-                .is_some_and(|id| cache::is_hex(id, 8))
+                .is_some_and(|id| hex::is_hex(id, 8))
     })
 }
 
@@ -478,10 +479,10 @@ mod tests {
         let partial = open(folder, 10);
         assert_eq!(partial.missing(), [(2, 6)]);
         assert_eq!(partial.write(2, b"2345").unwrap(), 10);
-        assert_eq!(partial.hash(64).unwrap(), cache::hex(&Sha256::digest(b"0123456789")));
+        assert_eq!(partial.hash(64).unwrap(), hex::encode(Sha256::digest(b"0123456789")));
         assert_eq!(
             partial.hash(40).unwrap(),
-            cache::hex(&Sha1::digest(b"blob 10\x000123456789"))
+            hex::encode(Sha1::digest(b"blob 10\x000123456789"))
         );
         partial.give_up();
         assert_eq!(partial.hash(64), Err(HubError::Cancelled));
@@ -514,7 +515,7 @@ mod tests {
                 let at = part << 20;
                 partial.write(at as u64, &content[at..at + (1 << 20)]).unwrap();
             }
-            assert_eq!(hash.join().unwrap().unwrap(), cache::hex(&Sha256::digest(&content)));
+            assert_eq!(hash.join().unwrap().unwrap(), hex::encode(Sha256::digest(&content)));
             partial.finish().unwrap();
             keep.join().unwrap().unwrap();
         });

@@ -2,14 +2,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use url::Url;
 
 use super::{backoff::Backoff, error::HubError};
-use crate::config::HubConfig;
+use crate::{config::HubConfig, stdx::sync::lock};
 
 /// How long an address that failed once is asked last; doubles with each further failure.
 const FIRST_PENALTY: Duration = Duration::from_secs(15);
@@ -87,7 +87,7 @@ impl Health {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Mark>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

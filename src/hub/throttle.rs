@@ -1,11 +1,10 @@
 //! The bandwidth that all downloads of a process share.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Mutex, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
+
+use crate::stdx::sync::lock;
 
 /// Time that may be caught up after a pause: enough to even out timers, too little to be noticed as a burst.
 const CATCH_UP: Duration = Duration::from_millis(50);
@@ -21,7 +20,7 @@ impl Throttle {
             return;
         }
         let until = {
-            let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut next = lock(&self.0);
             let earliest = Instant::now().checked_sub(CATCH_UP);
             let start = next.max(earliest).unwrap_or_else(Instant::now);
             #[expect(clippy::cast_precision_loss, reason = "a part in 2^52 is nothing here")]

@@ -9,7 +9,8 @@ use reqwest::{
 use serde::Deserialize;
 use url::Url;
 
-use super::{backoff::MAX_WAIT, cache, error::HubError, name, resolve::RepoFile};
+use super::{backoff::MAX_WAIT, error::HubError, name, resolve::RepoFile};
+use crate::stdx::hex;
 
 #[derive(Deserialize)]
 pub(crate) struct InfoWire {
@@ -87,8 +88,8 @@ impl EntryWire {
         let (lfs_oid, lfs_size) = self.lfs.map_or((None, None), |lfs| (lfs.oid, lfs.size));
         is_safe.then(|| RepoFile {
             size: lfs_size.unwrap_or(self.size),
-            oid: self.oid.filter(|oid| cache::is_hex(oid, 40)),
-            lfs_sha256: lfs_oid.filter(|oid| cache::is_hex(oid, 64)),
+            oid: self.oid.filter(|oid| hex::is_hex(oid, 40)),
+            lfs_sha256: lfs_oid.filter(|oid| hex::is_hex(oid, 64)),
             path: self.path,
         })
     }
@@ -97,7 +98,7 @@ impl EntryWire {
 /// What the xet protocol knows a file by.
 pub(crate) fn xet_hash(headers: &HeaderMap) -> Option<String> {
     let hash = headers.get("x-xet-hash")?.to_str().ok()?.to_ascii_lowercase();
-    cache::is_hex(&hash, 64).then_some(hash)
+    hex::is_hex(&hash, 64).then_some(hash)
 }
 
 /// Where a redirect leads; a step down from https would expose what was asked for.
@@ -121,7 +122,7 @@ pub(crate) fn redirect(response: &Response) -> Result<Option<Url>, HubError> {
 pub(crate) fn etag(headers: &HeaderMap, name: &str) -> Option<String> {
     let value = headers.get(name)?.to_str().ok()?;
     let value = value.strip_prefix("W/").unwrap_or(value).trim_matches('"');
-    (cache::is_hex(value, 64) || cache::is_hex(value, 40)).then(|| value.to_owned())
+    (hex::is_hex(value, 64) || hex::is_hex(value, 40)).then(|| value.to_owned())
 }
 
 pub(crate) fn number(headers: &HeaderMap, name: &str) -> Option<u64> {

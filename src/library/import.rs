@@ -21,6 +21,7 @@ use crate::{
         name::is_safe_path,
         resolve::{self, RepoFile},
     },
+    stdx::{fs::temporary_name, hex},
 };
 
 /// Bytes that are copied at a time.
@@ -149,10 +150,7 @@ fn files(source: &Path, name: &HfName) -> Result<Vec<(PathBuf, String)>, HubErro
 
 /// Copies a file to where its hash says; the hash, the size, and whether it was not there.
 fn copy(from: &Path, folder: &RepoFolder, on_bytes: &impl Fn(u64)) -> Result<(String, u64, bool), HubError> {
-    let temporary = folder
-        .path
-        .join("blobs")
-        .join(format!(".hubllama.{}.import.tmp", std::process::id()));
+    let temporary = temporary_name(&folder.blob("import")).map_err(|error| HubError::io("copy", from, &error))?;
     let copied = || -> io::Result<(String, u64)> {
         fs::create_dir_all(folder.path.join("blobs"))?;
         let (mut source, mut target) = (File::open(from)?, File::create(&temporary)?);
@@ -171,7 +169,7 @@ fn copy(from: &Path, folder: &RepoFolder, on_bytes: &impl Fn(u64)) -> Result<(St
             on_bytes(length as u64);
         }
         target.sync_all()?;
-        Ok((cache::hex(&hasher.finalize()), size))
+        Ok((hex::encode(hasher.finalize()), size))
     };
     let placed = copied().and_then(|(etag, size)| {
         let blob = folder.blob(&etag);
@@ -196,7 +194,7 @@ fn commit_of(files: &[RepoFile]) -> String {
     for file in files {
         hasher.update(format!("{} {}\n", file.etag().unwrap_or_default(), file.path));
     }
-    cache::hex(&hasher.finalize())
+    hex::encode(hasher.finalize())
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ mod verify;
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -44,6 +44,7 @@ use crate::{
         download::{self, blocking},
         ledger::Ledger,
     },
+    stdx::sync::lock,
 };
 
 /// File systems tick: a change so soon after another one may leave the same time behind.
@@ -433,7 +434,7 @@ impl Library {
 
     /// Every complete model of the caches, each once, sorted.
     fn scan(&self, roots: &[PathBuf]) -> Vec<CachedModel> {
-        let mut scans = self.0.scans.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scans = lock(&self.0.scans);
         scans.retain(|root, _| roots.contains(root));
         let mut models: BTreeMap<String, CachedModel> = BTreeMap::new();
         for root in roots {

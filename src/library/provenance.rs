@@ -6,7 +6,10 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{Library, LocalModel, key, remove};
-use crate::hub::{cache, download::blocking};
+use crate::{
+    hub::{cache, download::blocking},
+    stdx::hex,
+};
 
 /// Where a model is from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,8 +108,8 @@ fn files_in(snapshot: &Path, files: &[PathBuf]) -> Vec<FileProvenance> {
         FileProvenance {
             path: file.strip_prefix(snapshot).unwrap_or(file).display().to_string(),
             size: std::fs::metadata(file).map_or(0, |meta| meta.len()),
-            git_sha1: Some(etag.clone()).filter(|etag| cache::is_hex(etag, 40)),
-            sha256: Some(etag).filter(|etag| cache::is_hex(etag, 64)),
+            git_sha1: Some(etag.clone()).filter(|etag| hex::is_hex(etag, 40)),
+            sha256: Some(etag).filter(|etag| hex::is_hex(etag, 64)),
         }
     };
     files.iter().map(provenance).collect()

@@ -38,6 +38,7 @@ use crate::{
         search,
     },
     inference::PullEvent,
+    stdx::hex,
 };
 
 /// Time between two progress events of a file, Ollama's own.
@@ -436,7 +437,7 @@ async fn make(library: &Library, config: &HubConfig, wanted: Wanted, events: &Ev
         Kept::File => "converting model",
         Kept::Header => "planning model",
     };
-    let digest = cache::hex(&Sha256::digest(wanted.to_string()));
+    let digest = hex::encode(Sha256::digest(wanted.to_string()));
     let event = |advance: Advance| PullEvent::Converting {
         digest: digest.clone(),
         total: advance.total,
@@ -589,9 +590,9 @@ async fn report_whole(digest: &str, size: u64, events: &Events) -> Result<(), Hu
 
 /// 64 hex digits for an event. A small file has only git's hash, and clients tell files apart by this text alone.
 fn digest_of(etag: &str) -> String {
-    if cache::is_hex(etag, 64) {
+    if hex::is_hex(etag, 64) {
         etag.to_owned()
     } else {
-        cache::hex(&Sha256::digest(etag))
+        hex::encode(Sha256::digest(etag))
     }
 }

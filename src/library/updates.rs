@@ -15,7 +15,8 @@ use tokio::time::{Instant, timeout_at};
 use super::{Library, LocalModel, Update};
 use crate::{
     config::HubConfig,
-    hub::{HfName, HubError, disk::write_lightly, download::blocking},
+    hub::{HfName, HubError, download::blocking},
+    stdx::fs::write_unsynced_atomic,
 };
 
 /// How long an answer holds.
@@ -118,7 +119,7 @@ impl Library {
             let kept = known.clone();
             let write = move || {
                 let json = serde_json::to_vec(&kept).map_err(std::io::Error::from);
-                let written = json.and_then(|json| write_lightly(&path, &json));
+                let written = json.and_then(|json| write_unsynced_atomic(&path, &json));
                 written.map_err(|error| HubError::io("write", &path, &error))
             };
             // Whoever may not write there asks again next time.

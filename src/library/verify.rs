@@ -10,7 +10,10 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::{Library, LocalModel};
-use crate::hub::{HubError, cache, download::blocking};
+use crate::{
+    hub::{HubError, cache, download::blocking},
+    stdx::hex,
+};
 
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 1 << 20;
@@ -65,9 +68,9 @@ impl Library {
 fn check(path: &Path, on_bytes: &impl Fn(u64)) -> io::Result<Verdict> {
     let expected = cache::blob_name(path).unwrap_or_default();
     let mut file = File::open(path)?;
-    let actual = if cache::is_hex(&expected, 64) {
+    let actual = if hex::is_hex(&expected, 64) {
         hash(&mut file, Sha256::new(), on_bytes)?
-    } else if cache::is_hex(&expected, 40) {
+    } else if hex::is_hex(&expected, 40) {
         let length = file.metadata()?.len();
         hash(&mut file, Sha1::new_with_prefix(format!("blob {length}\0")), on_bytes)?
     } else {
@@ -85,7 +88,7 @@ pub(crate) fn hash(file: &mut File, mut hasher: impl Digest, on_bytes: &impl Fn(
     let mut buffer = vec![0; READ_BYTES];
     loop {
         match file.read(&mut buffer) {
-            Ok(0) => return Ok(cache::hex(&hasher.finalize())),
+            Ok(0) => return Ok(hex::encode(hasher.finalize())),
             Ok(length) => {
                 hasher.update(&buffer[..length]);
                 on_bytes(length as u64);
@@ -139,8 +142,8 @@ mod tests {
         assert_eq!(verify().await, [Verdict::Good, Verdict::Good]);
         assert_eq!(read.load(Ordering::Relaxed), 10);
         fs::write(&blob, "weightz").unwrap();
-        let expected = cache::hex(&Sha256::digest("weights"));
-        let actual = cache::hex(&Sha256::digest("weightz"));
+        let expected = hex::encode(Sha256::digest("weights"));
+        let actual = hex::encode(Sha256::digest("weightz"));
         assert_eq!(verify().await, [Verdict::Corrupt { expected, actual }, Verdict::Good]);
         // A file in the place of a link has no hash in its name.
         fs::remove_file(model.mmproj.as_ref().unwrap()).unwrap();
@@ -149,7 +152,7 @@ mod tests {
         let provenance = library.provenance(&model).await;
         assert_eq!(provenance.repository, "o/r");
         assert_eq!(provenance.files[0].path, "m-Q4_0.gguf");
-        assert_eq!(provenance.files[0].sha256, Some(cache::hex(&Sha256::digest("weights"))));
+        assert_eq!(provenance.files[0].sha256, Some(hex::encode(Sha256::digest("weights"))));
         assert_eq!(provenance.files[1].sha256, None);
         let keys = provenance.keys("file");
         assert_eq!(keys["hubllama.commit"], OLD);

@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
     process::{ExitStatus, Stdio},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -33,6 +33,7 @@ use super::{
 use crate::{
     convert::Advance,
     inference::{Event, Failure},
+    stdx::sync::lock,
     worker::protocol::{
         self, DaemonCommand, Job, LoadSpec, LoadedModel, MAX_FRAME_BYTES, PROTOCOL_VERSION, STREAM_CREDIT,
         WorkerQuestion, WorkerReply, WorkerReport,
@@ -123,11 +124,6 @@ struct PendingEntry<R> {
     receiver: R,
     /// Fingerprint of the request, for the quarantine; `None` for requests that do not come from a client.
     fingerprint: Option<RequestFingerprint>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // No code that can panic runs while a map is half changed, so a poisoned lock is still consistent.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A report about the load of a model.

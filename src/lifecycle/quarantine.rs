@@ -8,11 +8,13 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher, Hasher, RandomState},
     io,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 use serde::Serialize;
+
+use crate::stdx::sync::lock;
 
 /// Time for which a request in quarantine is refused after the last death.
 const REFUSAL_TIME: Duration = Duration::from_secs(60);
@@ -107,7 +109,7 @@ impl RequestQuarantine {
     }
 
     fn records(&self) -> MutexGuard<'_, DeathRecords> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.records)
     }
 
     /// Returns true if the request is in quarantine at `now`.

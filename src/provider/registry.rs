@@ -8,6 +8,7 @@ use super::{
     aliases::{Aliased, Aliases},
 };
 use crate::config::{Config, ProviderName};
+use crate::stdx::text::strip_prefix_ignore_case;
 
 /// Who answers for a name.
 #[derive(Clone, Debug)]
@@ -146,9 +147,4 @@ fn alias<'a>(config: &'a Config, name: &str) -> Option<&'a str> {
                 .eq_ignore_ascii_case(bare)
         })
         .map(|(_, target)| target.as_str())
-}
-
-fn strip_prefix_ignore_case<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
-    let head = text.get(..prefix.len())?;
-    head.eq_ignore_ascii_case(prefix).then(|| &text[prefix.len()..])
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use arc_swap::ArcSwap;
@@ -23,6 +23,7 @@ use crate::{
     api::{Endpoint, Handler},
     config::Config,
     http::body::{self, Body},
+    stdx::sync::lock,
 };
 
 /// Answers requests of all connections.
@@ -116,7 +117,7 @@ pub(super) struct Entry {
 impl InFlight {
     fn enter(&self, what: String) -> Entry {
         let what: Arc<str> = what.into();
-        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut requests = lock(&self.requests);
         let key = requests.next;
         requests.next += 1;
         requests.open.insert(key, Arc::clone(&what));
@@ -130,7 +131,7 @@ impl InFlight {
 
     /// How many there are, and the oldest `limit`.
     pub(super) fn oldest(&self, limit: usize) -> (usize, Vec<Arc<str>>) {
-        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let requests = lock(&self.requests);
         (
             requests.open.len(),
             requests.open.values().take(limit).cloned().collect(),
@@ -140,12 +141,7 @@ impl InFlight {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.list
-            .requests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .open
-            .remove(&self.key);
+        lock(&self.list.requests).open.remove(&self.key);
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
@@ -19,7 +19,7 @@ use crate::{
     convert::{Advance, ConvertError, Planned, Stage},
     inference::Failure,
     llama::{Model, quantize_rows},
-    stdx::new_file::NewFile,
+    stdx::{new_file::NewFile, sync::lock},
 };
 
 /// Time between two reports of one stage.
@@ -58,7 +58,7 @@ impl<'a> Teller<'a> {
     }
 
     fn tell(&self, advance: Advance) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         let (reports, last, at) = &mut *state;
         let is_new = advance.stage != last.stage || advance.done == advance.total;
         // Threads report in any order.

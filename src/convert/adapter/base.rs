@@ -10,6 +10,7 @@ use super::{ConvertError, config::AdapterConfig, refuse};
 use crate::{
     convert::config::Config,
     gguf::{self, Header, TensorInfo, Value},
+    stdx::hex,
 };
 
 /// How the factors of a matrix are called in a file: behind its own name.
@@ -149,7 +150,7 @@ impl AdapterBase {
     pub fn fingerprint(&self) -> String {
         let text = self.config.as_deref().unwrap_or(&self.architecture);
         let digest = Sha256::digest(text);
-        let mut digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut digits = hex::encode(digest);
         digits.truncate(FINGERPRINT_DIGITS);
         digits
     }

@@ -127,7 +127,7 @@ mod tests {
     use crate::convert::tokenizer::pre_families::{LLAMA3, QWEN35};
 
     fn hex(bytes: &[u8]) -> String {
-        Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+        crate::stdx::hex::encode(Sha256::digest(bytes))
     }
 
     fn level(regex: bool) -> Json {

@@ -22,7 +22,7 @@ use super::{
     json::{Model, TokenizerJson, Vocab},
     pre_hashes::{BY_HASH, TEXT},
 };
-use crate::convert::ConvertError;
+use crate::{convert::ConvertError, stdx::hex};
 
 /// What one tokenizer answered.
 #[derive(Debug, Default)]
@@ -74,7 +74,7 @@ fn failed(text: &str, error: &tokenizers::Error) -> ConvertError {
 fn by_hash(ids: &[u32]) -> Option<&'static str> {
     // As Python prints a list, which is how Rust prints a slice, too.
     let hash = Sha256::digest(format!("{ids:?}"));
-    let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex::encode(hash);
     let found = BY_HASH.binary_search_by(|(known, _)| (*known).cmp(&hash));
     found.ok().map(|at| BY_HASH[at].1)
 }
@@ -203,7 +203,7 @@ mod tests {
         assert!(BY_HASH.is_sorted_by(|one, two| one.0 < two.0));
         assert_eq!(BY_HASH.len(), 96);
         // The text of llama.cpp's converter, to the last byte.
-        let hash: String = Sha256::digest(TEXT).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = hex::encode(Sha256::digest(TEXT));
         assert_eq!(hash, "a36179c1e2b1cfcfbfad1dc779addad2ffc778201e4cf0d538bddeafa2c526da");
     }
 

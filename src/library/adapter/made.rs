@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
 };
 
 use tokio_util::sync::CancellationToken;
@@ -16,6 +16,7 @@ use crate::{
     gguf::{self, Header},
     hub::{HubError, cache::RepoFolder, download::blocking},
     library::{Library, LocalModel, error, remove},
+    stdx::sync::lock,
 };
 
 /// Models whose files are remembered.
@@ -51,7 +52,7 @@ impl Prepared {
         if fs::remove_dir_all(&folder).is_ok() {
             remove::remove_empty_folders(&folder, "adapters");
         }
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        lock(&self.kept).clear();
         bytes
     }
 
@@ -101,8 +102,8 @@ impl Library {
 
     fn prepare(&self, model: &LocalModel) -> Result<Vec<PathBuf>, HubError> {
         let prepared = &self.0.prepared;
-        let lock = || prepared.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = lock().get(&model.digest).cloned();
+        let lock_kept = || lock(&prepared.kept);
+        let kept = lock_kept().get(&model.digest).cloned();
         if let Some(paths) = kept.filter(|paths| paths.iter().all(|path| path.is_file())) {
             return Ok(paths);
         }
@@ -120,7 +121,7 @@ impl Library {
         let file = |adapter: &LocalAdapter| prepared.file(adapter, &base);
         let paths: Result<Vec<PathBuf>, HubError> = model.adapters.iter().map(file).collect();
         let paths = paths?;
-        let mut kept = lock();
+        let mut kept = lock_kept();
         if kept.len() >= KEPT {
             kept.clear();
         }

@@ -25,6 +25,7 @@ use crate::{
         name::AdapterName,
         resolve::{self, RepoFile},
     },
+    stdx::hex,
 };
 
 pub(super) use made::Prepared;
@@ -86,7 +87,7 @@ impl LocalModel {
             hasher.update(format!("+{}", adapter.digest));
         }
         self.owned = adapters.iter().all(|adapter| adapter.owned);
-        self.digest = cache::hex(&hasher.finalize());
+        self.digest = hex::encode(hasher.finalize());
         self.adapters = adapters;
         self
     }

@@ -21,12 +21,12 @@ use crate::{
     convert::{Advance, CAN_STREAM, ConvertError, Part, TargetType, VERSION, has_projector},
     hub::{
         HfName, HubError, Selector,
-        cache::{self, CachedModel, RepoFolder, Snapshot},
-        disk::link_atomic,
+        cache::{CachedModel, RepoFolder, Snapshot},
         download::blocking,
         ledger::Ledger,
         resolve,
     },
+    stdx::{fs::symlink_atomic, hex},
 };
 
 /// Makes GGUF files. The Hub knows when one is wanted; who gives one does so in processes of its own.
@@ -217,7 +217,7 @@ impl Conversions {
                 fs::rename(&output, &path).map_err(|error| HubError::io("rename", &output, &error))?;
             }
             if output != path || fs::read_link(&stored).is_ok_and(|target| target.as_os_str() == header.as_str()) {
-                link_atomic(&stored, &name).map_err(|error| HubError::io("link", &stored, &error))?;
+                symlink_atomic(&stored, &name).map_err(|error| HubError::io("link", &stored, &error))?;
             }
             if kept == Kept::File {
                 // There may be none; one that stays does no harm.
@@ -301,7 +301,7 @@ impl Conversions {
                 checkpoint: (kept == Kept::Header).then(|| snapshot.path.clone()),
                 // A header's file is as long as if the weights were in it.
                 size_bytes: meta.len() + projector.as_deref().map_or(0, occupied),
-                digest: cache::hex(&Sha256::digest(text)),
+                digest: hex::encode(Sha256::digest(text)),
                 modified_at: meta.modified().ok()?,
             })
         };

@@ -16,12 +16,15 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use arc_swap::ArcSwap;
 
-use crate::{inference::Failure, stdx::fs::write_atomic};
+use crate::{
+    inference::Failure,
+    stdx::{fs::write_atomic, sync::lock},
+};
 
 /// Aliases at once.
 const MAX_ALIASES: usize = 4096;
@@ -155,7 +158,7 @@ impl Aliases {
     fn put_now(&self, mut alias: Alias) -> Result<(), AliasError> {
         let name = PlainName::parse(&alias.name).ok_or(AliasError::Name)?;
         let key = name.key();
-        let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = lock(&self.0.changing);
         let mut kept = Map::clone(&self.0.kept.load());
         alias.name = match kept.get(&key) {
             Some(old) => old.alias.name.clone(),
@@ -186,7 +189,7 @@ impl Aliases {
             return Ok(false);
         };
         let key = name.key();
-        let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = lock(&self.0.changing);
         let mut kept = Map::clone(&self.0.kept.load());
         if kept.remove(&key).is_none() {
             return Ok(false);
@@ -215,7 +218,7 @@ impl Aliases {
 /// Readable for people, and different for names that differ; a name itself may be longer than that of a file.
 fn file_name(name: &PlainName) -> String {
     let key = name.key();
-    let hash = record::hex(key.as_bytes());
+    let hash = record::sha256(key.as_bytes());
     format!("{}-{}.json", name.file_stem().to_ascii_lowercase(), &hash[..32])
 }
 

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     go::template::Template,
     inference::{Capability, LoadOptions, Message, ModelCard, ModelDetails, ModelFacts, Sampling},
+    stdx::hex,
 };
 
 /// A model that stands for another, as `/api/create` and `/api/copy` make it.
@@ -79,7 +80,7 @@ impl AliasSettings {
             .chain(json(!parameters.is_empty(), serde_json::to_vec(parameters)))
             .chain(json(!messages.is_empty(), serde_json::to_vec(messages)))
             .map(|content| Layer {
-                digest: hex(&content),
+                digest: sha256(&content),
                 size_bytes: content.len() as u64,
             })
             .collect()
@@ -106,7 +107,7 @@ impl Alias {
         } else {
             let parts = [&model.digest, &self.model, &self.parent_model].into_iter();
             let parts = parts.chain(layers.iter().map(|layer| &layer.digest));
-            hex(parts.map(String::as_str).collect::<Vec<_>>().join("\n").as_bytes())
+            sha256(parts.map(String::as_str).collect::<Vec<_>>().join("\n").as_bytes())
         };
         ModelCard {
             name: self.name.clone(),
@@ -171,11 +172,8 @@ fn missing() -> ModelCard {
 }
 
 /// sha256 as 64 lower-case hex digits.
-pub(super) fn hex(content: &[u8]) -> String {
-    Sha256::digest(content)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+pub(super) fn sha256(content: &[u8]) -> String {
+    hex::encode(Sha256::digest(content))
 }
 
 /// A time as RFC 3339, for people who look into the file.

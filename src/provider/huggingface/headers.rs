@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::SystemTime,
 };
 
@@ -14,6 +14,7 @@ use crate::{
     gguf::{self, Header},
     inference::{Failure, ModelFacts, TensorFacts},
     library::LocalModel,
+    stdx::sync::lock,
 };
 
 /// Headers that are kept; a listing of more files reads the oldest again.
@@ -57,7 +58,7 @@ impl HeaderCache {
             .await
             .and_then(|meta| Ok((meta.modified()?, meta.len())))
             .map_err(|error| Failure::Unavailable(format!("{} cannot be read: {error}", path.display())))?;
-        if let Some((kept, header)) = self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(&path)
+        if let Some((kept, header)) = lock(&self.kept).get(&path)
             && *kept == stamp
         {
             return header.clone().map_err(Failure::Load);
@@ -70,7 +71,7 @@ impl HeaderCache {
         if let Err(reason) = &header {
             tracing::warn!(path = %path.display(), reason, "unreadable model file");
         }
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.kept);
         if kept.len() >= KEPT {
             kept.clear();
         }
