@@ -16,9 +16,9 @@ const UPDATE: &str = "HUBLLAMA_UPDATE_COMPATIBILITY";
 
 const HEAD: &str = "# Compatibility
 
-This page lists what the tests have checked with real models and real clients. The tests generate it: `make compatibility`
-runs them and writes this page, and `make test` fails if the page is out of date. The expected replies were recorded from a
-real Ollama, or follow from its source.
+This page lists what the tests have checked with real models and real clients. The tests generate it:
+`make compatibility` runs them and writes this page, and `make test` fails if the page is out of date. The expected
+replies were recorded from a real Ollama, or follow from its source.
 ";
 
 fn path() -> &'static Path {
