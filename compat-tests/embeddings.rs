@@ -14,11 +14,8 @@ use crate::harness::minilm;
 fn llama_cpp_loads_the_embedding_model_and_reads_its_words() {
     let params = ModelParams {
         gpu_layers: 0,
-        main_gpu: 0,
         split_mode: SplitMode::None,
-        tensor_split: Vec::new(),
-        mmap: true,
-        check_tensors: true,
+        ..ModelParams::default()
     };
     let model = Model::load(&minilm::gguf(), &params, |_| true).expect("llama.cpp loads it");
     assert_eq!((model.vocab_size(), model.train_context()), (30_522, 512));

@@ -160,7 +160,10 @@ fn input(messages: &[Value], tools: bool, answer: bool) -> Value {
 }
 
 fn render(template: &Template, input: &Value) -> Result<RenderedChat, String> {
-    template.template.apply(&input.to_string())
+    template
+        .template
+        .apply(&input.to_string())
+        .map_err(|error| error.to_string())
 }
 
 #[test]

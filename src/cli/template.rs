@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use serde_json::Value;
 
 use super::args::TemplateArguments;
@@ -68,8 +68,7 @@ pub(super) async fn run(inputs: &Inputs, arguments: &TemplateArguments) -> anyho
         other.as_ref().map(|other| other.source.as_str()),
         &bos,
         &eos,
-    )
-    .map_err(|reason| anyhow!("{reason}"))?;
+    )?;
     let flags = |wanted: bool| {
         let named = report.flags.iter().filter(|(_, value)| value.as_bool() == Some(wanted));
         named.map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")

@@ -375,11 +375,8 @@ pub(super) fn engine(
     let path = folder.join("engine.gguf");
     let params = ModelParams {
         gpu_layers: 0,
-        main_gpu: 0,
         split_mode: SplitMode::None,
-        tensor_split: Vec::new(),
-        mmap: true,
-        check_tensors: true,
+        ..ModelParams::default()
     };
     let model = match way {
         Way::File => {
@@ -396,16 +393,15 @@ pub(super) fn engine(
         model.add_adapter(adapter, 1.0).unwrap();
     }
     let params = ContextParams {
-        purpose,
         context_length: 64,
-        sequences: 1,
+        parallel: 1,
         batch: 64,
         threads: 1,
         flash_attention: Switch::Off,
         kv_type_k: KvCacheType::F32,
         kv_type_v: KvCacheType::F32,
     };
-    Context::new(Arc::new(model), &params).unwrap()
+    Context::new(Arc::new(model), purpose, &params).unwrap()
 }
 
 /// What the engine computes from the file is what transformers computed from the checkpoint.
@@ -577,8 +573,12 @@ files! {
 fn cut(header: &[u8], texts: &[String]) -> Result<Vec<Vec<i32>>, ConvertError> {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), header).unwrap();
-    let model = Model::load_vocabulary(file.path()).map_err(ConvertError::Engine)?;
-    let cut = |text: &String| model.tokenize(text, false, true).map_err(ConvertError::Engine);
+    let model = Model::load_vocabulary(file.path()).map_err(|error| ConvertError::Engine(error.to_string()))?;
+    let cut = |text: &String| {
+        model
+            .tokenize(text, false, true)
+            .map_err(|error| ConvertError::Engine(error.to_string()))
+    };
     texts.iter().map(cut).collect()
 }
 

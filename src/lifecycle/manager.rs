@@ -179,7 +179,7 @@ impl Manager {
                         false => entry.request.default_keep_alive,
                     },
                     idle_since: None,
-                    threads: entry.request.spec.threads,
+                    threads: entry.request.spec.context.threads,
                     draining: false,
                 });
                 self.tasks
@@ -363,7 +363,7 @@ impl Manager {
         let in_use = |entry: &&ResidentEntry| entry.ready().is_some_and(ReadyModel::is_in_use);
         let count = self.models.values().filter(in_use).count();
         for entry in self.models.values_mut() {
-            let (cores, requested) = (entry.request.limits.threads, entry.request.spec.threads);
+            let (cores, requested) = (entry.request.limits.threads, entry.request.spec.context.threads);
             if let Some(ready) = entry.ready_mut().filter(|ready| ready.is_in_use()) {
                 let grant = policy::thread_grant(cores, count).min(requested.max(1));
                 // A grant that the worker's queue has no room for is tried again at the next change.
@@ -436,9 +436,9 @@ fn try_lease(
 ) -> Option<Result<Lease, Failure>> {
     // The context length that the load asked for counts too: a model may be given less than that, and a reload would give
     // it no more.
-    let requested_length = entry.request.spec.context_length;
+    let requested_length = entry.request.spec.context.context_length;
     let ready = entry.ready_mut().filter(|ready| !ready.draining)?;
-    if request.spec.context_length > ready.loaded.context_length.max(requested_length) {
+    if request.spec.context.context_length > ready.loaded.context_length.max(requested_length) {
         // The model has to be loaded again with a larger context once it is idle. Later requests wait for that, too.
         ready.draining = true;
         return None;

@@ -1,55 +1,54 @@
 //! LoRA adapters on top of a model's weights.
 
-use std::{ffi::CString, path::Path, ptr::NonNull};
+use std::{path::Path, ptr::NonNull};
 
+use llama_cpp_2::model::LlamaLoraAdapter;
 use llama_cpp_sys_2 as sys;
 
-use super::{Model, backend};
+use super::{LlamaError, Model, backend, layout};
 
-/// An adapter that belongs to its model, which frees it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct LoraAdapter {
-    raw: NonNull<sys::llama_adapter_lora>,
+/// Adapter with the strength that it is applied with. It stays in its [`Model`], because llama.cpp frees it with the model and
+/// [`LlamaLoraAdapter`] has no lifetime that says so.
+#[derive(Debug)]
+pub(super) struct ScaledAdapter {
+    adapter: LlamaLoraAdapter,
     scale: f32,
 }
 
 impl Model {
-    /// Loads an adapter. Contexts that are made of the model from now on apply it, `scale` times as strongly as its file says.
+    /// Loads an adapter from a GGUF file. Contexts that are made of the model from now on apply it, `scale` times as strongly as its
+    /// file says.
     ///
     /// # Errors
-    /// llama.cpp's own sentence.
-    pub fn add_adapter(&mut self, path: &Path, scale: f32) -> Result<(), String> {
-        let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| "the path holds a NUL".to_owned())?;
+    /// [`LlamaError::Adapter`] if llama.cpp cannot load the file or it does not fit the model.
+    pub fn add_adapter(&mut self, path: &Path, scale: f32) -> Result<(), LlamaError> {
         backend::forget_errors();
-        // SAFETY: the model is valid and nobody reads it meanwhile; the path is NUL-terminated and outlives the call.
-        let adapter = unsafe { sys::llama_adapter_lora_init(self.as_ptr(), path.as_ptr()) };
-        let Some(raw) = NonNull::new(adapter) else {
-            let reason = backend::first_error();
-            return Err(if reason.is_empty() {
-                "llama.cpp could not load the adapter".to_owned()
-            } else {
-                reason
-            });
-        };
-        self.adapters.push(LoraAdapter { raw, scale });
+        let adapter = self.inner.lora_adapter_init(path).map_err(|_| {
+            let reason = backend::first_error("llama.cpp could not load the adapter");
+            LlamaError::Adapter(reason)
+        })?;
+        self.adapters.push(ScaledAdapter { adapter, scale });
         Ok(())
     }
 }
 
-/// Lets a context apply adapters of its model.
-pub(super) fn apply(context: NonNull<sys::llama_context>, adapters: &[LoraAdapter]) {
-    let mut pointers: Vec<_> = adapters.iter().map(|adapter| adapter.raw.as_ptr()).collect();
-    let mut scales: Vec<f32> = adapters.iter().map(|adapter| adapter.scale).collect();
-    if !pointers.is_empty() {
-        // SAFETY: the context and the adapters belong to one model, which lives as long as they; both lists have one entry for
-        // each adapter, and are only read during the call.
-        unsafe {
-            sys::llama_set_adapters_lora(
-                context.as_ptr(),
-                pointers.as_mut_ptr(),
-                pointers.len(),
-                scales.as_mut_ptr(),
-            )
-        };
+/// Makes a context apply adapters of its model.
+pub(super) fn apply(context: NonNull<sys::llama_context>, adapters: &[ScaledAdapter]) {
+    if adapters.is_empty() {
+        return;
     }
+    // All in one call: `llama_set_adapters_lora` replaces what was set before, so `LlamaContext::lora_adapter_set` of llama-cpp-2,
+    // which passes a single adapter, leaves only the last of several in force.
+    let mut pointers: Vec<_> = adapters.iter().map(|it| layout::adapter_ptr(&it.adapter)).collect();
+    let mut scales: Vec<f32> = adapters.iter().map(|it| it.scale).collect();
+    // SAFETY: the context and the adapters belong to one model, which lives as long as they; both lists have one entry for
+    // each adapter, and are only read during the call.
+    unsafe {
+        sys::llama_set_adapters_lora(
+            context.as_ptr(),
+            pointers.as_mut_ptr(),
+            pointers.len(),
+            scales.as_mut_ptr(),
+        )
+    };
 }

@@ -1,29 +1,34 @@
-//! Process-wide state of llama.cpp: its log, its devices, what it was compiled for.
+//! Process-wide state of llama.cpp: initialization, log, devices, and what it was compiled for.
 
 use std::{
     ffi::{CStr, c_char, c_void},
-    sync::{Mutex, Once},
+    sync::{LazyLock, Mutex, PoisonError},
 };
 
+use llama_cpp_2::{LlamaBackendDeviceType, list_llama_ggml_backend_devices, llama_backend::LlamaBackend};
 use llama_cpp_sys_2 as sys;
 
-static INIT: Once = Once::new();
-/// The first error line of llama.cpp's log since [`forget_errors`]: its API returns NULL and says why only there, and
-/// what it says after that is that the caller failed too.
+static BACKEND: LazyLock<LlamaBackend> = LazyLock::new(|| {
+    // Before the initialization, whose messages about devices would go to stderr otherwise.
+    //
+    // llama-cpp-2's `send_logs_to_tracing` does not serve: it drops a line when the subscriber is not interested in its level,
+    // so that no error text could be kept, and its callback, an `extern "C"` function, panics (which aborts) on the level NONE.
+    // SAFETY: the callback is a plain function that lives as long as the process and takes no user data.
+    unsafe {
+        sys::llama_log_set(Some(on_log), std::ptr::null_mut());
+        sys::ggml_log_set(Some(on_log), std::ptr::null_mut());
+    }
+    LlamaBackend::init().expect("nothing else in this process initializes llama.cpp")
+});
+/// First error line of llama.cpp's log since [`forget_errors`]. The first, because the lines after it only say that the
+/// callers of what failed have failed too.
 static FIRST_ERROR: Mutex<String> = Mutex::new(String::new());
-/// Longer lines are cut; they hold model paths and template text.
+/// Length in characters at which log lines are cut; some hold a whole chat template.
 const MAX_LOG_LINE: usize = 1000;
 
-/// Initialises llama.cpp once for the process and sends its log to `tracing`.
-pub fn init() {
-    INIT.call_once(|| {
-        // SAFETY: the callback is a plain function that lives as long as the process and takes no user data.
-        unsafe {
-            sys::llama_log_set(Some(on_log), std::ptr::null_mut());
-            sys::ggml_log_set(Some(on_log), std::ptr::null_mut());
-            sys::llama_backend_init();
-        }
-    });
+/// Initializes llama.cpp once for the process and sends its log to `tracing`.
+pub(super) fn init() {
+    LazyLock::force(&BACKEND);
 }
 
 unsafe extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: *mut c_void) {
@@ -33,6 +38,7 @@ unsafe extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: 
     // SAFETY: llama.cpp passes a NUL-terminated string that is valid during the call.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
     let mut line = text.trim_end();
+    // The loader prints a progress bar of single dots.
     if line.is_empty() || line == "." {
         return;
     }
@@ -42,18 +48,18 @@ unsafe extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: 
     match level {
         sys::GGML_LOG_LEVEL_ERROR => {
             tracing::warn!(target: "llama.cpp", "{line}");
-            if let Ok(mut first) = FIRST_ERROR.lock()
-                && first.is_empty()
-            {
+            let mut first = FIRST_ERROR.lock().unwrap_or_else(PoisonError::into_inner);
+            if first.is_empty() {
                 without_functions(line).clone_into(&mut first);
             }
         }
+        // llama.cpp warns about much that is no fault of the user, such as a context smaller than the training context.
         sys::GGML_LOG_LEVEL_WARN => tracing::debug!(target: "llama.cpp", "{line}"),
         _ => tracing::trace!(target: "llama.cpp", "{line}"),
     }
 }
 
-/// The line without the C functions that it came through, and without words that its reader will say again.
+/// Strips the names of C functions from the front of a log line, and the words "error loading model", which the caller says again.
 fn without_functions(mut line: &str) -> &str {
     while let Some((function, text)) = line.split_once(": ")
         && (function == "error loading model" || !function.contains(' '))
@@ -63,22 +69,18 @@ fn without_functions(mut line: &str) -> &str {
     line
 }
 
-/// Begins an attempt: what went wrong before is not its fault.
+/// Clears the recorded error before a call, so that [`first_error`] tells of that call alone.
 pub(super) fn forget_errors() {
-    if let Ok(mut first) = FIRST_ERROR.lock() {
-        first.clear();
-    }
+    FIRST_ERROR.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
-/// Takes the first error line of llama.cpp's log since [`forget_errors`], empty if there was none.
-pub(super) fn first_error() -> String {
-    FIRST_ERROR
-        .lock()
-        .map(|mut first| std::mem::take(&mut *first))
-        .unwrap_or_default()
+/// Takes the first error line of llama.cpp's log since [`forget_errors`], or `general` if there was none.
+pub(super) fn first_error(general: &str) -> String {
+    let first = std::mem::take(&mut *FIRST_ERROR.lock().unwrap_or_else(PoisonError::into_inner));
+    if first.is_empty() { general.to_owned() } else { first }
 }
 
-/// llama.cpp's own version.
+/// Returns the versions of llama.cpp and ggml.
 #[must_use]
 pub fn version() -> String {
     // SAFETY: both return static NUL-terminated strings.
@@ -91,7 +93,7 @@ pub fn version() -> String {
     format!("llama.cpp {}, ggml {}", llama.to_string_lossy(), ggml.to_string_lossy())
 }
 
-/// The CPU features that ggml's kernels were compiled for, in its own words.
+/// Returns the CPU features that ggml's kernels were compiled for, in ggml's own words.
 #[must_use]
 pub fn cpu_features() -> String {
     init();
@@ -102,72 +104,49 @@ pub fn cpu_features() -> String {
         .to_owned()
 }
 
-/// Whether this build can use a GPU at all.
-#[must_use]
-pub fn supports_gpu_offload() -> bool {
-    // SAFETY: no preconditions.
-    unsafe { sys::llama_supports_gpu_offload() }
-}
-
-/// What a device is.
+/// Kind of a [`ComputeDevice`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceKind {
-    /// The host processor.
     Cpu,
-    /// A GPU with memory of its own.
+    /// GPU with its own memory.
     Gpu,
-    /// A GPU that shares the host's memory.
+    /// GPU that shares the host's memory.
     IntegratedGpu,
-    /// Another accelerator.
     Accelerator,
 }
 
-/// A device that ggml found.
+/// Device that ggml found.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ComputeDevice {
-    /// As `CUDA0`.
+    /// Name in ggml, such as `CUDA0`.
     pub name: String,
-    /// The vendor's name.
+    /// Product name given by the vendor.
     pub description: String,
-    /// What it is.
     pub kind: DeviceKind,
-    /// Free memory in bytes.
     pub free_bytes: u64,
-    /// All memory in bytes.
     pub total_bytes: u64,
 }
 
-/// Every device, the CPU included.
+/// Lists every device, the CPU included.
 #[must_use]
 pub fn devices() -> Vec<ComputeDevice> {
     init();
-    // SAFETY: indices below the count are valid; names and descriptions are static NUL-terminated strings.
-    unsafe {
-        (0..sys::ggml_backend_dev_count())
-            .map(|index| {
-                let device = sys::ggml_backend_dev_get(index);
-                let (mut free, mut total) = (0usize, 0usize);
-                sys::ggml_backend_dev_memory(device, &raw mut free, &raw mut total);
-                ComputeDevice {
-                    name: CStr::from_ptr(sys::ggml_backend_dev_name(device))
-                        .to_string_lossy()
-                        .into_owned(),
-                    description: CStr::from_ptr(sys::ggml_backend_dev_description(device))
-                        .to_string_lossy()
-                        .into_owned(),
-                    kind: match sys::ggml_backend_dev_type(device) {
-                        sys::GGML_BACKEND_DEVICE_TYPE_CPU => DeviceKind::Cpu,
-                        sys::GGML_BACKEND_DEVICE_TYPE_GPU => DeviceKind::Gpu,
-                        sys::GGML_BACKEND_DEVICE_TYPE_IGPU => DeviceKind::IntegratedGpu,
-                        _ => DeviceKind::Accelerator,
-                    },
-                    free_bytes: free as u64,
-                    total_bytes: total as u64,
-                }
-            })
-            .collect()
-    }
+    let devices = list_llama_ggml_backend_devices().into_iter();
+    devices
+        .map(|device| ComputeDevice {
+            name: device.name,
+            description: device.description,
+            kind: match device.device_type {
+                LlamaBackendDeviceType::Cpu => DeviceKind::Cpu,
+                LlamaBackendDeviceType::Gpu => DeviceKind::Gpu,
+                LlamaBackendDeviceType::IntegratedGpu => DeviceKind::IntegratedGpu,
+                LlamaBackendDeviceType::Accelerator | LlamaBackendDeviceType::Unknown => DeviceKind::Accelerator,
+            },
+            free_bytes: device.memory_free as u64,
+            total_bytes: device.memory_total as u64,
+        })
+        .collect()
 }
 
 #[cfg(test)]

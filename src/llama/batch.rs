@@ -4,7 +4,9 @@ use llama_cpp_sys_2 as sys;
 
 use super::TokenId;
 
-/// A batch that owns its arrays; reused from step to step.
+/// Batch that owns its arrays; reused from step to step.
+// llama-cpp-2's `LlamaBatch` hides its C view, so only its own `LlamaContext` can decode it (see `Context`). It is not sound
+// either: `add` with more sequences than were given to `new` writes behind an array.
 #[derive(Debug)]
 pub struct Batch {
     tokens: Vec<TokenId>,
@@ -12,15 +14,13 @@ pub struct Batch {
     sequence_counts: Vec<i32>,
     sequences: Vec<i32>,
     wants_logits: Vec<i8>,
+    /// Pointers into `sequences`, rebuilt before each decode; kept to reuse the memory.
     sequence_pointers: Vec<*mut i32>,
     capacity: usize,
 }
 
-// SAFETY: `sequence_pointers` is rebuilt from `sequences` before every use and points nowhere else.
-unsafe impl Send for Batch {}
-
 impl Batch {
-    /// A batch for up to `capacity` tokens.
+    /// Makes an empty batch for up to `capacity` tokens.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
         Self {
@@ -29,12 +29,11 @@ impl Batch {
             sequence_counts: Vec::with_capacity(capacity),
             sequences: Vec::with_capacity(capacity),
             wants_logits: Vec::with_capacity(capacity),
-            sequence_pointers: Vec::with_capacity(capacity + 1),
+            sequence_pointers: Vec::with_capacity(capacity),
             capacity,
         }
     }
 
-    /// Empties the batch.
     pub fn clear(&mut self) {
         self.tokens.clear();
         self.positions.clear();
@@ -57,19 +56,12 @@ impl Batch {
         i32::try_from(index).ok()
     }
 
-    /// Tokens in the batch.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.tokens.len()
-    }
-
-    /// Whether the batch holds nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 
-    /// The C view; valid until the batch is changed.
+    /// Returns the C view, which is valid until the batch is changed.
     pub(super) fn raw(&mut self) -> sys::llama_batch {
         self.sequence_pointers.clear();
         self.sequence_pointers

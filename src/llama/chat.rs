@@ -1,4 +1,7 @@
 //! llama.cpp's `common/chat` through `chat_shim.cpp`: rendering a conversation, and reading what a model wrote.
+//!
+//! The two halves need not run in one process: [`ChatTemplate::apply`] returns plain data ([`RenderedChat`]), which holds the
+//! output parser in serialized form, and [`ChatParser::new`] loads it again. The helper renders, the model's worker parses.
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
@@ -6,6 +9,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+use super::LlamaError;
 
 unsafe extern "C" {
     fn hubllama_chat_free_string(text: *mut c_char);
@@ -34,7 +39,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Takes ownership of a string that the shim handed out.
+/// Takes ownership of a string that the shim handed out; `None` if it is NULL.
 fn take(text: *mut c_char) -> Option<String> {
     if text.is_null() {
         return None;
@@ -47,11 +52,26 @@ fn take(text: *mut c_char) -> Option<String> {
     }
 }
 
-fn c_string(text: &str) -> Result<CString, String> {
-    CString::new(text).map_err(|_| "the text holds a NUL character".to_owned())
+/// Returns the object that a function of the shim made, or the error that it reported.
+fn made(raw: *mut c_void, error: *mut c_char, general: &str) -> Result<NonNull<c_void>, LlamaError> {
+    NonNull::new(raw).ok_or_else(|| LlamaError::Chat(take(error).unwrap_or_else(|| general.to_owned())))
 }
 
-/// A compiled chat template.
+/// Parses the JSON that a function of the shim returned, or returns the error that it reported.
+fn decoded<T: serde::de::DeserializeOwned>(text: *mut c_char, error: *mut c_char) -> Result<T, LlamaError> {
+    match take(text) {
+        Some(text) => serde_json::from_str(&text).map_err(|error| LlamaError::ChatAnswer(error.to_string())),
+        None => Err(LlamaError::Chat(
+            take(error).unwrap_or_else(|| "common/chat failed".to_owned()),
+        )),
+    }
+}
+
+fn c_string(text: &str) -> Result<CString, LlamaError> {
+    CString::new(text).map_err(|_| LlamaError::Nul("text"))
+}
+
+/// Compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
     raw: NonNull<c_void>,
@@ -60,42 +80,40 @@ pub struct ChatTemplate {
 // SAFETY: the object behind the pointer has no thread affinity and is only read after it was made.
 unsafe impl Send for ChatTemplate {}
 
-/// A rendered conversation, with what is needed to read the answer.
+/// Rendered conversation, with what is needed to read the answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RenderedChat {
-    /// The prompt.
     pub prompt: String,
-    /// The prompt's tail that belongs to the assistant's turn; the parser reads it before the answer.
+    /// Tail of the prompt that belongs to the assistant's turn; the parser reads it before the answer.
     pub generation_prompt: String,
-    /// llama.cpp's number of the output format.
+    /// Output format, a `common_chat_format` of llama.cpp.
     pub format: i32,
-    /// Whether the template separates reasoning.
+    /// True when the template separates reasoning from the answer.
     pub supports_thinking: bool,
-    /// As `<think>`; empty if there is none.
+    /// Tag that opens the reasoning, such as `<think>`; empty if there is none.
     pub thinking_start_tag: String,
-    /// As `</think>`.
+    /// Tags that end the reasoning, such as `</think>`.
     pub thinking_end_tags: Vec<String>,
     /// Control tokens whose text must be kept for the parser.
     pub preserved_tokens: Vec<String>,
-    /// Stop strings beside the request's.
+    /// Stop strings of the format, in addition to the request's.
     pub additional_stops: Vec<String>,
-    /// The output parser, serialised; empty means plain text.
+    /// Serialized output parser (`common_peg_arena`); empty means plain text.
     pub parser: String,
-    /// Whether the answer's text stands between markers of the format.
+    /// True when the answer's text stands between markers of the format, so that a JSON schema cannot describe the whole answer.
     pub wraps_content: bool,
     /// GBNF of well-formed answers; empty if there is none.
     pub grammar: String,
-    /// Whether the grammar sleeps until one of its triggers comes.
+    /// True when the grammar sleeps until one of its triggers comes.
     pub grammar_lazy: bool,
-    /// What wakes it.
     pub grammar_triggers: Vec<GrammarTrigger>,
 }
 
-/// What wakes a lazy grammar.
+/// Trigger of a lazy grammar, as `common/chat` writes it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GrammarTrigger {
-    /// llama.cpp's number: 0 a token, 1 a word, 2 a pattern, 3 a pattern of the whole text.
+    /// Number of the kind in llama.cpp: 0 a token, 1 a word, 2 a pattern, 3 a pattern of the whole text.
     #[serde(rename = "type")]
     pub kind: u8,
     /// The word or pattern.
@@ -103,7 +121,7 @@ pub struct GrammarTrigger {
 }
 
 impl GrammarTrigger {
-    /// Whether it is a word, wherever it comes.
+    /// True for a word that triggers the grammar at any place of the text.
     #[must_use]
     pub fn is_word(&self) -> bool {
         self.kind == 1
@@ -111,42 +129,41 @@ impl GrammarTrigger {
 }
 
 impl ChatTemplate {
-    /// Compiles a template.
+    /// Compiles a template. `bos` and `eos` are the texts of those tokens, which templates may use as variables.
     ///
     /// # Errors
-    /// The template engine's sentence.
-    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, String> {
-        super::init();
+    /// [`LlamaError::Chat`] with the template engine's sentence.
+    pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, LlamaError> {
+        // The log of llama.cpp would go to stderr otherwise.
+        super::backend::init();
         let (source, bos, eos) = (c_string(source)?, c_string(bos)?, c_string(eos)?);
         let mut error = std::ptr::null_mut();
         // SAFETY: NUL-terminated strings that outlive the call.
         let raw = unsafe { hubllama_chat_templates_new(source.as_ptr(), bos.as_ptr(), eos.as_ptr(), &raw mut error) };
-        NonNull::new(raw)
-            .map(|raw| Self { raw })
-            .ok_or_else(|| take(error).unwrap_or_else(|| "the chat template does not compile".to_owned()))
+        made(raw, error, "the chat template does not compile").map(|raw| Self { raw })
     }
 
-    /// What the template can do, as llama.cpp's map of flags.
+    /// Returns what the template can do, as llama.cpp's map of flags.
     ///
     /// # Errors
-    /// The template engine's sentence.
-    pub fn describe(&self) -> Result<serde_json::Map<String, serde_json::Value>, String> {
+    /// [`LlamaError::Chat`] with the template engine's sentence.
+    pub fn describe(&self) -> Result<serde_json::Map<String, serde_json::Value>, LlamaError> {
         let mut error = std::ptr::null_mut();
         // SAFETY: the template is valid.
         let text = unsafe { hubllama_chat_describe(self.raw.as_ptr(), &raw mut error) };
-        decode(text, error)
+        decoded(text, error)
     }
 
-    /// Renders a conversation; `input` is the JSON text that `chat_shim.cpp` documents.
+    /// Renders a conversation; `input` is the JSON text that `chat_shim.cpp` documents at `hubllama_chat_apply`.
     ///
     /// # Errors
-    /// The template engine's sentence, also what a template raises by itself.
-    pub fn apply(&self, input: &str) -> Result<RenderedChat, String> {
+    /// [`LlamaError::Chat`] with the template engine's sentence, or that of a `raise_exception` in the template.
+    pub fn apply(&self, input: &str) -> Result<RenderedChat, LlamaError> {
         let input = c_string(input)?;
         let mut error = std::ptr::null_mut();
         // SAFETY: the template is valid and the string outlives the call.
         let text = unsafe { hubllama_chat_apply(self.raw.as_ptr(), input.as_ptr(), &raw mut error) };
-        decode(text, error)
+        decoded(text, error)
     }
 }
 
@@ -157,14 +174,7 @@ impl Drop for ChatTemplate {
     }
 }
 
-fn decode<T: serde::de::DeserializeOwned>(text: *mut c_char, error: *mut c_char) -> Result<T, String> {
-    match take(text) {
-        Some(text) => serde_json::from_str(&text).map_err(|error| format!("unreadable answer of common/chat: {error}")),
-        None => Err(take(error).unwrap_or_else(|| "common/chat failed".to_owned())),
-    }
-}
-
-/// Reads a model's output as content, reasoning and tool calls.
+/// Parser that reads a model's output as content, reasoning and tool calls.
 ///
 /// It keeps no state: each call reads a text from its beginning, in time linear in its length. It recurses over the
 /// brackets of tool calls, so the text's nesting must be bounded by the caller.
@@ -174,50 +184,48 @@ pub struct ChatParser {
     delimiters: Vec<String>,
 }
 
-// SAFETY: as `ChatTemplate`.
+// SAFETY: as for `ChatTemplate`.
 unsafe impl Send for ChatParser {}
 
-/// What a text is in a template's format. Positions are bytes of that text.
+/// Text as its template's format has it. Positions are bytes of that text.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct ParsedMessage {
-    /// Whether it is one.
     pub state: ParseState,
-    /// Where the parser stopped; what follows is not part of the message.
+    /// Position at which the parser stopped; the rest is not part of the message.
     pub end: usize,
-    /// Up to here the text is in the message: as content, as reasoning, as closed calls, or skipped.
+    /// Position up to which the text has found its place in the message: as content, as reasoning, as closed calls, or skipped.
     pub settled: usize,
-    /// What stands right before `settled`.
+    /// Part that stands right before `settled`.
     pub last: PartKind,
-    /// The running text at the end, if it goes on until one of [`ChatParser::delimiters`].
+    /// Kind of the running text at the end, if that goes on until one of [`ChatParser::delimiters`].
     pub tail: PartKind,
     /// Visible text.
     pub content: String,
     /// Reasoning.
     pub thinking: String,
-    /// Text that the parser skipped: on its way to a call, or a call of what is no tool of the request.
+    /// Text that the parser skipped: on its way to a call, or a call of a tool that the request does not have.
     pub skipped: String,
     /// Tool calls; the last may be incomplete while the text is.
     pub tool_calls: Vec<ParsedCall>,
 }
 
-/// Whether a text is in a template's format.
+/// Relation of a text to its template's format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ParseState {
-    /// It is not, and no continuation of it is.
+    /// Neither the text nor any continuation of it is in the format.
     #[default]
     Failed,
-    /// It is the beginning of a message.
+    /// The text is the beginning of a message.
     Open,
-    /// It is, or begins with, a whole message.
+    /// The text is, or begins with, a whole message.
     Matched,
 }
 
-/// A part of a message.
+/// Part of a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub enum PartKind {
-    /// No part.
     #[default]
     #[serde(rename = "")]
     None,
@@ -227,28 +235,28 @@ pub enum PartKind {
     /// Reasoning.
     #[serde(rename = "thinking")]
     Thinking,
-    /// A closed tool call.
+    /// Closed tool call.
     #[serde(rename = "call")]
     Call,
 }
 
-/// One tool call.
+/// One tool call. Positions are bytes of the text.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct ParsedCall {
-    /// May be empty.
+    /// Id that the model gave; may be empty.
     pub id: String,
-    /// The tool's name.
+    /// Name of the tool.
     pub name: String,
-    /// JSON text.
+    /// JSON text of the arguments.
     pub arguments: String,
-    /// Whether the parser saw its end.
+    /// True when the parser saw the call's end.
     pub closed: bool,
-    /// What stands before this place is no part of the call; its opening marker stands behind it.
+    /// Position before the call's opening marker; nothing before it belongs to the call.
     pub begin: usize,
-    /// Where it ends, if it is closed; its closing marker may follow.
+    /// Position of the end, if the call is closed; its closing marker may follow.
     pub end: usize,
-    /// Bytes of the message's content that stand before the call.
+    /// Number of bytes of the message's content that stand before the call.
     pub content: usize,
 }
 
@@ -258,45 +266,43 @@ struct ParserDescription {
 }
 
 impl ChatParser {
-    /// A parser for answers to a rendered prompt.
+    /// Loads the parser for answers to a rendered prompt.
     ///
     /// # Errors
-    /// A sentence if the serialised parser is not readable.
-    pub fn new(rendered: &RenderedChat) -> Result<Self, String> {
+    /// [`LlamaError::Chat`] if the serialized parser is not readable.
+    pub fn new(rendered: &RenderedChat) -> Result<Self, LlamaError> {
         let (parser, generation) = (c_string(&rendered.parser)?, c_string(&rendered.generation_prompt)?);
         let mut error = std::ptr::null_mut();
         // SAFETY: NUL-terminated strings that outlive the call.
         let raw =
             unsafe { hubllama_chat_parser_new(rendered.format, parser.as_ptr(), generation.as_ptr(), &raw mut error) };
-        let raw = NonNull::new(raw)
-            .ok_or_else(|| take(error).unwrap_or_else(|| "the output parser is unreadable".to_owned()))?;
         let mut parser = Self {
-            raw,
+            raw: made(raw, error, "the output parser is unreadable")?,
             delimiters: Vec::new(),
         };
         let mut error = std::ptr::null_mut();
         // SAFETY: the parser is valid.
         let text = unsafe { hubllama_chat_parser_describe(parser.raw.as_ptr(), &raw mut error) };
-        let description: ParserDescription = decode(text, error)?;
+        let description: ParserDescription = decoded(text, error)?;
         parser.delimiters = description.delimiters;
         Ok(parser)
     }
 
-    /// Strings of which one must come before a message's running text can turn into anything else.
+    /// Returns the strings of which one must come before a message's running text can turn into anything else.
     #[must_use]
     pub fn delimiters(&self) -> &[String] {
         &self.delimiters
     }
 
-    /// Reads a text from its beginning.
+    /// Parses a text from its beginning.
     ///
     /// # Errors
-    /// The sentence of an exception; the text is then to be taken as content.
-    pub fn parse(&self, text: &str) -> Result<ParsedMessage, String> {
+    /// [`LlamaError::Chat`] with the sentence of an exception; the text is then to be taken as content.
+    pub fn parse(&self, text: &str) -> Result<ParsedMessage, LlamaError> {
         let mut error = std::ptr::null_mut();
         // SAFETY: the parser is valid; pointer and length describe `text`.
         let out = unsafe { hubllama_chat_parse(self.raw.as_ptr(), text.as_ptr().cast(), text.len(), &raw mut error) };
-        decode(out, error)
+        decoded(out, error)
     }
 }
 
@@ -329,7 +335,7 @@ mod tests {
         assert_eq!((parsed.content.as_str(), parsed.tail), ("Hello", PartKind::Content));
     }
 
-    /// As those of models that see have it: a message is a list of texts and pictures.
+    // Templates of vision models take a message as a list of texts and pictures.
     #[test]
     fn a_template_that_wants_parts_gets_them() {
         let source = "{% for message in messages %}{{ message.role | capitalize }}\
@@ -350,7 +356,7 @@ mod tests {
         let error = template
             .apply(r#"{"messages":[{"role":"user","content":"Hi"}]}"#)
             .expect_err("raises");
-        assert!(error.contains("no system role"), "{error}");
+        assert!(error.to_string().contains("no system role"), "{error}");
         assert!(template.apply("not json").is_err());
     }
 }

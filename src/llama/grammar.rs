@@ -1,112 +1,87 @@
 //! llama.cpp's own grammars (GBNF), which force well-formed tool calls.
 
-use std::{ffi::CString, ptr::NonNull, sync::Arc};
+use std::sync::Arc;
 
-use llama_cpp_sys_2 as sys;
+use llama_cpp_2::{GrammarError, sampling::LlamaSampler, token::LlamaToken};
 
-use super::{Model, TokenCandidates, TokenId};
+use super::{LlamaError, Model, TokenCandidates, TokenId};
 
-/// Bytes of a grammar's text. Its parser recurses, and the time of a mask grows with it.
+/// Largest size of a grammar's text in bytes. llama.cpp's parser recurses, and the time that a mask takes grows with it.
 const MAX_GRAMMAR_BYTES: usize = 2 << 20;
-/// Bytes of one trigger; patterns are compiled by `std::regex`, which recurses.
+/// Largest size of a trigger in bytes; patterns are compiled by `std::regex`, which recurses.
 const MAX_TRIGGER_BYTES: usize = 64 << 10;
+/// Start symbol of every grammar that `common/chat` writes.
+const ROOT: &str = "root";
 
-/// What wakes a lazy grammar.
+/// Event that puts a lazy grammar in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SamplerTrigger {
-    /// This token.
     Token(TokenId),
-    /// A match of this pattern in the text; the grammar begins with the match's first group.
+    /// Match of a pattern in the text; the grammar begins with the match's first group.
     Pattern(String),
 }
 
-/// A grammar and its state in one answer.
+/// Grammar and its state in one answer.
 #[derive(Debug)]
 pub struct GrammarSampler {
-    raw: NonNull<sys::llama_sampler>,
-    /// The sampler points into its vocabulary.
+    sampler: LlamaSampler,
+    // llama.cpp's sampler points into the model's vocabulary, which `LlamaSampler` has no lifetime for: alone it could outlive the
+    // model. Fields are dropped in this order.
     model: Arc<Model>,
 }
 
-// SAFETY: a sampler has no thread affinity and is used through `&mut self`; the model is `Sync`.
-unsafe impl Send for GrammarSampler {}
-
 impl GrammarSampler {
-    /// A grammar that is in force from the first token, or, with triggers, from the first of them on. The start symbol is `root`.
+    /// Compiles a grammar that is in force from the first token, or, with triggers, from the first of them on. The start symbol is
+    /// `root`.
     ///
     /// # Errors
-    /// A sentence when llama.cpp cannot parse it.
-    pub fn new(model: &Arc<Model>, text: &str, triggers: Option<&[SamplerTrigger]>) -> Result<Self, String> {
-        let c_string = |text: &str| CString::new(text).map_err(|_| "the grammar holds a NUL character".to_owned());
+    /// If the grammar is too long or llama.cpp cannot parse it or one of its patterns.
+    pub fn new(model: &Arc<Model>, text: &str, triggers: Option<&[SamplerTrigger]>) -> Result<Self, LlamaError> {
         if text.len() > MAX_GRAMMAR_BYTES {
-            return Err(format!("the grammar has more than {MAX_GRAMMAR_BYTES} bytes"));
+            return Err(LlamaError::GrammarTooLong(MAX_GRAMMAR_BYTES));
         }
-        let grammar = c_string(text)?;
-        let raw = match triggers {
-            // SAFETY: the strings outlive the call and are copied; the vocabulary lives as long as `model`.
-            None => unsafe {
-                sys::llama_rs_sampler_init_grammar(model.vocab_ptr(), grammar.as_ptr(), c"root".as_ptr())
-            },
+        let sampler = match triggers {
+            None => LlamaSampler::grammar(&model.inner, text, ROOT),
             Some(triggers) => {
                 let mut patterns = Vec::new();
                 let mut tokens = Vec::new();
                 for trigger in triggers {
                     match trigger {
-                        SamplerTrigger::Token(token) => tokens.push(*token),
+                        SamplerTrigger::Token(token) => tokens.push(LlamaToken(*token)),
                         SamplerTrigger::Pattern(pattern) if pattern.len() > MAX_TRIGGER_BYTES => {
-                            return Err("a trigger of the grammar is too long".to_owned());
+                            return Err(LlamaError::TriggerTooLong);
                         }
-                        SamplerTrigger::Pattern(pattern) => patterns.push(c_string(pattern)?),
+                        SamplerTrigger::Pattern(pattern) => patterns.push(pattern.clone()),
                     }
                 }
-                let mut pointers: Vec<*const std::ffi::c_char> = patterns.iter().map(|text| text.as_ptr()).collect();
-                // SAFETY: as above; both lists have the stated lengths.
-                unsafe {
-                    sys::llama_rs_sampler_init_grammar_lazy_patterns(
-                        model.vocab_ptr(),
-                        grammar.as_ptr(),
-                        c"root".as_ptr(),
-                        pointers.as_mut_ptr(),
-                        pointers.len(),
-                        tokens.as_ptr(),
-                        tokens.len(),
-                    )
-                }
+                LlamaSampler::grammar_lazy_patterns(&model.inner, text, ROOT, &patterns, &tokens)
             }
         };
-        NonNull::new(raw)
-            .map(|raw| Self {
-                raw,
-                model: Arc::clone(model),
-            })
-            .ok_or_else(|| "llama.cpp cannot parse the grammar".to_owned())
+        let sampler = sampler.map_err(|error| match error {
+            GrammarError::GrammarNullBytes | GrammarError::TriggerWordNullBytes => LlamaError::Nul("grammar"),
+            GrammarError::RootNotFound | GrammarError::NullGrammar => LlamaError::Grammar,
+        })?;
+        Ok(Self {
+            sampler,
+            model: Arc::clone(model),
+        })
     }
 
-    /// Takes out the candidates that may not come next; does nothing while a lazy grammar sleeps.
+    /// Removes the candidates that may not come next; does nothing while a lazy grammar sleeps.
     pub fn apply(&mut self, candidates: &mut TokenCandidates) {
-        let mut array = candidates.raw();
-        // SAFETY: the array describes `candidates`, which outlives the call; a grammar only lowers logits.
-        unsafe { sys::llama_sampler_apply(self.raw.as_ptr(), &raw mut array) };
+        candidates.array.apply_sampler(&mut self.sampler);
         candidates.drop_impossible();
     }
 
-    /// Advances by a token that [`GrammarSampler::apply`] left in. An end-of-generation token must not get here.
+    /// Advances by a token that [`GrammarSampler::apply`] left in. It must not be an end-of-generation token.
     ///
     /// # Errors
-    /// When the grammar does not admit the token.
-    pub fn accept(&mut self, token: TokenId) -> Result<(), String> {
+    /// [`LlamaError::NotAdmitted`] if the grammar does not admit the token.
+    pub fn accept(&mut self, token: TokenId) -> Result<(), LlamaError> {
+        // `llama_grammar_accept_impl` has a GGML_ABORT for an end of generation before the grammar's end; an exception, which it
+        // throws for any other token that does not fit, is caught by the shim behind `try_accept`.
         debug_assert!(!self.model.is_end_of_generation(token), "llama.cpp would abort");
-        // SAFETY: the sampler is valid; the shim catches exceptions.
-        match unsafe { sys::llama_rs_sampler_accept(self.raw.as_ptr(), token) } {
-            sys::LLAMA_RS_STATUS_OK => Ok(()),
-            _ => Err("the grammar does not admit the token".to_owned()),
-        }
-    }
-}
-
-impl Drop for GrammarSampler {
-    fn drop(&mut self) {
-        // SAFETY: the pointer is owned.
-        unsafe { sys::llama_sampler_free(self.raw.as_ptr()) };
+        let accepted = self.sampler.try_accept(LlamaToken(token));
+        accepted.map_err(|_| LlamaError::NotAdmitted)
     }
 }

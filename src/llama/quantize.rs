@@ -1,38 +1,43 @@
-//! Quantising: rows of numbers, or a whole file into another.
+//! Quantization of rows of numbers, and of whole files, which tests and benchmarks compare conversions with. llama-cpp-2 has neither.
 
-use std::{ffi::CString, path::Path, ptr};
+use std::{path::Path, ptr};
 
 use llama_cpp_sys_2 as sys;
 
-use super::backend;
+use super::{LlamaError, backend, c_path};
 use crate::gguf::GgmlType;
 
-/// Appends rows of finite numbers in a quantised type, as llama.cpp's own quantiser makes them without a sample of the model's
-/// use. May be called by several threads.
+/// Appends rows of finite numbers in a quantized type. Uses ggml's own quantizers without an importance matrix, that is, without a
+/// sample of the texts that the model will be used for. May be called by several threads.
 ///
 /// # Errors
-/// If a row is no whole number of blocks, the type is none that can be made so, or a number is too large for it.
-pub fn quantize_rows(kind: GgmlType, numbers: &[f32], row: usize, out: &mut Vec<u8>) -> Result<(), String> {
-    let id: sys::ggml_type = kind.id();
+/// If a row is no whole number of blocks, the type needs an importance matrix, or a number is too large for the type.
+pub fn quantize_rows(weight_type: GgmlType, numbers: &[f32], row: usize, out: &mut Vec<u8>) -> Result<(), LlamaError> {
+    let id: sys::ggml_type = weight_type.id();
     let (rows, dims) = (numbers.len().checked_div(row).unwrap_or(0), [numbers.len() as u64]);
-    let bytes = kind
+    let bytes = weight_type
         .tensor_bytes(&dims)
-        .filter(|_| rows * row == numbers.len() && (row as u64).is_multiple_of(kind.block_elements()));
+        .filter(|_| rows * row == numbers.len() && (row as u64).is_multiple_of(weight_type.block_elements()));
     let Some(bytes) = bytes.and_then(|bytes| usize::try_from(bytes).ok()) else {
-        return Err(format!("rows of {row} numbers are no whole blocks of {}", kind.name()));
+        return Err(LlamaError::PartialBlocks {
+            row,
+            weight_type: weight_type.name(),
+        });
     };
     // SAFETY: every id of a `GgmlType` is one of ggml's.
-    let is_made = !unsafe { sys::ggml_quantize_requires_imatrix(id) } && is_quantized(kind);
-    if !is_made {
-        return Err(format!("{} cannot be made of a checkpoint alone", kind.name()));
+    let needs_samples = unsafe { sys::ggml_quantize_requires_imatrix(id) };
+    if needs_samples || !is_quantized(weight_type) {
+        return Err(LlamaError::NeedsSamples(weight_type.name()));
     }
     let start = out.len();
     out.resize(start + bytes, 0);
     let target = out[start..].as_mut_ptr();
+    // `ggml_quantize_chunk` does not look at the numbers: one beyond the range of the scale becomes an infinite block, which
+    // `ggml_validate_row_data` finds.
     // SAFETY: `numbers` holds `rows` rows of whole blocks, and `target` has room for as many blocks, as ggml counts them too:
-    // `GgmlType` has its block sizes. It guards its own tables by a lock.
-    let written = unsafe {
-        sys::ggml_quantize_chunk(
+    // `GgmlType` has its block sizes. ggml guards its own tables by a lock. The bytes that are validated were just written.
+    let is_valid = unsafe {
+        let written = sys::ggml_quantize_chunk(
             id,
             numbers.as_ptr(),
             target.cast(),
@@ -40,21 +45,21 @@ pub fn quantize_rows(kind: GgmlType, numbers: &[f32], row: usize, out: &mut Vec<
             rows as i64,
             row as i64,
             ptr::null(),
-        )
+        );
+        written == bytes && sys::ggml_validate_row_data(id, target.cast(), bytes)
     };
-    // SAFETY: the bytes were just written.
-    if written == bytes && unsafe { sys::ggml_validate_row_data(id, target.cast(), bytes) } {
+    if is_valid {
         return Ok(());
     }
     out.truncate(start);
-    Err(format!("a number is too large for {}", kind.name()))
+    Err(LlamaError::TooLarge(weight_type.name()))
 }
 
-/// Types that `ggml_quantize_chunk` makes; it takes the process down for others.
-fn is_quantized(kind: GgmlType) -> bool {
+/// True for the types that `ggml_quantize_chunk` makes. It asserts, and so ends the process, for others.
+fn is_quantized(weight_type: GgmlType) -> bool {
     use GgmlType as T;
     matches!(
-        kind,
+        weight_type,
         T::Q4_0
             | T::Q4_1
             | T::Q5_0
@@ -70,16 +75,14 @@ fn is_quantized(kind: GgmlType) -> bool {
     )
 }
 
-/// Writes the weights of one GGUF file into another in the mix of types that `file_type` (a `llama_ftype`) stands for.
-/// Neither cancellable nor talkative: it runs in a process that can be killed, and its output grows.
+/// Writes the weights of one GGUF file into another, in the mix of types that `file_type` (a `llama_ftype`) stands for.
+/// It can neither be canceled nor asked for its progress: it runs in a process that can be killed, and its output grows.
 ///
 /// # Errors
-/// llama.cpp's own sentence. The output may be there in part.
-pub fn quantize(input: &Path, output: &Path, file_type: u32, threads: u32) -> Result<(), String> {
+/// [`LlamaError::Quantize`] with llama.cpp's reason. A part of the output may have been written.
+pub fn quantize(input: &Path, output: &Path, file_type: u32, threads: u32) -> Result<(), LlamaError> {
     backend::init();
-    let path =
-        |path: &Path| CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| "the path holds a NUL".to_owned());
-    let (input, output) = (path(input)?, path(output)?);
+    let (input, output) = (c_path(input)?, c_path(output)?);
     // SAFETY: no preconditions.
     let mut params = unsafe { sys::llama_model_quantize_default_params() };
     params.nthread = threads.max(1).try_into().unwrap_or(1);
@@ -90,10 +93,6 @@ pub fn quantize(input: &Path, output: &Path, file_type: u32, threads: u32) -> Re
     if status == 0 {
         return Ok(());
     }
-    let reason = backend::first_error();
-    Err(if reason.is_empty() {
-        "llama.cpp could not quantise the file".to_owned()
-    } else {
-        reason
-    })
+    let reason = backend::first_error("llama.cpp could not quantize the file");
+    Err(LlamaError::Quantize(reason))
 }

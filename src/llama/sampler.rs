@@ -1,212 +1,129 @@
 //! Choosing a token from logits.
 
-use std::ptr::NonNull;
-
-use llama_cpp_sys_2 as sys;
+use llama_cpp_2::token::{
+    LlamaToken, data::LlamaTokenData, data_array::LlamaTokenDataArray, logit_bias::LlamaLogitBias,
+};
+// Its constructors of stages are all that is used outside; a grammar goes through `GrammarSampler`.
+pub use llama_cpp_2::sampling::LlamaSampler;
 
 use super::TokenId;
 
-/// A chain of llama.cpp's samplers, in the order in which they were added.
+/// Chain of llama.cpp's samplers; each sees what the one before left, and the last one selects.
 #[derive(Debug)]
 pub struct SamplerChain {
-    raw: NonNull<sys::llama_sampler>,
+    chain: LlamaSampler,
 }
 
-// SAFETY: a chain has no thread affinity and is used through `&mut self`.
-unsafe impl Send for SamplerChain {}
-
 impl SamplerChain {
-    /// An empty chain; `None` if llama.cpp has no memory.
     #[must_use]
-    pub fn new() -> Option<Self> {
-        // SAFETY: no preconditions.
-        let raw = unsafe {
-            let mut params = sys::llama_sampler_chain_default_params();
-            params.no_perf = true;
-            sys::llama_sampler_chain_init(params)
-        };
-        NonNull::new(raw).map(|raw| Self { raw })
-    }
-
-    fn add(&mut self, sampler: *mut sys::llama_sampler) {
-        if !sampler.is_null() {
-            // SAFETY: the chain takes ownership of the sampler.
-            unsafe { sys::llama_sampler_chain_add(self.raw.as_ptr(), sampler) };
+    pub fn new(stages: Vec<LlamaSampler>) -> Self {
+        let no_perf = true;
+        Self {
+            chain: LlamaSampler::chain(stages, no_perf),
         }
     }
 
-    /// Repetition, frequency and presence penalties over the last `last_n` accepted tokens.
-    pub fn penalties(&mut self, vocab_size: i32, last_n: i32, repeat: f32, frequency: f32, presence: f32) {
-        // SAFETY: plain values.
-        self.add(unsafe { sys::llama_sampler_init_penalties(vocab_size, last_n, repeat, frequency, presence) });
-    }
-
-    /// Keeps the `k` most probable tokens; `k` ≤ 0 keeps all.
-    pub fn top_k(&mut self, k: i32) {
-        // SAFETY: plain values.
-        self.add(unsafe { sys::llama_sampler_init_top_k(k) });
-    }
-
-    /// Locally typical sampling.
-    pub fn typical(&mut self, p: f32) {
-        // SAFETY: plain values.
-        self.add(unsafe { sys::llama_sampler_init_typical(p, 1) });
-    }
-
-    /// Nucleus sampling.
-    pub fn top_p(&mut self, p: f32) {
-        // SAFETY: plain values.
-        self.add(unsafe { sys::llama_sampler_init_top_p(p, 1) });
-    }
-
-    /// Keeps tokens with at least `p` times the best one's probability.
-    pub fn min_p(&mut self, p: f32) {
-        // SAFETY: plain values.
-        self.add(unsafe { sys::llama_sampler_init_min_p(p, 1) });
-    }
-
-    /// Divides logits by the temperature.
-    pub fn temperature(&mut self, temperature: f32) {
-        // SAFETY: plain values.
-        self.add(unsafe { sys::llama_sampler_init_temp(temperature) });
-    }
-
-    /// Adds a bias to the logits of some tokens; ids outside the vocabulary do nothing.
-    pub fn logit_bias(&mut self, vocab_size: i32, biases: &[(TokenId, f32)]) {
-        let biases: Vec<sys::llama_logit_bias> = biases
-            .iter()
-            .filter(|(token, _)| (0..vocab_size).contains(token))
-            .map(|&(token, bias)| sys::llama_logit_bias { token, bias })
-            .collect();
-        let count = i32::try_from(biases.len()).unwrap_or(0);
-        // SAFETY: the list has `count` entries and is copied.
-        self.add(unsafe { sys::llama_sampler_init_logit_bias(vocab_size, count, biases.as_ptr()) });
-    }
-
-    /// Chooses the most probable token.
-    pub fn greedy(&mut self) {
-        // SAFETY: plain values.
-        self.add(unsafe { sys::llama_sampler_init_greedy() });
-    }
-
-    /// Chooses at random by probability.
-    pub fn distribution(&mut self, seed: u32) {
-        // SAFETY: plain values.
-        self.add(unsafe { sys::llama_sampler_init_dist(seed) });
-    }
-
-    /// Applies the chain and returns the chosen token, or `None` if nothing was left to choose from.
+    /// Applies the chain and returns the selected token, or `None` if nothing was left to select from.
     pub fn sample(&mut self, candidates: &mut TokenCandidates) -> Option<TokenId> {
-        let mut array = candidates.raw();
-        // SAFETY: the array describes `candidates`, which outlives the call; samplers may reorder and shorten it.
-        unsafe { sys::llama_sampler_apply(self.raw.as_ptr(), &raw mut array) };
-        let selected = usize::try_from(array.selected)
-            .ok()
-            .filter(|&index| index < array.size)?;
-        candidates.data.get(selected).map(|candidate| candidate.id)
+        candidates.array.apply_sampler(&mut self.chain);
+        candidates.array.selected_token().map(|token| token.0)
     }
 
     /// Tells the chain which token was chosen, so that penalties see it.
     pub fn accept(&mut self, token: TokenId) {
-        // SAFETY: the chain holds no grammar, so any id is fine.
-        unsafe { sys::llama_sampler_accept(self.raw.as_ptr(), token) };
+        self.chain.accept(LlamaToken(token));
     }
 }
 
-impl Drop for SamplerChain {
-    fn drop(&mut self) {
-        // SAFETY: the pointer is owned, the samplers in it too.
-        unsafe { sys::llama_sampler_free(self.raw.as_ptr()) };
-    }
+/// Returns a sampler that adds biases to the logits of some tokens; ids outside the vocabulary do nothing.
+#[must_use]
+pub fn logit_bias(vocab_size: usize, biases: &[(TokenId, f32)]) -> LlamaSampler {
+    let vocab_size = i32::try_from(vocab_size).unwrap_or(i32::MAX);
+    let biases: Vec<_> = biases
+        .iter()
+        .filter(|(token, _)| (0..vocab_size).contains(token))
+        .map(|&(token, bias)| LlamaLogitBias::new(LlamaToken(token), bias))
+        .collect();
+    LlamaSampler::logit_bias(vocab_size, &biases)
 }
 
-/// Candidate tokens with their logits; the buffer is reused from token to token.
-#[derive(Default)]
+/// Candidate tokens with their logits. The buffer is reused from token to token: a vocabulary's worth of candidates is half a
+/// megabyte to three megabytes.
 pub struct TokenCandidates {
-    data: Vec<sys::llama_token_data>,
+    pub(super) array: LlamaTokenDataArray,
+}
+
+impl Default for TokenCandidates {
+    fn default() -> Self {
+        Self {
+            array: LlamaTokenDataArray::new(Vec::new(), false),
+        }
+    }
 }
 
 impl std::fmt::Debug for TokenCandidates {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("TokenCandidates")
-            .field("len", &self.data.len())
+            .field("len", &self.array.data.len())
             .finish()
     }
 }
 
+fn candidate((id, &logit): (usize, &f32)) -> LlamaTokenData {
+    LlamaTokenData::new(LlamaToken(id as TokenId), logit, 0.0)
+}
+
 impl TokenCandidates {
-    pub(super) fn raw(&mut self) -> sys::llama_token_data_array {
-        sys::llama_token_data_array {
-            data: self.data.as_mut_ptr(),
-            size: self.data.len(),
-            selected: -1,
-            sorted: false,
-        }
+    fn refill(&mut self, candidates: impl Iterator<Item = LlamaTokenData>) {
+        self.array.data.clear();
+        self.array.data.extend(candidates);
+        // Samplers trust both: a stale `sorted` would make top-k cut off the best tokens.
+        self.array.selected = None;
+        self.array.sorted = false;
     }
 
     /// Refills the buffer with one token.
     pub fn fill_one(&mut self, token: TokenId) {
-        self.data.clear();
-        self.data.push(sys::llama_token_data {
-            id: token,
-            logit: 0.0,
-            p: 0.0,
-        });
-    }
-
-    /// Whether no candidate is left.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
-    }
-
-    /// The first of the most probable candidates; NaN never wins.
-    #[must_use]
-    pub fn best(&self) -> Option<TokenId> {
-        let mut best: Option<&sys::llama_token_data> = None;
-        for candidate in &self.data {
-            let largest = best.map_or(f32::NEG_INFINITY, |best| best.logit);
-            if candidate.logit > largest {
-                best = Some(candidate);
-            }
-        }
-        best.map(|candidate| candidate.id)
-    }
-
-    /// Takes out the candidates that a grammar has ruled out.
-    pub(super) fn drop_impossible(&mut self) {
-        self.data.retain(|candidate| candidate.logit > f32::NEG_INFINITY);
+        self.refill([LlamaTokenData::new(LlamaToken(token), 0.0, 0.0)].into_iter());
     }
 
     /// Refills the buffer with all tokens.
     pub fn fill_all(&mut self, logits: &[f32]) {
-        self.data.clear();
-        let candidate = |(id, &logit): (usize, &f32)| sys::llama_token_data {
-            id: id as TokenId,
-            logit,
-            p: 0.0,
-        };
-        self.data.extend(logits.iter().enumerate().map(candidate));
+        self.refill(logits.iter().enumerate().map(candidate));
     }
 
     /// Refills the buffer with the tokens that `allowed` admits.
     pub fn fill(&mut self, logits: &[f32], allowed: impl Fn(usize) -> bool) {
-        self.data.clear();
-        self.data.extend(
-            logits
-                .iter()
-                .enumerate()
-                .filter(|&(id, _)| allowed(id))
-                .map(|(id, &logit)| sys::llama_token_data {
-                    id: id as TokenId,
-                    logit,
-                    p: 0.0,
-                }),
-        );
+        self.refill(logits.iter().enumerate().filter(|&(id, _)| allowed(id)).map(candidate));
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.array.data.is_empty()
+    }
+
+    /// Returns the first of the most probable candidates; NaN never wins.
+    #[must_use]
+    pub fn best(&self) -> Option<TokenId> {
+        let mut best: Option<&LlamaTokenData> = None;
+        for candidate in &self.array.data {
+            let largest = best.map_or(f32::NEG_INFINITY, LlamaTokenData::logit);
+            if candidate.logit() > largest {
+                best = Some(candidate);
+            }
+        }
+        best.map(|candidate| candidate.id().0)
+    }
+
+    /// Removes the candidates that a grammar has ruled out by a logit of negative infinity.
+    pub(super) fn drop_impossible(&mut self) {
+        self.array
+            .data
+            .retain(|candidate| candidate.logit() > f32::NEG_INFINITY);
     }
 }
 
-/// Natural logarithms of softmax probabilities: of `token`, and of the `top` best tokens, best first.
+/// Returns the natural logarithms of softmax probabilities: of `token`, and of the `top` best tokens, best first.
 #[must_use]
 pub fn log_softmax_of(logits: &[f32], token: TokenId, top: usize) -> (f32, Vec<(TokenId, f32)>) {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -251,10 +168,31 @@ mod tests {
 
     #[test]
     fn a_greedy_chain_takes_the_best_allowed_token() {
-        let mut chain = SamplerChain::new().expect("memory");
-        chain.greedy();
+        let mut chain = SamplerChain::new(vec![LlamaSampler::greedy()]);
         let mut candidates = TokenCandidates::default();
         candidates.fill(&[0.0, 9.0, 5.0], |id| id != 1);
+        assert_eq!(chain.sample(&mut candidates), Some(2));
+    }
+
+    #[test]
+    fn a_refilled_buffer_remembers_nothing_and_keeps_its_memory() {
+        let mut chain = SamplerChain::new(vec![LlamaSampler::top_k(2), LlamaSampler::greedy()]);
+        let mut candidates = TokenCandidates::default();
+        let logits: Vec<f32> = (0..1000).map(|id| id as f32).collect();
+        candidates.fill_all(&logits);
+        let memory = candidates.array.data.as_ptr();
+        assert_eq!(chain.sample(&mut candidates), Some(999));
+        candidates.fill_all(&logits.iter().map(|logit| -logit).collect::<Vec<_>>());
+        assert_eq!(chain.sample(&mut candidates), Some(0));
+        assert_eq!(candidates.array.data.as_ptr(), memory);
+    }
+
+    #[test]
+    fn a_bias_outside_the_vocabulary_does_nothing() {
+        let biases = [(1, -100.0), (-1, 5.0), (3, 5.0)];
+        let mut chain = SamplerChain::new(vec![logit_bias(3, &biases), LlamaSampler::greedy()]);
+        let mut candidates = TokenCandidates::default();
+        candidates.fill_all(&[0.0, 9.0, 5.0]);
         assert_eq!(chain.sample(&mut candidates), Some(2));
     }
 }

@@ -1,6 +1,6 @@
-//! Lets C read from whatever Rust can read: a `FILE*` whose every read and seek is answered here.
+//! C streams over Rust readers: a `FILE*` whose every read and seek is answered here.
 //!
-//! `fopencookie` is what glibc and musl have for this; where there is neither, models are loaded from real files only.
+//! glibc and musl have `fopencookie` for this; on other systems models are loaded from real files only.
 
 use std::{
     ffi::{c_char, c_int, c_void},
@@ -9,7 +9,9 @@ use std::{
     ptr::NonNull,
 };
 
-/// What C can be made to read.
+use super::LlamaError;
+
+/// Reader that C can be made to read from, such as a checkpoint that is converted while it is read.
 pub trait ModelSource: Read + Seek {}
 
 impl<T: Read + Seek> ModelSource for T {}
@@ -29,19 +31,19 @@ unsafe extern "C" {
 
 struct Cookie<'a> {
     source: &'a mut dyn ModelSource,
-    /// The first error, since C hears only that there was one.
+    /// First error of the source; C is only told that there was one.
     error: Option<String>,
 }
 
-/// A `FILE*` that is open for reading.
+/// `FILE*` that is open for reading.
 pub(super) struct CFile<'a> {
     file: NonNull<libc::FILE>,
-    /// Owned; C holds this pointer too, so that it must not be a `Box`.
+    /// Owned. Not a `Box`, which would claim to be the only pointer, because C holds this pointer too.
     cookie: NonNull<Cookie<'a>>,
 }
 
 impl<'a> CFile<'a> {
-    pub(super) fn open(source: &'a mut dyn ModelSource) -> Result<Self, String> {
+    pub(super) fn open(source: &'a mut dyn ModelSource) -> Result<Self, LlamaError> {
         let cookie = Box::new(Cookie { source, error: None });
         let cookie = NonNull::from(Box::leak(cookie));
         let functions = CookieFunctions {
@@ -50,6 +52,8 @@ impl<'a> CFile<'a> {
             seek: Some(seek),
             close: None,
         };
+        // The buffering of stdio stays on: without it (`setvbuf` with _IONBF), glibc reads one byte a call, and a load of a small
+        // model takes seconds instead of tenths.
         // SAFETY: the mode ends with NUL; the cookie lives until the file is closed.
         let file = unsafe { fopencookie(cookie.as_ptr().cast(), c"rb".as_ptr(), functions) };
         match NonNull::new(file) {
@@ -57,7 +61,7 @@ impl<'a> CFile<'a> {
             None => {
                 // SAFETY: the pointer came from a box, and C has not kept it.
                 drop(unsafe { Box::from_raw(cookie.as_ptr()) });
-                Err("there is no memory for a stream".to_owned())
+                Err(LlamaError::Load("there is no memory for a stream".to_owned()))
             }
         }
     }
@@ -67,7 +71,7 @@ impl<'a> CFile<'a> {
     }
 
     /// Takes the first error of the source.
-    pub(super) fn error(&mut self) -> Option<String> {
+    pub(super) fn take_error(&mut self) -> Option<String> {
         // SAFETY: C uses the cookie only inside of calls with the file, and none is under way.
         unsafe { self.cookie.as_mut() }.error.take()
     }
@@ -75,7 +79,7 @@ impl<'a> CFile<'a> {
 
 impl Drop for CFile<'_> {
     fn drop(&mut self) {
-        // SAFETY: nobody else has the file; after it is closed nobody has the cookie, which came from a box.
+        // SAFETY: nobody else has the file; once it is closed, nobody else has the cookie either, which came from a box.
         unsafe {
             libc::fclose(self.file.as_ptr());
             drop(Box::from_raw(self.cookie.as_ptr()));
@@ -83,12 +87,15 @@ impl Drop for CFile<'_> {
     }
 }
 
-/// Does something with the source; an error or a panic, which must not unwind into C, is kept.
-fn answer<T>(cookie: *mut c_void, what: impl FnOnce(&mut dyn ModelSource) -> std::io::Result<T>) -> Option<T> {
+/// Calls `operation` with the source of a stream. An error is kept, and so is a panic, which must not unwind into C.
+fn with_source<T>(
+    cookie: *mut c_void,
+    operation: impl FnOnce(&mut dyn ModelSource) -> std::io::Result<T>,
+) -> Option<T> {
     // SAFETY: C passes the cookie of an open file, and calls on one thread at a time.
     let cookie = unsafe { &mut *cookie.cast::<Cookie<'_>>() };
     let source = &mut *cookie.source;
-    let error = match catch_unwind(AssertUnwindSafe(|| what(source))) {
+    let error = match catch_unwind(AssertUnwindSafe(|| operation(source))) {
         Ok(Ok(value)) => return Some(value),
         Ok(Err(error)) => error.to_string(),
         Err(_) => "the source of the model panicked".to_owned(),
@@ -101,12 +108,12 @@ unsafe extern "C" fn read(cookie: *mut c_void, buffer: *mut c_char, size: usize)
     if size == 0 {
         return 0;
     }
-    // SAFETY: the buffer has room for `size` bytes; they are written first, since what C allocates is not initialised.
+    // SAFETY: the buffer has room for `size` bytes. They are written first, because C's buffer is not initialized.
     let buffer = unsafe {
         buffer.write_bytes(0, size);
         std::slice::from_raw_parts_mut(buffer.cast::<u8>(), size)
     };
-    answer(cookie, |source| source.read(buffer)).map_or(-1, |count| count as isize)
+    with_source(cookie, |source| source.read(buffer)).map_or(-1, |count| count as isize)
 }
 
 unsafe extern "C" fn seek(cookie: *mut c_void, offset: *mut i64, whence: c_int) -> c_int {
@@ -118,7 +125,7 @@ unsafe extern "C" fn seek(cookie: *mut c_void, offset: *mut i64, whence: c_int) 
         libc::SEEK_END => SeekFrom::End(*offset),
         _ => return -1,
     };
-    let position = answer(cookie, |source| source.seek(to)).and_then(|position| i64::try_from(position).ok());
+    let position = with_source(cookie, |source| source.seek(to)).and_then(|position| i64::try_from(position).ok());
     match position {
         Some(position) => {
             *offset = position;
@@ -159,11 +166,11 @@ mod tests {
             assert_eq!(libc::ftello(file.as_ptr()), 400_000);
             assert_ne!(libc::fseeko(file.as_ptr(), -400_001, libc::SEEK_CUR), 0);
         }
-        assert!(file.error().is_some());
-        assert_eq!(file.error(), None);
+        assert!(file.take_error().is_some());
+        assert_eq!(file.take_error(), None);
     }
 
-    /// Fails or panics at the second read.
+    /// Source that panics (if the first field is set) or fails at the second read.
     struct Broken(bool, u32);
 
     impl Read for Broken {
@@ -189,7 +196,7 @@ mod tests {
             let mut source = Broken(panics, 0);
             let mut file = CFile::open(&mut source).unwrap();
             assert_eq!(read_all(&file, 5000).len(), 10);
-            assert_eq!(file.error().as_deref(), Some(expected));
+            assert_eq!(file.take_error().as_deref(), Some(expected));
         }
     }
 }

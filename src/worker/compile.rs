@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     inference::Failure,
-    llama::{ChatTemplate, RenderedChat},
+    llama::{ChatTemplate, LlamaError, RenderedChat},
 };
 
 /// Compiled templates that are kept; compiling one takes a millisecond or two.
@@ -34,7 +34,7 @@ pub(super) fn run(inputs: &EngineInputs, reports: &mut ReportSender) {
     }
 }
 
-fn render(kept: &mut VecDeque<(Key, ChatTemplate)>, job: RenderJob) -> Result<RenderedChat, String> {
+fn render(kept: &mut VecDeque<(Key, ChatTemplate)>, job: RenderJob) -> Result<RenderedChat, LlamaError> {
     let key = (job.template, job.bos, job.eos);
     let found = match kept
         .iter()

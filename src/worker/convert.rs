@@ -14,11 +14,12 @@ use tokio_util::sync::CancellationToken;
 use super::{
     EngineInput, EngineInputs, ReportSender,
     protocol::{ConvertJob, Converted, DaemonCommand, WorkerQuestion, WorkerReply, WorkerReport},
+    quantize_rows,
 };
 use crate::{
     convert::{Advance, ConvertError, Planned, Stage},
     inference::Failure,
-    llama::{Model, quantize_rows},
+    llama::{LlamaError, Model},
     stdx::{new_file::NewFile, sync::lock},
 };
 
@@ -124,7 +125,7 @@ fn cut(output: &Path, header: &[u8], texts: &[String]) -> Result<Vec<Vec<i32>>, 
     };
     let new = NewFile::create(output).map_err(failed)?;
     new.file().write_all_at(header, 0).map_err(failed)?;
-    let cut = || -> Result<Vec<Vec<i32>>, String> {
+    let cut = || -> Result<Vec<Vec<i32>>, LlamaError> {
         let model = Model::load_vocabulary(&new.current_path())?;
         texts.iter().map(|text| model.tokenize(text, false, true)).collect()
     };

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     inference::Failure,
-    llama::{Batch, Context, ContextParams, Model, TokenId},
+    llama::{Batch, Context, ContextParams, ContextPurpose, LlamaError, Model, TokenId},
 };
 
 /// Texts in one batch.
@@ -59,8 +59,8 @@ pub(super) struct Embedder {
 }
 
 impl Embedder {
-    pub(super) fn new(model: &Arc<Model>, params: &ContextParams) -> Result<Self, String> {
-        let context = Context::new(Arc::clone(model), params)?;
+    pub(super) fn new(model: &Arc<Model>, params: &ContextParams) -> Result<Self, LlamaError> {
+        let context = Context::new(Arc::clone(model), ContextPurpose::Embed, params)?;
         let batch = Batch::new(context.batch_size());
         Ok(Self {
             context,

@@ -12,11 +12,12 @@ use std::{
 };
 
 use super::{
-    EngineInput, EngineInputs, ReportSender,
+    EngineInput, EngineInputs, ReportSender, WorkerError,
     embed::{Embedder, SEQUENCES},
     generation::Generator,
     prepare::{self, ContextWindows, PrepareTask},
     protocol::{DaemonCommand, LoadSpec, LoadedModel, WorkerReport},
+    quantize_rows,
 };
 use crate::{
     gguf,
@@ -35,30 +36,6 @@ const MAX_EMBED_WINDOW: u32 = 8192;
 /// Tokens in a batch of texts, where one text does not need more.
 const EMBED_BATCH: u32 = 1024;
 
-/// Loads a model whose weights are made meanwhile.
-#[cfg(target_os = "linux")]
-fn load_checkpoint(
-    folder: &Path,
-    header: &Path,
-    params: ModelParams,
-    progress: impl FnMut(f32) -> bool,
-) -> Result<Model, String> {
-    use crate::convert;
-    let plan = convert::replan(folder, header).map_err(|error| error.to_string())?;
-    let plan = plan.with_quantizer(llama::quantize_rows);
-    let params = ModelParams {
-        // Broken numbers are found where the weights are made.
-        check_tensors: false,
-        ..params
-    };
-    Model::load_from(&mut convert::Stream::start(plan), &params, progress)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn load_checkpoint(_: &Path, _: &Path, _: ModelParams, _: impl FnMut(f32) -> bool) -> Result<Model, String> {
-    Err("a checkpoint cannot be loaded on this platform without a file made of it".to_owned())
-}
-
 /// Loads the model that the first command names and serves it until the socket closes.
 pub(super) fn run(inputs: &EngineInputs, sender: &SyncSender<EngineInput>, reports: &mut ReportSender) {
     let Ok(EngineInput::Command(DaemonCommand::Load(spec))) = inputs.recv() else {
@@ -71,19 +48,72 @@ pub(super) fn run(inputs: &EngineInputs, sender: &SyncSender<EngineInput>, repor
             reports.send(&WorkerReport::Loaded(loaded));
             engine.run(inputs, reports);
         }
-        Err(reason) => reports.send(&WorkerReport::LoadFailed { reason }),
+        Err(error) => reports.send(&WorkerReport::LoadFailed {
+            reason: error.to_string(),
+        }),
     }
 }
 
+/// Loads weights, vocabulary and adapters, and reports the progress. Returns the model and the bytes of its weights.
+fn load_model(spec: &LoadSpec, reports: &mut ReportSender) -> Result<(Model, u64), WorkerError> {
+    let mut reported = Instant::now();
+    let progress = |fraction| {
+        if reported.elapsed() >= PROGRESS_INTERVAL {
+            reported = Instant::now();
+            reports.send(&WorkerReport::Progress { fraction });
+        }
+        true
+    };
+    let mut model = match &spec.checkpoint {
+        None => Model::load(&spec.path, &spec.model, progress)?,
+        Some(folder) => load_checkpoint(folder, &spec.path, &spec.model, progress)?,
+    };
+    if model.has_encoder() {
+        return Err(WorkerError::EncoderDecoder);
+    }
+    model.add_ends(gguf::END_TOKENS_KEY);
+    // `llama_model_size` does not count adapters, whose tensors are copied into memory as they are in their files.
+    let mut weights = model.size_bytes();
+    for adapter in &spec.adapters {
+        model.add_adapter(&adapter.path, adapter.scale)?;
+        weights += std::fs::metadata(&adapter.path).map_or(0, |meta| meta.len());
+    }
+    Ok((model, weights))
+}
+
+/// Loads a model whose weights are converted while llama.cpp reads them.
+#[cfg(target_os = "linux")]
+fn load_checkpoint(
+    folder: &Path,
+    header: &Path,
+    params: &ModelParams,
+    progress: impl FnMut(f32) -> bool,
+) -> Result<Model, WorkerError> {
+    use crate::convert;
+    let plan = convert::replan(folder, header)?.with_quantizer(quantize_rows);
+    let params = ModelParams {
+        // The conversion refuses NaN and infinite numbers itself.
+        check_tensors: false,
+        ..params.clone()
+    };
+    Ok(Model::load_from(&mut convert::Stream::start(plan), &params, progress)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn load_checkpoint(_: &Path, _: &Path, _: &ModelParams, _: impl FnMut(f32) -> bool) -> Result<Model, WorkerError> {
+    Err(WorkerError::NoStreams)
+}
+
+/// Owner of the model and its contexts, on the engine thread.
 struct Engine {
     model: Arc<Model>,
     /// `None` in a model that makes vectors only.
-    generation: Option<Generator>,
-    /// Made when the first vectors are asked for; a model that makes nothing else has it from the start.
+    generator: Option<Generator>,
+    /// Made for the first request for vectors; a model that makes nothing else has it from the start.
     embedder: Option<Embedder>,
     embed_params: ContextParams,
     preparing: SyncSender<PrepareTask>,
-    /// What was given to the thread that prepares and has not come back; what is cancelled meanwhile is taken out.
+    /// Ids of the tasks that the thread that prepares has not given back. A canceled task is removed, and dropped when it comes.
     pending: HashSet<u64>,
 }
 
@@ -92,94 +122,62 @@ impl Engine {
         spec: &LoadSpec,
         sender: &SyncSender<EngineInput>,
         reports: &mut ReportSender,
-    ) -> Result<(Self, LoadedModel), String> {
+    ) -> Result<(Self, LoadedModel), WorkerError> {
         let device_before = device_memory_used();
-        let params = ModelParams {
-            gpu_layers: spec.gpu_layers,
-            main_gpu: spec.main_gpu,
-            split_mode: spec.split_mode,
-            tensor_split: spec.tensor_split.clone(),
-            mmap: spec.mmap,
-            check_tensors: spec.check_tensors,
-        };
-        let mut reported = Instant::now();
-        let progress = |fraction| {
-            if reported.elapsed() >= PROGRESS_INTERVAL {
-                reported = Instant::now();
-                reports.send(&WorkerReport::Progress { fraction });
-            }
-            true
-        };
-        let mut model = match &spec.checkpoint {
-            None => Model::load(&spec.path, &params, progress)?,
-            Some(folder) => load_checkpoint(folder, &spec.path, params, progress)?,
-        };
-        if model.has_encoder() {
-            return Err("encoder-decoder models are not supported".into());
-        }
-        model.add_ends(gguf::END_TOKENS_KEY);
-        let mut weights = model.size_bytes();
-        for adapter in &spec.adapters {
-            model.add_adapter(&adapter.path, adapter.scale)?;
-            weights += std::fs::metadata(&adapter.path).map_or(0, |meta| meta.len());
-        }
+        let (model, weights) = load_model(spec, reports)?;
         let model = Arc::new(model);
-        let context_length = match (spec.context_length, model.train_context()) {
+        let context_length = match (spec.context.context_length, model.train_context()) {
             (0, trained) => trained,
             (wanted, 0) => wanted,
             (wanted, trained) => wanted.min(trained),
         };
-        let host_before = anonymous_memory();
         let params = ContextParams {
-            purpose: ContextPurpose::Generate,
             context_length,
-            sequences: spec.parallel.max(1),
-            batch: spec.batch,
-            threads: spec.threads.max(1),
-            flash_attention: spec.flash_attention,
-            kv_type_k: spec.kv_type_k,
-            kv_type_v: spec.kv_type_v,
+            parallel: spec.context.parallel.max(1),
+            threads: spec.context.threads.max(1),
+            ..spec.context
         };
         let embed_window = context_length.min(MAX_EMBED_WINDOW);
         let embed_params = ContextParams {
-            purpose: ContextPurpose::Embed,
             context_length: embed_window.max(EMBED_BATCH),
-            sequences: SEQUENCES,
+            parallel: SEQUENCES,
             batch: embed_window.max(EMBED_BATCH),
-            ..params.clone()
+            ..params
         };
-        let embeds_only = spec.embeds_only;
         let mut loaded = LoadedModel {
-            context_length,
+            context_length: embed_window,
             parallel: 1,
             can_shift: false,
             infill: model.infill_tokens().is_some(),
-            embeds_only,
+            embeds_only: spec.embeds_only,
             size_bytes: 0,
             device_bytes: 0,
         };
-        let (generation, embedder) = if embeds_only {
-            loaded.context_length = embed_window;
-            (None, Some(Embedder::new(&model, &embed_params)?))
+        // After the weights, which may be mapped: what is anonymous from here on is the context's.
+        let host_before = anonymous_memory();
+        let (mut generator, mut embedder) = (None, None);
+        if spec.embeds_only {
+            embedder = Some(Embedder::new(&model, &embed_params)?);
         } else {
-            let context = Context::new(Arc::clone(&model), &params)?;
+            let context = Context::new(Arc::clone(&model), ContextPurpose::Generate, &params)?;
             loaded.context_length = context.context_length();
-            loaded.parallel = params.sequences;
+            loaded.parallel = params.parallel;
+            // A hybrid model's cache answers for its attention layers alone; its recurrent state cannot be shifted.
             loaded.can_shift = context.can_shift() && !model.is_recurrent();
-            (Some(Generator::new(context, &loaded)), None)
-        };
+            generator = Some(Generator::new(context, &loaded));
+        }
         loaded.device_bytes = device_memory_used().saturating_sub(device_before);
         let host_bytes = anonymous_memory().saturating_sub(host_before);
         loaded.size_bytes = (weights + host_bytes).max(loaded.device_bytes);
         let windows = ContextWindows {
             generate: loaded.context_length,
             embed: embed_window,
-            embeds_only,
+            embeds_only: spec.embeds_only,
         };
         let engine = Self {
             preparing: start_preparing(&model, windows, sender)?,
             model,
-            generation,
+            generator,
             embedder,
             embed_params,
             pending: HashSet::new(),
@@ -189,8 +187,8 @@ impl Engine {
 
     fn run(mut self, inputs: &EngineInputs, reports: &mut ReportSender) {
         while self.take_inputs(inputs, reports) {
-            if let Some(generation) = &mut self.generation {
-                generation.advance(reports);
+            if let Some(generator) = &mut self.generator {
+                generator.advance(reports);
             }
             if let Some(embedder) = self.embedder.as_mut().filter(|embedder| embedder.is_busy()) {
                 embedder.step(|report| reports.send(&report));
@@ -199,8 +197,7 @@ impl Engine {
     }
 
     fn is_busy(&self) -> bool {
-        self.generation.as_ref().is_some_and(Generator::is_busy)
-            || self.embedder.as_ref().is_some_and(Embedder::is_busy)
+        self.generator.as_ref().is_some_and(Generator::is_busy) || self.embedder.as_ref().is_some_and(Embedder::is_busy)
     }
 
     /// Takes what has arrived; waits if there is nothing to compute. `false` when the socket is closed.
@@ -224,8 +221,8 @@ impl Engine {
                     if !self.pending.remove(&id) {
                         continue;
                     }
-                    match (prepared, &mut self.generation) {
-                        (Ok(prepared), Some(generation)) => generation.push(*prepared),
+                    match (prepared, &mut self.generator) {
+                        (Ok(prepared), Some(generator)) => generator.push(*prepared),
                         (Ok(_), None) => {}
                         (Err(failure), _) => reports.send(&WorkerReport::Failed { id, failure }),
                     }
@@ -249,39 +246,34 @@ impl Engine {
         match command {
             DaemonCommand::Generate(job) => {
                 let id = job.id;
-                if self.prepare(id, PrepareTask::Job(job)).is_err() {
-                    reports.send(&WorkerReport::Failed {
-                        id,
-                        failure: Failure::Busy,
-                    });
+                if let Err(failure) = self.prepare(id, PrepareTask::Job(job)) {
+                    reports.send(&WorkerReport::Failed { id, failure });
                 }
             }
             DaemonCommand::Ask { id, question } => {
-                if self.prepare(id, PrepareTask::Question(id, question)).is_err() {
-                    reports.send(&WorkerReport::Answered {
-                        id,
-                        result: Err(Failure::Busy),
-                    });
+                if let Err(failure) = self.prepare(id, PrepareTask::Question(id, question)) {
+                    let result = Err(failure);
+                    reports.send(&WorkerReport::Answered { id, result });
                 }
             }
             DaemonCommand::Cancel { id } => {
                 self.pending.remove(&id);
-                if let Some(generation) = &mut self.generation {
-                    generation.cancel(id);
+                if let Some(generator) = &mut self.generator {
+                    generator.cancel(id);
                 }
                 if let Some(embedder) = &mut self.embedder {
                     embedder.cancel(id);
                 }
             }
             DaemonCommand::Credit { id, events } => {
-                if let Some(generation) = &mut self.generation {
-                    generation.credit(id, events);
+                if let Some(generator) = &mut self.generator {
+                    generator.credit(id, events);
                 }
             }
             DaemonCommand::SetThreads { threads } => {
                 self.embed_params.threads = threads;
-                if let Some(generation) = &mut self.generation {
-                    generation.set_threads(threads);
+                if let Some(generator) = &mut self.generator {
+                    generator.set_threads(threads);
                 }
                 if let Some(embedder) = &mut self.embedder {
                     embedder.set_threads(threads);
@@ -293,9 +285,12 @@ impl Engine {
         }
     }
 
-    /// Hands something to the thread that prepares; an error if too much waits for it.
-    fn prepare(&mut self, id: u64, task: PrepareTask) -> Result<(), ()> {
-        self.preparing.try_send(task).map_err(|_| ())?;
+    /// Hands a task to the thread that prepares.
+    ///
+    /// # Errors
+    /// [`Failure::Busy`] if too many tasks wait for it.
+    fn prepare(&mut self, id: u64, task: PrepareTask) -> Result<(), Failure> {
+        self.preparing.try_send(task).map_err(|_| Failure::Busy)?;
         self.pending.insert(id);
         Ok(())
     }
@@ -305,8 +300,8 @@ impl Engine {
             Some(embedder) => embedder,
             empty => match Embedder::new(&self.model, &self.embed_params) {
                 Ok(embedder) => empty.insert(embedder),
-                Err(reason) => {
-                    let failure = Failure::Load(format!("no memory to make vectors with: {reason}"));
+                Err(error) => {
+                    let failure = Failure::Load(format!("no memory to make vectors with: {error}"));
                     return reports.send(&WorkerReport::Answered {
                         id: task.id(),
                         result: Err(failure),
@@ -322,14 +317,14 @@ fn start_preparing(
     model: &Arc<Model>,
     windows: ContextWindows,
     engine: &SyncSender<EngineInput>,
-) -> Result<SyncSender<PrepareTask>, String> {
+) -> Result<SyncSender<PrepareTask>, WorkerError> {
     let (sender, tasks) = sync_channel(PREPARE_QUEUE);
     let (model, engine) = (Arc::clone(model), engine.clone());
     thread::Builder::new()
         .name("prepare".into())
         .stack_size(PREPARE_STACK_BYTES)
         .spawn(move || prepare::run(&model, windows, &tasks, &engine))
-        .map_err(|error| format!("a thread could not be started: {error}"))?;
+        .map_err(WorkerError::Thread)?;
     Ok(sender)
 }
 

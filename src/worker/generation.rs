@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
-    LIFE_INTERVAL, ReportSender,
+    LIFE_INTERVAL, ReportSender, WorkerError,
     prefix::{SlotChoice, SlotOffer, choose, common_prefix},
     prepare::PreparedJob,
     protocol::{LoadedModel, WorkerReport},
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     inference::{Delta, Event, Failure, FinishReason},
-    llama::{Batch, Context, DecodeError, Model, TokenCandidates, TokenId},
+    llama::{Batch, Context, LlamaError, Model, TokenCandidates, TokenId},
 };
 
 /// The context, its sequences and the jobs that wait for one.
@@ -272,7 +272,7 @@ impl Generator {
                 .sampler
                 .sample(logits, &mut self.candidates)
                 .map(|(token, goes_on)| (token, goes_on, logits)),
-            None => Err("llama.cpp returned no logits".to_owned()),
+            None => Err(WorkerError::NoLogits),
         };
         match sampled {
             Ok((token, goes_on, logits)) => {
@@ -285,11 +285,11 @@ impl Generator {
                     self.finish(index, reason);
                 }
             }
-            Err(reason) => {
+            Err(error) => {
                 self.slots[index].active = None;
                 reports.send(&WorkerReport::Failed {
                     id,
-                    failure: Failure::Worker(reason),
+                    failure: Failure::Worker(error.to_string()),
                 });
             }
         }
@@ -304,7 +304,7 @@ impl Generator {
     }
 
     /// A decode failed: its sequences lose job and cache, the others go on.
-    fn fail_batch(&mut self, grants: &[usize], error: &DecodeError, reports: &mut ReportSender) {
+    fn fail_batch(&mut self, grants: &[usize], error: &LlamaError, reports: &mut ReportSender) {
         tracing::error!(%error, "decode failed");
         for (index, _) in grants.iter().enumerate().filter(|&(_, &grant)| grant > 0) {
             self.context.remove(index as i32, -1, -1);

@@ -14,6 +14,7 @@ mod constraint;
 mod convert;
 mod embed;
 mod engine;
+mod error;
 mod generation;
 mod inspect;
 mod output;
@@ -35,7 +36,9 @@ use std::{
     time::Duration,
 };
 
+use crate::{gguf::GgmlType, llama};
 use embed::EmbedTask;
+pub use error::WorkerError;
 pub use inspect::{BuildReport, build_report};
 use prepare::PreparedJob;
 use protocol::{DaemonCommand, PROTOCOL_VERSION, WorkerReport};
@@ -180,3 +183,8 @@ enum EngineInput {
 }
 
 type EngineInputs = Receiver<EngineInput>;
+
+/// Quantizer that [`convert`](crate::convert) is given. Its layer does not see `llama`, so errors cross as text.
+fn quantize_rows(weight_type: GgmlType, numbers: &[f32], row: usize, out: &mut Vec<u8>) -> Result<(), String> {
+    llama::quantize_rows(weight_type, numbers, row, out).map_err(|error| error.to_string())
+}

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     inference::{Failure, TextToken},
-    llama::{Model, TokenId},
+    llama::{LlamaError, Model, TokenId},
 };
 
 /// Texts of one embedding request.
@@ -117,14 +117,14 @@ impl Preprocessor {
             Some(JsonSchema { text, strict }) => {
                 let schemas = match &mut self.schemas {
                     Some(schemas) => schemas,
-                    empty => empty.insert(SchemaCompiler::new(&self.model).map_err(Failure::Worker)?),
+                    empty => empty.insert(SchemaCompiler::new(&self.model).map_err(worker_failure)?),
                 };
-                let invalid = |reason| Failure::Invalid(format!("invalid JSON schema in format: {reason}"));
+                let invalid = |error| Failure::Invalid(format!("invalid JSON schema in format: {error}"));
                 Some(schemas.compile(text, *strict).map_err(invalid)?)
             }
         };
         let constraint = AnswerConstraint::new(&self.model, schema, job.chat.as_ref(), job.reasoning.as_ref())
-            .map_err(|reason| Failure::Invalid(format!("the tools cannot be made into a grammar: {reason}")))?;
+            .map_err(|error| Failure::Invalid(format!("the tools cannot be made into a grammar: {error}")))?;
         let sampler = TokenSampler::new(
             &self.model,
             &job.sampling,
@@ -132,9 +132,8 @@ impl Preprocessor {
             constraint,
             limit,
             &prompt,
-        )
-        .map_err(Failure::Worker)?;
-        let answer = AnswerReader::new(&job.stop, job.chat.as_ref()).map_err(Failure::Worker)?;
+        );
+        let answer = AnswerReader::new(&job.stop, job.chat.as_ref()).map_err(worker_failure)?;
         Ok(PreparedJob {
             job,
             prompt,
@@ -144,7 +143,7 @@ impl Preprocessor {
     }
 
     fn tokenize(&self, prompt: &JobPrompt) -> Result<Vec<TokenId>, Failure> {
-        let tokens = |text: &str, add_special| self.model.tokenize(text, add_special, true).map_err(Failure::Invalid);
+        let tokens = |text: &str, add_special| self.model.tokenize(text, add_special, true).map_err(invalid);
         match prompt {
             JobPrompt::Text { text, context } => {
                 self.check_ids(context)?;
@@ -169,9 +168,9 @@ impl Preprocessor {
                     all.push(bos);
                 }
                 all.push(pre);
-                all.extend(self.model.tokenize(prefix, false, false).map_err(Failure::Invalid)?);
+                all.extend(self.model.tokenize(prefix, false, false).map_err(invalid)?);
                 all.push(suf);
-                all.extend(self.model.tokenize(suffix, false, false).map_err(Failure::Invalid)?);
+                all.extend(self.model.tokenize(suffix, false, false).map_err(invalid)?);
                 all.push(mid);
                 Ok(all)
             }
@@ -206,7 +205,7 @@ impl Preprocessor {
                 let tokens = self
                     .model
                     .tokenize(&text, add_special, parse_special)
-                    .map_err(Failure::Invalid)?;
+                    .map_err(invalid)?;
                 let token = |id| TextToken {
                     id,
                     bytes: self.model.detokenize(&[id], true),
@@ -233,7 +232,7 @@ impl Preprocessor {
         job.inputs
             .iter()
             .map(|text| {
-                let mut tokens = self.model.tokenize(text, true, false).map_err(Failure::Invalid)?;
+                let mut tokens = self.model.tokenize(text, true, false).map_err(invalid)?;
                 if tokens.len() > limit {
                     if !job.truncate {
                         return Err(Failure::Invalid("the input length exceeds the context length".into()));
@@ -266,4 +265,12 @@ impl Preprocessor {
             *last = end;
         }
     }
+}
+
+fn invalid(error: LlamaError) -> Failure {
+    Failure::Invalid(error.to_string())
+}
+
+fn worker_failure(error: impl std::fmt::Display) -> Failure {
+    Failure::Worker(error.to_string())
 }

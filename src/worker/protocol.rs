@@ -11,14 +11,14 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::inference::TextToken;
-pub use crate::llama::{GrammarTrigger, RenderedChat};
+pub use crate::llama::{ContextParams, GrammarTrigger, ModelParams, RenderedChat};
 use crate::{
     convert::{Advance, ConvertFault, Part, TargetType},
-    inference::{Event, Failure, KvCacheType, SplitMode, Switch},
+    inference::{Event, Failure},
 };
 
 /// Changes with every change of the types below.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 /// The largest frame: the largest prompt with every byte escaped, and room for the rest.
 pub const MAX_FRAME_BYTES: usize = 256 << 20;
 /// Events of one stream that may be on their way to the daemon; at zero its sequence is parked, not the batch.
@@ -205,42 +205,19 @@ pub struct AdapterSpec {
     pub scale: f32,
 }
 
-/// What to load and how.
+/// Model to load, and the way it is loaded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadSpec {
-    /// The GGUF; of a sharded one the first shard, beside the others. Only its header where there is a checkpoint.
+    /// GGUF file; of a sharded one the first shard, next to the others. If `checkpoint` is set, this file has metadata only.
     pub path: PathBuf,
-    /// The folder of a checkpoint that the weights are made from while they are loaded; only if [`crate::convert::CAN_STREAM`].
+    /// Folder of a checkpoint that the weights are converted from while they are loaded; only if [`crate::convert::CAN_STREAM`].
     pub checkpoint: Option<PathBuf>,
-    /// What is applied to its weights, all at once.
+    /// LoRA adapters, all of which are applied.
     pub adapters: Vec<AdapterSpec>,
-    /// Context window of one sequence in tokens; 0 is what the model was trained with.
-    pub context_length: u32,
-    /// Sequences decoded at once.
-    pub parallel: u32,
-    /// Tokens in one logical batch.
-    pub batch: u32,
-    /// Compute threads.
-    pub threads: u32,
-    /// Layers on the device; negative is all.
-    pub gpu_layers: i32,
-    /// Device that holds what is not split.
-    pub main_gpu: i32,
-    /// How layers are split over devices.
-    pub split_mode: SplitMode,
-    /// Share of each device.
-    pub tensor_split: Vec<f32>,
-    /// Flash attention.
-    pub flash_attention: Switch,
-    /// Element type of the K cache.
-    pub kv_type_k: KvCacheType,
-    /// Element type of the V cache.
-    pub kv_type_v: KvCacheType,
-    /// Map the file.
-    pub mmap: bool,
-    /// Refuse NaN and infinite weights.
-    pub check_tensors: bool,
-    /// Whether the model makes vectors only, no text.
+    pub model: ModelParams,
+    /// Parameters of the generating context. A `context_length` of 0 is the one that the model was trained with.
+    pub context: ContextParams,
+    /// True for a model that makes vectors only, no text.
     pub embeds_only: bool,
 }
 

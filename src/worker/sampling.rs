@@ -3,12 +3,13 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use super::{
+    WorkerError,
     constraint::AnswerConstraint,
     picking::pick_from_all,
     protocol::{ReasoningSyntax, SamplerSettings},
     reasoning::{ReasoningStep, ReasoningTracker},
 };
-use crate::llama::{Model, SamplerChain, TokenCandidates, TokenId};
+use crate::llama::{LlamaSampler, Model, SamplerChain, TokenCandidates, TokenId, logit_bias};
 
 /// The sampler of one answer.
 #[derive(Debug)]
@@ -22,8 +23,10 @@ pub(super) struct TokenSampler {
     forced: VecDeque<TokenId>,
 }
 
-/// The seed that makes llama.cpp choose one at random.
+/// Seed that makes llama.cpp choose one at random (`LLAMA_DEFAULT_SEED`).
 const RANDOM_SEED: u32 = u32::MAX;
+/// Number of candidates that each stage of a chain leaves at least.
+const MIN_KEEP: usize = 1;
 
 impl TokenSampler {
     /// A sampler that has seen the prompt's last tokens.
@@ -32,16 +35,16 @@ impl TokenSampler {
         settings: &SamplerSettings,
         reasoning: Option<ReasoningSyntax>,
         constraint: Option<AnswerConstraint>,
-        context: u32,
+        context_length: u32,
         prompt: &[TokenId],
-    ) -> Result<Self, String> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             model: Arc::clone(model),
-            chain: chain(model, settings, context, prompt)?,
+            chain: chain(model, settings, context_length, prompt),
             reasoning: reasoning.map(ReasoningTracker::new),
             constraint,
             forced: VecDeque::new(),
-        })
+        }
     }
 
     /// Chooses the next token. The second value is `false` when a constraint says that the answer is complete with it.
@@ -49,7 +52,7 @@ impl TokenSampler {
         &mut self,
         logits: &[f32],
         candidates: &mut TokenCandidates,
-    ) -> Result<(TokenId, bool), String> {
+    ) -> Result<(TokenId, bool), WorkerError> {
         if self.forced.is_empty() && self.reasoning.as_ref().is_some_and(ReasoningTracker::must_end) {
             self.end_reasoning();
         }
@@ -61,7 +64,7 @@ impl TokenSampler {
             },
             None => pick_from_all(logits, self.chain.as_mut(), candidates),
         };
-        let mut token = token.ok_or("no token is left to choose from")?;
+        let mut token = token.ok_or(WorkerError::NoTokenLeft)?;
         if self.model.is_end_of_generation(token) && self.rests() && self.owes() {
             // A model that would end its answer in the middle of its reasoning has not given what it has to.
             self.end_reasoning();
@@ -90,7 +93,7 @@ impl TokenSampler {
         self.constraint.as_ref().is_some_and(AnswerConstraint::is_led)
     }
 
-    fn accept(&mut self, token: TokenId) -> Result<bool, String> {
+    fn accept(&mut self, token: TokenId) -> Result<bool, WorkerError> {
         if let Some(chain) = &mut self.chain {
             chain.accept(token);
         }
@@ -126,14 +129,9 @@ impl TokenSampler {
     }
 }
 
-/// The samplers that a request's settings need; `None` if the best logit is all.
-fn chain(
-    model: &Model,
-    settings: &SamplerSettings,
-    context: u32,
-    prompt: &[TokenId],
-) -> Result<Option<SamplerChain>, String> {
-    let penalised = settings.repeat_last_n != 0
+/// Returns the samplers that a request's settings need; `None` if picking the best logit is all.
+fn chain(model: &Model, settings: &SamplerSettings, context_length: u32, prompt: &[TokenId]) -> Option<SamplerChain> {
+    let penalized = settings.repeat_last_n != 0
         && (settings.repeat_penalty != 1.0 || settings.frequency_penalty != 0.0 || settings.presence_penalty != 0.0);
     let greedy = settings.temperature <= 0.0;
     let mut biases = settings.logit_bias.clone();
@@ -143,46 +141,47 @@ fn chain(
             .into_iter()
             .map(|token| (token, f32::NEG_INFINITY)),
     );
-    if greedy && !penalised && biases.is_empty() {
-        return Ok(None);
+    if greedy && !penalized && biases.is_empty() {
+        return None;
     }
-    let vocab_size = model.vocab_size() as i32;
-    let mut chain = SamplerChain::new().ok_or("no memory for a sampler")?;
+    let mut stages = Vec::new();
     if !biases.is_empty() {
-        chain.logit_bias(vocab_size, &biases);
+        stages.push(logit_bias(model.vocab_size(), &biases));
     }
-    // A window beyond the context would only be memory that a client makes us allocate.
-    let last_n = u32::try_from(settings.repeat_last_n).map_or(context, |n| n.min(context)) as i32;
-    if penalised {
-        chain.penalties(
-            vocab_size,
+    // A negative number is the whole context. A window beyond the context would only be memory that a client makes us allocate.
+    let last_n = u32::try_from(settings.repeat_last_n).map_or(context_length, |n| n.min(context_length)) as i32;
+    if penalized {
+        stages.push(LlamaSampler::penalties(
+            model.vocab_size() as i32,
             last_n,
             settings.repeat_penalty,
             settings.frequency_penalty,
             settings.presence_penalty,
-        );
+        ));
     }
     if greedy {
-        chain.greedy();
+        stages.push(LlamaSampler::greedy());
     } else {
-        chain.top_k(settings.top_k);
+        // The order is Ollama's: top-k first, since it leaves the others little to sort; the temperature last.
+        stages.push(LlamaSampler::top_k(settings.top_k));
         if settings.typical_p < 1.0 {
-            chain.typical(settings.typical_p);
+            stages.push(LlamaSampler::typical(settings.typical_p, MIN_KEEP));
         }
         if settings.top_p < 1.0 {
-            chain.top_p(settings.top_p);
+            stages.push(LlamaSampler::top_p(settings.top_p, MIN_KEEP));
         }
         if settings.min_p > 0.0 {
-            chain.min_p(settings.min_p);
+            stages.push(LlamaSampler::min_p(settings.min_p, MIN_KEEP));
         }
-        chain.temperature(settings.temperature);
-        chain.distribution(settings.seed.unwrap_or(RANDOM_SEED));
+        stages.push(LlamaSampler::temp(settings.temperature));
+        stages.push(LlamaSampler::dist(settings.seed.unwrap_or(RANDOM_SEED)));
     }
-    if penalised {
+    let mut chain = SamplerChain::new(stages);
+    if penalized {
         let tail = prompt.len().saturating_sub(usize::try_from(last_n).unwrap_or(0));
         for &token in &prompt[tail..] {
             chain.accept(token);
         }
     }
-    Ok(Some(chain))
+    Some(chain)
 }

@@ -4,8 +4,8 @@ use std::{path::Path, thread};
 
 use serde_json::{Map, Value, json};
 
-use super::ENGINE_STACK_BYTES;
-use crate::llama::{ChatTemplate, Model, RenderedChat, TokenId};
+use super::{ENGINE_STACK_BYTES, WorkerError};
+use crate::llama::{ChatTemplate, LlamaError, Model, RenderedChat, TokenId};
 
 /// Tokens that are shown before and after a difference.
 const AROUND: usize = 6;
@@ -35,7 +35,7 @@ pub struct ProbeReport {
     /// What it is made of.
     pub name: &'static str,
     /// The prompt, or the template's sentence.
-    pub prompt: Result<String, String>,
+    pub prompt: Result<String, LlamaError>,
     /// Tokens of the prompt.
     pub tokens: usize,
     /// How the other template renders it, where there is one.
@@ -78,19 +78,25 @@ pub fn template_report(
     other: Option<&str>,
     bos: &str,
     eos: &str,
-) -> Result<TemplateReport, String> {
+) -> Result<TemplateReport, WorkerError> {
     // Template engines recurse over what strangers wrote.
     thread::scope(|scope| {
         thread::Builder::new()
             .stack_size(ENGINE_STACK_BYTES)
             .spawn_scoped(scope, || report(model, template, other, bos, eos))
-            .map_err(|error| error.to_string())?
+            .map_err(WorkerError::Thread)?
             .join()
-            .map_err(|_| "the template engine panicked".to_owned())?
+            .map_err(|_| WorkerError::TemplatePanic)?
     })
 }
 
-fn report(model: &Path, template: &str, other: Option<&str>, bos: &str, eos: &str) -> Result<TemplateReport, String> {
+fn report(
+    model: &Path,
+    template: &str,
+    other: Option<&str>,
+    bos: &str,
+    eos: &str,
+) -> Result<TemplateReport, WorkerError> {
     let vocabulary = Model::load_vocabulary(model)?;
     let template = ChatTemplate::new(template, bos, eos)?;
     // Another template that does not compile refuses every conversation.
@@ -182,13 +188,21 @@ fn probes() -> [(&'static str, String); 2] {
 
 fn compare(
     vocabulary: &Model,
-    ours: Result<&[TokenId], &String>,
-    theirs: Result<String, String>,
-) -> Result<PromptComparison, String> {
+    ours: Result<&[TokenId], &LlamaError>,
+    theirs: Result<String, LlamaError>,
+) -> Result<PromptComparison, WorkerError> {
     let (ours, theirs) = match (ours, theirs) {
         (Err(_), Err(_)) => return Ok(PromptComparison::BothRefuse),
-        (Err(reason), Ok(_)) => return Ok(PromptComparison::OneRefuses { reason: reason.clone() }),
-        (Ok(_), Err(reason)) => return Ok(PromptComparison::OneRefuses { reason }),
+        (Err(reason), Ok(_)) => {
+            return Ok(PromptComparison::OneRefuses {
+                reason: reason.to_string(),
+            });
+        }
+        (Ok(_), Err(reason)) => {
+            return Ok(PromptComparison::OneRefuses {
+                reason: reason.to_string(),
+            });
+        }
         (Ok(ours), Ok(theirs)) => (ours, vocabulary.tokenize(&theirs, false, true)?),
     };
     Ok(match first_difference(ours, &theirs) {

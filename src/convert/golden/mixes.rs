@@ -18,7 +18,9 @@ type Tensors = BTreeMap<String, (&'static str, Vec<u64>, String)>;
 
 fn write(folder: &Path, target: TargetType, path: &Path) -> &'static str {
     let planned = plan(folder, "test", target).unwrap();
-    let model = planned.model.with_quantizer(llama::quantize_rows);
+    let model = planned.model.with_quantizer(|weight_type, numbers, row, out| {
+        llama::quantize_rows(weight_type, numbers, row, out).map_err(|error| error.to_string())
+    });
     model.write(path, &|_, _| {}, &CancellationToken::new()).unwrap();
     planned.file_type
 }

@@ -11,7 +11,7 @@ mod tests;
 
 use self::reader::FormatReader;
 use super::{output::TextStream, protocol::ChatSyntax};
-use crate::inference::Delta;
+use crate::{inference::Delta, llama::LlamaError};
 
 /// Reads one answer as it is written.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl AnswerReader {
     ///
     /// # Errors
     /// A sentence if the output parser that came with the rendered prompt is unreadable.
-    pub fn new(stops: &[String], chat: Option<&ChatSyntax>) -> Result<Self, String> {
+    pub fn new(stops: &[String], chat: Option<&ChatSyntax>) -> Result<Self, LlamaError> {
         let format = match chat {
             None => AnswerFormat::Plain,
             Some(syntax) => AnswerFormat::Chat(Box::new(FormatReader::new(syntax)?)),

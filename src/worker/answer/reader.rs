@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     inference::{Delta, ToolCall},
-    llama::{ChatParser, ParseState, ParsedCall, ParsedMessage, PartKind},
+    llama::{ChatParser, LlamaError, ParseState, ParsedCall, ParsedMessage, PartKind},
 };
 
 /// Bytes behind a call that are searched for its closing marker; the longest in llama.cpp's templates has 30.
@@ -59,7 +59,7 @@ enum Mode {
 }
 
 impl FormatReader {
-    pub(super) fn new(syntax: &ChatSyntax) -> Result<Self, String> {
+    pub(super) fn new(syntax: &ChatSyntax) -> Result<Self, LlamaError> {
         let parser = ChatParser::new(&syntax.rendered)?;
         // Where the prompt ends in the assistant's own words, they are in the parser's view and were not written now.
         let before = parser.parse("").unwrap_or_default();
@@ -143,8 +143,8 @@ impl FormatReader {
         self.budget.spend(length);
         let now = match self.parser.parse(text) {
             Ok(now) => now,
-            Err(reason) => {
-                tracing::warn!(reason, "the output parser failed");
+            Err(error) => {
+                tracing::warn!(%error, "the output parser failed");
                 return None;
             }
         };

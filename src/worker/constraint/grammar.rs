@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::super::picking::pick_from;
 use crate::llama::{
-    GrammarSampler, GrammarTrigger, Model, RenderedChat, SamplerChain, SamplerTrigger, TokenCandidates, TokenId,
+    GrammarSampler, GrammarTrigger, LlamaError, Model, RenderedChat, SamplerChain, SamplerTrigger, TokenCandidates,
+    TokenId,
 };
 
 /// llama.cpp's numbers of the kinds of triggers.
@@ -40,7 +41,7 @@ enum Awake {
 
 impl CallGrammar {
     /// The grammar of a rendered conversation; `None` if it has none.
-    pub(super) fn new(model: &Arc<Model>, rendered: &RenderedChat) -> Result<Option<Self>, String> {
+    pub(super) fn new(model: &Arc<Model>, rendered: &RenderedChat) -> Result<Option<Self>, LlamaError> {
         if rendered.grammar.is_empty() {
             return Ok(None);
         }
@@ -109,7 +110,7 @@ impl CallGrammar {
     }
 
     /// Advances by a token that was written.
-    pub(super) fn accept(&mut self, token: TokenId) -> Result<(), String> {
+    pub(super) fn accept(&mut self, token: TokenId) -> Result<(), LlamaError> {
         // An end of the answer is not part of the text, and llama.cpp would abort where the grammar is not at its end.
         if self.model.is_end_of_generation(token) {
             return Ok(());
@@ -196,7 +197,7 @@ fn escape(word: &str) -> String {
 }
 
 /// The tokens of the prompt's tail that belong to the answer.
-fn prefill(model: &Model, generation_prompt: &str) -> Result<Vec<TokenId>, String> {
+fn prefill(model: &Model, generation_prompt: &str) -> Result<Vec<TokenId>, LlamaError> {
     let mut tokens = model.tokenize(generation_prompt, false, true)?;
     // Some tokenizers put a blank in front of the first control token, which the template did not write.
     if let Some(&first) = tokens.first() {

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use llguidance::toktrie::SimpleVob;
 
-pub(super) use self::schema::SchemaCompiler;
+pub(super) use self::schema::{SchemaCompiler, SchemaError};
 use self::{grammar::CallGrammar, schema::SchemaMask};
 use super::{
+    WorkerError,
     picking::{pick_from, pick_from_all},
     protocol::{ChatSyntax, ReasoningSyntax},
 };
@@ -62,7 +63,7 @@ impl AnswerConstraint {
         schema: Option<SchemaMask>,
         chat: Option<&ChatSyntax>,
         reasoning: Option<&ReasoningSyntax>,
-    ) -> Result<Option<Self>, String> {
+    ) -> Result<Option<Self>, WorkerError> {
         let calls = match chat {
             Some(chat) => CallGrammar::new(model, &chat.rendered)?,
             None => None,
@@ -88,7 +89,7 @@ impl AnswerConstraint {
             openings.retain(|opening| !opening.tokens.is_empty());
         }
         if must_call && !openings.iter().any(|opening| opening.leads_to == LeadsTo::Call) {
-            return Err("the format of calls has no mark at their beginning".to_owned());
+            return Err(WorkerError::NoCallMark);
         }
         Ok(Some(Self {
             schema,
@@ -111,7 +112,7 @@ impl AnswerConstraint {
         logits: &[f32],
         mut chain: Option<&mut SamplerChain>,
         candidates: &mut TokenCandidates,
-    ) -> Result<Option<TokenId>, String> {
+    ) -> Result<Option<TokenId>, WorkerError> {
         if self.is_led() {
             return self.choose_led(logits, chain, candidates);
         }
@@ -135,7 +136,7 @@ impl AnswerConstraint {
         logits: &[f32],
         chain: Option<&mut SamplerChain>,
         candidates: &mut TokenCandidates,
-    ) -> Result<Option<TokenId>, String> {
+    ) -> Result<Option<TokenId>, WorkerError> {
         if let ConstraintPosition::Opening { index, written } = self.place {
             return Ok(self.openings[index].tokens.get(written).copied());
         }
@@ -156,7 +157,7 @@ impl AnswerConstraint {
     }
 
     /// Advances by a written token; `false` when the answer is complete with it.
-    pub(super) fn accept(&mut self, token: TokenId) -> Result<bool, String> {
+    pub(super) fn accept(&mut self, token: TokenId) -> Result<bool, WorkerError> {
         if self.is_led() {
             let (index, written) = match self.place {
                 ConstraintPosition::Opening { index, written } => (Some(index), written),
@@ -168,7 +169,7 @@ impl AnswerConstraint {
                 None => {
                     self.place = ConstraintPosition::Body;
                     return match &mut self.schema {
-                        Some(schema) => schema.accept(token),
+                        Some(schema) => Ok(schema.accept(token)?),
                         None => Ok(true),
                     };
                 }
@@ -202,8 +203,8 @@ impl AnswerConstraint {
     /// A model that leaves the format of calls keeps its words: the grammar gives up, not the answer.
     fn tell_calls(&mut self, tokens: &[TokenId]) {
         let Some(calls) = &mut self.calls else { return };
-        if let Err(reason) = tokens.iter().try_for_each(|&token| calls.accept(token)) {
-            tracing::warn!(reason, "the grammar of tool calls gives up");
+        if let Err(error) = tokens.iter().try_for_each(|&token| calls.accept(token)) {
+            tracing::warn!(%error, "the grammar of tool calls gives up");
             self.calls = None;
         }
     }

@@ -20,15 +20,37 @@ const MAX_SCHEMA_BYTES: usize = 64 << 10;
 /// Keywords of a schema that only narrow what is allowed, and that may be left out where they cannot be enforced.
 const DROPPABLE: [&str; 2] = ["pattern", "patternProperties"];
 
-/// What all schemas of one model share; made with the first one, since it takes some 100 ms.
+/// Schema that cannot be compiled, or an answer that has left it.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    #[error("the schema has more than {} bytes", MAX_SCHEMA_BYTES)]
+    TooLong,
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// llguidance's own sentence.
+    #[error("{0}")]
+    Engine(String),
+    #[error("the schema cannot be compiled")]
+    Panic,
+    #[error("the model has no end-of-sequence token")]
+    NoEndToken,
+}
+
+impl SchemaError {
+    fn engine(error: impl std::fmt::Display) -> Self {
+        Self::Engine(error.to_string())
+    }
+}
+
+/// Compiler of JSON schemas for one model. It is made for the first schema, since reading the vocabulary takes some 100 ms.
 pub(in crate::worker) struct SchemaCompiler {
     factory: ParserFactory,
 }
 
 impl SchemaCompiler {
     /// Reads the vocabulary.
-    pub(in crate::worker) fn new(model: &Model) -> Result<Self, String> {
-        let eos = model.eos().ok_or("the model has no end-of-sequence token")?;
+    pub(in crate::worker) fn new(model: &Model) -> Result<Self, SchemaError> {
+        let eos = model.eos().ok_or(SchemaError::NoEndToken)?;
         let mut words: Vec<Vec<u8>> = Vec::with_capacity(model.vocab_size());
         for token in 0..model.vocab_size() as TokenId {
             let mut word = Vec::new();
@@ -51,33 +73,35 @@ impl SchemaCompiler {
             trie.with_eos_tokens(&ends)
         };
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-        let factory = ParserFactory::new_simple(&environment).map_err(|error| error.to_string())?;
+        let factory = ParserFactory::new_simple(&environment).map_err(SchemaError::engine)?;
         Ok(Self { factory })
     }
 
     /// Compiles a schema; `{}` admits any JSON value. What cannot be enforced is refused if `strict`, else left out and named
     /// in the log.
-    pub(in crate::worker) fn compile(&self, schema: &str, strict: bool) -> Result<SchemaMask, String> {
+    pub(in crate::worker) fn compile(&self, schema: &str, strict: bool) -> Result<SchemaMask, SchemaError> {
         if schema.len() > MAX_SCHEMA_BYTES {
-            return Err(format!("the schema has more than {MAX_SCHEMA_BYTES} bytes"));
+            return Err(SchemaError::TooLong);
         }
-        let schema: Value = serde_json::from_str(schema).map_err(|error| error.to_string())?;
+        let schema: Value = serde_json::from_str(schema)?;
         match self.compile_value(schema.clone(), strict) {
-            Err(reason) if !strict => {
+            Err(error) if !strict => {
                 // Patterns with look-around, for one, are no regular language.
                 let mut looser = schema;
                 if !drop_keywords(&mut looser) {
-                    return Err(reason);
+                    return Err(error);
                 }
-                let mask = self.compile_value(looser, strict).map_err(|_| reason.clone())?;
-                tracing::warn!(reason, "a pattern of a JSON schema is not enforced");
+                let Ok(mask) = self.compile_value(looser, strict) else {
+                    return Err(error);
+                };
+                tracing::warn!(%error, "a pattern of a JSON schema is not enforced");
                 Ok(mask)
             }
             compiled => compiled,
         }
     }
 
-    fn compile_value(&self, mut schema: Value, strict: bool) -> Result<SchemaMask, String> {
+    fn compile_value(&self, mut schema: Value, strict: bool) -> Result<SchemaMask, SchemaError> {
         let options = JsonCompileOptions {
             lenient: !strict,
             ..JsonCompileOptions::default()
@@ -87,11 +111,10 @@ impl SchemaCompiler {
         }
         // What a stranger wrote is compiled here; a panic over it must not take the model from everybody.
         let compile = || self.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
-        let parser = std::panic::catch_unwind(std::panic::AssertUnwindSafe(compile))
-            .map_err(|_| "the schema cannot be compiled".to_owned())?;
+        let parser = std::panic::catch_unwind(std::panic::AssertUnwindSafe(compile)).map_err(|_| SchemaError::Panic)?;
         let mut matcher = Matcher::new(parser);
         if let Some(error) = matcher.get_error() {
-            return Err(error);
+            return Err(SchemaError::Engine(error));
         }
         for warning in matcher.grammar_warnings() {
             tracing::warn!(warning, "a part of a JSON schema is not enforced");
@@ -155,15 +178,13 @@ impl std::fmt::Debug for SchemaMask {
 
 impl SchemaMask {
     /// The tokens that may come next; only end-of-generation ones where the answer is complete.
-    pub(super) fn mask(&mut self) -> Result<SimpleVob, String> {
-        self.matcher.compute_mask_or_eos().map_err(|error| error.to_string())
+    pub(super) fn mask(&mut self) -> Result<SimpleVob, SchemaError> {
+        self.matcher.compute_mask_or_eos().map_err(SchemaError::engine)
     }
 
     /// Advances by the chosen token; `false` when the answer is complete.
-    pub(super) fn accept(&mut self, token: TokenId) -> Result<bool, String> {
-        self.matcher
-            .consume_token(token as u32)
-            .map_err(|error| error.to_string())?;
+    pub(super) fn accept(&mut self, token: TokenId) -> Result<bool, SchemaError> {
+        self.matcher.consume_token(token as u32).map_err(SchemaError::engine)?;
         Ok(!self.matcher.is_stopped())
     }
 }
