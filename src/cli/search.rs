@@ -4,7 +4,7 @@ use std::{fmt::Write as _, process::ExitCode};
 
 use crate::{
     config::{self, Inputs},
-    hub::Found,
+    hub::SearchHit,
     library::{Library, MemoryFit, total_memory},
     stdx::size::human_bytes,
 };
@@ -23,7 +23,7 @@ pub(super) async fn search(inputs: &Inputs, words: &[String], limit: usize) -> a
     Ok(ExitCode::SUCCESS)
 }
 
-fn screen(found: &[Found], memory: u64) -> String {
+fn screen(found: &[SearchHit], memory: u64) -> String {
     let mut text = String::new();
     for repo in found {
         let license = repo.license.as_deref().unwrap_or("no licence named");
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn the_screen_says_what_fits() {
-        let found = Found {
+        let found = SearchHit {
             repository: "o/r".into(),
             downloads: 7,
             license: Some("mit".into()),

@@ -6,18 +6,14 @@ use std::{
 };
 
 use super::{
-    cache::RepoFolder,
-    download::{Target, is_present},
-    error::HubError,
-    ledger::Ledger,
-    name::split_repo_id,
-    partial::BlobLock,
+    cache::RepoFolder, download::is_present, error::HubError, ledger::Ledger, name::split_repo_id, partial::BlobLock,
+    target::BlobTarget,
 };
 use crate::stdx::fs::symlink_atomic;
 
 /// Makes the blob of a target a link to the same blob in one of the caches that are only read, if one has it. The name of a
 /// blob is the hash of its content, and whoever put it there has checked that; the link is ours to remove.
-pub(crate) fn adopt(target: &Target, extra_caches: &[PathBuf], ledger: &Ledger) -> Result<(), HubError> {
+pub(crate) fn adopt(target: &BlobTarget, extra_caches: &[PathBuf], ledger: &Ledger) -> Result<(), HubError> {
     if is_present(&target.blob, target.size) {
         return Ok(());
     }
@@ -37,7 +33,7 @@ pub(crate) fn adopt(target: &Target, extra_caches: &[PathBuf], ledger: &Ledger) 
 }
 
 /// A whole blob that can be read, by its true path.
-fn find(target: &Target, extra_caches: &[PathBuf]) -> Option<PathBuf> {
+fn find(target: &BlobTarget, extra_caches: &[PathBuf]) -> Option<PathBuf> {
     let (org, repo) = split_repo_id(&target.repo)?;
     let folders = extra_caches.iter().filter_map(|root| RepoFolder::find(root, org, repo));
     let mut blobs = folders.map(|folder| folder.blob(&target.etag));

@@ -1,130 +1,132 @@
-//! Questions to the Hub over HTTP: what a repository is, what it holds, where a file lies. No file is written here.
+//! The client of the Hub: one HTTP connection pool, and requests for listings, locations of files and their bytes.
+//!
+//! [`HubClient`] is built for one operation from the current configuration and the shared [`ConnectionPool`]. Requests go to the
+//! endpoints in turn (see `endpoints`). Questions that the `hf-hub` crate answers well are in `api`; errors are classified in
+//! `refusal`. Nothing here writes files: `fetch` does.
 
 use std::{
     sync::{Arc, Mutex},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use reqwest::{
-    Method, Response, StatusCode,
+    Method, Response,
     header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, RANGE},
-    redirect::Policy,
 };
 use url::Url;
 
 use super::{
+    api::{ApiClients, redirect_policy},
     backoff::Backoff,
-    cache,
+    endpoints::{Endpoint, EndpointHealth, EndpointRotation},
     error::HubError,
-    name,
     resolve::RepoFile,
-    sites::{Health, Site, Tour},
     throttle::Throttle,
-    wire::{EntryWire, FoundWire, InfoWire, WhoWire, XetTokenWire, etag, next_page, number, redirect, xet_hash},
+    wire::{EntryWire, XetTokenWire, etag, next_page, number, redirect, xet_hash},
 };
 use crate::{
     config::HubConfig,
     stdx::{Secret, sync::lock},
 };
 
-/// Redirects of one request; huggingface.co uses two.
-const MAX_REDIRECTS: usize = 10;
-/// Bytes of one JSON answer; repositories with tens of thousands of files stay under it.
+/// Upper limit of redirects in a row. huggingface.co uses two.
+pub(super) const MAX_REDIRECTS: usize = 10;
+pub(super) const USER_AGENT: &str = concat!("hubllama/", env!("CARGO_PKG_VERSION"));
+/// Upper limit of one JSON answer in bytes. A page of a listing has about 300 kB.
 const MAX_JSON_BYTES: usize = 32 << 20;
-/// Pages of a listing; the Hub puts a thousand entries on each.
+/// Upper limit of pages of a listing. The Hub puts a thousand entries on each.
 const MAX_PAGES: usize = 200;
-/// What a download must bring within the time that counts as a stall; less is a connection that only seems alive.
-const MIN_BYTES: usize = 1 << 10;
+/// Bytes that a download has to bring within the stall timeout. A connection with less only seems alive.
+pub(super) const MIN_BYTES: usize = 1 << 10;
 
-/// What outlives a request: connections, what is known of addresses, the bandwidth in use.
+/// State that outlives an operation: connections, health of the endpoints, bandwidth in use.
 #[derive(Debug, Default)]
-pub(crate) struct Pool {
-    /// Rebuilt when the setting that is fixed at its construction changes.
-    client: Mutex<Option<(Duration, reqwest::Client)>>,
-    health: Arc<Health>,
+pub(crate) struct ConnectionPool {
+    /// Rebuilt when `connect_timeout`, which is fixed at its construction, changes.
+    http: Mutex<Option<(Duration, reqwest::Client)>>,
+    api_clients: Arc<ApiClients>,
+    health: Arc<EndpointHealth>,
     throttle: Arc<Throttle>,
 }
 
-/// A way to ask the Hub under one configuration.
+/// Client of the Hub for one operation under one configuration.
 #[derive(Clone, Debug)]
-pub(crate) struct Client {
+pub(crate) struct HubClient {
     http: reqwest::Client,
+    api_clients: Arc<ApiClients>,
     config: Arc<HubConfig>,
-    sites: Arc<[Site]>,
-    health: Arc<Health>,
+    endpoints: Arc<[Endpoint]>,
+    health: Arc<EndpointHealth>,
     throttle: Arc<Throttle>,
 }
 
-/// What a repository is at a revision.
+/// Repository at a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RepoInfo {
-    /// Spelled as the Hub spells it.
+    /// Owner in the Hub's spelling.
     pub(crate) org: String,
+    /// Name without the owner, in the Hub's spelling.
     pub(crate) repo: String,
     pub(crate) commit: String,
-    /// As the model card has it.
+    /// License as named on the model card.
     pub(crate) license: Option<String>,
 }
 
-/// Leave to ask the store of the xet protocol.
+/// Permission to read files from the store of the xet protocol.
 #[derive(Clone, Debug)]
 pub(crate) struct XetAccess {
+    /// Base URL of the content-addressed store.
     pub(crate) store: Url,
     pub(crate) token: Secret<String>,
-    pub(crate) until: SystemTime,
+    /// End of the token's validity, in seconds since 1970.
+    pub(crate) expires: u64,
 }
 
-/// Where a file's bytes are, for a while: links to a content network expire.
+/// Location of a file's bytes. Links to a content network expire.
 #[derive(Clone, Debug)]
 pub(crate) struct FileLocation {
-    /// Which address of the Hub named it.
-    pub(crate) site: Site,
+    /// Endpoint that gave the location.
+    pub(crate) endpoint: Endpoint,
     pub(crate) url: Url,
-    /// Hash of the content, where the Hub announces one.
+    /// Hash of the content (sha256, or git's sha1 of a small file), if the endpoint announces one.
     pub(crate) etag: Option<String>,
+    /// Bytes, if the endpoint announces them.
     pub(crate) size: Option<u64>,
-    /// What the xet protocol knows the file by (64 hex digits), where it does.
+    /// Hash by which the xet store knows the file, if it has the file: 64 hex digits.
     pub(crate) xet_hash: Option<String>,
 }
 
-/// What the Hub says to a plain question; for diagnosis.
+/// Answer of the Hub to a plain question, for diagnosis.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reachable {
-    /// The account behind the token; `None` without a token, or where the Hub does not accept it.
+    /// Account behind the token; `None` without a token or with one that the Hub refuses.
     pub user: Option<String>,
-    /// Whether a token was sent and refused.
+    /// True when a token was sent and refused.
     pub token_refused: bool,
 }
 
-/// Which repositories are looked for.
+/// Subject of a request, for error texts. Parts that do not apply are empty.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Wanted<'a> {
-    /// Those that match some words.
-    Words(&'a str),
-    /// Those that have a tag.
-    Tag(&'a str),
-}
-
-/// What a request is about, for its error.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct About<'a> {
+pub(crate) struct RequestSubject<'a> {
+    /// `ORG/REPO`.
     pub(crate) repo: &'a str,
     pub(crate) revision: &'a str,
+    /// Path in the repository.
     pub(crate) path: &'a str,
 }
 
-impl Pool {
+impl ConnectionPool {
     fn client(&self, connect_timeout: Duration) -> Result<reqwest::Client, HubError> {
-        let mut cached = lock(&self.client);
+        let mut cached = lock(&self.http);
         if let Some((_, client)) = cached.as_ref().filter(|(timeout, _)| *timeout == connect_timeout) {
             return Ok(client.clone());
         }
         crate::http::client::install_tls();
-        // HTTP/1 gives each range a connection, and so a window, of its own. Redirects are followed by hand, because the
-        // token must not travel and because the Hub's headers are on the first answer.
+        // HTTP/1 gives each range its own connection, and so its own congestion window.
         let client = reqwest::Client::builder()
-            .user_agent(concat!("hubllama/", env!("CARGO_PKG_VERSION")))
-            .redirect(Policy::none())
+            .user_agent(USER_AGENT)
+            .redirect(redirect_policy())
+            .referer(false)
             .connect_timeout(connect_timeout)
             .http1_only()
             .build()
@@ -134,11 +136,16 @@ impl Pool {
     }
 }
 
-impl Client {
-    pub(crate) fn new(pool: &Pool, config: Arc<HubConfig>) -> Result<Self, HubError> {
+impl HubClient {
+    /// Creates a client from the current configuration. It is cheap: connections come from the pool.
+    ///
+    /// # Errors
+    /// If an endpoint of the configuration is not a URL that can be used.
+    pub(crate) fn new(pool: &ConnectionPool, config: Arc<HubConfig>) -> Result<Self, HubError> {
         Ok(Self {
-            sites: Site::all(&config)?.into(),
+            endpoints: Endpoint::all(&config)?.into(),
             http: pool.client(config.connect_timeout)?,
+            api_clients: Arc::clone(&pool.api_clients),
             health: Arc::clone(&pool.health),
             throttle: Arc::clone(&pool.throttle),
             config,
@@ -153,85 +160,57 @@ impl Client {
         Backoff::new(&self.config)
     }
 
-    fn tour(&self) -> Tour<'_> {
-        Tour::new(&self.sites, &self.health, self.backoff())
+    pub(super) fn http(&self) -> &reqwest::Client {
+        &self.http
     }
 
-    /// Tells that an address named a place from which nothing comes, so that another is tried first.
-    pub(crate) fn blame(&self, site: &Site) {
-        self.health.failed(site);
+    pub(super) fn api_clients(&self) -> &ApiClients {
+        &self.api_clients
     }
 
-    /// The repository's canonical spelling and the commit behind a revision.
-    pub(crate) async fn info(&self, repo: &str, revision: &str) -> Result<RepoInfo, HubError> {
-        let about = About {
-            repo,
-            revision,
-            path: "",
-        };
-        let mut tour = self.tour();
-        loop {
-            match self.info_at(tour.site(), &about).await {
-                Ok(info) => {
-                    tour.worked();
-                    return Ok(info);
-                }
-                Err(error) => tour.failed(error).await?,
-            }
-        }
+    pub(super) fn rotation(&self) -> EndpointRotation<'_> {
+        EndpointRotation::new(&self.endpoints, &self.health, self.backoff())
     }
 
-    async fn info_at(&self, site: &Site, about: &About<'_>) -> Result<RepoInfo, HubError> {
-        let About { repo, revision, .. } = *about;
-        let url = site_url(site, &["api", "models"], repo, &["revision", revision], "")?;
-        let (body, _) = self.json_once::<InfoWire>(&url, about).await?;
-        // Another spelling is taken over; another name is one that the repository was given since, and whoever asks by the
-        // old one has to find it by that.
-        let id = body
-            .id
-            .as_deref()
-            .filter(|id| id.eq_ignore_ascii_case(repo))
-            .unwrap_or(repo);
-        let Some((org, name)) = name::split_repo_id(id) else {
-            return Err(self.protocol(&url, "it gave a repository name that the Hub does not allow"));
-        };
-        let (org, name) = (org.to_owned(), name.to_owned());
-        match body.sha.as_ref().filter(|commit| cache::is_commit(commit)) {
-            Some(commit) => Ok(RepoInfo {
-                org,
-                repo: name,
-                commit: commit.clone(),
-                license: body.license(),
-            }),
-            None => Err(self.protocol(&url, "it gave no commit")),
-        }
+    /// Puts an endpoint whose links do not work at the end of the next rounds.
+    pub(crate) fn mark_unhealthy(&self, endpoint: &Endpoint) {
+        self.health.mark_unhealthy(endpoint);
     }
 
-    /// Every file of a commit; paths that would leave the snapshot's folder are not among them.
+    /// Returns the longest wait for the head of a response.
+    pub(super) fn response_timeout(&self) -> Duration {
+        self.config.stall_timeout.max(self.config.connect_timeout)
+    }
+
+    /// Lists the files of a commit, without those whose paths would leave the snapshot's folder.
+    ///
+    /// The request is ours and not `hf-hub`'s, whose `list_tree` loses the sha256 of large files: it looks for `lfs.sha256`,
+    /// and the Hub calls the field `lfs.oid`. Without it every file would need a HEAD request before it could be planned.
     pub(crate) async fn tree(&self, repo: &str, commit: &str) -> Result<Vec<RepoFile>, HubError> {
-        let about = About {
+        let about = RequestSubject {
             repo,
             revision: commit,
             path: "",
         };
-        let mut tour = self.tour();
+        let mut rotation = self.rotation();
         loop {
-            match self.tree_at(tour.site(), &about).await {
+            match self.tree_at(rotation.current(), &about).await {
                 Ok(files) => {
-                    tour.worked();
+                    rotation.succeeded();
                     return Ok(files);
                 }
-                Err(error) => tour.failed(error).await?,
+                Err(error) => rotation.failed(error).await?,
             }
         }
     }
 
-    async fn tree_at(&self, site: &Site, about: &About<'_>) -> Result<Vec<RepoFile>, HubError> {
-        let mut url = site_url(site, &["api", "models"], about.repo, &["tree", about.revision], "")?;
+    async fn tree_at(&self, endpoint: &Endpoint, about: &RequestSubject<'_>) -> Result<Vec<RepoFile>, HubError> {
+        let mut url = endpoint_url(endpoint, &["api", "models"], about.repo, &["tree", about.revision], "")?;
         url.set_query(Some("recursive=true&expand=false"));
         let mut files = Vec::new();
         for page in 0..MAX_PAGES {
-            // The first page is tried once, since another address may have it; the others are where the first was.
+            // The first page is tried once, since another endpoint may answer. The others have to come from the same endpoint:
+            // cursors of one server mean nothing to another.
             let (entries, headers) = match page {
                 0 => self.json_once::<Vec<EntryWire>>(&url, about).await?,
                 _ => self.json::<Vec<EntryWire>>(&url, about).await?,
@@ -250,56 +229,24 @@ impl Client {
         Err(self.protocol(&url, "its listing does not end"))
     }
 
-    /// Repositories with GGUF files, the most downloaded first.
-    pub(crate) async fn search(&self, wanted: Wanted<'_>, limit: usize) -> Result<Vec<FoundWire>, HubError> {
-        let about = About {
-            repo: "",
-            revision: "",
-            path: "",
-        };
-        let mut tour = self.tour();
+    /// Asks for the location of a file's bytes. Redirects inside the endpoint are followed; one that leads out is the answer.
+    pub(crate) async fn locate(&self, about: &RequestSubject<'_>) -> Result<FileLocation, HubError> {
+        let mut rotation = self.rotation();
         loop {
-            let mut url = tour.site().url.clone();
-            extend(&mut url, ["api", "models"])?;
-            url.query_pairs_mut()
-                .append_pair("filter", "gguf")
-                .append_pair("sort", "downloads")
-                .append_pair("direction", "-1")
-                .append_pair("limit", &limit.to_string());
-            match wanted {
-                Wanted::Words(words) => url.query_pairs_mut().append_pair("search", words),
-                Wanted::Tag(tag) => url.query_pairs_mut().append_pair("filter", tag),
-            };
-            match self.json_once::<Vec<FoundWire>>(&url, &about).await {
-                Ok((mut found, _)) => {
-                    tour.worked();
-                    found.retain(|repo| name::split_repo_id(&repo.id).is_some());
-                    found.truncate(limit);
-                    return Ok(found);
-                }
-                Err(error) => tour.failed(error).await?,
-            }
-        }
-    }
-
-    /// Asks where a file's bytes are. Redirects inside the Hub are followed; one that leads out is the answer.
-    pub(crate) async fn locate(&self, about: &About<'_>) -> Result<FileLocation, HubError> {
-        let mut tour = self.tour();
-        loop {
-            match self.locate_at(tour.site(), about).await {
+            match self.locate_at(rotation.current(), about).await {
                 Ok(location) => {
-                    tour.worked();
+                    rotation.succeeded();
                     return Ok(location);
                 }
-                Err(error) => tour.failed(error).await?,
+                Err(error) => rotation.failed(error).await?,
             }
         }
     }
 
-    async fn locate_at(&self, site: &Site, about: &About<'_>) -> Result<FileLocation, HubError> {
+    async fn locate_at(&self, endpoint: &Endpoint, about: &RequestSubject<'_>) -> Result<FileLocation, HubError> {
         let mut location = FileLocation {
-            url: site_url(site, &[], about.repo, &["resolve", about.revision], about.path)?,
-            site: site.clone(),
+            url: endpoint_url(endpoint, &[], about.repo, &["resolve", about.revision], about.path)?,
+            endpoint: endpoint.clone(),
             etag: None,
             size: None,
             xet_hash: None,
@@ -308,12 +255,12 @@ impl Client {
             let token = self.token(&location.url, about.repo);
             let response = self.send(Method::HEAD, &location.url, None, token).await?;
             let headers = response.headers();
-            // The first hop that knows the content wins; the content network's own tags mean something else.
+            // The first hop that describes the content wins: the content network's ETag is not a hash of the content.
             location.etag = location.etag.or_else(|| etag(headers, "x-linked-etag"));
             location.size = location.size.or_else(|| number(headers, "x-linked-size"));
             location.xet_hash = location.xet_hash.or_else(|| xet_hash(headers));
             match redirect(&response)? {
-                Some(next) if next.origin() == site.url.origin() => location.url = next,
+                Some(next) if next.origin() == endpoint.url.origin() => location.url = next,
                 Some(next) => {
                     location.url = next;
                     return Ok(location);
@@ -329,23 +276,29 @@ impl Client {
         Err(self.protocol(&location.url, "it redirects in a circle"))
     }
 
-    /// The content of a small text file; `None` if the repository has no such file.
-    pub(crate) async fn text(&self, about: &About<'_>) -> Result<Option<String>, HubError> {
-        let mut tour = self.tour();
+    /// Downloads a small text file; `None` if the repository does not have it.
+    pub(crate) async fn text(&self, about: &RequestSubject<'_>) -> Result<Option<String>, HubError> {
+        let mut rotation = self.rotation();
         loop {
-            let url = site_url(tour.site(), &[], about.repo, &["resolve", about.revision], about.path)?;
+            let url = endpoint_url(
+                rotation.current(),
+                &[],
+                about.repo,
+                &["resolve", about.revision],
+                about.path,
+            )?;
             match self.text_once(&url, about).await {
                 Err(HubError::FileNotFound { .. }) => return Ok(None),
                 Ok(text) => {
-                    tour.worked();
+                    rotation.succeeded();
                     return Ok(Some(text));
                 }
-                Err(error) => tour.failed(error).await?,
+                Err(error) => rotation.failed(error).await?,
             }
         }
     }
 
-    async fn text_once(&self, url: &Url, about: &About<'_>) -> Result<String, HubError> {
+    async fn text_once(&self, url: &Url, about: &RequestSubject<'_>) -> Result<String, HubError> {
         let response = self.get(url, None, about).await?;
         if !response.status().is_success() {
             return Err(self.refusal(response, about).await);
@@ -354,36 +307,18 @@ impl Client {
         String::from_utf8(body).map_err(|_| self.protocol(url, "the file is no UTF-8 text"))
     }
 
-    /// One try to get a file's bytes, or the bytes `range.0..range.1` of them. The status is the caller's to look at.
+    /// Requests a URL once, or the bytes `range.0..range.1` of it, and follows redirects. The caller checks the status.
     pub(crate) async fn get(
         &self,
         url: &Url,
         range: Option<(u64, u64)>,
-        about: &About<'_>,
-    ) -> Result<Response, HubError> {
-        self.follow(url, range, |url| self.token(url, about.repo)).await
-    }
-
-    /// The same of somebody else than the Hub, who is shown another token or none.
-    pub(crate) async fn get_with(
-        &self,
-        url: &Url,
-        range: Option<(u64, u64)>,
-        token: Option<&Secret<String>>,
-    ) -> Result<Response, HubError> {
-        self.follow(url, range, |now| token.filter(|_| now.origin() == url.origin()))
-            .await
-    }
-
-    async fn follow<'t>(
-        &self,
-        url: &Url,
-        range: Option<(u64, u64)>,
-        token: impl Fn(&Url) -> Option<&'t Secret<String>>,
+        about: &RequestSubject<'_>,
     ) -> Result<Response, HubError> {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let response = self.send(Method::GET, &url, range, token(&url)).await?;
+            // The token is chosen anew for each hop: only the Hub itself may see it.
+            let token = self.token(&url, about.repo);
+            let response = self.send(Method::GET, &url, range, token).await?;
             match redirect(&response)? {
                 Some(next) => url = next,
                 None => return Ok(response),
@@ -392,74 +327,51 @@ impl Client {
         Err(self.protocol(&url, "it redirects in a circle"))
     }
 
-    /// Asks for leave to read a repository's files over the xet protocol.
-    pub(crate) async fn xet_access(&self, site: &Site, about: &About<'_>) -> Result<XetAccess, HubError> {
+    /// Asks for permission to read a repository's files over the xet protocol.
+    pub(crate) async fn xet_access(
+        &self,
+        endpoint: &Endpoint,
+        about: &RequestSubject<'_>,
+    ) -> Result<XetAccess, HubError> {
         let tail = ["xet-read-token", about.revision];
-        let url = site_url(site, &["api", "models"], about.repo, &tail, "")?;
+        let url = endpoint_url(endpoint, &["api", "models"], about.repo, &tail, "")?;
         let (wire, _) = self.json_once::<XetTokenWire>(&url, about).await?;
-        let until = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(wire.exp));
-        match (Url::parse(&wire.cas_url), until) {
-            (Ok(store), Some(until)) => Ok(XetAccess {
+        // Other schemes would make the xet crates read local files, and a step down from https would expose the token.
+        let is_allowed = |store: &Url| {
+            let is_secure = store.scheme() == "https" || (store.scheme() == "http" && endpoint.url.scheme() == "http");
+            is_secure && store.host_str().is_some()
+        };
+        match Url::parse(&wire.cas_url).ok().filter(is_allowed) {
+            Some(store) => Ok(XetAccess {
                 store,
                 token: Secret::new(wire.access_token),
-                until,
+                expires: wire.exp,
             }),
-            _ => Err(self.protocol(&url, "it names no store that could be asked")),
+            None => Err(self.protocol(&url, "its store is at an address that cannot be used")),
         }
     }
 
-    /// Whether the Hub answers, and what it thinks of the token.
-    pub(crate) async fn reachable(&self) -> Result<Reachable, HubError> {
-        let mut url = self.main()?.url.clone();
-        extend(&mut url, ["api", "whoami-v2"])?;
-        let about = About {
-            repo: "",
-            revision: "",
-            path: "",
-        };
-        let response = self.get(&url, None, &about).await?;
-        match response.status() {
-            StatusCode::OK => {
-                let body = self.body(response, MAX_JSON_BYTES).await?;
-                let user = serde_json::from_slice::<WhoWire>(&body).ok().map(|who| who.name);
-                Ok(Reachable {
-                    user,
-                    token_refused: false,
-                })
-            }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok(Reachable {
-                user: None,
-                token_refused: self.config.token.is_some(),
-            }),
-            // A mirror need not know accounts.
-            StatusCode::NOT_FOUND => Ok(Reachable {
-                user: None,
-                token_refused: false,
-            }),
-            _ => Err(self.refusal(response, &about).await),
-        }
-    }
-
-    /// Reads a chunk of a download, no faster than the setting allows.
+    /// Reads a chunk of a download, and waits until it fits into the bandwidth limit.
     pub(crate) async fn content(&self, response: &mut Response) -> Result<Option<bytes::Bytes>, HubError> {
         let chunk = self.chunk(response).await?;
-        let length = chunk.as_ref().map_or(0, bytes::Bytes::len);
-        self.throttle
-            .take(length as u64, self.config.max_bytes_per_second)
-            .await;
+        self.throttle(chunk.as_ref().map_or(0, bytes::Bytes::len)).await;
         Ok(chunk)
     }
 
-    /// Watches the pace of one response.
-    pub(crate) fn pace(&self) -> Pace {
-        Pace {
+    /// Waits until bytes that arrived fit into the bandwidth limit.
+    pub(super) async fn throttle(&self, bytes: usize) {
+        self.throttle.take(bytes as u64, self.config.max_bytes_per_second).await;
+    }
+
+    pub(crate) fn drip_detector(&self) -> DripDetector {
+        DripDetector {
             since: Instant::now(),
             bytes: 0,
             after: self.config.stall_timeout,
         }
     }
 
-    /// Reads a chunk, unless none comes for too long.
+    /// Reads a chunk of a response. Fails if none comes within the stall timeout.
     pub(crate) async fn chunk(&self, response: &mut Response) -> Result<Option<bytes::Bytes>, HubError> {
         let after = self.config.stall_timeout;
         match tokio::time::timeout(after, response.chunk()).await {
@@ -485,7 +397,7 @@ impl Client {
     async fn json<T: serde::de::DeserializeOwned>(
         &self,
         url: &Url,
-        about: &About<'_>,
+        about: &RequestSubject<'_>,
     ) -> Result<(T, HeaderMap), HubError> {
         let mut backoff = self.backoff();
         loop {
@@ -499,7 +411,7 @@ impl Client {
     async fn json_once<T: serde::de::DeserializeOwned>(
         &self,
         url: &Url,
-        about: &About<'_>,
+        about: &RequestSubject<'_>,
     ) -> Result<(T, HeaderMap), HubError> {
         let response = self.get(url, None, about).await?;
         if !response.status().is_success() {
@@ -509,8 +421,7 @@ impl Client {
         Ok((self.parsed(response).await?, headers))
     }
 
-    /// The JSON of an answer.
-    pub(crate) async fn parsed<T: serde::de::DeserializeOwned>(&self, response: Response) -> Result<T, HubError> {
+    async fn parsed<T: serde::de::DeserializeOwned>(&self, response: Response) -> Result<T, HubError> {
         let url = response.url().clone();
         let body = self.body(response, MAX_JSON_BYTES).await?;
         serde_json::from_slice(&body).map_err(|_| self.protocol(&url, "its answer is not the JSON of a Hub"))
@@ -518,9 +429,9 @@ impl Client {
 
     pub(crate) async fn body(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, HubError> {
         let mut body = Vec::new();
-        let mut pace = self.pace();
+        let mut drips = self.drip_detector();
         while let Some(chunk) = self.chunk(&mut response).await? {
-            if pace.is_dripping(chunk.len()) {
+            if drips.is_dripping(chunk.len()) {
                 return Err(HubError::Stalled {
                     host: host(response.url()),
                     after: self.config.stall_timeout,
@@ -534,21 +445,23 @@ impl Client {
         Ok(body)
     }
 
-    /// The token for a repository: its organisation's, else the general one. Only the Hub itself is shown it, no mirror and no
-    /// content network.
-    fn token(&self, url: &Url, repo: &str) -> Option<&Secret<String>> {
-        self.sites.first().filter(|main| main.url.origin() == url.origin())?;
+    /// Returns the token for a repository: its organization's, else the general one. Only the main endpoint receives it, no mirror
+    /// and no content network.
+    pub(super) fn token(&self, url: &Url, repo: &str) -> Option<&Secret<String>> {
+        self.endpoints
+            .first()
+            .filter(|main| main.url.origin() == url.origin())?;
         let org = repo.split('/').next().unwrap_or_default().to_ascii_lowercase();
         self.config.organisation_tokens.get(&org).or(self.config.token.as_ref())
     }
 
-    fn main(&self) -> Result<&Site, HubError> {
-        self.sites
+    pub(super) fn main_endpoint(&self) -> Result<&Endpoint, HubError> {
+        self.endpoints
             .first()
             .ok_or_else(|| HubError::Endpoint("there is none".into()))
     }
 
-    /// One request, one answer.
+    /// Sends one request and returns its response, whatever the status.
     async fn send(
         &self,
         method: Method,
@@ -556,7 +469,7 @@ impl Client {
         range: Option<(u64, u64)>,
         token: Option<&Secret<String>>,
     ) -> Result<Response, HubError> {
-        // A server that compresses would ignore ranges and hide the size.
+        // A server that compresses ignores ranges and does not tell the size.
         let mut request = self
             .http
             .request(method, url.clone())
@@ -567,12 +480,12 @@ impl Client {
         if let Some(token) = token {
             request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose()));
         }
-        let after = self.config.stall_timeout.max(self.config.connect_timeout);
+        let after = self.response_timeout();
         match tokio::time::timeout(after, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) if error.is_builder() => Err(HubError::Endpoint(chain(&error))),
             Ok(Err(error)) => Err(HubError::Unreachable {
-                endpoint: site(url),
+                endpoint: origin(url),
                 reason: chain(&error),
             }),
             Err(_) => Err(HubError::Stalled { host: host(url), after }),
@@ -580,16 +493,16 @@ impl Client {
     }
 }
 
-/// Finds out that a body drips: bytes come often enough, but too few of them.
+/// Detector of responses whose bytes come often enough, but too few of them.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct DripDetector {
     since: Instant,
     bytes: usize,
     after: Duration,
 }
 
-impl Pace {
-    /// Counts what came; whether it is too little for the time that it took.
+impl DripDetector {
+    /// Counts bytes that arrived. True when the stall timeout has passed and too few arrived within it.
     pub(crate) fn is_dripping(&mut self, bytes: usize) -> bool {
         self.bytes += bytes;
         if self.since.elapsed() < self.after {
@@ -601,9 +514,9 @@ impl Pace {
     }
 }
 
-/// `ADDRESS/HEAD…/ORG/REPO/TAIL…/PATH…`, where a slash inside a revision is escaped and one inside a path is not.
-fn site_url(site: &Site, head: &[&str], repo: &str, tail: &[&str], path: &str) -> Result<Url, HubError> {
-    let mut url = site.url.clone();
+/// Builds `ENDPOINT/HEAD…/ORG/REPO/TAIL…/PATH…`. A slash inside a revision is escaped, one inside a path separates.
+fn endpoint_url(endpoint: &Endpoint, head: &[&str], repo: &str, tail: &[&str], path: &str) -> Result<Url, HubError> {
+    let mut url = endpoint.url.clone();
     let segments = head.iter().copied().chain(repo.split('/')).chain(tail.iter().copied());
     extend(
         &mut url,
@@ -612,7 +525,7 @@ fn site_url(site: &Site, head: &[&str], repo: &str, tail: &[&str], path: &str) -
     Ok(url)
 }
 
-pub(super) fn extend<'a>(url: &mut Url, segments: impl IntoIterator<Item = &'a str>) -> Result<(), HubError> {
+fn extend<'a>(url: &mut Url, segments: impl IntoIterator<Item = &'a str>) -> Result<(), HubError> {
     match url.path_segments_mut() {
         Ok(mut path) => {
             path.pop_if_empty().extend(segments);
@@ -626,13 +539,13 @@ pub(crate) fn host(url: &Url) -> String {
     url.host_str().unwrap_or_default().to_owned()
 }
 
-/// Scheme, host and port, without the path: signed links are secrets for as long as they hold.
-fn site(url: &Url) -> String {
+/// Returns scheme, host and port, without the path: signed links are secrets while they are valid.
+pub(super) fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
 }
 
-/// An error and its causes in one line, without the address that reqwest adds.
-fn chain(error: &reqwest::Error) -> String {
+/// Joins the causes of an error in one line, without the URL that reqwest adds.
+pub(super) fn chain(error: &reqwest::Error) -> String {
     let mut text = String::new();
     let mut next = std::error::Error::source(error);
     while let Some(cause) = next {
@@ -655,19 +568,19 @@ pub(crate) mod tests {
 
     use super::*;
 
-    pub(crate) fn client(endpoint: &str) -> Client {
+    pub(crate) fn client(endpoint: &str) -> HubClient {
         let config = HubConfig {
             endpoint: endpoint.into(),
             ..HubConfig::default()
         };
-        Client::new(&Pool::default(), Arc::new(config)).unwrap()
+        HubClient::new(&ConnectionPool::default(), Arc::new(config)).unwrap()
     }
 
     #[test]
     fn urls() {
         let client = client("http://127.0.0.1:1/mirror/");
         let url = |head: &[&str], tail: &[&str], path| {
-            site_url(&client.sites[0], head, "o/r.x", tail, path)
+            endpoint_url(&client.endpoints[0], head, "o/r.x", tail, path)
                 .unwrap()
                 .to_string()
         };
@@ -681,14 +594,14 @@ pub(crate) mod tests {
         );
     }
 
-    /// An answer whose bytes come one by one would keep a pull waiting for hours.
+    /// Answers whose bytes come one by one would keep a pull waiting for hours.
     #[tokio::test]
     async fn an_answer_that_drips_is_given_up() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let server = tokio::spawn(async move {
             let (mut socket, _) = listener.accept().await.unwrap();
-            // An answer before the question is no answer.
+            // A response before the request would be a protocol error.
             let asked = socket.read(&mut [0; 1024]).await.unwrap();
             assert!(asked > 0);
             let head = "HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n";
@@ -700,11 +613,12 @@ pub(crate) mod tests {
         });
         let config = HubConfig {
             endpoint,
+            connect_timeout: Duration::from_millis(200),
             stall_timeout: Duration::from_millis(200),
             retry_attempts: 0,
             ..HubConfig::default()
         };
-        let client = Client::new(&Pool::default(), Arc::new(config)).unwrap();
+        let client = HubClient::new(&ConnectionPool::default(), Arc::new(config)).unwrap();
         let asked = tokio::time::timeout(Duration::from_secs(20), client.info("o/r", "main"));
         let error = asked.await.expect("it ends").unwrap_err();
         assert!(matches!(error, HubError::Stalled { .. }), "{error}");
@@ -718,7 +632,7 @@ pub(crate) mod tests {
                 endpoint: endpoint.into(),
                 ..HubConfig::default()
             };
-            let error = Client::new(&Pool::default(), Arc::new(config)).unwrap_err();
+            let error = HubClient::new(&ConnectionPool::default(), Arc::new(config)).unwrap_err();
             assert!(matches!(error, HubError::Endpoint(_)), "{endpoint}: {error}");
         }
     }

@@ -1,95 +1,83 @@
-//! Brings one blob into the cache: once, however many ask for it, resuming what an earlier try left, and verified before
-//! anybody can open it.
+//! Downloads of blobs into the cache.
+//!
+//! [`BlobDownloads`] gives everyone who wants the same blob the same [`SharedDownload`]. A download takes the blob's lock, resumes the
+//! partial file that an earlier one left, fetches what is missing (`fetch`), and gives the file its name in the cache once its
+//! hash is right.
 
 use std::{
-    collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
+use dashmap::{DashMap, Entry};
 use tokio::{sync::watch, task::AbortHandle, time::Instant};
 
 use super::{
-    client::Client,
+    client::HubClient,
     disk,
     error::HubError,
-    fetch::Fetch,
+    fetch::FileFetch,
     ledger::Ledger,
-    partial::{BlobLock, Partial},
+    partial::{BlobLock, PartialBlob},
+    target::{BlobTarget, DownloadState},
+    tasks::blocking,
 };
-use crate::stdx::{self, sync::lock};
 
-/// Time between two looks at a lock that another process holds.
+/// Time between two tries to take a lock that another process holds.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
-/// Time without a new byte after which who holds a lock is thought to hang, at least: it may be hashing or syncing.
+/// Lower limit of the time without a new byte after which the holder of a lock counts as hung. It is long because the holder may be
+/// hashing or syncing a large file.
 const LOCK_PATIENCE: Duration = Duration::from_secs(600);
 
-/// What is to be brought, and where to.
-#[derive(Clone, Debug)]
-pub(crate) struct Target {
-    /// `ORG/REPO`.
-    pub(crate) repo: String,
-    pub(crate) commit: String,
-    /// Path in the repository.
-    pub(crate) path: String,
-    pub(crate) size: u64,
-    /// sha256 of the content or git's sha1 of it; also the blob's name.
-    pub(crate) etag: String,
-    pub(crate) blob: PathBuf,
-    pub(crate) lock: PathBuf,
-}
-
-/// How far a download is.
-#[derive(Clone, Debug)]
-pub(crate) enum State {
-    /// Waiting, or bytes are coming.
-    Fetching {
-        /// Bytes on disk.
-        completed: u64,
-    },
-    /// All bytes are there and are being hashed.
-    Verifying,
-    /// It is over; the blob is there, or it is not.
-    Done(Result<(), HubError>),
-}
-
-/// A download that is under way. It ends when the last of those who wait for it lets go.
+/// Download in progress. It ends when the last of its holders drops it.
 #[derive(Debug)]
-pub(crate) struct Flight {
-    state: watch::Receiver<State>,
+pub(crate) struct SharedDownload {
+    state: watch::Receiver<DownloadState>,
     task: AbortHandle,
 }
 
-/// Downloads under way, by blob.
+/// Downloads in progress, by the path of the blob.
 #[derive(Debug, Default)]
-pub(crate) struct Downloads(Mutex<HashMap<PathBuf, Weak<Flight>>>);
+pub(crate) struct BlobDownloads(DashMap<PathBuf, Weak<SharedDownload>>);
 
-impl Downloads {
-    /// Joins the download of a blob, or starts it. The ledger hears of it when it is complete.
-    pub(crate) fn join(&self, client: &Client, target: &Target, ledger: &Arc<Ledger>) -> Arc<Flight> {
-        let mut flights = lock(&self.0);
-        flights.retain(|_, flight| flight.strong_count() > 0);
-        if let Some(flight) = flights
-            .get(&target.blob)
-            .and_then(Weak::upgrade)
-            .filter(|flight| !flight.is_done())
-        {
-            return flight;
+impl BlobDownloads {
+    /// Joins the download of a blob, or starts it. A complete download is noted in the ledger.
+    pub(crate) fn join(&self, client: &HubClient, target: &BlobTarget, ledger: &Arc<Ledger>) -> Arc<SharedDownload> {
+        self.0.retain(|_, download| download.strong_count() > 0);
+        let start = || {
+            Arc::new(SharedDownload::start(
+                client.clone(),
+                target.clone(),
+                Arc::clone(ledger),
+            ))
+        };
+        // The entry is locked from the look to the insertion, so that two callers never start two downloads of one blob.
+        match self.0.entry(target.blob.clone()) {
+            Entry::Vacant(entry) => {
+                let download = start();
+                entry.insert(Arc::downgrade(&download));
+                download
+            }
+            Entry::Occupied(mut entry) => match entry.get().upgrade().filter(|download| !download.is_done()) {
+                Some(download) => download,
+                None => {
+                    let download = start();
+                    entry.insert(Arc::downgrade(&download));
+                    download
+                }
+            },
         }
-        let flight = Arc::new(Flight::start(client.clone(), target.clone(), Arc::clone(ledger)));
-        flights.insert(target.blob.clone(), Arc::downgrade(&flight));
-        flight
     }
 }
 
-impl Flight {
-    fn start(client: Client, target: Target, ledger: Arc<Ledger>) -> Self {
-        let (sender, state) = watch::channel(State::Fetching { completed: 0 });
+impl SharedDownload {
+    fn start(client: HubClient, target: BlobTarget, ledger: Arc<Ledger>) -> Self {
+        let (sender, state) = watch::channel(DownloadState::Fetching { completed: 0 });
         let task = tokio::spawn(async move {
             let result = run(&client, &target, &ledger, &sender).await;
-            sender.send_replace(State::Done(result));
+            sender.send_replace(DownloadState::Done(result));
         });
         Self {
             state,
@@ -97,42 +85,46 @@ impl Flight {
         }
     }
 
-    /// A view of the state; it ends if the download was torn down, which counts as cancelled.
-    pub(crate) fn watch(&self) -> watch::Receiver<State> {
+    /// Returns a view of the state. A view that ends without `Done` means that the download was cancelled.
+    pub(crate) fn watch(&self) -> watch::Receiver<DownloadState> {
         self.state.clone()
     }
 
-    /// Waits for the end.
+    /// Waits for the end of the download.
     pub(crate) async fn done(&self) -> Result<(), HubError> {
         let mut state = self.state.clone();
-        match state.wait_for(|state| matches!(state, State::Done(_))).await.as_deref() {
-            Ok(State::Done(result)) => result.clone(),
+        match state
+            .wait_for(|state| matches!(state, DownloadState::Done(_)))
+            .await
+            .as_deref()
+        {
+            Ok(DownloadState::Done(result)) => result.clone(),
             _ => Err(HubError::Cancelled),
         }
     }
 
     fn is_done(&self) -> bool {
-        matches!(*self.state.borrow(), State::Done(_))
+        matches!(*self.state.borrow(), DownloadState::Done(_))
     }
 }
 
-impl Drop for Flight {
+impl Drop for SharedDownload {
     fn drop(&mut self) {
         // What has arrived stays on disk for the next pull.
         self.task.abort();
     }
 }
 
-/// Whether the blob is there and whole. Its content was verified before it got its name.
+/// True when the blob is in the cache. Size is enough: the content was verified before it got its name.
 pub(crate) fn is_present(blob: &Path, size: u64) -> bool {
     fs::metadata(blob).is_ok_and(|meta| meta.is_file() && meta.len() == size)
 }
 
 async fn run(
-    client: &Client,
-    target: &Target,
+    client: &HubClient,
+    target: &BlobTarget,
     ledger: &Arc<Ledger>,
-    state: &watch::Sender<State>,
+    state: &watch::Sender<DownloadState>,
 ) -> Result<(), HubError> {
     let patience = LOCK_PATIENCE.max(client.config().stall_timeout * 10);
     let Some(lock) = take_lock(target, state, patience).await? else {
@@ -140,21 +132,23 @@ async fn run(
     };
     let opened = {
         let target = target.clone();
-        blocking(move || Partial::open(&target.blob, target.size, lock)).await?
+        blocking(move || PartialBlob::open(&target.blob, target.size, lock)).await?
     };
     let partial = Arc::new(opened);
     disk::check_space(&target.path, &target.blob, target.size - partial.completed())?;
-    // Work on the blocking pool cannot be aborted: it is told when this download ends, however it ends.
+    // Work on the blocking pool cannot be aborted. It is told when this download ends, in whichever way.
     let _guard = GiveUpOnDrop(Arc::clone(&partial));
     let (hashed, kept) = (Arc::clone(&partial), Arc::clone(&partial));
     let digits = target.etag.len();
     let hash = tokio::task::spawn_blocking(move || hashed.hash(digits));
     let keeper = tokio::task::spawn_blocking(move || kept.keep());
-    Fetch::new(client, target, Arc::clone(&partial), state).run().await?;
-    state.send_replace(State::Verifying);
+    FileFetch::new(client, target, Arc::clone(&partial), state)
+        .run()
+        .await?;
+    state.send_replace(DownloadState::Verifying);
     let actual = hash.await.unwrap_or(Err(HubError::Cancelled))?;
     if keeper.is_finished() {
-        // It ends before the download only where the disk refuses.
+        // It ends before the download only with an error of the disk.
         keeper.await.unwrap_or(Err(HubError::Cancelled))?;
     }
     let (target, ledger) = (target.clone(), Arc::clone(ledger));
@@ -173,21 +167,24 @@ async fn run(
     .await
 }
 
-/// Waits for the lock on the blob; `None` if the blob is there, perhaps because another process has just made it.
+/// Waits for the lock on the blob. `None` if the blob is in the cache, perhaps because another process has just completed it.
+///
+/// # Errors
+/// [`HubError::Locked`] if the holder of the lock downloads nothing for `patience`.
 async fn take_lock(
-    target: &Target,
-    state: &watch::Sender<State>,
+    target: &BlobTarget,
+    state: &watch::Sender<DownloadState>,
     patience: Duration,
 ) -> Result<Option<BlobLock>, HubError> {
     let mut seen = (0, Instant::now());
     loop {
-        let Target { blob, lock, size, .. } = target.clone();
+        let BlobTarget { blob, lock, size, .. } = target.clone();
         let (is_there, taken, elsewhere) = blocking(move || {
             let taken = BlobLock::try_take(&lock)?;
             let elsewhere = if taken.is_some() {
                 0
             } else {
-                Partial::peek_any(&blob, size)
+                PartialBlob::peek_any(&blob, size)
             };
             Ok((is_present(&blob, size), taken, elsewhere))
         })
@@ -200,7 +197,7 @@ async fn take_lock(
         }
         if elsewhere != seen.0 {
             seen = (elsewhere, Instant::now());
-            state.send_replace(State::Fetching { completed: elsewhere });
+            state.send_replace(DownloadState::Fetching { completed: elsewhere });
         } else if seen.1.elapsed() >= patience {
             return Err(HubError::Locked {
                 path: target.path.clone(),
@@ -211,8 +208,8 @@ async fn take_lock(
     }
 }
 
-/// Ends what works along with a download.
-struct GiveUpOnDrop(Arc<Partial>);
+/// Guard that ends the work on the blocking pool together with the download.
+struct GiveUpOnDrop(Arc<PartialBlob>);
 
 impl Drop for GiveUpOnDrop {
     fn drop(&mut self) {
@@ -220,19 +217,12 @@ impl Drop for GiveUpOnDrop {
     }
 }
 
-/// Runs file work where it may block.
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, HubError> + Send + 'static,
-) -> Result<T, HubError> {
-    stdx::task::blocking(work).await
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn target(folder: &Path) -> Target {
-        Target {
+    fn target(folder: &Path) -> BlobTarget {
+        BlobTarget {
             repo: "o/r".into(),
             commit: "1".repeat(40),
             path: "m.gguf".into(),
@@ -244,20 +234,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_a_lock_sees_progress_and_does_not_wait_for_ever() {
+    async fn waiting_for_a_lock_shows_progress_and_ends() {
         let folder = tempfile::tempdir().unwrap();
         let target = target(folder.path());
-        let (state, watch) = watch::channel(State::Fetching { completed: 0 });
+        let (state, watch) = watch::channel(DownloadState::Fetching { completed: 0 });
         let held = BlobLock::try_take(&target.lock).unwrap().expect("it is free");
-        // As Python's client names what it has so far.
+        // The name of a partial file of Python's client.
         fs::write(folder.path().join("blob.0123abcd.incomplete"), "1234").unwrap();
         let error = take_lock(&target, &state, Duration::from_millis(300)).await.err();
         assert!(matches!(error, Some(HubError::Locked { .. })), "{error:?}");
-        assert!(matches!(*watch.borrow(), State::Fetching { completed: 4 }));
+        assert!(matches!(*watch.borrow(), DownloadState::Fetching { completed: 4 }));
         drop(held);
         let taken = take_lock(&target, &state, Duration::ZERO).await.unwrap();
         assert!(taken.is_some());
-        // The one that held it has made the blob.
+        // The former holder has completed the blob.
         fs::write(&target.blob, "0123456789").unwrap();
         let taken = take_lock(&target, &state, Duration::ZERO).await.unwrap();
         assert!(taken.is_none());

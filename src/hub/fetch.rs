@@ -1,5 +1,8 @@
-//! The bytes of one file over HTTP: in ranges, several at once, each tried again and from another link where one fails. Or
-//! over xet, where that is wanted or needed.
+//! Transfer of one file from the Hub into its partial file.
+//!
+//! [`FileFetch`] downloads the missing ranges over plain HTTP, several at once. A range that fails is retried, with a new link if the old one
+//! expired, and from another endpoint if this one sends nothing. Depending on the setting and the size, the file comes over
+//! the xet protocol (`xet`) instead.
 
 use std::{
     sync::Arc,
@@ -7,64 +10,66 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use reqwest::{Response, StatusCode, header::CONTENT_RANGE};
+use reqwest::{Response, StatusCode};
 use tokio::sync::watch;
 use url::Url;
 
 use super::{
     backoff::Backoff,
-    client::{About, Client, FileLocation},
-    download::{State, Target, blocking},
+    client::{FileLocation, HubClient, RequestSubject},
     error::HubError,
-    partial::Partial,
-    xet::{self, Xet},
+    partial::PartialBlob,
+    target::{BlobTarget, DownloadState},
+    tasks::blocking,
+    wire::content_range,
+    xet::{self, XetFetch},
 };
 use crate::config::XetUse;
 
-/// Bytes of one ranged request, at least: below, requests cost more than they gain.
+/// Lower limit of a ranged request in bytes. The round trip of a smaller one costs more than it gains.
 const MIN_PIECE_BYTES: u64 = 1 << 20;
-/// Bytes of one ranged request, at most: above, a late failure of one leaves the other connections idle.
+/// Upper limit of a ranged request in bytes. A larger one that fails late leaves the other connections idle.
 const MAX_PIECE_BYTES: u64 = 32 << 20;
-/// Bytes that are gathered before they are written; times the connections, this is the memory of a download.
+/// Bytes that are gathered before they are written. Times the connections, this is the memory of a download.
 pub(super) const WRITE_BYTES: usize = 1 << 20;
-/// The longest that bytes wait for more: what is not written is lost when the download is given up.
-pub(super) const WRITE_INTERVAL: Duration = Duration::from_millis(250);
-/// Bytes after which a try counts as one that got somewhere.
+/// Upper limit of the time between two writes. Bytes that are not written are lost when the download ends early.
+const WRITE_INTERVAL: Duration = Duration::from_millis(250);
+/// Bytes after which a try counts as progress and the retries start over.
 pub(super) const PROGRESS_BYTES: u64 = 64 << 10;
-/// The largest file that the Hub gives over plain HTTP.
+/// Upper limit of a file that the Hub sends over plain HTTP, in bytes.
 const MAX_PLAIN_BYTES: u64 = 50_000_000_000;
 
-/// Everything that the ranges of one file share.
-pub(crate) struct Fetch<'a> {
-    pub(super) client: &'a Client,
-    target: &'a Target,
-    pub(super) partial: Arc<Partial>,
-    state: &'a watch::Sender<State>,
-    /// Where the content is, renewed when the link expires or does not help.
+/// Download of one file, shared by its ranges.
+pub(crate) struct FileFetch<'a> {
+    pub(super) client: &'a HubClient,
+    target: &'a BlobTarget,
+    pub(super) partial: Arc<PartialBlob>,
+    state: &'a watch::Sender<DownloadState>,
+    /// Location of the content; renewed when the link expires or does not work.
     location: tokio::sync::Mutex<Option<FileLocation>>,
 }
 
-/// Why a try ended.
-enum Trouble {
-    /// The server sends the whole file whatever is asked for.
+/// Error of one try, by the way to recover from it.
+enum FetchError {
+    /// The server ignores ranges and sends the whole file.
     NoRanges(Response),
-    /// The link does not hold any more; asking the Hub again gives a new one, or the true reason.
+    /// The link was refused. Asking the Hub again gives a new link, or the true reason.
     LinkExpired(Url, HubError),
     Failed(HubError),
 }
 
-impl From<HubError> for Trouble {
+impl From<HubError> for FetchError {
     fn from(error: HubError) -> Self {
         Self::Failed(error)
     }
 }
 
-impl<'a> Fetch<'a> {
+impl<'a> FileFetch<'a> {
     pub(crate) fn new(
-        client: &'a Client,
-        target: &'a Target,
-        partial: Arc<Partial>,
-        state: &'a watch::Sender<State>,
+        client: &'a HubClient,
+        target: &'a BlobTarget,
+        partial: Arc<PartialBlob>,
+        state: &'a watch::Sender<DownloadState>,
     ) -> Self {
         Self {
             client,
@@ -75,7 +80,11 @@ impl<'a> Fetch<'a> {
         }
     }
 
-    /// Brings everything that is missing.
+    pub(super) fn size(&self) -> u64 {
+        self.target.size
+    }
+
+    /// Downloads everything that is missing.
     pub(crate) async fn run(&self) -> Result<(), HubError> {
         self.report(self.partial.completed());
         if self.partial.missing().is_empty() || !wants_xet(self.client.config().xet, self.target.size) {
@@ -86,9 +95,9 @@ impl<'a> Fetch<'a> {
         };
         match xet.run().await {
             Err(error) if !xet::is_final(&error) => {
-                tracing::warn!(path = self.target.path, %error, "xet does not help; plain HTTP is tried");
+                tracing::warn!(path = self.target.path, %error, "the download over xet failed; plain HTTP is tried");
                 let plain = self.plain().await;
-                // That it is too large for plain HTTP is known.
+                // Of a file that is too large for plain HTTP, the error of xet says more.
                 plain.map_err(|plain| {
                     if wants_xet(XetUse::Auto, self.target.size) {
                         error
@@ -101,17 +110,17 @@ impl<'a> Fetch<'a> {
         }
     }
 
-    /// The file over xet, if the Hub has it there.
-    async fn xet(&self) -> Option<Xet<'_>> {
-        // Who cannot be asked now is asked again over plain HTTP, with all its patience.
+    /// Prepares a download over xet; `None` if the Hub does not have the file there.
+    async fn xet(&self) -> Option<XetFetch<'_>> {
+        // An error is not fatal here: plain HTTP asks again, with all retries.
         let found = self.locate().await.ok()?;
         let hash = found.xet_hash.clone();
-        let site = found.site.clone();
+        let endpoint = found.endpoint.clone();
         *self.location.lock().await = Some(found);
-        Some(Xet::new(self, hash?, site))
+        Some(XetFetch::new(self, hash?, endpoint))
     }
 
-    /// The same over plain HTTP.
+    /// Downloads everything that is missing over plain HTTP.
     async fn plain(&self) -> Result<(), HubError> {
         let mut pieces = pieces(
             &self.partial.missing(),
@@ -119,15 +128,15 @@ impl<'a> Fetch<'a> {
             self.client.config().parallel_ranges,
         );
         let Some(first) = pieces.pop() else { return Ok(()) };
-        // Only an answer tells whether ranges work; one connection asks before the others start.
+        // Only a response tells whether the server honors ranges, so one connection starts before the others.
         let mut backoff = self.client.backoff();
         let opened = loop {
             match self.open(Some(first)).await {
                 Ok(response) => break response,
-                Err(Trouble::NoRanges(response)) => return self.whole(response).await,
-                Err(trouble) => {
-                    self.forget(&trouble, false).await;
-                    self.recover(trouble, &mut backoff).await?;
+                Err(FetchError::NoRanges(response)) => return self.whole(response).await,
+                Err(error) => {
+                    self.forget_location(&error, false).await;
+                    self.recover(error, &mut backoff).await?;
                 }
             }
         };
@@ -140,7 +149,7 @@ impl<'a> Fetch<'a> {
         Ok(())
     }
 
-    /// Fetches one range, over as many tries as make progress.
+    /// Downloads one range, over as many tries as make progress.
     async fn piece(&self, (start, end): (u64, u64), mut opened: Option<Response>) -> Result<(), HubError> {
         let mut backoff = self.client.backoff();
         let mut at = start;
@@ -150,26 +159,26 @@ impl<'a> Fetch<'a> {
                 Some(response) => Ok(response),
                 None => self.open(Some((at, end))).await,
             };
-            let trouble = match result {
+            let error = match result {
                 Ok(response) => match self.copy(response, &mut at, end).await {
                     Ok(()) => continue,
-                    Err(error) => Trouble::Failed(error),
+                    Err(error) => FetchError::Failed(error),
                 },
-                // It honoured ranges before; another of its servers may again.
-                Err(Trouble::NoRanges(_)) => Trouble::Failed(self.interrupted("the server ignored a range")),
-                Err(trouble) => trouble,
+                // Other servers behind the same address honored ranges, and may do so again.
+                Err(FetchError::NoRanges(_)) => FetchError::Failed(self.interrupted("the server ignored a range")),
+                Err(error) => error,
             };
-            let got_somewhere = at - before >= PROGRESS_BYTES;
-            if got_somewhere {
+            let has_progress = at - before >= PROGRESS_BYTES;
+            if has_progress {
                 backoff.reset();
             }
-            self.forget(&trouble, got_somewhere).await;
-            self.recover(trouble, &mut backoff).await?;
+            self.forget_location(&error, has_progress).await;
+            self.recover(error, &mut backoff).await?;
         }
         Ok(())
     }
 
-    /// Fetches the whole file in one go; a try that breaks off cannot be resumed.
+    /// Downloads the whole file with one request. A try that breaks off starts over.
     async fn whole(&self, response: Response) -> Result<(), HubError> {
         let mut backoff = self.client.backoff();
         let mut opened = Some(response);
@@ -178,54 +187,54 @@ impl<'a> Fetch<'a> {
                 Some(response) => Ok(response),
                 None => self.open(None).await,
             };
-            let trouble = match result {
+            let error = match result {
                 Ok(response) => {
                     let partial = Arc::clone(&self.partial);
                     blocking(move || partial.clear()).await?;
                     self.report(0);
                     match self.copy(response, &mut 0, self.target.size).await {
                         Ok(()) => return Ok(()),
-                        Err(error) => Trouble::Failed(error),
+                        Err(error) => FetchError::Failed(error),
                     }
                 }
-                Err(trouble) => trouble,
+                Err(error) => error,
             };
-            self.forget(&trouble, false).await;
-            self.recover(trouble, &mut backoff).await?;
+            self.forget_location(&error, false).await;
+            self.recover(error, &mut backoff).await?;
         }
     }
 
-    /// Lets the next try ask for a new link; where not even a byte came, perhaps at another address.
-    async fn forget(&self, trouble: &Trouble, worked: bool) {
-        // That a link expires is nobody's fault, and it is renewed in its own way.
-        if matches!(trouble, Trouble::LinkExpired(..)) {
+    /// Makes the next try ask for a new link. Without any progress, another endpoint gives it.
+    async fn forget_location(&self, error: &FetchError, has_progress: bool) {
+        // An expired link is no fault of the endpoint, and `recover` renews it.
+        if matches!(error, FetchError::LinkExpired(..)) {
             return;
         }
         if let Some(location) = self.location.lock().await.take()
-            && !worked
+            && !has_progress
         {
-            self.client.blame(&location.site);
+            self.client.mark_unhealthy(&location.endpoint);
         }
     }
 
-    /// Waits before another try, with a new link where the old one expired.
-    async fn recover(&self, trouble: Trouble, backoff: &mut Backoff) -> Result<(), HubError> {
-        match trouble {
-            Trouble::Failed(error) => backoff.wait(error).await,
-            Trouble::NoRanges(_) => {
+    /// Waits before the next try, and renews an expired link.
+    async fn recover(&self, error: FetchError, backoff: &mut Backoff) -> Result<(), HubError> {
+        match error {
+            FetchError::Failed(error) => backoff.wait(error).await,
+            FetchError::NoRanges(_) => {
                 backoff
-                    .wait(self.interrupted("the server changed its mind about ranges"))
+                    .wait(self.interrupted("the server stopped honoring ranges"))
                     .await
             }
-            Trouble::LinkExpired(stale, error) => {
+            FetchError::LinkExpired(stale, error) => {
                 self.renew(&stale).await?;
                 backoff.wait_anyway(error).await
             }
         }
     }
 
-    /// One request whose answer is what was asked for.
-    async fn open(&self, range: Option<(u64, u64)>) -> Result<Response, Trouble> {
+    /// Sends one request and checks that the response is for the requested range.
+    async fn open(&self, range: Option<(u64, u64)>) -> Result<Response, FetchError> {
         let url = self.link().await?;
         let response = self.client.get(&url, range, &self.about()).await?;
         match (response.status(), range) {
@@ -239,10 +248,10 @@ impl<'a> Fetch<'a> {
                     .into())
             }
             (StatusCode::OK, None) => Ok(response),
-            (StatusCode::OK, Some(_)) => Err(Trouble::NoRanges(response)),
+            (StatusCode::OK, Some(_)) => Err(FetchError::NoRanges(response)),
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::GONE, _) => {
                 let error = self.client.refusal(response, &self.about()).await;
-                Err(Trouble::LinkExpired(url, error))
+                Err(FetchError::LinkExpired(url, error))
             }
             (StatusCode::RANGE_NOT_SATISFIABLE, _) => Err(self
                 .client
@@ -252,10 +261,10 @@ impl<'a> Fetch<'a> {
         }
     }
 
-    /// Writes a body to `at..end`, moving `at` along.
+    /// Writes a body to `at..end`, and advances `at` with each write.
     async fn copy(&self, mut response: Response, at: &mut u64, end: u64) -> Result<(), HubError> {
         let mut buffer = Vec::with_capacity(WRITE_BYTES);
-        let mut pace = self.client.pace();
+        let mut drips = self.client.drip_detector();
         let mut written = Instant::now();
         loop {
             let mut received = self.client.content(&mut response).await;
@@ -263,8 +272,8 @@ impl<'a> Fetch<'a> {
                 .as_ref()
                 .map_or(0, |chunk| chunk.as_ref().map_or(0, bytes::Bytes::len));
             let is_whole = *at + (buffer.len() + length) as u64 >= end;
-            if pace.is_dripping(length) && matches!(received, Ok(Some(_))) && !is_whole {
-                received = Err(self.interrupted("the server sends next to nothing"));
+            if drips.is_dripping(length) && matches!(received, Ok(Some(_))) && !is_whole {
+                received = Err(self.interrupted("the server sends almost nothing"));
             }
             let is_over = !matches!(received, Ok(Some(_)));
             if let Ok(Some(chunk)) = &received {
@@ -273,7 +282,7 @@ impl<'a> Fetch<'a> {
             if *at + buffer.len() as u64 > end {
                 return Err(self.client.protocol(response.url(), "it sent more than was asked for"));
             }
-            // What arrived before an error is kept.
+            // Bytes that arrived before an error are kept.
             let is_due = buffer.len() >= WRITE_BYTES || is_over || written.elapsed() >= WRITE_INTERVAL;
             if is_due && !buffer.is_empty() {
                 let length = buffer.len() as u64;
@@ -304,9 +313,11 @@ impl<'a> Fetch<'a> {
     }
 
     pub(super) fn report(&self, completed: u64) {
-        // Ranges finish their writes in any order.
+        // Ranges finish their writes in any order, so a smaller number is an older one. Zero means that the file starts over.
         self.state.send_if_modified(|state| match state {
-            State::Fetching { completed: shown } if *shown != completed && (completed > *shown || completed == 0) => {
+            DownloadState::Fetching { completed: shown }
+                if *shown != completed && (completed > *shown || completed == 0) =>
+            {
                 *shown = completed;
                 true
             }
@@ -322,7 +333,7 @@ impl<'a> Fetch<'a> {
         }
     }
 
-    /// Replaces a link, unless another range has done so already.
+    /// Replaces an expired link, unless another range has done so already.
     async fn renew(&self, stale: &Url) -> Result<(), HubError> {
         let mut location = self.location.lock().await;
         if location.as_ref().is_none_or(|location| location.url == *stale) {
@@ -333,7 +344,7 @@ impl<'a> Fetch<'a> {
 
     async fn locate(&self) -> Result<FileLocation, HubError> {
         let found = self.client.locate(&self.about()).await?;
-        let Target { size, etag, path, .. } = self.target;
+        let BlobTarget { size, etag, path, .. } = self.target;
         if found.size.is_some_and(|announced| announced != *size) {
             return Err(self
                 .client
@@ -349,8 +360,8 @@ impl<'a> Fetch<'a> {
         }
     }
 
-    pub(super) fn about(&self) -> About<'_> {
-        About {
+    pub(super) fn about(&self) -> RequestSubject<'_> {
+        RequestSubject {
             repo: &self.target.repo,
             revision: &self.target.commit,
             path: &self.target.path,
@@ -365,9 +376,9 @@ impl<'a> Fetch<'a> {
     }
 }
 
-/// Cuts what is missing into requests, the last first.
+/// Splits the missing ranges into requests, the last first.
 fn pieces(missing: &[(u64, u64)], size: u64, parallel: usize) -> Vec<(u64, u64)> {
-    // Four for each connection, so that none is idle for long at the end.
+    // Four for each connection, so that none is idle for long at the end of the file.
     let length = (size / (4 * parallel.max(1) as u64)).clamp(MIN_PIECE_BYTES, MAX_PIECE_BYTES);
     let mut pieces = Vec::new();
     for &(start, end) in missing {
@@ -382,21 +393,13 @@ fn pieces(missing: &[(u64, u64)], size: u64, parallel: usize) -> Vec<(u64, u64)>
     pieces
 }
 
-/// Whether a file of this size is to come over xet.
+/// True when a file of this size is to be downloaded over xet.
 fn wants_xet(setting: XetUse, size: u64) -> bool {
     match setting {
         XetUse::Off => false,
         XetUse::Auto => size > MAX_PLAIN_BYTES,
         XetUse::Always => true,
     }
-}
-
-/// Start and whole size out of `bytes START-END/SIZE`.
-pub(super) fn content_range(response: &Response) -> Option<(u64, u64)> {
-    let value = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
-    let (range, size) = value.strip_prefix("bytes ")?.split_once('/')?;
-    let (start, _) = range.split_once('-')?;
-    Some((start.parse().ok()?, size.parse().ok()?))
 }
 
 #[cfg(test)]

@@ -4,11 +4,13 @@
 //! [`crate::library`] is built on top of it and decides what is downloaded, listed and removed.
 
 pub(crate) mod adopt;
+mod api;
 mod backoff;
 pub(crate) mod cache;
 pub(crate) mod client;
 pub(crate) mod disk;
 pub(crate) mod download;
+mod endpoints;
 mod error;
 mod fetch;
 pub(crate) mod ledger;
@@ -17,7 +19,8 @@ pub(crate) mod partial;
 mod refusal;
 pub mod resolve;
 pub(crate) mod search;
-mod sites;
+pub(crate) mod target;
+pub(crate) mod tasks;
 mod throttle;
 mod wire;
 mod xet;
@@ -26,4 +29,4 @@ pub use client::Reachable;
 pub use error::HubError;
 pub use name::{HfName, NameError, Selector};
 pub use resolve::ResolveError;
-pub use search::Found;
+pub use search::SearchHit;

@@ -30,7 +30,7 @@ const HASH_BYTES: usize = 1 << 20;
 
 /// A blob under construction. Whoever holds it holds the lock on the blob over all processes.
 #[derive(Debug)]
-pub(crate) struct Partial {
+pub(crate) struct PartialBlob {
     file: File,
     path: PathBuf,
     side: PathBuf,
@@ -46,7 +46,7 @@ pub(crate) struct Partial {
 
 #[derive(Debug, Default)]
 struct Progress {
-    ranges: Ranges,
+    ranges: ByteRanges,
     /// How often everything was forgotten: what was read before has no value then.
     epoch: u32,
 }
@@ -54,13 +54,13 @@ struct Progress {
 /// Disjoint ranges of bytes, sorted; the ends are exclusive.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Ranges(Vec<(u64, u64)>);
+pub(crate) struct ByteRanges(Vec<(u64, u64)>);
 
 /// What the side file holds.
 #[derive(Serialize, Deserialize)]
 struct Side {
     size: u64,
-    done: Ranges,
+    done: ByteRanges,
 }
 
 /// The lock that huggingface_hub takes on a blob as well.
@@ -85,7 +85,7 @@ impl BlobLock {
     }
 }
 
-impl Partial {
+impl PartialBlob {
     /// Opens what an earlier download left, or begins.
     pub(crate) fn open(blob: &Path, size: u64, lock: BlobLock) -> Result<Self, HubError> {
         let (path, side) = (
@@ -168,19 +168,11 @@ impl Partial {
     /// Forgets everything, for a server that can only send the whole.
     pub(crate) fn clear(&self) -> Result<(), HubError> {
         let mut progress = self.lock();
-        progress.ranges = Ranges::default();
+        progress.ranges = ByteRanges::default();
         progress.epoch += 1;
         self.file
             .set_len(0)
             .map_err(|error| HubError::io("truncate", &self.path, &error))
-    }
-
-    /// Forgets what was written to `start..end`, since it may be wrong.
-    pub(crate) fn forget(&self, start: u64, end: u64) {
-        let mut progress = self.lock();
-        progress.ranges.remove(start, end);
-        // It may have been hashed already.
-        progress.epoch += 1;
     }
 
     /// Hashes the content as the Hub hashed it (sha256, or git's sha1 for a short hash), in order and while it arrives, so
@@ -310,7 +302,7 @@ impl Partial {
         }
     }
 
-    fn save(&self, ranges: &Ranges) -> Result<(), HubError> {
+    fn save(&self, ranges: &ByteRanges) -> Result<(), HubError> {
         let side = Side {
             size: self.size,
             done: ranges.clone(),
@@ -326,7 +318,7 @@ impl Partial {
     }
 }
 
-impl Drop for Partial {
+impl Drop for PartialBlob {
     fn drop(&mut self) {
         if self.is_over.load(Ordering::Acquire) {
             return;
@@ -339,7 +331,7 @@ impl Drop for Partial {
     }
 }
 
-impl Ranges {
+impl ByteRanges {
     /// Adds `start..end`.
     pub(crate) fn insert(&mut self, start: u64, end: u64) {
         if start >= end {
@@ -352,16 +344,6 @@ impl Ranges {
             .iter()
             .fold((start, end), |all, range| (all.0.min(range.0), all.1.max(range.1)));
         self.0.splice(first..last, [merged]);
-    }
-
-    /// Takes `start..end` out.
-    pub(crate) fn remove(&mut self, start: u64, end: u64) {
-        if start >= end {
-            return;
-        }
-        let around = |&(from, to): &(u64, u64)| [(from, to.min(start)), (from.max(end), to)];
-        let kept = self.0.iter().flat_map(around).filter(|(from, to)| from < to);
-        self.0 = kept.collect();
     }
 
     /// End of what is there from the beginning on.
@@ -397,7 +379,7 @@ impl Ranges {
 }
 
 /// Reads a side file; one of another size, or one that promises more than the file holds, is not believed.
-fn read_side(side: &Path, size: u64, length: u64) -> Option<Ranges> {
+fn read_side(side: &Path, size: u64, length: u64) -> Option<ByteRanges> {
     if fs::metadata(side).ok()?.len() > MAX_SIDE_BYTES {
         return None;
     }
@@ -428,26 +410,14 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn taking_nothing_out_of_the_middle_leaves_one_range() {
-        let mut ranges = Ranges::default();
-        ranges.insert(52, 63);
-        ranges.remove(53, 53);
-        assert_eq!(ranges.0, [(52, 63)]);
-    }
-
     proptest! {
         #[test]
-        fn ranges_are_a_set_of_bytes(parts in prop::collection::vec((0_u64..64, 0_u64..16, any::<bool>()), 0..12)) {
-            let mut ranges = Ranges::default();
+        fn ranges_are_a_set_of_bytes(parts in prop::collection::vec((0_u64..64, 0_u64..16), 0..12)) {
+            let mut ranges = ByteRanges::default();
             let mut bytes = [false; 80];
-            for (start, length, comes) in parts {
-                if comes {
-                    ranges.insert(start, start + length);
-                } else {
-                    ranges.remove(start, start + length);
-                }
-                bytes[start as usize..(start + length) as usize].fill(comes);
+            for (start, length) in parts {
+                ranges.insert(start, start + length);
+                bytes[start as usize..(start + length) as usize].fill(true);
             }
             prop_assert_eq!(ranges.total(), bytes.iter().filter(|byte| **byte).count() as u64);
             prop_assert!(ranges.0.windows(2).all(|pair| pair[0].1 < pair[1].0));
@@ -459,11 +429,11 @@ mod tests {
         }
     }
 
-    fn open(folder: &Path, size: u64) -> Partial {
+    fn open(folder: &Path, size: u64) -> PartialBlob {
         let lock = BlobLock::try_take(&folder.join("lock"))
             .unwrap()
             .expect("the lock is free");
-        Partial::open(&folder.join("blob"), size, lock).unwrap()
+        PartialBlob::open(&folder.join("blob"), size, lock).unwrap()
     }
 
     #[test]
@@ -475,7 +445,7 @@ mod tests {
         partial.write(0, b"01").unwrap();
         assert!(BlobLock::try_take(&folder.join("lock")).unwrap().is_none());
         drop(partial);
-        assert_eq!(Partial::peek(&folder.join("blob"), 10), 6);
+        assert_eq!(PartialBlob::peek(&folder.join("blob"), 10), 6);
         let partial = open(folder, 10);
         assert_eq!(partial.missing(), [(2, 6)]);
         assert_eq!(partial.write(2, b"2345").unwrap(), 10);
@@ -508,9 +478,6 @@ mod tests {
             // A server without ranges begins anew, while the first bytes are being hashed.
             partial.clear().unwrap();
             partial.write(0, &[2; 4096]).unwrap();
-            // And something wrong is taken back, perhaps after it was hashed.
-            partial.forget(0, 5000);
-            assert_eq!(partial.missing(), [(0, 3 << 20)]);
             for part in [2, 0, 1] {
                 let at = part << 20;
                 partial.write(at as u64, &content[at..at + (1 << 20)]).unwrap();
@@ -531,7 +498,7 @@ mod tests {
         std::thread::scope(|scope| {
             let keep = scope.spawn(|| partial.keep());
             let deadline = Instant::now() + Duration::from_secs(10);
-            while Partial::peek(&folder.path().join("blob"), 10) != 3 {
+            while PartialBlob::peek(&folder.path().join("blob"), 10) != 3 {
                 assert!(Instant::now() < deadline, "it is never noted");
                 std::thread::yield_now();
             }
@@ -544,7 +511,7 @@ mod tests {
     fn other_programs_partial_files_are_seen() {
         let folder = tempfile::tempdir().unwrap();
         let blob = folder.path().join("ab12");
-        assert_eq!(Partial::peek_any(&blob, 100), 0);
+        assert_eq!(PartialBlob::peek_any(&blob, 100), 0);
         for (name, length) in [
             ("ab12.0123abcd.incomplete", 7),
             ("ab12.incomplete", 9),
@@ -554,8 +521,8 @@ mod tests {
         ] {
             fs::write(folder.path().join(name), vec![0; length]).unwrap();
         }
-        assert_eq!(Partial::peek_any(&blob, 100), 11);
-        assert_eq!(Partial::peek_any(&blob, 10), 10);
+        assert_eq!(PartialBlob::peek_any(&blob, 100), 11);
+        assert_eq!(PartialBlob::peek_any(&blob, 10), 10);
     }
 
     #[test]

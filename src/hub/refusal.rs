@@ -1,4 +1,4 @@
-//! What an answer other than success means.
+//! Classification of responses without success: status, the Hub's error code and its message become a [`HubError`].
 
 use std::time::Duration;
 
@@ -6,25 +6,30 @@ use reqwest::Response;
 use url::Url;
 
 use super::{
-    client::{About, Client, host},
+    client::{HubClient, RequestSubject, host},
     error::HubError,
     wire::{ErrorWire, retry_after},
 };
 
-/// Bytes of an error's body that are looked at.
+/// Upper limit of the body of an error in bytes.
 const MAX_ERROR_BYTES: usize = 4 << 10;
+/// Upper limit of a message that is shown, in characters.
+const MAX_MESSAGE_CHARS: usize = 300;
 
-struct Refusal<'a> {
-    status: u16,
-    code: &'a str,
-    message: String,
-    retry_after: Option<Duration>,
-    url: &'a Url,
+/// Response without success.
+pub(super) struct Refusal<'a> {
+    pub(super) status: u16,
+    /// Header `X-Error-Code`, or empty.
+    pub(super) code: &'a str,
+    /// Text of the Hub for people, or empty.
+    pub(super) message: &'a str,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) url: &'a Url,
 }
 
-impl Client {
-    /// Turns an answer other than success into an error.
-    pub(crate) async fn refusal(&self, response: Response, about: &About<'_>) -> HubError {
+impl HubClient {
+    /// Reads a response without success and classifies it.
+    pub(crate) async fn refusal(&self, response: Response, about: &RequestSubject<'_>) -> HubError {
         let status = response.status().as_u16();
         let headers = response.headers().clone();
         let url = response.url().clone();
@@ -38,33 +43,36 @@ impl Client {
         let code = text("x-error-code");
         let mut message = text("x-error-message");
         if message.is_empty() {
-            // HTML pages of proxies are not repeated to the user, the Hub's own JSON is.
+            // Only the Hub's own JSON is shown to the user, no HTML page of a proxy.
             let body = self.body(response, MAX_ERROR_BYTES).await.unwrap_or_default();
             message = serde_json::from_slice::<ErrorWire>(&body)
                 .map(|wire| wire.error)
                 .unwrap_or_default();
         }
-        let message: String = message.chars().filter(|c| !c.is_control()).take(300).collect();
-        self.classify(
-            Refusal {
-                status,
-                code: &code,
-                message,
-                retry_after: retry_after(&headers),
-                url: &url,
-            },
-            about,
-        )
+        let refusal = Refusal {
+            status,
+            code: &code,
+            message: &message,
+            retry_after: retry_after(&headers),
+            url: &url,
+        };
+        self.classify(&refusal, about)
     }
 
-    fn classify(&self, refusal: Refusal<'_>, about: &About<'_>) -> HubError {
+    pub(super) fn classify(&self, refusal: &Refusal<'_>, about: &RequestSubject<'_>) -> HubError {
         let Refusal {
             status,
             code,
             message,
             retry_after,
             url,
-        } = refusal;
+        } = *refusal;
+        // It goes to a terminal.
+        let message: String = message
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(MAX_MESSAGE_CHARS)
+            .collect();
         let repo = about.repo.to_owned();
         let endpoint = self.config().endpoint.clone();
         match (status, code) {
@@ -118,7 +126,7 @@ mod tests {
     fn refusals() {
         let client = client("https://hub");
         let url = Url::parse("https://hub/x").unwrap();
-        let about = About {
+        let about = RequestSubject {
             repo: "o/r",
             revision: "v1",
             path: "f.gguf",
@@ -127,11 +135,11 @@ mod tests {
             let refusal = Refusal {
                 status,
                 code,
-                message: message.to_owned(),
+                message,
                 retry_after: None,
                 url: &url,
             };
-            client.classify(refusal, &about)
+            client.classify(&refusal, &about)
         };
         assert!(matches!(
             check(401, "RepoNotFound", "Repository not found"),

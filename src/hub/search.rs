@@ -5,12 +5,7 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream};
 use tokio::time::timeout;
 
-use super::{
-    client::{Client, Wanted},
-    error::HubError,
-    resolve,
-    wire::license_in,
-};
+use super::{api::SearchFilter, client::HubClient, error::HubError, resolve, wire::license_in};
 
 /// Listings that are asked for at once.
 const PARALLEL: usize = 4;
@@ -22,7 +17,7 @@ const ALTERNATIVES_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A repository with GGUF files.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct SearchHit {
     /// `ORG/REPO`.
     pub repository: String,
     /// Downloads in the last month.
@@ -35,13 +30,13 @@ pub struct Found {
     pub models: Vec<(String, u64)>,
 }
 
-impl Client {
+impl HubClient {
     /// Repositories that match some words, the most downloaded first, with what each holds.
     ///
     /// # Errors
     /// If the Hub cannot be asked.
-    pub(crate) async fn search_models(&self, words: &str, limit: usize) -> Result<Vec<Found>, HubError> {
-        let found = self.search(Wanted::Words(words), limit).await?;
+    pub(crate) async fn search_models(&self, words: &str, limit: usize) -> Result<Vec<SearchHit>, HubError> {
+        let found = self.search(SearchFilter::Words(words), limit).await?;
         let with_models = stream::iter(found).map(|repo| async move {
             // One listing that cannot be had does not spoil the others.
             let files = self.tree(&repo.id, "main").await.unwrap_or_default();
@@ -54,11 +49,11 @@ impl Client {
                 })
                 .collect();
             models.sort_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
-            Found {
-                license: license_in(&repo.tags),
-                gated: !matches!(repo.gated, serde_json::Value::Bool(false) | serde_json::Value::Null),
+            SearchHit {
+                license: license_in(repo.tags.as_deref().unwrap_or_default()),
+                gated: repo.gated.is_some_and(|gated| gated != serde_json::Value::Bool(false)),
                 repository: repo.id,
-                downloads: repo.downloads,
+                downloads: repo.downloads.unwrap_or(0),
                 models,
             }
         });
@@ -68,13 +63,11 @@ impl Client {
 
 /// Repositories with GGUF files that somebody made of a checkpoint, as their cards say, the most downloaded first; none where
 /// the Hub does not say so soon.
-pub(crate) async fn made_from(client: &Client, repo: &str) -> Vec<String> {
+pub(crate) async fn made_from(client: &HubClient, repo: &str) -> Vec<String> {
     let tag = format!("base_model:quantized:{repo}");
-    let asked = client.search(Wanted::Tag(&tag), ALTERNATIVES);
-    let Ok(Ok(mut found)) = timeout(ALTERNATIVES_PATIENCE, asked).await else {
+    let asked = client.search(SearchFilter::Tag(&tag), ALTERNATIVES);
+    let Ok(Ok(found)) = timeout(ALTERNATIVES_PATIENCE, asked).await else {
         return Vec::new();
     };
-    // A mirror may know of no filters.
-    found.retain(|repo| repo.tags.iter().any(|own| own.eq_ignore_ascii_case(&tag)));
     found.into_iter().map(|repo| repo.id).collect()
 }

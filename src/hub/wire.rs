@@ -4,41 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use reqwest::{
     Response,
-    header::{HeaderMap, LINK, LOCATION, RETRY_AFTER},
+    header::{CONTENT_RANGE, HeaderMap, LINK, LOCATION, RETRY_AFTER},
 };
 use serde::Deserialize;
 use url::Url;
 
 use super::{backoff::MAX_WAIT, error::HubError, name, resolve::RepoFile};
 use crate::stdx::hex;
-
-#[derive(Deserialize)]
-pub(crate) struct InfoWire {
-    pub(crate) id: Option<String>,
-    pub(crate) sha: Option<String>,
-    #[serde(default)]
-    pub(crate) tags: Vec<String>,
-}
-
-impl InfoWire {
-    /// The licence, which the Hub repeats among the tags.
-    pub(crate) fn license(&self) -> Option<String> {
-        license_in(&self.tags)
-    }
-}
-
-/// One repository of a search.
-#[derive(Deserialize)]
-pub(crate) struct FoundWire {
-    pub(crate) id: String,
-    #[serde(default)]
-    pub(crate) downloads: u64,
-    #[serde(default)]
-    pub(crate) tags: Vec<String>,
-    /// `false`, `"auto"` or `"manual"`.
-    #[serde(default)]
-    pub(crate) gated: serde_json::Value,
-}
 
 pub(crate) fn license_in(tags: &[String]) -> Option<String> {
     let license = tags.iter().find_map(|tag| tag.strip_prefix("license:"))?;
@@ -75,11 +47,6 @@ pub(crate) struct XetTokenWire {
     /// Seconds since 1970.
     pub(crate) exp: u64,
     pub(crate) cas_url: String,
-}
-
-#[derive(Deserialize)]
-pub(crate) struct WhoWire {
-    pub(crate) name: String,
 }
 
 impl EntryWire {
@@ -127,6 +94,14 @@ pub(crate) fn etag(headers: &HeaderMap, name: &str) -> Option<String> {
 
 pub(crate) fn number(headers: &HeaderMap, name: &str) -> Option<u64> {
     headers.get(name)?.to_str().ok()?.parse().ok()
+}
+
+/// Parses `Content-Range: bytes START-END/SIZE` and returns the start and the size of the whole file.
+pub(crate) fn content_range(response: &Response) -> Option<(u64, u64)> {
+    let value = response.headers().get(CONTENT_RANGE)?.to_str().ok()?;
+    let (range, size) = value.strip_prefix("bytes ")?.split_once('/')?;
+    let (start, _) = range.split_once('-')?;
+    Some((start.parse().ok()?, size.parse().ok()?))
 }
 
 /// What a server wants to be waited for: `Retry-After` in seconds or as a date, else the `t=` of `RateLimit`.

@@ -16,10 +16,11 @@ use crate::{
         HfName, HubError, Selector,
         cache::{self, RepoFolder},
         disk,
-        download::{blocking, is_present},
+        download::is_present,
         ledger::Note,
         name::is_safe_path,
         resolve::{self, RepoFile},
+        tasks::blocking,
     },
     stdx::{fs::temporary_name, hex},
 };

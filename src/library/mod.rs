@@ -40,9 +40,9 @@ use crate::{
     hub::{
         HfName, HubError, Reachable, Selector,
         cache::{self, CachedModel, Watched},
-        client,
-        download::{self, blocking},
+        client, download,
         ledger::Ledger,
+        tasks::blocking,
     },
     stdx::sync::lock,
 };
@@ -57,8 +57,8 @@ pub struct Library(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    pool: client::Pool,
-    downloads: download::Downloads,
+    pool: client::ConnectionPool,
+    downloads: download::BlobDownloads,
     ledger: Arc<Ledger>,
     conversions: Conversions,
     prepared: adapter::Prepared,
@@ -160,8 +160,8 @@ impl Library {
 
     fn build(state_dir: &Path, converter: Option<Arc<dyn Converter>>) -> Self {
         Self(Arc::new(Shared {
-            pool: client::Pool::default(),
-            downloads: download::Downloads::default(),
+            pool: client::ConnectionPool::default(),
+            downloads: download::BlobDownloads::default(),
             ledger: Arc::new(Ledger::load(state_dir)),
             conversions: Conversions::new(state_dir, converter),
             prepared: adapter::Prepared::new(state_dir),
@@ -349,7 +349,7 @@ impl Library {
     /// # Errors
     /// If it cannot be asked.
     pub async fn reachable(&self, config: &HubConfig) -> Result<Reachable, HubError> {
-        client::Client::new(&self.0.pool, Arc::new(config.clone()))?
+        client::HubClient::new(&self.0.pool, Arc::new(config.clone()))?
             .reachable()
             .await
     }
@@ -369,12 +369,12 @@ impl Library {
         if config.offline {
             return Err(HubError::Offline(name.to_string()));
         }
-        let about = client::About {
+        let about = client::RequestSubject {
             repo: &name.repo_id(),
             revision: name.revision.as_deref().unwrap_or("main"),
             path,
         };
-        client::Client::new(&self.0.pool, Arc::new(config.clone()))?
+        client::HubClient::new(&self.0.pool, Arc::new(config.clone()))?
             .text(&about)
             .await
     }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Library, LocalModel, key, remove};
 use crate::{
-    hub::{cache, download::blocking},
+    hub::{cache, tasks::blocking},
     stdx::hex,
 };
 

@@ -17,10 +17,10 @@ use crate::{
     hub::{
         HubError,
         cache::{self, RepoFolder},
-        download::blocking,
         ledger::Ledger,
         partial::BlobLock,
         resolve,
+        tasks::blocking,
     },
 };
 

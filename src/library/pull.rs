@@ -29,13 +29,15 @@ use crate::{
         HfName, HubError,
         adopt::adopt,
         cache::{self, RepoFolder},
-        client::{About, Client, RepoInfo},
+        client::{HubClient, RepoInfo, RequestSubject},
         disk,
-        download::{Flight, State, Target, blocking, is_present},
+        download::{SharedDownload, is_present},
         ledger::Note,
-        partial::Partial,
+        partial::PartialBlob,
         resolve::{self, RepoFile},
         search,
+        target::{BlobTarget, DownloadState},
+        tasks::blocking,
     },
     inference::PullEvent,
     stdx::hex,
@@ -237,7 +239,7 @@ pub(crate) async fn update(
 ) -> Result<Option<Update>, HubError> {
     let config = Arc::new(config.clone());
     // Mostly there is nothing new, and a commit is told sooner than a listing.
-    let client = Client::new(&library.0.pool, Arc::clone(&config))?;
+    let client = HubClient::new(&library.0.pool, Arc::clone(&config))?;
     let revision = name.revision.as_deref().unwrap_or("main");
     if client.info(&name.repo_id(), revision).await?.commit == model.commit {
         return Ok(None);
@@ -273,7 +275,7 @@ enum What {
 
 async fn plan(library: &Library, config: Arc<HubConfig>, name: &HfName) -> Result<Plan, HubError> {
     let default = checkpoint::default_type(config.safetensors_type);
-    let client = Client::new(&library.0.pool, config)?;
+    let client = HubClient::new(&library.0.pool, config)?;
     let revision = name.revision.as_deref().unwrap_or("main");
     let info = client.info(&name.repo_id(), revision).await?;
     let repo = format!("{}/{}", info.org, info.repo);
@@ -303,7 +305,7 @@ async fn fetch(
     events: &Events,
 ) -> Result<(), HubError> {
     let Plan { info, what, files } = plan;
-    let client = Client::new(&library.0.pool, Arc::clone(config))?;
+    let client = HubClient::new(&library.0.pool, Arc::clone(config))?;
     if let What::Checkpoint(_) = what {
         library.0.conversions.check_converter()?;
         let repo = format!("{}/{}", info.org, info.repo);
@@ -335,7 +337,7 @@ async fn fetch(
 }
 
 /// Where the files of a commit go.
-fn targets(config: &HubConfig, info: &RepoInfo, files: &[RepoFile]) -> Result<Vec<Target>, HubError> {
+fn targets(config: &HubConfig, info: &RepoInfo, files: &[RepoFile]) -> Result<Vec<BlobTarget>, HubError> {
     let folder = RepoFolder::new(&config.cache_dir, &info.org, &info.repo);
     let target = |file: &RepoFile| {
         let Some(etag) = file.etag() else {
@@ -345,7 +347,7 @@ fn targets(config: &HubConfig, info: &RepoInfo, files: &[RepoFile]) -> Result<Ve
                 problem,
             });
         };
-        Ok(Target {
+        Ok(BlobTarget {
             repo: format!("{}/{}", info.org, info.repo),
             commit: info.commit.clone(),
             path: file.path.clone(),
@@ -371,7 +373,7 @@ pub(crate) async fn download(
     revision: Option<&str>,
     events: &Events,
 ) -> Result<(), HubError> {
-    let client = Client::new(&library.0.pool, Arc::clone(config))?;
+    let client = HubClient::new(&library.0.pool, Arc::clone(config))?;
     let targets = targets(config, info, files)?;
     if !config.extra_caches.is_empty() {
         let (library, caches, wanted) = (library.clone(), config.extra_caches.clone(), targets.clone());
@@ -382,7 +384,7 @@ pub(crate) async fn download(
         .await?;
     }
     check_space(&format!("{}/{}", info.org, info.repo), &targets).await?;
-    let mut flights: Vec<(Target, Option<Arc<Flight>>)> = Vec::new();
+    let mut flights: Vec<(BlobTarget, Option<Arc<SharedDownload>>)> = Vec::new();
     for target in targets {
         let (blob, size) = (target.blob.clone(), target.size);
         let flight = if blocking(move || Ok(is_present(&blob, size))).await? {
@@ -402,7 +404,7 @@ pub(crate) async fn download(
     }
     events.status("writing manifest").await?;
     let revision = revision.unwrap_or("main").to_owned();
-    let targets: Vec<Target> = flights.into_iter().map(|(target, _)| target).collect();
+    let targets: Vec<BlobTarget> = flights.into_iter().map(|(target, _)| target).collect();
     let folder = RepoFolder::new(&config.cache_dir, &info.org, &info.repo);
     let commit = info.commit.clone();
     blocking(move || {
@@ -487,7 +489,7 @@ async fn note_conversion<T>(
 }
 
 /// Adds to the error of a checkpoint that cannot be converted what could be pulled instead.
-async fn with_alternatives<T>(client: &Client, result: Result<T, HubError>) -> Result<T, HubError> {
+async fn with_alternatives<T>(client: &HubClient, result: Result<T, HubError>) -> Result<T, HubError> {
     match result {
         Err(HubError::Checkpoint { repo, reason, .. }) => Err(HubError::Checkpoint {
             alternatives: search::made_from(client, &repo).await,
@@ -499,13 +501,13 @@ async fn with_alternatives<T>(client: &Client, result: Result<T, HubError>) -> R
 }
 
 /// Refuses a checkpoint that can never be converted before its weights are fetched.
-async fn check_config(client: &Client, repo: &str, targets: &[Target]) -> Result<(), HubError> {
+async fn check_config(client: &HubClient, repo: &str, targets: &[BlobTarget]) -> Result<(), HubError> {
     let missing = targets.to_vec();
     let is_here = blocking(move || Ok(missing.iter().all(|target| is_present(&target.blob, target.size)))).await?;
     let Some(config) = targets.iter().find(|target| target.path == "config.json" && !is_here) else {
         return Ok(());
     };
-    let about = About {
+    let about = RequestSubject {
         repo,
         revision: &config.commit,
         path: &config.path,
@@ -515,12 +517,12 @@ async fn check_config(client: &Client, repo: &str, targets: &[Target]) -> Result
 }
 
 /// Refuses a pull whose files do not all fit, before the first of them is begun.
-async fn check_space(repo: &str, targets: &[Target]) -> Result<(), HubError> {
+async fn check_space(repo: &str, targets: &[BlobTarget]) -> Result<(), HubError> {
     let (repo, targets) = (repo.to_owned(), targets.to_vec());
     blocking(move || {
         let missing = targets.iter().filter(|target| !is_present(&target.blob, target.size));
         let needed = missing.fold(0_u64, |sum, target| {
-            let left = target.size.saturating_sub(Partial::peek(&target.blob, target.size));
+            let left = target.size.saturating_sub(PartialBlob::peek(&target.blob, target.size));
             sum.saturating_add(left)
         });
         match targets.first() {
@@ -532,7 +534,7 @@ async fn check_space(repo: &str, targets: &[Target]) -> Result<(), HubError> {
 }
 
 /// Tells how a download advances, until all its bytes are there.
-async fn follow(flight: &Flight, target: &Target, events: &Events) -> Result<(), HubError> {
+async fn follow(flight: &SharedDownload, target: &BlobTarget, events: &Events) -> Result<(), HubError> {
     let digest = digest_of(&target.etag);
     let mut state = flight.watch();
     events.file(&digest, target.size, 0).await?;
@@ -540,9 +542,9 @@ async fn follow(flight: &Flight, target: &Target, events: &Events) -> Result<(),
     loop {
         let next = Instant::now() + INTERVAL;
         let completed = match &*state.borrow_and_update() {
-            State::Fetching { completed } => Ok(*completed),
-            State::Verifying | State::Done(Ok(())) => Err(None),
-            State::Done(Err(error)) => Err(Some(error.clone())),
+            DownloadState::Fetching { completed } => Ok(*completed),
+            DownloadState::Verifying | DownloadState::Done(Ok(())) => Err(None),
+            DownloadState::Done(Err(error)) => Err(Some(error.clone())),
         };
         match completed {
             Ok(completed) if completed != shown && completed < target.size => {
@@ -554,7 +556,7 @@ async fn follow(flight: &Flight, target: &Target, events: &Events) -> Result<(),
             Err(Some(error)) => return Err(error),
         }
         sleep_until(next).await;
-        if state.changed().await.is_err() && !matches!(*state.borrow(), State::Done(_)) {
+        if state.changed().await.is_err() && !matches!(*state.borrow(), DownloadState::Done(_)) {
             return Err(HubError::Cancelled);
         }
     }

@@ -5,7 +5,7 @@ use std::{fs, sync::Arc};
 use super::Library;
 use crate::{
     config::HubConfig,
-    hub::{Found, HubError, client::Client},
+    hub::{HubError, SearchHit, client::HubClient},
 };
 
 /// Memory that a model needs besides its weights: a small context, compute buffers, the program itself.
@@ -59,11 +59,11 @@ impl Library {
     ///
     /// # Errors
     /// If the Hub is switched off or cannot be asked.
-    pub async fn search(&self, config: &HubConfig, words: &str, limit: usize) -> Result<Vec<Found>, HubError> {
+    pub async fn search(&self, config: &HubConfig, words: &str, limit: usize) -> Result<Vec<SearchHit>, HubError> {
         if config.offline {
             return Err(HubError::SwitchedOff);
         }
-        let client = Client::new(&self.0.pool, Arc::new(config.clone()))?;
+        let client = HubClient::new(&self.0.pool, Arc::new(config.clone()))?;
         client.search_models(words, limit).await
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{Library, LocalModel, Update};
 use crate::{
     config::HubConfig,
-    hub::{HfName, HubError, download::blocking},
+    hub::{HfName, HubError, tasks::blocking},
     stdx::fs::write_unsynced_atomic,
 };
 

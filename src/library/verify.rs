@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Library, LocalModel};
 use crate::{
-    hub::{HubError, cache, download::blocking},
+    hub::{HubError, cache, tasks::blocking},
     stdx::hex,
 };
 

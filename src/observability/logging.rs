@@ -84,9 +84,13 @@ pub fn init(config: &LogConfig) -> Result<LogControl, String> {
     Ok(LogControl { filter: handle })
 }
 
+/// Crates of the Hub that log every request and every retry, also those that succeed in the end. `hub` logs what matters of it.
+/// A filter that names one of them still shows it.
+const QUIET: &str = "hf_hub=off,xet_client=off,xet_core_structures=off,xet_data=off,xet_runtime=off";
+
 fn parse(level: &str) -> Result<EnvFilter, String> {
     EnvFilter::builder()
-        .parse(level)
+        .parse(format!("{QUIET},{level}"))
         .map_err(|error| format!("{level:?} is no log filter: {error}"))
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// A value that must not reach a log, an error text or a page: its `Debug` says `[redacted]`.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret<T>(T);
 
 impl<T> Secret<T> {

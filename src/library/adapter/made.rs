@@ -14,7 +14,7 @@ use super::LocalAdapter;
 use crate::{
     convert::{self, AdapterBase},
     gguf::{self, Header},
-    hub::{HubError, cache::RepoFolder, download::blocking},
+    hub::{HubError, cache::RepoFolder, tasks::blocking},
     library::{Library, LocalModel, error, remove},
     stdx::sync::lock,
 };

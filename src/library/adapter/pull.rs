@@ -8,11 +8,11 @@ use crate::{
     convert,
     hub::{
         HfName, HubError, cache,
-        client::{About, Client, RepoInfo},
-        download::blocking,
+        client::{HubClient, RepoInfo, RequestSubject},
         ledger::Note,
         name::AdapterName,
         resolve::RepoFile,
+        tasks::blocking,
     },
     library::{
         Library, LocalModel, Update, error,
@@ -79,7 +79,7 @@ async fn plan(
     config: Arc<HubConfig>,
     name: &AdapterName,
 ) -> Result<(RepoInfo, Vec<RepoFile>), HubError> {
-    let client = Client::new(&library.0.pool, config)?;
+    let client = HubClient::new(&library.0.pool, config)?;
     let revision = name.revision.as_deref().unwrap_or("main");
     let info = client.info(&format!("{}/{}", name.org, name.repo), revision).await?;
     let repo = format!("{}/{}", info.org, info.repo);
@@ -89,7 +89,7 @@ async fn plan(
         reason: reason.to_owned(),
     })?;
     if files.iter().any(|file| file.path == CONFIG) {
-        let about = About {
+        let about = RequestSubject {
             repo: &repo,
             revision: &info.commit,
             path: CONFIG,

@@ -22,9 +22,9 @@ use crate::{
     hub::{
         HfName, HubError, Selector,
         cache::{CachedModel, RepoFolder, Snapshot},
-        download::blocking,
         ledger::Ledger,
         resolve,
+        tasks::blocking,
     },
     stdx::{fs::symlink_atomic, hex},
 };
