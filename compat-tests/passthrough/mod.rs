@@ -21,7 +21,7 @@ use hubllama::{
     http::body,
     library::Library,
     lifecycle::{Lifecycle, TemplateHelper, WorkerCommand},
-    provider::{Call, HuggingFace, Ollama, Registry, UpstreamError},
+    provider::{CallContext, HuggingFace, Ollama, Registry, UpstreamError},
     server::Address,
 };
 use hyper::{HeaderMap, Request};
@@ -411,7 +411,7 @@ fn listings_are_fetched_within_bounds() {
     let get = |ollama: &FakeOllama, headers: &HeaderMap| {
         let mut config = Config::default();
         config.ollama.url = ollama.url();
-        let call = Call {
+        let call = CallContext {
             config: Arc::new(config),
             arrived: Instant::now(),
         };

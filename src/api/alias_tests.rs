@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     config::{Config, ProviderName},
-    inference::{Capability, Failure, Prompt},
+    inference::{Failure, InferencePrompt, ModelCapability},
 };
 
 const NDJSON: &str = "application/x-ndjson";
@@ -20,7 +20,7 @@ const MARIO: &str = r#"{"model":"mario","from":"hf:o/r","system":"You are Mario.
 
 /// A model without tools or reasoning, as most that are given a template.
 fn plain() -> FakeProvider {
-    FakeProvider::new(simple()).with_capabilities(&[Capability::Completion])
+    FakeProvider::new(simple()).with_capabilities(&[ModelCapability::Completion])
 }
 
 async fn post(api: &Api, endpoint: Endpoint, body: &str) -> (u16, String, String) {
@@ -54,8 +54,8 @@ fn listed(tags: &str) -> Vec<String> {
     names
 }
 
-fn turns(prompt: Prompt) -> Vec<(String, String)> {
-    let Prompt::Chat { messages, .. } = prompt else {
+fn turns(prompt: InferencePrompt) -> Vec<(String, String)> {
+    let InferencePrompt::Chat { messages, .. } = prompt else {
         panic!("{prompt:?}")
     };
     messages
@@ -151,7 +151,7 @@ async fn what_a_client_made_goes_into_its_requests_below_what_they_say() {
     let expected = [("system", "You are Mario."), ("user", "p")];
     assert_eq!(turns(provider.last_request().prompt), pairs(&expected));
     ok(&api, Endpoint::Generate, r#"{"model":"mario","prompt":"p","raw":true}"#).await;
-    assert!(matches!(provider.last_request().prompt, Prompt::Raw { text } if text == "p"));
+    assert!(matches!(provider.last_request().prompt, InferencePrompt::Raw { text } if text == "p"));
 
     // A template of the request's own takes the place of the model's, and holds what stands before.
     ok(
@@ -161,7 +161,7 @@ async fn what_a_client_made_goes_into_its_requests_below_what_they_say() {
     )
     .await;
     let expected = "system:You are Mario.;user:hi;assistant:it's me;user:p;";
-    assert!(matches!(provider.last_request().prompt, Prompt::Raw { text } if text == expected));
+    assert!(matches!(provider.last_request().prompt, InferencePrompt::Raw { text } if text == expected));
 
     ok(&api, Endpoint::OpenAiChat, chat).await;
     let request = provider.last_request();
@@ -185,7 +185,7 @@ async fn a_template_of_its_own_renders_its_chats() {
     ok(&api, Endpoint::Create, create).await;
     let chat = r#"{"model":"t","messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"}]}"#;
     ok(&api, Endpoint::Chat, chat).await;
-    assert!(matches!(provider.last_request().prompt, Prompt::Raw { text } if text == "<S>U:a A:b;U:c A:"));
+    assert!(matches!(provider.last_request().prompt, InferencePrompt::Raw { text } if text == "<S>U:a A:b;U:c A:"));
 
     // Tools are the business of the model's template, whose answers can be read.
     let (provider, api) = alone(FakeProvider::new(simple()));
@@ -197,12 +197,12 @@ async fn a_template_of_its_own_renders_its_chats() {
         ("system".to_owned(), "S".to_owned())
     );
     ok(&api, Endpoint::Chat, chat).await;
-    assert!(matches!(provider.last_request().prompt, Prompt::Raw { .. }));
+    assert!(matches!(provider.last_request().prompt, InferencePrompt::Raw { .. }));
 
     let gap = r#"{"model":"gap","from":"hf:o/r","template":"<PRE>{{ .Prompt }}<SUF>{{ .Suffix }}<MID>"}"#;
     ok(&api, Endpoint::Create, gap).await;
     ok(&api, Endpoint::Generate, r#"{"model":"gap","prompt":"a","suffix":"b"}"#).await;
-    assert!(matches!(provider.last_request().prompt, Prompt::Raw { text } if text == "<PRE>a<SUF>b<MID>"));
+    assert!(matches!(provider.last_request().prompt, InferencePrompt::Raw { text } if text == "<PRE>a<SUF>b<MID>"));
     let shown: Value = serde_json::from_str(&ok(&api, Endpoint::Show, r#"{"model":"gap"}"#).await).unwrap();
     assert_eq!(shown["capabilities"], json!(["completion", "tools", "insert"]));
 }
@@ -229,7 +229,7 @@ async fn a_rendered_conversation_that_does_not_fit_loses_its_oldest_turns() {
         .unwrap()
         .iter()
         .map(|request| match &request.prompt {
-            Prompt::Raw { text } => text.clone(),
+            InferencePrompt::Raw { text } => text.clone(),
             other => panic!("{other:?}"),
         })
         .collect();

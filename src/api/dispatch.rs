@@ -20,7 +20,7 @@ use crate::{
         body::Body,
         spool::{SpoolError, Spooled},
     },
-    provider::{Call, Kind, Native, Owner, Provider, prefers_ollama},
+    provider::{CallContext, NameOrigin, NameOwner, Native, Provider, prefers_ollama},
 };
 
 /// Destination of a request.
@@ -62,7 +62,7 @@ impl Api {
     /// Reads the body, finds the name, and forwards the request if Ollama answers it.
     pub(crate) async fn route(
         &self,
-        call: &Call,
+        call: &CallContext,
         endpoint: &Endpoint,
         request: Request<Body>,
     ) -> Result<Route, LayeredError> {
@@ -102,27 +102,27 @@ impl Api {
     }
 
     /// Returns the owner of a name: Ollama if it has the same plain name and goes first.
-    pub(crate) async fn owner_of(&self, call: &Call, name: &str, received: &HeaderMap) -> Owner {
+    pub(crate) async fn owner_of(&self, call: &CallContext, name: &str, received: &HeaderMap) -> NameOwner {
         match self.registry.owner(&call.config, name) {
-            Owner::Serve { kind, .. }
-                if kind.is_plain()
+            NameOwner::Serve { origin, .. }
+                if origin.is_plain()
                     && prefers_ollama(&call.config)
                     && listing::upstream_has(self, call, name, received).await =>
             {
-                Owner::Forward
+                NameOwner::Forward
             }
             owner => owner,
         }
     }
 
     /// Returns the model that one of our providers serves; `None` if the request is Ollama's, with the bytes that came.
-    async fn model_of(&self, call: &Call, peeked: &PeekedBody, headers: &HeaderMap) -> Option<RoutedModel> {
+    async fn model_of(&self, call: &CallContext, peeked: &PeekedBody, headers: &HeaderMap) -> Option<RoutedModel> {
         for requested in &peeked.names {
-            if let Owner::Serve { provider, name, kind } = self.owner_of(call, requested, headers).await {
+            if let NameOwner::Serve { provider, name, origin } = self.owner_of(call, requested, headers).await {
                 return Some(RoutedModel {
                     provider,
                     name,
-                    is_configured: kind == Kind::Configured,
+                    is_configured: origin == NameOrigin::Configured,
                     requested: requested.clone(),
                 });
             }

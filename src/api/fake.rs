@@ -13,11 +13,11 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     inference::{
-        Capability, Delta, EmbedRequest, Embeddings, Event, Failure, Finish, FinishReason, InferenceRequest, KeepAlive,
-        LoadOptions, ModelCard, ModelDetails, ModelFacts, Prompt, PullEvent, ResidentModel, TensorFacts, TextToken,
-        ToolCall, Usage,
+        AnswerSummary, AnswerUsage, Delta, EmbedRequest, EmbeddingResult, Event, Failure, FinishReason,
+        InferencePrompt, InferenceRequest, KeepAlive, LoadOptions, ModelCapability, ModelCard, ModelDetails,
+        ModelFacts, PullEvent, ResidentModel, TensorFacts, TextToken, ToolCall,
     },
-    provider::{Call, EventStream, Provider, PullStream, TokenizeRequest},
+    provider::{CallContext, EventStream, Provider, PullStream, TokenizeRequest},
 };
 
 /// Answers every request with the same events, and remembers what it was asked.
@@ -61,7 +61,7 @@ impl FakeProvider {
         }
     }
 
-    pub(super) fn with_capabilities(mut self, capabilities: &[Capability]) -> Self {
+    pub(super) fn with_capabilities(mut self, capabilities: &[ModelCapability]) -> Self {
         let mut card = card("hf:o/r:Q4_K_M");
         card.facts.capabilities = capabilities.to_vec();
         self.card = Ok(card);
@@ -74,26 +74,26 @@ impl FakeProvider {
 }
 
 impl Provider for FakeProvider {
-    fn list<'a>(&'a self, _: &'a Call) -> BoxFuture<'a, Vec<ModelCard>> {
+    fn list<'a>(&'a self, _: &'a CallContext) -> BoxFuture<'a, Vec<ModelCard>> {
         let cards = self.card.clone().into_iter().collect();
         async move { cards }.boxed()
     }
 
-    fn resident<'a>(&'a self, _: &'a Call) -> BoxFuture<'a, Vec<ResidentModel>> {
+    fn resident<'a>(&'a self, _: &'a CallContext) -> BoxFuture<'a, Vec<ResidentModel>> {
         async { Vec::new() }.boxed()
     }
 
-    fn card<'a>(&'a self, _: &'a Call, _: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
+    fn card<'a>(&'a self, _: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
         async { self.card.clone() }.boxed()
     }
 
-    fn show<'a>(&'a self, _: &'a Call, name: &'a str, _: bool) -> BoxFuture<'a, Result<ModelDetails, Failure>> {
+    fn show<'a>(&'a self, _: &'a CallContext, name: &'a str, _: bool) -> BoxFuture<'a, Result<ModelDetails, Failure>> {
         async move { self.card.clone().map(|_| details(name)) }.boxed()
     }
 
     fn load<'a>(
         &'a self,
-        _: &'a Call,
+        _: &'a CallContext,
         _: &'a str,
         options: LoadOptions,
         keep_alive: Option<KeepAlive>,
@@ -102,14 +102,14 @@ impl Provider for FakeProvider {
         async { self.refusal.clone().map_or(Ok(()), Err) }.boxed()
     }
 
-    fn unload<'a>(&'a self, _: &'a Call, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+    fn unload<'a>(&'a self, _: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
         self.unloads.fetch_add(1, Ordering::Relaxed);
         async { Ok(()) }.boxed()
     }
 
     fn infer<'a>(
         &'a self,
-        _: &'a Call,
+        _: &'a CallContext,
         _: &'a str,
         request: InferenceRequest,
     ) -> BoxFuture<'a, Result<EventStream, Failure>> {
@@ -136,16 +136,16 @@ impl Provider for FakeProvider {
     /// One vector for each input: its length in bytes, then 0.5; a token for each byte.
     fn embed<'a>(
         &'a self,
-        _: &'a Call,
+        _: &'a CallContext,
         _: &'a str,
         request: EmbedRequest,
-    ) -> BoxFuture<'a, Result<Embeddings, Failure>> {
+    ) -> BoxFuture<'a, Result<EmbeddingResult, Failure>> {
         self.embedded.lock().unwrap().push(request.clone());
         async move {
             if let Some(failure) = &self.refusal {
                 return Err(failure.clone());
             }
-            Ok(Embeddings {
+            Ok(EmbeddingResult {
                 vectors: request
                     .inputs
                     .iter()
@@ -162,15 +162,17 @@ impl Provider for FakeProvider {
     /// The contents of all messages, a line each.
     fn render<'a>(
         &'a self,
-        _: &'a Call,
+        _: &'a CallContext,
         _: &'a str,
         request: InferenceRequest,
     ) -> BoxFuture<'a, Result<String, Failure>> {
         async move {
             Ok(match request.prompt {
-                Prompt::Chat { messages, .. } => messages.into_iter().map(|message| message.content + "\n").collect(),
-                Prompt::Raw { text } => text,
-                Prompt::Infill { prefix, suffix } => prefix + &suffix,
+                InferencePrompt::Chat { messages, .. } => {
+                    messages.into_iter().map(|message| message.content + "\n").collect()
+                }
+                InferencePrompt::Raw { text } => text,
+                InferencePrompt::Infill { prefix, suffix } => prefix + &suffix,
             })
         }
         .boxed()
@@ -179,7 +181,7 @@ impl Provider for FakeProvider {
     /// One token for each byte.
     fn tokenize<'a>(
         &'a self,
-        _: &'a Call,
+        _: &'a CallContext,
         _: &'a str,
         request: TokenizeRequest,
     ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
@@ -194,7 +196,12 @@ impl Provider for FakeProvider {
         .boxed()
     }
 
-    fn detokenize<'a>(&'a self, _: &'a Call, _: &'a str, tokens: Vec<i32>) -> BoxFuture<'a, Result<String, Failure>> {
+    fn detokenize<'a>(
+        &'a self,
+        _: &'a CallContext,
+        _: &'a str,
+        tokens: Vec<i32>,
+    ) -> BoxFuture<'a, Result<String, Failure>> {
         async move {
             tokens
                 .into_iter()
@@ -205,7 +212,7 @@ impl Provider for FakeProvider {
         .boxed()
     }
 
-    fn pull<'a>(&'a self, _: &'a Call, _: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
+    fn pull<'a>(&'a self, _: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
         async {
             if let Some(failure) = &self.refusal {
                 return Err(failure.clone());
@@ -216,7 +223,7 @@ impl Provider for FakeProvider {
         .boxed()
     }
 
-    fn delete<'a>(&'a self, _: &'a Call, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+    fn delete<'a>(&'a self, _: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
         self.deletes.fetch_add(1, Ordering::Relaxed);
         async { self.card.clone().map(drop) }.boxed()
     }
@@ -235,7 +242,7 @@ pub(super) fn card(name: &str) -> ModelCard {
             quantization: "Q4_K_M".into(),
             context_length: 131_072,
             embedding_length: 4096,
-            capabilities: vec![Capability::Completion, Capability::Tools],
+            capabilities: vec![ModelCapability::Completion, ModelCapability::Tools],
         },
         parent_model: String::new(),
     }
@@ -299,7 +306,7 @@ pub(super) fn calls(calls: &[(&str, &str, &str)]) -> Event {
 }
 
 pub(super) fn finish(reason: FinishReason, context: &[i32]) -> Event {
-    let usage = Usage {
+    let usage = AnswerUsage {
         prompt_tokens: 10,
         cached_tokens: 3,
         prompt_duration: Duration::from_nanos(20),
@@ -309,7 +316,7 @@ pub(super) fn finish(reason: FinishReason, context: &[i32]) -> Event {
         load_duration: Duration::ZERO,
         total_duration: Duration::from_nanos(40),
     };
-    Event::Finished(Finish {
+    Event::Finished(AnswerSummary {
         reason,
         stop_string: None,
         usage,

@@ -11,7 +11,7 @@ use crate::{
     config::Config,
     hub::HfName,
     inference::ModelCard,
-    provider::{Call, Kind, Owner, PlainName, prefers_ollama},
+    provider::{CallContext, NameOrigin, NameOwner, PlainName, prefers_ollama},
 };
 
 /// One entry of a list.
@@ -43,7 +43,7 @@ struct Envelope<'a> {
 }
 
 /// Upstream's entries; none while it is away, so that our models stay visible.
-pub(crate) async fn of_upstream(api: &Api, call: &Call, path: &str, received: &HeaderMap) -> Vec<Entry> {
+pub(crate) async fn of_upstream(api: &Api, call: &CallContext, path: &str, received: &HeaderMap) -> Vec<Entry> {
     match api.upstream.get(call, path, received).await {
         Ok((StatusCode::OK, bytes)) => parse(&bytes),
         Ok((status, _)) => {
@@ -92,7 +92,7 @@ fn parse(bytes: &[u8]) -> Vec<Entry> {
 /// Upstream's list at `path` and our models, merged; `encode` spells one of ours under the name it is listed by.
 pub(crate) async fn of_both(
     api: &Api,
-    call: &Call,
+    call: &CallContext,
     path: &str,
     received: &HeaderMap,
     encode: impl Fn(&str, &ModelCard) -> Vec<u8>,
@@ -110,7 +110,7 @@ pub(crate) async fn of_both(
 }
 
 /// Whether Ollama itself lists a model of this name.
-pub(crate) async fn upstream_has(api: &Api, call: &Call, name: &str, received: &HeaderMap) -> bool {
+pub(crate) async fn upstream_has(api: &Api, call: &CallContext, name: &str, received: &HeaderMap) -> bool {
     let name = PlainName::parse(name).map_or_else(|| with_tag(name.trim()), |name| name.to_string());
     let listed = of_upstream(api, call, "/api/tags", received).await;
     listed.iter().any(|entry| entry.name.eq_ignore_ascii_case(&name))
@@ -149,7 +149,7 @@ pub(crate) fn list(entries: &[Entry]) -> Vec<u8> {
 
 /// Cards of all models that are ours, each with the name to list it under: its own, then those of aliases, then models
 /// that clients made, newest first.
-pub(crate) async fn our_cards(api: &Api, call: &Call) -> Vec<(String, ModelCard)> {
+pub(crate) async fn our_cards(api: &Api, call: &CallContext) -> Vec<(String, ModelCard)> {
     let mut cards = Vec::new();
     if !call.config.hub.enabled {
         return cards;
@@ -164,7 +164,7 @@ pub(crate) async fn our_cards(api: &Api, call: &Call) -> Vec<(String, ModelCard)
         );
     }
     for alias in call.config.aliases.keys() {
-        if let Owner::Serve { name, .. } = api.registry.owner(&call.config, alias)
+        if let NameOwner::Serve { name, .. } = api.registry.owner(&call.config, alias)
             && let Some(card) = find_listed(cards.iter().map(|(_, card)| card), &name)
         {
             let card = card.clone();
@@ -173,7 +173,11 @@ pub(crate) async fn our_cards(api: &Api, call: &Call) -> Vec<(String, ModelCard)
     }
     for alias in api.registry.aliases().all() {
         // One that the configuration gives the same name hides it.
-        if let Owner::Serve { kind: Kind::Made, .. } = api.registry.owner(&call.config, &alias.name) {
+        if let NameOwner::Serve {
+            origin: NameOrigin::Made,
+            ..
+        } = api.registry.owner(&call.config, &alias.name)
+        {
             let card = alias.card(find_listed(cards.iter().map(|(_, card)| card), &alias.model));
             cards.push((alias.name.clone(), card));
         }

@@ -48,7 +48,7 @@ use self::{
 use crate::{
     config::Config,
     http::body::Body,
-    provider::{Call, Registry, ollama::Ollama},
+    provider::{CallContext, Registry, ollama::Ollama},
 };
 
 /// Operation that a request asks for, found by its method and path.
@@ -148,7 +148,7 @@ impl fmt::Debug for Api {
 
 impl Handler for Api {
     fn handle(&self, endpoint: Endpoint, request: Request<Body>) -> BoxFuture<'_, Response<Body>> {
-        let call = Call {
+        let call = CallContext {
             config: self.config.load_full(),
             arrived: Instant::now(),
         };
@@ -157,7 +157,7 @@ impl Handler for Api {
 }
 
 impl Api {
-    async fn answer(&self, call: &Call, endpoint: Endpoint, request: Request<Body>) -> Response<Body> {
+    async fn answer(&self, call: &CallContext, endpoint: Endpoint, request: Request<Body>) -> Response<Body> {
         let dialect = Dialect::of(&endpoint, request.uri().path());
         self.try_answer(call, endpoint, request)
             .await
@@ -166,7 +166,7 @@ impl Api {
 
     async fn try_answer(
         &self,
-        call: &Call,
+        call: &CallContext,
         endpoint: Endpoint,
         request: Request<Body>,
     ) -> Result<Response<Body>, LayeredError> {
@@ -193,7 +193,7 @@ impl Api {
     /// Answers a request for a model of one of our providers.
     async fn serve(
         &self,
-        call: &Call,
+        call: &CallContext,
         endpoint: &Endpoint,
         request: RoutedRequest,
     ) -> Result<Response<Body>, LayeredError> {

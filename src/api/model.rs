@@ -9,8 +9,8 @@ use super::{dispatch::RoutedModel, error::ApiError, stream::Steps};
 use crate::{
     config::UnsupportedTools,
     go::quote,
-    inference::{Capability, Failure, InferenceRequest, Think},
-    provider::{Call, Provider},
+    inference::{Failure, InferenceRequest, ModelCapability, ThinkMode},
+    provider::{CallContext, Provider},
 };
 
 /// A model that one of our providers serves.
@@ -25,7 +25,7 @@ pub(crate) struct Model {
     /// The canonical name, as listed.
     canonical: String,
     /// What it can do; `None` as long as its files are not there to tell.
-    capabilities: Option<Vec<Capability>>,
+    capabilities: Option<Vec<ModelCapability>>,
 }
 
 /// Tools after the check, with whether some were left out.
@@ -41,14 +41,14 @@ pub(crate) struct CheckedTools {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CheckedThink {
     /// What the model is told.
-    pub(crate) think: Think,
+    pub(crate) think: ThinkMode,
     /// Whether the client's wish was left out.
     pub(crate) ignored: bool,
 }
 
 impl Model {
     /// Asks the provider for the model's card.
-    pub(crate) async fn find(call: &Call, routed: RoutedModel, requested: String) -> Result<Self, ApiError> {
+    pub(crate) async fn find(call: &CallContext, routed: RoutedModel, requested: String) -> Result<Self, ApiError> {
         let RoutedModel { provider, name, .. } = routed;
         let (canonical, capabilities) = match provider.card_now(call, &name).await {
             Ok(card) => (card.name, Some(card.facts.capabilities).filter(|list| !list.is_empty())),
@@ -81,7 +81,11 @@ impl Model {
 
     /// Starts an answer; resolves when its first event is there. The future owns all that it needs: it may go on inside a
     /// response body.
-    pub(crate) fn start(&self, call: &Call, request: InferenceRequest) -> BoxFuture<'static, Result<Steps, ApiError>> {
+    pub(crate) fn start(
+        &self,
+        call: &CallContext,
+        request: InferenceRequest,
+    ) -> BoxFuture<'static, Result<Steps, ApiError>> {
         let (provider, call) = (Arc::clone(&self.provider), call.clone());
         let (name, requested) = (self.name.clone(), self.requested.clone());
         async move {
@@ -95,7 +99,7 @@ impl Model {
 
     /// Refuses a model that does not hear.
     pub(crate) fn require_audio(&self) -> Result<(), ApiError> {
-        if self.lacks(Capability::Audio) {
+        if self.lacks(ModelCapability::Audio) {
             return Err(ApiError::bad_request(format!(
                 "{} does not support audio input: it cannot transcribe",
                 self.canonical
@@ -106,7 +110,7 @@ impl Model {
 
     /// Refuses a model that only makes vectors.
     pub(crate) fn require_text(&self, route: &str) -> Result<(), ApiError> {
-        let only_vectors = self.has(Capability::Embedding) && !self.has(Capability::Completion);
+        let only_vectors = self.has(ModelCapability::Embedding) && !self.has(ModelCapability::Completion);
         if only_vectors {
             return Err(ApiError::bad_request(format!(
                 "{} does not support {route}",
@@ -118,7 +122,7 @@ impl Model {
 
     /// Refuses a model that cannot fill in the middle.
     pub(crate) fn require_insert(&self) -> Result<(), ApiError> {
-        if self.lacks(Capability::Insert) {
+        if self.lacks(ModelCapability::Insert) {
             return Err(ApiError::bad_request(format!(
                 "{} does not support insert",
                 self.canonical
@@ -128,23 +132,22 @@ impl Model {
     }
 
     /// Whether the model is to reason: a model that can does so unless told otherwise.
-    pub(crate) fn think(&self, asked: Think) -> Result<Think, ApiError> {
+    pub(crate) fn think(&self, asked: ThinkMode) -> Result<ThinkMode, ApiError> {
         match asked {
-            Think::On | Think::Level(_) if self.lacks(Capability::Thinking) => Err(ApiError::bad_request(format!(
-                "{} does not support thinking",
-                quote(&self.requested)
-            ))),
-            Think::Unset if self.has(Capability::Thinking) => Ok(Think::On),
+            ThinkMode::On | ThinkMode::Level(_) if self.lacks(ModelCapability::Thinking) => Err(ApiError::bad_request(
+                format!("{} does not support thinking", quote(&self.requested)),
+            )),
+            ThinkMode::Unset if self.has(ModelCapability::Thinking) => Ok(ThinkMode::On),
             other => Ok(other),
         }
     }
 
     /// The same for a wire on which a model that cannot reason simply does not.
-    pub(crate) fn think_if_able(&self, asked: Think) -> CheckedThink {
+    pub(crate) fn think_if_able(&self, asked: ThinkMode) -> CheckedThink {
         match self.think(asked) {
             Ok(think) => CheckedThink { think, ignored: false },
             Err(_) => CheckedThink {
-                think: Think::Unset,
+                think: ThinkMode::Unset,
                 ignored: true,
             },
         }
@@ -153,12 +156,12 @@ impl Model {
     /// Tools that the model is to see. `required` says that an answer without a call would be wrong.
     pub(crate) fn tools(
         &self,
-        call: &Call,
+        call: &CallContext,
         tools: Vec<Box<RawValue>>,
         required: bool,
     ) -> Result<CheckedTools, ApiError> {
         let policy = call.config.engine.unsupported_tools;
-        if tools.is_empty() || !self.lacks(Capability::Tools) || policy == UnsupportedTools::Prompt {
+        if tools.is_empty() || !self.lacks(ModelCapability::Tools) || policy == UnsupportedTools::Prompt {
             return Ok(CheckedTools { tools, ignored: false });
         }
         if required || policy == UnsupportedTools::Refuse {
@@ -174,13 +177,13 @@ impl Model {
         })
     }
 
-    fn has(&self, capability: Capability) -> bool {
+    fn has(&self, capability: ModelCapability) -> bool {
         self.capabilities
             .as_ref()
             .is_some_and(|list| list.contains(&capability))
     }
 
-    fn lacks(&self, capability: Capability) -> bool {
+    fn lacks(&self, capability: ModelCapability) -> bool {
         self.capabilities
             .as_ref()
             .is_some_and(|list| !list.contains(&capability))

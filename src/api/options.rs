@@ -4,7 +4,7 @@
 use super::error::ApiError;
 use crate::{
     go::{decode::Node, quote},
-    inference::{LoadOptions, Sampling},
+    inference::{LoadOptions, SamplingOptions},
 };
 
 /// Smallest context window that can be asked for, in tokens.
@@ -17,7 +17,7 @@ const MAX_STOPS: usize = 256;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Options {
     /// Sampling and length.
-    pub(crate) sampling: Sampling,
+    pub(crate) sampling: SamplingOptions,
     /// What is fixed when a model is loaded.
     pub(crate) load: LoadOptions,
     /// Reasoning tokens at most. Ollama does not know it.
@@ -151,12 +151,12 @@ mod tests {
         )
         .unwrap();
         let expected = Options {
-            sampling: Sampling {
+            sampling: SamplingOptions {
                 num_predict: Some(-1),
                 top_k: Some(1),
                 temperature: Some(0.0),
                 stop: Some(vec!["a".into(), "b".into()]),
-                ..Sampling::default()
+                ..SamplingOptions::default()
             },
             load: LoadOptions {
                 context_length: Some(4),

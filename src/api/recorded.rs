@@ -15,7 +15,7 @@ use super::{
 use crate::{
     config::{Config, UnsupportedTools},
     http::body,
-    inference::{Capability, Event, FinishReason},
+    inference::{Event, FinishReason, ModelCapability},
     provider::{Ollama, Registry},
 };
 
@@ -184,7 +184,7 @@ fn ours(text: &str) -> String {
         .fold(text.to_owned(), |text, (theirs, ours)| text.replace(theirs, ours))
 }
 
-async fn replay(recorded: &Recorded, events: Vec<Event>, capabilities: &[Capability]) -> (u64, String, String) {
+async fn replay(recorded: &Recorded, events: Vec<Event>, capabilities: &[ModelCapability]) -> (u64, String, String) {
     let mut config = Config::default();
     config.ollama.enabled = false;
     config.engine.unsupported_tools = UnsupportedTools::Refuse;
@@ -212,7 +212,7 @@ async fn replay(recorded: &Recorded, events: Vec<Event>, capabilities: &[Capabil
 async fn recorded_errors_come_back_byte_for_byte() {
     for name in ERRORS {
         let recorded = load(name).unwrap_or_else(|| panic!("{name} is missing"));
-        let (status, content_type, reply) = replay(&recorded, Vec::new(), &[Capability::Completion]).await;
+        let (status, content_type, reply) = replay(&recorded, Vec::new(), &[ModelCapability::Completion]).await;
         let expected = (recorded.status, recorded.content_type, without_id(recorded.reply));
         assert_eq!((status, content_type, without_id(reply)), expected, "{name}");
     }
@@ -277,8 +277,12 @@ async fn recorded_answers_have_the_same_shape() {
             &[]
         };
         let events = vec![text("a"), text("b"), finish(FinishReason::Length, context)];
-        let (status, content_type, reply) =
-            replay(&recorded, events, &[Capability::Completion, Capability::Tools]).await;
+        let (status, content_type, reply) = replay(
+            &recorded,
+            events,
+            &[ModelCapability::Completion, ModelCapability::Tools],
+        )
+        .await;
         assert_eq!(
             (status, content_type),
             (recorded.status, recorded.content_type),
@@ -298,7 +302,12 @@ async fn the_first_event_of_a_message_guesses_its_tokens_as_recorded() {
             .replace("\"toolsmol\"", "\"hf:o/r\"")
             .into_bytes();
         let events = vec![finish(FinishReason::Stop, &[])];
-        let (_, _, reply) = replay(&recorded, events, &[Capability::Completion, Capability::Thinking]).await;
+        let (_, _, reply) = replay(
+            &recorded,
+            events,
+            &[ModelCapability::Completion, ModelCapability::Thinking],
+        )
+        .await;
         let guess = |reply: &str| {
             let start = reply.lines().find_map(|line| line.strip_prefix("data: ")).unwrap();
             serde_json::from_str::<Value>(start).unwrap()["message"]["usage"]["input_tokens"].clone()
@@ -342,7 +351,11 @@ async fn recorded_thoughts_and_calls_have_the_same_shape() {
     for (name, mut events) in cases {
         let recorded = load(name).unwrap_or_else(|| panic!("{name} is missing"));
         events.push(finish(FinishReason::Stop, &[]));
-        let able = [Capability::Completion, Capability::Tools, Capability::Thinking];
+        let able = [
+            ModelCapability::Completion,
+            ModelCapability::Tools,
+            ModelCapability::Thinking,
+        ];
         let (status, content_type, reply) = replay(&recorded, events, &able).await;
         assert_eq!(
             (status, content_type),

@@ -21,7 +21,7 @@ use crate::{
         body::{self, Body},
         sse,
     },
-    inference::{Event, Finish, TokenLogprob, ToolCall},
+    inference::{AnswerSummary, Event, TokenLogprob, ToolCall},
     provider::EventStream,
 };
 
@@ -150,7 +150,7 @@ pub(crate) struct Answer {
     pub(crate) thinking: String,
     pub(crate) tool_calls: Vec<ToolCall>,
     pub(crate) logprobs: Vec<TokenLogprob>,
-    pub(crate) finish: Finish,
+    pub(crate) finish: AnswerSummary,
 }
 
 /// The pieces of an answer so far. Their length is bounded by the token limit of the request.
@@ -160,7 +160,7 @@ pub(crate) struct Pieces {
     thinking: String,
     tool_calls: Vec<ToolCall>,
     logprobs: Vec<TokenLogprob>,
-    finish: Option<Finish>,
+    finish: Option<AnswerSummary>,
 }
 
 impl Pieces {

@@ -19,14 +19,18 @@ use super::{
 use crate::{
     config::{Config, UnsupportedTools},
     http::body::{self, Body},
-    inference::{Capability, Event, Failure, FinishReason, KeepAlive, Prompt, Think},
+    inference::{Event, Failure, FinishReason, InferencePrompt, KeepAlive, ModelCapability, ThinkMode},
     provider::{Ollama, Registry},
 };
 
 pub(super) const UTF8: &str = "application/json; charset=utf-8";
-pub(super) const NO_CAPABILITY: &[Capability] = &[Capability::Completion];
-pub(super) const THINKER: &[Capability] = &[Capability::Completion, Capability::Thinking, Capability::Insert];
-pub(super) const VECTORS: &[Capability] = &[Capability::Embedding];
+pub(super) const NO_CAPABILITY: &[ModelCapability] = &[ModelCapability::Completion];
+pub(super) const THINKER: &[ModelCapability] = &[
+    ModelCapability::Completion,
+    ModelCapability::Thinking,
+    ModelCapability::Insert,
+];
+pub(super) const VECTORS: &[ModelCapability] = &[ModelCapability::Embedding];
 
 /// A port that nobody listens on.
 fn nowhere() -> String {
@@ -352,7 +356,7 @@ async fn a_request_maps_to_the_neutral_vocabulary() {
         ",\"prompt\":\"p\",\"system\":\"s\",\"context\":[5,6],\"images\":[\"aGk=\"]",
     )
     .await;
-    let Prompt::Chat { messages, context, .. } = request.prompt else {
+    let InferencePrompt::Chat { messages, context, .. } = request.prompt else {
         panic!()
     };
     assert_eq!(
@@ -364,7 +368,7 @@ async fn a_request_maps_to_the_neutral_vocabulary() {
     );
     assert_eq!((context, messages[1].media.clone()), (vec![5, 6], vec![b"hi".to_vec()]));
     assert!(request.return_context && request.truncate && request.shift);
-    assert_eq!(request.think, Think::On, "a model that can reason does");
+    assert_eq!(request.think, ThinkMode::On, "a model that can reason does");
     assert_eq!(request.sampling.temperature, None);
 
     let request = ask(
@@ -372,18 +376,18 @@ async fn a_request_maps_to_the_neutral_vocabulary() {
         ",\"prompt\":\"p\",\"raw\":true,\"think\":false,\"shift\":false",
     )
     .await;
-    assert!(matches!(&request.prompt, Prompt::Raw { text } if text == "p"));
-    assert!(!request.return_context && !request.shift && request.think == Think::Off);
+    assert!(matches!(&request.prompt, InferencePrompt::Raw { text } if text == "p"));
+    assert!(!request.return_context && !request.shift && request.think == ThinkMode::Off);
 
     let request = ask(Endpoint::Generate, ",\"prompt\":\"p\",\"suffix\":\"z\"").await;
-    assert!(matches!(&request.prompt, Prompt::Infill { prefix, suffix } if prefix == "p" && suffix == "z"));
+    assert!(matches!(&request.prompt, InferencePrompt::Infill { prefix, suffix } if prefix == "p" && suffix == "z"));
 
     let request = ask(
         Endpoint::Generate,
         ",\"prompt\":\"p\",\"template\":\"Q: {{ .Prompt }}\\nA:\"",
     )
     .await;
-    assert!(matches!(&request.prompt, Prompt::Raw { text } if text == "Q: p\nA:"));
+    assert!(matches!(&request.prompt, InferencePrompt::Raw { text } if text == "Q: p\nA:"));
     assert!(request.return_context);
 
     let request = ask(
@@ -405,7 +409,7 @@ async fn tools_for_a_model_without_are_left_out_and_said_or_refused() {
     let (provider, api) = alone(FakeProvider::new(simple()).with_capabilities(NO_CAPABILITY));
     let response = send(&api, Endpoint::Chat, &body(&tools)).await;
     assert_eq!(response.headers()["x-hubllama-ignored"], "tools");
-    assert!(matches!(provider.last_request().prompt, Prompt::Chat { tools, .. } if tools.is_empty()));
+    assert!(matches!(provider.last_request().prompt, InferencePrompt::Chat { tools, .. } if tools.is_empty()));
 
     let (_, api) = alone(FakeProvider::new(simple()).with_capabilities(NO_CAPABILITY));
     let mut refusing = Config::clone(&api.config.load());
@@ -432,7 +436,9 @@ async fn tools_for_a_model_without_are_left_out_and_said_or_refused() {
     let (provider, api) = alone(FakeProvider::new(simple()));
     let response = send(&api, Endpoint::Chat, &body(&tools)).await;
     assert!(!response.headers().contains_key("x-hubllama-ignored"));
-    assert!(matches!(provider.last_request().prompt, Prompt::Chat { tools, .. } if tools[0].get().contains("\"f\"")));
+    assert!(
+        matches!(provider.last_request().prompt, InferencePrompt::Chat { tools, .. } if tools[0].get().contains("\"f\""))
+    );
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use crate::{
         duration::GoDuration,
         quote,
     },
-    inference::{Format, KeepAlive, Think, ThinkLevel},
+    inference::{AnswerFormat, KeepAlive, ThinkLevel, ThinkMode},
 };
 
 /// Images or audio that one message may carry.
@@ -39,12 +39,12 @@ pub(crate) fn keep_alive(node: &Node<'_>) -> Result<Option<KeepAlive>, DecodeErr
 }
 
 /// `think`: a boolean or an effort.
-pub(crate) fn think(node: &Node<'_>) -> Result<Think, DecodeError> {
+pub(crate) fn think(node: &Node<'_>) -> Result<ThinkMode, DecodeError> {
     match node {
-        Node::Null => Ok(Think::Unset),
-        Node::Bool(true) => Ok(Think::On),
-        Node::Bool(false) => Ok(Think::Off),
-        Node::String(word) => Ok(Think::Level(match word.as_ref() {
+        Node::Null => Ok(ThinkMode::Unset),
+        Node::Bool(true) => Ok(ThinkMode::On),
+        Node::Bool(false) => Ok(ThinkMode::Off),
+        Node::String(word) => Ok(ThinkMode::Level(match word.as_ref() {
             "low" => ThinkLevel::Low,
             "medium" => ThinkLevel::Medium,
             "high" => ThinkLevel::High,
@@ -87,11 +87,11 @@ impl FormatField {
         })
     }
 
-    pub(crate) fn into_format(self) -> Result<Option<Format>, ApiError> {
+    pub(crate) fn into_format(self) -> Result<Option<AnswerFormat>, ApiError> {
         match self {
             Self::Unset => Ok(None),
-            Self::Json => Ok(Some(Format::Json)),
-            Self::Schema(schema) => Ok(Some(Format::Schema(schema))),
+            Self::Json => Ok(Some(AnswerFormat::Json)),
+            Self::Schema(schema) => Ok(Some(AnswerFormat::Schema(schema))),
             Self::Bad(text) => Err(ApiError::internal(format!(
                 "invalid format: {}; expected \"json\" or a valid JSON Schema object",
                 quote(&text)
@@ -184,10 +184,10 @@ mod tests {
 
     #[test]
     fn think_is_a_boolean_or_a_level() {
-        assert_eq!(think(&Node::Bool(false)).unwrap(), Think::Off);
+        assert_eq!(think(&Node::Bool(false)).unwrap(), ThinkMode::Off);
         assert_eq!(
             think(&Node::String("max".into())).unwrap(),
-            Think::Level(ThinkLevel::Max)
+            ThinkMode::Level(ThinkLevel::Max)
         );
         assert_eq!(
             think(&Node::String("xyz".into())).unwrap_err().to_string(),

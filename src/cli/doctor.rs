@@ -6,7 +6,7 @@ use super::client::Daemon;
 use crate::{
     config::{self, Config, HubConfig, Inputs},
     library::Library,
-    provider::{Call, Ollama},
+    provider::{CallContext, Ollama},
     stdx::{fs::free_bytes, size::human_bytes},
     worker::build_report,
 };
@@ -72,7 +72,7 @@ pub(super) async fn run(inputs: &Inputs) -> anyhow::Result<ExitCode> {
     }
     if config.ollama.enabled {
         let url = &config.ollama.url;
-        let call = Call {
+        let call = CallContext {
             config: Arc::new(config.clone()),
             arrived: Instant::now(),
         };

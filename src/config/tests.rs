@@ -9,7 +9,7 @@ use super::{
     keys::{KEYS, MODEL_KEYS},
     *,
 };
-use crate::inference::{KeepAlive, KvCacheType, Switch};
+use crate::inference::{AutoSwitch, KeepAlive, KvCacheType};
 
 const EXAMPLE: &str = include_str!("../../config.toml.example");
 
@@ -453,7 +453,7 @@ small = "hf:org/repo:Q4_K_M"
         (engine.kv_cache_type_k, engine.kv_cache_type_v),
         (KvCacheType::F16, KvCacheType::Q8_0)
     );
-    assert_eq!(engine.flash_attention, Switch::On);
+    assert_eq!(engine.flash_attention, AutoSwitch::On);
     assert_eq!(engine.tensor_split, [3.0, 1.5]);
     assert_eq!(engine.sampling.stop, Some(vec!["END".into()]));
     let model = &models["hf:org/repo:Q4_K_M"];

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use crate::{
-    inference::{KeepAlive, KvCacheType, LoadOptions, Sampling, SplitMode, Switch},
+    inference::{AutoSwitch, KeepAlive, KvCacheType, LoadOptions, SamplingOptions, SplitMode},
     stdx::Secret,
 };
 
@@ -209,7 +209,7 @@ pub struct EngineConfig {
     /// Share of each device; empty lets the engine choose.
     pub tensor_split: Vec<f32>,
     /// Flash attention.
-    pub flash_attention: Switch,
+    pub flash_attention: AutoSwitch,
     /// Element type of the K cache.
     pub kv_cache_type_k: KvCacheType,
     /// Element type of the V cache; other than f16 needs flash attention.
@@ -225,7 +225,7 @@ pub struct EngineConfig {
     /// What to do with the parts of a JSON schema that cannot be enforced.
     pub json_schemas: JsonSchemas,
     /// Sampling defaults.
-    pub sampling: Sampling,
+    pub sampling: SamplingOptions,
 }
 
 /// What to do with tools where the model's template knows none.
@@ -275,9 +275,9 @@ pub struct ModelConfig {
     /// Options of the load (context length, layers on the GPU …).
     pub load: LoadOptions,
     /// Sampling defaults.
-    pub sampling: Sampling,
+    pub sampling: SamplingOptions,
     /// Flash attention.
-    pub flash_attention: Option<Switch>,
+    pub flash_attention: Option<AutoSwitch>,
     /// Element type of the K cache.
     pub kv_cache_type_k: Option<KvCacheType>,
     /// Element type of the V cache.
@@ -375,7 +375,7 @@ impl Default for EngineConfig {
             main_gpu: 0,
             split_mode: SplitMode::Layer,
             tensor_split: Vec::new(),
-            flash_attention: Switch::Auto,
+            flash_attention: AutoSwitch::Auto,
             kv_cache_type_k: KvCacheType::F16,
             kv_cache_type_v: KvCacheType::F16,
             mmap: true,
@@ -383,7 +383,7 @@ impl Default for EngineConfig {
             max_prompt_bytes: 16 << 20,
             unsupported_tools: UnsupportedTools::Ignore,
             json_schemas: JsonSchemas::Relaxed,
-            sampling: Sampling::default(),
+            sampling: SamplingOptions::default(),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{
     document::quoted,
     suggest::hint,
 };
-use crate::inference::{KvCacheType, Sampling, Switch};
+use crate::inference::{AutoSwitch, KvCacheType, SamplingOptions};
 
 /// Sentences about keys: (key path, sentence).
 #[derive(Debug, Default)]
@@ -294,8 +294,8 @@ fn model(name: &str, model: &ModelConfig, config: &Config, findings: &mut Findin
     sampling(&path, &model.sampling, findings);
 }
 
-fn v_cache(key: &str, v: KvCacheType, flash: Switch, findings: &mut Findings) {
-    if matches!(v, KvCacheType::Q8_0 | KvCacheType::Q4_0) && flash == Switch::Off {
+fn v_cache(key: &str, v: KvCacheType, flash: AutoSwitch, findings: &mut Findings) {
+    if matches!(v, KvCacheType::Q8_0 | KvCacheType::Q4_0) && flash == AutoSwitch::Off {
         findings.problem(
             key,
             "needs flash attention; set flash_attention to \"auto\" or \"on\", or the type to \"f16\"",
@@ -303,7 +303,7 @@ fn v_cache(key: &str, v: KvCacheType, flash: Switch, findings: &mut Findings) {
     }
 }
 
-fn sampling(path: &str, sampling: &Sampling, findings: &mut Findings) {
+fn sampling(path: &str, sampling: &SamplingOptions, findings: &mut Findings) {
     let reals = [
         ("temperature", sampling.temperature, 0.0, 100.0),
         ("top_p", sampling.top_p, 0.0, 1.0),

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     go::duration::GoDuration,
-    inference::{KeepAlive, KvCacheType, SplitMode, Switch},
+    inference::{AutoSwitch, KeepAlive, KvCacheType, SplitMode},
     stdx::Secret,
 };
 
@@ -353,7 +353,7 @@ impl Named for KvCacheType {
     ];
 }
 
-impl Named for Switch {
+impl Named for AutoSwitch {
     const NAMES: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("on", Self::On), ("off", Self::Off)];
 }
 
@@ -494,7 +494,10 @@ mod tests {
 
     #[test]
     fn choices_name_themselves() {
-        assert_eq!(<Choice as Codec<Switch>>::read(&Raw::Boolean(true)), Ok(Switch::On));
+        assert_eq!(
+            <Choice as Codec<AutoSwitch>>::read(&Raw::Boolean(true)),
+            Ok(AutoSwitch::On)
+        );
         assert_eq!(
             <Choice as Codec<KvCacheType>>::read(&word("Q8_0")),
             Ok(KvCacheType::Q8_0)

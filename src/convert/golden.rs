@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::{ConvertError, Planned, Stream, TargetType, plan, plan_checked, plan_projector, replan};
 use crate::{
     gguf::{Array, END_TOKENS_KEY, Header, Value},
-    inference::{KvCacheType, SplitMode, Switch},
+    inference::{AutoSwitch, KvCacheType, SplitMode},
     llama::{Batch, Context, ContextParams, ContextPurpose, Model, ModelParams},
 };
 
@@ -397,7 +397,7 @@ pub(super) fn engine(
         parallel: 1,
         batch: 64,
         threads: 1,
-        flash_attention: Switch::Off,
+        flash_attention: AutoSwitch::Off,
         kv_type_k: KvCacheType::F32,
         kv_type_v: KvCacheType::F32,
     };

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// What a model can do, in the words that `/api/show` and `/api/tags` use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Capability {
+pub enum ModelCapability {
     /// Generates text.
     Completion,
     /// Its chat template can present tools.
@@ -22,7 +22,7 @@ pub enum Capability {
     Insert,
 }
 
-impl Capability {
+impl ModelCapability {
     /// The lower-case word used on every wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {

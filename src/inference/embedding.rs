@@ -15,7 +15,7 @@ pub struct EmbedRequest {
     /// are ignored.
     pub dimensions: Option<u32>,
     /// How vectors are scaled.
-    pub normalisation: Normalisation,
+    pub normalization: VectorNormalization,
     /// Options that matter when the model is loaded.
     pub load: LoadOptions,
     /// How long the model stays resident afterwards; `None` leaves what is in force.
@@ -24,7 +24,7 @@ pub struct EmbedRequest {
 
 /// How vectors are scaled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Normalisation {
+pub enum VectorNormalization {
     /// To Euclidean length 1.
     Unit,
     /// As Ollama's old `/api/embeddings` has it: as the model gives them for the architectures whose files say so, else to
@@ -34,7 +34,7 @@ pub enum Normalisation {
 
 /// The vectors of one request and what they cost.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Embeddings {
+pub struct EmbeddingResult {
     /// One for each input, in order.
     pub vectors: Vec<Vec<f32>>,
     /// Tokens of all inputs, after cutting.

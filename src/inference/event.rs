@@ -12,7 +12,7 @@ pub enum Event {
     /// More of the answer.
     Delta(Delta),
     /// The answer is complete.
-    Finished(Finish),
+    Finished(AnswerSummary),
 }
 
 /// A piece of an answer. Text is whole UTF-8: code points split over tokens are joined before they get here.
@@ -77,14 +77,14 @@ pub enum FinishReason {
 
 /// How an answer ended and what it cost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Finish {
+pub struct AnswerSummary {
     /// Why it ended.
     pub reason: FinishReason,
     /// The stop string of the request that ended it; it is not part of the text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_string: Option<String>,
     /// What it cost.
-    pub usage: Usage,
+    pub usage: AnswerUsage,
     /// Rendered prompt and answer as token ids, where the request asked for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub context: Vec<i32>,
@@ -92,7 +92,7 @@ pub struct Finish {
 
 /// Counts and times of one answer. Durations are at least one nanosecond when the phase took place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
+pub struct AnswerUsage {
     /// Prompt tokens, those found in the KV cache included.
     pub prompt_tokens: u32,
     /// Prompt tokens that were found in the KV cache.

@@ -1,8 +1,14 @@
-//! The neutral vocabulary between wire dialects and providers.
+//! Requests and replies as they pass between the wire dialects and the providers.
 //!
-//! A dialect turns bytes into an [`InferenceRequest`]; a provider answers with [`Event`]s; the same dialect turns
-//! those into bytes again. Nothing here knows HTTP, JSON field names of a wire, or llama.cpp.
-//! Everything is serialisable, because requests and events also cross the socket to a worker process.
+//! A dialect decodes its bytes into an [`InferenceRequest`], a provider answers with [`Event`]s, and the same dialect encodes
+//! these into bytes again. No type here knows HTTP, a dialect's spelling, or llama.cpp.
+//!
+//! The vocabulary is Ollama's on purpose (`num_predict`, `keep_alive`, `InferencePrompt::Chat.context`, the sentences of
+//! [`Failure`]): Ollama is the reference that every dialect is measured by, so a request loses nothing in its terms, and the
+//! dialects of OpenAI and Anthropic translate into them. The one exception is the context length, which Ollama calls
+//! `num_ctx`.
+//!
+//! Events and failures cross the socket to a worker process and are therefore serializable.
 
 mod capability;
 mod embedding;
@@ -13,11 +19,13 @@ mod model;
 mod options;
 mod request;
 
-pub use capability::Capability;
-pub use embedding::{EmbedRequest, Embeddings, Normalisation, TextToken};
-pub use event::{Delta, Event, Finish, FinishReason, TokenLogprob, ToolCall, TopLogprob, Usage};
+pub use capability::ModelCapability;
+pub use embedding::{EmbedRequest, EmbeddingResult, TextToken, VectorNormalization};
+pub use event::{AnswerSummary, AnswerUsage, Delta, Event, FinishReason, TokenLogprob, ToolCall, TopLogprob};
 pub use failure::Failure;
 pub use keep_alive::KeepAlive;
 pub use model::{ModelCard, ModelDetails, ModelFacts, PullEvent, ResidentModel, TensorFacts};
-pub use options::{KvCacheType, LoadOptions, Sampling, SplitMode, Switch};
-pub use request::{Format, InferenceRequest, Message, Prompt, Role, Think, ThinkLevel, ToolChoice};
+pub use options::{AutoSwitch, KvCacheType, LoadOptions, SamplingOptions, SplitMode};
+pub use request::{
+    AnswerFormat, InferencePrompt, InferenceRequest, Message, MessageRole, ThinkLevel, ThinkMode, ToolChoice,
+};

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Capability, Message};
+use super::{Message, ModelCapability};
 
 /// What a file's header says of a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub struct ModelFacts {
     /// Width of the embedding; 0 if unknown.
     pub embedding_length: u32,
     /// In the order in which they are listed.
-    pub capabilities: Vec<Capability>,
+    pub capabilities: Vec<ModelCapability>,
 }
 
 /// One line of a model listing.

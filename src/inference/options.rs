@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// dialect (they differ between wires) and by the model's settings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Sampling {
+pub struct SamplingOptions {
     /// Tokens to generate at most; negative means "until the model ends or ten context windows are full".
     pub num_predict: Option<i64>,
     /// Tokens at the front of the prompt that a context shift keeps.
@@ -58,7 +58,7 @@ pub struct LoadOptions {
 /// On, off, or as the engine thinks best.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Switch {
+pub enum AutoSwitch {
     /// The engine decides.
     #[default]
     Auto,

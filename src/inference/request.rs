@@ -3,21 +3,21 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{KeepAlive, LoadOptions, Sampling};
+use super::{KeepAlive, LoadOptions, SamplingOptions};
 
 /// One request for generated text, free of any wire's spelling.
 #[derive(Clone, Debug)]
 pub struct InferenceRequest {
     /// What to answer.
-    pub prompt: Prompt,
+    pub prompt: InferencePrompt,
     /// Sampling and length.
-    pub sampling: Sampling,
+    pub sampling: SamplingOptions,
     /// Options that matter when the model is loaded.
     pub load: LoadOptions,
     /// Constraint on the answer.
-    pub format: Option<Format>,
+    pub format: Option<AnswerFormat>,
     /// Whether the model is to reason first.
-    pub think: Think,
+    pub think: ThinkMode,
     /// Reasoning tokens at most; the reasoning is ended for the model when they are spent. `None` is no limit.
     pub thinking_budget: Option<u32>,
     /// How long the model stays resident afterwards; `None` leaves what is in force.
@@ -34,7 +34,7 @@ pub struct InferenceRequest {
 
 /// What the model is to continue.
 #[derive(Clone, Debug)]
-pub enum Prompt {
+pub enum InferencePrompt {
     /// A conversation, rendered by the model's chat template.
     Chat {
         /// Oldest first.
@@ -79,7 +79,7 @@ pub enum ToolChoice {
 /// Who speaks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Role(
+pub struct MessageRole(
     /// Lower case; values other than the usual four are passed to the template.
     pub String,
 );
@@ -89,7 +89,7 @@ pub struct Role(
 #[serde(default)]
 pub struct Message {
     /// Who speaks.
-    pub role: Role,
+    pub role: MessageRole,
     /// The text; may be empty.
     pub content: String,
     /// Reasoning of an earlier assistant turn.
@@ -131,7 +131,7 @@ impl Message {
     #[must_use]
     pub fn text(role: &str, content: impl Into<String>) -> Self {
         Self {
-            role: Role(role.to_ascii_lowercase()),
+            role: MessageRole(role.to_ascii_lowercase()),
             content: content.into(),
             ..Self::default()
         }
@@ -140,7 +140,7 @@ impl Message {
 
 /// A constraint on the text of an answer.
 #[derive(Clone, Debug)]
-pub enum Format {
+pub enum AnswerFormat {
     /// Any JSON value.
     Json,
     /// JSON that satisfies this schema.
@@ -150,7 +150,7 @@ pub enum Format {
 /// Whether a model that can reason is to do so.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Think {
+pub enum ThinkMode {
     /// As the model does by default.
     #[default]
     Unset,

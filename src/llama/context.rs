@@ -9,7 +9,7 @@ use llama_cpp_sys_2 as sys;
 use serde::{Deserialize, Serialize};
 
 use super::{Batch, LlamaError, Model, adapter, backend, layout};
-use crate::inference::{KvCacheType, Switch};
+use crate::inference::{AutoSwitch, KvCacheType};
 
 /// Granule of a sequence's context length in llama.cpp, in tokens.
 const CONTEXT_PADDING: u32 = 256;
@@ -40,7 +40,7 @@ pub struct ContextParams {
     pub batch: u32,
     /// Number of compute threads.
     pub threads: u32,
-    pub flash_attention: Switch,
+    pub flash_attention: AutoSwitch,
     pub kv_type_k: KvCacheType,
     pub kv_type_v: KvCacheType,
 }
@@ -90,9 +90,9 @@ impl Context {
         raw.n_threads = params.threads.try_into().unwrap_or(1);
         raw.n_threads_batch = raw.n_threads;
         raw.flash_attn_type = match params.flash_attention {
-            Switch::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
-            Switch::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
-            Switch::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
+            AutoSwitch::Auto => sys::LLAMA_FLASH_ATTN_TYPE_AUTO,
+            AutoSwitch::On => sys::LLAMA_FLASH_ATTN_TYPE_ENABLED,
+            AutoSwitch::Off => sys::LLAMA_FLASH_ATTN_TYPE_DISABLED,
         };
         raw.type_k = kv_type(params.kv_type_k);
         raw.type_v = kv_type(params.kv_type_v);

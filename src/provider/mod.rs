@@ -11,7 +11,7 @@ pub mod registry;
 pub use aliases::{Alias, AliasError, AliasSettings, Aliases, Layer, PlainName};
 pub use huggingface::{Converting, HuggingFace, facts};
 pub use ollama::{Native, Ollama, UpstreamError};
-pub use registry::{Kind, Owner, Registry, prefers_ollama};
+pub use registry::{NameOrigin, NameOwner, Registry, prefers_ollama};
 
 use std::{fmt, pin::Pin, sync::Arc, time::Instant};
 
@@ -20,7 +20,7 @@ use futures_util::{Stream, future::BoxFuture};
 use crate::{
     config::Config,
     inference::{
-        EmbedRequest, Embeddings, Event, Failure, InferenceRequest, KeepAlive, LoadOptions, Message, ModelCard,
+        EmbedRequest, EmbeddingResult, Event, Failure, InferenceRequest, KeepAlive, LoadOptions, Message, ModelCard,
         ModelDetails, PullEvent, ResidentModel, TextToken,
     },
 };
@@ -34,7 +34,7 @@ pub type PullStream = Pin<Box<dyn Stream<Item = Result<PullEvent, Failure>> + Se
 
 /// What every call to a provider carries.
 #[derive(Clone, Debug)]
-pub struct Call {
+pub struct CallContext {
     /// The one snapshot that this request sees from start to end.
     pub config: Arc<Config>,
     /// When the request arrived.
@@ -54,7 +54,7 @@ pub struct TokenizeRequest {
 
 /// What a client put before every conversation with a model of its own making.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Preset<'a> {
+pub struct ConversationPreset<'a> {
     /// System prompt; empty if there is none.
     pub system: &'a str,
     /// Turns that come before the request's.
@@ -64,34 +64,38 @@ pub struct Preset<'a> {
 /// Serves models by name. Names are passed as the client wrote them, blanks trimmed.
 pub trait Provider: fmt::Debug + Send + Sync {
     /// Every model that this provider lists.
-    fn list<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ModelCard>>;
+    fn list<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ModelCard>>;
 
     /// Every model that is in memory.
-    fn resident<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ResidentModel>>;
+    fn resident<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ResidentModel>>;
 
     /// The card of one model that is on disk (or named in the configuration).
-    fn card<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>>;
+    fn card<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>>;
 
     /// The same for a request that is about to be made: nothing is waited for that the answer itself can tell of.
-    fn card_now<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
+    fn card_now<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
         self.card(call, name)
     }
 
     /// Everything that is known of one model.
-    fn show<'a>(&'a self, call: &'a Call, name: &'a str, verbose: bool)
-    -> BoxFuture<'a, Result<ModelDetails, Failure>>;
+    fn show<'a>(
+        &'a self,
+        call: &'a CallContext,
+        name: &'a str,
+        verbose: bool,
+    ) -> BoxFuture<'a, Result<ModelDetails, Failure>>;
 
     /// Makes a model resident.
     fn load<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         options: LoadOptions,
         keep_alive: Option<KeepAlive>,
     ) -> BoxFuture<'a, Result<(), Failure>>;
 
     /// Unloads a model as soon as it is idle; fine if it is not resident.
-    fn unload<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
+    fn unload<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
 
     /// Parts of a request that [`Self::infer`] has no way to honour, by the names that they have on the wires. A dialect
     /// tells them to the client.
@@ -103,7 +107,7 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// Starts an answer. Resolves when its first event is there, so that everything that can fail before it is still a status.
     fn infer<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         request: InferenceRequest,
     ) -> BoxFuture<'a, Result<EventStream, Failure>>;
@@ -111,15 +115,15 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// Turns texts into vectors.
     fn embed<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         request: EmbedRequest,
-    ) -> BoxFuture<'a, Result<Embeddings, Failure>>;
+    ) -> BoxFuture<'a, Result<EmbeddingResult, Failure>>;
 
     /// The prompt that [`Self::infer`] would give the model, as text; needs no weights.
     fn render<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         request: InferenceRequest,
     ) -> BoxFuture<'a, Result<String, Failure>>;
@@ -127,7 +131,7 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// The tokens of a text.
     fn tokenize<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         request: TokenizeRequest,
     ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>>;
@@ -135,25 +139,25 @@ pub trait Provider: fmt::Debug + Send + Sync {
     /// The text of token ids; ids that the vocabulary does not have are [`Failure::Invalid`].
     fn detokenize<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         tokens: Vec<i32>,
     ) -> BoxFuture<'a, Result<String, Failure>>;
 
     /// Downloads a model.
-    fn pull<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>>;
+    fn pull<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>>;
 
     /// What stands before every conversation with this provider's model; [`Self::infer`] puts it there by itself. Only a
     /// provider of one model has any.
-    fn preset(&self) -> Option<Preset<'_>> {
+    fn preset(&self) -> Option<ConversationPreset<'_>> {
         None
     }
 
     /// Removes a model from disk, or from the listing where its files are not ours.
-    fn delete<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
+    fn delete<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
 
     /// Removes a model from disk, whoever put it there.
-    fn delete_files<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+    fn delete_files<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
         self.delete(call, name)
     }
 }

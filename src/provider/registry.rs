@@ -12,7 +12,7 @@ use crate::stdx::text::strip_prefix_ignore_case;
 
 /// Who answers for a name.
 #[derive(Clone, Debug)]
-pub enum Owner {
+pub enum NameOwner {
     /// A real Ollama: forward the bytes.
     Forward,
     /// One of our providers, under this name (an alias of the configuration is already replaced by what it stands for).
@@ -22,13 +22,13 @@ pub enum Owner {
         /// The name to ask it for.
         name: String,
         /// How the name came to be ours.
-        kind: Kind,
+        origin: NameOrigin,
     },
 }
 
 /// How a name came to be ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum NameOrigin {
     /// It is a name of the Hub.
     Hub,
     /// The configuration says so.
@@ -37,7 +37,7 @@ pub enum Kind {
     Made,
 }
 
-impl Kind {
+impl NameOrigin {
     /// Whether it is a plain name, which Ollama may have too.
     #[must_use]
     pub fn is_plain(self) -> bool {
@@ -78,28 +78,28 @@ impl Registry {
     /// `hf:foo` without a slash is a legal Ollama name and goes there; with a slash every `hf:` name is ours, also a
     /// malformed one, since Ollama refuses them all.
     #[must_use]
-    pub fn owner(&self, config: &Config, name: &str) -> Owner {
+    pub fn owner(&self, config: &Config, name: &str) -> NameOwner {
         let name = name.trim();
         if !config.hub.enabled {
-            return Owner::Forward;
+            return NameOwner::Forward;
         }
         if is_hugging_face(config, name) {
-            return self.serve(name, Kind::Hub);
+            return self.serve(name, NameOrigin::Hub);
         }
         if let Some(target) = alias(config, name) {
-            return self.serve(target, Kind::Configured);
+            return self.serve(target, NameOrigin::Configured);
         }
         match self.aliases.get(name) {
-            Some(alias) => Owner::Serve {
+            Some(alias) => NameOwner::Serve {
                 name: alias.name.clone(),
                 provider: Arc::new(Aliased::new(
                     Arc::clone(&self.hugging_face),
                     alias,
                     self.aliases.clone(),
                 )),
-                kind: Kind::Made,
+                origin: NameOrigin::Made,
             },
-            None => Owner::Forward,
+            None => NameOwner::Forward,
         }
     }
 
@@ -109,11 +109,11 @@ impl Registry {
         Arc::clone(&self.hugging_face)
     }
 
-    fn serve(&self, name: &str, kind: Kind) -> Owner {
-        Owner::Serve {
+    fn serve(&self, name: &str, origin: NameOrigin) -> NameOwner {
+        NameOwner::Serve {
             provider: self.hub(),
             name: name.to_owned(),
-            kind,
+            origin,
         }
     }
 }

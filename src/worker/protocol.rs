@@ -329,7 +329,7 @@ pub struct ChatSyntax {
     pub used_ids: Vec<String>,
 }
 
-/// How tokens are chosen; meaning and units as in [`crate::inference::Sampling`].
+/// How tokens are chosen; meaning and units as in [`crate::inference::SamplingOptions`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "documented at inference::Sampling")]
 pub struct SamplerSettings {

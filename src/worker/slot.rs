@@ -10,7 +10,7 @@ use super::{
     scheduler::SlotDemand,
 };
 use crate::{
-    inference::{Delta, Event, Finish, FinishReason, TokenLogprob, TopLogprob, Usage},
+    inference::{AnswerSummary, AnswerUsage, Delta, Event, FinishReason, TokenLogprob, TopLogprob},
     llama::{Model, TokenId, log_softmax_of},
 };
 
@@ -160,16 +160,16 @@ impl ActiveJob {
         if self.job.return_context {
             context.extend_from_slice(&self.output);
         }
-        let usage = Usage {
+        let usage = AnswerUsage {
             prompt_tokens: self.prompt_tokens,
             cached_tokens: self.cached_tokens,
             prompt_duration: first.duration_since(self.started),
             output_tokens: self.output.len() as u32,
             reasoning_tokens: self.sampler.reasoning_tokens(),
             output_duration: now.duration_since(first),
-            ..Usage::default()
+            ..AnswerUsage::default()
         };
-        events.push(Event::Finished(Finish {
+        events.push(Event::Finished(AnswerSummary {
             reason,
             stop_string: self.answer.stopped_by().map(str::to_owned),
             usage,

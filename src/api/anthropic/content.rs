@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crate::{
     api::values,
     go::decode::{DecodeError, Field, Node, decode_base64},
-    inference::{Message, Role, ToolCall},
+    inference::{Message, MessageRole, ToolCall},
 };
 
 const ROOT: &str = "MessagesRequest";
@@ -78,7 +78,7 @@ impl Turn {
                 "role" => {
                     let mut role = String::new();
                     node.read_string(&mut role, Field(ROOT, "messages.role"))?;
-                    own.role = Role(role.to_lowercase());
+                    own.role = MessageRole(role.to_lowercase());
                 }
                 "content" => content = Some(node),
                 _ => {}

@@ -14,7 +14,7 @@ use crate::{
     },
     go::encode,
     http::sse,
-    inference::{Delta, Event, Finish, FinishReason, ToolCall, Usage},
+    inference::{AnswerSummary, AnswerUsage, Delta, Event, FinishReason, ToolCall},
 };
 
 /// Makes one message, in pieces or whole.
@@ -146,8 +146,8 @@ struct WireUsage {
     output_tokens: u32,
 }
 
-impl From<Usage> for WireUsage {
-    fn from(usage: Usage) -> Self {
+impl From<AnswerUsage> for WireUsage {
+    fn from(usage: AnswerUsage) -> Self {
         Self {
             input_tokens: usage.prompt_tokens,
             output_tokens: usage.output_tokens,
@@ -218,7 +218,7 @@ impl MessageWriter {
         }
     }
 
-    fn stop<'a>(&self, finish: &'a Finish) -> Stop<'a> {
+    fn stop<'a>(&self, finish: &'a AnswerSummary) -> Stop<'a> {
         let sequence = finish
             .stop_string
             .as_deref()
@@ -407,7 +407,7 @@ mod tests {
         let Event::Finished(finish) = finish(reason, &[]) else {
             panic!()
         };
-        Event::Finished(Finish {
+        Event::Finished(AnswerSummary {
             stop_string: by.map(str::to_owned),
             ..finish
         })

@@ -18,7 +18,7 @@ use crate::{
     },
     http::body::Body,
     inference::{InferenceRequest, ToolChoice},
-    provider::{Call, TokenizeRequest},
+    provider::{CallContext, TokenizeRequest},
 };
 
 #[derive(Serialize)]
@@ -42,13 +42,13 @@ fn without_model(decoded: Result<MessagesRequest, ApiError>) -> LayeredError {
 }
 
 /// Answers `POST /v1/messages` for a model of a provider.
-pub(crate) async fn messages(call: &Call, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+pub(crate) async fn messages(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
     let (routed, request) = request.decode(MessagesRequest::decode).map_err(LayeredError::Shim)?;
     Ok(infer(call, routed, request).await?)
 }
 
 /// Answers `POST /v1/messages/count_tokens` for a model of a provider.
-pub(crate) async fn count_tokens(call: &Call, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+pub(crate) async fn count_tokens(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
     let (routed, request) = request
         .decode(MessagesRequest::decode_uncounted)
         .map_err(LayeredError::Shim)?;
@@ -63,7 +63,7 @@ struct Checked {
     ignored: Vec<&'static str>,
 }
 
-async fn check(call: &Call, routed: RoutedModel, mut request: MessagesRequest) -> Result<Checked, ApiError> {
+async fn check(call: &CallContext, routed: RoutedModel, mut request: MessagesRequest) -> Result<Checked, ApiError> {
     let model = Model::find(call, routed, request.model.clone()).await?;
     model.require_text("chat")?;
     let mut ignored = std::mem::take(&mut request.ignored);
@@ -89,7 +89,7 @@ async fn check(call: &Call, routed: RoutedModel, mut request: MessagesRequest) -
     })
 }
 
-async fn infer(call: &Call, routed: RoutedModel, request: MessagesRequest) -> Result<Response<Body>, ApiError> {
+async fn infer(call: &CallContext, routed: RoutedModel, request: MessagesRequest) -> Result<Response<Body>, ApiError> {
     let (streams, estimated_tokens) = (request.stream, request.estimated_tokens);
     let stop_sequences = request.stop_sequences.clone();
     let Checked {
@@ -113,7 +113,7 @@ async fn infer(call: &Call, routed: RoutedModel, request: MessagesRequest) -> Re
     Ok(response)
 }
 
-async fn count(call: &Call, routed: RoutedModel, request: MessagesRequest) -> Result<Response<Body>, ApiError> {
+async fn count(call: &CallContext, routed: RoutedModel, request: MessagesRequest) -> Result<Response<Body>, ApiError> {
     let Checked {
         model,
         inference,

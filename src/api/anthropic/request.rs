@@ -14,7 +14,7 @@ use crate::{
         values::{self, FormatField},
     },
     go::decode::{DecodeError, Field, Node, entries_of},
-    inference::{InferenceRequest, KeepAlive, Message, Prompt, Think, ThinkLevel, ToolChoice},
+    inference::{InferencePrompt, InferenceRequest, KeepAlive, Message, ThinkLevel, ThinkMode, ToolChoice},
 };
 
 const ROOT: &str = "MessagesRequest";
@@ -62,7 +62,7 @@ pub(super) struct MessagesRequest {
     pub(super) stream: bool,
     pub(super) stop_sequences: Vec<String>,
     /// Whether the model is asked to reason.
-    pub(super) think: Think,
+    pub(super) think: ThinkMode,
     /// What the model may do with the tools.
     pub(super) tool_choice: ToolChoice,
     /// What the model is shown of tools.
@@ -104,7 +104,11 @@ impl MessagesRequest {
     }
 
     /// The neutral request, with the tools that are left after the check of the model.
-    pub(super) fn into_inference(self, tools: Vec<Box<RawValue>>, think: Think) -> Result<InferenceRequest, ApiError> {
+    pub(super) fn into_inference(
+        self,
+        tools: Vec<Box<RawValue>>,
+        think: ThinkMode,
+    ) -> Result<InferenceRequest, ApiError> {
         let Options {
             mut sampling,
             mut load,
@@ -124,7 +128,7 @@ impl MessagesRequest {
             load.context_length = u32::try_from(tokens).ok().filter(|tokens| *tokens > 0);
         }
         Ok(InferenceRequest {
-            prompt: Prompt::Chat {
+            prompt: InferencePrompt::Chat {
                 messages: self.messages,
                 tools,
                 tool_choice: self.tool_choice,
@@ -260,7 +264,7 @@ impl<'a> Fields<'a> {
                 .thinking
                 .budget_tokens
                 .and_then(|tokens| u32::try_from(tokens).ok())
-                .filter(|tokens| *tokens > 0 && think == Think::On),
+                .filter(|tokens| *tokens > 0 && think == ThinkMode::On),
             max_tokens: self.max_tokens,
             temperature: self.temperature,
             top_p: self.top_p,
@@ -273,18 +277,18 @@ impl<'a> Fields<'a> {
     }
 
     /// A word of `thinking` goes before an effort; words that are not known say nothing.
-    fn think(&self) -> Think {
+    fn think(&self) -> ThinkMode {
         match self.thinking.kind.as_str() {
-            "enabled" => return Think::On,
-            "disabled" => return Think::Off,
+            "enabled" => return ThinkMode::On,
+            "disabled" => return ThinkMode::Off,
             _ => {}
         }
         match self.effort.trim().to_lowercase().as_str() {
-            "low" => Think::Level(ThinkLevel::Low),
-            "medium" => Think::Level(ThinkLevel::Medium),
-            "high" | "xhigh" => Think::Level(ThinkLevel::High),
-            "max" => Think::Level(ThinkLevel::Max),
-            _ => Think::Unset,
+            "low" => ThinkMode::Level(ThinkLevel::Low),
+            "medium" => ThinkMode::Level(ThinkLevel::Medium),
+            "high" | "xhigh" => ThinkMode::Level(ThinkLevel::High),
+            "max" => ThinkMode::Level(ThinkLevel::Max),
+            _ => ThinkMode::Unset,
         }
     }
 }
@@ -347,7 +351,7 @@ fn output_format(node: Node<'_>, field: Field) -> Result<FormatField, DecodeErro
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inference::Format;
+    use crate::inference::AnswerFormat;
 
     fn decode(fields: &str) -> Result<MessagesRequest, ApiError> {
         MessagesRequest::decode(
@@ -412,35 +416,39 @@ mod tests {
     #[test]
     fn thinking_goes_before_an_effort() {
         for (fields, think, budget) in [
-            ("", Think::Unset, None),
+            ("", ThinkMode::Unset, None),
             (
                 r#","thinking":{"type":"enabled","budget_tokens":50}"#,
-                Think::On,
+                ThinkMode::On,
                 Some(50),
             ),
-            (r#","thinking":{"type":"enabled","budget_tokens":-1}"#, Think::On, None),
             (
-                r#","thinking":{"type":"disabled","budget_tokens":50}"#,
-                Think::Off,
+                r#","thinking":{"type":"enabled","budget_tokens":-1}"#,
+                ThinkMode::On,
                 None,
             ),
-            (r#","thinking":{"type":"adaptive"}"#, Think::Unset, None),
+            (
+                r#","thinking":{"type":"disabled","budget_tokens":50}"#,
+                ThinkMode::Off,
+                None,
+            ),
+            (r#","thinking":{"type":"adaptive"}"#, ThinkMode::Unset, None),
             (
                 r#","thinking":{"type":"enabled"},"output_config":{"effort":"low"}"#,
-                Think::On,
+                ThinkMode::On,
                 None,
             ),
             (
                 r#","output_config":{"effort":" XHigh "}"#,
-                Think::Level(ThinkLevel::High),
+                ThinkMode::Level(ThinkLevel::High),
                 None,
             ),
             (
                 r#","output_config":{"effort":"max"}"#,
-                Think::Level(ThinkLevel::Max),
+                ThinkMode::Level(ThinkLevel::Max),
                 None,
             ),
-            (r#","output_config":{"effort":"none"}"#, Think::Unset, None),
+            (r#","output_config":{"effort":"none"}"#, ThinkMode::Unset, None),
         ] {
             let request = decode(fields).unwrap();
             assert_eq!((request.think, request.thinking_budget), (think, budget), "{fields}");
@@ -449,7 +457,10 @@ mod tests {
 
     #[test]
     fn nothing_is_sampled_otherwise_than_asked() {
-        let request = decode("").unwrap().into_inference(Vec::new(), Think::Unset).unwrap();
+        let request = decode("")
+            .unwrap()
+            .into_inference(Vec::new(), ThinkMode::Unset)
+            .unwrap();
         let sampling = &request.sampling;
         assert_eq!(
             (sampling.num_predict, sampling.temperature, sampling.top_p),
@@ -461,7 +472,7 @@ mod tests {
             r#","temperature":0.5,"top_p":0.25,"top_k":7,"stop_sequences":["a",""],"num_ctx":99,"keep_alive":-1,"options":{"seed":3,"temperature":2,"thinking_budget":4}"#,
         )
         .unwrap()
-        .into_inference(Vec::new(), Think::On)
+        .into_inference(Vec::new(), ThinkMode::On)
         .unwrap();
         let sampling = &request.sampling;
         assert_eq!(
@@ -483,9 +494,11 @@ mod tests {
         ] {
             let request = decode(fields)
                 .unwrap()
-                .into_inference(Vec::new(), Think::Unset)
+                .into_inference(Vec::new(), ThinkMode::Unset)
                 .unwrap();
-            assert!(matches!(request.format, Some(Format::Schema(schema)) if schema.get() == r#"{"type":"object"}"#));
+            assert!(
+                matches!(request.format, Some(AnswerFormat::Schema(schema)) if schema.get() == r#"{"type":"object"}"#)
+            );
         }
     }
 

@@ -10,7 +10,7 @@ use crate::{
         fake::{FakeProvider, calls, finish, text, thinking},
         tests::{NO_CAPABILITY, THINKER, UTF8, VECTORS, alone, body, read, send},
     },
-    inference::{Event, Failure, FinishReason, Prompt, Think, ToolChoice},
+    inference::{Event, Failure, FinishReason, InferencePrompt, ThinkMode, ToolChoice},
 };
 
 const JSON: &str = "application/json";
@@ -214,7 +214,7 @@ async fn a_request_maps_to_the_neutral_vocabulary() {
     let response = send(&api, Endpoint::AnthropicMessages, &body(&fields)).await;
     assert!(!response.headers().contains_key("x-hubllama-ignored"));
     let request = provider.last_request();
-    let Prompt::Chat {
+    let InferencePrompt::Chat {
         messages,
         tools,
         tool_choice,
@@ -238,7 +238,7 @@ async fn a_request_maps_to_the_neutral_vocabulary() {
 
     let fields = format!("{ASK}{TOOL},\"tool_choice\":{{\"type\":\"none\"}}");
     send(&api, Endpoint::AnthropicMessages, &body(&fields)).await;
-    let Prompt::Chat { tools, tool_choice, .. } = provider.last_request().prompt else {
+    let InferencePrompt::Chat { tools, tool_choice, .. } = provider.last_request().prompt else {
         panic!()
     };
     assert_eq!((tools.len(), tool_choice), (0, ToolChoice::None));
@@ -253,14 +253,14 @@ async fn what_a_model_cannot_do_is_left_out_and_said() {
         (response.status().as_u16(), &response.headers()["x-hubllama-ignored"]),
         (200, &"tools, thinking".parse().unwrap())
     );
-    assert_eq!(provider.last_request().think, Think::Unset);
+    assert_eq!(provider.last_request().think, ThinkMode::Unset);
 
     let (provider, api) = alone(FakeProvider::new(simple()).with_capabilities(THINKER));
     let fields = format!("{ASK},\"thinking\":{{\"type\":\"enabled\",\"budget_tokens\":50}}");
     let response = send(&api, Endpoint::AnthropicMessages, &body(&fields)).await;
     assert!(!response.headers().contains_key("x-hubllama-ignored"));
     let request = provider.last_request();
-    assert_eq!((request.think, request.thinking_budget), (Think::On, Some(50)));
+    assert_eq!((request.think, request.thinking_budget), (ThinkMode::On, Some(50)));
 }
 
 #[tokio::test]

@@ -16,8 +16,8 @@ use crate::{
         stream,
     },
     http::body::Body,
-    inference::{Failure, InferenceRequest, KeepAlive, LoadOptions, Prompt, Think, ToolChoice},
-    provider::Call,
+    inference::{Failure, InferencePrompt, InferenceRequest, KeepAlive, LoadOptions, ThinkMode, ToolChoice},
+    provider::CallContext,
 };
 
 /// The checks that need no model.
@@ -26,7 +26,7 @@ pub(crate) fn check(body: &[u8]) -> Result<(), ApiError> {
 }
 
 /// Answers for a model of ours.
-pub(crate) async fn chat(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn chat(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, mut request) = request.decode(ChatRequest::decode)?;
     request.common.check_range()?;
     let model = Model::find(call, routed, request.common.model.clone()).await?;
@@ -58,13 +58,13 @@ pub(crate) async fn chat(call: &Call, request: RoutedRequest) -> Result<Response
 
 /// What the checks of the model leave of a chat.
 pub(super) struct Checked {
-    think: Think,
+    think: ThinkMode,
     tools: CheckedTools,
     options: Options,
 }
 
 impl Checked {
-    pub(super) fn new(call: &Call, model: &Model, request: &mut ChatRequest) -> Result<Self, ApiError> {
+    pub(super) fn new(call: &CallContext, model: &Model, request: &mut ChatRequest) -> Result<Self, ApiError> {
         model.require_text("chat")?;
         Ok(Self {
             think: model.think(request.common.think)?,
@@ -82,7 +82,7 @@ impl Checked {
     }
 
     pub(super) fn into_inference(self, request: ChatRequest) -> Result<InferenceRequest, ApiError> {
-        let prompt = Prompt::Chat {
+        let prompt = InferencePrompt::Chat {
             messages: request.messages,
             tools: self.tools.tools,
             tool_choice: ToolChoice::Auto,
@@ -95,7 +95,7 @@ impl Checked {
 
 /// Makes a model resident.
 pub(super) async fn load(
-    call: &Call,
+    call: &CallContext,
     model: &Model,
     options: LoadOptions,
     keep_alive: Option<KeepAlive>,
@@ -110,7 +110,7 @@ pub(super) async fn load(
 }
 
 /// Unloads a model; fine if it is not loaded.
-pub(super) async fn unload(call: &Call, model: &Model, route: Route) -> Result<Response<Body>, ApiError> {
+pub(super) async fn unload(call: &CallContext, model: &Model, route: Route) -> Result<Response<Body>, ApiError> {
     model
         .provider
         .unload(call, &model.name)
@@ -127,7 +127,7 @@ fn residency(model: &Model, route: Route, reason: &'static str) -> Response<Body
 
 /// Runs a request and puts the answer on the wire.
 pub(super) async fn answer(
-    call: &Call,
+    call: &CallContext,
     model: &Model,
     request: InferenceRequest,
     route: Route,
@@ -150,14 +150,14 @@ pub(super) async fn answer(
 
 /// Shows the prompt that the model would be given.
 pub(super) async fn render(
-    call: &Call,
+    call: &CallContext,
     model: &Model,
     request: InferenceRequest,
     route: Route,
 ) -> Result<Response<Body>, ApiError> {
     let images = match &request.prompt {
-        Prompt::Chat { messages, .. } => messages.iter().map(|message| message.media.len()).sum(),
-        Prompt::Raw { .. } | Prompt::Infill { .. } => 0,
+        InferencePrompt::Chat { messages, .. } => messages.iter().map(|message| message.media.len()).sum(),
+        InferencePrompt::Raw { .. } | InferencePrompt::Infill { .. } => 0,
     };
     let prompt = model
         .provider

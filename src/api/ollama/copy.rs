@@ -13,7 +13,7 @@ use crate::{
     },
     http::body::Body,
     inference::Failure,
-    provider::{Alias, AliasSettings, Call, Owner},
+    provider::{Alias, AliasSettings, CallContext, NameOwner},
 };
 
 #[derive(Debug, Default)]
@@ -38,14 +38,14 @@ impl CopyRequest {
 }
 
 /// Gives a model of ours another name. Success has no body.
-pub(crate) async fn copy(api: &Api, call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn copy(api: &Api, call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let headers = request.headers.clone();
     let (_, request) = request.decode(CopyRequest::decode)?;
     let CopyRequest {
         source,
         destination: requested,
     } = request;
-    let Owner::Serve { provider, name, .. } = api.owner_of(call, &source, &headers).await else {
+    let NameOwner::Serve { provider, name, .. } = api.owner_of(call, &source, &headers).await else {
         return Err(is_taken(&requested, api));
     };
     let invalid = format!("destination {} is invalid", quote(&requested));

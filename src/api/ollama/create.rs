@@ -23,7 +23,7 @@ use crate::{
     },
     http::body::{self, Body},
     inference::PullEvent,
-    provider::{Call, Owner, PullStream},
+    provider::{CallContext, NameOwner, PullStream},
 };
 
 /// The last word of a pull; a creation goes on, and says it itself.
@@ -35,7 +35,7 @@ struct Status<'a> {
 }
 
 /// Makes a model of one of ours.
-pub(crate) async fn create(api: &Api, call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn create(api: &Api, call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let headers = request.headers.clone();
     let (_, request) = request.decode(CreateRequest::decode)?;
     let name = destination(api, call, request.name(), "invalid model name", &headers).await?;
@@ -43,11 +43,11 @@ pub(crate) async fn create(api: &Api, call: &Call, request: RoutedRequest) -> Re
     let streams = request.stream != Some(false);
     // From here on, Ollama answers from its stream.
     let planned = match api.owner_of(call, &request.from, &headers).await {
-        Owner::Forward if request.names_no_source() => {
+        NameOwner::Forward if request.names_no_source() => {
             Err(ApiError::bad_request("neither 'from' or 'files' was specified"))
         }
-        Owner::Forward => Err(is_taken(request.name(), api)),
-        Owner::Serve { name: base, kind, .. } => Plan::new(api, call, name, &base, kind, request),
+        NameOwner::Forward => Err(is_taken(request.name(), api)),
+        NameOwner::Serve { name: base, origin, .. } => Plan::new(api, call, name, &base, origin, request),
     };
     let work = match planned {
         Ok(plan) => Work::begin(plan).await,

@@ -11,11 +11,11 @@ use crate::{
     },
     go::decode::{DecodeError, Field, entries_of},
     http::body::Body,
-    provider::Call,
+    provider::CallContext,
 };
 
 /// Removes a model of ours. Success has no body.
-pub(crate) async fn delete(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn delete(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, all) = request.decode(wants_files)?;
     let RoutedModel {
         provider,

@@ -4,30 +4,30 @@ use hyper::HeaderMap;
 
 use crate::{
     api::{Api, error::ApiError, listing},
-    provider::{Call, Kind, Owner, PlainName, prefers_ollama},
+    provider::{CallContext, NameOrigin, NameOwner, PlainName, prefers_ollama},
 };
 
 /// The name that `requested` is, or why no model can be made under it; `invalid` is Ollama's sentence for what is no name.
 pub(super) async fn destination(
     api: &Api,
-    call: &Call,
+    call: &CallContext,
     requested: &str,
     invalid: &str,
     received: &HeaderMap,
 ) -> Result<PlainName, ApiError> {
-    if let Owner::Serve { kind, .. } = api.registry.owner(&call.config, requested) {
-        match kind {
-            Kind::Hub => {
+    if let NameOwner::Serve { origin, .. } = api.registry.owner(&call.config, requested) {
+        match origin {
+            NameOrigin::Hub => {
                 return Err(ApiError::bad_request(format!(
                     "{invalid}: {requested} stands for files of the Hub; choose a plain name, as my-model"
                 )));
             }
-            Kind::Configured => {
+            NameOrigin::Configured => {
                 return Err(ApiError::bad_request(format!(
                     "{requested} is an alias of the configuration; choose another name, or change it there"
                 )));
             }
-            Kind::Made => {}
+            NameOrigin::Made => {}
         }
     }
     let name = PlainName::parse(requested).ok_or_else(|| ApiError::bad_request(invalid))?;

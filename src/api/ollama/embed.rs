@@ -17,8 +17,8 @@ use crate::{
         quote,
     },
     http::body::Body,
-    inference::{EmbedRequest, Embeddings, Failure, KeepAlive, LoadOptions, Normalisation},
-    provider::Call,
+    inference::{EmbedRequest, EmbeddingResult, Failure, KeepAlive, LoadOptions, VectorNormalization},
+    provider::CallContext,
 };
 
 const TOO_LONG: &str = "the input length exceeds the context length";
@@ -66,7 +66,7 @@ pub(crate) fn check_embeddings(body: &[u8]) -> Result<(), ApiError> {
 }
 
 /// Answers `/api/embed` for a model of ours.
-pub(crate) async fn embed(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn embed(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, fields) = request.decode(Fields::of_embed)?;
     let model = find(call, routed, fields.model).await?;
     let load = load_options(fields.options)?;
@@ -84,7 +84,7 @@ pub(crate) async fn embed(call: &Call, request: RoutedRequest) -> Result<Respons
         inputs: fields.inputs,
         truncate: fields.truncate.unwrap_or(true),
         dimensions: fields.dimensions.and_then(|count| u32::try_from(count).ok()),
-        normalisation: Normalisation::Unit,
+        normalization: VectorNormalization::Unit,
         load,
         keep_alive: fields.keep_alive,
     };
@@ -99,7 +99,7 @@ pub(crate) async fn embed(call: &Call, request: RoutedRequest) -> Result<Respons
 }
 
 /// Answers `/api/embeddings` for a model of ours.
-pub(crate) async fn embeddings(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn embeddings(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, fields) = request.decode(Fields::of_embeddings)?;
     let model = find(call, routed, fields.model).await?;
     let load = load_options(fields.options)?;
@@ -111,7 +111,7 @@ pub(crate) async fn embeddings(call: &Call, request: RoutedRequest) -> Result<Re
             inputs: fields.inputs,
             truncate: false,
             dimensions: None,
-            normalisation: Normalisation::AsModel,
+            normalization: VectorNormalization::AsModel,
             load,
             keep_alive: fields.keep_alive,
         };
@@ -216,7 +216,7 @@ fn load_options(options: Option<Result<Options, ApiError>>) -> Result<LoadOption
 }
 
 /// Finds the model. These routes have words of their own for one that is not there.
-async fn find(call: &Call, routed: RoutedModel, requested: String) -> Result<Model, ApiError> {
+async fn find(call: &CallContext, routed: RoutedModel, requested: String) -> Result<Model, ApiError> {
     let not_found = ApiError::model_not_found(&requested);
     let found = Model::find(call, routed, requested.clone()).await;
     found.map_err(|error| in_their_words(error, &not_found, &requested))
@@ -234,7 +234,7 @@ fn in_their_words(error: ApiError, not_found: &ApiError, requested: &str) -> Api
 }
 
 async fn make_resident(
-    call: &Call,
+    call: &CallContext,
     model: &Model,
     load: LoadOptions,
     keep_alive: Option<KeepAlive>,
@@ -243,7 +243,7 @@ async fn make_resident(
     loaded.map_err(|failure| failed(model, failure))
 }
 
-async fn run(call: &Call, model: &Model, request: EmbedRequest) -> Result<Embeddings, ApiError> {
+async fn run(call: &CallContext, model: &Model, request: EmbedRequest) -> Result<EmbeddingResult, ApiError> {
     let embeddings = model
         .provider
         .embed(call, &model.name, request)

@@ -13,7 +13,7 @@ use crate::{
         stream::{Answer, Encoder},
     },
     go::encode,
-    inference::{Event, Finish, FinishReason, ToolCall},
+    inference::{AnswerSummary, Event, FinishReason, ToolCall},
     stdx::timestamp,
 };
 
@@ -313,8 +313,8 @@ impl Frame {
     }
 }
 
-fn last_frame(finish: Finish) -> Frame {
-    let Finish {
+fn last_frame(finish: AnswerSummary) -> Frame {
+    let AnswerSummary {
         reason, usage, context, ..
     } = finish;
     Frame {

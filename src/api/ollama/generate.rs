@@ -11,8 +11,8 @@ use crate::{
     api::{dispatch::RoutedRequest, error::ApiError, model::Model, reply},
     go::template::{Template, TemplateError},
     http::body::Body,
-    inference::{Message, Prompt, Think, ToolChoice},
-    provider::{Call, Preset},
+    inference::{InferencePrompt, Message, ThinkMode, ToolChoice},
+    provider::{CallContext, ConversationPreset},
 };
 
 /// The checks that need no model.
@@ -21,7 +21,7 @@ pub(crate) fn check(body: &[u8]) -> Result<(), ApiError> {
 }
 
 /// Answers for a model of ours.
-pub(crate) async fn generate(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, mut request) = request.decode(GenerateRequest::decode)?;
     request.common.check_range()?;
     let model = Model::find(call, routed, request.common.model.clone()).await?;
@@ -73,7 +73,7 @@ pub(crate) async fn generate(call: &Call, request: RoutedRequest) -> Result<Resp
         images,
     }
     .into_prompt(preset, think)?;
-    if let Prompt::Raw { text } = &mut prompt {
+    if let InferencePrompt::Raw { text } = &mut prompt {
         text.insert_str(0, &earlier);
     }
     let inference = common.into_inference(prompt, options, think, return_context)?;
@@ -90,7 +90,7 @@ pub(crate) async fn generate(call: &Call, request: RoutedRequest) -> Result<Resp
 
 /// What goes before a prompt of the request's own template: the text of an earlier answer, where that was given as
 /// token ids.
-async fn earlier(call: &Call, model: &Model, request: &mut GenerateRequest) -> Result<String, ApiError> {
+async fn earlier(call: &CallContext, model: &Model, request: &mut GenerateRequest) -> Result<String, ApiError> {
     if request.template.is_empty() || request.context.is_empty() {
         return Ok(String::new());
     }
@@ -114,7 +114,7 @@ struct Parts {
 
 impl Parts {
     /// `preset` is what stands before the prompt where the request's template takes the place of the model's.
-    fn into_prompt(self, preset: Preset<'_>, think: Think) -> Result<Prompt, ApiError> {
+    fn into_prompt(self, preset: ConversationPreset<'_>, think: ThinkMode) -> Result<InferencePrompt, ApiError> {
         let Self {
             prompt,
             suffix,
@@ -148,13 +148,13 @@ impl Parts {
                 template.render_infill(&prompt, &suffix, think)
             };
             let text = text.map_err(template_error)?;
-            return Ok(Prompt::Raw { text });
+            return Ok(InferencePrompt::Raw { text });
         }
         if !suffix.is_empty() {
-            return Ok(Prompt::Infill { prefix: prompt, suffix });
+            return Ok(InferencePrompt::Infill { prefix: prompt, suffix });
         }
         if raw {
-            return Ok(Prompt::Raw { text: prompt });
+            return Ok(InferencePrompt::Raw { text: prompt });
         }
         let mut messages = Vec::with_capacity(2);
         if !system.is_empty() {
@@ -164,7 +164,7 @@ impl Parts {
             media: images,
             ..Message::text("user", prompt)
         });
-        Ok(Prompt::Chat {
+        Ok(InferencePrompt::Chat {
             messages,
             tools: Vec::new(),
             tool_choice: ToolChoice::Auto,

@@ -14,7 +14,7 @@ use crate::{
     },
     http::body::Body,
     inference::ResidentModel,
-    provider::Call,
+    provider::CallContext,
     stdx::timestamp,
 };
 
@@ -34,7 +34,7 @@ struct PsEntry<'a> {
 }
 
 /// Upstream's resident models and ours, the one that stays longest first.
-pub(crate) async fn ps(api: &Api, call: &Call, received: &HeaderMap) -> Response<Body> {
+pub(crate) async fn ps(api: &Api, call: &CallContext, received: &HeaderMap) -> Response<Body> {
     let (upstream, ours) = futures_util::join!(
         listing::of_upstream(api, call, "/api/ps", received),
         our_entries(api, call)
@@ -42,7 +42,7 @@ pub(crate) async fn ps(api: &Api, call: &Call, received: &HeaderMap) -> Response
     models(&listing::merge(&call.config, upstream, ours))
 }
 
-async fn our_entries(api: &Api, call: &Call) -> Vec<Entry> {
+async fn our_entries(api: &Api, call: &CallContext) -> Vec<Entry> {
     let mut entries = Vec::new();
     for provider in api.registry.providers() {
         entries.extend(

@@ -15,7 +15,7 @@ use crate::{
     go::decode::{DecodeError, Field, entries_of},
     http::body::{self, Body},
     inference::PullEvent,
-    provider::{Call, PullStream},
+    provider::{CallContext, PullStream},
 };
 
 /// Hex digits of a digest that a status line shows.
@@ -33,7 +33,7 @@ struct Progress<'a> {
 }
 
 /// Downloads a model of ours. The download goes on only as long as somebody reads.
-pub(crate) async fn pull(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn pull(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, streams) = request.decode(wants_stream)?;
     let RoutedModel {
         provider,

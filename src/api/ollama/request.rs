@@ -9,7 +9,7 @@ use crate::{
         values::{self, FormatField},
     },
     go::decode::{DecodeError, Field, Node, entries_of},
-    inference::{InferenceRequest, KeepAlive, Message, Prompt, Role, Think, ToolCall},
+    inference::{InferencePrompt, InferenceRequest, KeepAlive, Message, MessageRole, ThinkMode, ToolCall},
 };
 
 /// Messages in one request.
@@ -30,7 +30,7 @@ pub(crate) struct Common {
     pub(crate) keep_alive: Option<KeepAlive>,
     /// A bad option is answered late, after the checks of the model.
     options: Option<Result<Options, ApiError>>,
-    pub(crate) think: Think,
+    pub(crate) think: ThinkMode,
     truncate: Option<bool>,
     shift: Option<bool>,
     logprobs: bool,
@@ -107,9 +107,9 @@ impl Common {
     /// The neutral request.
     pub(crate) fn into_inference(
         self,
-        prompt: Prompt,
+        prompt: InferencePrompt,
         options: Options,
-        think: Think,
+        think: ThinkMode,
         return_context: bool,
     ) -> Result<InferenceRequest, ApiError> {
         let top_logprobs = values::top_logprobs(self.top_logprobs.unwrap_or(0))?;
@@ -214,7 +214,7 @@ fn message(root: &'static str, index: usize, node: Node<'_>) -> Result<Message, 
             "role" => {
                 let mut role = String::new();
                 node.read_string(&mut role, Field(root, "messages.role"))?;
-                message.role = Role(role.to_lowercase());
+                message.role = MessageRole(role.to_lowercase());
             }
             "content" => node.read_string(&mut message.content, Field(root, "messages.content"))?,
             "thinking" => node.read_string(&mut message.thinking, Field(root, "messages.thinking"))?,

@@ -19,7 +19,7 @@ use crate::{
     },
     http::body::Body,
     inference::{Message, ModelDetails, TensorFacts},
-    provider::Call,
+    provider::CallContext,
     stdx::timestamp,
 };
 
@@ -105,7 +105,7 @@ fn spell(key: &str, value: Node<'_>) -> Vec<(String, String)> {
 }
 
 /// Everything that is known of a model of ours.
-pub(crate) async fn show(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn show(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let headers = request.headers.clone();
     let (routed, request) = request.decode(ShowRequest::decode)?;
     let RoutedModel {

@@ -11,11 +11,11 @@ use crate::{
     },
     http::body::Body,
     inference::ModelCard,
-    provider::Call,
+    provider::CallContext,
 };
 
 /// Upstream's models and ours, newest first.
-pub(crate) async fn tags(api: &Api, call: &Call, received: &HeaderMap) -> Response<Body> {
+pub(crate) async fn tags(api: &Api, call: &CallContext, received: &HeaderMap) -> Response<Body> {
     let encode = |name: &str, card: &ModelCard| reply::encode(&TagsEntry::of(name, card));
     models(&listing::of_both(api, call, "/api/tags", received, encode).await)
 }

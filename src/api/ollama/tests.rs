@@ -8,7 +8,7 @@ use crate::{
         fake::{FakeProvider, finish},
         tests::{CHAT, NO_CAPABILITY, THINKER, UTF8, alone, body, check, read, send},
     },
-    inference::{Event, Failure, FinishReason, KeepAlive, Normalisation, Prompt},
+    inference::{Event, Failure, FinishReason, InferencePrompt, KeepAlive, VectorNormalization},
 };
 
 const TRY_PULLING: &str = r#"{"error":"model \"hf:o/r\" not found, try pulling it first"}"#;
@@ -60,7 +60,7 @@ async fn texts_become_vectors() {
             (request.load.context_length, request.keep_alive),
             (Some(64), Some(KeepAlive::Forever))
         );
-        assert_eq!(request.normalisation, Normalisation::Unit);
+        assert_eq!(request.normalization, VectorNormalization::Unit);
     }
     ok(&api, Endpoint::Embed, r#","input":"a","dimensions":-1"#).await;
     assert_eq!(
@@ -74,7 +74,7 @@ async fn texts_become_vectors() {
     );
     let asked = provider.embedded.lock().unwrap();
     assert_eq!((asked[1].dimensions, asked[1].truncate), (None, true));
-    assert_eq!(asked[3].normalisation, Normalisation::AsModel);
+    assert_eq!(asked[3].normalization, VectorNormalization::AsModel);
     assert!(provider.loads.lock().unwrap().is_empty());
 }
 
@@ -358,7 +358,7 @@ async fn an_earlier_answer_goes_in_front_of_a_template() {
     let (provider, api) = alone(FakeProvider::new(vec![done()]));
     let fields = r#","prompt":"p","template":"Q: {{ .Prompt }}","context":[104,105],"stream":false"#;
     ok(&api, Endpoint::Generate, fields).await;
-    assert!(matches!(provider.last_request().prompt, Prompt::Raw { text } if text == "hiQ: p"));
+    assert!(matches!(provider.last_request().prompt, InferencePrompt::Raw { text } if text == "hiQ: p"));
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use crate::{
     go::decode::{DecodeError, Field, entries_of},
     http::body::Body,
     inference::TextToken,
-    provider::{Call, TokenizeRequest},
+    provider::{CallContext, TokenizeRequest},
 };
 
 #[derive(Debug)]
@@ -65,7 +65,7 @@ struct Rendered<'a> {
 }
 
 /// Cuts a text into tokens.
-pub(crate) async fn tokenize(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn tokenize(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, fields) = request.decode(TokenizeFields::decode)?;
     let TokenizeFields {
         model,
@@ -96,7 +96,7 @@ pub(crate) async fn tokenize(call: &Call, request: RoutedRequest) -> Result<Resp
 }
 
 /// Joins tokens to their text.
-pub(crate) async fn detokenize(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn detokenize(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, fields) = request.decode(DetokenizeFields::decode)?;
     let model = Model::find(call, routed, fields.model).await?;
     let text = model
@@ -111,7 +111,7 @@ pub(crate) async fn detokenize(call: &Call, request: RoutedRequest) -> Result<Re
 }
 
 /// Shows the prompt that a chat becomes.
-pub(crate) async fn apply_template(call: &Call, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn apply_template(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, mut request) = request.decode(ChatRequest::decode)?;
     request.common.check_range()?;
     if request.messages.is_empty() {

@@ -9,7 +9,7 @@ use crate::{
         reply::{self, JSON_UTF8},
     },
     http::body::Body,
-    provider::Call,
+    provider::CallContext,
 };
 
 #[derive(Serialize)]
@@ -27,7 +27,7 @@ pub(crate) fn root() -> Response<Body> {
 }
 
 /// Upstream's version, since clients decide by it what they may ask; a fixed one while upstream is away.
-pub(crate) async fn version(api: &Api, call: &Call, received: &HeaderMap) -> Response<Body> {
+pub(crate) async fn version(api: &Api, call: &CallContext, received: &HeaderMap) -> Response<Body> {
     if let Ok((StatusCode::OK, bytes)) = api.upstream.get(call, "/api/version", received).await {
         return reply::bytes(StatusCode::OK, JSON_UTF8, bytes.to_vec());
     }

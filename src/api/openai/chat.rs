@@ -21,8 +21,8 @@ use crate::{
         stream,
     },
     http::body::Body,
-    inference::{InferenceRequest, Prompt, ToolChoice},
-    provider::Call,
+    inference::{InferencePrompt, InferenceRequest, ToolChoice},
+    provider::CallContext,
 };
 
 /// Returns the error for a body that names no model.
@@ -31,7 +31,7 @@ pub(crate) fn chat_without_model(body: &[u8]) -> LayeredError {
 }
 
 /// Answers `POST /v1/chat/completions` for a model of a provider.
-pub(crate) async fn chat(call: &Call, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+pub(crate) async fn chat(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
     let (routed, (request, tools)) = request.decode(decode).map_err(LayeredError::Shim)?;
     Ok(answer(call, routed, request, tools).await?)
 }
@@ -44,7 +44,7 @@ fn decode(body: &[u8]) -> Result<(ChatCompletionRequest, Tools), ApiError> {
 }
 
 async fn answer(
-    call: &Call,
+    call: &CallContext,
     routed: RoutedModel,
     mut request: ChatCompletionRequest,
     tools: Tools,
@@ -78,14 +78,14 @@ async fn answer(
 
 /// The prompt that the model would be given, in one piece also where a stream was asked for.
 async fn render(
-    call: &Call,
+    call: &CallContext,
     model: &Model,
     inference: InferenceRequest,
     chunks: Chunks,
 ) -> Result<Response<Body>, ApiError> {
     let images = match &inference.prompt {
-        Prompt::Chat { messages, .. } => messages.iter().map(|message| message.media.len()).sum(),
-        Prompt::Raw { .. } | Prompt::Infill { .. } => 0,
+        InferencePrompt::Chat { messages, .. } => messages.iter().map(|message| message.media.len()).sum(),
+        InferencePrompt::Raw { .. } | InferencePrompt::Infill { .. } => 0,
     };
     let prompt = model
         .provider
@@ -98,7 +98,7 @@ async fn render(
 /// The tools that this model is shown. Where it knows none and they are left out, there is nothing to choose either.
 pub(super) fn shown_tools(
     model: &Model,
-    call: &Call,
+    call: &CallContext,
     tools: Tools,
     ignored: &mut Vec<&'static str>,
 ) -> Result<Tools, ApiError> {

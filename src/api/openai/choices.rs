@@ -8,8 +8,8 @@ use crate::{
         model::Model,
         stream::{Answer, Pieces, Step, Steps, unfinished},
     },
-    inference::{Event, Finish, InferenceRequest, Usage},
-    provider::Call,
+    inference::{AnswerSummary, AnswerUsage, Event, InferenceRequest},
+    provider::CallContext,
 };
 
 /// Answers to one prompt.
@@ -63,7 +63,7 @@ pub(super) fn repeat(request: InferenceRequest, count: usize) -> Vec<InferenceRe
 /// status. Those that wait for a place find their prompt in the cache of whoever left it.
 pub(super) fn start(
     model: &Model,
-    call: &Call,
+    call: &CallContext,
     requests: Vec<InferenceRequest>,
 ) -> BoxFuture<'static, Result<Steps<ChoiceEvent>, ApiError>> {
     let starts: Vec<_> = requests
@@ -112,18 +112,18 @@ pub(super) async fn collect(mut steps: Steps<ChoiceEvent>, count: usize) -> Resu
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bill {
     answers_per_prompt: usize,
-    total: Usage,
+    total: AnswerUsage,
 }
 
 impl Bill {
     pub(super) fn new(answers_per_prompt: usize) -> Self {
         Self {
             answers_per_prompt,
-            total: Usage::default(),
+            total: AnswerUsage::default(),
         }
     }
 
-    pub(super) fn add(&mut self, index: usize, finish: &Finish) {
+    pub(super) fn add(&mut self, index: usize, finish: &AnswerSummary) {
         let output = finish.usage.output_tokens;
         self.total.output_tokens = self.total.output_tokens.saturating_add(output);
         if index.is_multiple_of(self.answers_per_prompt) {
@@ -131,7 +131,7 @@ impl Bill {
         }
     }
 
-    pub(super) fn total(&self) -> &Usage {
+    pub(super) fn total(&self) -> &AnswerUsage {
         &self.total
     }
 }
@@ -141,19 +141,19 @@ mod tests {
     use super::*;
     use crate::{
         api::fake::{finish, text},
-        inference::{FinishReason, Prompt, Sampling, Think},
+        inference::{FinishReason, InferencePrompt, SamplingOptions, ThinkMode},
     };
 
     fn seeds(seed: Option<i64>) -> Vec<Option<i64>> {
         let request = InferenceRequest {
-            prompt: Prompt::Raw { text: String::new() },
-            sampling: Sampling {
+            prompt: InferencePrompt::Raw { text: String::new() },
+            sampling: SamplingOptions {
                 seed,
-                ..Sampling::default()
+                ..SamplingOptions::default()
             },
             load: Default::default(),
             format: None,
-            think: Think::Unset,
+            think: ThinkMode::Unset,
             thinking_budget: None,
             keep_alive: None,
             truncate: true,

@@ -15,7 +15,7 @@ use crate::{
     },
     go::encode,
     http::sse,
-    inference::{Delta, Event, Finish, FinishReason, TokenLogprob, ToolCall, Usage},
+    inference::{AnswerSummary, AnswerUsage, Delta, Event, FinishReason, TokenLogprob, ToolCall},
 };
 
 pub(super) const FINGERPRINT: &str = "fp_ollama";
@@ -264,7 +264,7 @@ impl Chunks {
         self.push(vec![choice], None, out);
     }
 
-    fn finish(&mut self, index: usize, finish: &Finish, out: &mut Vec<u8>) {
+    fn finish(&mut self, index: usize, finish: &AnswerSummary, out: &mut Vec<u8>) {
         self.bill.add(index, finish);
         let last = ChunkChoice {
             index,
@@ -367,7 +367,7 @@ fn wire_logprobs(entries: Vec<TokenLogprob>) -> Option<WireLogprobs> {
     })
 }
 
-pub(super) fn usage(usage: &Usage) -> WireUsage {
+pub(super) fn usage(usage: &AnswerUsage) -> WireUsage {
     WireUsage {
         prompt_tokens: usage.prompt_tokens,
         completion_tokens: usage.output_tokens,

@@ -9,8 +9,8 @@ use crate::{
         decode::{DecodeError, Field, Node},
         quote,
     },
-    inference::{InferenceRequest, KeepAlive, Prompt, Think, ThinkLevel},
-    provider::Call,
+    inference::{InferencePrompt, InferenceRequest, KeepAlive, ThinkLevel, ThinkMode},
+    provider::CallContext,
 };
 
 /// Strings that can end an answer.
@@ -37,7 +37,7 @@ pub(super) struct Common {
     /// What was asked for and has no effect.
     pub(super) ignored: Vec<&'static str>,
     effort: Option<String>,
-    think: Think,
+    think: ThinkMode,
     template_thinks: Option<bool>,
     thinking_budget: Option<u32>,
     keep_alive: Option<KeepAlive>,
@@ -157,16 +157,16 @@ impl Common {
     }
 
     /// The effort's meaning; what Ollama reads goes before what it does not.
-    fn level(&self) -> Result<Think, ApiError> {
+    fn level(&self) -> Result<ThinkMode, ApiError> {
         let Some(effort) = &self.effort else {
             return Ok(self.think);
         };
         Ok(match effort.as_str() {
-            "none" => Think::Off,
-            "minimal" | "low" => Think::Level(ThinkLevel::Low),
-            "medium" => Think::Level(ThinkLevel::Medium),
-            "high" => Think::Level(ThinkLevel::High),
-            "max" | "xhigh" | "ultra" => Think::Level(ThinkLevel::Max),
+            "none" => ThinkMode::Off,
+            "minimal" | "low" => ThinkMode::Level(ThinkLevel::Low),
+            "medium" => ThinkMode::Level(ThinkLevel::Medium),
+            "high" => ThinkMode::Level(ThinkLevel::High),
+            "max" | "xhigh" | "ultra" => ThinkMode::Level(ThinkLevel::Max),
             other => {
                 return Err(ApiError::bad_request(format!(
                     "invalid reasoning value: {} (must be \"minimal\", \"low\", \"medium\", \"high\", \"xhigh\", \"ultra\", \"max\", or \"none\")",
@@ -178,15 +178,15 @@ impl Common {
 
     /// Whether the client said anything about reasoning.
     pub(super) fn speaks_of_thinking(&self) -> bool {
-        self.effort.is_some() || self.think != Think::Unset || self.template_thinks.is_some()
+        self.effort.is_some() || self.think != ThinkMode::Unset || self.template_thinks.is_some()
     }
 
     /// Whether this model is to reason.
-    pub(super) fn thinking(&self, model: &Model) -> Result<Think, ApiError> {
+    pub(super) fn thinking(&self, model: &Model) -> Result<ThinkMode, ApiError> {
         match (self.level()?, self.template_thinks) {
-            (Think::Unset, Some(false)) => Ok(Think::Off),
+            (ThinkMode::Unset, Some(false)) => Ok(ThinkMode::Off),
             // A variable that a template does not know is no error.
-            (Think::Unset, Some(true)) => Ok(model.think_if_able(Think::On).think),
+            (ThinkMode::Unset, Some(true)) => Ok(model.think_if_able(ThinkMode::On).think),
             (asked, _) => model.think(asked),
         }
     }
@@ -194,8 +194,8 @@ impl Common {
     /// The neutral request. `top_p` is the wire's default, which goes before the model's.
     pub(super) fn into_inference(
         self,
-        prompt: Prompt,
-        think: Think,
+        prompt: InferencePrompt,
+        think: ThinkMode,
         top_p: Option<f32>,
     ) -> Result<InferenceRequest, ApiError> {
         let Options {
@@ -242,12 +242,12 @@ impl Common {
     }
 
     /// What a request without anything to answer asks for: loads the model or unloads it. Gives back the word for that.
-    pub(super) async fn settle(self, call: &Call, model: &Model) -> Result<&'static str, ApiError> {
+    pub(super) async fn settle(self, call: &CallContext, model: &Model) -> Result<&'static str, ApiError> {
         let (done, word) = if self.unloads() {
             (model.provider.unload(call, &model.name).await, "unload")
         } else {
-            let nothing = Prompt::Raw { text: String::new() };
-            let request = self.into_inference(nothing, Think::Unset, None)?;
+            let nothing = InferencePrompt::Raw { text: String::new() };
+            let request = self.into_inference(nothing, ThinkMode::Unset, None)?;
             let load = model.provider.load(call, &model.name, request.load, request.keep_alive);
             (load.await, "load")
         };

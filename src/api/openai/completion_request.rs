@@ -4,7 +4,7 @@ use super::common::{Common, stops};
 use crate::{
     api::{error::ApiError, values},
     go::decode::{DecodeError, Field, Node, entries_of},
-    inference::{InferenceRequest, Message, Prompt, Think, ToolChoice},
+    inference::{InferencePrompt, InferenceRequest, Message, ThinkMode, ToolChoice},
 };
 
 const ROOT: &str = "CompletionRequest";
@@ -99,7 +99,7 @@ impl CompletionRequest {
     }
 
     /// A neutral request for each prompt.
-    pub(super) fn into_inferences(self, think: Think) -> Result<Vec<InferenceRequest>, ApiError> {
+    pub(super) fn into_inferences(self, think: ThinkMode) -> Result<Vec<InferenceRequest>, ApiError> {
         let logprobs = self.wanted_logprobs()?;
         let Self {
             common,
@@ -107,7 +107,7 @@ impl CompletionRequest {
             suffix,
             ..
         } = self;
-        let empty = Prompt::Raw { text: String::new() };
+        let empty = InferencePrompt::Raw { text: String::new() };
         let mut request = common.into_inference(empty, think, DEFAULT_TOP_P)?;
         request.logprobs = logprobs;
         let requests = prompts.into_iter().map(|text| InferenceRequest {
@@ -119,14 +119,14 @@ impl CompletionRequest {
 }
 
 /// As on the native route: the chat template is applied, unless there is a gap to fill.
-fn prompt(text: String, suffix: &str) -> Prompt {
+fn prompt(text: String, suffix: &str) -> InferencePrompt {
     if !suffix.is_empty() {
-        return Prompt::Infill {
+        return InferencePrompt::Infill {
             prefix: text,
             suffix: suffix.to_owned(),
         };
     }
-    Prompt::Chat {
+    InferencePrompt::Chat {
         messages: vec![Message::text("user", text)],
         tools: Vec::new(),
         tool_choice: ToolChoice::Auto,
@@ -162,7 +162,7 @@ mod tests {
     }
 
     fn inferences(json: &str) -> Vec<InferenceRequest> {
-        decode(json).into_inferences(Think::Off).unwrap()
+        decode(json).into_inferences(ThinkMode::Off).unwrap()
     }
 
     #[test]
@@ -171,7 +171,7 @@ mod tests {
         let texts: Vec<&str> = requests
             .iter()
             .map(|request| match &request.prompt {
-                Prompt::Chat { messages, .. } => messages[0].content.as_str(),
+                InferencePrompt::Chat { messages, .. } => messages[0].content.as_str(),
                 _ => panic!(),
             })
             .collect();
@@ -183,7 +183,7 @@ mod tests {
             (&Some(vec!["x".into()]), Some(0))
         );
         let gap = inferences(r#"{"prompt":"p","suffix":"s"}"#);
-        assert!(matches!(&gap[0].prompt, Prompt::Infill { prefix, suffix } if prefix == "p" && suffix == "s"));
+        assert!(matches!(&gap[0].prompt, InferencePrompt::Infill { prefix, suffix } if prefix == "p" && suffix == "s"));
         assert_eq!(gap[0].logprobs, None);
     }
 

@@ -16,8 +16,8 @@ use crate::{
         stream,
     },
     http::body::{self, Body},
-    inference::{InferenceRequest, Think},
-    provider::Call,
+    inference::{InferenceRequest, ThinkMode},
+    provider::CallContext,
 };
 
 /// Returns the error for a body that names no model.
@@ -26,7 +26,7 @@ pub(crate) fn completions_without_model(body: &[u8]) -> LayeredError {
 }
 
 /// Answers `POST /v1/completions` for a model of a provider.
-pub(crate) async fn completions(call: &Call, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+pub(crate) async fn completions(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
     let (routed, request) = request.decode(decode).map_err(LayeredError::Shim)?;
     Ok(answer(call, routed, request).await?)
 }
@@ -37,7 +37,11 @@ fn decode(body: &[u8]) -> Result<CompletionRequest, ApiError> {
     Ok(request)
 }
 
-async fn answer(call: &Call, routed: RoutedModel, mut request: CompletionRequest) -> Result<Response<Body>, ApiError> {
+async fn answer(
+    call: &CallContext,
+    routed: RoutedModel,
+    mut request: CompletionRequest,
+) -> Result<Response<Body>, ApiError> {
     request.check_range()?;
     let model = Model::find(call, routed, request.common.model.clone()).await?;
     if request.is_empty() && request.common.unloads() {
@@ -47,7 +51,7 @@ async fn answer(call: &Call, routed: RoutedModel, mut request: CompletionRequest
     let think = if request.common.speaks_of_thinking() {
         request.common.thinking(&model)?
     } else {
-        Think::Off
+        ThinkMode::Off
     };
     model.require_text("generate")?;
     if !request.suffix.is_empty() {
@@ -87,7 +91,7 @@ fn chunks(model: Model, include_usage: bool, prompts: usize, answers: usize) -> 
 }
 
 /// Loads or unloads the model: an empty prompt asks for nothing else.
-async fn residency(call: &Call, model: Model, common: Common) -> Result<Response<Body>, ApiError> {
+async fn residency(call: &CallContext, model: Model, common: Common) -> Result<Response<Body>, ApiError> {
     let (streams, include_usage) = (common.stream, common.include_usage);
     let reason = common.settle(call, &model).await?;
     let bytes = chunks(model, include_usage, 1, 1).residency(reason, streams);

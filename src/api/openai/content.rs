@@ -3,7 +3,7 @@
 use crate::{
     api::values,
     go::decode::{DecodeError, Field, Node, decode_base64},
-    inference::{Message, Role, ToolCall},
+    inference::{Message, MessageRole, ToolCall},
 };
 
 const ROOT: &str = "ChatCompletionRequest";
@@ -52,7 +52,7 @@ fn message(index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
             "role" => {
                 let mut role = String::new();
                 node.read_string(&mut role, Field(ROOT, "messages.role"))?;
-                message.role = Role(role.to_lowercase());
+                message.role = MessageRole(role.to_lowercase());
             }
             "content" => content = node,
             "reasoning" | "reasoning_content" => {

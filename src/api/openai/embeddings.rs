@@ -18,8 +18,8 @@ use crate::{
         quote,
     },
     http::body::Body,
-    inference::{EmbedRequest, Embeddings, KeepAlive, Normalisation},
-    provider::Call,
+    inference::{EmbedRequest, EmbeddingResult, KeepAlive, VectorNormalization},
+    provider::CallContext,
 };
 
 const ROOT: &str = "EmbedRequest";
@@ -91,7 +91,7 @@ pub(crate) fn embeddings_without_model(body: &[u8]) -> LayeredError {
 }
 
 /// Answers `POST /v1/embeddings` for a model of a provider.
-pub(crate) async fn embeddings(call: &Call, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+pub(crate) async fn embeddings(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
     let (routed, request) = request.decode(decode).map_err(LayeredError::Shim)?;
     let (requested, as_base64) = (request.model.clone(), request.as_base64);
     match embed(call, routed, request).await {
@@ -105,7 +105,7 @@ pub(crate) async fn embeddings(call: &Call, request: RoutedRequest) -> Result<Re
     }
 }
 
-async fn embed(call: &Call, routed: RoutedModel, request: Request) -> Result<Embeddings, ApiError> {
+async fn embed(call: &CallContext, routed: RoutedModel, request: Request) -> Result<EmbeddingResult, ApiError> {
     let inputs = request.input.into_texts()?;
     let model = Model::find(call, routed, request.model).await?;
     let mut load = request.options.unwrap_or_else(|| Ok(Options::default()))?.load;
@@ -116,7 +116,7 @@ async fn embed(call: &Call, routed: RoutedModel, request: Request) -> Result<Emb
         inputs,
         truncate: request.truncate.unwrap_or(true),
         dimensions: request.dimensions.and_then(|count| u32::try_from(count).ok()),
-        normalisation: Normalisation::Unit,
+        normalization: VectorNormalization::Unit,
         load,
         keep_alive: request.keep_alive,
     };
@@ -196,7 +196,7 @@ impl Input {
     }
 }
 
-fn list(model: &str, embedded: Embeddings, as_base64: bool) -> List<'_> {
+fn list(model: &str, embedded: EmbeddingResult, as_base64: bool) -> List<'_> {
     let vector = |numbers: Vec<f32>| {
         if as_base64 {
             let bytes: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
@@ -225,11 +225,11 @@ fn list(model: &str, embedded: Embeddings, as_base64: bool) -> List<'_> {
 mod tests {
     use super::*;
 
-    fn embedded() -> Embeddings {
-        Embeddings {
+    fn embedded() -> EmbeddingResult {
+        EmbeddingResult {
             vectors: vec![vec![0.1, -1e-7, 1.0], vec![-0.063_402_97]],
             prompt_tokens: 6,
-            ..Embeddings::default()
+            ..EmbeddingResult::default()
         }
     }
 

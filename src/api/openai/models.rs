@@ -14,7 +14,7 @@ use crate::{
     },
     http::body::Body,
     inference::ModelCard,
-    provider::{Call, Owner},
+    provider::{CallContext, NameOwner},
 };
 
 #[derive(Serialize)]
@@ -49,7 +49,7 @@ fn owner(name: &str) -> &str {
 }
 
 /// Answers `GET /v1/models`: Ollama's models and those of providers, newest first.
-pub(crate) async fn models(api: &Api, call: &Call, received: &HeaderMap) -> Response<Body> {
+pub(crate) async fn models(api: &Api, call: &CallContext, received: &HeaderMap) -> Response<Body> {
     let encode = |name: &str, card: &ModelCard| reply::encode(&WireModel::of(name, card));
     let merged = listing::of_both(api, call, "/v1/models", received, encode).await;
     let mut json = b"{\"object\":\"list\",\"data\":".to_vec();
@@ -66,17 +66,19 @@ pub(crate) async fn models(api: &Api, call: &Call, received: &HeaderMap) -> Resp
 /// Answers `GET /v1/models/{id}`. Ids of hf: models hold slashes, which clients send encoded or plain.
 pub(crate) async fn model(
     api: &Api,
-    call: &Call,
+    call: &CallContext,
     id: &str,
     request: Request<Body>,
 ) -> Result<Response<Body>, LayeredError> {
     let id = percent_decode_str(id).decode_utf8_lossy();
     match api.registry.owner(&call.config, &id) {
-        Owner::Forward => Ok(api.upstream.forward(call, request).await.map_err(ApiError::from)?),
-        Owner::Serve { provider, name, .. } => match listing::find_listed(provider.list(call).await.iter(), &name) {
-            Some(card) => Ok(reply::json_line(&WireModel::of(&id, card))),
-            None => Err(ApiError::model_not_found(&id).into()),
-        },
+        NameOwner::Forward => Ok(api.upstream.forward(call, request).await.map_err(ApiError::from)?),
+        NameOwner::Serve { provider, name, .. } => {
+            match listing::find_listed(provider.list(call).await.iter(), &name) {
+                Some(card) => Ok(reply::json_line(&WireModel::of(&id, card))),
+                None => Err(ApiError::model_not_found(&id).into()),
+            }
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
         values::{self, FormatField},
     },
     go::decode::{DecodeError, Field, Node, entries_of},
-    inference::{InferenceRequest, Message, Prompt, Think, ToolChoice},
+    inference::{InferencePrompt, InferenceRequest, Message, ThinkMode, ToolChoice},
 };
 
 const ROOT: &str = "ChatCompletionRequest";
@@ -136,8 +136,8 @@ impl ChatCompletionRequest {
     }
 
     /// The neutral request, with the tools that are left after the check of the model.
-    pub(super) fn into_inference(self, tools: Tools, think: Think) -> Result<InferenceRequest, ApiError> {
-        let prompt = Prompt::Chat {
+    pub(super) fn into_inference(self, tools: Tools, think: ThinkMode) -> Result<InferenceRequest, ApiError> {
+        let prompt = InferencePrompt::Chat {
             messages: self.messages,
             tools: tools.tools,
             tool_choice: tools.choice,
@@ -178,7 +178,7 @@ fn response_format(node: Node<'_>) -> Result<FormatField, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inference::{Format, KeepAlive};
+    use crate::inference::{AnswerFormat, KeepAlive};
 
     fn decode(json: &str) -> ChatCompletionRequest {
         ChatCompletionRequest::decode(json.as_bytes()).unwrap()
@@ -187,7 +187,7 @@ mod tests {
     fn inference(json: &str) -> InferenceRequest {
         let mut request = decode(json);
         let tools = request.take_tools().unwrap();
-        request.into_inference(tools, Think::Unset).unwrap()
+        request.into_inference(tools, ThinkMode::Unset).unwrap()
     }
 
     // Trap 39
@@ -227,7 +227,7 @@ mod tests {
         let request = inference(
             r#"{"tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":"required","parallel_tool_calls":false}"#,
         );
-        let Prompt::Chat {
+        let InferencePrompt::Chat {
             tools,
             tool_choice,
             parallel_tool_calls,
@@ -247,9 +247,9 @@ mod tests {
         let schema = inference(
             r#"{"response_format":{"type":" JSON_schema ","json_schema":{"name":"n","schema":{"type":"object"}}}}"#,
         );
-        assert!(matches!(schema.format, Some(Format::Schema(schema)) if schema.get() == r#"{"type":"object"}"#));
+        assert!(matches!(schema.format, Some(AnswerFormat::Schema(schema)) if schema.get() == r#"{"type":"object"}"#));
         let object = inference(r#"{"response_format":{"type":"json_object"}}"#);
-        assert!(matches!(object.format, Some(Format::Json)));
+        assert!(matches!(object.format, Some(AnswerFormat::Json)));
         assert!(inference(r#"{"response_format":{"type":"text"}}"#).format.is_none());
     }
 

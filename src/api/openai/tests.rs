@@ -15,21 +15,21 @@ use crate::{
     config::Config,
     http::body,
     inference::{
-        Capability, Event, Failure, FinishReason, Format, KeepAlive, Normalisation, Prompt, Think, ThinkLevel,
-        ToolChoice,
+        AnswerFormat, Event, Failure, FinishReason, InferencePrompt, KeepAlive, ModelCapability, ThinkLevel, ThinkMode,
+        ToolChoice, VectorNormalization,
     },
     provider::{Ollama, Registry},
 };
 
-const TEXT: &[Capability] = &[Capability::Completion];
-const ABLE: &[Capability] = &[
-    Capability::Completion,
-    Capability::Tools,
-    Capability::Thinking,
-    Capability::Insert,
+const TEXT: &[ModelCapability] = &[ModelCapability::Completion];
+const ABLE: &[ModelCapability] = &[
+    ModelCapability::Completion,
+    ModelCapability::Tools,
+    ModelCapability::Thinking,
+    ModelCapability::Insert,
 ];
-const VECTORS: &[Capability] = &[Capability::Embedding];
-const HEARING: &[Capability] = &[Capability::Completion, Capability::Audio];
+const VECTORS: &[ModelCapability] = &[ModelCapability::Embedding];
+const HEARING: &[ModelCapability] = &[ModelCapability::Completion, ModelCapability::Audio];
 
 const CHAT: &str = r#","messages":[{"role":"user","content":"x"}]"#;
 const TOOLS: &str = r#","tools":[{"type":"function","function":{"name":"f"}}]"#;
@@ -87,11 +87,11 @@ fn house(provider: FakeProvider) -> House {
     House { provider, api }
 }
 
-fn answering(events: Vec<Event>, capabilities: &[Capability]) -> House {
+fn answering(events: Vec<Event>, capabilities: &[ModelCapability]) -> House {
     house(FakeProvider::new(events).with_capabilities(capabilities))
 }
 
-fn simple(capabilities: &[Capability]) -> House {
+fn simple(capabilities: &[ModelCapability]) -> House {
     answering(vec![text("Hi"), finish(FinishReason::Stop, &[])], capabilities)
 }
 
@@ -411,7 +411,7 @@ async fn a_choice_of_tools_reaches_the_model() {
         let fields = format!("{CHAT}{TOOLS},\"tool_choice\":{choice},\"parallel_tool_calls\":false");
         let reply = house.ask(Endpoint::OpenAiChat, &fields).await;
         assert_eq!((reply.status, reply.ignored()), (200, ""));
-        let Prompt::Chat {
+        let InferencePrompt::Chat {
             tools,
             tool_choice,
             parallel_tool_calls,
@@ -469,22 +469,22 @@ async fn a_prompt_can_be_looked_at() {
 
 #[tokio::test]
 async fn reasoning_is_asked_for_in_many_ways() {
-    let high = Think::Level(ThinkLevel::High);
+    let high = ThinkMode::Level(ThinkLevel::High);
     for (fields, able, unable) in [
-        ("", Think::On, Some(Think::Unset)),
-        (r#","think":false"#, Think::Off, Some(Think::Off)),
+        ("", ThinkMode::On, Some(ThinkMode::Unset)),
+        (r#","think":false"#, ThinkMode::Off, Some(ThinkMode::Off)),
         (r#","think":"high""#, high, None),
-        (r#","reasoning_effort":"none""#, Think::Off, Some(Think::Off)),
+        (r#","reasoning_effort":"none""#, ThinkMode::Off, Some(ThinkMode::Off)),
         (r#","reasoning_effort":"high","think":false"#, high, None),
         (
             r#","chat_template_kwargs":{"enable_thinking":false}"#,
-            Think::Off,
-            Some(Think::Off),
+            ThinkMode::Off,
+            Some(ThinkMode::Off),
         ),
         (
             r#","chat_template_kwargs":{"enable_thinking":true}"#,
-            Think::On,
-            Some(Think::Unset),
+            ThinkMode::On,
+            Some(ThinkMode::Unset),
         ),
     ] {
         for (capabilities, expected) in [(ABLE, Some(able)), (TEXT, unable)] {
@@ -514,7 +514,7 @@ async fn completions_answer_one_prompt_or_several() {
     );
     assert_eq!(json["usage"]["prompt_tokens"], 20);
     assert_eq!(reply.ignored(), "echo, best_of");
-    assert_eq!(house.provider.last_request().think, Think::Off);
+    assert_eq!(house.provider.last_request().think, ThinkMode::Off);
 
     let reply = house
         .ask(
@@ -524,8 +524,8 @@ async fn completions_answer_one_prompt_or_several() {
         .await;
     assert_eq!(reply.status, 200);
     let request = house.provider.last_request();
-    assert!(matches!(request.prompt, Prompt::Infill { .. }));
-    assert_eq!(request.think, Think::On);
+    assert!(matches!(request.prompt, InferencePrompt::Infill { .. }));
+    assert_eq!(request.think, ThinkMode::On);
 }
 
 #[tokio::test]
@@ -581,8 +581,8 @@ async fn embeddings_ask_for_unit_vectors() {
     assert_eq!(asked.inputs, ["ab", ""]);
     assert_eq!((asked.dimensions, asked.truncate), (Some(4), false));
     assert_eq!(
-        (asked.normalisation, asked.keep_alive, asked.load.context_length),
-        (Normalisation::Unit, Some(KeepAlive::Forever), Some(64))
+        (asked.normalization, asked.keep_alive, asked.load.context_length),
+        (VectorNormalization::Unit, Some(KeepAlive::Forever), Some(64))
     );
     let reply = house
         .ask(
@@ -622,9 +622,9 @@ async fn a_response_repeats_its_request_and_names_what_it_ignored() {
     assert_eq!(json["tools"].as_array().unwrap().len(), 2);
     assert_eq!(reply.ignored(), "store, tools");
     let request = house.provider.last_request();
-    assert!(matches!(request.format, Some(Format::Schema(_))));
-    assert_eq!(request.think, Think::Level(ThinkLevel::Low));
-    let Prompt::Chat { tools, tool_choice, .. } = request.prompt else {
+    assert!(matches!(request.format, Some(AnswerFormat::Schema(_))));
+    assert_eq!(request.think, ThinkMode::Level(ThinkLevel::Low));
+    let InferencePrompt::Chat { tools, tool_choice, .. } = request.prompt else {
         panic!()
     };
     assert_eq!((tools.len(), tool_choice), (1, ToolChoice::Function("f".into())));

@@ -13,8 +13,8 @@ use crate::{
         reply, stream,
     },
     http::body::Body,
-    inference::{InferenceRequest, LoadOptions, Message, Prompt, Sampling, Think, ToolChoice},
-    provider::Call,
+    inference::{InferencePrompt, InferenceRequest, LoadOptions, Message, SamplingOptions, ThinkMode, ToolChoice},
+    provider::CallContext,
 };
 
 /// The audio may itself hold a question or an order: a model that is told to write down what it hears does not follow it.
@@ -49,7 +49,7 @@ pub(crate) fn transcriptions_without_model(headers: &HeaderMap, body: &[u8]) -> 
 }
 
 /// Answers `POST /v1/audio/transcriptions` for a model of a provider.
-pub(crate) async fn transcriptions(call: &Call, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+pub(crate) async fn transcriptions(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
     let headers = request.headers.clone();
     let (routed, form) = request
         .decode(|body| Form::read(&headers, body))
@@ -57,7 +57,7 @@ pub(crate) async fn transcriptions(call: &Call, request: RoutedRequest) -> Resul
     Ok(transcribe(call, routed, form).await?)
 }
 
-async fn transcribe(call: &Call, routed: RoutedModel, form: Form) -> Result<Response<Body>, ApiError> {
+async fn transcribe(call: &CallContext, routed: RoutedModel, form: Form) -> Result<Response<Body>, ApiError> {
     let model = Model::find(call, routed, form.model.clone()).await?;
     model.require_text("chat")?;
     model.require_audio()?;
@@ -139,20 +139,20 @@ impl Form {
             ..Message::text("user", QUESTION)
         };
         InferenceRequest {
-            prompt: Prompt::Chat {
+            prompt: InferencePrompt::Chat {
                 messages: vec![Message::text("system", task), question],
                 tools: Vec::new(),
                 tool_choice: ToolChoice::Auto,
                 parallel_tool_calls: true,
                 context: Vec::new(),
             },
-            sampling: Sampling {
+            sampling: SamplingOptions {
                 temperature: Some(0.0),
-                ..Sampling::default()
+                ..SamplingOptions::default()
             },
             load: LoadOptions::default(),
             format: None,
-            think: Think::Off,
+            think: ThinkMode::Off,
             thinking_budget: None,
             keep_alive: None,
             truncate: true,
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(form.ignored, ["temperature"]);
         let request = form.into_inference();
         assert_eq!(request.sampling.temperature, Some(0.0));
-        let Prompt::Chat { messages, .. } = request.prompt else {
+        let InferencePrompt::Chat { messages, .. } = request.prompt else {
             panic!()
         };
         assert!(

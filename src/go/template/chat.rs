@@ -8,7 +8,7 @@ use super::{
     syntax::{Base, Expression, Node, Pipeline},
     value::Data,
 };
-use crate::inference::{Message, Think, ThinkLevel};
+use crate::inference::{Message, ThinkLevel, ThinkMode};
 
 /// Field that stands at the place of the answer.
 const RESPONSE: &str = "Response";
@@ -31,7 +31,7 @@ impl Template {
     ///
     /// # Errors
     /// If the template uses a field that does not exist, or exceeds a limit.
-    pub fn render(&self, messages: &[Message], think: Think) -> Result<String, TemplateError> {
+    pub fn render(&self, messages: &[Message], think: ThinkMode) -> Result<String, TemplateError> {
         let (system, messages) = collate(messages);
         let mut budget = Budget::default();
         let mut out = String::new();
@@ -70,7 +70,7 @@ impl Template {
     ///
     /// # Errors
     /// Those of [`Self::render`].
-    pub fn render_infill(&self, prefix: &str, suffix: &str, think: Think) -> Result<String, TemplateError> {
+    pub fn render_infill(&self, prefix: &str, suffix: &str, think: ThinkMode) -> Result<String, TemplateError> {
         let mut values = thinking(think);
         values.push(("Prompt".into(), Data::text(prefix)));
         values.push(("Suffix".into(), Data::text(suffix)));
@@ -90,7 +90,7 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn into_values(self, think: Think) -> Data {
+    fn into_values(self, think: ThinkMode) -> Data {
         let mut values = thinking(think);
         values.push(("System".into(), Data::Text(self.system)));
         values.push(("Prompt".into(), Data::Text(self.prompt)));
@@ -99,19 +99,19 @@ impl Exchange {
     }
 }
 
-fn thinking(think: Think) -> Vec<(String, Data)> {
+fn thinking(think: ThinkMode) -> Vec<(String, Data)> {
     let level = match think {
-        Think::Level(ThinkLevel::Low) => "low",
-        Think::Level(ThinkLevel::Medium) => "medium",
-        Think::Level(ThinkLevel::High) => "high",
-        Think::Level(ThinkLevel::Max) => "max",
-        Think::Unset | Think::On | Think::Off => "",
+        ThinkMode::Level(ThinkLevel::Low) => "low",
+        ThinkMode::Level(ThinkLevel::Medium) => "medium",
+        ThinkMode::Level(ThinkLevel::High) => "high",
+        ThinkMode::Level(ThinkLevel::Max) => "max",
+        ThinkMode::Unset | ThinkMode::On | ThinkMode::Off => "",
     };
-    let is_on = matches!(think, Think::On | Think::Level(_));
+    let is_on = matches!(think, ThinkMode::On | ThinkMode::Level(_));
     vec![
         ("Think".into(), Data::Bool(is_on)),
         ("ThinkLevel".into(), Data::text(level)),
-        ("IsThinkSet".into(), Data::Bool(think != Think::Unset)),
+        ("IsThinkSet".into(), Data::Bool(think != ThinkMode::Unset)),
     ]
 }
 

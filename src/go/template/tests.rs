@@ -1,7 +1,7 @@
 //! Templates and what they render to; expectations come from Go.
 
 use super::{Template, TemplateError};
-use crate::inference::{Message, Think, ToolCall};
+use crate::inference::{Message, ThinkMode, ToolCall};
 
 fn turns(turns: &[(&str, &str)]) -> Vec<Message> {
     turns
@@ -11,7 +11,7 @@ fn turns(turns: &[(&str, &str)]) -> Vec<Message> {
 }
 
 fn render(source: &str) -> Result<String, TemplateError> {
-    Template::parse(source)?.render(&turns(&[("system", "S"), ("user", "P")]), Think::Unset)
+    Template::parse(source)?.render(&turns(&[("system", "S"), ("user", "P")]), ThinkMode::Unset)
 }
 
 #[track_caller]
@@ -129,20 +129,20 @@ fn an_older_template_is_filled_once_for_each_exchange() {
         ("system", "s2"),
         ("user", "d"),
     ];
-    let rendered = template.render(&turns(&conversation), Think::Unset).unwrap();
+    let rendered = template.render(&turns(&conversation), ThinkMode::Unset).unwrap();
     assert_eq!(rendered, "[s1] U:a\n\nb A:c</s>[s2] U:d A:");
     // An answer that was begun goes on.
     let rendered = template
-        .render(&turns(&[("user", "a"), ("assistant", "b")]), Think::Unset)
+        .render(&turns(&[("user", "a"), ("assistant", "b")]), ThinkMode::Unset)
         .unwrap();
     assert_eq!(rendered, "U:a A:b");
     // The end is found in the text, whichever branch is taken.
     let template = Template::parse("{{ if .System }}x{{ .Response }}{{ end }}{{ .Prompt }}").unwrap();
-    assert_eq!(template.render(&turns(&[("user", "a")]), Think::Unset).unwrap(), "");
+    assert_eq!(template.render(&turns(&[("user", "a")]), ThinkMode::Unset).unwrap(), "");
     // Without one, it stands at the end.
     let template = Template::parse("{{ .Prompt }};").unwrap();
     let conversation = turns(&[("user", "a"), ("assistant", "b"), ("user", "c")]);
-    assert_eq!(template.render(&conversation, Think::Unset).unwrap(), "a;bc;");
+    assert_eq!(template.render(&conversation, ThinkMode::Unset).unwrap(), "a;bc;");
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn neighbours_of_the_same_role_are_one_turn_but_for_tools() {
         ("system", "f"),
     ];
     assert_eq!(
-        template.render(&turns(&conversation), Think::Unset).unwrap(),
+        template.render(&turns(&conversation), ThinkMode::Unset).unwrap(),
         "a\n\nf|system:a|user:b\n\nc|tool:d|tool:e|system:f|"
     );
 }
@@ -175,7 +175,7 @@ fn calls_of_an_earlier_turn_are_shown_as_json() {
         arguments: serde_json::from_str(r#"{"b":1.0,"a":"<x>"}"#).unwrap(),
     });
     assert_eq!(
-        template.render(&[call], Think::Unset).unwrap(),
+        template.render(&[call], ThinkMode::Unset).unwrap(),
         r#"f{"a":"\u003cx\u003e","b":1}a=<x>;b=1;"#
     );
 }
@@ -185,7 +185,7 @@ fn a_gap_is_filled_between_prompt_and_suffix() {
     let template = Template::parse("<PRE>{{ .Prompt }}<SUF>{{ .Suffix }}<MID>").unwrap();
     assert!(template.uses("suffix") && !template.uses("messages"));
     assert_eq!(
-        template.render_infill("a", "b", Think::Off).unwrap(),
+        template.render_infill("a", "b", ThinkMode::Off).unwrap(),
         "<PRE>a<SUF>b<MID>"
     );
 }
@@ -275,7 +275,7 @@ fn nesting_work_and_length_are_bounded() {
     assert!(matches!(render(&many), Err(TemplateError::Unsupported(_))));
     let template = Template::parse("{{ range 1000 }}{{ if eq $.Prompt $.Prompt }}{{ end }}{{ end }}").unwrap();
     let long = [Message::text("user", "x".repeat(1 << 20))];
-    assert_eq!(template.render(&long, Think::Unset), Err(TemplateError::TooLong));
+    assert_eq!(template.render(&long, ThinkMode::Unset), Err(TemplateError::TooLong));
     let chain = "{{ if .A }}".to_owned() + &"{{ else if .A }}".repeat(1000) + "{{ end }}";
     assert_eq!(render(&chain).as_deref(), Ok(""), "a long chain is no nesting");
 }
@@ -315,12 +315,12 @@ fn a_template_of_today_leaves_the_last_turn_open() {
     .unwrap();
     let conversation = [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c")];
     assert_eq!(
-        template.render(&turns(&conversation), Think::Unset).unwrap(),
+        template.render(&turns(&conversation), ThinkMode::Unset).unwrap(),
         "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
     );
     let begun = turns(&[("user", "a"), ("assistant", "b")]);
     assert_eq!(
-        template.render(&begun, Think::Unset).unwrap(),
+        template.render(&begun, ThinkMode::Unset).unwrap(),
         "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb"
     );
 }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     go::template::Template,
-    inference::{Capability, LoadOptions, Message, ModelCard, ModelDetails, ModelFacts, Sampling},
+    inference::{LoadOptions, Message, ModelCapability, ModelCard, ModelDetails, ModelFacts, SamplingOptions},
     stdx::hex,
 };
 
@@ -43,7 +43,7 @@ pub struct AliasSettings {
     /// Parameters as the client spelled them, for those who want to see them.
     pub parameters: Map<String, Value>,
     /// Those of the parameters that are about sampling.
-    pub sampling: Sampling,
+    pub sampling: SamplingOptions,
     /// Those that are about loading.
     pub load: LoadOptions,
     /// Turns that stand before every conversation.
@@ -95,10 +95,10 @@ impl Alias {
         let model = model.cloned().unwrap_or_else(missing);
         let mut facts = model.facts;
         if !facts.capabilities.is_empty()
-            && !facts.capabilities.contains(&Capability::Insert)
+            && !facts.capabilities.contains(&ModelCapability::Insert)
             && Template::parse(&self.settings.template).is_ok_and(|template| template.uses("suffix"))
         {
-            facts.capabilities.push(Capability::Insert);
+            facts.capabilities.push(ModelCapability::Insert);
         }
         // A copy is the same model, as the listing of Ollama has it.
         let is_copy = layers.is_empty() && self.parent_model.is_empty();
@@ -211,7 +211,7 @@ mod tests {
             size_bytes: 1000,
             digest: "a".repeat(64),
             facts: ModelFacts {
-                capabilities: vec![Capability::Completion],
+                capabilities: vec![ModelCapability::Completion],
                 ..ModelFacts::default()
             },
             parent_model: String::new(),
@@ -239,9 +239,9 @@ mod tests {
         let alias = alias(AliasSettings {
             system: "S".into(),
             parameters: parameters(json!({"temperature": 0.2, "stop": ["X"]})),
-            sampling: Sampling {
+            sampling: SamplingOptions {
                 temperature: Some(0.2),
-                ..Sampling::default()
+                ..SamplingOptions::default()
             },
             messages: vec![picture, Message::text("assistant", "it's me")],
             ..AliasSettings::default()

@@ -8,10 +8,12 @@ use super::{Alias, Aliases};
 use crate::{
     go::template::{Template, TemplateError},
     inference::{
-        EmbedRequest, Embeddings, Failure, InferenceRequest, KeepAlive, LoadOptions, Message, ModelCard, ModelDetails,
-        Prompt, ResidentModel, Sampling, TextToken, Think,
+        EmbedRequest, EmbeddingResult, Failure, InferencePrompt, InferenceRequest, KeepAlive, LoadOptions, Message,
+        ModelCard, ModelDetails, ResidentModel, SamplingOptions, TextToken, ThinkMode,
     },
-    provider::{Call, EventStream, Preset, Provider, PullStream, TokenizeRequest, huggingface::shorten},
+    provider::{
+        CallContext, ConversationPreset, EventStream, Provider, PullStream, TokenizeRequest, huggingface::shorten,
+    },
 };
 
 /// A provider of one model: the alias. Names that it is asked for do not matter.
@@ -31,7 +33,7 @@ impl Aliased {
     fn fill(&self, request: &mut InferenceRequest) {
         fill_sampling(&mut request.sampling, &self.alias.settings.sampling);
         fill_load(&mut request.load, &self.alias.settings.load);
-        if let Prompt::Chat { messages, context, .. } = &mut request.prompt {
+        if let InferencePrompt::Chat { messages, context, .. } = &mut request.prompt {
             self.put_in_front(messages, !context.is_empty());
         }
     }
@@ -59,9 +61,9 @@ impl Aliased {
         }
         let parse = || Template::parse(source).map(Some).map_err(failure);
         match &request.prompt {
-            Prompt::Chat { messages, tools, .. } => {
+            InferencePrompt::Chat { messages, tools, .. } => {
                 let needs_the_models = !tools.is_empty()
-                    || matches!(request.think, Think::On | Think::Level(_))
+                    || matches!(request.think, ThinkMode::On | ThinkMode::Level(_))
                     || messages.iter().any(|message| !message.media.is_empty());
                 if needs_the_models {
                     tracing::debug!(
@@ -72,13 +74,13 @@ impl Aliased {
                 }
                 parse()
             }
-            Prompt::Infill { .. } => Ok(parse()?.filter(|template| template.uses("suffix"))),
-            Prompt::Raw { .. } => Ok(None),
+            InferencePrompt::Infill { .. } => Ok(parse()?.filter(|template| template.uses("suffix"))),
+            InferencePrompt::Raw { .. } => Ok(None),
         }
     }
 
     /// The text that goes before the prompt where a conversation goes on from token ids.
-    async fn earlier(&self, call: &Call, context: &[i32]) -> Result<String, Failure> {
+    async fn earlier(&self, call: &CallContext, context: &[i32]) -> Result<String, Failure> {
         if context.is_empty() {
             return Ok(String::new());
         }
@@ -90,7 +92,7 @@ impl Aliased {
 async fn rendered(
     template: &Arc<Template>,
     messages: Vec<Message>,
-    think: Think,
+    think: ThinkMode,
 ) -> Result<(Vec<Message>, String), Failure> {
     let template = Arc::clone(template);
     let render = move || {
@@ -116,7 +118,7 @@ macro_rules! fill {
     };
 }
 
-fn fill_sampling(over: &mut Sampling, below: &Sampling) {
+fn fill_sampling(over: &mut SamplingOptions, below: &SamplingOptions) {
     fill!(
         over,
         below,
@@ -153,7 +155,7 @@ fn fill_load(over: &mut LoadOptions, below: &LoadOptions) {
 }
 
 impl Provider for Aliased {
-    fn list<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ModelCard>> {
+    fn list<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ModelCard>> {
         async move {
             let card = self.inner.card(call, &self.alias.model).await.ok();
             vec![self.alias.card(card.as_ref())]
@@ -162,11 +164,11 @@ impl Provider for Aliased {
     }
 
     /// Under the names of the models themselves: the weights are in memory once, whoever asked for them.
-    fn resident<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ResidentModel>> {
+    fn resident<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ResidentModel>> {
         self.inner.resident(call)
     }
 
-    fn card<'a>(&'a self, call: &'a Call, _: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
+    fn card<'a>(&'a self, call: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
         async move {
             let card = self.inner.card(call, &self.alias.model).await?;
             Ok(self.alias.card(Some(&card)))
@@ -174,7 +176,12 @@ impl Provider for Aliased {
         .boxed()
     }
 
-    fn show<'a>(&'a self, call: &'a Call, _: &'a str, verbose: bool) -> BoxFuture<'a, Result<ModelDetails, Failure>> {
+    fn show<'a>(
+        &'a self,
+        call: &'a CallContext,
+        _: &'a str,
+        verbose: bool,
+    ) -> BoxFuture<'a, Result<ModelDetails, Failure>> {
         async move {
             let details = self.inner.show(call, &self.alias.model, verbose).await?;
             Ok(self.alias.details(details))
@@ -184,7 +191,7 @@ impl Provider for Aliased {
 
     fn load<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         _: &'a str,
         mut options: LoadOptions,
         keep_alive: Option<KeepAlive>,
@@ -193,13 +200,13 @@ impl Provider for Aliased {
         self.inner.load(call, &self.alias.model, options, keep_alive)
     }
 
-    fn unload<'a>(&'a self, call: &'a Call, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+    fn unload<'a>(&'a self, call: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
         self.inner.unload(call, &self.alias.model)
     }
 
     fn infer<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         _: &'a str,
         mut request: InferenceRequest,
     ) -> BoxFuture<'a, Result<EventStream, Failure>> {
@@ -210,20 +217,20 @@ impl Provider for Aliased {
             };
             let template = Arc::new(template);
             let (mut messages, earlier) = match &mut request.prompt {
-                Prompt::Chat { messages, context, .. } => {
+                InferencePrompt::Chat { messages, context, .. } => {
                     (std::mem::take(messages), self.earlier(call, context).await?)
                 }
-                Prompt::Infill { prefix, suffix } => {
+                InferencePrompt::Infill { prefix, suffix } => {
                     let text = template.render_infill(prefix, suffix, request.think).map_err(failure)?;
-                    request.prompt = Prompt::Raw { text };
+                    request.prompt = InferencePrompt::Raw { text };
                     return self.inner.infer(call, &self.alias.model, request).await;
                 }
-                Prompt::Raw { .. } => return self.inner.infer(call, &self.alias.model, request).await,
+                InferencePrompt::Raw { .. } => return self.inner.infer(call, &self.alias.model, request).await,
             };
             loop {
                 let text;
                 (messages, text) = rendered(&template, messages, request.think).await?;
-                request.prompt = Prompt::Raw {
+                request.prompt = InferencePrompt::Raw {
                     text: format!("{earlier}{text}"),
                 };
                 match self.inner.infer(call, &self.alias.model, request.clone()).await {
@@ -245,29 +252,29 @@ impl Provider for Aliased {
 
     fn embed<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         _: &'a str,
         mut request: EmbedRequest,
-    ) -> BoxFuture<'a, Result<Embeddings, Failure>> {
+    ) -> BoxFuture<'a, Result<EmbeddingResult, Failure>> {
         fill_load(&mut request.load, &self.alias.settings.load);
         self.inner.embed(call, &self.alias.model, request)
     }
 
     fn render<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         _: &'a str,
         mut request: InferenceRequest,
     ) -> BoxFuture<'a, Result<String, Failure>> {
         async move {
             self.fill(&mut request);
             match (self.template_for(&request)?, &request.prompt) {
-                (Some(template), Prompt::Chat { messages, context, .. }) => {
+                (Some(template), InferencePrompt::Chat { messages, context, .. }) => {
                     let earlier = self.earlier(call, context).await?;
                     let (_, text) = rendered(&Arc::new(template), messages.clone(), request.think).await?;
                     Ok(earlier + &text)
                 }
-                (Some(template), Prompt::Infill { prefix, suffix }) => {
+                (Some(template), InferencePrompt::Infill { prefix, suffix }) => {
                     template.render_infill(prefix, suffix, request.think).map_err(failure)
                 }
                 _ => self.inner.render(call, &self.alias.model, request).await,
@@ -278,7 +285,7 @@ impl Provider for Aliased {
 
     fn tokenize<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         _: &'a str,
         request: TokenizeRequest,
     ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
@@ -287,7 +294,7 @@ impl Provider for Aliased {
 
     fn detokenize<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         _: &'a str,
         tokens: Vec<i32>,
     ) -> BoxFuture<'a, Result<String, Failure>> {
@@ -295,19 +302,19 @@ impl Provider for Aliased {
     }
 
     /// Downloads the model again, where its files are gone.
-    fn pull<'a>(&'a self, call: &'a Call, _: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
+    fn pull<'a>(&'a self, call: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
         self.inner.pull(call, &self.alias.model)
     }
 
-    fn preset(&self) -> Option<Preset<'_>> {
-        Some(Preset {
+    fn preset(&self) -> Option<ConversationPreset<'_>> {
+        Some(ConversationPreset {
             system: &self.alias.settings.system,
             messages: &self.alias.settings.messages,
         })
     }
 
     /// Only the alias goes; the model stays.
-    fn delete<'a>(&'a self, _: &'a Call, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+    fn delete<'a>(&'a self, _: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
             match self.store.remove(&self.alias.name).await? {
                 true => Ok(()),

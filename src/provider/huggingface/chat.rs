@@ -9,7 +9,9 @@ use super::{
 };
 use crate::{
     config::{Config, JsonSchemas, UnsupportedTools},
-    inference::{Capability, Failure, Format, InferenceRequest, Message, Prompt, Think, ToolChoice},
+    inference::{
+        AnswerFormat, Failure, InferencePrompt, InferenceRequest, Message, ModelCapability, ThinkMode, ToolChoice,
+    },
     lifecycle::TemplateHelper,
     worker::protocol::{ChatSyntax, GrammarTrigger, JsonSchema, ReasoningSyntax, RenderedChat},
 };
@@ -51,7 +53,7 @@ pub(super) async fn converse(
     request: &InferenceRequest,
     messages: &[Message],
 ) -> Result<Conversation, Failure> {
-    let Prompt::Chat {
+    let InferencePrompt::Chat {
         tools,
         tool_choice,
         parallel_tool_calls,
@@ -60,7 +62,7 @@ pub(super) async fn converse(
     else {
         return Err(Failure::Invalid("not a conversation".into()));
     };
-    let knows_tools = header.facts.capabilities.contains(&Capability::Tools);
+    let knows_tools = header.facts.capabilities.contains(&ModelCapability::Tools);
     let definitions: &[_] = match tool_choice {
         ToolChoice::None => &[],
         _ => tools,
@@ -92,7 +94,7 @@ pub(super) async fn converse(
         syntax: reads_format.then_some(ChatSyntax {
             rendered,
             must_call,
-            hides_thinking: request.think == Think::Off,
+            hides_thinking: request.think == ThinkMode::Off,
             used_ids: messages
                 .iter()
                 .flat_map(|message| &message.tool_calls)
@@ -195,12 +197,12 @@ fn find(definitions: &[Box<RawValue>], name: &str) -> Result<Box<RawValue>, Fail
         .ok_or_else(|| Failure::Invalid(format!("tool_choice names {name:?}, which is not among the tools")))
 }
 
-fn schema(config: &Config, format: Option<&Format>) -> Option<JsonSchema> {
+fn schema(config: &Config, format: Option<&AnswerFormat>) -> Option<JsonSchema> {
     let strict = config.engine.json_schemas == JsonSchemas::Strict;
     let text = match format? {
         // The word asks for an object in every client's documentation.
-        Format::Json => r#"{"type":"object"}"#.to_owned(),
-        Format::Schema(schema) => schema.get().to_owned(),
+        AnswerFormat::Json => r#"{"type":"object"}"#.to_owned(),
+        AnswerFormat::Schema(schema) => schema.get().to_owned(),
     };
     Some(JsonSchema { text, strict })
 }
@@ -243,21 +245,21 @@ mod tests {
         }
     }
 
-    fn read(generation_prompt: &str, think: Think) -> (bool, bool) {
+    fn read(generation_prompt: &str, think: ThinkMode) -> (bool, bool) {
         let syntax = reasoning(&rendered(generation_prompt), prompt::thinking(think), None).unwrap();
         (syntax.begins_inside, syntax.expected)
     }
 
     #[test]
     fn the_end_of_the_prompt_says_where_the_answer_begins() {
-        assert_eq!(read("<|im_start|>assistant\n", Think::On), (false, true));
-        assert_eq!(read("<|im_start|>assistant\n", Think::Off), (false, false));
-        assert_eq!(read("<|im_start|>assistant\n<think>\n", Think::On), (true, false));
+        assert_eq!(read("<|im_start|>assistant\n", ThinkMode::On), (false, true));
+        assert_eq!(read("<|im_start|>assistant\n", ThinkMode::Off), (false, false));
+        assert_eq!(read("<|im_start|>assistant\n<think>\n", ThinkMode::On), (true, false));
         assert_eq!(
-            read("<|im_start|>assistant\n<think>\n\n</think>\n\n", Think::Off),
+            read("<|im_start|>assistant\n<think>\n\n</think>\n\n", ThinkMode::Off),
             (false, false)
         );
-        assert!(reasoning(&RenderedChat::default(), prompt::thinking(Think::On), None).is_none());
+        assert!(reasoning(&RenderedChat::default(), prompt::thinking(ThinkMode::On), None).is_none());
     }
 
     #[test]

@@ -22,13 +22,13 @@ use self::{
     headers::{HeaderCache, ModelHeader},
     settings::Settings,
 };
-use super::{Call, EventStream, Provider, PullStream, TokenizeRequest};
+use super::{CallContext, EventStream, Provider, PullStream, TokenizeRequest};
 use crate::{
     config::Config,
     hub::{HfName, HubError},
     inference::{
-        Capability, EmbedRequest, Embeddings, Event, Failure, InferenceRequest, KeepAlive, LoadOptions, Message,
-        ModelCard, ModelDetails, ModelFacts, Prompt, ResidentModel, TextToken,
+        EmbedRequest, EmbeddingResult, Event, Failure, InferencePrompt, InferenceRequest, KeepAlive, LoadOptions,
+        Message, ModelCapability, ModelCard, ModelDetails, ModelFacts, ResidentModel, TextToken,
     },
     library::{Library, LocalModel},
     lifecycle::{AcquireRequest, AdmissionLimits, JobStream, Lease, Lifecycle, ModelKey, TemplateHelper},
@@ -94,7 +94,7 @@ impl HuggingFace {
     }
 
     /// Finds a model on disk; downloads it first if the configuration names it or lets any name be pulled.
-    async fn locate(&self, call: &Call, name: &str) -> Result<Located, Failure> {
+    async fn locate(&self, call: &CallContext, name: &str) -> Result<Located, Failure> {
         let parsed = HfName::parse(name).map_err(HubError::from)?;
         let local = match self.locate_local(call, &parsed).await {
             Err(HubError::NotCached(_)) if settings::pulls_on_use(&call.config, &parsed) => {
@@ -112,14 +112,14 @@ impl HuggingFace {
         Ok(Located { local, header })
     }
 
-    async fn locate_local(&self, call: &Call, name: &HfName) -> Result<LocalModel, HubError> {
+    async fn locate_local(&self, call: &CallContext, name: &HfName) -> Result<LocalModel, HubError> {
         self.hub.locate(&call.config.hub, name).await
     }
 
     /// Waits until a model is resident.
     async fn acquire(
         &self,
-        call: &Call,
+        call: &CallContext,
         located: &Located,
         settings: &Settings,
         keep_alive: Option<KeepAlive>,
@@ -158,7 +158,7 @@ impl HuggingFace {
                     kv_type_k: settings.kv_type_k,
                     kv_type_v: settings.kv_type_v,
                 },
-                embeds_only: !located.header.facts.capabilities.contains(&Capability::Completion),
+                embeds_only: !located.header.facts.capabilities.contains(&ModelCapability::Completion),
             },
             keep_alive,
             default_keep_alive: settings.keep_alive,
@@ -178,14 +178,14 @@ impl HuggingFace {
     /// Renders a conversation, tokenises it in the worker, and drops its oldest turns while it does not fit.
     async fn start_chat(
         &self,
-        call: &Call,
+        call: &CallContext,
         lease: &Lease,
         header: &ModelHeader,
         request: &InferenceRequest,
         mut messages: Vec<Message>,
         job: &Job,
     ) -> Result<(JobStream, Event), Failure> {
-        let Prompt::Chat { context, .. } = &request.prompt else {
+        let InferencePrompt::Chat { context, .. } = &request.prompt else {
             return Err(Failure::Invalid("not a conversation".into()));
         };
         loop {
@@ -215,7 +215,7 @@ impl HuggingFace {
     }
 
     /// Asks a model's worker something that needs no settings.
-    async fn ask(&self, call: &Call, name: &str, question: WorkerQuestion) -> Result<WorkerReply, Failure> {
+    async fn ask(&self, call: &CallContext, name: &str, question: WorkerQuestion) -> Result<WorkerReply, Failure> {
         let (_, _, lease) = self.lease_for(call, name, &LoadOptions::default(), None).await?;
         lease.ask(question, call.config.engine.stream_timeout).await
     }
@@ -223,7 +223,7 @@ impl HuggingFace {
     /// A lease for a request that is not about generating.
     async fn lease_for(
         &self,
-        call: &Call,
+        call: &CallContext,
         name: &str,
         load: &LoadOptions,
         keep_alive: Option<KeepAlive>,
@@ -255,19 +255,19 @@ fn with_system(settings: &Settings, messages: &[Message]) -> Vec<Message> {
     messages
 }
 
-fn prompt_lengths(prompt: &Prompt) -> Vec<usize> {
+fn prompt_lengths(prompt: &InferencePrompt) -> Vec<usize> {
     match prompt {
-        Prompt::Chat { messages, tools, .. } => {
+        InferencePrompt::Chat { messages, tools, .. } => {
             let texts = messages.iter().map(|message| message.content.len());
             texts.chain(tools.iter().map(|tool| tool.get().len())).collect()
         }
-        Prompt::Raw { text } => vec![text.len()],
-        Prompt::Infill { prefix, suffix } => vec![prefix.len(), suffix.len()],
+        InferencePrompt::Raw { text } => vec![text.len()],
+        InferencePrompt::Infill { prefix, suffix } => vec![prefix.len(), suffix.len()],
     }
 }
 
 impl Provider for HuggingFace {
-    fn list<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ModelCard>> {
+    fn list<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ModelCard>> {
         async move {
             let mut cards = Vec::new();
             let mut missing = settings::named_models(&call.config);
@@ -293,15 +293,15 @@ impl Provider for HuggingFace {
         .boxed()
     }
 
-    fn resident<'a>(&'a self, _: &'a Call) -> BoxFuture<'a, Vec<ResidentModel>> {
+    fn resident<'a>(&'a self, _: &'a CallContext) -> BoxFuture<'a, Vec<ResidentModel>> {
         self.lifecycle.residents().boxed()
     }
 
-    fn card<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
+    fn card<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
         async move { Ok(self.locate(call, name).await?.card()) }.boxed()
     }
 
-    fn card_now<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
+    fn card_now<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
         async move {
             match HfName::parse(name) {
                 Ok(parsed) if waiting::is_awaited(self, call, &parsed).await => Ok(not_downloaded(name)),
@@ -313,7 +313,7 @@ impl Provider for HuggingFace {
 
     fn show<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         verbose: bool,
     ) -> BoxFuture<'a, Result<ModelDetails, Failure>> {
@@ -350,7 +350,7 @@ impl Provider for HuggingFace {
 
     fn load<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         options: LoadOptions,
         keep_alive: Option<KeepAlive>,
@@ -363,7 +363,7 @@ impl Provider for HuggingFace {
         .boxed()
     }
 
-    fn unload<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+    fn unload<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
             let parsed = HfName::parse(name).map_err(HubError::from)?;
             match self.locate_local(call, &parsed).await {
@@ -385,7 +385,7 @@ impl Provider for HuggingFace {
 
     fn infer<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         request: InferenceRequest,
     ) -> BoxFuture<'a, Result<EventStream, Failure>> {
@@ -422,19 +422,19 @@ impl Provider for HuggingFace {
             };
             let stalled = call.config.engine.stream_timeout;
             let (stream, first) = match &request.prompt {
-                Prompt::Chat { messages, .. } => {
+                InferencePrompt::Chat { messages, .. } => {
                     let messages = with_system(&settings, messages);
                     self.start_chat(call, &lease, &located.header, &request, messages, &job)
                         .await?
                 }
-                Prompt::Raw { text } => {
+                InferencePrompt::Raw { text } => {
                     let prompt = JobPrompt::Text {
                         text: text.clone(),
                         context: Vec::new(),
                     };
                     start(&lease, Job { prompt, ..job }, stalled).await?
                 }
-                Prompt::Infill { prefix, suffix } => {
+                InferencePrompt::Infill { prefix, suffix } => {
                     let prompt = JobPrompt::Infill {
                         prefix: prefix.clone(),
                         suffix: suffix.clone(),
@@ -449,10 +449,10 @@ impl Provider for HuggingFace {
 
     fn embed<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         request: EmbedRequest,
-    ) -> BoxFuture<'a, Result<Embeddings, Failure>> {
+    ) -> BoxFuture<'a, Result<EmbeddingResult, Failure>> {
         async move {
             Self::check_length(&call.config, request.inputs.iter().map(String::len))?;
             let (located, settings, lease) = self.lease_for(call, name, &request.load, request.keep_alive).await?;
@@ -467,12 +467,12 @@ impl Provider for HuggingFace {
             let WorkerReply::Embedded { mut vectors, tokens } = reply else {
                 return Err(unexpected_reply());
             };
-            let unit = vectors::is_unit(request.normalisation, located.header.numbers);
+            let unit = vectors::is_unit(request.normalization, located.header.numbers);
             for vector in &mut vectors {
                 vectors::finish(vector, request.dimensions, unit)?;
             }
             let at_least = |duration: Duration| duration.max(Duration::from_nanos(1));
-            Ok(Embeddings {
+            Ok(EmbeddingResult {
                 vectors,
                 prompt_tokens: tokens,
                 load_duration: at_least(load_duration),
@@ -484,7 +484,7 @@ impl Provider for HuggingFace {
 
     fn render<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         request: InferenceRequest,
     ) -> BoxFuture<'a, Result<String, Failure>> {
@@ -494,14 +494,14 @@ impl Provider for HuggingFace {
             prompt::check_media(&request.prompt, located.local.mmproj.is_some())?;
             let settings = Settings::of(&self.hub, &call.config, &located.local, &request.load).await;
             match &request.prompt {
-                Prompt::Chat { messages, .. } => {
+                InferencePrompt::Chat { messages, .. } => {
                     let messages = with_system(&settings, messages);
                     let conversation =
                         chat::converse(&self.helper, &call.config, &located.header, &request, &messages).await?;
                     Ok(conversation.text)
                 }
-                Prompt::Raw { text } => Ok(text.clone()),
-                Prompt::Infill { .. } => Err(Failure::Invalid(
+                InferencePrompt::Raw { text } => Ok(text.clone()),
+                InferencePrompt::Infill { .. } => Err(Failure::Invalid(
                     "a prompt with a suffix is made of tokens and has no text to show".into(),
                 )),
             }
@@ -511,7 +511,7 @@ impl Provider for HuggingFace {
 
     fn tokenize<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         request: TokenizeRequest,
     ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
@@ -532,7 +532,7 @@ impl Provider for HuggingFace {
 
     fn detokenize<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         tokens: Vec<i32>,
     ) -> BoxFuture<'a, Result<String, Failure>> {
@@ -545,7 +545,7 @@ impl Provider for HuggingFace {
         .boxed()
     }
 
-    fn pull<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
+    fn pull<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
         async move {
             let parsed = HfName::parse(name).map_err(HubError::from)?;
             let progress = self.hub.pull(&call.config.hub, &parsed);
@@ -554,7 +554,7 @@ impl Provider for HuggingFace {
         .boxed()
     }
 
-    fn delete<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+    fn delete<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
             let parsed = HfName::parse(name).map_err(HubError::from)?;
             self.unload(call, name).await?;
@@ -564,7 +564,7 @@ impl Provider for HuggingFace {
         .boxed()
     }
 
-    fn delete_files<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+    fn delete_files<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
             let parsed = HfName::parse(name).map_err(HubError::from)?;
             match self.unload(call, name).await {

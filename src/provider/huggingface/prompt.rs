@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 
 use super::headers::ModelHeader;
 use crate::{
-    inference::{Failure, Message, Prompt, Think, ThinkLevel},
+    inference::{Failure, InferencePrompt, Message, ThinkLevel, ThinkMode},
     worker::protocol::RenderJob,
 };
 
@@ -14,8 +14,8 @@ const NO_TEMPLATE: &str = "{% for message in messages %}{{ message['content'] }}
 
 /// Refuses pictures and sounds, before a model is loaded for them. `has_projector` is whether the model has a file with
 /// which they could be read.
-pub(super) fn check_media(prompt: &Prompt, has_projector: bool) -> Result<(), Failure> {
-    let Prompt::Chat { messages, .. } = prompt else {
+pub(super) fn check_media(prompt: &InferencePrompt, has_projector: bool) -> Result<(), Failure> {
+    let InferencePrompt::Chat { messages, .. } = prompt else {
         return Ok(());
     };
     if messages.iter().all(|message| message.media.is_empty()) {
@@ -45,12 +45,12 @@ impl Thinking {
     }
 }
 
-pub(super) fn thinking(think: Think) -> Thinking {
+pub(super) fn thinking(think: ThinkMode) -> Thinking {
     let (enabled, explicit, effort) = match think {
-        Think::Unset => (true, false, None),
-        Think::On => (true, true, None),
-        Think::Off => (false, true, None),
-        Think::Level(level) => (
+        ThinkMode::Unset => (true, false, None),
+        ThinkMode::On => (true, true, None),
+        ThinkMode::Off => (false, true, None),
+        ThinkMode::Level(level) => (
             true,
             true,
             Some(match level {
@@ -205,7 +205,7 @@ mod tests {
         let chat = |media: &[&[u8]]| {
             let mut messages = conversation(&[("user", "1"), ("assistant", "2"), ("user", "3")]);
             messages[0].media = media.iter().map(|bytes| bytes.to_vec()).collect();
-            Prompt::Chat {
+            InferencePrompt::Chat {
                 messages,
                 tools: Vec::new(),
                 tool_choice: ToolChoice::default(),
@@ -217,7 +217,7 @@ mod tests {
         let refusal = |has_projector| check_media(&chat(&[b"x"]), has_projector).unwrap_err().to_string();
         assert!(refusal(true).contains("not read yet; send text only"));
         assert!(refusal(false).contains("does not support multimodal requests"));
-        assert_eq!(check_media(&Prompt::Raw { text: "x".into() }, true), Ok(()));
+        assert_eq!(check_media(&InferencePrompt::Raw { text: "x".into() }, true), Ok(()));
     }
 
     #[test]
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn levels_become_an_effort_and_max_is_high() {
-        assert_eq!(thinking(Think::Level(ThinkLevel::Max)).effort, Some("high"));
-        assert!(!thinking(Think::Unset).explicit);
+        assert_eq!(thinking(ThinkMode::Level(ThinkLevel::Max)).effort, Some("high"));
+        assert!(!thinking(ThinkMode::Unset).explicit);
     }
 }

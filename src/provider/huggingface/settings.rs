@@ -3,7 +3,7 @@
 use crate::{
     config::{Config, ModelConfig},
     hub::HfName,
-    inference::{KeepAlive, KvCacheType, LoadOptions, ModelFacts, Sampling, Switch},
+    inference::{AutoSwitch, KeepAlive, KvCacheType, LoadOptions, ModelFacts, SamplingOptions},
     library::{Library, LocalModel},
     lifecycle,
     worker::protocol::SamplerSettings,
@@ -33,7 +33,7 @@ fn finite(number: f32) -> f32 {
 pub(super) struct Settings {
     pub(super) system: Option<String>,
     pub(super) keep_alive: KeepAlive,
-    pub(super) flash_attention: Switch,
+    pub(super) flash_attention: AutoSwitch,
     pub(super) kv_type_k: KvCacheType,
     pub(super) kv_type_v: KvCacheType,
     /// Context that the request itself asked for.
@@ -109,7 +109,7 @@ impl Settings {
     pub(super) fn sampling(
         &self,
         config: &Config,
-        request: &Sampling,
+        request: &SamplingOptions,
         context: u32,
     ) -> (SamplerSettings, u32, u32, Vec<String>) {
         let layers = [request, &self.model.sampling, &config.engine.sampling];

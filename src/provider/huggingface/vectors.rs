@@ -2,7 +2,7 @@
 
 use crate::{
     gguf::{Header, Value},
-    inference::{Failure, Normalisation},
+    inference::{Failure, VectorNormalization},
 };
 
 /// llama.cpp's number of the pooling that ends in a head.
@@ -52,11 +52,11 @@ pub(super) enum Numbers {
 }
 
 /// Whether vectors are scaled to length 1.
-pub(super) fn is_unit(normalisation: Normalisation, numbers: Numbers) -> bool {
-    match (normalisation, numbers) {
+pub(super) fn is_unit(normalization: VectorNormalization, numbers: Numbers) -> bool {
+    match (normalization, numbers) {
         (_, Numbers::Scores) => false,
-        (Normalisation::Unit, _) => true,
-        (Normalisation::AsModel, numbers) => numbers == Numbers::Scaled,
+        (VectorNormalization::Unit, _) => true,
+        (VectorNormalization::AsModel, numbers) => numbers == Numbers::Scaled,
     }
 }
 
@@ -115,12 +115,12 @@ mod tests {
 
     #[test]
     fn scores_are_never_scaled() {
-        for normalisation in [Normalisation::Unit, Normalisation::AsModel] {
-            assert!(!is_unit(normalisation, Numbers::Scores));
-            assert!(is_unit(normalisation, Numbers::Scaled));
+        for normalization in [VectorNormalization::Unit, VectorNormalization::AsModel] {
+            assert!(!is_unit(normalization, Numbers::Scores));
+            assert!(is_unit(normalization, Numbers::Scaled));
         }
-        assert!(is_unit(Normalisation::Unit, Numbers::Raw));
-        assert!(!is_unit(Normalisation::AsModel, Numbers::Raw));
+        assert!(is_unit(VectorNormalization::Unit, Numbers::Raw));
+        assert!(!is_unit(VectorNormalization::AsModel, Numbers::Raw));
     }
 
     #[test]

@@ -6,9 +6,9 @@ use super::{HuggingFace, settings};
 use crate::{
     config::Config,
     hub::{HfName, HubError},
-    inference::{Delta, Event, Failure, InferenceRequest, Prompt, PullEvent, Think},
+    inference::{Delta, Event, Failure, InferencePrompt, InferenceRequest, PullEvent, ThinkMode},
     library::Pull,
-    provider::{Call, EventStream, Provider as _},
+    provider::{CallContext, EventStream, Provider as _},
     stdx::size::human_bytes,
 };
 
@@ -19,11 +19,12 @@ const STEP: u64 = 10;
 /// else gives the request back.
 pub(super) async fn begin(
     provider: &HuggingFace,
-    call: &Call,
+    call: &CallContext,
     name: &str,
     request: InferenceRequest,
 ) -> Result<EventStream, InferenceRequest> {
-    let asks = matches!(request.prompt, Prompt::Chat { .. }) && matches!(request.think, Think::On | Think::Level(_));
+    let asks = matches!(request.prompt, InferencePrompt::Chat { .. })
+        && matches!(request.think, ThinkMode::On | ThinkMode::Level(_));
     match HfName::parse(name) {
         Ok(parsed) if asks && is_awaited(provider, call, &parsed).await => {
             let waiting = Waiting {
@@ -41,7 +42,7 @@ pub(super) async fn begin(
 }
 
 /// Whether the first use of a name will be a download that is told of.
-pub(super) async fn is_awaited(provider: &HuggingFace, call: &Call, name: &HfName) -> bool {
+pub(super) async fn is_awaited(provider: &HuggingFace, call: &CallContext, name: &HfName) -> bool {
     let config: &Config = &call.config;
     config.hub.progress_in_thinking
         && settings::pulls_on_use(config, name)
@@ -52,7 +53,7 @@ struct Waiting {
     stage: Stage,
     teller: Teller,
     provider: HuggingFace,
-    call: Call,
+    call: CallContext,
     name: String,
     request: Option<InferenceRequest>,
 }

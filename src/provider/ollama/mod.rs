@@ -19,7 +19,7 @@ use hyper::{
     http::uri::{Authority, PathAndQuery, Scheme},
 };
 
-use super::Call;
+use super::CallContext;
 use crate::{
     config::OllamaConfig,
     http::{
@@ -135,7 +135,7 @@ impl Ollama {
     ///
     /// # Errors
     /// If Ollama gave no reply.
-    pub async fn forward(&self, call: &Call, request: Request<Body>) -> Result<Response<Body>, UpstreamError> {
+    pub async fn forward(&self, call: &CallContext, request: Request<Body>) -> Result<Response<Body>, UpstreamError> {
         let path = request.uri().path().to_owned();
         self.exchange(&call.config.ollama, request).await.inspect_err(|error| {
             tracing::warn!(path, error = error as &dyn std::error::Error, "request not forwarded");
@@ -146,7 +146,7 @@ impl Ollama {
     /// daemons that merge each other's listings is noticed.
     pub async fn get(
         &self,
-        call: &Call,
+        call: &CallContext,
         path: &str,
         received: &HeaderMap,
     ) -> Result<(StatusCode, Bytes), UpstreamError> {
@@ -172,7 +172,7 @@ impl Ollama {
     /// Sends a JSON document of our own making; resolves at the head of the reply. `headers` are sent with it.
     async fn post(
         &self,
-        call: &Call,
+        call: &CallContext,
         path: &'static str,
         headers: &HeaderMap,
         json: Vec<u8>,
@@ -188,7 +188,7 @@ impl Ollama {
     }
 
     /// Whether Ollama answers at all; the status is what it says of its version.
-    pub async fn reachable(&self, call: &Call) -> Result<StatusCode, UpstreamError> {
+    pub async fn reachable(&self, call: &CallContext) -> Result<StatusCode, UpstreamError> {
         self.get(call, "/api/version", &HeaderMap::new())
             .await
             .map(|(status, _)| status)

@@ -12,8 +12,8 @@ use crate::{
         template::{Template, TemplateError},
     },
     hub::HfName,
-    inference::{Failure, Message, ModelCard, Think},
-    provider::{Alias, AliasSettings, Aliases, Call, Kind, PlainName, Provider, PullStream},
+    inference::{Failure, Message, ModelCard, ThinkMode},
+    provider::{Alias, AliasSettings, Aliases, CallContext, NameOrigin, PlainName, Provider, PullStream},
 };
 
 /// The types that Ollama quantises to.
@@ -21,7 +21,7 @@ const QUANTIZATIONS: [&str; 5] = ["F32", "F16", "Q4_K_S", "Q4_K_M", "Q8_0"];
 
 /// A creation.
 pub(super) struct Plan {
-    call: Call,
+    call: CallContext,
     provider: Arc<dyn Provider>,
     aliases: Aliases,
     name: PlainName,
@@ -40,10 +40,10 @@ impl Plan {
     /// `base` is an hf: name, or the name of a model that a client made.
     pub(super) fn new(
         api: &Api,
-        call: &Call,
+        call: &CallContext,
         name: PlainName,
         base: &str,
-        kind: Kind,
+        origin: NameOrigin,
         mut request: CreateRequest,
     ) -> Result<Self, ApiError> {
         if !request.renderer.is_empty() || !request.parser.is_empty() {
@@ -52,7 +52,11 @@ impl Plan {
             ));
         }
         let aliases = api.registry.aliases().clone();
-        let made = if kind == Kind::Made { aliases.get(base) } else { None };
+        let made = if origin == NameOrigin::Made {
+            aliases.get(base)
+        } else {
+            None
+        };
         let model = made.as_ref().map_or(base, |alias| alias.model.as_str());
         let from = std::mem::take(&mut request.from);
         Ok(Self {
@@ -60,7 +64,7 @@ impl Plan {
             provider: api.registry.hub(),
             model: with_adapters(model, &request.adapters)?,
             parent: PlainName::parse(&from)
-                .filter(|_| kind.is_plain())
+                .filter(|_| origin.is_plain())
                 .map(|name| name.to_string()),
             aliases,
             name,
@@ -232,8 +236,8 @@ fn check_template(source: &str) -> Result<(), ApiError> {
         // One that knows only a suffix is asked with one.
         let is_for_gaps = template.uses("suffix") && !template.uses("messages");
         match is_for_gaps {
-            true => template.render_infill("p", "s", Think::Unset).map(drop),
-            false => template.render(&conversation, Think::Unset).map(drop),
+            true => template.render_infill("p", "s", ThinkMode::Unset).map(drop),
+            false => template.render(&conversation, ThinkMode::Unset).map(drop),
         }
     });
     tried.map_err(|error| match error {

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::items::Item;
-use crate::{go::encode, inference::Usage};
+use crate::{go::encode, inference::AnswerUsage};
 
 /// What a reply repeats of its request.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub(super) struct State<'a> {
     pub(super) status: &'static str,
     pub(super) output: &'a [Item],
     pub(super) error: Option<Problem<'a>>,
-    pub(super) usage: Option<&'a Usage>,
+    pub(super) usage: Option<&'a AnswerUsage>,
 }
 
 /// Why a response failed.
@@ -207,8 +207,8 @@ impl Echo {
     }
 }
 
-impl From<&Usage> for WireUsage {
-    fn from(usage: &Usage) -> Self {
+impl From<&AnswerUsage> for WireUsage {
+    fn from(usage: &AnswerUsage) -> Self {
         Self {
             input_tokens: usage.prompt_tokens,
             output_tokens: usage.output_tokens,

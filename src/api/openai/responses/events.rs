@@ -11,7 +11,7 @@ use super::{
 use crate::{
     api::{error::ApiError, listing, stream::Encoder},
     http::sse,
-    inference::{Event, Finish},
+    inference::{AnswerSummary, Event},
 };
 
 /// Makes the events of one response.
@@ -79,7 +79,7 @@ impl Events {
         }
     }
 
-    fn finish(&mut self, finish: &Finish, out: &mut Vec<u8>) {
+    fn finish(&mut self, finish: &AnswerSummary, out: &mut Vec<u8>) {
         let Self { items, writer, .. } = self;
         items.finish(&mut |name, data| writer.write(name, data, out));
         let state = State {

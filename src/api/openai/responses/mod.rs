@@ -32,8 +32,8 @@ use crate::{
         stream::{Steps, sse_response, unfinished},
     },
     http::body::Body,
-    inference::{Event, Finish, FinishReason, Think, Usage},
-    provider::Call,
+    inference::{AnswerSummary, AnswerUsage, Event, FinishReason, ThinkMode},
+    provider::CallContext,
 };
 
 /// Returns the error for a body that names no model.
@@ -42,7 +42,7 @@ pub(crate) fn responses_without_model(body: &[u8]) -> LayeredError {
 }
 
 /// Answers `POST /v1/responses` for a model of a provider.
-pub(crate) async fn responses(call: &Call, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+pub(crate) async fn responses(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
     let (routed, (request, tools)) = request.decode(decode).map_err(LayeredError::Shim)?;
     Ok(answer(call, routed, request, tools).await?)
 }
@@ -55,7 +55,7 @@ fn decode(body: &[u8]) -> Result<(ResponsesRequest, Tools), ApiError> {
 }
 
 async fn answer(
-    call: &Call,
+    call: &CallContext,
     routed: RoutedModel,
     mut request: ResponsesRequest,
     tools: Tools,
@@ -93,11 +93,11 @@ async fn answer(
 type Pending = BoxFuture<'static, Result<Steps, ApiError>>;
 
 fn started(
-    call: &Call,
+    call: &CallContext,
     model: &Model,
     request: ResponsesRequest,
     tools: Tools,
-    think: Think,
+    think: ThinkMode,
     ignored: &mut Vec<&'static str>,
 ) -> Result<(Pending, Echo), ApiError> {
     let (inference, echo) = request.into_inference(tools, think)?;
@@ -106,13 +106,13 @@ fn started(
 }
 
 /// Loads or unloads the model, which is all that a request without input asks for; its answer is empty.
-async fn settled(call: &Call, model: &Model, request: ResponsesRequest) -> Result<(Pending, Echo), ApiError> {
+async fn settled(call: &CallContext, model: &Model, request: ResponsesRequest) -> Result<(Pending, Echo), ApiError> {
     let ResponsesRequest { common, echo, .. } = request;
     common.settle(call, model).await?;
-    let end = Event::Finished(Finish {
+    let end = Event::Finished(AnswerSummary {
         reason: FinishReason::Stop,
         stop_string: None,
-        usage: Usage::default(),
+        usage: AnswerUsage::default(),
         context: Vec::new(),
     });
     let steps: Steps = stream::iter([Ok(end)]).boxed();

@@ -14,7 +14,7 @@ use crate::{
         values::{self, FormatField},
     },
     go::decode::{DecodeError, Field, Node, entries_of},
-    inference::{InferenceRequest, Message, Prompt, Think},
+    inference::{InferencePrompt, InferenceRequest, Message, ThinkMode},
 };
 
 const ROOT: &str = "ResponsesRequest";
@@ -212,8 +212,8 @@ impl ResponsesRequest {
     }
 
     /// The neutral request and what the reply repeats, with the tools that are left after the check of the model.
-    pub(super) fn into_inference(self, tools: Tools, think: Think) -> Result<(InferenceRequest, Echo), ApiError> {
-        let prompt = Prompt::Chat {
+    pub(super) fn into_inference(self, tools: Tools, think: ThinkMode) -> Result<(InferenceRequest, Echo), ApiError> {
+        let prompt = InferencePrompt::Chat {
             messages: self.messages,
             tools: tools.tools,
             tool_choice: tools.choice,
@@ -231,7 +231,7 @@ impl ResponsesRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inference::{Format, ToolChoice};
+    use crate::inference::{AnswerFormat, ToolChoice};
 
     fn decode(json: &str) -> ResponsesRequest {
         ResponsesRequest::decode(json.as_bytes()).unwrap()
@@ -241,7 +241,7 @@ mod tests {
         let mut request = decode(json);
         request.check().unwrap();
         let tools = request.take_tools().unwrap();
-        request.into_inference(tools, Think::Unset).unwrap().0
+        request.into_inference(tools, ThinkMode::Unset).unwrap().0
     }
 
     #[test]
@@ -260,7 +260,7 @@ mod tests {
             (Some(1.0), None, Some(5), Some(3))
         );
         assert!(!request.truncate);
-        let Prompt::Chat {
+        let InferencePrompt::Chat {
             messages,
             tools,
             tool_choice,
@@ -286,9 +286,9 @@ mod tests {
         let schema = inference(
             r#"{"input":"x","text":{"format":{"type":"json_schema","name":"n","schema":{"type":"object"},"strict":true}}}"#,
         );
-        assert!(matches!(schema.format, Some(Format::Schema(schema)) if schema.get() == r#"{"type":"object"}"#));
+        assert!(matches!(schema.format, Some(AnswerFormat::Schema(schema)) if schema.get() == r#"{"type":"object"}"#));
         let json = inference(r#"{"input":"x","text":{"format":{"type":"json_object"}}}"#);
-        assert!(matches!(json.format, Some(Format::Json)));
+        assert!(matches!(json.format, Some(AnswerFormat::Json)));
         for body in [
             r#"{"input":"x","text":{"format":{"type":"text"}}}"#,
             r#"{"input":"x","text":null}"#,

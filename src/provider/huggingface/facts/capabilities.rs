@@ -2,7 +2,7 @@
 
 use crate::{
     gguf::{self, Header, Value},
-    inference::Capability,
+    inference::ModelCapability,
 };
 
 /// Architectures without a language model head. The usual sign of one is `pooling_type`, which some conversions lack.
@@ -78,33 +78,33 @@ fn fills_in_the_middle(header: &Header) -> bool {
 }
 
 /// Returns the capabilities in the order of Ollama's `/api/show` for a model with a Jinja template.
-pub(super) fn capabilities(header: &Header) -> Vec<Capability> {
+pub(super) fn capabilities(header: &Header) -> Vec<ModelCapability> {
     let architecture = header.architecture();
     let template = gguf::chat_template(header).unwrap_or_default();
     let has = |text: &str| template.contains(text);
     let mut found = Vec::new();
     if has("tools") || has("tool_call") {
-        found.push(Capability::Tools);
+        found.push(ModelCapability::Tools);
     }
     if fills_in_the_middle(header) {
-        found.push(Capability::Insert);
+        found.push(ModelCapability::Insert);
     }
     let splits_reasoning = (has("content.split('</think>')") || has("content.split(\"</think>\")"))
         && !has("reasoning_content")
         && !has("<SPECIAL_12>");
     if (has("<think>") && has("</think>")) || splits_reasoning || matches!(architecture, "gptoss" | "gpt-oss") {
-        found.push(Capability::Thinking);
+        found.push(ModelCapability::Thinking);
     }
     if header.hyperparameter("pooling_type").is_some() || ENCODERS.contains(&architecture) {
-        found.push(Capability::Embedding);
+        found.push(ModelCapability::Embedding);
     } else {
-        found.push(Capability::Completion);
+        found.push(ModelCapability::Completion);
     }
     if header.hyperparameter("vision.block_count").is_some() {
-        found.push(Capability::Vision);
+        found.push(ModelCapability::Vision);
     }
     if header.hyperparameter("audio.block_count").is_some() {
-        found.push(Capability::Audio);
+        found.push(ModelCapability::Audio);
     }
     found
 }
@@ -119,9 +119,9 @@ mod tests {
 
     #[test]
     fn capabilities_come_from_keys_and_the_template() {
-        use Capability::{Audio, Completion, Embedding, Insert, Thinking, Tools, Vision};
+        use ModelCapability::{Audio, Completion, Embedding, Insert, Thinking, Tools, Vision};
         let u = Value::U32(1);
-        let cases: Vec<(&str, &str, Keys, Vec<Capability>)> = vec![
+        let cases: Vec<(&str, &str, Keys, Vec<ModelCapability>)> = vec![
             ("llama", "", vec![], vec![Completion]),
             (
                 "qwen3",

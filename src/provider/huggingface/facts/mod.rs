@@ -11,7 +11,7 @@ use self::capabilities::capabilities;
 pub use self::model_info::{model_info, tensor_facts};
 use crate::{
     gguf::{Header, Value, file_type_name},
-    inference::{Capability, ModelFacts},
+    inference::{ModelCapability, ModelFacts},
 };
 
 /// Returns the facts of a model from the headers of all its shards. Metadata comes from the first shard, parameters
@@ -56,7 +56,7 @@ pub fn add_projector(facts: &mut ModelFacts, projector: &Header) {
     if !facts.families.iter().any(|family| family == "clip") {
         facts.families.push("clip".to_owned());
     }
-    for (present, capability) in [(vision, Capability::Vision), (audio, Capability::Audio)] {
+    for (present, capability) in [(vision, ModelCapability::Vision), (audio, ModelCapability::Audio)] {
         if present && !facts.capabilities.contains(&capability) {
             facts.capabilities.push(capability);
         }
@@ -149,7 +149,7 @@ mod tests {
             quantization: "Q4_1".to_owned(),
             context_length: 8192,
             embedding_length: 576,
-            capabilities: vec![Capability::Completion],
+            capabilities: vec![ModelCapability::Completion],
         };
         assert_eq!(model_facts(&[smollm()]), expected);
         assert_eq!(model_facts(&[header(vec![], vec![])]).quantization, "unknown");
@@ -157,8 +157,8 @@ mod tests {
 
     #[test]
     fn a_projector_adds_senses() {
-        use Capability::{Audio, Completion, Vision};
-        let cases: Vec<(Keys, Vec<Capability>)> = vec![
+        use ModelCapability::{Audio, Completion, Vision};
+        let cases: Vec<(Keys, Vec<ModelCapability>)> = vec![
             (vec![], vec![Completion, Vision]),
             (
                 vec![("clip.has_vision_encoder", Value::Bool(true))],

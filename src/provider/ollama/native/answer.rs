@@ -15,7 +15,7 @@ use crate::{
         body::Body,
         ndjson::{LineError, Lines},
     },
-    inference::{Delta, Event, Failure, Finish, FinishReason, TokenLogprob, ToolCall, TopLogprob, Usage},
+    inference::{AnswerSummary, AnswerUsage, Delta, Event, Failure, FinishReason, TokenLogprob, ToolCall, TopLogprob},
     provider::EventStream,
 };
 
@@ -195,7 +195,7 @@ impl Answer {
         }
         if frame.done {
             self.finished = true;
-            self.ready.push_back(Event::Finished(Finish {
+            self.ready.push_back(Event::Finished(AnswerSummary {
                 reason: match frame.done_reason.as_str() {
                     "length" => FinishReason::Length,
                     _ => FinishReason::Stop,
@@ -240,7 +240,7 @@ pub(super) fn error_text(error: &Value) -> Option<String> {
     }
 }
 
-impl From<Metrics> for Usage {
+impl From<Metrics> for AnswerUsage {
     fn from(metrics: Metrics) -> Self {
         Self {
             prompt_tokens: metrics.prompt_eval_count,
@@ -307,10 +307,10 @@ mod tests {
     const LAST: &str = "{\"model\":\"m\",\"message\":{\"role\":\"assistant\",\"content\":\"\"},\"done\":true,\"done_reason\":\"stop\",\"total_duration\":40,\"load_duration\":1,\"prompt_eval_count\":10,\"prompt_eval_duration\":20,\"eval_count\":2,\"eval_duration\":10}\n";
 
     fn finish(reason: FinishReason, context: &[i32]) -> Event {
-        Event::Finished(Finish {
+        Event::Finished(AnswerSummary {
             reason,
             stop_string: None,
-            usage: Usage {
+            usage: AnswerUsage {
                 prompt_tokens: 10,
                 cached_tokens: 0,
                 prompt_duration: Duration::from_nanos(20),

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::or_default;
-use crate::inference::{Capability, ModelCard, ModelDetails, ModelFacts, ResidentModel, TensorFacts};
+use crate::inference::{ModelCapability, ModelCard, ModelDetails, ModelFacts, ResidentModel, TensorFacts};
 
 /// An expiry this far away is none: Ollama has no other way to say "never".
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -168,8 +168,8 @@ impl Show {
 }
 
 /// A word that names nothing we know of (`image`, or one of a later version) is passed over.
-fn capability(word: &str) -> Option<Capability> {
-    use Capability::{Audio, Completion, Embedding, Insert, Thinking, Tools, Vision};
+fn capability(word: &str) -> Option<ModelCapability> {
+    use ModelCapability::{Audio, Completion, Embedding, Insert, Thinking, Tools, Vision};
     [Completion, Tools, Thinking, Embedding, Vision, Audio, Insert]
         .into_iter()
         .find(|capability| capability.as_str() == word)
@@ -205,7 +205,7 @@ mod tests {
             quantization: "Q4_1".into(),
             context_length: 8192,
             embedding_length: 576,
-            capabilities: vec![Capability::Completion, Capability::Tools],
+            capabilities: vec![ModelCapability::Completion, ModelCapability::Tools],
         };
         assert_eq!(card.facts, expected);
     }

@@ -26,10 +26,10 @@ use super::{MAX_LISTING_BYTES, Ollama, UpstreamError, whole};
 use crate::{
     http::body::Body,
     inference::{
-        EmbedRequest, Embeddings, Failure, InferenceRequest, KeepAlive, LoadOptions, ModelCard, ModelDetails,
-        Normalisation, Prompt, ResidentModel, TextToken, ToolChoice,
+        EmbedRequest, EmbeddingResult, Failure, InferencePrompt, InferenceRequest, KeepAlive, LoadOptions, ModelCard,
+        ModelDetails, ResidentModel, TextToken, ToolChoice, VectorNormalization,
     },
-    provider::{Call, EventStream, Provider, PullStream, TokenizeRequest},
+    provider::{CallContext, EventStream, Provider, PullStream, TokenizeRequest},
 };
 
 /// Bytes of the reply to `/api/show`; the tensors of a large model are a few of them.
@@ -76,7 +76,7 @@ impl Native {
     /// Sends a request; resolves at the head of a reply that is no error.
     async fn post(
         &self,
-        call: &Call,
+        call: &CallContext,
         name: &str,
         path: &'static str,
         body: &impl Serialize,
@@ -96,7 +96,7 @@ impl Native {
     /// Sends a request and reads the whole reply.
     async fn ask<T: DeserializeOwned>(
         &self,
-        call: &Call,
+        call: &CallContext,
         name: &str,
         path: &'static str,
         body: &impl Serialize,
@@ -112,7 +112,7 @@ impl Native {
         })
     }
 
-    async fn details(&self, call: &Call, name: &str, verbose: bool) -> Result<Show, Failure> {
+    async fn details(&self, call: &CallContext, name: &str, verbose: bool) -> Result<Show, Failure> {
         let path = "/api/show";
         let body = AskDetails { model: name, verbose };
         let asked = self.ask(call, name, path, &body, MAX_SHOW_BYTES);
@@ -128,24 +128,24 @@ impl Native {
     }
 
     /// A listing, empty where there is none: it is never what decides.
-    async fn listing(&self, call: &Call, path: &str) -> Vec<Entry> {
+    async fn listing(&self, call: &CallContext, path: &str) -> Vec<Entry> {
         match self.upstream.get(call, path, &self.headers).await {
             Ok((StatusCode::OK, bytes)) => serde_json::from_slice::<Listing>(&bytes).unwrap_or_default().models,
             _ => Vec::new(),
         }
     }
 
-    async fn vectors(&self, call: &Call, name: &str, request: EmbedRequest) -> Result<Embeddings, Failure> {
+    async fn vectors(&self, call: &CallContext, name: &str, request: EmbedRequest) -> Result<EmbeddingResult, Failure> {
         let EmbedRequest {
             inputs,
             truncate,
             dimensions,
-            normalisation,
+            normalization,
             load,
             keep_alive,
         } = request;
         let keep_alive = || keep_alive.map(Into::into);
-        if normalisation == Normalisation::Unit {
+        if normalization == VectorNormalization::Unit {
             let body = AskVectors {
                 model: name,
                 input: &inputs,
@@ -155,7 +155,7 @@ impl Native {
                 options: WireOptions::of_load(&load),
             };
             let reply: Vectors = self.ask(call, name, "/api/embed", &body, MAX_VECTORS_BYTES).await?;
-            return Ok(Embeddings {
+            return Ok(EmbeddingResult {
                 vectors: reply.embeddings,
                 prompt_tokens: reply.prompt_eval_count,
                 load_duration: Duration::from_nanos(reply.load_duration),
@@ -175,10 +175,10 @@ impl Native {
                 .await?;
             vectors.push(reply.embedding);
         }
-        Ok(Embeddings {
+        Ok(EmbeddingResult {
             vectors,
             total_duration: call.arrived.elapsed(),
-            ..Embeddings::default()
+            ..EmbeddingResult::default()
         })
     }
 }
@@ -232,7 +232,7 @@ fn no_answer(path: &str, error: &UpstreamError) -> Failure {
 }
 
 /// What a reply with another status than success says, in its own words.
-async fn refusal(call: &Call, name: &str, response: Response<Body>) -> Failure {
+async fn refusal(call: &CallContext, name: &str, response: Response<Body>) -> Failure {
     let status = response.status();
     let config = &call.config.ollama;
     let bytes = whole(config, response.into_body(), MAX_BRIEF_BYTES)
@@ -268,7 +268,7 @@ where
 }
 
 impl Provider for Native {
-    fn list<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ModelCard>> {
+    fn list<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ModelCard>> {
         async move {
             let entries = self.listing(call, "/api/tags").await;
             entries.into_iter().map(Entry::into_card).collect()
@@ -276,7 +276,7 @@ impl Provider for Native {
         .boxed()
     }
 
-    fn resident<'a>(&'a self, call: &'a Call) -> BoxFuture<'a, Vec<ResidentModel>> {
+    fn resident<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ResidentModel>> {
         async move {
             let entries = self.listing(call, "/api/ps").await;
             entries.into_iter().map(Entry::into_resident).collect()
@@ -284,13 +284,13 @@ impl Provider for Native {
         .boxed()
     }
 
-    fn card<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
+    fn card<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
         async move { Ok(self.details(call, name, false).await?.into_card(name)) }.boxed()
     }
 
     fn show<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         verbose: bool,
     ) -> BoxFuture<'a, Result<ModelDetails, Failure>> {
@@ -299,7 +299,7 @@ impl Provider for Native {
 
     fn load<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         options: LoadOptions,
         keep_alive: Option<KeepAlive>,
@@ -313,13 +313,13 @@ impl Provider for Native {
         .boxed()
     }
 
-    fn unload<'a>(&'a self, call: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+    fn unload<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
         self.load(call, name, LoadOptions::default(), Some(KeepAlive::ZERO))
     }
 
     fn drops(&self, request: &InferenceRequest) -> Vec<&'static str> {
         let mut drops = Vec::new();
-        if let Prompt::Chat {
+        if let InferencePrompt::Chat {
             tools,
             tool_choice,
             parallel_tool_calls,
@@ -344,7 +344,7 @@ impl Provider for Native {
 
     fn infer<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         request: InferenceRequest,
     ) -> BoxFuture<'a, Result<EventStream, Failure>> {
@@ -358,36 +358,41 @@ impl Provider for Native {
 
     fn embed<'a>(
         &'a self,
-        call: &'a Call,
+        call: &'a CallContext,
         name: &'a str,
         request: EmbedRequest,
-    ) -> BoxFuture<'a, Result<Embeddings, Failure>> {
+    ) -> BoxFuture<'a, Result<EmbeddingResult, Failure>> {
         self.vectors(call, name, request).boxed()
     }
 
-    fn render<'a>(&'a self, _: &'a Call, _: &'a str, _: InferenceRequest) -> BoxFuture<'a, Result<String, Failure>> {
+    fn render<'a>(
+        &'a self,
+        _: &'a CallContext,
+        _: &'a str,
+        _: InferenceRequest,
+    ) -> BoxFuture<'a, Result<String, Failure>> {
         without("the rendered prompts")
     }
 
     fn tokenize<'a>(
         &'a self,
-        _: &'a Call,
+        _: &'a CallContext,
         _: &'a str,
         _: TokenizeRequest,
     ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
         without("the tokens")
     }
 
-    fn detokenize<'a>(&'a self, _: &'a Call, _: &'a str, _: Vec<i32>) -> BoxFuture<'a, Result<String, Failure>> {
+    fn detokenize<'a>(&'a self, _: &'a CallContext, _: &'a str, _: Vec<i32>) -> BoxFuture<'a, Result<String, Failure>> {
         without("the tokens")
     }
 
-    fn pull<'a>(&'a self, _: &'a Call, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
+    fn pull<'a>(&'a self, _: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
         let failure = Failure::Invalid(format!("{name} is Ollama's; its own /api/pull gets it"));
         std::future::ready(Err(failure)).boxed()
     }
 
-    fn delete<'a>(&'a self, _: &'a Call, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
+    fn delete<'a>(&'a self, _: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
         let failure = Failure::Invalid(format!("{name} is Ollama's; its own /api/delete removes it"));
         std::future::ready(Err(failure)).boxed()
     }

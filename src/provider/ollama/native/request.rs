@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::inference::{
-    Failure, Format, InferenceRequest, KeepAlive, LoadOptions, Message, Prompt, Sampling, Think, ThinkLevel, ToolChoice,
+    AnswerFormat, Failure, InferencePrompt, InferenceRequest, KeepAlive, LoadOptions, Message, SamplingOptions,
+    ThinkLevel, ThinkMode, ToolChoice,
 };
 
 /// The longest time that fits Go's durations; more is forever.
@@ -86,12 +87,12 @@ impl<'a> Ask<'a> {
             ..Self::default()
         };
         let path = match prompt {
-            Prompt::Chat { context, .. } if !context.is_empty() => {
+            InferencePrompt::Chat { context, .. } if !context.is_empty() => {
                 return Err(Failure::Invalid(
                     "Ollama takes a context only on /api/generate; send the request there".into(),
                 ));
             }
-            Prompt::Chat {
+            InferencePrompt::Chat {
                 messages,
                 tools,
                 tool_choice,
@@ -103,12 +104,12 @@ impl<'a> Ask<'a> {
                 }
                 "/api/chat"
             }
-            Prompt::Raw { text } => {
+            InferencePrompt::Raw { text } => {
                 ask.prompt = Some(text);
                 ask.raw = true;
                 "/api/generate"
             }
-            Prompt::Infill { prefix, suffix } => {
+            InferencePrompt::Infill { prefix, suffix } => {
                 ask.prompt = Some(prefix);
                 ask.suffix = Some(suffix);
                 "/api/generate"
@@ -227,11 +228,11 @@ enum WireFormat<'a> {
     Schema(&'a RawValue),
 }
 
-impl<'a> From<&'a Format> for WireFormat<'a> {
-    fn from(format: &'a Format) -> Self {
+impl<'a> From<&'a AnswerFormat> for WireFormat<'a> {
+    fn from(format: &'a AnswerFormat) -> Self {
         match format {
-            Format::Json => Self::Word("json"),
-            Format::Schema(schema) => Self::Schema(schema),
+            AnswerFormat::Json => Self::Word("json"),
+            AnswerFormat::Schema(schema) => Self::Schema(schema),
         }
     }
 }
@@ -244,12 +245,12 @@ enum WireThink {
 }
 
 impl WireThink {
-    fn of(think: Think) -> Option<Self> {
+    fn of(think: ThinkMode) -> Option<Self> {
         match think {
-            Think::Unset => None,
-            Think::Off => Some(Self::Switch(false)),
-            Think::On => Some(Self::Switch(true)),
-            Think::Level(level) => Some(Self::Level(level)),
+            ThinkMode::Unset => None,
+            ThinkMode::Off => Some(Self::Switch(false)),
+            ThinkMode::On => Some(Self::Switch(true)),
+            ThinkMode::Level(level) => Some(Self::Level(level)),
         }
     }
 }
@@ -324,9 +325,9 @@ pub(super) struct WireOptions<'a> {
 }
 
 impl<'a> WireOptions<'a> {
-    fn new(sampling: &'a Sampling, load: &LoadOptions) -> Self {
+    fn new(sampling: &'a SamplingOptions, load: &LoadOptions) -> Self {
         // Ollama has no logit_bias; `Native::drops` says so.
-        let Sampling {
+        let SamplingOptions {
             num_predict,
             num_keep,
             seed,
@@ -392,13 +393,13 @@ mod tests {
         RawValue::from_string(text.into()).unwrap()
     }
 
-    fn request(prompt: Prompt) -> InferenceRequest {
+    fn request(prompt: InferencePrompt) -> InferenceRequest {
         InferenceRequest {
             prompt,
-            sampling: Sampling::default(),
+            sampling: SamplingOptions::default(),
             load: LoadOptions::default(),
             format: None,
-            think: Think::Unset,
+            think: ThinkMode::Unset,
             thinking_budget: None,
             keep_alive: None,
             truncate: true,
@@ -408,8 +409,8 @@ mod tests {
         }
     }
 
-    fn chat(messages: Vec<Message>, tool_choice: ToolChoice) -> Prompt {
-        Prompt::Chat {
+    fn chat(messages: Vec<Message>, tool_choice: ToolChoice) -> InferencePrompt {
+        InferencePrompt::Chat {
             messages,
             tools: vec![raw(r#"{"type":"function","function":{"name":"f"}}"#)],
             tool_choice,
@@ -432,12 +433,12 @@ mod tests {
             &json!({"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": true, "options": {}}),
         );
         check(
-            &request(Prompt::Raw { text: "x".into() }),
+            &request(InferencePrompt::Raw { text: "x".into() }),
             "/api/generate",
             &json!({"model": "m", "prompt": "x", "raw": true, "stream": true, "options": {}}),
         );
         check(
-            &request(Prompt::Infill {
+            &request(InferencePrompt::Infill {
                 prefix: "a".into(),
                 suffix: "b".into(),
             }),
@@ -461,7 +462,7 @@ mod tests {
         let mut picture = Message::text("user", "what is it?");
         picture.media = vec![b"\xff\x00?".to_vec()];
         let mut request = request(chat(vec![answer, result, picture], ToolChoice::Required));
-        request.sampling = Sampling {
+        request.sampling = SamplingOptions {
             num_predict: Some(5),
             num_keep: Some(1),
             seed: Some(-1),
@@ -485,8 +486,8 @@ mod tests {
             use_mmap: Some(false),
             num_thread: Some(4),
         };
-        request.format = Some(Format::Schema(raw(r#"{"type":"object"}"#)));
-        request.think = Think::Level(ThinkLevel::High);
+        request.format = Some(AnswerFormat::Schema(raw(r#"{"type":"object"}"#)));
+        request.think = ThinkMode::Level(ThinkLevel::High);
         request.keep_alive = Some(KeepAlive::Forever);
         (request.truncate, request.shift) = (false, false);
         request.logprobs = Some(2);
@@ -524,10 +525,10 @@ mod tests {
 
     #[test]
     fn thinking_and_format_have_their_short_forms() {
-        for (think, expected) in [(Think::Off, json!(false)), (Think::On, json!(true))] {
-            let mut request = request(Prompt::Raw { text: "x".into() });
+        for (think, expected) in [(ThinkMode::Off, json!(false)), (ThinkMode::On, json!(true))] {
+            let mut request = request(InferencePrompt::Raw { text: "x".into() });
             request.think = think;
-            request.format = Some(Format::Json);
+            request.format = Some(AnswerFormat::Json);
             let (_, ask) = Ask::to_infer("m", &request).unwrap();
             let ask = serde_json::to_value(&ask).unwrap();
             assert_eq!((&ask["think"], &ask["format"]), (&expected, &json!("json")));
@@ -537,7 +538,7 @@ mod tests {
     #[test]
     fn a_context_has_no_place_in_a_chat() {
         let mut prompt = chat(Vec::new(), ToolChoice::Auto);
-        if let Prompt::Chat { context, .. } = &mut prompt {
+        if let InferencePrompt::Chat { context, .. } = &mut prompt {
             context.push(1);
         }
         assert!(matches!(Ask::to_infer("m", &request(prompt)), Err(Failure::Invalid(_))));
