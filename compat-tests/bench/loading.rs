@@ -225,7 +225,7 @@ fn compare(kind: &str, stream: &Costs, file: &Costs) -> Vec<Row> {
     );
     let megabytes = |bytes: f64| format!("{:.0} MB", bytes / 1e6);
     let first = Row {
-        what: format!("safetensors as {kind}: first answer, all files on disk"),
+        what: format!("safetensors as {kind}: first answer, from files on disk"),
         peer: format!("file {}", seconds(file.first)),
         ours: format!("streamed {}", seconds(stream.first)),
         figure: seconds(stream.first),
@@ -237,22 +237,32 @@ fn compare(kind: &str, stream: &Costs, file: &Costs) -> Vec<Row> {
         first,
         row("disk", [&disk.0, &disk.1], &megabytes, Limit::AtMost(0.05)),
         row(
-            "load, nothing cached",
+            "load, empty page cache",
             [&stream.cold, &file.cold],
             &seconds,
             Limit::None,
         ),
-        row("load, all cached", [&stream.warm, &file.warm], &seconds, Limit::None),
-        row("prompt", [&stream.prefill, &file.prefill], &tokens, Limit::AtLeast(0.9)),
-        row("answer", [&stream.decode, &file.decode], &tokens, Limit::AtLeast(0.9)),
         row(
-            "memory of the worker at most",
+            "load, filled page cache",
+            [&stream.warm, &file.warm],
+            &seconds,
+            Limit::None,
+        ),
+        row("prompt", [&stream.prefill, &file.prefill], &tokens, Limit::AtLeast(0.9)),
+        row(
+            "generation",
+            [&stream.decode, &file.decode],
+            &tokens,
+            Limit::AtLeast(0.9),
+        ),
+        row(
+            "peak memory of the worker",
             [&stream.peak, &file.peak],
             &megabytes,
             Limit::AtMost(1.3),
         ),
         row(
-            "of it what cannot be dropped",
+            "memory that cannot be reclaimed",
             [&stream.anonymous, &file.anonymous],
             &megabytes,
             Limit::None,

@@ -35,7 +35,7 @@ impl Ways {
     fn open(what: &str, report: &mut Report) -> Result<Option<Self>> {
         let binaries = binaries();
         let Some(nginx) = &binaries.nginx else {
-            report.skip(what, "nginx is not there (HUBLLAMA_TEST_NGINX)");
+            report.skip(what, "nginx is missing (HUBLLAMA_TEST_NGINX)");
             return Ok(None);
         };
         let upstream = Upstream::start()?;
@@ -77,7 +77,7 @@ pub(crate) fn latency(rounds: u32, report: &mut Report) -> Result<Vec<Row>> {
     let (by_nginx, by_us) = (added(&nginx), added(&hubllama));
     Ok(vec![Row {
         what: format!(
-            "{what}: added to the {:.0} µs of a direct one (median)",
+            "{what}: time added to the {:.0} µs of a direct call (median)",
             median(direct.iter().copied())
         ),
         peer: format!("nginx {by_nginx:.0} µs"),

@@ -50,7 +50,8 @@ impl Report {
     }
 
     pub(crate) fn markdown(&self) -> String {
-        let mut text = String::from("| what | peer | hubllama | figure | target | met |\n|---|---|---|---|---|---|\n");
+        let mut text =
+            String::from("| measurement | peer | hubllama | figure | target | met |\n|---|---|---|---|---|---|\n");
         for Row {
             what,
             peer,
