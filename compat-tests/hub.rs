@@ -12,7 +12,7 @@ use hubllama::{
     config::HubConfig,
     hub::{HfName, HubError, ResolveError},
     inference::PullEvent,
-    library::{Deleted, Library},
+    library::{DeleteOutcome, Library, LibraryError},
     stdx::Secret,
 };
 
@@ -78,10 +78,13 @@ impl Bench {
             .locate(&self.config, &name(NAME))
             .await
             .expect("the model is in the cache");
-        assert!(fs::read(&model.files[0]).unwrap() == *content, "the content differs");
+        assert!(
+            fs::read(&model.base.files[0]).unwrap() == *content,
+            "the content differs"
+        );
         assert!(model.owned);
         assert_eq!(self.leftovers(), Vec::<PathBuf>::new());
-        model.files[0].clone()
+        model.base.files[0].clone()
     }
 
     /// Files in the cache that are neither blobs nor locks.
@@ -95,11 +98,19 @@ impl Bench {
     }
 }
 
+/// The error of the Hub in an error of the library; these tests meet no other.
+fn hub_error(error: LibraryError) -> HubError {
+    match error {
+        LibraryError::Hub(error) => error,
+        error => panic!("{error}"),
+    }
+}
+
 async fn pull(hub: &Library, config: &HubConfig, text: &str) -> Result<Vec<PullEvent>, HubError> {
     let mut stream = hub.pull(config, &name(text));
     let mut events = Vec::new();
     while let Some(event) = stream.next().await {
-        events.push(event?);
+        events.push(event.map_err(hub_error)?);
     }
     Ok(events)
 }
@@ -237,7 +248,7 @@ async fn works_without_the_hub_where_the_cache_is_complete() {
     assert_eq!(bench.pull(NAME).await.unwrap().len(), 6);
     assert!(matches!(bench.pull("hf:a/b").await, Err(HubError::Unreachable { .. })));
     assert!(matches!(
-        bench.hub.reachable(&bench.config).await,
+        bench.hub.reachable(&bench.config).await.map_err(hub_error),
         Err(HubError::Unreachable { .. })
     ));
     bench.assert_complete(&content).await;
@@ -552,7 +563,7 @@ async fn updates_are_known_without_a_download() {
     assert_eq!(bench.hub.update(&bench.config, &name(NAME)).await, Ok(None));
     bench.config.offline = true;
     assert!(matches!(
-        bench.hub.update(&bench.config, &name(NAME)).await,
+        bench.hub.update(&bench.config, &name(NAME)).await.map_err(hub_error),
         Err(HubError::SwitchedOff)
     ));
 }
@@ -710,15 +721,15 @@ async fn shards_projectors_folders_pages_and_small_files() {
         .await
         .unwrap();
     assert_eq!(model.canonical, "hf:Test-Org/Tiny-GGUF@refs/pr/1:Q8_0");
-    assert_eq!(model.files.len(), 5);
-    assert!(model.files[0].ends_with("big dir/m-Q8_0-00001-of-00005.gguf"));
-    assert_eq!(fs::read(model.mmproj.unwrap()).unwrap(), noise(70_000));
+    assert_eq!(model.base.files.len(), 5);
+    assert!(model.base.files[0].ends_with("big dir/m-Q8_0-00001-of-00005.gguf"));
+    assert_eq!(fs::read(model.base.mmproj.unwrap()).unwrap(), noise(70_000));
     assert_eq!(model.size_bytes, 5 * MIB as u64 + 15 + 70_000);
 
     bench.pull("hf:o/small").await.unwrap();
     let model = bench.hub.locate(&bench.config, &name("hf:o/small")).await.unwrap();
     assert_eq!(
-        fs::read_to_string(&model.files[0]).unwrap(),
+        fs::read_to_string(&model.base.files[0]).unwrap(),
         "too small for large file storage"
     );
     let listed: Vec<_> = bench
@@ -735,7 +746,7 @@ async fn shards_projectors_folders_pages_and_small_files() {
 async fn delete_takes_only_what_hubllama_brought() {
     let (mut bench, content, sha256) = Bench::with_model(MIB);
     bench.pull(NAME).await.unwrap();
-    let freed = Deleted::Removed {
+    let freed = DeleteOutcome::Removed {
         bytes_freed: MIB as u64,
     };
     assert_eq!(bench.hub.delete(&bench.config, &name(NAME)).await, Ok(freed));
@@ -747,7 +758,7 @@ async fn delete_takes_only_what_hubllama_brought() {
     pull(&Library::new(state.path()), &bench.config, NAME).await.unwrap();
     assert_eq!(
         bench.hub.delete(&bench.config, &name(NAME)).await,
-        Ok(Deleted::Unlisted)
+        Ok(DeleteOutcome::Unlisted)
     );
     assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());
     assert_eq!(bench.hub.list(&bench.config).await, []);
@@ -759,7 +770,7 @@ async fn delete_takes_only_what_hubllama_brought() {
         "listing it again needs no download"
     );
     let model = bench.hub.locate(&bench.config, &name(NAME)).await.unwrap();
-    assert!(!model.owned && fs::read(&model.files[0]).unwrap() == content);
+    assert!(!model.owned && fs::read(&model.base.files[0]).unwrap() == content);
     bench.config.offline = true;
     assert_eq!(bench.hub.list(&bench.config).await, [model]);
 }

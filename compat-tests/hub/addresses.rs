@@ -86,7 +86,7 @@ async fn a_server_that_dies_in_the_middle_is_followed_to_its_new_address() {
     let error = loop {
         match stream.next().await {
             Some(Ok(_)) => {}
-            Some(Err(error)) => break error,
+            Some(Err(error)) => break hub_error(error),
             None => panic!("the pull ends without the model and without an error"),
         }
     };
@@ -136,14 +136,14 @@ async fn what_another_user_has_is_used_where_it_is() {
 
     bench.config.extra_caches = vec![theirs.path().to_owned()];
     let model = bench.hub.locate(&bench.config, &name(NAME)).await.unwrap();
-    assert!(model.files[0].starts_with(theirs.path()) && !model.owned);
+    assert!(model.base.files[0].starts_with(theirs.path()) && !model.owned);
     let events = bench.pull(NAME).await.unwrap();
     assert_eq!(shape(&events)[1], &sha256[..12]);
     assert_eq!(bench.server.hits("/cdn").bytes, fetched, "nothing is downloaded again");
     assert_eq!(walk(bench.cache.path()), Vec::<PathBuf>::new(), "nothing is copied");
     assert_eq!(
         bench.hub.delete(&bench.config, &name(NAME)).await,
-        Ok(Deleted::Unlisted)
+        Ok(DeleteOutcome::Unlisted)
     );
     assert_eq!(walk(theirs.path()), before, "their cache is as it was");
     // A pull shows it again.
@@ -154,7 +154,7 @@ async fn what_another_user_has_is_used_where_it_is() {
     bench.server.add(REPO, "tiny-Q8_0.gguf", Source::Bytes(noise(3 * MIB)));
     bench.pull(NAME).await.unwrap();
     let model = bench.hub.locate(&bench.config, &name(NAME)).await.unwrap();
-    assert!(model.files[0].starts_with(bench.cache.path()) && model.owned);
+    assert!(model.base.files[0].starts_with(bench.cache.path()) && model.owned);
     assert_eq!(walk(theirs.path()), before);
     drop(content);
 }
@@ -176,20 +176,20 @@ async fn what_another_user_has_a_part_of_is_completed() {
     assert_eq!(shape(&events)[1..3], [sha256[..12].to_owned(), eye[..12].to_owned()]);
     assert_eq!(bench.server.hits(&weights).bytes, fetched, "what they have is used");
     let model = bench.hub.locate(&bench.config, &name(NAME)).await.unwrap();
-    assert!(model.files[0].starts_with(bench.cache.path()) && model.owned);
-    assert!(fs::read(&model.files[0]).unwrap() == content);
-    assert!(fs::read(model.mmproj.as_ref().unwrap()).unwrap() == projector);
-    let checked = bench.hub.verify(&model, |_| ()).await.unwrap();
+    assert!(model.base.files[0].starts_with(bench.cache.path()) && model.owned);
+    assert!(fs::read(&model.base.files[0]).unwrap() == content);
+    assert!(fs::read(model.base.mmproj.as_ref().unwrap()).unwrap() == projector);
+    let checked = model.verify(|_| ()).await.unwrap();
     assert!(
         checked
             .iter()
-            .all(|file| file.verdict == hubllama::library::Verdict::Good)
+            .all(|file| file.verdict == hubllama::library::FileVerdict::Good)
     );
 
     // Ours are a link and the projector; theirs stays.
     assert!(matches!(
         bench.hub.delete_files(&bench.config, &name(NAME)).await,
-        Ok(Deleted::Unlisted)
+        Ok(DeleteOutcome::Unlisted)
     ));
     let blobs: Vec<PathBuf> = walk(bench.cache.path())
         .into_iter()

@@ -109,9 +109,9 @@ async fn we_read_what_python_wrote() {
         (model.canonical.as_str(), &model.digest, model.owned),
         (NAME, &sha256, false)
     );
-    assert!(fs::read(&model.files[0]).unwrap() == content);
-    let checked = bench.hub.verify(&model, |_| ()).await.unwrap();
-    assert_eq!(checked[0].verdict, hubllama::library::Verdict::Good);
+    assert!(fs::read(&model.base.files[0]).unwrap() == content);
+    let checked = model.verify(|_| ()).await.unwrap();
+    assert_eq!(checked[0].verdict, hubllama::library::FileVerdict::Good);
     bench.pull(NAME).await.unwrap();
     assert_eq!(bench.server.hits("/cdn").bytes, fetched, "nothing is fetched again");
     assert_eq!(bench.hub.update(&bench.config, &name(NAME)).await, Ok(None));
@@ -119,10 +119,10 @@ async fn we_read_what_python_wrote() {
     assert_eq!(bench.hub.list(&bench.config).await.len(), 1);
     assert_eq!(
         bench.hub.delete(&bench.config, &name(NAME)).await,
-        Ok(Deleted::Unlisted),
+        Ok(DeleteOutcome::Unlisted),
         "it is not ours to remove"
     );
-    assert!(model.files[0].exists());
+    assert!(model.base.files[0].exists());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! `convert`: a GGUF file from a checkpoint that is on this machine. No daemon is asked.
+//! `convert`: makes a GGUF file from a checkpoint of safetensors on this machine, without a daemon.
 
 use std::{
     io::IsTerminal,
@@ -13,10 +13,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::{
     config::{self, Inputs},
     convert::{Advance, Part, Stage, TargetType},
-    hub::HfName,
+    hub::{HfName, find_snapshot},
     lifecycle::{WorkerCommand, convert},
     stdx::size::human_bytes,
-    worker::protocol::ConvertJob,
+    worker::protocol::{ConversionOutput, ConversionRequest},
 };
 
 pub(super) async fn run(
@@ -29,21 +29,21 @@ pub(super) async fn run(
 ) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let (folder, name) = find(inputs, checkpoint)?;
-    let shows = std::io::stderr().is_terminal();
-    if !shows {
+    // With a terminal, the progress bar tells the same.
+    if !std::io::stderr().is_terminal() {
         match target {
-            TargetType::Stored => eprintln!("converting {} to the type that it has", folder.display()),
+            TargetType::Stored => eprintln!("converting {} to the type that it is stored in", folder.display()),
             _ => eprintln!("converting {} to {target}", folder.display()),
         }
     }
-    let job = ConvertJob {
-        folder,
+    let request = ConversionRequest {
+        checkpoint: folder,
         name,
-        target,
-        output,
-        any_tokenizer,
-        header_only: false,
+        weight_type: target,
         part,
+        form: ConversionOutput::Full,
+        output,
+        allow_tokenizer_mismatch: any_tokenizer,
     };
     let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template(
@@ -54,14 +54,14 @@ pub(super) async fn run(
         ..WorkerCommand::default()
     };
     let show = bar.clone();
-    let work = convert(job, &command, move |Advance { stage, done, total }| {
+    let work = convert(request, &command, move |Advance { stage, done, total }| {
         show.set_prefix(match stage {
             Stage::Planning => "planning",
             Stage::Writing => "converting",
             Stage::Syncing => "syncing",
         });
         if show.length() != Some(total) {
-            // The rate is that of the writing.
+            // Planning has no bytes; without the reset its time would lower the rate.
             show.reset();
             show.set_length(total);
         }
@@ -77,7 +77,7 @@ pub(super) async fn run(
     }
     eprintln!(
         "wrote {} ({}, {}) in {:.1} s",
-        converted.output.display(),
+        converted.path.display(),
         human_bytes(converted.bytes),
         converted.file_type,
         started.elapsed().as_secs_f64()
@@ -85,7 +85,7 @@ pub(super) async fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-/// The folder of a checkpoint, and what the model is called.
+/// Finds a checkpoint by its folder or by an hf: name; returns the folder and the name of the model.
 fn find(inputs: &Inputs, checkpoint: &str) -> anyhow::Result<(PathBuf, String)> {
     let folder = Path::new(checkpoint);
     if folder.is_dir() {
@@ -99,24 +99,17 @@ fn find(inputs: &Inputs, checkpoint: &str) -> anyhow::Result<(PathBuf, String)> 
         .get(..3)
         .is_some_and(|prefix| prefix.eq_ignore_ascii_case("hf:"))
     {
-        bail!("{checkpoint} is neither a folder nor a name as hf:ORG/REPO");
+        bail!("{checkpoint} is neither a folder nor a name such as hf:ORG/REPO");
     }
     let name = HfName::parse(checkpoint)?;
     let cache = config::load(inputs)?.config.hub.cache_dir;
-    let repository = cache.join(format!("models--{}--{}", name.org, name.repo));
-    let revision = name.revision.as_deref().unwrap_or("main");
-    let commit = std::fs::read_to_string(repository.join("refs").join(revision));
-    let commit = commit.map_or_else(|_| revision.to_owned(), |text| text.trim().to_owned());
-    // A commit is the name of one folder.
-    let is_commit = commit.len() == 40 && commit.bytes().all(|digit| digit.is_ascii_hexdigit());
-    let snapshot = repository.join("snapshots").join(&commit);
-    if !is_commit || !snapshot.is_dir() {
-        return Err(anyhow!(
+    let snapshot = find_snapshot(&cache, &name).ok_or_else(|| {
+        anyhow!(
             "{checkpoint} is not in {}; download it first, for instance with `hf download {}/{}`",
             cache.display(),
             name.org,
             name.repo
-        ));
-    }
+        )
+    })?;
     Ok((snapshot, name.repo))
 }

@@ -11,7 +11,7 @@ use crate::{
     config::{self, Inputs},
     gguf,
     hub::HfName,
-    library::{Deleted, Library, Verdict, WasteKind},
+    library::{DeleteOutcome, FileVerdict, Library, PruneReason},
     stdx::size::human_bytes,
 };
 
@@ -49,9 +49,11 @@ pub(super) async fn remove(inputs: &Inputs, name: &str, files: bool) -> anyhow::
         library.delete(&config.hub, &parsed).await?
     };
     match deleted {
-        Deleted::Removed { bytes_freed } => println!("removed {name}, {} freed", human_bytes(bytes_freed)),
-        Deleted::Unlisted if files => println!("{name} is not listed any more; other caches still hold its files"),
-        Deleted::Unlisted => println!("{name} {UNLISTED}"),
+        DeleteOutcome::Removed { bytes_freed } => println!("removed {name}, {} freed", human_bytes(bytes_freed)),
+        DeleteOutcome::Unlisted if files => {
+            println!("{name} is not listed any more; other caches still hold its files")
+        }
+        DeleteOutcome::Unlisted => println!("{name} {UNLISTED}"),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -70,14 +72,14 @@ pub(super) async fn verify(inputs: &Inputs, names: &[String]) -> anyhow::Result<
     let mut is_good = true;
     for model in models {
         let (name, read) = (&model.canonical, bar.clone());
-        let checked = library.verify(&model, move |bytes| read.inc(bytes)).await?;
+        let checked = model.verify(move |bytes| read.inc(bytes)).await?;
         let mut lines = Vec::new();
         for file in checked {
             let path = file.path.display();
             match file.verdict {
-                Verdict::Good => {}
-                Verdict::Unknown => lines.push(format!("unknown  {name}: the cache holds no hash of {path}")),
-                Verdict::Corrupt { expected, actual } => {
+                FileVerdict::Good => {}
+                FileVerdict::Unknown => lines.push(format!("unknown  {name}: the cache holds no hash of {path}")),
+                FileVerdict::Corrupt { expected, actual } => {
                     is_good = false;
                     lines.push(format!(
                         "corrupt  {name}: {path} has the hash {actual}, not {expected}; hubllama rm --files {name}, then \
@@ -100,13 +102,13 @@ pub(super) async fn prune(inputs: &Inputs, apply: bool) -> anyhow::Result<ExitCo
     let library = Library::new(&config.state_dir);
     let waste = library.prunable(&config.hub).await?;
     for waste in &waste {
-        let kind = match waste.kind {
-            WasteKind::Partial => "broken off",
-            WasteKind::Superseded => "superseded",
-            WasteKind::Unconverted => "no use",
-            WasteKind::Orphan => "unused",
+        let kind = match waste.reason {
+            PruneReason::Partial => "broken off",
+            PruneReason::Superseded => "superseded",
+            PruneReason::Unconverted => "no use",
+            PruneReason::Orphan => "unused",
         };
-        println!("{kind:10}  {:>9}  {}", human_bytes(waste.bytes), waste.what);
+        println!("{kind:10}  {:>9}  {}", human_bytes(waste.bytes), waste.description);
     }
     let bytes: u64 = waste.iter().map(|waste| waste.bytes).sum();
     let cache = config.hub.cache_dir.display();

@@ -1,7 +1,7 @@
 //! `pull` and `list`: through the running daemon, so that the service's cache is the one that fills; without one, in
 //! this process, in the cache that the configuration names.
 
-use std::{collections::HashMap, io::IsTerminal, process::ExitCode, sync::Arc, time::Duration};
+use std::{collections::HashMap, io::IsTerminal, process::ExitCode, time::Duration};
 
 use futures_util::StreamExt;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -13,7 +13,6 @@ use crate::{
     inference::PullEvent,
     library::Library,
     lifecycle::WorkerCommand,
-    provider::Converting,
     stdx::size::human_bytes,
 };
 
@@ -49,9 +48,7 @@ pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode
                 log: "warn".into(),
                 ..WorkerCommand::default()
             };
-            let mismatch = config.hub.tokenizer_mismatch;
-            let converting = Converting::new(command, move || mismatch);
-            let library = Library::with_converter(&config.state_dir, Arc::new(converting));
+            let library = Library::with_worker(&config.state_dir, command);
             let mut events = library.pull(&config.hub, &name);
             while let Some(event) = events.next().await {
                 match event? {
@@ -114,7 +111,12 @@ pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
             eprintln!("no daemon is running; listing {}", config.hub.cache_dir.display());
             for model in library.list(&config.hub).await {
                 let modified = minutes(&crate::stdx::timestamp::rfc3339_local(model.modified_at));
-                rows.push([model.canonical, human_bytes(model.size_bytes), model.label, modified]);
+                rows.push([
+                    model.canonical,
+                    human_bytes(model.size_bytes),
+                    model.base.label,
+                    modified,
+                ]);
             }
         }
     }

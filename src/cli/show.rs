@@ -9,7 +9,7 @@ use crate::{
     config::{self, Config, Inputs},
     gguf,
     hub::HfName,
-    library::{Library, LocalModel, Update},
+    library::{AvailableUpdate, Library, LocalModel},
     provider::facts,
     stdx::size::human_bytes,
 };
@@ -43,13 +43,13 @@ pub(super) async fn show(inputs: &Inputs, name: &str, updates: bool) -> anyhow::
 }
 
 /// What is newer on the Hub, if that is known or said at once; nothing of a model that is in no cache of this user's.
-async fn known_update(library: &Library, config: &Config, name: &str) -> Option<Update> {
+async fn known_update(library: &Library, config: &Config, name: &str) -> Option<AvailableUpdate> {
     let models = [library.locate(&config.hub, &HfName::parse(name).ok()?).await.ok()?];
     let updates = library.updates(&config.hub, &models, &config.state_dir, UPDATE_PATIENCE);
     updates.await.pop()?
 }
 
-fn update_text(name: &str, update: &Update) -> String {
+fn update_text(name: &str, update: &AvailableUpdate) -> String {
     format!(
         "{} to fetch, commit {}; hubllama pull {name}",
         human_bytes(update.bytes),
@@ -59,10 +59,10 @@ fn update_text(name: &str, update: &Update) -> String {
 
 /// What `/api/show` says, as far as files alone tell it.
 async fn local(library: &Library, model: &LocalModel) -> anyhow::Result<Value> {
-    let headers: Result<Vec<gguf::Header>, _> = model.files.iter().map(|file| gguf::Header::open(file)).collect();
+    let headers: Result<Vec<gguf::Header>, _> = model.base.files.iter().map(|file| gguf::Header::open(file)).collect();
     let headers = headers?;
     let mut facts = facts::model_facts(&headers);
-    if let Some(Ok(projector)) = model.mmproj.as_deref().map(gguf::Header::open) {
+    if let Some(Ok(projector)) = model.base.mmproj.as_deref().map(gguf::Header::open) {
         facts::add_projector(&mut facts, &projector);
     }
     let has_template = headers.first().and_then(gguf::chat_template).is_some();

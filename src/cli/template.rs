@@ -115,10 +115,10 @@ async fn locate(hub: &Library, config: &Config, name: &str) -> anyhow::Result<(P
         .locate(&config.hub, &parsed)
         .await
         .with_context(|| format!("it is not in {}; pull it first", config.hub.cache_dir.display()))?;
-    let path = local.files.into_iter().next().context("the model has no files")?;
+    let path = local.base.files.into_iter().next().context("the model has no files")?;
     let name = HfName {
-        org: local.org,
-        repo: local.repo,
+        org: local.base.org,
+        repo: local.base.repo,
         ..parsed
     };
     Ok((path, Some(name)))

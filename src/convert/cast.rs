@@ -24,9 +24,9 @@ impl Owner<'_> {
         };
         ConvertError::Number {
             tensor: self.0.to_owned(),
-            value,
-            kind,
-            advice,
+            value: value.to_string(),
+            kind: kind.into(),
+            advice: advice.into(),
         }
     }
 }

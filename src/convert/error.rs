@@ -1,6 +1,7 @@
 //! Why a checkpoint could not be converted.
 
 use std::{
+    borrow::Cow,
     io,
     path::{Path, PathBuf},
 };
@@ -9,18 +10,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::{gguf, stdx::size::human_bytes};
 
-/// Why a checkpoint could not be converted. Each sentence says what to do, where something can be done.
-#[derive(Debug, thiserror::Error)]
+/// Conversion error: the reason why a checkpoint could not be converted, with what to do about it.
+///
+/// It travels as it is from the converter process to the daemon, so its fields are plain text: the causes
+/// ([`io::Error`], [`gguf::Error`]) cannot be serialized.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
 pub enum ConvertError {
     /// The operating system said no.
-    #[error("{} cannot be {what}: {error}", path.display())]
+    #[error("{} cannot be {what}: {reason}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// As "read".
-        what: &'static str,
-        /// The system's reason.
-        error: io::Error,
+        /// The failed operation as a participle, for example "read".
+        what: Cow<'static, str>,
+        /// The message of the operating system.
+        reason: String,
     },
     /// A file is not what its name says.
     #[error("{} is damaged or incomplete: {reason}; download it again", path.display())]
@@ -66,11 +71,11 @@ pub enum ConvertError {
         /// The tensor in the checkpoint.
         tensor: String,
         /// NaN, an infinity or a number that is too large.
-        value: f32,
+        value: String,
         /// The target type.
-        kind: &'static str,
+        kind: Cow<'static, str>,
         /// What can be done.
-        advice: &'static str,
+        advice: Cow<'static, str>,
     },
     /// The file system is too small.
     #[error("{} is needed for {} but only {} is free there", human_bytes(*needed), path.display(), human_bytes(*free))]
@@ -89,18 +94,29 @@ pub enum ConvertError {
     #[error("the conversion was cancelled")]
     Cancelled,
     /// The result could not be laid out.
-    #[error(transparent)]
-    Gguf(#[from] gguf::Error),
+    #[error("{0}")]
+    Gguf(String),
     /// The result would crash the engine.
-    #[error(transparent)]
-    Refused(#[from] gguf::Refusal),
+    #[error("{0}")]
+    Refused(String),
 }
 
 impl ConvertError {
-    /// For `map_err`: what was done to `path` when the system refused.
-    pub(super) fn io(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> Self {
+    /// Returns a function for `map_err` that names the operation which failed on `path`.
+    pub(crate) fn io(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |error| Self::Io { path, what, error }
+        move |error| Self::Io {
+            path,
+            what: what.into(),
+            reason: error.to_string(),
+        }
+    }
+
+    /// Returns true if this machine or this program is at fault, not the checkpoint: the same conversion may succeed
+    /// elsewhere or later.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Space { .. } | Self::Engine(_))
     }
 
     pub(super) fn damaged(path: &Path, reason: impl Into<String>) -> Self {
@@ -111,38 +127,14 @@ impl ConvertError {
     }
 }
 
-/// A [`ConvertError`] as it goes from one process to another: its sentence, and whose fault it was.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ConvertFault {
-    /// [`ConvertError::Architecture`]
-    Architecture(String),
-    /// Something is wrong with the checkpoint.
-    Checkpoint(String),
-    /// Something is wrong with this machine or this program.
-    Machine(String),
-}
-
-impl From<ConvertError> for ConvertFault {
-    fn from(error: ConvertError) -> Self {
-        match error {
-            ConvertError::Architecture(name) => Self::Architecture(name),
-            ConvertError::Io { .. }
-            | ConvertError::Space { .. }
-            | ConvertError::Engine(_)
-            | ConvertError::Cancelled => Self::Machine(error.to_string()),
-            _ => Self::Checkpoint(error.to_string()),
-        }
+impl From<gguf::Error> for ConvertError {
+    fn from(error: gguf::Error) -> Self {
+        Self::Gguf(error.to_string())
     }
 }
 
-impl From<ConvertFault> for ConvertError {
-    /// The sentence stays as it is.
-    fn from(fault: ConvertFault) -> Self {
-        match fault {
-            ConvertFault::Architecture(name) => Self::Architecture(name),
-            ConvertFault::Checkpoint(sentence) => Self::Incomplete(sentence),
-            ConvertFault::Machine(sentence) => Self::Engine(sentence),
-        }
+impl From<gguf::Refusal> for ConvertError {
+    fn from(refusal: gguf::Refusal) -> Self {
+        Self::Refused(refusal.to_string())
     }
 }

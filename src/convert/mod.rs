@@ -34,7 +34,7 @@ mod write;
 
 pub use adapter::{AdapterBase, check_adapter_config, plan_adapter};
 pub use arch::FAMILIES;
-pub use error::{ConvertError, ConvertFault};
+pub use error::ConvertError;
 pub use model::VirtualGguf;
 pub use plan::{
     Cut, Part, Planned, Quantization, TargetType, check_config, has_projector, plan, plan_checked, plan_projector,

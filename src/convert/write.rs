@@ -143,11 +143,8 @@ pub(super) fn fill(
             // A thread that could not be started is only missed.
             let Ok(other) = other else { continue };
             let other = other.join().unwrap_or_else(|_| {
-                Err(ConvertError::Io {
-                    path: path.to_owned(),
-                    what: "written",
-                    error: io::Error::other("a thread of the conversion panicked"),
-                })
+                let error = io::Error::other("a thread of the conversion panicked");
+                Err(ConvertError::io(path, "written")(error))
             });
             result = result.and(other);
         }

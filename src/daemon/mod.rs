@@ -15,7 +15,7 @@ use crate::{
     library::Library,
     lifecycle::{Lifecycle, LifecycleHealth, TemplateHelper, WorkerCommand},
     observability::{self, LogControl},
-    provider::{Aliases, Converting, HuggingFace, Registry, ollama::Ollama},
+    provider::{Aliases, HuggingFace, Registry, ollama::Ollama},
     server::{BindError, ServeError, Server, Stop},
 };
 
@@ -93,10 +93,8 @@ async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartErro
         ..WorkerCommand::default()
     };
     let lifecycle = Lifecycle::start(worker.clone());
-    let settings = Arc::clone(&store);
-    let converting = Converting::new(worker.clone(), move || settings.current().hub.tokenizer_mismatch);
-    let hub = Library::with_converter(&config.state_dir, Arc::new(converting));
-    let hugging_face = HuggingFace::new(hub, lifecycle.clone(), TemplateHelper::new(worker));
+    let library = Library::with_worker(&config.state_dir, worker.clone());
+    let hugging_face = HuggingFace::new(library, lifecycle.clone(), TemplateHelper::new(worker));
     let registry = Registry::with_aliases(Arc::new(hugging_face), Aliases::load(&config.state_dir));
     let api = api(&store, registry, &lifecycle);
 

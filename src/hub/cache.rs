@@ -27,29 +27,44 @@ const MAX_TEXT_BYTES: u64 = 32 << 20;
 /// Folders inside each other in a snapshot.
 const MAX_DEPTH: usize = 16;
 
-/// A complete model in the cache.
+/// Cached model: a model that is complete in a cache, without adapters. It was downloaded as GGUF files, or converted from
+/// a checkpoint in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct CachedModel {
-    /// The cache that it is in.
-    pub(crate) root: PathBuf,
-    pub(crate) org: String,
-    pub(crate) repo: String,
-    pub(crate) commit: String,
-    /// Canonical selector.
-    pub(crate) label: String,
-    /// Snapshot paths, first shard first. llama.cpp finds the other shards by the path, so these are never blobs.
-    pub(crate) files: Vec<PathBuf>,
-    pub(crate) mmproj: Option<PathBuf>,
-    /// Snapshot paths of the checkpoint that the file was made from; empty where the file was downloaded.
-    pub(crate) sources: Vec<PathBuf>,
-    /// The folder of that checkpoint where its weights are loaded, and the file is only a header.
-    pub(crate) checkpoint: Option<PathBuf>,
-    /// Bytes of all files, the projector included.
-    pub(crate) size_bytes: u64,
-    /// 64 hex digits.
-    pub(crate) digest: String,
-    /// When the last of its files arrived.
-    pub(crate) modified_at: SystemTime,
+pub struct CachedModel {
+    /// The cache folder that holds it, or its checkpoint.
+    pub root: PathBuf,
+    /// User or organization, spelled as in the cache.
+    pub org: String,
+    /// Repository, spelled as in the cache.
+    pub repo: String,
+    /// 40 hex digits.
+    pub commit: String,
+    /// Canonical selector, for example `Q4_K_M` or a path.
+    pub label: String,
+    /// Paths of the weights, first shard first. They lead through the snapshot, never to blobs, because llama.cpp finds the
+    /// other shards by the file name.
+    pub files: Vec<PathBuf>,
+    /// Path of the projector of a vision model.
+    pub mmproj: Option<PathBuf>,
+    /// SnapshotFolder paths of the checkpoint that the model was converted from; empty for a downloaded model.
+    pub sources: Vec<PathBuf>,
+    /// Folder of the checkpoint, if the weights are loaded from it and the only file is a GGUF header.
+    pub checkpoint: Option<PathBuf>,
+    /// Bytes of all files, the projector included; a header counts as if it had its weights.
+    pub size_bytes: u64,
+    /// 64 hex digits; the sha256 of the content if the weights are one downloaded file.
+    pub digest: String,
+    /// Arrival time of the newest file.
+    pub modified_at: SystemTime,
+}
+
+impl CachedModel {
+    /// Returns the downloaded files: those of the checkpoint if the model was converted, else its own.
+    pub(crate) fn downloads(&self) -> impl Iterator<Item = &PathBuf> {
+        let own = self.files.iter().chain(&self.mmproj);
+        let own = own.filter(|_| self.sources.is_empty());
+        self.sources.iter().chain(own)
+    }
 }
 
 /// `models--ORG--REPO`.
@@ -62,13 +77,13 @@ pub(crate) struct RepoFolder {
 
 /// `snapshots/COMMIT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Snapshot {
+pub(crate) struct SnapshotFolder {
     pub(crate) commit: String,
     pub(crate) path: PathBuf,
 }
 
 /// Folders and references that a scan read, with their times: as long as none changes, the scan holds.
-pub(crate) type Watched = Vec<(PathBuf, Option<SystemTime>)>;
+pub(crate) type WatchedPaths = Vec<(PathBuf, Option<SystemTime>)>;
 
 impl RepoFolder {
     /// The folder of a repository, whether or not it exists.
@@ -119,7 +134,7 @@ impl RepoFolder {
 
     /// Snapshots that answer to a revision, most wanted first. Without a revision that is `main`, then the newest: a
     /// commit that moved on must not hide weights that are there.
-    pub(crate) fn snapshots(&self, revision: Option<&str>) -> Vec<Snapshot> {
+    pub(crate) fn snapshots(&self, revision: Option<&str>) -> Vec<SnapshotFolder> {
         let folder = self.path.join("snapshots");
         if let Some(revision) = revision {
             let commit = if is_commit(revision) {
@@ -128,7 +143,7 @@ impl RepoFolder {
                 self.reference(revision)
             };
             return commit
-                .map(|commit| Snapshot {
+                .map(|commit| SnapshotFolder {
                     path: folder.join(&commit),
                     commit,
                 })
@@ -137,12 +152,16 @@ impl RepoFolder {
                 .collect();
         }
         let main = self.reference("main");
-        let mut found: Vec<(bool, SystemTime, Snapshot)> = entries(&folder)
+        let mut found: Vec<(bool, SystemTime, SnapshotFolder)> = entries(&folder)
             .into_iter()
             .filter_map(|path| {
                 let commit = path.file_name()?.to_str()?.to_owned();
                 let modified = fs::metadata(&path).ok().filter(fs::Metadata::is_dir)?.modified().ok()?;
-                Some((main.as_ref() == Some(&commit), modified, Snapshot { commit, path }))
+                Some((
+                    main.as_ref() == Some(&commit),
+                    modified,
+                    SnapshotFolder { commit, path },
+                ))
             })
             .collect();
         found.sort_by(|a, b| (b.0, b.1, &a.2.commit).cmp(&(a.0, a.1, &b.2.commit)));
@@ -205,17 +224,17 @@ struct Walk<'a> {
     is_wanted: fn(&str) -> bool,
     left: usize,
     files: Vec<RepoFile>,
-    watched: &'a mut Watched,
+    watched: &'a mut WatchedPaths,
 }
 
-impl Snapshot {
+impl SnapshotFolder {
     /// The GGUF files of a snapshot whose content is there.
-    pub(crate) fn files(&self, watched: &mut Watched) -> Vec<RepoFile> {
+    pub(crate) fn files(&self, watched: &mut WatchedPaths) -> Vec<RepoFile> {
         self.files_where(watched, |path| path.to_ascii_lowercase().ends_with(".gguf"))
     }
 
     /// The files of a snapshot whose path is wanted and whose content is there.
-    pub(crate) fn files_where(&self, watched: &mut Watched, is_wanted: fn(&str) -> bool) -> Vec<RepoFile> {
+    pub(crate) fn files_where(&self, watched: &mut WatchedPaths, is_wanted: fn(&str) -> bool) -> Vec<RepoFile> {
         let mut walk = Walk {
             is_wanted,
             left: MAX_ENTRIES,
@@ -320,6 +339,15 @@ pub(crate) fn locate(root: &Path, name: &HfName) -> Result<CachedModel, HubError
         .ok_or_else(missing)
 }
 
+/// Finds the folder of the snapshot that a name's revision means, without a look at its files. A name without a revision
+/// means `main`, and never another commit.
+#[must_use]
+pub fn find_snapshot(root: &Path, name: &HfName) -> Option<PathBuf> {
+    let folder = RepoFolder::find(root, &name.org, &name.repo)?;
+    let revision = name.revision.as_deref().unwrap_or("main");
+    Some(folder.snapshots(Some(revision)).pop()?.path)
+}
+
 /// The content of a small text file, if a snapshot that answers to the name has it.
 pub(crate) fn text(root: &Path, name: &HfName, path: &str) -> Option<String> {
     let folder = RepoFolder::find(root, &name.org, &name.repo)?;
@@ -334,7 +362,7 @@ pub(crate) fn text(root: &Path, name: &HfName, path: &str) -> Option<String> {
 /// The model that a selector means in one snapshot.
 pub(crate) fn model_in(
     folder: &RepoFolder,
-    snapshot: &Snapshot,
+    snapshot: &SnapshotFolder,
     selector: Option<&Selector>,
 ) -> Result<CachedModel, ResolveError> {
     let resolution = resolve::resolve(&snapshot.files(&mut Vec::new()), selector)?;
@@ -342,7 +370,7 @@ pub(crate) fn model_in(
 }
 
 /// Every complete model of the cache, once for each repository and label; the same that [`locate`] finds.
-pub(crate) fn scan(root: &Path) -> (Vec<CachedModel>, Watched) {
+pub(crate) fn scan(root: &Path) -> (Vec<CachedModel>, WatchedPaths) {
     let mut models = Vec::new();
     let mut watched = Vec::new();
     watch(&mut watched, root);
@@ -363,7 +391,7 @@ pub(crate) fn scan(root: &Path) -> (Vec<CachedModel>, Watched) {
 }
 
 /// Notes the time of a folder or file.
-fn watch(watched: &mut Watched, path: &Path) {
+fn watch(watched: &mut WatchedPaths, path: &Path) {
     watched.push((path.to_owned(), modified(path)));
 }
 

@@ -14,14 +14,6 @@ pub enum HubError {
     /// Nothing in the cache answers to the name.
     #[error("model '{0}' not found")]
     NotCached(String),
-    /// An adapter that cannot be applied, or not to this base.
-    #[error("the adapter {repo} cannot be used: {reason}")]
-    Adapter {
-        /// `ORG/ADAPTER`.
-        repo: String,
-        /// Why.
-        reason: String,
-    },
     /// The repository does not exist, or is private and the token may not see it.
     #[error(
         "model repository {repo} not found at {endpoint}: check the spelling; if it is private, set HF_TOKEN to a \
@@ -83,14 +75,6 @@ pub enum HubError {
     /// A question that only the Hub can answer, and it is switched off.
     #[error("the Hub is switched off: unset HF_HUB_OFFLINE, or hub.offline in the configuration, to ask it")]
     SwitchedOff,
-    /// A file that cannot become a model of the cache.
-    #[error("cannot import {path}: {reason}; name a .gguf file")]
-    Import {
-        /// The file.
-        path: String,
-        /// Why not.
-        reason: String,
-    },
     /// No connection.
     #[error("cannot reach {endpoint}: {reason}; check the network, the proxy settings and HF_ENDPOINT")]
     Unreachable {
@@ -144,19 +128,6 @@ pub enum HubError {
         /// Why.
         error: ResolveError,
     },
-    /// The repository's checkpoint cannot become a GGUF file.
-    #[error("{repo} cannot be served from its safetensors: {reason}{}", alternatives_text(.alternatives))]
-    Checkpoint {
-        /// `ORG/REPO`.
-        repo: String,
-        /// Why.
-        reason: String,
-        /// Repositories with GGUF files of it.
-        alternatives: Vec<String>,
-    },
-    /// A conversion failed, but not by its checkpoint's fault.
-    #[error("the safetensors could not be converted: {0}")]
-    Converter(String),
     /// The content is not what the Hub said it would be.
     #[error(
         "{path} is corrupt: expected hash {expected}, got {actual}; the file was discarded, pull again to fetch it anew"
@@ -239,7 +210,6 @@ impl From<HubError> for Failure {
         match error {
             HubError::Name(NameError::Malformed { .. }) => Self::InvalidName(text),
             HubError::Name(NameError::Cloud(name)) | HubError::NotCached(name) => Self::NotFound(name),
-            HubError::Adapter { .. } | HubError::Import { .. } | HubError::Checkpoint { .. } => Self::Invalid(text),
             HubError::RepoNotFound { .. }
             | HubError::RevisionNotFound { .. }
             | HubError::FileNotFound { .. }
@@ -258,18 +228,9 @@ impl From<HubError> for Failure {
             | HubError::HashMismatch { .. }
             | HubError::Locked { .. }
             | HubError::DiskFull { .. }
-            | HubError::Converter(_)
             | HubError::Io { .. } => Self::Unavailable(text),
         }
     }
-}
-
-fn alternatives_text(repositories: &[String]) -> String {
-    if repositories.is_empty() {
-        return String::new();
-    }
-    let names: Vec<String> = repositories.iter().map(|repo| format!("hf:{repo}")).collect();
-    format!("; repositories with GGUF files of it: {}", names.join(", "))
 }
 
 fn resolve_text(repo: &str, error: &ResolveError) -> String {

@@ -25,11 +25,11 @@ const MAX_BYTES: u64 = 32 << 20;
 #[derive(Debug)]
 pub(crate) struct Ledger {
     path: PathBuf,
-    kept: Mutex<Kept>,
+    kept: Mutex<LedgerState>,
 }
 
 #[derive(Debug, Default)]
-struct Kept {
+struct LedgerState {
     entries: Entries,
     /// The file that the entries were read from.
     stamp: Option<Stamp>,
@@ -48,13 +48,13 @@ struct Entries {
     /// Snapshots with a checkpoint that could not be converted when it was last tried.
     unconverted: BTreeSet<PathBuf>,
     /// Where pulled models came from, by key.
-    models: BTreeMap<String, Note>,
+    models: BTreeMap<String, PullRecord>,
 }
 
 /// What is known of a model only when it is pulled.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Note {
+pub(crate) struct PullRecord {
     pub(crate) commit: String,
     /// Base URL of the Hub.
     pub(crate) endpoint: String,
@@ -82,7 +82,7 @@ impl Ledger {
         self.current().entries.unlisted.contains(key)
     }
 
-    pub(crate) fn note(&self, key: &str) -> Option<Note> {
+    pub(crate) fn record(&self, key: &str) -> Option<PullRecord> {
         self.current().entries.models.get(key).cloned()
     }
 
@@ -131,11 +131,11 @@ impl Ledger {
     }
 
     /// Records that a model was pulled: it is listed from now on.
-    pub(crate) fn pulled(&self, key: &str, note: Note) -> Result<(), HubError> {
+    pub(crate) fn pulled(&self, key: &str, record: PullRecord) -> Result<(), HubError> {
         self.change(|entries| {
             let was_unlisted = entries.unlisted.remove(key);
-            let is_news = entries.models.get(key) != Some(&note);
-            entries.models.insert(key.to_owned(), note);
+            let is_news = entries.models.get(key) != Some(&record);
+            entries.models.insert(key.to_owned(), record);
             was_unlisted || is_news
         })
     }
@@ -164,14 +164,14 @@ impl Ledger {
         written.map_err(io_error)
     }
 
-    fn current(&self) -> MutexGuard<'_, Kept> {
+    fn current(&self) -> MutexGuard<'_, LedgerState> {
         let mut kept = self.lock();
         self.refresh(&mut kept);
         kept
     }
 
     /// Reads the file again if it is another one.
-    fn refresh(&self, kept: &mut Kept) {
+    fn refresh(&self, kept: &mut LedgerState) {
         let now = stamp(&self.path);
         if let (Ok(now), Some(then)) = (&now, &kept.stamp)
             && now == then
@@ -180,24 +180,24 @@ impl Ledger {
         }
         match now.and_then(|stamp| Ok((stamp, read(&self.path)?))) {
             Ok((stamp, entries)) => {
-                *kept = Kept {
+                *kept = LedgerState {
                     entries,
                     stamp: Some(stamp),
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => *kept = Kept::default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => *kept = LedgerState::default(),
             Err(error) => {
                 let aside = self.path.with_extension("json.broken");
                 tracing::warn!(path = %self.path.display(), %error, "hub ledger is unreadable; it is put aside");
                 if let Err(error) = fs::rename(&self.path, &aside) {
                     tracing::warn!(path = %aside.display(), %error, "hub ledger cannot be put aside");
                 }
-                *kept = Kept::default();
+                *kept = LedgerState::default();
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, LedgerState> {
         lock(&self.kept)
     }
 }
@@ -230,14 +230,14 @@ mod tests {
         ledger.forget(&b).unwrap();
         let again = Ledger::load(state.path());
         assert!(again.owns(&a) && !again.owns(&b) && again.is_unlisted("o/r:q4_0"));
-        let note = Note {
+        let record = PullRecord {
             commit: "1".into(),
-            ..Note::default()
+            ..PullRecord::default()
         };
-        again.pulled("o/r:q4_0", note.clone()).unwrap();
+        again.pulled("o/r:q4_0", record.clone()).unwrap();
         let again = Ledger::load(state.path());
         assert!(!again.is_unlisted("o/r:q4_0"));
-        assert_eq!(again.note("o/r:q4_0"), Some(note));
+        assert_eq!(again.record("o/r:q4_0"), Some(record));
         assert_eq!(
             fs::read_dir(state.path()).unwrap().count(),
             2,

@@ -25,6 +25,7 @@ mod throttle;
 mod wire;
 mod xet;
 
+pub use cache::{CachedModel, find_snapshot};
 pub use client::Reachable;
 pub use error::HubError;
 pub use name::{HfName, NameError, Selector};

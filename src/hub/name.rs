@@ -63,6 +63,13 @@ pub struct AdapterName {
     pub revision: Option<String>,
 }
 
+impl AdapterName {
+    /// Returns true if both names mean the same repository, whatever their case and revision.
+    pub(crate) fn is_same_repository(&self, other: &Self) -> bool {
+        self.org.eq_ignore_ascii_case(&other.org) && self.repo.eq_ignore_ascii_case(&other.repo)
+    }
+}
+
 /// Why a text is not the name of a model on the Hub.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {

@@ -1,5 +1,7 @@
-//! Repositories with a checkpoint of safetensors instead of GGUF files: which type of weights a name asks for, and which
-//! files its conversion reads. Pure over a listing, like the rules for GGUF files.
+//! Checkpoints: repositories with safetensors instead of GGUF files.
+//!
+//! The functions decide which weight type a name asks for and which files a conversion reads. They are pure functions of a
+//! listing, like the rules for GGUF files in [`hub::resolve`](crate::hub::resolve), and apply where these find nothing.
 
 use crate::{
     config::WeightType,
@@ -10,7 +12,8 @@ use crate::{
     },
 };
 
-/// Files in the root that describe a checkpoint. Weights as pickles, or in other frameworks' formats, are never fetched.
+/// Files in the root of a repository that describe a checkpoint. Pickles and weights of other frameworks are never fetched:
+/// a pickle can run code.
 const DESCRIPTIONS: &[&str] = &[
     "config.json",
     "generation_config.json",
@@ -30,31 +33,30 @@ const DESCRIPTIONS: &[&str] = &[
     "README.md",
     INDEX,
 ];
-/// Tokenizers of which nothing is read where there is a `tokenizer.json`.
+/// Tokenizer files that the conversion reads only if there is no `tokenizer.json`.
 const OTHER_TOKENIZERS: [&str; 2] = ["tekken.json", "sentencepiece.bpe.model"];
 const INDEX: &str = "model.safetensors.index.json";
 const WHOLE: &str = "model.safetensors";
 const TEMPLATES: &str = "additional_chat_templates/";
-/// Folders whose `config.json` belongs to other formats of the same weights.
+/// Folders whose `config.json` describes another format of the same weights.
 const OTHER_FORMATS: [&str; 3] = ["original/", "onnx/", "openvino/"];
 
-/// What a name stands for in a repository without the GGUF file that it asks for.
+/// Checkpoint files: the files that a conversion reads, and the weight type that a name asks for.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Checkpoint {
-    /// The type of the weights.
-    pub(crate) kind: TargetType,
-    /// What the conversion reads, sorted by path.
-    pub(crate) files: Vec<RepoFile>,
+pub(super) struct CheckpointFiles {
+    pub(super) weight_type: TargetType,
+    /// Sorted by path.
+    pub(super) files: Vec<RepoFile>,
 }
 
-/// Whether a file may be one that a conversion reads; [`files`] is exact.
-pub(crate) fn is_part(path: &str) -> bool {
+/// Returns true if a file may belong to a checkpoint: a quick filter, of which [`files`] keeps what a conversion reads.
+pub(super) fn is_part(path: &str) -> bool {
     let in_folder = |path: &str| path.matches('/').count() == 1;
     DESCRIPTIONS.contains(&path)
         || OTHER_TOKENIZERS.contains(&path)
         || is_weights(path)
         || path.starts_with(TEMPLATES) && in_folder(path) && path.ends_with(".jinja")
-        // Pooling of an embedding model, and layers behind it.
+        // The modules of a sentence-transformers model: pooling, and dense layers behind it.
         || path.ends_with("_Dense/model.safetensors") && in_folder(path)
         || path.ends_with("/config.json") && in_folder(path) && !OTHER_FORMATS.iter().any(|other| path.starts_with(other))
 }
@@ -63,67 +65,68 @@ fn is_weights(path: &str) -> bool {
     path.ends_with(".safetensors") && path.starts_with("model") && !path.contains('/')
 }
 
-/// The files of a listing that a conversion reads, sorted by path; `None` if they are no checkpoint.
-pub(crate) fn files(listing: &[RepoFile]) -> Option<Vec<RepoFile>> {
+/// Returns the files of a listing that a conversion reads, sorted by path; `None` if they are no complete checkpoint.
+pub(super) fn files(listing: &[RepoFile]) -> Option<Vec<RepoFile>> {
     let has = |path: &str| listing.iter().any(|file| file.path == path);
-    let (is_whole, is_split) = (has(WHOLE), listing.iter().any(|file| is_shard(&file.path)));
-    // The converter looks for them in the same order.
-    let is_read = |path: &str| match (is_whole, is_split) {
+    let (is_whole, is_sharded) = (has(WHOLE), listing.iter().any(|file| is_shard(&file.path)));
+    // The converter prefers the same files in the same order. A repository may hold the weights twice.
+    let is_read = |path: &str| match (is_whole, is_sharded) {
         (true, _) => path == WHOLE,
         (false, true) => is_shard(path),
         (false, false) => true,
     };
     let is_surplus = |path: &str| OTHER_TOKENIZERS.contains(&path) && has("tokenizer.json");
-    let is_wanted = |path: &str| is_part(path) && (!is_weights(path) || is_read(path)) && !is_surplus(path);
-    let mut wanted: Vec<RepoFile> = listing.iter().filter(|file| is_wanted(&file.path)).cloned().collect();
-    wanted.sort_by(|a, b| a.path.cmp(&b.path));
-    let is_complete = has("config.json") && wanted.iter().any(|file| is_weights(&file.path));
-    is_complete.then_some(wanted)
+    let is_needed = |path: &str| is_part(path) && (!is_weights(path) || is_read(path)) && !is_surplus(path);
+    let mut needed: Vec<RepoFile> = listing.iter().filter(|file| is_needed(&file.path)).cloned().collect();
+    needed.sort_by(|a, b| a.path.cmp(&b.path));
+    let is_complete = has("config.json") && needed.iter().any(|file| is_weights(&file.path));
+    is_complete.then_some(needed)
 }
 
 fn is_shard(path: &str) -> bool {
     is_weights(path) && path.contains("-of-")
 }
 
-/// The type that a word of a name means.
-pub(crate) fn type_named(word: &str) -> Option<TargetType> {
+/// Returns the weight type with a name, in any case.
+pub(super) fn type_named(word: &str) -> Option<TargetType> {
     TargetType::named()
         .into_iter()
-        .find(|kind| kind.to_string().eq_ignore_ascii_case(word))
+        .find(|weight_type| weight_type.to_string().eq_ignore_ascii_case(word))
 }
 
-/// The type that a setting means.
-pub(crate) fn default_type(setting: WeightType) -> TargetType {
+/// Returns the weight type that a setting stands for.
+pub(super) fn default_type(setting: WeightType) -> TargetType {
     type_named(setting.name()).unwrap_or_default()
 }
 
-/// What a name stands for where the rules for GGUF files find nothing: a type of weights that can be made. The default one
-/// is made where nothing is asked for and there is no GGUF file at all.
+/// Resolves a selector for which the rules for GGUF files found nothing: it names the weight type to convert to. Without a
+/// selector, the default type is chosen if there is no GGUF file at all.
 ///
 /// # Errors
-/// The error of those rules if there is no checkpoint either, or `unfound` with the types where nothing else can be asked for.
-pub(crate) fn resolve(
+/// The error `no_gguf` of those rules if there is no checkpoint either, or the list of weight types if there are no GGUF
+/// files to choose from.
+pub(super) fn resolve(
     listing: &[RepoFile],
     selector: Option<&Selector>,
     default: TargetType,
-    unfound: ResolveError,
-) -> Result<Checkpoint, ResolveError> {
-    let has_gguf = match &unfound {
+    no_gguf: ResolveError,
+) -> Result<CheckpointFiles, ResolveError> {
+    let has_gguf = match &no_gguf {
         ResolveError::NoGguf { has_safetensors: true } => false,
         ResolveError::NoSuchSelector { .. } => true,
-        _ => return Err(unfound),
+        _ => return Err(no_gguf),
     };
     let Some(files) = files(listing) else {
-        return Err(unfound);
+        return Err(no_gguf);
     };
-    let kind = match selector {
+    let weight_type = match selector {
         None if !has_gguf => Some(default),
         Some(Selector::Label(label)) => type_named(label),
         _ => None,
     };
-    match kind {
-        Some(kind) => Ok(Checkpoint { kind, files }),
-        None if has_gguf => Err(unfound),
+    match weight_type {
+        Some(weight_type) => Ok(CheckpointFiles { weight_type, files }),
+        None if has_gguf => Err(no_gguf),
         None => Err(ResolveError::NoSuchSelector {
             selector: selector.map(ToString::to_string).unwrap_or_default(),
             available: TargetType::named().iter().map(ToString::to_string).collect(),
@@ -158,14 +161,14 @@ mod tests {
         paths.iter().map(file).collect()
     }
 
-    /// What a name's selector gives: the type and the paths.
+    /// Resolves a selector; returns the weight type and the paths of the files.
     fn found(paths: &[&str], selector: &str) -> Result<(String, Vec<String>), ResolveError> {
         let listing = listing(paths);
         let selector = Selector::parse(selector).unwrap();
         let unfound = crate::hub::resolve::resolve(&listing, selector.as_ref()).expect_err("no GGUF file answers");
         let checkpoint = resolve(&listing, selector.as_ref(), TargetType::Stored, unfound)?;
         let paths = checkpoint.files.into_iter().map(|file| file.path).collect();
-        Ok((checkpoint.kind.to_string(), paths))
+        Ok((checkpoint.weight_type.to_string(), paths))
     }
 
     const SPLIT: &[&str] = &[

@@ -1,4 +1,4 @@
-//! What lies in the cache, came through hubllama, and is of no use any more.
+//! Finding and removing files that hubllama downloaded or made and that have lost their use.
 
 use std::{
     collections::HashSet,
@@ -8,98 +8,129 @@ use std::{
 };
 
 use super::{
-    Library, checkpoint,
-    conversions::{self, Conversions},
-    remove,
+    Library, blocking, checkpoint,
+    conversions::{ConversionStore, occupied_bytes},
+    error::LibraryError,
+    remove, roots,
 };
 use crate::{
     config::HubConfig,
     hub::{
         HubError,
-        cache::{self, RepoFolder},
+        cache::{self, CachedModel, RepoFolder, SnapshotFolder},
         ledger::Ledger,
         partial::BlobLock,
         resolve,
-        tasks::blocking,
     },
 };
 
-/// Age below which something may belong to work that is under way.
-const SETTLED: Duration = Duration::from_secs(600);
+/// Minimum age of a file that may be removed: a younger one may belong to work in progress.
+const MIN_AGE: Duration = Duration::from_secs(600);
 
-/// Something that could be removed.
+/// Prunable item: files that belong together and could be removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Waste {
-    /// Why it is of no use.
-    pub kind: WasteKind,
-    /// For people: a file or a model.
-    pub what: String,
-    /// Bytes that would be freed.
+pub struct PrunableItem {
+    pub reason: PruneReason,
+    /// A file or a model, for the user.
+    pub description: String,
+    /// Bytes that its removal frees.
     pub bytes: u64,
     paths: Vec<PathBuf>,
+    /// The lock of the blob; whoever downloads it holds the lock.
     lock: Option<PathBuf>,
 }
 
-/// Why something is of no use.
+/// Prune reason: why files have lost their use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum WasteKind {
-    /// A download that was broken off; a pull would go on with it.
+pub enum PruneReason {
+    /// An interrupted download, which a pull would resume.
     Partial,
-    /// An older commit of a model that is there in a newer one.
+    /// An older commit of a model that is complete in a newer one.
     Superseded,
     /// A checkpoint that could not be converted.
     Unconverted,
-    /// Content that no model uses, or that was made of a checkpoint that is gone.
+    /// Content that no model uses, or that was made from a checkpoint that is gone.
     Orphan,
 }
 
 impl Library {
-    /// What could be removed; nothing is.
+    /// Finds what could be removed; removes nothing.
     ///
     /// # Errors
     /// If the cache cannot be read.
-    pub async fn prunable(&self, config: &HubConfig) -> Result<Vec<Waste>, HubError> {
-        let (library, root, roots) = (self.clone(), config.cache_dir.clone(), super::roots(config));
+    pub async fn prunable(&self, config: &HubConfig) -> Result<Vec<PrunableItem>, LibraryError> {
+        let (library, root, roots) = (self.clone(), config.cache_dir.clone(), roots(config));
         blocking(move || {
-            let mut waste = find(&root, &library.0.ledger, SETTLED);
+            let shared = &library.0;
+            let mut items = find(&root, &shared.ledger, MIN_AGE);
             for folder in RepoFolder::all(&root) {
-                waste.extend(checkpoints(&folder, &library.0.ledger, &library.0.conversions));
+                items.extend(checkpoints(&folder, &shared.ledger, &shared.conversions));
             }
-            let mut stale = library.0.conversions.stale(&roots);
-            stale.extend(library.0.prepared.stale(&roots));
-            stale.retain(|(_, path)| !waste.iter().any(|waste| waste.paths.contains(path)));
-            waste.extend(stale.into_iter().map(|(what, path)| Waste {
-                kind: WasteKind::Orphan,
-                what,
-                bytes: conversions::occupied(&path),
+            let mut stale = shared.conversions.stale(&roots);
+            stale.extend(shared.prepared.stale(&roots));
+            // The conversions of a superseded checkpoint are listed with it.
+            stale.retain(|(_, path)| !items.iter().any(|item| item.paths.contains(path)));
+            items.extend(stale.into_iter().map(|(description, path)| PrunableItem {
+                reason: PruneReason::Orphan,
+                description,
+                bytes: occupied_bytes(&path),
                 paths: vec![path],
                 lock: None,
             }));
-            waste.sort_by(|a, b| (a.kind, &a.what).cmp(&(b.kind, &b.what)));
-            Ok(waste)
+            sort(&mut items);
+            Ok(items)
         })
         .await
     }
 
-    /// Removes what was found, and returns how many bytes that freed. What is in use meanwhile stays.
+    /// Removes items that [`Library::prunable`] found, except those that a download uses by now; returns the bytes freed.
     ///
     /// # Errors
     /// If the file system refuses.
-    pub async fn prune(&self, waste: Vec<Waste>) -> Result<u64, HubError> {
+    pub async fn prune(&self, items: Vec<PrunableItem>) -> Result<u64, LibraryError> {
         let library = self.clone();
         blocking(move || {
-            waste
+            let ledger = &library.0.ledger;
+            items
                 .into_iter()
-                .try_fold(0, |freed, waste| Ok(freed + remove_waste(&library.0.ledger, waste)?))
+                .try_fold(0, |freed, item| Ok(freed + item.remove(ledger)?))
         })
         .await
     }
 }
 
-fn find(root: &Path, ledger: &Ledger, settled: Duration) -> Vec<Waste> {
-    let mut waste = Vec::new();
+impl PrunableItem {
+    fn remove(self, ledger: &Ledger) -> Result<u64, HubError> {
+        let _lock = match &self.lock {
+            Some(path) => match BlobLock::try_take(path)? {
+                Some(lock) => Some(lock),
+                None => return Ok(0),
+            },
+            None => None,
+        };
+        for path in &self.paths {
+            match fs::remove_file(path) {
+                Ok(()) => ledger.forget(path)?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(HubError::io("remove", path, &error)),
+            }
+            for folder in ["snapshots", "converted"] {
+                remove::remove_empty_folders(path, folder);
+            }
+        }
+        Ok(self.bytes)
+    }
+}
+
+fn sort(items: &mut [PrunableItem]) {
+    items.sort_by(|a, b| (a.reason, &a.description).cmp(&(b.reason, &b.description)));
+}
+
+/// Finds interrupted downloads, orphaned blobs and superseded GGUF models in one cache.
+fn find(root: &Path, ledger: &Ledger, min_age: Duration) -> Vec<PrunableItem> {
+    let mut items = Vec::new();
     for folder in RepoFolder::all(root) {
-        waste.extend(superseded(&folder, ledger));
+        items.extend(superseded_models(&folder, ledger));
         let used = remove::referenced(&folder).unwrap_or_default();
         for entry in fs::read_dir(folder.path.join("blobs")).into_iter().flatten().flatten() {
             let (path, name) = (entry.path(), entry.file_name());
@@ -110,123 +141,134 @@ fn find(root: &Path, ledger: &Ledger, settled: Duration) -> Vec<Waste> {
                 .modified()
                 .ok()
                 .and_then(|then| SystemTime::now().duration_since(then).ok());
-            if !meta.is_file() || age.is_none_or(|age| age < settled) {
+            if !meta.is_file() || age.is_none_or(|age| age < min_age) {
                 continue;
             }
             let locks = root.join(".locks").join(folder.path.file_name().unwrap_or_default());
-            let what = format!("{}/{} {}", folder.org, folder.repo, name.get(..12).unwrap_or(name));
+            let description = format!("{}/{} {}", folder.org, folder.repo, name.get(..12).unwrap_or(name));
             if let Some(etag) = name.strip_suffix(".hubllama.incomplete") {
-                waste.push(Waste {
-                    kind: WasteKind::Partial,
-                    what,
-                    bytes: allocated(&meta),
+                items.push(PrunableItem {
+                    reason: PruneReason::Partial,
+                    description,
+                    bytes: allocated_bytes(&meta),
                     paths: vec![path.with_file_name(format!("{etag}.hubllama.ranges")), path],
                     lock: Some(locks.join(format!("{etag}.lock"))),
                 });
             } else if name.starts_with(".hubllama.") || ledger.owns(&path) && !used.contains(&path) {
-                waste.push(Waste {
-                    kind: WasteKind::Orphan,
-                    what,
-                    bytes: allocated(&meta),
+                items.push(PrunableItem {
+                    reason: PruneReason::Orphan,
+                    description,
+                    bytes: allocated_bytes(&meta),
                     paths: vec![path],
+                    // A temporary file has no lock: its name is unique to the process that made it.
                     lock: Some(locks.join(format!("{name}.lock"))).filter(|_| !name.starts_with('.')),
                 });
             }
         }
     }
-    waste.sort_by(|a, b| (a.kind, &a.what).cmp(&(b.kind, &b.what)));
-    waste
+    sort(&mut items);
+    items
 }
 
-/// Models of commits that no branch or tag means any more, and that are there in a commit that one does.
-fn superseded(folder: &RepoFolder, ledger: &Ledger) -> Vec<Waste> {
-    let meant = folder.referenced_commits();
+/// Finds the models of commits that no branch or tag points to any more, if a commit that one points to has them, too.
+fn superseded_models(folder: &RepoFolder, ledger: &Ledger) -> Vec<PrunableItem> {
+    let referenced = folder.referenced_commits();
     let (current, old): (Vec<_>, Vec<_>) = folder
         .snapshots(None)
         .into_iter()
-        .partition(|snapshot| meant.contains(&snapshot.commit));
-    let listed = |snapshot: &cache::Snapshot| resolve::all(&snapshot.files(&mut Vec::new()));
+        .partition(|snapshot| referenced.contains(&snapshot.commit));
+    let models = |snapshot: &SnapshotFolder| resolve::all(&snapshot.files(&mut Vec::new()));
     let labels: HashSet<String> = current
         .iter()
-        .flat_map(listed)
+        .flat_map(models)
         .map(|model| model.label.to_ascii_lowercase())
         .collect();
-    let mut waste = Vec::new();
+    let mut items = Vec::new();
     for snapshot in &old {
-        for model in listed(snapshot) {
+        for model in models(snapshot) {
             let links: Vec<PathBuf> = model.files.iter().map(|file| snapshot.path.join(&file.path)).collect();
             if !labels.contains(&model.label.to_ascii_lowercase()) {
                 continue;
             }
-            waste.extend(ours(folder, ledger, links).map(|(paths, bytes)| Waste {
-                kind: WasteKind::Superseded,
-                what: format!("hf:{}/{}@{}:{}", folder.org, folder.repo, &snapshot.commit, model.label),
+            items.extend(removable(folder, ledger, links).map(|(paths, bytes)| PrunableItem {
+                reason: PruneReason::Superseded,
+                description: format!("hf:{}/{}@{}:{}", folder.org, folder.repo, &snapshot.commit, model.label),
                 bytes,
                 paths,
                 lock: None,
             }));
         }
     }
-    waste
+    items
 }
 
-/// Checkpoints of commits that no branch or tag means any more, where one that does has a checkpoint and whatever was made of
-/// the old one; and those that could not be converted, of which nothing is made.
-fn checkpoints(folder: &RepoFolder, ledger: &Ledger, conversions: &Conversions) -> Vec<Waste> {
-    let meant = folder.referenced_commits();
-    let snapshots = folder.snapshots(None);
-    let found = snapshots.iter().filter_map(|snapshot| {
+/// Checkpoint in one snapshot, with its links and its conversions.
+struct CheckpointUse {
+    snapshot: SnapshotFolder,
+    links: Vec<PathBuf>,
+    conversions: Vec<CachedModel>,
+}
+
+/// Finds the checkpoints of a repository that are superseded or could not be converted.
+///
+/// A checkpoint is superseded if no branch or tag points to its commit, one points to a commit with a checkpoint, and
+/// everything that was converted from the old one was converted from a current one, too.
+fn checkpoints(folder: &RepoFolder, ledger: &Ledger, store: &ConversionStore) -> Vec<PrunableItem> {
+    let referenced = folder.referenced_commits();
+    let found = folder.snapshots(None).into_iter().filter_map(|snapshot| {
         let sources = checkpoint::files(&snapshot.files_where(&mut Vec::new(), checkpoint::is_part))?;
-        let links: Vec<PathBuf> = sources.iter().map(|file| snapshot.path.join(&file.path)).collect();
-        Some((snapshot, links, conversions.in_snapshot(folder, snapshot)))
+        Some(CheckpointUse {
+            links: sources.iter().map(|file| snapshot.path.join(&file.path)).collect(),
+            conversions: store.in_snapshot(folder, &snapshot),
+            snapshot,
+        })
     });
-    let (current, old): (Vec<_>, Vec<_>) = found.partition(|(snapshot, ..)| meant.contains(&snapshot.commit));
+    let (current, old): (Vec<_>, Vec<_>) = found.partition(|found| referenced.contains(&found.snapshot.commit));
     let is_current = |label: &str| {
-        current
-            .iter()
-            .flat_map(|(_, _, made)| made)
-            .any(|model| model.label == label)
+        let conversions = current.iter().flat_map(|found| &found.conversions);
+        conversions.into_iter().any(|model| model.label == label)
     };
-    let superseded = old.iter().filter(|(_, _, made)| {
-        let is_whole = made.iter().all(|model| is_current(&model.label));
-        !current.is_empty() && is_whole
+    let superseded = old
+        .iter()
+        .filter(|found| !current.is_empty() && found.conversions.iter().all(|model| is_current(&model.label)));
+    let unconverted = current.iter().chain(&old).filter(|found| {
+        let has_files = !store.files(folder, &found.snapshot.commit).is_empty();
+        found.conversions.is_empty() && !has_files && ledger.is_unconverted(&found.snapshot.path)
     });
-    let unconverted = current.iter().chain(&old).filter(|(snapshot, _, made)| {
-        let is_empty = made.is_empty() && conversions.files(folder, &snapshot.commit).is_empty();
-        is_empty && ledger.is_unconverted(&snapshot.path)
-    });
-    let all = superseded.map(|old| (WasteKind::Superseded, old));
-    let all = all.chain(unconverted.map(|failed| (WasteKind::Unconverted, failed)));
-    let mut waste: Vec<Waste> = Vec::new();
-    for (kind, (snapshot, links, _)) in all {
-        let Some((mut paths, mut bytes)) = ours(folder, ledger, links.clone()) else {
+    let all = superseded.map(|found| (PruneReason::Superseded, found));
+    let all = all.chain(unconverted.map(|found| (PruneReason::Unconverted, found)));
+    let mut items: Vec<PrunableItem> = Vec::new();
+    for (reason, found) in all {
+        let commit = &found.snapshot.commit;
+        let Some((mut paths, mut bytes)) = removable(folder, ledger, found.links.clone()) else {
             continue;
         };
-        for file in conversions.files(folder, &snapshot.commit) {
-            bytes += fs::symlink_metadata(&file).map_or(0, |meta| allocated(&meta));
+        for file in store.files(folder, commit) {
+            bytes += fs::symlink_metadata(&file).map_or(0, |meta| allocated_bytes(&meta));
             paths.push(file);
         }
-        let what = format!("hf:{}/{}@{} safetensors", folder.org, folder.repo, snapshot.commit);
-        if !waste.iter().any(|known| known.what == what) {
-            waste.push(Waste {
-                kind,
-                what,
+        let description = format!("hf:{}/{}@{commit} safetensors", folder.org, folder.repo);
+        // A checkpoint can be both superseded and unconverted.
+        if !items.iter().any(|known| known.description == description) {
+            items.push(PrunableItem {
+                reason,
+                description,
                 bytes,
                 paths,
                 lock: None,
             });
         }
     }
-    waste
+    items
 }
 
-/// What would go with some links, if hubllama downloaded all that they lead to: themselves, and the blobs that nothing else
-/// leads to, with the bytes of those.
-fn ours(folder: &RepoFolder, ledger: &Ledger, links: Vec<PathBuf>) -> Option<(Vec<PathBuf>, u64)> {
+/// Returns the paths that would be removed with some links, which are the links and the blobs that nothing else links to,
+/// and the bytes of these blobs. Returns `None` if hubllama did not download all of it.
+fn removable(folder: &RepoFolder, ledger: &Ledger, links: Vec<PathBuf>) -> Option<(Vec<PathBuf>, u64)> {
     let blobs: Option<Vec<PathBuf>> = links.iter().map(|link| cache::blob_of(folder, link)).collect();
     let blobs = blobs.filter(|blobs| blobs.iter().all(|blob| ledger.owns(blob)))?;
-    let kept = remove::referenced_but(folder, &links).unwrap_or_default();
-    let lone: HashSet<PathBuf> = blobs.into_iter().filter(|blob| !kept.contains(blob)).collect();
+    let shared = remove::referenced_except(folder, &links).unwrap_or_default();
+    let lone: HashSet<PathBuf> = blobs.into_iter().filter(|blob| !shared.contains(blob)).collect();
     let bytes = lone
         .iter()
         .filter_map(|blob| fs::symlink_metadata(blob).ok())
@@ -235,30 +277,8 @@ fn ours(folder: &RepoFolder, ledger: &Ledger, links: Vec<PathBuf>) -> Option<(Ve
     Some((links.into_iter().chain(lone).collect(), bytes))
 }
 
-fn remove_waste(ledger: &Ledger, waste: Waste) -> Result<u64, HubError> {
-    // Who downloads holds the lock, and what it needs is no waste.
-    let _lock = match &waste.lock {
-        Some(path) => match BlobLock::try_take(path)? {
-            Some(lock) => Some(lock),
-            None => return Ok(0),
-        },
-        None => None,
-    };
-    for path in &waste.paths {
-        match fs::remove_file(path) {
-            Ok(()) => ledger.forget(path)?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(HubError::io("remove", path, &error)),
-        }
-        for folder in ["snapshots", "converted"] {
-            remove::remove_empty_folders(path, folder);
-        }
-    }
-    Ok(waste.bytes)
-}
-
-/// Bytes on disk: a partial file has holes.
-fn allocated(meta: &fs::Metadata) -> u64 {
+/// Returns the bytes that a file occupies on the disk, which for a partial download are fewer than its length.
+fn allocated_bytes(meta: &fs::Metadata) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     meta.blocks().saturating_mul(512)
 }
@@ -297,33 +317,36 @@ mod tests {
         fs::write(folder.blob("ef.hubllama.ranges"), "{}").unwrap();
 
         assert!(
-            find(root, &ledger, SETTLED)
+            find(root, &ledger, MIN_AGE)
                 .iter()
-                .all(|waste| waste.kind == WasteKind::Superseded),
+                .all(|item| item.reason == PruneReason::Superseded),
             "what is young may be in use"
         );
-        let waste = find(root, &ledger, Duration::ZERO);
-        let found: Vec<(WasteKind, &str)> = waste.iter().map(|waste| (waste.kind, waste.what.as_str())).collect();
+        let items = find(root, &ledger, Duration::ZERO);
+        let found: Vec<(PruneReason, &str)> = items
+            .iter()
+            .map(|item| (item.reason, item.description.as_str()))
+            .collect();
         let q4 = format!("hf:o/r@{OLD}:Q4_0");
         let q8 = format!("hf:o/r@{OLD}:Q8_0");
         assert_eq!(
             found,
             [
-                (WasteKind::Partial, "o/r ef.hubllama."),
-                (WasteKind::Superseded, &q4),
-                (WasteKind::Superseded, &q8),
-                (WasteKind::Orphan, "o/r ab"),
+                (PruneReason::Partial, "o/r ef.hubllama."),
+                (PruneReason::Superseded, &q4),
+                (PruneReason::Superseded, &q8),
+                (PruneReason::Orphan, "o/r ab"),
             ]
         );
-        assert_eq!((waste[1].bytes, waste[2].bytes), (8, 0), "a shared blob frees nothing");
+        assert_eq!((items[1].bytes, items[2].bytes), (8, 0), "a shared blob frees nothing");
         let lock = BlobLock::try_take(&root.join(".locks/models--o--r/ef.lock")).unwrap();
-        for waste in waste {
-            remove_waste(&ledger, waste).unwrap();
+        for item in items {
+            item.remove(&ledger).unwrap();
         }
         assert!(partial.exists(), "somebody downloads it");
         drop(lock);
-        for waste in find(root, &ledger, Duration::ZERO) {
-            remove_waste(&ledger, waste).unwrap();
+        for item in find(root, &ledger, Duration::ZERO) {
+            item.remove(&ledger).unwrap();
         }
         assert!(!partial.exists() && !orphan.exists() && !old.exists());
         assert!(!folder.path.join("snapshots").join(OLD).join("sub").exists());
@@ -355,8 +378,10 @@ mod tests {
             path
         };
         let kinds = || async {
-            let waste = library.prunable(&config).await.unwrap();
-            let kinds = waste.iter().map(|waste| (waste.kind, waste.what.clone(), waste.bytes));
+            let items = library.prunable(&config).await.unwrap();
+            let kinds = items
+                .iter()
+                .map(|item| (item.reason, item.description.clone(), item.bytes));
             kinds.collect::<Vec<_>>()
         };
         let config_json = file("o/r", OLD, "config.json", "{}");
@@ -374,7 +399,7 @@ mod tests {
         let found = kinds().await;
         assert_eq!(
             (found.len(), found[0].0, &found[0].1),
-            (1, WasteKind::Superseded, &what)
+            (1, PruneReason::Superseded, &what)
         );
         // A file takes whole blocks of the disk.
         assert!(found[0].2 >= "old weights".len() as u64);
@@ -406,7 +431,7 @@ mod tests {
                 break;
             }
             let what = format!("hf:o/failed@{NEW} safetensors");
-            assert_eq!(kinds().await, [(WasteKind::Unconverted, what, 8)]);
+            assert_eq!(kinds().await, [(PruneReason::Unconverted, what, 8)]);
             library.prune(library.prunable(&config).await.unwrap()).await.unwrap();
             assert_eq!(kinds().await, []);
             assert!(!ledger.is_unconverted(&folder.path.join("snapshots").join(NEW)));

@@ -1,4 +1,4 @@
-//! Taking a model out of the shared cache without taking anything from anybody else.
+//! Removing models from the shared cache without removing what other programs put there or other models need.
 
 use std::{
     collections::HashSet,
@@ -6,17 +6,172 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::Deleted;
-use crate::hub::{
-    HfName, HubError,
-    cache::{self, RepoFolder, Snapshot},
-    ledger::Ledger,
-    resolve,
+use super::{Library, LocalModel, adapter, checkpoint, error::LibraryError, ledger_key, roots};
+use crate::{
+    config::HubConfig,
+    convert::TargetType,
+    hub::{
+        HfName, HubError, Selector,
+        cache::{self, CachedModel, RepoFolder, SnapshotFolder},
+        ledger::Ledger,
+        resolve,
+    },
 };
 
-/// Removes a model's files where hubllama downloaded them, or where `all` says so, else unlists it; `key` is its name in
-/// the ledger.
-pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str, all: bool) -> Result<Deleted, HubError> {
+/// Delete outcome: whether the files of a deleted model are gone, or the model is only hidden.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeleteOutcome {
+    /// The files were removed.
+    Removed {
+        /// Bytes of removed content; files that another model uses stay.
+        bytes_freed: u64,
+    },
+    /// The files belong to another program and stay. The model is not listed until it is pulled again.
+    Unlisted,
+}
+
+/// Removal of one model. Its methods block.
+pub(super) struct Removal {
+    pub(super) library: Library,
+    pub(super) config: HubConfig,
+    /// If set, files that other programs downloaded are removed, too.
+    pub(super) all: bool,
+}
+
+impl Removal {
+    /// Removes a model; `name` is how the user spelled it.
+    pub(super) fn remove(&self, model: &LocalModel, name: &HfName) -> Result<DeleteOutcome, LibraryError> {
+        if !model.adapters.is_empty() {
+            return self.remove_adapted(model);
+        }
+        let key = model.ledger_key();
+        // A model with adapters still needs the files. They go with the last such model.
+        if !self.all && self.is_base(&key) {
+            self.library.0.ledger.set_unlisted(&key, true)?;
+            return Ok(DeleteOutcome::Unlisted);
+        }
+        Ok(self.remove_base(name)?)
+    }
+
+    /// Removes a model without adapters.
+    fn remove_base(&self, name: &HfName) -> Result<DeleteOutcome, HubError> {
+        let config = &self.config;
+        let roots = roots(config);
+        let default = checkpoint::default_type(config.safetensors_type);
+        let model = self.library.find_blocking(&roots, name, default)?;
+        let (key, base) = (model.ledger_key(), model.base);
+        // The selector is made explicit, so that the same model is meant at every commit.
+        let name = HfName {
+            org: base.org,
+            repo: base.repo,
+            selector: Selector::parse(&base.label).ok().flatten(),
+            ..name.clone()
+        };
+        let ledger = &self.library.0.ledger;
+        if !base.sources.is_empty() {
+            let conversions = &self.library.0.conversions;
+            let converted = conversions.locate(&roots, &name, TargetType::Stored)?;
+            ledger.set_unlisted(&key, false)?;
+            let revision = name.revision.as_deref();
+            return conversions.delete(&config.cache_dir, ledger, &converted, revision, self.all);
+        }
+        let is_elsewhere = cache::locate_in(&config.extra_caches, &name).is_ok();
+        match delete(&config.cache_dir, ledger, &name, &key, self.all) {
+            // The model is only in the other caches.
+            Err(HubError::NotCached(_)) if is_elsewhere => {}
+            deleted if !is_elsewhere => return deleted,
+            deleted => {
+                deleted?;
+            }
+        }
+        // The other caches are never written to; unlisted, the model in them does not come back into the lists.
+        ledger.set_unlisted(&key, true)?;
+        Ok(DeleteOutcome::Unlisted)
+    }
+
+    /// Removes a model with adapters: the adapters that no other model uses, and the base if it was deleted before and
+    /// only stayed for this model.
+    fn remove_adapted(&self, model: &LocalModel) -> Result<DeleteOutcome, LibraryError> {
+        let ledger = &self.library.0.ledger;
+        let key = model.ledger_key();
+        ledger.forget_model(&key)?;
+        let dropped = self.drop_unused_adapters(model)?;
+        // As long as base and adapters are all there, naming the model would bring it back.
+        ledger.set_unlisted(&key, dropped.is_still_usable)?;
+        let mut bytes_freed = dropped.bytes_freed;
+        let base_key = ledger_key(&model.base);
+        if ledger.is_unlisted(&base_key) && !self.is_base(&base_key) {
+            let name = HfName {
+                org: model.base.org.clone(),
+                repo: model.base.repo.clone(),
+                revision: None,
+                selector: Selector::parse(&model.base.label).ok().flatten(),
+                adapters: Vec::new(),
+            };
+            match self.remove_base(&name) {
+                Ok(DeleteOutcome::Removed { bytes_freed: more }) => bytes_freed += more,
+                Ok(DeleteOutcome::Unlisted) | Err(HubError::NotCached(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(if dropped.is_still_usable {
+            DeleteOutcome::Unlisted
+        } else {
+            DeleteOutcome::Removed { bytes_freed }
+        })
+    }
+
+    /// Removes those adapters of a model that no other model has.
+    pub(super) fn drop_unused_adapters(&self, model: &LocalModel) -> Result<DroppedAdapters, HubError> {
+        let (key, ledger) = (model.ledger_key(), &self.library.0.ledger);
+        let mut others = self.library.adapted(&roots(&self.config));
+        others.retain(|other| other.ledger_key() != key);
+        let mut dropped = DroppedAdapters {
+            bytes_freed: 0,
+            is_still_usable: true,
+        };
+        for adapter in &model.adapters {
+            let is_used = others
+                .iter()
+                .flat_map(|other| &other.adapters)
+                .any(|other| other.name.is_same_repository(&adapter.name));
+            if is_used {
+                continue;
+            }
+            let mut is_gone = true;
+            // An adapter may be cached at several commits; one that stayed would be found in its place.
+            for (folder, snapshot, files) in adapter::snapshots(&adapter.root, &adapter.name) {
+                let links: Vec<PathBuf> = files.iter().map(|file| snapshot.path.join(&file.path)).collect();
+                let is_ours = links.iter().all(|link| is_ours(ledger, &folder, link));
+                if adapter.root != self.config.cache_dir || !self.all && !is_ours {
+                    is_gone = false;
+                    continue;
+                }
+                dropped.bytes_freed += self.library.0.prepared.remove(&adapter.name, &snapshot.commit);
+                dropped.bytes_freed += release(&folder, ledger, &links)?;
+            }
+            dropped.is_still_usable &= !is_gone;
+        }
+        Ok(dropped)
+    }
+
+    /// Returns true if a listed model with adapters has this base.
+    fn is_base(&self, key: &str) -> bool {
+        let models = self.library.adapted(&roots(&self.config));
+        models.iter().any(|model| ledger_key(&model.base) == key)
+    }
+}
+
+/// Dropped adapters: the result of removing those adapters of a model that no other model has.
+pub(super) struct DroppedAdapters {
+    bytes_freed: u64,
+    /// True if the model could still be used, because all of its adapters are still in some cache.
+    is_still_usable: bool,
+}
+
+/// Removes the GGUF files of a model from one cache, at every commit that the name means. Files of other programs stay
+/// unless `all` is set, and the model is unlisted instead; `key` is its key in the ledger.
+fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str, all: bool) -> Result<DeleteOutcome, HubError> {
     let Some(folder) = RepoFolder::find(root, &name.org, &name.repo) else {
         return Err(HubError::NotCached(name.to_string()));
     };
@@ -24,7 +179,7 @@ pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str, all
     let mut found = false;
     let mut is_left = false;
     let mut unlinked = HashSet::new();
-    // The same model may be cached at several commits; one that stayed would be listed in its place.
+    // A model that stayed at another commit would be listed in place of the removed one.
     for snapshot in folder.snapshots(name.revision.as_deref()) {
         let Ok(model) = cache::model_in(&folder, &snapshot, name.selector.as_ref()) else {
             continue;
@@ -36,36 +191,37 @@ pub(crate) fn delete(root: &Path, ledger: &Ledger, name: &HfName, key: &str, all
         }
         unlinked.extend(unlink(&folder, &model.files).map_err(io_error)?);
         let projector = model.mmproj.filter(|link| all || is_ours(ledger, &folder, link));
-        if let Some(projector) = projector.filter(|link| is_lone(&snapshot, link)) {
+        if let Some(projector) = projector.filter(|link| !is_used_projector(&snapshot, link)) {
             unlinked.extend(unlink(&folder, &[projector]).map_err(io_error)?);
         }
     }
     if !found {
         return Err(HubError::NotCached(name.to_string()));
     }
-    let bytes_freed = free(&folder, ledger, &unlinked)?;
+    let bytes_freed = remove_unreferenced(&folder, ledger, &unlinked)?;
     if is_left {
         ledger.set_unlisted(key, true)?;
         tracing::info!(model.name = %name, "model is unlisted; its files are another program's and stay");
-        return Ok(Deleted::Unlisted);
+        return Ok(DeleteOutcome::Unlisted);
     }
-    // Whoever downloads it next may see it again.
+    // A mark from an earlier deletion would hide the model after another program downloads it again.
     ledger.set_unlisted(key, false)?;
-    Ok(Deleted::Removed { bytes_freed })
+    Ok(DeleteOutcome::Removed { bytes_freed })
 }
 
-/// Removes links, and the blobs that only they led to; returns the bytes of those.
-pub(crate) fn release(folder: &RepoFolder, ledger: &Ledger, links: &[PathBuf]) -> Result<u64, HubError> {
+/// Removes links, and the blobs that only they led to; returns the bytes of the removed blobs.
+pub(super) fn release(folder: &RepoFolder, ledger: &Ledger, links: &[PathBuf]) -> Result<u64, HubError> {
     let blobs = unlink(folder, links).map_err(|error| HubError::io("delete from", &folder.path, &error))?;
-    free(folder, ledger, &blobs.into_iter().collect())
+    remove_unreferenced(folder, ledger, &blobs.into_iter().collect())
 }
 
-/// Removes those blobs that nothing refers to any more, and what is bare then.
-fn free(folder: &RepoFolder, ledger: &Ledger, unlinked: &HashSet<PathBuf>) -> Result<u64, HubError> {
+/// Removes those of the given blobs that no snapshot links to any more, and the repository's folder if it is empty then;
+/// returns the bytes of the removed blobs.
+fn remove_unreferenced(folder: &RepoFolder, ledger: &Ledger, blobs: &HashSet<PathBuf>) -> Result<u64, HubError> {
     let io_error = |error: io::Error| HubError::io("delete from", &folder.path, &error);
     let still_used = referenced(folder).map_err(io_error)?;
     let mut bytes_freed = 0;
-    for blob in unlinked.difference(&still_used) {
+    for blob in blobs.difference(&still_used) {
         // A blob may itself be a link into a store that repositories share: only the link is ours.
         bytes_freed += fs::symlink_metadata(blob).map_err(io_error)?.len();
         fs::remove_file(blob).map_err(io_error)?;
@@ -75,30 +231,28 @@ fn free(folder: &RepoFolder, ledger: &Ledger, unlinked: &HashSet<PathBuf>) -> Re
     Ok(bytes_freed)
 }
 
-/// Whether hubllama downloaded every file.
-pub(crate) fn is_owned(ledger: &Ledger, model: &cache::CachedModel) -> bool {
+/// Returns true if hubllama downloaded every file of a model, or converted it. A conversion is ours whoever downloaded
+/// its checkpoint.
+pub(super) fn is_owned(ledger: &Ledger, model: &CachedModel) -> bool {
     let folder = RepoFolder::new(&model.root, &model.org, &model.repo);
-    // What was made of a checkpoint is ours, whoever brought that.
     !model.sources.is_empty() || model.files.iter().all(|link| is_ours(ledger, &folder, link))
 }
 
-pub(crate) fn is_ours(ledger: &Ledger, folder: &RepoFolder, link: &Path) -> bool {
+/// Returns true if hubllama downloaded the file that a link of a snapshot leads to.
+pub(super) fn is_ours(ledger: &Ledger, folder: &RepoFolder, link: &Path) -> bool {
     cache::blob_of(folder, link).is_some_and(|blob| ledger.owns(&blob))
 }
 
-/// A projector serves every quantisation of its folder; it goes with the last of them.
-fn is_lone(snapshot: &Snapshot, projector: &Path) -> bool {
-    let is_used = |model: &resolve::Resolution| {
-        model
-            .mmproj
-            .as_ref()
-            .is_some_and(|used| snapshot.path.join(&used.path) == projector)
-    };
+/// Returns true if a model that is left in the snapshot uses a projector: all quantizations of a folder share one.
+fn is_used_projector(snapshot: &SnapshotFolder, projector: &Path) -> bool {
     let files = snapshot.files(&mut Vec::new());
-    !resolve::all(&files).iter().any(is_used)
+    resolve::all(&files)
+        .iter()
+        .filter_map(|model| model.mmproj.as_ref())
+        .any(|used| snapshot.path.join(&used.path) == projector)
 }
 
-/// Removes links, and the folders that became empty, the snapshot's own included; returns the blobs they led to.
+/// Removes links, and the folders below `snapshots` that became empty; returns the blobs that the links led to.
 fn unlink(folder: &RepoFolder, links: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
     let mut blobs = Vec::new();
     for link in links {
@@ -109,13 +263,13 @@ fn unlink(folder: &RepoFolder, links: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
     Ok(blobs)
 }
 
-/// Removes the folders around a file that is gone, as far as they are empty and below one of this name.
-pub(crate) fn remove_empty_folders(gone: &Path, below: &str) {
+/// Removes the parent folders of a removed file that are empty, up to the one named `below`, which stays. Does nothing for
+/// a path outside of such a folder.
+pub(super) fn remove_empty_folders(gone: &Path, below: &str) {
     let parents = gone.ancestors().skip(1).take_while(|parent| !parent.ends_with(below));
-    // A blob's folder is not below it.
     if gone.ancestors().any(|parent| parent.ends_with(below)) {
         for emptied in parents {
-            // Not empty is the usual case and no error.
+            // The usual error is that the folder is not empty.
             if fs::remove_dir(emptied).is_err() {
                 break;
             }
@@ -123,13 +277,13 @@ pub(crate) fn remove_empty_folders(gone: &Path, below: &str) {
     }
 }
 
-/// Every blob that some snapshot refers to. Blobs without a link are left alone: they may belong to a pull that is under way.
-pub(crate) fn referenced(folder: &RepoFolder) -> io::Result<HashSet<PathBuf>> {
-    referenced_but(folder, &[])
+/// Returns every blob that a snapshot of the repository links to.
+pub(super) fn referenced(folder: &RepoFolder) -> io::Result<HashSet<PathBuf>> {
+    referenced_except(folder, &[])
 }
 
-/// The same as if some links were not there.
-pub(crate) fn referenced_but(folder: &RepoFolder, links: &[PathBuf]) -> io::Result<HashSet<PathBuf>> {
+/// Returns every blob that a snapshot of the repository links to, as if `links` did not exist.
+pub(super) fn referenced_except(folder: &RepoFolder, links: &[PathBuf]) -> io::Result<HashSet<PathBuf>> {
     let mut referenced = HashSet::new();
     let mut stack = vec![folder.path.join("snapshots")];
     while let Some(path) = stack.pop() {
@@ -145,12 +299,12 @@ pub(crate) fn referenced_but(folder: &RepoFolder, links: &[PathBuf]) -> io::Resu
     Ok(referenced)
 }
 
-/// References without a snapshot are of no use; anything else that is left keeps the folder.
+/// Removes the folder of a repository without snapshots and blobs, and its references with it. A blob without a link keeps
+/// the folder: it may belong to a pull in progress.
 fn remove_if_bare(folder: &Path) {
-    let is_bare = ["snapshots", "blobs"]
-        .iter()
-        .all(|part| fs::read_dir(folder.join(part)).map_or(true, |mut entries| entries.next().is_none()));
-    if is_bare {
+    let is_empty = |part: &str| fs::read_dir(folder.join(part)).map_or(true, |mut entries| entries.next().is_none());
+    if is_empty("snapshots") && is_empty("blobs") {
+        // Best effort: an empty folder that stays is harmless, and another program may be filling it right now.
         let _ = fs::remove_dir_all(folder.join("refs"));
         let _ = fs::remove_dir(folder.join("snapshots"));
         let _ = fs::remove_dir(folder.join("blobs"));
@@ -186,11 +340,11 @@ mod tests {
             Ledger::load(self.state.path())
         }
 
-        fn delete(&self, text: &str) -> Result<Deleted, HubError> {
+        fn delete(&self, text: &str) -> Result<DeleteOutcome, HubError> {
             delete(self.root.path(), &self.ledger(), &name(text), "key", false)
         }
 
-        fn delete_all(&self, text: &str) -> Result<Deleted, HubError> {
+        fn delete_all(&self, text: &str) -> Result<DeleteOutcome, HubError> {
             delete(self.root.path(), &self.ledger(), &name(text), "key", true)
         }
     }
@@ -202,7 +356,10 @@ mod tests {
         RepoFolder::new(bench.root.path(), "o", "r")
             .write_reference("main", OLD)
             .unwrap();
-        assert_eq!(bench.delete("hf:O/R:q4_0"), Ok(Deleted::Removed { bytes_freed: 7 }));
+        assert_eq!(
+            bench.delete("hf:O/R:q4_0"),
+            Ok(DeleteOutcome::Removed { bytes_freed: 7 })
+        );
         assert_eq!(
             fs::read_dir(bench.root.path()).unwrap().count(),
             0,
@@ -219,7 +376,10 @@ mod tests {
         let bench = Bench::new();
         let blob = bench.ours(OLD, "m-Q4_0.gguf", "weights");
         put(bench.root.path(), "o/r", NEW, "renamed.gguf", "weights");
-        assert_eq!(bench.delete("hf:o/r:Q4_0"), Ok(Deleted::Removed { bytes_freed: 0 }));
+        assert_eq!(
+            bench.delete("hf:o/r:Q4_0"),
+            Ok(DeleteOutcome::Removed { bytes_freed: 0 })
+        );
         assert!(blob.exists() && bench.ledger().owns(&blob));
     }
 
@@ -227,12 +387,12 @@ mod tests {
     fn foreign_files_are_only_unlisted() {
         let bench = Bench::new();
         let blob = put(bench.root.path(), "o/r", OLD, "m-Q4_0.gguf", "weights");
-        assert_eq!(bench.delete("hf:o/r:Q4_0"), Ok(Deleted::Unlisted));
+        assert_eq!(bench.delete("hf:o/r:Q4_0"), Ok(DeleteOutcome::Unlisted));
         assert!(blob.exists() && bench.ledger().is_unlisted("key"));
     }
 
     #[test]
-    fn foreign_files_go_where_all_was_said() {
+    fn foreign_files_are_removed_on_request() {
         let bench = Bench::new();
         let blob = put(bench.root.path(), "o/r", OLD, "m-Q4_0.gguf", "weights");
         let eye = put(bench.root.path(), "o/r", OLD, "mmproj-F16.gguf", "eye");
@@ -240,7 +400,7 @@ mod tests {
         assert!(blob.exists() && bench.ledger().is_unlisted("key"));
         assert_eq!(
             bench.delete_all("hf:o/r:Q4_0"),
-            Ok(Deleted::Removed { bytes_freed: 10 })
+            Ok(DeleteOutcome::Removed { bytes_freed: 10 })
         );
         assert!(!blob.exists() && !eye.exists() && !bench.ledger().is_unlisted("key"));
     }

@@ -1,4 +1,4 @@
-//! Hashing what is in the cache again.
+//! Hashing the files of a model again, to find content that changed on the disk.
 
 use std::{
     fs::File,
@@ -9,55 +9,48 @@ use std::{
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::{Library, LocalModel};
+use super::{LocalModel, blocking, error::LibraryError};
 use crate::{
-    hub::{HubError, cache, tasks::blocking},
+    hub::{HubError, cache},
     stdx::hex,
 };
 
-/// Bytes that are read at a time.
+/// Bytes that are read and hashed at a time.
 const READ_BYTES: usize = 1 << 20;
 
-/// One file that was hashed again.
+/// Verified file: a file of a model and the verdict on its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Checked {
+pub struct VerifiedFile {
     /// Path in the snapshot.
     pub path: PathBuf,
-    /// What came out.
-    pub verdict: Verdict,
+    pub verdict: FileVerdict,
 }
 
-/// What a hash says of a file.
+/// File verdict: the outcome of comparing a file's content with the hash that the Hub gave for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It is what the Hub said it would be.
+pub enum FileVerdict {
     Good,
-    /// It is not.
+    /// The hashes differ. Both are hex digits.
     Corrupt {
-        /// Hex digits.
         expected: String,
-        /// Hex digits.
         actual: String,
     },
-    /// The cache holds no hash of it: some other program put it there in its own way.
+    /// The cache holds no hash of the file, because another program stored it in a way of its own.
     Unknown,
 }
 
-impl Library {
-    /// Hashes a model's files. `on_bytes` hears how many bytes were read, again and again.
+impl LocalModel {
+    /// Hashes the downloaded files of the model and compares the hashes with the names of their blobs. `on_bytes` is
+    /// called with the number of bytes after each read.
     ///
     /// # Errors
     /// If a file cannot be read.
-    pub async fn verify(
-        &self,
-        model: &LocalModel,
-        on_bytes: impl Fn(u64) + Send + 'static,
-    ) -> Result<Vec<Checked>, HubError> {
-        let files: Vec<PathBuf> = model.downloads().cloned().collect();
+    pub async fn verify(&self, on_bytes: impl Fn(u64) + Send + 'static) -> Result<Vec<VerifiedFile>, LibraryError> {
+        let files: Vec<PathBuf> = self.downloads().cloned().collect();
         blocking(move || {
             let check = |path: PathBuf| {
                 let verdict = check(&path, &on_bytes).map_err(|error| HubError::io("read", &path, &error))?;
-                Ok(Checked { path, verdict })
+                Ok(VerifiedFile { path, verdict })
             };
             files.into_iter().map(check).collect()
         })
@@ -65,26 +58,27 @@ impl Library {
     }
 }
 
-fn check(path: &Path, on_bytes: &impl Fn(u64)) -> io::Result<Verdict> {
+fn check(path: &Path, on_bytes: &impl Fn(u64)) -> io::Result<FileVerdict> {
     let expected = cache::blob_name(path).unwrap_or_default();
     let mut file = File::open(path)?;
     let actual = if hex::is_hex(&expected, 64) {
         hash(&mut file, Sha256::new(), on_bytes)?
     } else if hex::is_hex(&expected, 40) {
+        // The Hub names small files, which are not in LFS, by the hash that git gives a blob.
         let length = file.metadata()?.len();
         hash(&mut file, Sha1::new_with_prefix(format!("blob {length}\0")), on_bytes)?
     } else {
-        return Ok(Verdict::Unknown);
+        return Ok(FileVerdict::Unknown);
     };
     Ok(if actual == expected {
-        Verdict::Good
+        FileVerdict::Good
     } else {
-        Verdict::Corrupt { expected, actual }
+        FileVerdict::Corrupt { expected, actual }
     })
 }
 
-/// Reads to the end.
-pub(crate) fn hash(file: &mut File, mut hasher: impl Digest, on_bytes: &impl Fn(u64)) -> io::Result<String> {
+/// Hashes a file from its current position to its end; returns hex digits.
+fn hash(file: &mut File, mut hasher: impl Digest, on_bytes: &impl Fn(u64)) -> io::Result<String> {
     let mut buffer = vec![0; READ_BYTES];
     loop {
         match file.read(&mut buffer) {
@@ -113,6 +107,7 @@ mod tests {
     use crate::{
         config::HubConfig,
         hub::cache::tests::{OLD, name, put},
+        library::Library,
     };
 
     #[tokio::test]
@@ -129,7 +124,7 @@ mod tests {
         let read = Arc::new(AtomicU64::new(0));
         let verify = || async {
             let read = Arc::clone(&read);
-            let checked = library.verify(&model, move |bytes| {
+            let checked = model.verify(move |bytes| {
                 read.fetch_add(bytes, Ordering::Relaxed);
             });
             checked
@@ -139,16 +134,19 @@ mod tests {
                 .map(|file| file.verdict)
                 .collect::<Vec<_>>()
         };
-        assert_eq!(verify().await, [Verdict::Good, Verdict::Good]);
+        assert_eq!(verify().await, [FileVerdict::Good, FileVerdict::Good]);
         assert_eq!(read.load(Ordering::Relaxed), 10);
         fs::write(&blob, "weightz").unwrap();
         let expected = hex::encode(Sha256::digest("weights"));
         let actual = hex::encode(Sha256::digest("weightz"));
-        assert_eq!(verify().await, [Verdict::Corrupt { expected, actual }, Verdict::Good]);
+        assert_eq!(
+            verify().await,
+            [FileVerdict::Corrupt { expected, actual }, FileVerdict::Good]
+        );
         // A file in the place of a link has no hash in its name.
-        fs::remove_file(model.mmproj.as_ref().unwrap()).unwrap();
-        fs::rename(eye, model.mmproj.as_ref().unwrap()).unwrap();
-        assert_eq!(verify().await[1], Verdict::Unknown);
+        fs::remove_file(model.base.mmproj.as_ref().unwrap()).unwrap();
+        fs::rename(eye, model.base.mmproj.as_ref().unwrap()).unwrap();
+        assert_eq!(verify().await[1], FileVerdict::Unknown);
         let provenance = library.provenance(&model).await;
         assert_eq!(provenance.repository, "o/r");
         assert_eq!(provenance.files[0].path, "m-Q4_0.gguf");

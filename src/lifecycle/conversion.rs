@@ -1,4 +1,4 @@
-//! A GGUF file from a checkpoint, made in a process of its own: what a stranger wrote is read there, and giving up is a kill.
+//! Conversion of a checkpoint in a child process: it parses files that strangers wrote, and a kill cancels it.
 
 use std::pin::pin;
 
@@ -7,23 +7,23 @@ use tokio::sync::watch;
 use super::process::{WorkerCommand, WorkerProcess};
 use crate::{
     convert::{Advance, ConvertError},
-    worker::protocol::{ConvertJob, Converted, WorkerQuestion, WorkerReply},
+    worker::protocol::{ConversionRequest, ConvertedFile, WorkerQuestion, WorkerReply},
 };
 
-/// Makes the file. It is all there afterwards, or there is nothing of it; dropping the future gives up. `progress` hears how far
-/// it is.
+/// Converts a checkpoint in a new converter process and passes its progress to `progress`. Dropping the future kills the
+/// process. The output file is either complete or does not exist.
 ///
 /// # Errors
 /// If the checkpoint cannot be converted, the disk is too small, or the process dies.
 pub async fn convert(
-    job: ConvertJob,
+    request: ConversionRequest,
     command: &WorkerCommand,
     mut progress: impl FnMut(Advance),
-) -> Result<Converted, ConvertError> {
+) -> Result<ConvertedFile, ConvertError> {
     let (worker, _) = WorkerProcess::spawn(command, "converter")
         .map_err(|error| ConvertError::Engine(format!("the converter cannot be started: {error}")))?;
     let (sender, mut advance) = watch::channel(Advance::default());
-    let mut asked = pin!(worker.ask_with_progress(WorkerQuestion::Convert(job), sender));
+    let mut asked = pin!(worker.ask_with_progress(WorkerQuestion::Convert(request), sender));
     let reply = loop {
         tokio::select! {
             reply = &mut asked => break reply,
@@ -31,11 +31,13 @@ pub async fn convert(
         }
     };
     match reply {
-        Some(Ok(WorkerReply::Converted(converted))) => Ok(converted?),
-        Some(Ok(_)) => Err(ConvertError::Engine("the converter answered something else".to_owned())),
+        Some(Ok(WorkerReply::Converted(converted))) => converted,
+        Some(Ok(_)) => Err(ConvertError::Engine(
+            "the converter gave an unexpected answer".to_owned(),
+        )),
         Some(Err(failure)) => Err(ConvertError::Engine(failure.to_string())),
         None => Err(ConvertError::Engine(
-            "the converter died, perhaps for want of memory; see the log".to_owned(),
+            "the converter died, perhaps for lack of memory; see the log".to_owned(),
         )),
     }
 }

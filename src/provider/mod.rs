@@ -9,7 +9,7 @@ pub mod ollama;
 pub mod registry;
 
 pub use aliases::{Alias, AliasError, AliasSettings, Aliases, Layer, PlainName};
-pub use huggingface::{Converting, HuggingFace, facts};
+pub use huggingface::{HuggingFace, facts};
 pub use ollama::{Native, Ollama, UpstreamError};
 pub use registry::{NameOrigin, NameOwner, Registry, prefers_ollama};
 

@@ -1,8 +1,9 @@
-//! The converter role: a checkpoint into a GGUF file, in a process that can be killed in the middle. Until the file is whole it
-//! has no name, so that nothing of it is left then.
+//! The converter role: turns a checkpoint of safetensors into a GGUF file, in a process that can be killed at any moment.
+//!
+//! `lifecycle::convert` starts the process, sends one [`ConversionRequest`] and kills it to cancel. The new file has no
+//! name until it is complete ([`NewFile`]), so a killed conversion leaves nothing behind.
 
 use std::{
-    io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Mutex,
@@ -13,7 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     EngineInput, EngineInputs, ReportSender,
-    protocol::{ConvertJob, Converted, DaemonCommand, WorkerQuestion, WorkerReply, WorkerReport},
+    protocol::{
+        ConversionOutput, ConversionRequest, ConvertedFile, DaemonCommand, WorkerQuestion, WorkerReply, WorkerReport,
+    },
     quantize_rows,
 };
 use crate::{
@@ -23,10 +26,10 @@ use crate::{
     stdx::{new_file::NewFile, sync::lock},
 };
 
-/// Time between two reports of one stage.
-const INTERVAL: Duration = Duration::from_millis(50);
+/// Time between two progress reports of one stage.
+const REPORT_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Serves jobs until the socket closes.
+/// Serves conversion requests until the socket closes.
 pub(super) fn run(inputs: &EngineInputs, reports: &mut ReportSender) {
     while let Ok(input) = inputs.recv() {
         let EngineInput::Command(DaemonCommand::Ask { id, question }) = input else {
@@ -34,9 +37,9 @@ pub(super) fn run(inputs: &EngineInputs, reports: &mut ReportSender) {
             continue;
         };
         let result = match *question {
-            WorkerQuestion::Convert(job) => {
-                let converted = convert(job, &Teller::new(id, reports));
-                Ok(WorkerReply::Converted(converted.map_err(Into::into)))
+            WorkerQuestion::Convert(request) => {
+                let converted = convert(request, &ProgressReporter::new(id, reports));
+                Ok(WorkerReply::Converted(converted))
             }
             _ => Err(Failure::Worker("a converter only converts".into())),
         };
@@ -44,13 +47,14 @@ pub(super) fn run(inputs: &EngineInputs, reports: &mut ReportSender) {
     }
 }
 
-/// Reports how far a job is, not too often.
-struct Teller<'a> {
+/// Progress reporter: passes the progress of one conversion to the daemon, at most once per [`REPORT_INTERVAL`] and stage.
+struct ProgressReporter<'a> {
     id: u64,
+    /// The socket, the last reported progress and its time. The threads that write the file share it.
     state: Mutex<(&'a mut ReportSender, Advance, Instant)>,
 }
 
-impl<'a> Teller<'a> {
+impl<'a> ProgressReporter<'a> {
     fn new(id: u64, reports: &'a mut ReportSender) -> Self {
         Self {
             id,
@@ -58,12 +62,12 @@ impl<'a> Teller<'a> {
         }
     }
 
-    fn tell(&self, advance: Advance) {
+    fn report(&self, advance: Advance) {
         let mut state = lock(&self.state);
         let (reports, last, at) = &mut *state;
         let is_new = advance.stage != last.stage || advance.done == advance.total;
-        // Threads report in any order.
-        let is_due = at.elapsed() >= INTERVAL && advance.done > last.done;
+        // The writing threads race to this lock, so a smaller count may arrive after a larger one.
+        let is_due = at.elapsed() >= REPORT_INTERVAL && advance.done > last.done;
         if is_new || is_due {
             (*last, *at) = (advance, Instant::now());
             reports.send(&WorkerReport::Advanced { id: self.id, advance });
@@ -71,63 +75,61 @@ impl<'a> Teller<'a> {
     }
 }
 
-/// Plans, tries the tokenizer, writes. Nothing but the whole file is ever there.
-fn convert(job: ConvertJob, teller: &Teller<'_>) -> Result<Converted, ConvertError> {
-    let place = job.output.clone().unwrap_or_else(|| PathBuf::from(&job.name));
-    let mut cut = |header: &[u8], texts: &[String]| cut(&place, header, texts);
+/// Plans the file, compares the tokenizers and writes the file.
+fn convert(request: ConversionRequest, progress: &ProgressReporter<'_>) -> Result<ConvertedFile, ConvertError> {
+    let scratch = request.output.clone().unwrap_or_else(|| PathBuf::from(&request.name));
+    let mut tokenize = |header: &[u8], texts: &[String]| tokenize_with_engine(&scratch, header, texts);
     let Planned {
         model,
         file_type,
         check,
         mut notes,
-    } = job.part.plan(&job.folder, &job.name, job.target, &mut cut)?;
+    } = request
+        .part
+        .plan(&request.checkpoint, &request.name, request.weight_type, &mut tokenize)?;
     if let Some(check) = check.filter(|check| check.wrong > 0) {
-        if check.is_doubtful() && !job.any_tokenizer {
+        if check.is_doubtful() && !request.allow_tokenizer_mismatch {
             return Err(ConvertError::Tokenizer(check.sentence()));
         }
         notes.push(check.sentence());
     }
     let model = model.with_quantizer(quantize_rows);
-    let output = job
+    let path = request
         .output
-        .unwrap_or_else(|| PathBuf::from(job.part.file_name(&job.name, file_type)));
-    let new = match job.header_only {
-        true => model.create_header(&output)?,
-        false => model.create(&output)?,
-    };
+        .unwrap_or_else(|| PathBuf::from(request.part.file_name(&request.name, file_type)));
     let total = model.file_len();
-    if !job.header_only {
-        let advance = |stage, done| teller.tell(Advance { stage, done, total });
-        advance(Stage::Writing, 0);
-        let progress = |done, _| advance(Stage::Writing, done);
-        model.fill(&new, &progress, &CancellationToken::new())?;
-        advance(Stage::Syncing, total);
-    }
-    new.finish().map_err(|error| ConvertError::Io {
-        path: output.clone(),
-        what: "written",
-        error,
-    })?;
-    Ok(Converted {
-        output,
+    let new = match request.form {
+        ConversionOutput::HeaderOnly => model.create_header(&path)?,
+        ConversionOutput::Full => {
+            let new = model.create(&path)?;
+            let report = |stage, done| progress.report(Advance { stage, done, total });
+            report(Stage::Writing, 0);
+            // Cancellation is a kill of this process, so the token is never used.
+            model.fill(&new, &|done, _| report(Stage::Writing, done), &CancellationToken::new())?;
+            report(Stage::Syncing, total);
+            new
+        }
+    };
+    new.finish().map_err(ConvertError::io(&path, "written"))?;
+    Ok(ConvertedFile {
+        path,
         bytes: total,
         file_type: file_type.to_owned(),
         notes,
     })
 }
 
-/// What the engine makes of texts with the vocabulary of a header. That is in a file for as long, beside `output`.
-fn cut(output: &Path, header: &[u8], texts: &[String]) -> Result<Vec<Vec<i32>>, ConvertError> {
-    let failed = |error: io::Error| ConvertError::Io {
-        path: output.to_owned(),
-        what: "written",
-        error,
-    };
-    let new = NewFile::create(output).map_err(failed)?;
-    new.file().write_all_at(header, 0).map_err(failed)?;
-    let cut = || -> Result<Vec<Vec<i32>>, LlamaError> {
+/// Tokenizes texts with llama.cpp and the vocabulary of a GGUF header.
+///
+/// llama.cpp loads a vocabulary only from a path, so the header goes to an unfinished file next to `output` first.
+fn tokenize_with_engine(output: &Path, header: &[u8], texts: &[String]) -> Result<Vec<Vec<i32>>, ConvertError> {
+    let new = NewFile::create(output).map_err(ConvertError::io(output, "written"))?;
+    new.file()
+        .write_all_at(header, 0)
+        .map_err(ConvertError::io(output, "written"))?;
+    let tokenize = || -> Result<Vec<Vec<i32>>, LlamaError> {
         let model = Model::load_vocabulary(&new.current_path())?;
         texts.iter().map(|text| model.tokenize(text, false, true)).collect()
     };
-    cut().map_err(|reason| ConvertError::Engine(format!("the vocabulary cannot be loaded: {reason}")))
+    tokenize().map_err(|reason| ConvertError::Engine(format!("the vocabulary cannot be loaded: {reason}")))
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::inference::TextToken;
 pub use crate::llama::{ContextParams, GrammarTrigger, ModelParams, RenderedChat};
 use crate::{
-    convert::{Advance, ConvertFault, Part, TargetType},
+    convert::{Advance, ConvertError, Part, TargetType},
     inference::{Event, Failure},
 };
 
@@ -81,7 +81,7 @@ pub enum WorkerQuestion {
         tokens: Vec<i32>,
     },
     /// Make a GGUF file of a checkpoint (converter role).
-    Convert(ConvertJob),
+    Convert(ConversionRequest),
 }
 
 /// The answer to a [`WorkerQuestion`].
@@ -102,38 +102,46 @@ pub enum WorkerReply {
     /// To [`WorkerQuestion::Detokenize`].
     Text(String),
     /// To [`WorkerQuestion::Convert`].
-    Converted(Result<Converted, ConvertFault>),
+    Converted(Result<ConvertedFile, ConvertError>),
 }
 
-/// A checkpoint to convert.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ConvertJob {
-    /// The folder of the checkpoint.
-    pub folder: PathBuf,
-    /// What the model is called.
-    pub name: String,
-    /// The type of the weights.
-    pub target: TargetType,
-    /// The file; `None` is one in the working folder that is called after model and type.
-    pub output: Option<PathBuf>,
-    /// Convert also where the engine cuts texts otherwise than the checkpoint's own tokenizer.
-    pub any_tokenizer: bool,
-    /// Leave a hole for the weights.
-    pub header_only: bool,
-    /// Which file of those that can be made of it.
-    pub part: Part,
-}
-
-/// A file that was made of a checkpoint.
+/// Conversion request: one GGUF file to make from a checkpoint of safetensors.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Converted {
-    /// The file.
-    pub output: PathBuf,
-    /// Its bytes.
+pub struct ConversionRequest {
+    /// Folder of the checkpoint.
+    pub checkpoint: PathBuf,
+    /// Name of the model, for the metadata and for the default file name.
+    pub name: String,
+    /// Type of most weights.
+    pub weight_type: TargetType,
+    pub part: Part,
+    pub form: ConversionOutput,
+    /// Path of the new file; `None` is a file in the working folder that is named after model and weight type.
+    pub output: Option<PathBuf>,
+    /// If set, a checkpoint is converted even if the engine tokenizes texts differently from the checkpoint's own
+    /// tokenizer.
+    pub allow_tokenizer_mismatch: bool,
+}
+
+/// Conversion output: the whole GGUF file, or only its header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConversionOutput {
+    Full,
+    /// A sparse file as long as the whole one, with a hole in place of the weights: metadata, vocabulary and tensor
+    /// table. Each load makes the weights again from the checkpoint.
+    HeaderOnly,
+}
+
+/// Converted file: the GGUF file that a [`ConversionRequest`] produced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConvertedFile {
+    pub path: PathBuf,
+    /// Length in bytes, including the hole of a header.
     pub bytes: u64,
-    /// As `Q4_K_M`.
+    /// GGUF file type, for example `Q4_K_M`; the outcome when the stored type was requested.
     pub file_type: String,
-    /// What the caller should know: defaults that were used, doubts.
+    /// Sentences for the user: assumed defaults, doubts about the tokenizer.
     pub notes: Vec<String>,
 }
 

@@ -1,46 +1,41 @@
-//! LoRA adapters on the Hub: repositories with two small factors for each matrix of some base, as PEFT stores them or as a
-//! GGUF file. A name such as `hf:ORG/REPO+ORG/ADAPTER` is a model of its own: the base's files and the adapter's.
+//! LoRA adapters of the Hub: repositories with two small matrices for each weight of a base model that they change, stored
+//! by PEFT or as a GGUF file.
 //!
-//! It is listed once it was pulled, since nothing in the cache says which adapter somebody wants on which base; it can be
-//! used as soon as both are there. Adapters are converted for each kind of base into `STATE/adapters`.
+//! A name such as `hf:ORG/REPO+ORG/ADAPTER` is a model of its own, made of the base's files and the adapter's. It can be
+//! used as soon as both are in the cache; it is listed after it was pulled, because nothing in the cache tells which
+//! adapter belongs on which base. PEFT adapters are converted for the base by [`PreparedAdapters`].
 
-mod made;
+mod prepared;
 mod pull;
-mod remove;
 
 use std::{
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use sha2::{Digest as _, Sha256};
-
-use super::{Library, LocalModel, remove::is_ours};
-use crate::{
-    convert::TargetType,
-    hub::{
-        HfName, HubError, Selector,
-        cache::{self, RepoFolder, Snapshot},
-        ledger::Ledger,
-        name::AdapterName,
-        resolve::{self, RepoFile},
-    },
-    stdx::hex,
+use super::remove::is_ours;
+use crate::hub::{
+    HfName, HubError, Selector,
+    cache::{self, RepoFolder, SnapshotFolder},
+    ledger::Ledger,
+    name::AdapterName,
+    resolve::{self, RepoFile},
 };
 
-pub(super) use made::Prepared;
-pub(super) use pull::{bring, update, wanted};
+pub(super) use prepared::PreparedAdapters;
+pub(super) use pull::{find_update, plan_all, pull_all};
 
+/// The files of PEFT: settings, weights, and weights in the old format.
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 
-/// An adapter in a cache.
+/// Local adapter: an adapter that is complete in a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalAdapter {
     /// Spelled as in the cache.
     pub name: AdapterName,
-    /// The cache that it is in.
+    /// The cache folder that holds it.
     pub root: PathBuf,
     /// 40 hex digits.
     pub commit: String,
@@ -50,14 +45,14 @@ pub struct LocalAdapter {
     pub size_bytes: u64,
     /// 64 hex digits.
     pub digest: String,
-    /// When the last of its files arrived.
+    /// Arrival time of the newest file.
     pub modified_at: SystemTime,
-    /// Whether hubllama downloaded all of it.
+    /// True if hubllama downloaded all of it.
     pub owned: bool,
 }
 
 impl LocalAdapter {
-    /// The file, if it needs no conversion.
+    /// Returns the adapter's GGUF file, if it needs no conversion.
     fn gguf(&self) -> Option<&Path> {
         let [file] = self.files.as_slice() else {
             return None;
@@ -65,58 +60,22 @@ impl LocalAdapter {
         Some(file)
     }
 
-    fn folder(&self) -> RepoFolder {
-        RepoFolder::new(&self.root, &self.name.org, &self.name.repo)
+    /// Returns `ORG/ADAPTER`.
+    fn repository(&self) -> String {
+        format!("{}/{}", self.name.org, self.name.repo)
     }
 
-    /// The snapshot that it is in.
+    /// Returns the folder of the snapshot that holds the adapter.
     pub(super) fn snapshot(&self) -> PathBuf {
-        self.folder().path.join("snapshots").join(&self.commit)
+        let folder = RepoFolder::new(&self.root, &self.name.org, &self.name.repo);
+        folder.path.join("snapshots").join(&self.commit)
     }
 }
 
-impl LocalModel {
-    /// The model with adapters on top, which is another one.
-    pub(super) fn with_adapters(mut self, adapters: Vec<LocalAdapter>) -> Self {
-        let mut hasher = Sha256::new_with_prefix(&self.digest);
-        for adapter in &adapters {
-            self.canonical.push('+');
-            self.canonical.push_str(&adapter.name.to_string());
-            self.size_bytes = self.size_bytes.saturating_add(adapter.size_bytes);
-            self.modified_at = self.modified_at.max(adapter.modified_at);
-            hasher.update(format!("+{}", adapter.digest));
-        }
-        self.owned = adapters.iter().all(|adapter| adapter.owned);
-        self.digest = hex::encode(hasher.finalize());
-        self.adapters = adapters;
-        self
-    }
-
-    /// What it would be called in the ledger without its adapters.
-    fn base_key(&self) -> String {
-        super::key(&self.org, &self.repo, &self.label)
-    }
-
-    /// What it is called in the ledger. Branches keep their case.
-    pub(super) fn key(&self) -> String {
-        let mut key = self.base_key();
-        for adapter in &self.adapters {
-            let AdapterName { org, repo, revision } = &adapter.name;
-            let lower = AdapterName {
-                org: org.to_ascii_lowercase(),
-                repo: repo.to_ascii_lowercase(),
-                revision: revision.clone(),
-            };
-            key.push_str(&format!("+{lower}"));
-        }
-        key
-    }
-}
-
-/// The files of an adapter in a listing: PEFT's, or else a GGUF file. Pickles are never opened.
+/// Chooses the files of an adapter from a listing: those of PEFT, else a GGUF file. Pickles are never opened.
 ///
 /// # Errors
-/// The reason why there is none.
+/// The reason why there are none, as a sentence about "it".
 fn resolve(listing: &[RepoFile]) -> Result<Vec<RepoFile>, &'static str> {
     let find = |path: &str| listing.iter().find(|file| file.path == path).cloned();
     match (find(CONFIG), find(WEIGHTS), find(PICKLE)) {
@@ -135,7 +94,7 @@ fn resolve(listing: &[RepoFile]) -> Result<Vec<RepoFile>, &'static str> {
     }
 }
 
-/// The GGUF file of a repository that is made for adapters: the most precise one.
+/// Chooses the GGUF file of an adapter's repository: the most precise one, since adapters are small.
 fn gguf(listing: &[RepoFile]) -> Option<RepoFile> {
     const ORDER: [&str; 4] = ["F16", "BF16", "F32", "Q8_0"];
     let wanted = ORDER.iter().map(|label| Selector::Label((*label).to_owned()));
@@ -151,8 +110,9 @@ fn is_part(path: &str) -> bool {
     matches!(path, CONFIG | WEIGHTS) || path.to_ascii_lowercase().ends_with(".gguf")
 }
 
-/// Every snapshot of a repository that holds an adapter and answers to a revision, most wanted first.
-fn snapshots(root: &Path, name: &AdapterName) -> Vec<(RepoFolder, Snapshot, Vec<RepoFile>)> {
+/// Returns every snapshot of a repository in one cache that holds an adapter and answers to the name's revision, most
+/// wanted first, with the adapter's files.
+pub(super) fn snapshots(root: &Path, name: &AdapterName) -> Vec<(RepoFolder, SnapshotFolder, Vec<RepoFile>)> {
     let Some(folder) = RepoFolder::find(root, &name.org, &name.repo) else {
         return Vec::new();
     };
@@ -164,7 +124,18 @@ fn snapshots(root: &Path, name: &AdapterName) -> Vec<(RepoFolder, Snapshot, Vec<
     found.collect()
 }
 
-/// Finds an adapter in the caches; asks nobody.
+/// Finds the adapters of a name in the caches, in the order of the name.
+///
+/// # Errors
+/// If one of them is in no cache.
+pub(super) fn find_all(roots: &[PathBuf], ledger: &Ledger, name: &HfName) -> Result<Vec<LocalAdapter>, HubError> {
+    let missing = || HubError::NotCached(name.to_string());
+    let adapters = name.adapters.iter();
+    adapters
+        .map(|adapter| find(roots, ledger, adapter).ok_or_else(missing))
+        .collect()
+}
+
 fn find(roots: &[PathBuf], ledger: &Ledger, name: &AdapterName) -> Option<LocalAdapter> {
     let (folder, snapshot, files) = roots.iter().find_map(|root| snapshots(root, name).into_iter().next())?;
     let paths: Vec<PathBuf> = files.iter().map(|file| snapshot.path.join(&file.path)).collect();
@@ -183,28 +154,6 @@ fn find(roots: &[PathBuf], ledger: &Ledger, name: &AdapterName) -> Option<LocalA
         owned: paths.iter().all(|path| is_ours(ledger, &folder, path)),
         files: paths,
     })
-}
-
-impl Library {
-    /// The adapters of a name, in its order.
-    pub(super) fn find_adapters(&self, roots: &[PathBuf], name: &HfName) -> Result<Vec<LocalAdapter>, HubError> {
-        let find = |adapter: &AdapterName| {
-            find(roots, &self.0.ledger, adapter).ok_or_else(|| HubError::NotCached(name.to_string()))
-        };
-        name.adapters.iter().map(find).collect()
-    }
-
-    /// Every model with adapters that was pulled and is still complete.
-    pub(super) fn adapted(&self, roots: &[PathBuf]) -> Vec<LocalModel> {
-        let keys = self.0.ledger.keys().into_iter();
-        let names = keys.filter_map(|key| HfName::parse(&format!("hf:{key}")).ok());
-        let names = names.filter(|name| !name.adapters.is_empty());
-        // These names are whole: none is without a type.
-        let models = names.filter_map(|name| self.find_now(roots, &name, TargetType::default()).ok());
-        models
-            .filter(|model| !self.0.ledger.is_unlisted(&model.key()))
-            .collect()
-    }
 }
 
 #[cfg(test)]

@@ -1,32 +1,33 @@
-//! Bringing the adapters of a name: what to fetch is known before the base's first byte is.
+//! Pulling the adapters of a name. They are planned before the base's first byte is fetched, so that an adapter which can
+//! never be applied costs no download.
 
 use std::sync::Arc;
 
 use super::{CONFIG, LocalAdapter, find, resolve};
 use crate::{
     config::HubConfig,
-    convert,
+    convert::{self, ConvertError},
     hub::{
-        HfName, HubError, cache,
-        client::{HubClient, RepoInfo, RequestSubject},
-        ledger::Note,
+        HubError, cache,
+        client::{RepoInfo, RequestSubject},
+        ledger::PullRecord,
         name::AdapterName,
         resolve::RepoFile,
-        tasks::blocking,
     },
     library::{
-        Library, LocalModel, Update, error,
-        pull::{Events, download, soon},
+        AvailableUpdate, Library, LocalModel, blocking,
+        error::LibraryError,
+        pull::{PullJob, with_short_timeout},
+        remove::Removal,
         roots,
     },
 };
 
-/// What has to be done for an adapter.
+/// Adapter plan: the work that a pull has to do for one adapter.
 #[derive(Debug)]
-pub(in crate::library) enum Wanted {
-    /// Nothing: it is in a cache.
-    Here(Box<LocalAdapter>),
-    /// It is fetched.
+pub(in crate::library) enum AdapterPlan {
+    /// The adapter is in a cache and up to date, or the Hub cannot be asked.
+    UseCached(Box<LocalAdapter>),
     Fetch {
         name: AdapterName,
         info: RepoInfo,
@@ -34,60 +35,55 @@ pub(in crate::library) enum Wanted {
     },
 }
 
-/// What has to be done for each adapter of a name. An adapter that can never be applied is refused here.
-pub(in crate::library) async fn wanted(
-    library: &Library,
-    config: &Arc<HubConfig>,
-    name: &HfName,
-) -> Result<Vec<Wanted>, HubError> {
-    let mut all = Vec::new();
-    for adapter in &name.adapters {
-        let (at, wanted, search) = (library.clone(), adapter.clone(), roots(config));
-        let cached = blocking(move || Ok(find(&search, &at.0.ledger, &wanted))).await?;
+/// Plans the adapters of a pull.
+///
+/// # Errors
+/// If the Hub does not have an adapter and no cache does, or an adapter can never be applied.
+pub(in crate::library) async fn plan_all(job: &PullJob) -> Result<Vec<AdapterPlan>, LibraryError> {
+    let mut plans = Vec::new();
+    for name in &job.name.adapters {
+        let (library, wanted, roots) = (job.library.clone(), name.clone(), roots(&job.config));
+        let cached = blocking(move || Ok(find(&roots, &library.0.ledger, &wanted))).await?;
         let planned = match &cached {
-            _ if config.offline => Err(HubError::Offline(name.to_string())),
-            Some(_) => soon(config, |config| plan(library, config, adapter)).await,
-            None => plan(library, Arc::clone(config), adapter).await,
+            _ if job.config.offline => Err(HubError::Offline(job.name.to_string()).into()),
+            Some(_) => with_short_timeout(&job.config, |config| plan(&job.library, config, name)).await,
+            None => plan(&job.library, Arc::clone(&job.config), name).await,
         };
-        all.push(match (planned, cached) {
-            (Ok((info, files)), Some(cached)) if is_same(&cached, &info, &files) => Wanted::Here(Box::new(cached)),
-            (Ok((info, files)), _) => Wanted::Fetch {
-                name: adapter.clone(),
+        plans.push(match (planned, cached) {
+            (Ok((info, files)), Some(cached)) if is_same(&cached, &info, &files) => {
+                AdapterPlan::UseCached(Box::new(cached))
+            }
+            (Ok((info, files)), _) => AdapterPlan::Fetch {
+                name: name.clone(),
                 info,
                 files,
             },
-            (Err(error), Some(cached))
-                if error.is_transient() || matches!(error, HubError::Offline(_) | HubError::Protocol { .. }) =>
-            {
-                Wanted::Here(Box::new(cached))
-            }
+            (Err(error), Some(cached)) if error.is_hub_failure() => AdapterPlan::UseCached(Box::new(cached)),
             (Err(error), _) => return Err(error),
         });
     }
-    Ok(all)
+    Ok(plans)
 }
 
-/// Whether what is cached is what the Hub has.
+/// Returns true if a cached adapter has the commit and the content that the Hub has.
 fn is_same(cached: &LocalAdapter, info: &RepoInfo, files: &[RepoFile]) -> bool {
     let hashes = cached.files.iter().map(|file| cache::blob_name(file));
     cached.commit == info.commit && hashes.eq(files.iter().map(|file| file.etag().map(str::to_owned)))
 }
 
-/// What the Hub has of an adapter.
+/// Asks the Hub for the commit and the files of an adapter.
 async fn plan(
     library: &Library,
     config: Arc<HubConfig>,
     name: &AdapterName,
-) -> Result<(RepoInfo, Vec<RepoFile>), HubError> {
-    let client = HubClient::new(&library.0.pool, config)?;
+) -> Result<(RepoInfo, Vec<RepoFile>), LibraryError> {
+    let client = library.client(config)?;
     let revision = name.revision.as_deref().unwrap_or("main");
     let info = client.info(&format!("{}/{}", name.org, name.repo), revision).await?;
     let repo = format!("{}/{}", info.org, info.repo);
     let listing = client.tree(&repo, &info.commit).await?;
-    let files = resolve(&listing).map_err(|reason| HubError::Adapter {
-        repo: repo.clone(),
-        reason: reason.to_owned(),
-    })?;
+    let refused = |error| LibraryError::adapter(&repo, error);
+    let files = resolve(&listing).map_err(|reason| refused(ConvertError::Adapter(reason.to_owned())))?;
     if files.iter().any(|file| file.path == CONFIG) {
         let about = RequestSubject {
             repo: &repo,
@@ -95,51 +91,51 @@ async fn plan(
             path: CONFIG,
         };
         let text = client.text(&about).await?.unwrap_or_default();
-        convert::check_adapter_config(&text).map_err(|error| error::adapter(&repo, &error))?;
+        convert::check_adapter_config(&text).map_err(refused)?;
     }
     Ok((info, files))
 }
 
-/// Fetches what is missing, converts it for the base, which is there, and keeps that the name was pulled.
-pub(in crate::library) async fn bring(
-    library: &Library,
-    config: &Arc<HubConfig>,
-    name: &HfName,
-    wanted: Vec<Wanted>,
-    events: &Events,
-) -> Result<(), HubError> {
-    for adapter in &wanted {
-        match adapter {
-            Wanted::Here(adapter) => events.whole(&adapter.files).await?,
-            Wanted::Fetch { name, info, files } => {
-                download(library, config, info, files, name.revision.as_deref(), events).await?;
-            }
+/// Fetches the adapters that are missing, converts them for the base, which must be in the cache, and records the pull.
+///
+/// # Errors
+/// If a download fails, or an adapter cannot be applied to this base; what was fetched is removed then.
+pub(in crate::library) async fn pull_all(job: &PullJob, plans: Vec<AdapterPlan>) -> Result<(), LibraryError> {
+    for plan in &plans {
+        match plan {
+            AdapterPlan::UseCached(adapter) => job.events.complete_files(&adapter.files).await?,
+            AdapterPlan::Fetch { name, info, files } => job.download(info, files, name.revision.as_deref()).await?,
         }
     }
-    events.status("preparing adapters").await?;
-    let model = library.find(config, name).await?;
-    if let Err(error) = library.adapter_files(&model).await {
-        let (library, config) = (library.clone(), Arc::clone(config));
-        // What was fetched for nothing does not stay.
-        blocking(move || library.drop_unused_adapters(&config, &model, false)).await?;
+    job.events.status("preparing adapters").await?;
+    let model = job.library.find(&job.config, &job.name).await?;
+    if let Err(error) = job.library.adapter_files(&model).await {
+        let removal = Removal {
+            library: job.library.clone(),
+            config: (*job.config).clone(),
+            all: false,
+        };
+        blocking(move || Ok(removal.drop_unused_adapters(&model)?)).await?;
         return Err(error);
     }
-    let (library, key) = (library.clone(), model.key());
-    let note = Note {
-        commit: model.commit,
-        endpoint: config.endpoint.clone(),
+    let record = PullRecord {
+        commit: model.base.commit.clone(),
+        endpoint: job.config.endpoint.clone(),
         license: None,
     };
-    blocking(move || library.0.ledger.pulled(&key, note)).await
+    job.record(model.ledger_key(), record).await
 }
 
-/// What the Hub has instead of the adapters of a model.
-pub(in crate::library) async fn update(
+/// Asks the Hub for newer files of a model's adapters.
+///
+/// # Errors
+/// If the Hub cannot be asked, or an adapter can no longer be applied.
+pub(in crate::library) async fn find_update(
     library: &Library,
     config: &Arc<HubConfig>,
     model: &LocalModel,
-) -> Result<Option<Update>, HubError> {
-    let mut found: Option<Update> = None;
+) -> Result<Option<AvailableUpdate>, LibraryError> {
+    let mut found: Option<AvailableUpdate> = None;
     for adapter in &model.adapters {
         let (info, files) = plan(library, Arc::clone(config), &adapter.name).await?;
         let here: Vec<Option<String>> = adapter.files.iter().map(|file| cache::blob_name(file)).collect();
@@ -149,7 +145,7 @@ pub(in crate::library) async fn update(
         let bytes = new.fold(0_u64, |sum, file| sum.saturating_add(file.size));
         if bytes > 0 {
             let before = found.map_or(0, |update| update.bytes);
-            found = Some(Update {
+            found = Some(AvailableUpdate {
                 commit: info.commit,
                 bytes: bytes.saturating_add(before),
             });

@@ -51,7 +51,7 @@ pub(super) struct HeaderCache {
 impl HeaderCache {
     /// The header of a model's files.
     pub(super) async fn get(&self, local: &LocalModel) -> Result<Arc<ModelHeader>, Failure> {
-        let Some(path) = local.files.first().cloned() else {
+        let Some(path) = local.base.files.first().cloned() else {
             return Err(Failure::Load("the model has no files".into()));
         };
         let stamp = tokio::fs::metadata(&path)
@@ -63,7 +63,7 @@ impl HeaderCache {
         {
             return header.clone().map_err(Failure::Load);
         }
-        let (files, projector) = (local.files.clone(), local.mmproj.clone());
+        let (files, projector) = (local.base.files.clone(), local.base.mmproj.clone());
         let read = move || read(&files, projector.as_deref());
         let header = tokio::task::spawn_blocking(read)
             .await

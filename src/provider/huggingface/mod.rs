@@ -2,7 +2,6 @@
 
 mod answer;
 mod chat;
-mod converter;
 pub mod facts;
 mod headers;
 mod prompt;
@@ -15,7 +14,6 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 
-pub use self::converter::Converting;
 pub(super) use self::prompt::shorten;
 use self::{
     answer::{Answering, start},
@@ -30,7 +28,7 @@ use crate::{
         EmbedRequest, EmbeddingResult, Event, Failure, InferencePrompt, InferenceRequest, KeepAlive, LoadOptions,
         Message, ModelCapability, ModelCard, ModelDetails, ModelFacts, ResidentModel, TextToken,
     },
-    library::{Library, LocalModel},
+    library::{Library, LibraryError, LocalModel},
     lifecycle::{AcquireRequest, AdmissionLimits, JobStream, Lease, Lifecycle, ModelKey, TemplateHelper},
     stdx::cpu::compute_threads,
     worker::protocol::{
@@ -74,6 +72,7 @@ impl Located {
     /// The file that llama.cpp is given: it finds the other shards beside the first.
     fn path(&self) -> Result<PathBuf, Failure> {
         self.local
+            .base
             .files
             .first()
             .cloned()
@@ -97,7 +96,7 @@ impl HuggingFace {
     async fn locate(&self, call: &CallContext, name: &str) -> Result<Located, Failure> {
         let parsed = HfName::parse(name).map_err(HubError::from)?;
         let local = match self.locate_local(call, &parsed).await {
-            Err(HubError::NotCached(_)) if settings::pulls_on_use(&call.config, &parsed) => {
+            Err(error) if error.is_not_cached() && settings::pulls_on_use(&call.config, &parsed) => {
                 tracing::info!(model.name = name, "pulling a model on its first use");
                 let mut progress = self.hub.pull(&call.config.hub, &parsed);
                 while let Some(event) = progress.next().await {
@@ -105,14 +104,14 @@ impl HuggingFace {
                 }
                 self.locate_local(call, &parsed).await?
             }
-            Err(HubError::NotCached(_)) => return Err(Failure::NotFound(name.to_owned())),
+            Err(error) if error.is_not_cached() => return Err(Failure::NotFound(name.to_owned())),
             other => other?,
         };
         let header = self.headers.get(&local).await?;
         Ok(Located { local, header })
     }
 
-    async fn locate_local(&self, call: &CallContext, name: &HfName) -> Result<LocalModel, HubError> {
+    async fn locate_local(&self, call: &CallContext, name: &HfName) -> Result<LocalModel, LibraryError> {
         self.hub.locate(&call.config.hub, name).await
     }
 
@@ -140,7 +139,7 @@ impl HuggingFace {
             spec: LoadSpec {
                 path: located.path()?,
                 adapters,
-                checkpoint: located.local.checkpoint.clone(),
+                checkpoint: located.local.base.checkpoint.clone(),
                 model: ModelParams {
                     gpu_layers: settings.load.num_gpu.unwrap_or(engine.gpu_layers),
                     main_gpu: settings.load.main_gpu.unwrap_or(engine.main_gpu),
@@ -320,8 +319,8 @@ impl Provider for HuggingFace {
         async move {
             let located = self.locate(call, name).await?;
             let settings = Settings::of(&self.hub, &call.config, &located.local, &LoadOptions::default()).await;
-            let files = located.local.files.clone();
-            let projector = located.local.mmproj.clone();
+            let files = located.local.base.files.clone();
+            let projector = located.local.base.mmproj.clone();
             let (mut model_info, tensors, license, projector_info) =
                 headers::details(files, projector, verbose).await?;
             let provenance = self.hub.provenance(&located.local).await;
@@ -370,13 +369,13 @@ impl Provider for HuggingFace {
                 Ok(local) => {
                     // One whose adapters cannot be applied is not resident.
                     if let (Some(path), Ok(adapters)) =
-                        (local.files.first().cloned(), self.hub.adapter_files(&local).await)
+                        (local.base.files.first().cloned(), self.hub.adapter_files(&local).await)
                     {
                         self.lifecycle.unload(ModelKey { path, adapters }).await;
                     }
                     Ok(())
                 }
-                Err(HubError::NotCached(_)) => Err(Failure::NotFound(name.to_owned())),
+                Err(error) if error.is_not_cached() => Err(Failure::NotFound(name.to_owned())),
                 Err(error) => Err(error.into()),
             }
         }
@@ -396,7 +395,7 @@ impl Provider for HuggingFace {
             };
             let located = self.locate(call, name).await?;
             Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
-            prompt::check_media(&request.prompt, located.local.mmproj.is_some())?;
+            prompt::check_media(&request.prompt, located.local.base.mmproj.is_some())?;
             let settings = Settings::of(&self.hub, &call.config, &located.local, &request.load).await;
             let lease = self.acquire(call, &located, &settings, request.keep_alive).await?;
             let load_duration = call.arrived.elapsed();
@@ -491,7 +490,7 @@ impl Provider for HuggingFace {
         async move {
             let located = self.locate(call, name).await?;
             Self::check_length(&call.config, prompt_lengths(&request.prompt))?;
-            prompt::check_media(&request.prompt, located.local.mmproj.is_some())?;
+            prompt::check_media(&request.prompt, located.local.base.mmproj.is_some())?;
             let settings = Settings::of(&self.hub, &call.config, &located.local, &request.load).await;
             match &request.prompt {
                 InferencePrompt::Chat { messages, .. } => {

@@ -5,9 +5,9 @@ use futures_util::{StreamExt as _, stream};
 use super::{HuggingFace, settings};
 use crate::{
     config::Config,
-    hub::{HfName, HubError},
+    hub::HfName,
     inference::{Delta, Event, Failure, InferencePrompt, InferenceRequest, PullEvent, ThinkMode},
-    library::Pull,
+    library::PullProgress,
     provider::{CallContext, EventStream, Provider as _},
     stdx::size::human_bytes,
 };
@@ -46,7 +46,10 @@ pub(super) async fn is_awaited(provider: &HuggingFace, call: &CallContext, name:
     let config: &Config = &call.config;
     config.hub.progress_in_thinking
         && settings::pulls_on_use(config, name)
-        && matches!(provider.locate_local(call, name).await, Err(HubError::NotCached(_)))
+        && provider
+            .locate_local(call, name)
+            .await
+            .is_err_and(|error| error.is_not_cached())
 }
 
 struct Waiting {
@@ -59,7 +62,7 @@ struct Waiting {
 }
 
 enum Stage {
-    Pulling(Pull),
+    Pulling(PullProgress),
     Loading,
     Answering(EventStream),
     Over,
