@@ -1,4 +1,4 @@
-//! The downloader against a loopback Hub that misbehaves in every way that was seen in the wild.
+//! Downloads from a loopback Hub that misbehaves in every way that was observed on real networks.
 
 use std::{
     fs,
@@ -58,7 +58,7 @@ impl Bench {
         }
     }
 
-    /// With one model of this many bytes; returns its content and hash.
+    /// Adds one model of `size` bytes; returns its content and sha256.
     fn with_model(size: usize) -> (Self, Bytes, String) {
         let bench = Self::new();
         let content = noise(size);
@@ -71,7 +71,7 @@ impl Bench {
         pull(&self.hub, &self.config, name).await
     }
 
-    /// The one model's file, checked to be what the server has.
+    /// Checks that the model is complete and that nothing else is left in the cache. Returns the path of its file.
     async fn assert_complete(&self, content: &Bytes) -> PathBuf {
         let model = self
             .hub
@@ -87,7 +87,7 @@ impl Bench {
         model.base.files[0].clone()
     }
 
-    /// Files in the cache that are neither blobs nor locks.
+    /// Lists partial and temporary files in the cache.
     fn leftovers(&self) -> Vec<PathBuf> {
         walk(self.cache.path())
             .into_iter()
@@ -119,7 +119,7 @@ fn name(text: &str) -> HfName {
     HfName::parse(text).unwrap()
 }
 
-/// Bytes that do not repeat, so that a piece at the wrong place is noticed.
+/// Generates bytes that do not repeat, so that a range at the wrong offset is noticed.
 fn noise(size: usize) -> Bytes {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let words = std::iter::repeat_with(|| {
@@ -143,7 +143,7 @@ fn walk(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Statuses and files in their order, each file once for its run of events.
+/// Reduces events to statuses and digests in their order, without repetitions.
 fn shape(events: &[PullEvent]) -> Vec<String> {
     let mut shape: Vec<String> = events
         .iter()
@@ -156,7 +156,7 @@ fn shape(events: &[PullEvent]) -> Vec<String> {
     shape
 }
 
-// Trap 58
+// Clients need the digest of each layer, and `success` at the end (trap 58).
 #[tokio::test]
 async fn frames_come_in_ollamas_order() {
     let (bench, content, sha256) = Bench::with_model(9 * MIB);
@@ -190,7 +190,7 @@ async fn frames_come_in_ollamas_order() {
         (0, content.len() as u64)
     );
     let path = bench.assert_complete(&content).await;
-    // The spelling is the Hub's, and the layout is the one that every program of the cache reads.
+    // The folder is spelled as on the Hub, and has the layout that all programs of the shared cache read.
     let commit = bench.server.commit(REPO);
     let folder = bench.cache.path().join("models--Test-Org--Tiny-GGUF");
     assert_eq!(path, folder.join("snapshots").join(&commit).join("tiny-Q8_0.gguf"));
@@ -298,7 +298,7 @@ async fn a_cut_is_resumed_by_the_next_pull() {
     );
     assert_eq!(bench.leftovers().len(), 2, "the partial file and its ranges");
     assert_eq!(bench.server.hits("/cdn").bytes, 700_000);
-    // A process that starts later resumes as well.
+    // A new process resumes as well.
     bench.hub = Library::new(bench.state.path());
     bench.pull(NAME).await.unwrap();
     assert_eq!(
@@ -332,7 +332,7 @@ async fn dropping_a_pull_keeps_what_arrived() {
     drop(stream);
     bench.server.faults(|faults| faults.delay = Duration::ZERO);
     bench.pull(NAME).await.unwrap();
-    // Lost are buffers: what each of four connections had gathered but not written, and what was in its socket.
+    // Each of four connections loses the bytes that it had not written yet, and those in its socket.
     let fetched = bench.server.hits("/cdn").bytes - content.len() as u64;
     assert!(
         fetched < 12 * MIB as u64 && fetched < content.len() as u64 - 2 * MIB as u64,
@@ -377,7 +377,7 @@ async fn processes_wait_for_each_other() {
     let (bench, content, _) = Bench::with_model(8 * MIB);
     bench.server.faults(|faults| faults.delay = Duration::from_millis(5));
     let other_state = tempfile::tempdir().unwrap();
-    // Two handles know nothing of each other, like two processes; only the lock on the blob is between them.
+    // Two handles share nothing but the lock on the blob, like two processes.
     let other = Library::new(other_state.path());
     let (first, second) = tokio::join!(bench.pull(NAME), pull(&other, &bench.config, NAME));
     first.unwrap();
@@ -453,7 +453,7 @@ async fn a_cached_model_does_not_wait_for_the_hub() {
     let started = std::time::Instant::now();
     assert_eq!(bench.pull(NAME).await.unwrap().len(), 6);
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
-    // A Hub that takes connections and says nothing is asked for five seconds at most.
+    // A Hub that accepts connections and does not answer delays a pull by at most five seconds.
     bench.server.faults(|faults| faults.api_hangs = true);
     bench.config.connect_timeout = Duration::from_millis(300);
     let started = std::time::Instant::now();
@@ -753,7 +753,7 @@ async fn delete_takes_only_what_hubllama_brought() {
     assert!(!walk(bench.cache.path()).iter().any(|path| path.ends_with(&sha256)));
     assert!(bench.hub.delete(&bench.config, &name(NAME)).await.is_err());
 
-    // Another user of the cache downloads it; to this handle it is foreign.
+    // Another user of the cache downloads it, so that this handle does not own it.
     let state = tempfile::tempdir().unwrap();
     pull(&Library::new(state.path()), &bench.config, NAME).await.unwrap();
     assert_eq!(

@@ -1,8 +1,8 @@
-//! Several addresses of one Hub, several tokens, several caches.
+//! Downloads with mirrors, with tokens of organizations, and with caches of other users.
 
 use super::*;
 
-/// A second server with the same model.
+/// Starts a second server with the same model.
 fn mirror(content: &Bytes) -> FakeHub {
     let mirror = FakeHub::start();
     mirror.add(REPO, "tiny-Q8_0.gguf", Source::Bytes(content.clone()));
@@ -30,10 +30,10 @@ async fn the_hub_is_asked_before_its_mirrors() {
     bench.config.mirrors = vec![mirror.url()];
     bench.pull(NAME).await.unwrap();
     assert_eq!(mirror.hits("").requests, 0);
-    // What the Hub lacks may be there.
+    // The mirror has a model that the Hub does not have.
     mirror.add("Only/Here", "m-Q8_0.gguf", Source::Bytes(noise(1000)));
     bench.pull("hf:only/here").await.unwrap();
-    // What nobody has is not found, as ever.
+    // A model that no endpoint has is not found.
     assert!(matches!(
         bench.pull("hf:o/absent").await,
         Err(HubError::RepoNotFound { .. })
@@ -116,7 +116,7 @@ async fn an_organisation_has_its_own_token() {
     assert_eq!(bench.server.hits("/cdn").with_token, 0);
 }
 
-/// Another user's cache, which has the model; their state is none of our business.
+/// Makes a cache of another user that has the model, without the state folder that tells who owns its files.
 async fn pulled_by_another(bench: &Bench) -> tempfile::TempDir {
     let (theirs, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let config = HubConfig {
@@ -146,11 +146,11 @@ async fn what_another_user_has_is_used_where_it_is() {
         Ok(DeleteOutcome::Unlisted)
     );
     assert_eq!(walk(theirs.path()), before, "their cache is as it was");
-    // A pull shows it again.
+    // A pull lists it again.
     bench.pull(NAME).await.unwrap();
     assert_eq!(bench.hub.list(&bench.config).await.len(), 1);
 
-    // What is new on the Hub comes into our cache, and is then what the name means.
+    // A new version on the Hub is downloaded into our own cache, and the name then refers to it.
     bench.server.add(REPO, "tiny-Q8_0.gguf", Source::Bytes(noise(3 * MIB)));
     bench.pull(NAME).await.unwrap();
     let model = bench.hub.locate(&bench.config, &name(NAME)).await.unwrap();
@@ -164,7 +164,7 @@ async fn what_another_user_has_a_part_of_is_completed() {
     let (mut bench, content, sha256) = Bench::with_model(2 * MIB);
     let theirs = pulled_by_another(&bench).await;
     let before = walk(theirs.path());
-    // The commit that came since has a projector too, and the same weights.
+    // The next commit adds a projector and leaves the weights as they are.
     let projector = noise(300_000);
     let eye = bench
         .server
@@ -186,7 +186,7 @@ async fn what_another_user_has_a_part_of_is_completed() {
             .all(|file| file.verdict == hubllama::library::FileVerdict::Good)
     );
 
-    // Ours are a link and the projector; theirs stays.
+    // Our cache has a link and the projector, which are removed. The other user's cache stays.
     assert!(matches!(
         bench.hub.delete_files(&bench.config, &name(NAME)).await,
         Ok(DeleteOutcome::Unlisted)
@@ -198,7 +198,7 @@ async fn what_another_user_has_a_part_of_is_completed() {
     assert_eq!(blobs, Vec::<PathBuf>::new());
     assert_eq!(walk(theirs.path()), before, "their cache is as it was");
 
-    // Where they remove it, the next pull fetches it.
+    // If the other user removes the weights, the next pull downloads them.
     bench.pull(NAME).await.unwrap();
     fs::remove_dir_all(theirs.path().join("models--Test-Org--Tiny-GGUF")).unwrap();
     assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());

@@ -1,4 +1,4 @@
-//! What clients of a daemon see of the Hub.
+//! Downloads as clients of a daemon see them.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ use crate::harness::{
 const SMALL: &str = "Example-Org/Small-GGUF";
 const SMALL_NAME: &str = "hf:Example-Org/Small-GGUF:Q4_1";
 
-/// A Hub with the real model under two names.
+/// Starts a Hub that has the real model under two names.
 fn hub() -> FakeHub {
     let hub = FakeHub::start();
     hub.add(SMALL, "small-Q4_1.gguf", Source::Path(gguf()));
@@ -50,7 +50,7 @@ fn a_model_of_the_configuration_is_listed_at_once_and_pulled_on_its_first_use() 
     assert_eq!((status, &reply["done"]), (200, &Value::Bool(true)), "{reply}");
     let size = fs::metadata(gguf()).unwrap().len();
     assert_eq!(listed(&daemon), [(SMALL_NAME.to_owned(), size)]);
-    // What it does not name has to be pulled first.
+    // Other models have to be pulled first.
     let (status, reply) = generate(&daemon, "hf:Example-Org/Other-GGUF:Q4_1");
     assert_eq!(status, 404, "{reply}");
 }
@@ -156,13 +156,13 @@ fn a_chat_that_waits_for_a_download_can_say_so_in_its_reasoning() {
         Some(&Value::Bool(true)),
         "{frames:?}"
     );
-    // A name that is not there is an error of the stream.
+    // A model that does not exist is an error inside the stream.
     let (_, _, frames) = chat(true, "hf:Example-Org/Absent-GGUF");
     assert!(
         frames.last().is_some_and(|frame| frame["error"].is_string()),
         "{frames:?}"
     );
-    // Who did not ask for reasoning waits as ever.
+    // Without reasoning, the answer waits for the download.
     let (status, thinking, _) = chat(false, "hf:Example-Org/Other-GGUF:Q4_1");
     assert_eq!((status, thinking.as_str()), (200, ""));
 }

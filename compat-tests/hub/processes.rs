@@ -1,4 +1,4 @@
-//! Several processes on one cache, some of which are killed.
+//! Downloads of several processes into one cache, some of which are killed.
 
 use std::{
     process::{Child, Command, Stdio},
@@ -8,7 +8,7 @@ use std::{
 use super::*;
 use crate::harness::{hubllama::wait_until, raw_http::PATIENCE};
 
-/// One user's folders, and a command to pull into them.
+/// User with a home folder, who pulls into a shared cache.
 struct User<'a> {
     server: &'a FakeHub,
     cache: &'a Path,
@@ -22,8 +22,13 @@ impl<'a> User<'a> {
     }
 
     fn pull(&self) -> Child {
-        // Port 1 answers nobody, so that the command works by itself.
-        Command::new(env!("CARGO_BIN_EXE_hubllama"))
+        self.command().spawn().expect("the binary starts")
+    }
+
+    fn command(&self) -> Command {
+        // Nothing listens on port 1, so that the command works without a daemon.
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hubllama"));
+        command
             .args(["pull", NAME])
             .env_clear()
             .env("HOME", self.home.path())
@@ -32,9 +37,8 @@ impl<'a> User<'a> {
             .env("HUBLLAMA_LISTEN", "127.0.0.1:1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the binary starts")
+            .stderr(Stdio::null());
+        command
     }
 }
 
@@ -75,7 +79,8 @@ fn twenty_kills_leave_nothing_wrong_and_most_of_what_came() {
     assert!(fs::read(&blob).unwrap() == content);
     let last = server.hits("/cdn").bytes - before;
     println!("{finished} of 20 were done before they were killed; {last} bytes were left to the last");
-    // A kill loses what came since the last note, and what was in buffers and sockets; the rest of twenty runs is kept.
+    // A kill loses the bytes that arrived since the last save, and those in buffers and sockets. The rest of twenty
+    // runs is kept.
     let whole = content.len() as u64;
     assert!(
         last < whole / 4 * 3,
@@ -101,4 +106,21 @@ fn processes_share_one_download() {
         assert!(succeeded(pull));
     }
     assert_eq!(server.hits("/cdn").bytes, content.len() as u64);
+}
+
+/// The `hf-hub` crate would take a token from the environment by itself, for whichever server it asks.
+#[test]
+fn a_token_of_the_environment_is_not_shown_to_mirrors() {
+    let (server, mirror) = (FakeHub::start(), FakeHub::start());
+    mirror.add(REPO, "tiny-Q8_0.gguf", Source::Bytes(noise(MIB)));
+    let cache = tempfile::tempdir().unwrap();
+    let user = User::new(&server, cache.path());
+    let config = user.home.path().join("config.toml");
+    fs::write(&config, format!("[hub]\nmirrors = [\"{}\"]\n", mirror.url())).unwrap();
+    let mut command = user.command();
+    command.env("HF_TOKEN", TOKEN).env("HUBLLAMA_CONFIG", &config);
+    assert!(succeeded(command.spawn().expect("the binary starts")));
+    assert!(server.hits("").with_token > 0);
+    assert!(mirror.hits("/api/models").requests > 0);
+    assert_eq!(mirror.hits("").with_token, 0);
 }

@@ -1,4 +1,5 @@
-//! One cache for us and for Python's huggingface_hub: each reads what the other wrote, and both may write at once.
+//! Cache shared with Python's huggingface_hub: each side reads the files of the other, and both may write at the same
+//! time.
 
 use std::{
     path::PathBuf,
@@ -11,7 +12,7 @@ use crate::harness::{
     raw_http::PATIENCE,
 };
 
-/// The Python that has huggingface_hub; `make test` makes one.
+/// Returns the Python with huggingface_hub, which `make test` installs; `None` without it.
 pub(super) fn python() -> Option<PathBuf> {
     let python = std::env::var_os("HUBLLAMA_TEST_PYTHON");
     if python.is_none() {
@@ -35,7 +36,7 @@ pub(super) fn quiet(program: &Path, home: &Path, cache: &Path, server: &FakeHub)
     command
 }
 
-/// `hf download REPO [FILE]`.
+/// Builds the command `hf download REPO [FILE]`.
 fn hf(python: &Path, home: &Path, cache: &Path, server: &FakeHub, arguments: &[&str]) -> Command {
     let mut command = quiet(&python.with_file_name("hf"), home, cache, server);
     command.args(["download", REPO]).args(arguments);
@@ -87,7 +88,7 @@ async fn python_reads_what_we_wrote() {
         .arg(REPO)
         .args(expected));
     assert_eq!(said.lines().count(), 4, "{said}");
-    // Online it finds that there is nothing to fetch.
+    // Online, it finds nothing to download.
     let before = bench.server.hits("/cdn").bytes;
     run(&mut hf(&python, home.path(), bench.cache.path(), &bench.server, &[]));
     assert_eq!(bench.server.hits("/cdn").bytes, before);

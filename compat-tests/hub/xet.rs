@@ -1,4 +1,5 @@
-//! Files over the xet protocol. What the loopback store says is right where Python's own client gets the file from it.
+//! Downloads over the xet protocol from the loopback store. Python's hf_xet, which is built from other versions of the
+//! same engine, downloads from it as well, so that the store is known to speak the protocol.
 
 use hubllama::config::XetUse;
 
@@ -8,7 +9,7 @@ use super::{
 };
 use crate::harness::fake_hub::{Faults, XetFaults};
 
-/// A model in the store, of two halves that differ around a part that comes three times.
+/// Sets up a model in the store, with a part that occurs three times.
 fn bench() -> (Bench, Bytes) {
     let mut bench = Bench::new();
     bench.config.xet = XetUse::Always;
@@ -36,6 +37,17 @@ fn pythons_client_gets_the_file_from_the_store() {
     let path = run(&mut command);
     assert!(fs::read(path.trim()).unwrap() == content, "the content differs");
     assert!(bench.server.hits("/xorbs").requests > 0);
+    assert!(bench.server.hits("/v2/reconstructions").requests > 0);
+    assert_eq!(plain_bytes(&bench), 0);
+}
+
+#[tokio::test]
+async fn a_store_with_the_first_version_of_descriptions_will_do() {
+    let (bench, content) = bench();
+    bench.server.faults(|faults| faults.xet.is_old = true);
+    bench.pull(NAME).await.unwrap();
+    bench.assert_complete(&content).await;
+    assert!(bench.server.hits("/v1/reconstructions").requests > 0);
     assert_eq!(plain_bytes(&bench), 0);
 }
 
@@ -69,24 +81,20 @@ async fn the_setting_says_when() {
         bench.config.xet = setting;
         bench.pull(NAME).await.unwrap();
         bench.assert_complete(&content).await;
-        assert_eq!(
-            bench.server.hits("/v1").requests,
-            0,
-            "it is small enough for plain HTTP"
-        );
+        assert_eq!(bench.server.hits("/v").requests, 0, "it is small enough for plain HTTP");
     }
-    // What the Hub has not there comes as ever.
+    // Files that are not in the store come over plain HTTP.
     let (mut bench, content, _) = Bench::with_model(MIB);
     bench.config.xet = XetUse::Always;
     bench.pull(NAME).await.unwrap();
     bench.assert_complete(&content).await;
 }
 
-/// Faults that another try gets over.
+/// Faults that retries overcome.
 #[tokio::test]
 async fn the_store_may_fail_for_a_while() {
     type Fault = fn(&mut Faults);
-    let faults: [(&str, Fault); 9] = [
+    let faults: [(&str, Fault); 10] = [
         ("token", |faults| faults.xet.token_expired = 2),
         ("links", |faults| faults.xet.xorb_status = Some((403, 2))),
         ("outage", |faults| faults.xet.xorb_status = Some((503, 2))),
@@ -96,6 +104,7 @@ async fn the_store_may_fail_for_a_while() {
         ("terms", |faults| faults.xet.missing_terms = 2),
         ("cuts", |faults| faults.truncate = Some((300_000, 6))),
         ("stalls", |faults| faults.stall = Some((300_000, 1))),
+        ("drips", |faults| faults.drip = Some((300_000, 1))),
     ];
     for (what, fault) in faults {
         let (mut bench, content) = bench();
@@ -109,7 +118,7 @@ async fn the_store_may_fail_for_a_while() {
     }
 }
 
-/// Where the store is of no use, plain HTTP brings what is missing.
+/// Plain HTTP downloads what a store that does not work leaves missing.
 #[tokio::test]
 async fn plain_http_helps_where_the_store_does_not() {
     let many = 10_000;
@@ -182,7 +191,7 @@ async fn what_came_from_the_store_stays_for_the_next_pull() {
     }
     drop(stream);
     bench.server.faults(|faults| faults.delay = Duration::ZERO);
-    // Over the other way, so that it is seen what is still asked for.
+    // Over plain HTTP, whose ranges show how much was missing.
     bench.config.xet = XetUse::Off;
     bench.pull(NAME).await.unwrap();
     bench.assert_complete(&content).await;
@@ -203,4 +212,35 @@ async fn the_store_keeps_to_the_bandwidth() {
     );
     bench.assert_complete(&content).await;
     assert_eq!(plain_bytes(&bench), 0);
+}
+
+/// A part of a file can take longer than the stall timeout, as long as bytes arrive.
+#[tokio::test]
+async fn a_slow_store_is_no_stall() {
+    let (mut bench, content) = bench();
+    bench.config.stall_timeout = Duration::from_millis(150);
+    bench.config.retry_attempts = 0;
+    // A xorb takes eleven times as long.
+    bench.server.faults(|faults| faults.delay = Duration::from_millis(40));
+    bench.pull(NAME).await.unwrap();
+    bench.assert_complete(&content).await;
+    assert_eq!(plain_bytes(&bench), 0);
+}
+
+#[tokio::test]
+async fn dropping_a_pull_ends_its_requests_to_the_store() {
+    let (bench, _) = bench();
+    bench.server.faults(|faults| faults.delay = Duration::from_millis(20));
+    let mut stream = bench.hub.pull(&bench.config, &name(NAME));
+    while bench.server.hits("/xorbs").bytes == 0 {
+        tokio::select! {
+            _ = stream.next() => {}
+            () = tokio::time::sleep(Duration::from_millis(5)) => {}
+        }
+    }
+    drop(stream);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let before = bench.server.hits("/xorbs");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(bench.server.hits("/xorbs"), before);
 }

@@ -1,8 +1,9 @@
-//! Questions to the Hub's API that go through the `hf-hub` crate: repository information, search, and the account behind a token.
+//! Questions to the Hub's API that go through the `hf-hub` crate: repository information, search, and the account
+//! behind a token.
 //!
-//! `hf-hub` knows the routes and the JSON. Connections, endpoint rotation, tokens, deadlines and retries stay with [`HubClient`], because
-//! `hf-hub` has no deadlines, no mirrors and one token per client. Its downloads are not used at all: they store error pages as
-//! blobs, and neither resume nor verify.
+//! `hf-hub` knows the routes and the JSON. Connections, endpoint rotation, tokens, deadlines and retries stay with
+//! [`HubClient`], because `hf-hub` has no deadlines, no mirrors and one token per client. Its downloads are not used at
+//! all: they store error pages as blobs, and neither resume nor verify.
 
 use std::time::Duration;
 
@@ -25,14 +26,16 @@ use super::{
 };
 use crate::stdx::Secret;
 
-/// Clients kept at once, one for each pair of endpoint and token. Reloads of the configuration can leave stale ones behind.
+/// Clients kept at once, one for each pair of endpoint and token. Reloads of the configuration can leave stale ones
+/// behind.
 const MAX_CLIENTS: usize = 32;
 /// Results requested for a tag. `gguf` is a second tag, which is filtered here.
 const TAG_RESULTS: usize = 100;
-/// Properties of a repository that are requested. The complete answer lists every file, which is megabytes for some repositories.
+/// Properties of a repository that are requested. The complete answer lists every file, which is megabytes for some
+/// repositories.
 const INFO_PROPERTIES: [&str; 2] = ["sha", "tags"];
-/// Stands for "no token" in `hf-hub`, which would otherwise read one from the environment and show it to mirrors. It is never
-/// sent, since a line feed cannot be part of a header.
+/// Stands for "no token" in `hf-hub`, which would otherwise read one from the environment and show it to mirrors. It is
+/// never sent, since a line feed cannot be part of a header.
 const NO_TOKEN: &str = "\n";
 
 /// Clients of the `hf-hub` crate, kept because building one loads the certificates of the system.
@@ -108,8 +111,8 @@ impl HubClient {
         let properties = INFO_PROPERTIES.map(str::to_owned).to_vec();
         let question = repository.info().revision(revision).expand(properties).send();
         let info = self.ask(endpoint, about, question).await?;
-        // The Hub's spelling of the same name is taken over. Another name means that the repository was renamed: it stays under
-        // the name that was asked for, under which the user will ask again.
+        // The Hub's spelling of the same name is taken over. Another name means that the repository was renamed: it
+        // stays under the name that was asked for, under which the user will ask again.
         let id = if info.id.eq_ignore_ascii_case(repo) {
             &info.id
         } else {
@@ -221,8 +224,8 @@ impl HubClient {
         }
     }
 
-    /// Waits for an answer as long as for the head of any response. `hf-hub` itself would wait for ever. The answers are short,
-    /// so one limit also covers those that come byte by byte.
+    /// Waits for an answer as long as for the head of any response. `hf-hub` itself would wait for ever. The answers
+    /// are short, so one limit also covers those that come byte by byte.
     async fn timed<T>(
         &self,
         endpoint: &Endpoint,
@@ -235,8 +238,8 @@ impl HubClient {
         })
     }
 
-    /// Classifies an error by its status and the Hub's error code. The variants of [`HFError`] are too coarse: they depend on
-    /// the call, and a missing repository without a token is an `AuthRequired`.
+    /// Classifies an error by its status and the Hub's error code. The variants of [`HFError`] are too coarse: they
+    /// depend on the call, and a missing repository without a token is an `AuthRequired`.
     async fn api_error(&self, error: HFError, endpoint: &Endpoint, about: &RequestSubject<'_>) -> HubError {
         let (context, retry_after) = match error {
             HFError::RateLimited { retry_after, context } => (context, retry_after),
@@ -257,8 +260,8 @@ impl HubClient {
             return self.protocol(&endpoint.url, "it redirects to an address that cannot be used");
         }
         if context.status == StatusCode::TOO_MANY_REQUESTS && retry_after.is_none() {
-            // The Hub tells the time to wait in a header that `hf-hub` does not read. Asking once more is cheap, and guessing
-            // too short a time would use up all retries.
+            // The Hub tells the time to wait in a header that `hf-hub` does not read. Asking once more is cheap, and
+            // guessing too short a time would use up all retries.
             if let Ok(url) = Url::parse(&context.url)
                 && let Ok(response) = self.get(&url, None, about).await
                 && !response.status().is_success()
@@ -292,11 +295,11 @@ impl HubClient {
     }
 }
 
-/// Follows redirects of API questions, which `hf-hub` leaves to its HTTP client: renamed repositories redirect to their new name.
-/// `reqwest` drops the token where a redirect leaves the host.
+/// Follows redirects of API questions, which `hf-hub` leaves to its HTTP client: renamed repositories redirect to their
+/// new name. `reqwest` drops the token where a redirect leaves the host.
 ///
-/// Redirects of files are returned as they are: [`HubClient`] follows them by hand, because the headers that describe the
-/// content are on the first answer.
+/// Redirects of files are returned as they are: [`HubClient`] follows them by hand, because the headers that describe
+/// the content are on the first answer.
 pub(super) fn redirect_policy() -> Policy {
     Policy::custom(|attempt| {
         if !attempt.previous().first().is_some_and(is_api) {
@@ -315,7 +318,8 @@ pub(super) fn redirect_policy() -> Policy {
     })
 }
 
-/// Tells API questions from files, whose path may contain anything after `/resolve/`. A mirror may have a path in front.
+/// Tells API questions from files, whose path may contain anything after `/resolve/`. A mirror may have a path in
+/// front.
 fn is_api(url: &Url) -> bool {
     let path = url.path();
     let path = path.split_once("/resolve/").map_or(path, |(front, _)| front);

@@ -1,14 +1,14 @@
-//! Trying again: how often, and how long to wait in between.
+//! Retries of requests to the Hub: their number, and the pauses between them.
 
 use std::time::Duration;
 
 use super::error::HubError;
 use crate::config::HubConfig;
 
-/// The longest wait between two tries, whatever the server asks for.
+/// Upper limit of the pause between two tries, also of one that the server asks for.
 pub(crate) const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// Counts tries and waits between them.
+/// Budget of retries with exponentially growing pauses.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     left: u32,
@@ -32,13 +32,16 @@ impl Backoff {
         }
     }
 
-    /// Starts to count anew, after a try that got somewhere.
+    /// Restores the whole budget, after a try that made progress.
     pub(crate) fn reset(&mut self) {
         self.left = self.attempts;
         self.delay = self.first_delay;
     }
 
-    /// Waits before the next try, or gives the error back where another try is of no use or none is left.
+    /// Waits before the next try.
+    ///
+    /// # Errors
+    /// The error of the last try, if it is not transient or no try is left.
     pub(crate) async fn wait(&mut self, error: HubError) -> Result<(), HubError> {
         if !error.is_transient() {
             return Err(error);
@@ -46,13 +49,16 @@ impl Backoff {
         self.wait_anyway(error).await
     }
 
-    /// Like [`Backoff::wait`], for an error that the caller has done something about.
+    /// Waits before the next try, also after an error that is not transient: the caller has removed its cause.
+    ///
+    /// # Errors
+    /// The error of the last try, if no try is left.
     pub(crate) async fn wait_anyway(&mut self, error: HubError) -> Result<(), HubError> {
         if self.left == 0 {
             return Err(error);
         }
         self.left -= 1;
-        // Jitter keeps ranges that failed together from coming back together.
+        // Jitter spreads the retries of ranges that failed together.
         let jittered = self.delay.mul_f64(rand::random_range(0.75..1.25));
         let asked = match &error {
             HubError::RateLimited { retry_after } => retry_after.unwrap_or_default(),

@@ -1,8 +1,8 @@
 //! The client of the Hub: one HTTP connection pool, and requests for listings, locations of files and their bytes.
 //!
-//! [`HubClient`] is built for one operation from the current configuration and the shared [`ConnectionPool`]. Requests go to the
-//! endpoints in turn (see `endpoints`). Questions that the `hf-hub` crate answers well are in `api`; errors are classified in
-//! `refusal`. Nothing here writes files: `fetch` does.
+//! [`HubClient`] is built for one operation from the current configuration and the shared [`ConnectionPool`]. Requests
+//! go to the endpoints in turn (see `endpoints`). Questions that the `hf-hub` crate answers well are in `api`; errors
+//! are classified in `refusal`. Nothing here writes files: `fetch` does.
 
 use std::{
     sync::{Arc, Mutex},
@@ -184,8 +184,9 @@ impl HubClient {
 
     /// Lists the files of a commit, without those whose paths would leave the snapshot's folder.
     ///
-    /// The request is ours and not `hf-hub`'s, whose `list_tree` loses the sha256 of large files: it looks for `lfs.sha256`,
-    /// and the Hub calls the field `lfs.oid`. Without it every file would need a HEAD request before it could be planned.
+    /// The request is ours and not `hf-hub`'s, whose `list_tree` loses the sha256 of large files: it looks for
+    /// `lfs.sha256`, and the Hub calls the field `lfs.oid`. Without it every file would need a HEAD request before it
+    /// could be planned.
     pub(crate) async fn tree(&self, repo: &str, commit: &str) -> Result<Vec<RepoFile>, HubError> {
         let about = RequestSubject {
             repo,
@@ -209,8 +210,8 @@ impl HubClient {
         url.set_query(Some("recursive=true&expand=false"));
         let mut files = Vec::new();
         for page in 0..MAX_PAGES {
-            // The first page is tried once, since another endpoint may answer. The others have to come from the same endpoint:
-            // cursors of one server mean nothing to another.
+            // The first page is tried once, since another endpoint may answer. The others have to come from the same
+            // endpoint: cursors of one server mean nothing to another.
             let (entries, headers) = match page {
                 0 => self.json_once::<Vec<EntryWire>>(&url, about).await?,
                 _ => self.json::<Vec<EntryWire>>(&url, about).await?,
@@ -229,7 +230,8 @@ impl HubClient {
         Err(self.protocol(&url, "its listing does not end"))
     }
 
-    /// Asks for the location of a file's bytes. Redirects inside the endpoint are followed; one that leads out is the answer.
+    /// Asks for the location of a file's bytes. Redirects inside the endpoint are followed; one that leads out is the
+    /// answer.
     pub(crate) async fn locate(&self, about: &RequestSubject<'_>) -> Result<FileLocation, HubError> {
         let mut rotation = self.rotation();
         loop {
@@ -445,8 +447,8 @@ impl HubClient {
         Ok(body)
     }
 
-    /// Returns the token for a repository: its organization's, else the general one. Only the main endpoint receives it, no mirror
-    /// and no content network.
+    /// Returns the token for a repository: its organization's, else the general one. Only the main endpoint receives
+    /// it, no mirror and no content network.
     pub(super) fn token(&self, url: &Url, repo: &str) -> Option<&Secret<String>> {
         self.endpoints
             .first()

@@ -1,8 +1,8 @@
 //! Downloads of blobs into the cache.
 //!
-//! [`BlobDownloads`] gives everyone who wants the same blob the same [`SharedDownload`]. A download takes the blob's lock, resumes the
-//! partial file that an earlier one left, fetches what is missing (`fetch`), and gives the file its name in the cache once its
-//! hash is right.
+//! [`BlobDownloads`] gives everyone who wants the same blob the same [`SharedDownload`]. A download takes the blob's
+//! lock, resumes the partial file that an earlier one left, fetches what is missing (`fetch`), and gives the file its
+//! name in the cache once its hash is right.
 
 use std::{
     fs,
@@ -27,8 +27,8 @@ use super::{
 
 /// Time between two tries to take a lock that another process holds.
 const LOCK_INTERVAL: Duration = Duration::from_millis(200);
-/// Lower limit of the time without a new byte after which the holder of a lock counts as hung. It is long because the holder may be
-/// hashing or syncing a large file.
+/// Lower limit of the time without a new byte after which the holder of a lock counts as hung. It is long because the
+/// holder may be hashing or syncing a large file.
 const LOCK_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Download in progress. It ends when the last of its holders drops it.
@@ -53,7 +53,8 @@ impl BlobDownloads {
                 Arc::clone(ledger),
             ))
         };
-        // The entry is locked from the look to the insertion, so that two callers never start two downloads of one blob.
+        // The entry is locked from the look to the insertion, so that two callers never start two downloads of one
+        // blob.
         match self.0.entry(target.blob.clone()) {
             Entry::Vacant(entry) => {
                 let download = start();
@@ -167,7 +168,8 @@ async fn run(
     .await
 }
 
-/// Waits for the lock on the blob. `None` if the blob is in the cache, perhaps because another process has just completed it.
+/// Waits for the lock on the blob. `None` if the blob is in the cache, perhaps because another process has just
+/// completed it.
 ///
 /// # Errors
 /// [`HubError::Locked`] if the holder of the lock downloads nothing for `patience`.

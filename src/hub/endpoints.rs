@@ -1,7 +1,8 @@
 //! Endpoints of the Hub: the configured one and its mirrors.
 //!
-//! Every question to the Hub goes through an [`EndpointRotation`], which tries the endpoints one after another over several
-//! rounds. [`EndpointHealth`] is shared by all requests of a process and puts endpoints that failed lately at the end of a round.
+//! Every question to the Hub goes through an [`EndpointRotation`], which tries the endpoints one after another over
+//! several rounds. [`EndpointHealth`] is shared by all requests of a process and puts endpoints that failed lately at
+//! the end of a round.
 
 use std::time::{Duration, Instant};
 
@@ -60,7 +61,8 @@ impl EndpointHealth {
     fn order<'s>(&self, endpoints: &'s [Endpoint]) -> Vec<&'s Endpoint> {
         let now = Instant::now();
         let mut order: Vec<&Endpoint> = endpoints.iter().collect();
-        // Cached keys: other requests change the map while this one sorts, and a comparison that changes its mind panics.
+        // Cached keys: other requests change the map while this one sorts, and a comparison that changes its mind
+        // panics.
         order.sort_by_cached_key(|endpoint| {
             let penalty = self.0.get(endpoint.url.as_str());
             penalty.is_some_and(|penalty| penalty.until > now)
@@ -98,7 +100,8 @@ pub(crate) struct EndpointRotation<'s> {
     round: Vec<&'s Endpoint>,
     /// Index of the current endpoint in the round.
     at: usize,
-    /// Error that ends the rotation if no further round is allowed. The main endpoint's error wins over those of mirrors.
+    /// Error that ends the rotation if no further round is allowed. The main endpoint's error wins over those of
+    /// mirrors.
     error: Option<HubError>,
     backoff: Backoff,
 }
@@ -136,7 +139,8 @@ impl<'s> EndpointRotation<'s> {
         if is_down {
             self.health.mark_unhealthy(endpoint);
         }
-        // A mirror may lack what the Hub has, and the other way round. A refusal is final: mirrors must not be a way around it.
+        // A mirror may lack what the Hub has, and the other way round. A refusal is final: mirrors must not be a way
+        // around it.
         let goes_on = is_down
             || matches!(
                 error,

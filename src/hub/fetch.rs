@@ -1,8 +1,8 @@
 //! Transfer of one file from the Hub into its partial file.
 //!
-//! [`FileFetch`] downloads the missing ranges over plain HTTP, several at once. A range that fails is retried, with a new link if the old one
-//! expired, and from another endpoint if this one sends nothing. Depending on the setting and the size, the file comes over
-//! the xet protocol (`xet`) instead.
+//! [`FileFetch`] downloads the missing ranges over plain HTTP, several at once. A range that fails is retried, with a
+//! new link if the old one expired, and from another endpoint if this one sends nothing. Depending on the setting and
+//! the size, the file comes over the xet protocol (`xet`) instead.
 
 use std::{
     sync::Arc,
@@ -313,7 +313,8 @@ impl<'a> FileFetch<'a> {
     }
 
     pub(super) fn report(&self, completed: u64) {
-        // Ranges finish their writes in any order, so a smaller number is an older one. Zero means that the file starts over.
+        // Ranges finish their writes in any order, so a smaller number is an older one. Zero means that the file starts
+        // over.
         self.state.send_if_modified(|state| match state {
             DownloadState::Fetching { completed: shown }
                 if *shown != completed && (completed > *shown || completed == 0) =>

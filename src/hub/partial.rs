@@ -1,4 +1,7 @@
-//! A file that is not complete yet: what has arrived, in any order, with a side file that lets a later process go on.
+//! Partial blobs: files whose content is still arriving, in any order.
+//!
+//! A [`PartialBlob`] knows which ranges it has, hashes them while they arrive, and keeps a note of them in a side file,
+//! from which a later process resumes. It holds the lock on the blob that all programs of the cache respect.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -19,27 +22,32 @@ use sha2::{Digest, Sha256};
 use super::error::HubError;
 use crate::stdx::{fs::write_unsynced_atomic, hex, sync::lock};
 
-/// Time between two writes of the side file; a kill loses at most what arrived in between.
+/// Time between two writes of the side file. A kill loses at most the bytes that arrived in between.
 const SAVE_INTERVAL: Duration = Duration::from_millis(500);
-/// The longest sleep of who waits for more bytes; it is woken when some arrive.
+/// Upper limit of one sleep while waiting for bytes. Their arrival ends it; the limit covers a missed wake-up.
 const NAP: Duration = Duration::from_millis(200);
-/// Bytes of the side file; a range takes about 25.
+/// Upper limit of the side file in bytes. A range takes about 25.
 const MAX_SIDE_BYTES: u64 = 1 << 20;
-/// Bytes that are hashed at a time.
+/// Bytes that are read and hashed at a time.
 const HASH_BYTES: usize = 1 << 20;
 
-/// A blob under construction. Whoever holds it holds the lock on the blob over all processes.
+/// Blob whose content is still arriving. Its owner holds the lock on the blob over all processes.
 #[derive(Debug)]
 pub(crate) struct PartialBlob {
     file: File,
     path: PathBuf,
+    /// Path of the side file with the ranges.
     side: PathBuf,
+    /// Path of the complete blob.
     blob: PathBuf,
+    /// Bytes of the complete blob.
     size: u64,
     progress: Mutex<Progress>,
-    /// Rung when something arrived or was given up.
+    /// Notified when bytes arrive and when the download ends.
     arrived: Condvar,
+    /// True when the download has ended without the blob: hashing and saving stop.
     is_given_up: AtomicBool,
+    /// True when the file is a blob or was discarded: the side file must not come back.
     is_over: AtomicBool,
     _lock: BlobLock,
 }
@@ -47,33 +55,34 @@ pub(crate) struct PartialBlob {
 #[derive(Debug, Default)]
 struct Progress {
     ranges: ByteRanges,
-    /// How often everything was forgotten: what was read before has no value then.
+    /// Number of times that the file was emptied. Content that was read in an earlier epoch is worthless.
     epoch: u32,
 }
 
-/// Disjoint ranges of bytes, sorted; the ends are exclusive.
+/// Disjoint byte ranges with exclusive ends, sorted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct ByteRanges(Vec<(u64, u64)>);
 
-/// What the side file holds.
+/// Content of the side file, in JSON.
 #[derive(Serialize, Deserialize)]
 struct Side {
     size: u64,
     done: ByteRanges,
 }
 
-/// The lock that huggingface_hub takes on a blob as well.
+/// Lock on a blob: an `flock` on its lock file, as huggingface_hub takes it.
 #[derive(Debug)]
 pub(crate) struct BlobLock(#[expect(dead_code, reason = "closing the file is the unlock")] File);
 
 impl BlobLock {
-    /// Takes the lock unless somebody holds it. Lock files are never deleted: two processes could then hold "the" lock.
+    /// Takes the lock; `None` if someone else holds it.
     pub(crate) fn try_take(path: &Path) -> Result<Option<Self>, HubError> {
         let take = || {
             if let Some(folder) = path.parent() {
                 fs::create_dir_all(folder)?;
             }
+            // The file is never deleted: a second process could lock the new file while the first one holds the old.
             let file = File::options().create(true).append(true).open(path)?;
             match file.try_lock() {
                 Ok(()) => Ok(Some(Self(file))),
@@ -86,7 +95,7 @@ impl BlobLock {
 }
 
 impl PartialBlob {
-    /// Opens what an earlier download left, or begins.
+    /// Opens the partial file that an earlier download left, or creates one.
     pub(crate) fn open(blob: &Path, size: u64, lock: BlobLock) -> Result<Self, HubError> {
         let (path, side) = (
             with_suffix(blob, ".hubllama.incomplete"),
@@ -98,6 +107,7 @@ impl PartialBlob {
             }
             File::options()
                 .create(true)
+                // Its content is the start of this download.
                 .truncate(false)
                 .read(true)
                 .write(true)
@@ -120,13 +130,14 @@ impl PartialBlob {
         })
     }
 
-    /// Bytes that an earlier or another download of hubllama has on disk.
+    /// Returns the bytes of a blob that a download of hubllama, perhaps in another process, has on disk.
     pub(crate) fn peek(blob: &Path, size: u64) -> u64 {
         let length = fs::metadata(with_suffix(blob, ".hubllama.incomplete")).map_or(0, |meta| meta.len());
         read_side(&with_suffix(blob, ".hubllama.ranges"), size, length).map_or(0, |ranges| ranges.total())
     }
 
-    /// The same of any program that shares the cache, for who waits for its lock.
+    /// Returns the bytes of a blob that any program of the shared cache has on disk; progress of another process that
+    /// holds the lock.
     pub(crate) fn peek_any(blob: &Path, size: u64) -> u64 {
         let others = || {
             let name = blob.file_name()?.to_str()?;
@@ -152,7 +163,7 @@ impl PartialBlob {
         self.lock().ranges.missing(self.size)
     }
 
-    /// Writes bytes at their place and returns how many there are in all.
+    /// Writes bytes at an offset and returns the number of all bytes on disk.
     pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<u64, HubError> {
         self.file
             .write_all_at(bytes, offset)
@@ -165,7 +176,7 @@ impl PartialBlob {
         Ok(total)
     }
 
-    /// Forgets everything, for a server that can only send the whole.
+    /// Empties the file, for a server that sends only whole files.
     pub(crate) fn clear(&self) -> Result<(), HubError> {
         let mut progress = self.lock();
         progress.ranges = ByteRanges::default();
@@ -175,8 +186,11 @@ impl PartialBlob {
             .map_err(|error| HubError::io("truncate", &self.path, &error))
     }
 
-    /// Hashes the content as the Hub hashed it (sha256, or git's sha1 for a short hash), in order and while it arrives, so
-    /// that it is read from memory and is done when the last byte is there.
+    /// Computes the hash that the Hub announces: sha256 for 64 digits, git's sha1 of a blob for 40. Blocks until all
+    /// bytes have arrived.
+    ///
+    /// The content is hashed in order while it arrives, so that it is read from the page cache and the hash is ready
+    /// soon after the last byte.
     pub(crate) fn hash(&self, digits: usize) -> Result<String, HubError> {
         if digits == 64 {
             return self.hash_with(&Sha256::new());
@@ -200,7 +214,7 @@ impl PartialBlob {
                 let want = HASH_BYTES.min(usize::try_from(ready - at).unwrap_or(HASH_BYTES));
                 match self.file.read_exact_at(&mut buffer[..want], at) {
                     Ok(()) => hasher.update(&buffer[..want]),
-                    // The file was emptied meanwhile, to begin again.
+                    // The file was emptied in the meantime, and the bytes are gone.
                     Err(_) if self.lock().epoch != epoch => break,
                     Err(error) => return Err(HubError::io("read", &self.path, &error)),
                 }
@@ -209,7 +223,7 @@ impl PartialBlob {
         }
     }
 
-    /// Waits until there is something behind `at`, or everything; the epoch, and the end of what is there without a gap.
+    /// Waits for bytes behind `at`. Returns the epoch and the end of the bytes that are there from the start on.
     fn wait_for(&self, epoch: u32, at: u64) -> Result<(u32, u64), HubError> {
         let mut progress = self.lock();
         loop {
@@ -227,8 +241,7 @@ impl PartialBlob {
         }
     }
 
-    /// Brings to disk what has arrived, and notes it, again and again until the download is given up or over. What is
-    /// noted is on disk already, so that not even a loss of power makes the note lie.
+    /// Syncs the file and saves its ranges at intervals, until the download ends. Blocks.
     pub(crate) fn keep(&self) -> Result<(), HubError> {
         let mut kept = None;
         loop {
@@ -248,15 +261,16 @@ impl PartialBlob {
             if kept.as_ref() == Some(&ranges) {
                 continue;
             }
+            // Before the note, so that it is true even after a loss of power.
             self.file
                 .sync_data()
                 .map_err(|error| HubError::io("write", &self.path, &error))?;
-            // Under the lock: the file may have been finished or thrown away, and must not come back.
+            // Under the lock: `finish` and `discard` may have removed the side file, and it must not come back.
             let progress = self.lock();
             if self.is_over.load(Ordering::Acquire) {
                 return Ok(());
             }
-            // Emptied meanwhile: then it is not there any more.
+            // In another epoch the file was emptied since.
             if progress.epoch == epoch {
                 self.save(&ranges)?;
             }
@@ -264,13 +278,13 @@ impl PartialBlob {
         }
     }
 
-    /// Wakes and ends who hashes or keeps.
+    /// Ends [`PartialBlob::hash`] and [`PartialBlob::keep`].
     pub(crate) fn give_up(&self) {
         self.is_given_up.store(true, Ordering::Relaxed);
         self.arrived.notify_all();
     }
 
-    /// Makes the file a blob: on disk first, then under its name.
+    /// Syncs the file and gives it the name of the blob.
     pub(crate) fn finish(&self) -> Result<(), HubError> {
         let finish = || {
             self.file.set_len(self.size)?;
@@ -287,7 +301,7 @@ impl PartialBlob {
         self.remove(&self.side)
     }
 
-    /// Throws everything away.
+    /// Removes the file and its side file.
     pub(crate) fn discard(&self) -> Result<(), HubError> {
         let _progress = self.lock();
         self.is_over.store(true, Ordering::Release);
@@ -323,21 +337,21 @@ impl Drop for PartialBlob {
         if self.is_over.load(Ordering::Acquire) {
             return;
         }
-        // Not brought to disk first, which would take time: after a loss of power the hash finds out.
+        // Without a sync, which could take seconds. If a loss of power makes the note wrong, the hash shows it.
         let ranges = self.lock().ranges.clone();
         if let Err(error) = self.save(&ranges) {
-            tracing::warn!(%error, "the next download of this file starts anew");
+            tracing::warn!(%error, "the ranges of a partial download cannot be saved; the next download of this file starts over");
         }
     }
 }
 
 impl ByteRanges {
-    /// Adds `start..end`.
+    /// Adds the range `start..end`.
     pub(crate) fn insert(&mut self, start: u64, end: u64) {
         if start >= end {
             return;
         }
-        // Everything that touches the new range melts into it.
+        // Ranges that touch the new one are merged with it.
         let first = self.0.partition_point(|range| range.1 < start);
         let last = self.0.partition_point(|range| range.0 <= end);
         let merged = self.0[first..last]
@@ -346,7 +360,7 @@ impl ByteRanges {
         self.0.splice(first..last, [merged]);
     }
 
-    /// End of what is there from the beginning on.
+    /// Returns the end of the range that starts at 0, or 0.
     pub(crate) fn front(&self) -> u64 {
         self.0.first().filter(|first| first.0 == 0).map_or(0, |first| first.1)
     }
@@ -355,7 +369,7 @@ impl ByteRanges {
         self.0.iter().map(|range| range.1 - range.0).sum()
     }
 
-    /// What lacks of `0..size`.
+    /// Returns the gaps in `0..size`.
     pub(crate) fn missing(&self, size: u64) -> Vec<(u64, u64)> {
         let mut missing = Vec::new();
         let mut at = 0;
@@ -368,7 +382,7 @@ impl ByteRanges {
         missing
     }
 
-    /// Rebuilds ranges that come from disk, inside `0..limit`.
+    /// Rebuilds ranges that were read from disk, which may overlap, be out of order or exceed `0..limit`.
     fn checked(self, limit: u64) -> Self {
         let mut ranges = Self::default();
         for (start, end) in self.0 {
@@ -378,7 +392,7 @@ impl ByteRanges {
     }
 }
 
-/// Reads a side file; one of another size, or one that promises more than the file holds, is not believed.
+/// Reads a side file. Ignores one for another size of blob, and ranges behind the end of the partial file.
 fn read_side(side: &Path, size: u64, length: u64) -> Option<ByteRanges> {
     if fs::metadata(side).ok()?.len() > MAX_SIDE_BYTES {
         return None;
@@ -387,7 +401,8 @@ fn read_side(side: &Path, size: u64, length: u64) -> Option<ByteRanges> {
     (side.size == size).then(|| side.done.checked(size.min(length)))
 }
 
-/// Whether a file is what Python's (`BLOB.1a2b3c4d.incomplete`), Rust's or llama.cpp's client has of a blob.
+/// True for names of partial files of a blob: Python's `BLOB.1a2b3c4d.incomplete`, Rust's `BLOB.incomplete` and
+/// llama.cpp's `BLOB.downloadInProgress`.
 fn is_partial_of(file: &str, blob: &str) -> bool {
     file.strip_prefix(blob).is_some_and(|rest| {
         matches!(rest, ".incomplete" | ".downloadInProgress")
@@ -475,7 +490,7 @@ mod tests {
             let hash = scope.spawn(|| partial.hash(64));
             let keep = scope.spawn(|| partial.keep());
             partial.write(0, &[1; 4096]).unwrap();
-            // A server without ranges begins anew, while the first bytes are being hashed.
+            // A server without ranges starts over while the first bytes are being hashed.
             partial.clear().unwrap();
             partial.write(0, &[2; 4096]).unwrap();
             for part in [2, 0, 1] {

@@ -1,4 +1,4 @@
-//! Looking for models on the Hub.
+//! Search for models on the Hub.
 
 use std::time::Duration;
 
@@ -7,38 +7,38 @@ use tokio::time::timeout;
 
 use super::{api::SearchFilter, client::HubClient, error::HubError, resolve, wire::license_in};
 
-/// Listings that are asked for at once.
+/// Listings that are requested at once.
 const PARALLEL: usize = 4;
 
-/// Repositories that an error names as another way.
+/// Number of alternatives that an error names.
 const ALTERNATIVES: usize = 3;
-/// The longest that an error waits for them.
+/// Upper limit of the time by which the search for alternatives delays an error.
 const ALTERNATIVES_PATIENCE: Duration = Duration::from_secs(2);
 
-/// A repository with GGUF files.
+/// Repository with GGUF files, as found by a search.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SearchHit {
     /// `ORG/REPO`.
     pub repository: String,
     /// Downloads in the last month.
     pub downloads: u64,
-    /// As its card has it.
+    /// License as named on the model card.
     pub license: Option<String>,
-    /// Its terms have to be accepted first.
+    /// True when its terms have to be accepted before a download.
     pub gated: bool,
-    /// What can be pulled: selector and bytes, the smallest first. Empty where the listing could not be had.
+    /// Models that can be pulled: selector and bytes, the smallest first. Empty if the files could not be listed.
     pub models: Vec<(String, u64)>,
 }
 
 impl HubClient {
-    /// Repositories that match some words, the most downloaded first, with what each holds.
+    /// Finds repositories that match some words, the most downloaded first, and lists the models of each.
     ///
     /// # Errors
-    /// If the Hub cannot be asked.
+    /// If no endpoint answers the search.
     pub(crate) async fn search_models(&self, words: &str, limit: usize) -> Result<Vec<SearchHit>, HubError> {
         let found = self.search(SearchFilter::Words(words), limit).await?;
         let with_models = stream::iter(found).map(|repo| async move {
-            // One listing that cannot be had does not spoil the others.
+            // A repository whose files cannot be listed is shown without models.
             let files = self.tree(&repo.id, "main").await.unwrap_or_default();
             let mut models: Vec<(String, u64)> = resolve::all(&files)
                 .into_iter()
@@ -61,8 +61,8 @@ impl HubClient {
     }
 }
 
-/// Repositories with GGUF files that somebody made of a checkpoint, as their cards say, the most downloaded first; none where
-/// the Hub does not say so soon.
+/// Finds repositories with GGUF files that were made from a checkpoint, according to their model cards, the most
+/// downloaded first. Returns none if the Hub does not answer soon: an error waits for this.
 pub(crate) async fn made_from(client: &HubClient, repo: &str) -> Vec<String> {
     let tag = format!("base_model:quantized:{repo}");
     let asked = client.search(SearchFilter::Tag(&tag), ALTERNATIVES);

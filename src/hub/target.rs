@@ -1,4 +1,5 @@
-//! Target and progress of the download of one blob, shared by `download`, which owns it, and `fetch` and `xet`, which fill it.
+//! Target and progress of the download of one blob, shared by `download`, which owns it, and `fetch` and `xet`, which
+//! fill it.
 
 use std::path::PathBuf;
 

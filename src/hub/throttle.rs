@@ -1,4 +1,4 @@
-//! The bandwidth that all downloads of a process share.
+//! Bandwidth limit over all downloads of a process.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -6,15 +6,15 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::stdx::sync::lock;
 
-/// Time that may be caught up after a pause: enough to even out timers, too little to be noticed as a burst.
+/// Time that may be caught up after a pause. It evens out coarse timers, and is too short to appear as a burst.
 const CATCH_UP: Duration = Duration::from_millis(50);
 
-/// When the next byte may come.
+/// Time at which the next byte may arrive; `None` before the first one.
 #[derive(Debug, Default)]
 pub(crate) struct Throttle(Mutex<Option<Instant>>);
 
 impl Throttle {
-    /// Waits until these bytes fit into the limit; 0 is no limit.
+    /// Waits until bytes fit into the limit; 0 means no limit. Callers that arrive later queue behind them.
     pub(crate) async fn take(&self, bytes: u64, bytes_per_second: u64) {
         if bytes_per_second == 0 {
             return;
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn everybody_together_keeps_the_limit() {
+    async fn downloads_together_keep_the_limit() {
         let throttle = Throttle::default();
         let started = Instant::now();
         let take = || async {
@@ -46,7 +46,7 @@ mod tests {
             }
         };
         tokio::join!(take(), take());
-        // 20 kB at 100 kB/s, of which the last kilobyte and what is caught up are not waited for.
+        // 20 kB at 100 kB/s take 200 ms, less the last kilobyte and the time that may be caught up.
         assert!(
             started.elapsed() >= Duration::from_millis(130),
             "{:?}",

@@ -1,4 +1,5 @@
-//! What the Hub's answers look like: JSON bodies and headers.
+//! Wire format of the Hub: JSON bodies and headers. Everything in them is checked here before it becomes a path or a
+//! URL.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,24 +13,30 @@ use url::Url;
 use super::{backoff::MAX_WAIT, error::HubError, name, resolve::RepoFile};
 use crate::stdx::hex;
 
+/// Finds the license of a repository, which the Hub repeats among its tags.
 pub(crate) fn license_in(tags: &[String]) -> Option<String> {
     let license = tags.iter().find_map(|tag| tag.strip_prefix("license:"))?;
     Some(license.chars().filter(|c| !c.is_control()).take(100).collect())
 }
 
+/// Entry of `GET /api/models/ORG/REPO/tree/REVISION`.
 #[derive(Deserialize)]
 pub(crate) struct EntryWire {
+    /// `file` or `directory`.
     #[serde(rename = "type")]
     pub(crate) kind: String,
     pub(crate) path: String,
     #[serde(default)]
     pub(crate) size: u64,
+    /// Git's sha1 of the file, or of the pointer to a large file.
     pub(crate) oid: Option<String>,
+    /// Present for large files only.
     pub(crate) lfs: Option<LfsWire>,
 }
 
 #[derive(Deserialize)]
 pub(crate) struct LfsWire {
+    /// sha256 of the content.
     pub(crate) oid: Option<String>,
     pub(crate) size: Option<u64>,
 }
@@ -44,12 +51,15 @@ pub(crate) struct ErrorWire {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct XetTokenWire {
     pub(crate) access_token: String,
-    /// Seconds since 1970.
+    /// End of the validity, in seconds since 1970.
     pub(crate) exp: u64,
+    /// Base URL of the content-addressed store.
     pub(crate) cas_url: String,
 }
 
 impl EntryWire {
+    /// Checks an entry; `None` if its path would leave the folder of the snapshot. Malformed hashes are dropped, since
+    /// they would become names of files.
     pub(crate) fn into_file(self) -> Option<RepoFile> {
         let is_safe = name::is_safe_path(&self.path);
         let (lfs_oid, lfs_size) = self.lfs.map_or((None, None), |lfs| (lfs.oid, lfs.size));
@@ -62,13 +72,16 @@ impl EntryWire {
     }
 }
 
-/// What the xet protocol knows a file by.
+/// Returns the hash by which the xet store knows a file, in lower case.
 pub(crate) fn xet_hash(headers: &HeaderMap) -> Option<String> {
     let hash = headers.get("x-xet-hash")?.to_str().ok()?.to_ascii_lowercase();
     hex::is_hex(&hash, 64).then_some(hash)
 }
 
-/// Where a redirect leads; a step down from https would expose what was asked for.
+/// Returns the target of a redirect; `None` for other responses.
+///
+/// # Errors
+/// If the target is no URL, or a step down from https, which would expose the request.
 pub(crate) fn redirect(response: &Response) -> Result<Option<Url>, HubError> {
     if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
         return Ok(None);
@@ -86,6 +99,7 @@ pub(crate) fn redirect(response: &Response) -> Result<Option<Url>, HubError> {
     }
 }
 
+/// Returns a hash from an ETag header. Other kinds of ETag are ignored: the hash becomes the name of a file.
 pub(crate) fn etag(headers: &HeaderMap, name: &str) -> Option<String> {
     let value = headers.get(name)?.to_str().ok()?;
     let value = value.strip_prefix("W/").unwrap_or(value).trim_matches('"');
@@ -104,7 +118,8 @@ pub(crate) fn content_range(response: &Response) -> Option<(u64, u64)> {
     Some((start.parse().ok()?, size.parse().ok()?))
 }
 
-/// What a server wants to be waited for: `Retry-After` in seconds or as a date, else the `t=` of `RateLimit`.
+/// Returns the pause that a server asks for: `Retry-After` in seconds or as a date, else the `t=` of the `RateLimit`
+/// header, which huggingface.co sends. At most [`MAX_WAIT`].
 pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let asked = number(headers, RETRY_AFTER.as_str())
         .map(Duration::from_secs)
@@ -114,7 +129,7 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
             Some(until.duration_since(SystemTime::now()).unwrap_or_default())
         })
         .or_else(|| {
-            // `"api";r=0;t=55`: none left, anew in 55 seconds.
+            // `"api";r=0;t=55` means that no request is left for 55 seconds.
             let limit = headers.get("ratelimit")?.to_str().ok()?;
             let seconds = limit.split(';').find_map(|part| part.trim().strip_prefix("t="))?;
             seconds.parse().ok().map(Duration::from_secs)
@@ -122,7 +137,7 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     asked.map(|asked| asked.min(MAX_WAIT))
 }
 
-/// The target of `Link: <…>; rel="next"`.
+/// Returns the target of `Link: <…>; rel="next"`, which leads to the next page of a listing.
 pub(crate) fn next_page(headers: &HeaderMap) -> Option<String> {
     let links = headers.get(LINK)?.to_str().ok()?;
     links.split('<').skip(1).find_map(|link| {
@@ -173,7 +188,7 @@ mod tests {
         ] {
             assert_eq!(file(&format!(r#"{{"type":"file","path":"{path}"}}"#)), None, "{path}");
         }
-        // What would become a file's name is a hash or nothing.
+        // Hashes become names of files, so that malformed ones are dropped.
         let odd = file(r#"{"type":"file","path":"x.gguf","oid":"../../etc","lfs":{"oid":"AB","size":7}}"#).unwrap();
         assert_eq!((odd.etag(), odd.size), (None, 7));
         for json in [

@@ -1,13 +1,15 @@
-//! Files over the Hub's xet protocol: a content-addressed store gives a file as chunks of larger objects (xorbs), which lie on a
-//! content network. Plain HTTP gives the same bytes in a simpler way, but no files that are too large for it.
+//! Files over the Hub's xet protocol: a content-addressed store gives a file as chunks of larger objects (xorbs), which
+//! lie on a content network. Plain HTTP gives the same bytes in a simpler way, but no files that are too large for it.
 //!
-//! The protocol is spoken by `xet-data`, the engine of the `hf-xet` crate that `hf-hub` uses. It is driven directly, because the
-//! download calls of `hf-hub` take their settings from the environment, cannot be told where to write, and send telemetry; and
-//! because the sessions of `hf-xet` hide how many bytes have arrived, so that a stall could not be told from a large chunk.
+//! The protocol is spoken by `xet-data`, the engine of the `hf-xet` crate that `hf-hub` uses. It is driven directly,
+//! because the download calls of `hf-hub` take their settings from the environment, cannot be told where to write, and
+//! send telemetry; and because the sessions of `hf-xet` hide how many bytes have arrived, so that a stall could not be
+//! told from a large chunk.
 //!
-//! The engine delivers parts of the file in any order. [`XetFetch`] writes them into the partial file like ranges of a plain
-//! download: they can be resumed over either protocol, and the file is verified as a whole before it becomes visible. Everything
-//! of the engine runs on its own runtime, since dropping that is the only way to end all of its tasks.
+//! The engine delivers parts of the file in any order. [`XetFetch`] writes them into the partial file like ranges of a
+//! plain download: they can be resumed over either protocol, and the file is verified as a whole before it becomes
+//! visible. Everything of the engine runs on its own runtime, since dropping that is the only way to end all of its
+//! tasks.
 
 use std::{error::Error, io, sync::Arc, time::Duration};
 
@@ -119,7 +121,8 @@ impl<'a> XetFetch<'a> {
             if self.fetch.partial.completed() >= before + PROGRESS_BYTES {
                 backoff.reset();
             }
-            // Every kind of error is worth a retry: the next pass has a new token, new links and perhaps another server.
+            // Every kind of error is worth a retry: the next pass has a new token, new links and perhaps another
+            // server.
             backoff.wait_anyway(error).await?;
         }
     }
@@ -309,7 +312,8 @@ fn engine_config(config: &HubConfig) -> XetConfig {
     xet.reconstruction.download_buffer_size = ByteSize::from(BUFFER_BYTES);
     xet.reconstruction.download_buffer_limit = ByteSize::from(BUFFER_BYTES);
     xet.reconstruction.download_buffer_perfile_size = ByteSize::from(0);
-    // One size for all descriptions: the engine keeps the content of a xorb for as long as its description mentions it again.
+    // One size for all descriptions: the engine keeps the content of a xorb for as long as its description mentions it
+    // again.
     xet.reconstruction.min_reconstruction_fetch_size = ByteSize::from(SEGMENT_BYTES);
     xet.reconstruction.max_reconstruction_fetch_size = ByteSize::from(SEGMENT_BYTES);
     xet.reconstruction.min_prefetch_buffer = ByteSize::from(SEGMENT_BYTES);

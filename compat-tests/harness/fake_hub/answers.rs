@@ -1,4 +1,4 @@
-//! Answers in the Hub's manner.
+//! Building blocks of responses that look like the Hub's.
 
 use std::io;
 
@@ -25,7 +25,7 @@ pub(super) fn describe(response: &mut Response<Body>, commit: &str, entry: &Entr
     }
 }
 
-/// One more time of a fault that is counted.
+/// Takes one occurrence of a counted fault, and returns its status.
 pub(super) fn take(fault: &mut Option<(u16, u32)>) -> Option<u16> {
     let (status, count) = fault.as_mut().filter(|(_, count)| *count > 0)?;
     *count -= 1;

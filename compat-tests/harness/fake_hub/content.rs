@@ -1,4 +1,4 @@
-//! Bytes of files, as the faults let them through.
+//! Responses with the bytes of files, as far as the faults allow.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -16,10 +16,10 @@ use super::{
     answers::{Body, page},
 };
 
-/// Bytes of one frame of a body.
+/// Bytes in one frame of a body.
 const CHUNK: u64 = 64 << 10;
 
-/// The bytes of a file, as much of them as was asked for and as the faults let through.
+/// Builds a response with the requested range of a file, modified by the faults.
 pub(super) fn bytes(shared: &Arc<Shared>, path: &str, source: &Source, headers: &HeaderMap) -> Response<Body> {
     let size = source.size();
     let mut state = shared.state();
@@ -90,11 +90,11 @@ struct BodyPlan {
     source: Source,
     at: u64,
     end: u64,
-    /// Where the body breaks, if it does before its end.
+    /// Offset at which the body breaks; `end` if it does not.
     last: u64,
     breaks: Option<Break>,
     delay: Duration,
-    /// From here on it comes byte by byte.
+    /// Offset from which the body arrives byte by byte.
     drips_from: u64,
     wrong: bool,
 }
@@ -107,7 +107,7 @@ impl BodyPlan {
             }
             match self.breaks {
                 Some(Break::Hang) => std::future::pending::<()>().await,
-                // What was written has to leave the socket before the connection is torn down.
+                // Gives the bytes that were written time to leave the socket before the connection is closed.
                 _ => tokio::time::sleep(Duration::from_millis(20)).await,
             }
             return Some((Err(io::Error::other("the connection breaks here")), self));
@@ -132,7 +132,7 @@ impl BodyPlan {
     }
 }
 
-/// Start and end of `bytes=START-END`; the end is exclusive.
+/// Parses `bytes=START-END` and returns the range with an exclusive end; `None` if it is outside the file.
 pub(super) fn parse_range(range: &str, size: u64) -> Option<(u64, u64)> {
     let (start, end) = range.strip_prefix("bytes=")?.split_once('-')?;
     let start: u64 = start.parse().ok()?;

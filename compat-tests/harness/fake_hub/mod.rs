@@ -1,5 +1,5 @@
-//! A Hugging Face Hub on the loopback interface: the API, the resolve routes, a content network and the store of the xet
-//! protocol on ports of their own, with faults that can be switched on.
+//! Hugging Face Hub on the loopback interface: API and resolve routes on one port, a content network and the store of
+//! the xet protocol on two others, with faults that can be switched on.
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +28,7 @@ pub(crate) use xet::XetFaults;
 use answers::hex;
 use routes::{Port, accept};
 
-/// A running Hub; dropping it stops it.
+/// Running Hub. Dropping it stops it.
 #[derive(Debug)]
 pub(crate) struct FakeHub {
     shared: Arc<Shared>,
@@ -36,59 +36,59 @@ pub(crate) struct FakeHub {
     thread: Option<JoinHandle<()>>,
 }
 
-/// Where a file's bytes come from.
+/// Source of a file's bytes.
 #[derive(Clone, Debug)]
 pub(crate) enum Source {
     Bytes(Bytes),
-    /// Read at each request, so that a large model is not copied.
+    /// File that is read at each request, so that a large model is not copied into memory.
     Path(PathBuf),
-    /// A path once it is served.
+    /// File that is open already; [`Source::Path`] becomes this when it is added.
     Opened(Arc<File>),
 }
 
-/// What goes wrong. Counters say how many more times; `None` and zero are "not at all".
+/// Faults of the Hub. A counter says how many more times its fault occurs; `None` and zero mean never.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Faults {
-    /// Content answers with this status and an HTML page, so many times.
+    /// Status of content requests (with an HTML page as body), and a counter.
     pub(crate) content_status: Option<(u16, u32)>,
-    /// The API answers with this status, so many times.
+    /// Status of API requests, and a counter.
     pub(crate) api_status: Option<(u16, u32)>,
-    /// `Retry-After` in seconds for a status that is a fault.
+    /// Seconds of `Retry-After` in answers with one of these statuses.
     pub(crate) retry_after: Option<u64>,
-    /// The API takes requests and never answers.
+    /// If set, API requests are never answered.
     pub(crate) api_hangs: bool,
-    /// The same of searches only.
+    /// If set, searches are never answered.
     pub(crate) search_hangs: bool,
-    /// Content bodies break off after so many bytes, so many times.
+    /// Bytes after which content bodies break off, and a counter.
     pub(crate) truncate: Option<(u64, u32)>,
-    /// Content bodies stop without an end after so many bytes, so many times.
+    /// Bytes after which content bodies stall, and a counter.
     pub(crate) stall: Option<(u64, u32)>,
-    /// Content bodies come byte by byte after so many bytes, so many times.
+    /// Bytes after which content bodies arrive byte by byte, and a counter.
     pub(crate) drip: Option<(u64, u32)>,
-    /// Wait before each 64 KiB of content.
+    /// Pause before each 64 KiB of content.
     pub(crate) delay: Duration,
-    /// Content is not what its hash says.
+    /// If set, content does not match its hash.
     pub(crate) wrong_content: bool,
-    /// `Range` is ignored.
+    /// If set, `Range` is ignored.
     pub(crate) no_ranges: bool,
-    /// Links to content are refused with 403, so many times.
+    /// Counter of links to content that are refused with 403.
     pub(crate) expired_links: u32,
-    /// Resolving redirects to itself.
+    /// If set, resolve routes redirect to themselves.
     pub(crate) redirect_loop: bool,
-    /// Small files are answered by a relative redirect.
+    /// If set, resolve routes of small files answer with a relative redirect.
     pub(crate) relative_redirects: bool,
-    /// Entries on one page of a listing; 0 is all.
+    /// Entries on one page of a listing; 0 means all.
     pub(crate) page_size: usize,
     pub(crate) xet: XetFaults,
 }
 
-/// What was asked of a path.
+/// Requests that a path received.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hits {
     pub(crate) requests: u64,
-    /// Bytes of bodies that were handed to the connection.
+    /// Bytes of bodies that were written to the connection.
     pub(crate) bytes: u64,
-    /// Requests that carried a token.
+    /// Requests with an `Authorization` header.
     pub(crate) with_token: u64,
 }
 
@@ -103,7 +103,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     repos: BTreeMap<String, Repo>,
-    /// New names by old ones.
+    /// New names of repositories, by their old names.
     renamed: BTreeMap<String, String>,
     faults: Faults,
     hits: BTreeMap<String, Hits>,
@@ -124,19 +124,20 @@ struct Entry {
     sha256: String,
     oid: String,
     lfs: bool,
-    /// The size that the listing has, where it is not the true one.
+    /// Size in the listing, if it differs from the true one.
     claimed: Option<u64>,
-    /// The same in the store of the xet protocol.
+    /// Copy in the store of the xet protocol.
     xet: Option<Arc<xet::Stored>>,
 }
 
-/// The one token that is valid.
+/// The only valid token.
 pub(crate) const TOKEN: &str = "hf_loopback";
 
 impl FakeHub {
-    /// Starts on free ports, on a thread of its own.
+    /// Starts a Hub on free ports, in its own thread.
     pub(crate) fn start() -> Self {
-        // Bound here, so that connections are taken from now on; served by a runtime that is not the test's.
+        // Bound here, so that connections are accepted at once. Served by another runtime than the test's, which may be
+        // paused or dropped.
         let bind = || {
             let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
             listener.set_nonblocking(true).expect("a socket can be non-blocking");
@@ -170,7 +171,7 @@ impl FakeHub {
                         _ = stopped => {}
                     }
                 });
-                // Connections end here, also those that stall.
+                // Ends all connections, including those that stall.
                 runtime.shutdown_background();
             })
             .expect("a thread");
@@ -181,17 +182,17 @@ impl FakeHub {
         }
     }
 
-    /// Base URL, for `HF_ENDPOINT`.
+    /// Returns the base URL, for `HF_ENDPOINT`.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.shared.api)
     }
 
-    /// Adds a large file (one with a sha256, on the content network) to a repository that is made on the way.
+    /// Adds a large file (one with a sha256, on the content network), and its repository if needed. Returns the sha256.
     pub(crate) fn add(&self, repo: &str, path: &str, source: Source) -> String {
         self.insert(repo, path, source, true)
     }
 
-    /// Puts a large file into the store of the xet protocol too.
+    /// Puts a large file into the store of the xet protocol as well.
     pub(crate) fn store(&self, repo: &str, path: &str) {
         let mut state = self.state();
         let files = state.repos.get_mut(repo).map(|repo| &mut repo.files);
@@ -199,7 +200,7 @@ impl FakeHub {
         entry.xet = Some(Arc::new(xet::Stored::new(&entry.source, entry.size, &entry.sha256)));
     }
 
-    /// Adds a large file whose listing lies about its size.
+    /// Adds a large file with a wrong size in the listing.
     pub(crate) fn add_claiming(&self, repo: &str, path: &str, source: Source, size: u64) {
         self.insert(repo, path, source, true);
         let mut state = self.state();
@@ -207,13 +208,13 @@ impl FakeHub {
         files.and_then(|files| files.get_mut(path)).expect("just added").claimed = Some(size);
     }
 
-    /// Tags of a repository, as `license:mit`.
+    /// Sets the tags of a repository, such as `license:mit`.
     pub(crate) fn set_tags(&self, repo: &str, tags: &[&str]) {
         self.state().repos.entry(repo.to_owned()).or_default().tags =
             tags.iter().map(|tag| (*tag).to_owned()).collect();
     }
 
-    /// Adds a small file, which git holds itself; returns its hash.
+    /// Adds a small file, which is stored in git itself. Returns git's hash of it.
     pub(crate) fn add_small(&self, repo: &str, path: &str, content: &str) -> String {
         self.insert(
             repo,
@@ -223,7 +224,7 @@ impl FakeHub {
         )
     }
 
-    /// Gives a repository another name; the old one leads there.
+    /// Renames a repository. The old name redirects to the new one.
     pub(crate) fn rename(&self, old: &str, new: &str) {
         let mut state = self.state();
         let repo = state.repos.remove(old).expect("it was added");
@@ -231,27 +232,27 @@ impl FakeHub {
         state.renamed.insert(old.to_owned(), new.to_owned());
     }
 
-    /// Visible only with the token.
+    /// Hides a repository from clients without the token.
     pub(crate) fn set_private(&self, repo: &str) {
         self.state().repos.entry(repo.to_owned()).or_default().private = true;
     }
 
-    /// Its files are visible only with the token.
+    /// Hides the files of a repository from clients without the token.
     pub(crate) fn set_gated(&self, repo: &str) {
         self.state().repos.entry(repo.to_owned()).or_default().gated = true;
     }
 
-    /// Commit of a repository; changes with its files.
+    /// Returns the commit of a repository, which changes with its files.
     pub(crate) fn commit(&self, repo: &str) -> String {
         self.state().repos[repo].commit()
     }
 
-    /// Changes what goes wrong.
+    /// Changes the faults.
     pub(crate) fn faults(&self, change: impl FnOnce(&mut Faults)) {
         change(&mut self.state().faults);
     }
 
-    /// Sum over the paths that begin so. Content is at `/cdn/<sha256>`, chunks of it are at `/xorbs/<hash>`.
+    /// Sums the requests to all paths with a prefix. Content is at `/cdn/<sha256>`, xorbs are at `/xorbs/<hash>`.
     pub(crate) fn hits(&self, prefix: &str) -> Hits {
         let state = self.state();
         state

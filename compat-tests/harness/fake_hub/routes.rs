@@ -1,4 +1,4 @@
-//! The Hub's API and its resolve routes, and the content network.
+//! Routes of the Hub (API and resolve) and of the content network.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -20,17 +20,17 @@ use super::{
     xet,
 };
 
-/// Who is asked.
+/// Server that a request goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Port {
     Api,
-    /// The content network.
+    /// Content network.
     Content,
-    /// The store of the xet protocol, and its content network.
+    /// Store of the xet protocol, with its content network.
     Store,
 }
 
-/// Answers at one of the ports until the runtime ends.
+/// Serves one of the ports until the runtime ends.
 pub(super) async fn accept(listener: TcpListener, shared: &Arc<Shared>, port: Port) {
     loop {
         let Ok((socket, _)) = listener.accept().await else {
@@ -51,7 +51,7 @@ pub(super) async fn accept(listener: TcpListener, shared: &Arc<Shared>, port: Po
                 }
             });
             let http = hyper::server::conn::http1::Builder::new();
-            // A client that goes away is part of most tests.
+            // Ignored: many tests drop the client in the middle of a response.
             let _ = http.serve_connection(TokioIo::new(socket), service).await;
         });
     }
@@ -80,7 +80,8 @@ fn answer(shared: &Arc<Shared>, request: &Request<Incoming>, port: Port) -> Resp
     let mut response = match (port, segments.as_slice()) {
         (Port::Content, ["cdn", sha256]) => content(shared, &path, sha256, request.headers()),
         (Port::Content, _) => error(404, "", "no such content"),
-        (Port::Store, ["v1", "reconstructions", hash]) => xet::reconstruction(shared, hash, request.headers()),
+        (Port::Store, ["v1", "reconstructions", hash]) => xet::reconstruction(shared, 1, hash, request.headers()),
+        (Port::Store, ["v2", "reconstructions", hash]) => xet::reconstruction(shared, 2, hash, request.headers()),
         (Port::Store, ["xorbs", hash]) => xet::xorb(shared, &path, hash, &query, request.headers()),
         (Port::Store, _) => error(404, "", "no such route"),
         (Port::Api, ["api", "whoami-v2"]) if has_token => json_response(&json!({"name": "loopback", "type": "user"})),
@@ -117,7 +118,7 @@ fn answer(shared: &Arc<Shared>, request: &Request<Incoming>, port: Port) -> Resp
     response
 }
 
-/// What the Hub says of a repository that is not there, or is not for whoever asks.
+/// Answer for a repository that does not exist, or that the client may not see.
 fn no_repository(has_token: bool) -> Response<Body> {
     let status = if has_token { 404 } else { 401 };
     error(status, "RepoNotFound", "Repository not found")
@@ -158,10 +159,20 @@ fn api(shared: &Shared, id: &str, rest: &[&str], query: &str, has_token: bool) -
         [] | ["revision", _] => {
             let siblings: Vec<_> = repo.files.keys().map(|path| json!({"rfilename": path})).collect();
             let gated: Value = if repo.gated { "auto".into() } else { false.into() };
-            json_response(&json!({
+            let mut info = json!({
                 "id": canonical, "sha": commit, "private": repo.private, "gated": gated, "tags": repo.tags,
                 "siblings": siblings,
-            }))
+            });
+            let expanded: Vec<&str> = query
+                .split('&')
+                .filter_map(|pair| pair.strip_prefix("expand="))
+                .collect();
+            if let Some(properties) = info.as_object_mut()
+                && !expanded.is_empty()
+            {
+                properties.retain(|key, _| key == "id" || expanded.contains(&key.as_str()));
+            }
+            json_response(&info)
         }
         ["refs"] => json_response(&json!({
             "branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": commit}], "tags": [], "converts": [],
@@ -207,8 +218,8 @@ fn listed(path: &str, entry: &Entry) -> Value {
     listed
 }
 
-/// Repositories whose name has all the words and that have all the tags, as `GET /api/models?search=…&filter=…&limit=…` gives
-/// them.
+/// Answers `GET /api/models?search=…&filter=…&limit=…` with the repositories whose names have all words and that have
+/// all tags.
 fn search(shared: &Shared, query: &str, has_token: bool) -> Response<Body> {
     let pairs: Vec<(String, String)> = url::form_urlencoded::parse(query.as_bytes()).into_owned().collect();
     let all = |key: &'static str| {
@@ -335,7 +346,8 @@ fn content(shared: &Arc<Shared>, path: &str, sha256: &str, headers: &HeaderMap) 
     }
     drop(state);
     let mut response = bytes(shared, path, &entry.source, headers);
-    // Python's client takes this port for the Hub's own and wants to read these again.
+    // Python's client compares host names without ports. It takes this server for the Hub and expects the headers
+    // again.
     describe(&mut response, &commit, &entry);
     response
 }

@@ -1,5 +1,6 @@
-//! The store of the xet protocol: files as ranges of chunks in xorbs, behind links that hold for one range each. Chunks are
-//! cut and compressed by their place alone, so that every kind of them occurs; equal ones are stored once.
+//! Content-addressed store of the xet protocol: files are described as ranges of chunks in xorbs, which are behind
+//! links that are valid for one range each. Length and compression of a chunk depend on its position alone, so that
+//! every kind occurs; equal chunks are stored once.
 
 use std::{
     collections::HashMap,
@@ -23,40 +24,42 @@ use super::{
     content::{self, parse_range},
 };
 
-/// Lengths of chunks, again and again; 256 KiB in all.
+/// Lengths of chunks in bytes, repeated over the file; 256 KiB together.
 const LENGTHS: [u64; 4] = [64 << 10, 128 << 10, 40 << 10, 24 << 10];
-/// Chunks of one xorb.
+/// Number of chunks in one xorb.
 const CHUNKS: usize = 11;
-/// The token of the store, which is not the Hub's.
+/// Token that the store accepts. The Hub's token is another one.
 pub(crate) const XET_TOKEN: &str = "xet_loopback";
 
-/// What goes wrong with the store; counters say how many more times.
+/// Faults of the store. Counters say how many more times a fault occurs.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct XetFaults {
-    /// The Hub gives no tokens, with this status, so many times.
+    /// The Hub refuses a token with this status.
     pub(crate) no_token: Option<(u16, u32)>,
-    /// The store does not know the token any more, so many times.
+    /// The store rejects the token.
     pub(crate) token_expired: u32,
-    /// Links to xorbs answer with this status, so many times.
+    /// Links to xorbs answer with this status.
     pub(crate) xorb_status: Option<(u16, u32)>,
-    /// Xorbs come with a compressed chunk that is broken, so many times.
+    /// Xorbs contain a compressed chunk that cannot be decompressed.
     pub(crate) broken_chunks: u32,
-    /// Xorbs come with a byte that is wrong in a chunk that is not compressed.
+    /// If set, xorbs contain a wrong byte in an uncompressed chunk.
     pub(crate) wrong_bytes: bool,
-    /// Xorbs begin with a chunk of gigabytes, so many times.
+    /// Xorbs begin with a chunk that decompresses to far more than its header says.
     pub(crate) bombs: u32,
-    /// Neighbouring terms are said to be a byte longer and a byte shorter than they are, so many times.
+    /// Descriptions make a term a byte longer, and its neighbor a byte shorter, than they are.
     pub(crate) wrong_lengths: u32,
-    /// The last terms are left out, so many times.
+    /// Descriptions lack the last term.
     pub(crate) missing_terms: u32,
+    /// If set, the store knows only version 1 of descriptions.
+    pub(crate) is_old: bool,
 }
 
-/// A file in the store.
+/// File in the store.
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) hash: String,
     size: u64,
-    /// The chunks of the file: xorb and place in it.
+    /// Chunks of the file: index of the xorb, and index of the chunk in it.
     chunks: Vec<(usize, usize)>,
     xorbs: Vec<Xorb>,
 }
@@ -70,10 +73,11 @@ struct Xorb {
 
 #[derive(Clone, Copy, Debug)]
 struct Chunk {
-    /// Bytes of the xorb.
+    /// Offset in the xorb.
     start: u64,
+    /// Offset behind the chunk in the xorb.
     end: u64,
-    /// Bytes of the content.
+    /// Bytes of the content, uncompressed.
     length: u64,
     scheme: u8,
 }
@@ -111,8 +115,8 @@ impl Stored {
         stored
     }
 
-    /// What `GET /v1/reconstructions/HASH` says of a range.
-    fn describe(&self, (from, to): (u64, u64), store: &str, faults: &mut XetFaults) -> Value {
+    /// Describes a range of the file, as `GET /vVERSION/reconstructions/HASH` does.
+    fn describe(&self, (from, to): (u64, u64), version: u8, store: &str, faults: &mut XetFaults) -> Value {
         let mut offset = 0;
         let (mut at, mut terms) = (0, Vec::<(usize, usize, usize, u64)>::new());
         for &(xorb, index) in &self.chunks {
@@ -140,11 +144,15 @@ impl Stored {
                 continue;
             };
             let (start, end) = (xorb.chunks[first].start, xorb.chunks[last - 1].end - 1);
-            let fetch = json!({
-                "range": {"start": first, "end": last},
-                "url": format!("http://{store}/xorbs/{}?signed={start}-{end}", xorb.hash),
-                "url_range": {"start": start, "end": end},
-            });
+            let url = format!("http://{store}/xorbs/{}?signed={start}-{end}", xorb.hash);
+            let (chunks, bytes) = (
+                json!({"start": first, "end": last}),
+                json!({"start": start, "end": end}),
+            );
+            let fetch = match version {
+                1 => json!({"range": chunks, "url": url, "url_range": bytes}),
+                _ => json!({"url": url, "ranges": [{"chunks": chunks, "bytes": bytes}]}),
+            };
             fetch_info.insert(xorb.hash.clone(), json!([fetch]));
         }
         if terms.len() > 1 && faults.wrong_lengths > 0 {
@@ -162,7 +170,8 @@ impl Stored {
                 json!({"hash": self.xorbs[*xorb].hash, "unpacked_length": length, "range": {"start": start, "end": end}})
             })
             .collect();
-        json!({"offset_into_first_range": offset, "terms": terms, "fetch_info": fetch_info})
+        let fetches = if version == 1 { "fetch_info" } else { "xorbs" };
+        json!({"offset_into_first_range": offset, "terms": terms, fetches: fetch_info})
     }
 }
 
@@ -197,7 +206,7 @@ impl Xorb {
         }
     }
 
-    /// A byte of the content of a chunk in this range.
+    /// Finds a chunk with a certain compression in a range, and returns the offset of a byte of its content.
     fn byte_of(&self, is_meant: impl Fn(u8) -> bool, range: (u64, u64)) -> Option<usize> {
         let inside = |chunk: &&Chunk| chunk.start >= range.0 && chunk.end <= range.1 && is_meant(chunk.scheme);
         let chunk = self.chunks.iter().find(inside)?;
@@ -216,7 +225,7 @@ fn frame(content: &[u8]) -> Vec<u8> {
     encoder.finish().expect("memory")
 }
 
-/// `GET /api/models/ORG/REPO/xet-read-token/REVISION`: in JSON for some clients, in headers for others.
+/// Answers `GET /api/models/ORG/REPO/xet-read-token/REVISION`. Some clients read the JSON, others the headers.
 pub(super) fn token(shared: &Shared) -> Response<Body> {
     if let Some(status) = take(&mut shared.state().faults.xet.no_token) {
         return error(status, "", "no xet today");
@@ -232,9 +241,12 @@ pub(super) fn token(shared: &Shared) -> Response<Body> {
     response
 }
 
-/// `GET /v1/reconstructions/HASH`.
-pub(super) fn reconstruction(shared: &Shared, hash: &str, headers: &HeaderMap) -> Response<Body> {
+/// Answers `GET /vVERSION/reconstructions/HASH`.
+pub(super) fn reconstruction(shared: &Shared, version: u8, hash: &str, headers: &HeaderMap) -> Response<Body> {
     let mut state = shared.state();
+    if version > 1 && state.faults.xet.is_old {
+        return error(404, "", "no such route");
+    }
     let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
     if state.faults.xet.token_expired > 0 || token != Some(&format!("Bearer {XET_TOKEN}")) {
         state.faults.xet.token_expired = state.faults.xet.token_expired.saturating_sub(1);
@@ -249,10 +261,11 @@ pub(super) fn reconstruction(shared: &Shared, hash: &str, headers: &HeaderMap) -
         Some(Some(range)) => range,
         Some(None) => return page(416, ""),
     };
-    json_response(&stored.describe(range, &shared.store.to_string(), &mut state.faults.xet))
+    let store = shared.store.to_string();
+    json_response(&stored.describe(range, version, &store, &mut state.faults.xet))
 }
 
-/// `GET /xorbs/HASH?signed=RANGE`; the link holds for that range only.
+/// Answers `GET /xorbs/HASH?signed=RANGE`. The link is valid for that range only.
 pub(super) fn xorb(shared: &Arc<Shared>, path: &str, hash: &str, query: &str, headers: &HeaderMap) -> Response<Body> {
     let mut state = shared.state();
     let stored: Vec<Arc<Stored>> = state.stored().collect();
