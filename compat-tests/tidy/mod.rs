@@ -1,11 +1,19 @@
-//! What the architecture page in `src/lib.rs` promises about the source, read from the source.
+//! Rules for the source, checked by reading it: what the architecture page in `src/lib.rs` promises, and what keeps names
+//! and comments readable.
+//!
+//! Each test fails with a list of places, one on a line.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+mod circles;
+mod comments;
+mod names;
+mod paths;
+mod source;
 
-/// Modules by layer, lowest first; imports go to lower layers only. The table in `src/lib.rs` says the same.
+use std::{collections::BTreeSet, fs, path::Path};
+
+use source::{Source, root, sources};
+
+/// Layer of each module, lowest first. Imports go to lower layers only. `src/lib.rs` documents the same table.
 const LAYERS: &[(&str, u8)] = &[
     ("stdx", 0),
     ("inference", 0),
@@ -27,22 +35,39 @@ const LAYERS: &[(&str, u8)] = &[
     ("cli", 8),
 ];
 
-/// What goes sideways all the same: who, and what of it. At the bottom the order is stdx, inference, the others.
-const SIDEWAYS: &[(&str, &str)] = &[
-    // Templates are filled with a conversation.
-    ("go", "inference"),
-    ("http", "stdx"),
-    ("gguf", "stdx"),
-    ("config", "stdx"),
-    // Durations in the configuration are written as Ollama's settings are.
-    ("config", "go::duration"),
-    ("config", "inference"),
-    ("llama", "inference"),
-    ("llama", "gguf::GgmlType"),
-    ("lifecycle", "worker::protocol"),
+/// Imports between modules of one layer that are allowed: the importing module, the path, and the reason.
+const SIDEWAYS: &[(&str, &str, &str)] = &[
+    ("http", "stdx", "stdx is the bottom of the lowest layer"),
+    ("config", "stdx", "stdx is the bottom of the lowest layer"),
+    (
+        "config",
+        "inference",
+        "settings are defaults for the options of a request",
+    ),
+    (
+        "config",
+        "go::duration",
+        "durations are written as in Ollama's settings",
+    ),
+    (
+        "go",
+        "inference",
+        "templates are filled with the messages of a conversation",
+    ),
+    ("llama", "inference", "a load takes the options of a request"),
+    (
+        "llama",
+        "gguf::GgmlType",
+        "llama.cpp's tensor types are those of the file format",
+    ),
+    (
+        "lifecycle",
+        "worker::protocol",
+        "both ends of the socket share its messages",
+    ),
 ];
 
-/// What goes down but is closed to most: a module, and who may use all of it.
+/// Modules of a lower layer that only some modules may import.
 const CLOSED: &[(&str, &[&str])] = &[
     // The daemon never calls llama.cpp.
     ("llama", &["worker"]),
@@ -50,100 +75,11 @@ const CLOSED: &[(&str, &[&str])] = &[
     ("worker", &["cli"]),
 ];
 
-/// Exceptions to that.
+/// Parts of closed modules that every higher module may import.
 const OPEN: &[&str] = &["worker::protocol"];
 
 /// Most lines of one file.
 const MAX_LINES: usize = 800;
-
-/// A file of `src` without its tests and comments.
-struct Source {
-    path: PathBuf,
-    /// The first folder under `src`, or the file's stem.
-    module: String,
-    code: String,
-    lines: usize,
-}
-
-impl Source {
-    fn name(&self) -> String {
-        self.path.display().to_string()
-    }
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn files(folder: &Path, out: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            files(&path, out);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            out.push(path);
-        }
-    }
-}
-
-fn sources() -> Vec<Source> {
-    let src = root().join("src");
-    let mut paths = Vec::new();
-    files(&src, &mut paths);
-    paths.sort();
-    let texts: Vec<(PathBuf, String)> = paths
-        .into_iter()
-        .map(|path| (path.clone(), fs::read_to_string(path).expect("UTF-8")))
-        .collect();
-    let test_files: Vec<PathBuf> = texts.iter().flat_map(|(path, text)| test_modules(path, text)).collect();
-    texts
-        .into_iter()
-        .filter(|(path, _)| !test_files.contains(path))
-        .map(|(path, text)| {
-            let path = path.strip_prefix(&src).expect("below src").to_owned();
-            let first = path.iter().next().expect("a name").to_string_lossy().into_owned();
-            Source {
-                module: first.trim_end_matches(".rs").to_owned(),
-                lines: text.lines().count(),
-                code: code_of(&text),
-                path,
-            }
-        })
-        .collect()
-}
-
-/// Files that are compiled for tests only: `#[cfg(test)] mod name;`
-fn test_modules(path: &Path, text: &str) -> Vec<PathBuf> {
-    let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    let folder = match path.file_stem().is_some_and(|stem| stem == "mod" || stem == "lib") {
-        true => path.parent().expect("a folder").to_owned(),
-        false => path.with_extension(""),
-    };
-    let mut out = Vec::new();
-    for (at, _) in lines.iter().enumerate().filter(|(_, line)| **line == "#[cfg(test)]") {
-        let declared = lines[at + 1..].iter().find(|line| !line.starts_with("#["));
-        let name = declared.and_then(|line| line.rsplit_once("mod ")?.1.strip_suffix(';'));
-        out.extend(name.map(|name| folder.join(format!("{name}.rs"))));
-        let named = lines[at + 1]
-            .strip_prefix("#[path = \"")
-            .and_then(|rest| rest.strip_suffix("\"]"));
-        out.extend(named.map(|name| path.with_file_name(name)));
-    }
-    out
-}
-
-/// The text up to its tests, which stand last, without whole-line comments.
-fn code_of(text: &str) -> String {
-    let mut lines: Vec<&str> = text.lines().collect();
-    if let Some(end) = lines
-        .windows(2)
-        .position(|pair| pair[0] == "#[cfg(test)]" && pair[1].contains("mod ") && pair[1].ends_with('{'))
-    {
-        lines.truncate(end);
-    }
-    lines.retain(|line| !line.trim_start().starts_with("//"));
-    lines.join("\n")
-}
 
 /// Every path that begins with `crate::`, groups in braces spelled out.
 fn crate_paths(code: &str) -> Vec<String> {
@@ -196,16 +132,20 @@ fn is_within(path: &str, module: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
-/// Why a module may not use a path; `None` if it may.
+/// The index in [`SIDEWAYS`] of the entry that allows an import.
+fn sideways(module: &str, path: &str) -> Option<usize> {
+    SIDEWAYS
+        .iter()
+        .position(|(from, to, _)| *from == module && is_within(path, to))
+}
+
+/// The reason for which a module may not import a path; `None` if it may.
 fn verdict(module: &str, path: &str) -> Option<&'static str> {
     let target = path.split("::").next().unwrap_or_default();
     let (Some(from), Some(to)) = (layer(module), layer(target)) else {
         return Some("a module without a layer");
     };
-    let is_listed = SIDEWAYS
-        .iter()
-        .any(|(who, what)| *who == module && is_within(path, what));
-    if module == target || is_listed {
+    if module == target || sideways(module, path).is_some() {
         return None;
     }
     if to >= from {
@@ -228,19 +168,20 @@ fn imports_go_down_only() {
     let sources = sources();
     assert!(sources.len() > 80, "the source is found");
     let mut found = Vec::new();
+    let mut needed = BTreeSet::new();
     let mut checked = 0;
-    for source in sources
-        .iter()
-        .filter(|source| !matches!(source.module.as_str(), "lib" | "main"))
-    {
+    for source in sources.iter().filter(|source| !source.is_root()) {
         for path in crate_paths(&source.code) {
             checked += 1;
-            if let Some(why) = verdict(&source.module, &path) {
+            needed.extend(sideways(source.top(), &path));
+            if let Some(why) = verdict(source.top(), &path) {
                 found.push(format!("{}: crate::{path} is {why}", source.name()));
             }
         }
     }
     assert!(checked > 300, "only {checked} imports were understood");
+    let unneeded = SIDEWAYS.iter().enumerate().filter(|(at, _)| !needed.contains(at));
+    found.extend(unneeded.map(|(_, (from, to, _))| format!("{from} no longer imports {to}; remove the exception")));
     assert_none(&found);
 }
 
@@ -280,7 +221,7 @@ fn the_table_in_the_documentation_is_the_one_that_is_checked() {
 fn no_dialect_knows_another() {
     let mut found = Vec::new();
     let dialects = ["ollama", "openai", "anthropic"];
-    for source in sources().iter().filter(|source| source.module == "api") {
+    for source in sources().iter().filter(|source| source.top() == "api") {
         let Some(own) = dialects.iter().find(|dialect| {
             source.path.starts_with(format!("api/{dialect}")) || source.path.ends_with(format!("api/{dialect}.rs"))
         }) else {
@@ -322,37 +263,37 @@ fn assert_only_in(needle: &str, allowed: impl Fn(&Source) -> bool) {
 
 #[test]
 fn only_one_folder_names_the_binding_and_is_unsafe() {
-    assert_only_in("llama_cpp_sys_2", |source| source.module == "llama");
-    assert_only_in("unsafe", |source| source.module == "llama");
+    assert_only_in("llama_cpp_sys_2", |source| source.top() == "llama");
+    assert_only_in("unsafe", |source| source.top() == "llama");
     assert_only_in("unsafe_code", |source| source.path == Path::new("llama/mod.rs"));
 }
 
 #[test]
 fn only_the_command_line_prints() {
     for print in ["println", "eprintln", "print", "eprint", "dbg"] {
-        assert_only_in(&format!("{print}!"), |source| source.module == "cli");
+        assert_only_in(&format!("{print}!"), |source| source.top() == "cli");
     }
 }
 
 #[test]
 fn no_http_type_is_below_the_dialects() {
     let speaks_http = |source: &Source| {
-        matches!(source.module.as_str(), "http" | "hub" | "api" | "server")
-            || source.path.starts_with("provider/ollama")
+        matches!(source.top(), "http" | "hub" | "api" | "server") || source.path.starts_with("provider/ollama")
     };
     for crate_name in ["hyper", "hyper_util", "http_body_util"] {
         assert_only_in(crate_name, speaks_http);
     }
     // The command line asks a daemon as any client does.
-    assert_only_in("reqwest", |source| matches!(source.module.as_str(), "hub" | "cli"));
+    assert_only_in("reqwest", |source| matches!(source.top(), "hub" | "cli"));
 }
 
 #[test]
 fn no_file_is_too_long() {
     let long: Vec<String> = sources()
         .iter()
-        .filter(|source| source.lines > MAX_LINES)
-        .map(|source| format!("{} has {} lines; split it by concept", source.name(), source.lines))
+        .map(|source| (source.name(), source.text.lines().count()))
+        .filter(|(_, lines)| *lines > MAX_LINES)
+        .map(|(name, lines)| format!("{name} has {lines} lines; split it by concept"))
         .collect();
     assert_none(&long);
 }
@@ -361,10 +302,7 @@ fn no_file_is_too_long() {
 fn every_module_says_what_lives_in_it() {
     let silent: Vec<String> = sources()
         .iter()
-        .filter(|source| {
-            let text = fs::read_to_string(root().join("src").join(&source.path)).expect("UTF-8");
-            !text.starts_with("//!")
-        })
+        .filter(|source| !source.text.starts_with("//!"))
         .map(Source::name)
         .collect();
     assert_none(&silent);
