@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use hubllama::{
     api::Handler,
     config::Config,
-    server::{Address, ServeError, Server, Stop},
+    server::{BoundAddress, HttpServer, ServeError, ShutdownSignal},
 };
 use tokio::{runtime::Runtime, task::JoinHandle};
 
@@ -15,9 +15,9 @@ pub(crate) type MakeHandler = fn(Arc<ArcSwap<Config>>) -> Arc<dyn Handler>;
 
 /// Running server. Dropping it closes its connections.
 pub(crate) struct Daemon {
-    addresses: Vec<Address>,
+    addresses: Vec<BoundAddress>,
     pub(crate) settings: Arc<ArcSwap<Config>>,
-    pub(crate) stop: Stop,
+    pub(crate) stop: ShutdownSignal,
     running: JoinHandle<Result<(), ServeError>>,
     runtime: Runtime,
 }
@@ -33,10 +33,10 @@ impl Daemon {
             .enable_all()
             .build()
             .unwrap();
-        let server = runtime.block_on(Server::bind(&config.server)).expect("a server");
+        let server = runtime.block_on(HttpServer::bind(&config.server)).expect("a server");
         let addresses = server.addresses();
         let settings = Arc::new(ArcSwap::from_pointee(config));
-        let stop = Stop::default();
+        let stop = ShutdownSignal::default();
         let handler = {
             // The handler may spawn tasks.
             let _runtime = runtime.enter();
@@ -52,14 +52,14 @@ impl Daemon {
         }
     }
 
-    pub(crate) fn addresses(&self) -> &[Address] {
+    pub(crate) fn addresses(&self) -> &[BoundAddress] {
         &self.addresses
     }
 
     /// Returns the first TCP address.
     pub(crate) fn address(&self) -> SocketAddr {
-        let tcp = |address: &Address| {
-            if let Address::Tcp(address) = address {
+        let tcp = |address: &BoundAddress| {
+            if let BoundAddress::Tcp(address) = address {
                 Some(*address)
             } else {
                 None

@@ -22,7 +22,7 @@ use hubllama::{
     library::Library,
     lifecycle::{Lifecycle, TemplateHelper, WorkerCommand},
     provider::{CallContext, HuggingFace, Ollama, Registry, UpstreamError},
-    server::Address,
+    server::BoundAddress,
 };
 use hyper::{HeaderMap, Request};
 
@@ -532,7 +532,7 @@ fn http_2_and_unix_sockets_reach_the_same_server() {
     config.ollama.url = ollama.url();
     config.server.listen = vec!["127.0.0.1:0".into(), format!("unix:{}", path.display())];
     let daemon = Daemon::start(config, handler);
-    assert_eq!(daemon.addresses()[1], Address::Unix(path.clone()));
+    assert_eq!(daemon.addresses()[1], BoundAddress::Unix(path.clone()));
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     http::{
         body::Body,
-        spool::{SpoolError, Spooled},
+        spool::{SpoolError, SpooledBody},
     },
     provider::{CallContext, NameOrigin, NameOwner, Native, Provider, prefers_ollama},
 };
@@ -68,7 +68,7 @@ impl Api {
     ) -> Result<Route, LayeredError> {
         let (parts, body) = request.into_parts();
         let limits = &call.config.server;
-        let spooled = Spooled::read(body, limits.body_memory_bytes, limits.max_body_bytes)
+        let spooled = SpooledBody::read(body, limits.body_memory_bytes, limits.max_body_bytes)
             .await
             .map_err(|error| LayeredError::Shim(spool_error(error)))?;
         let peeked = peek::peek(&spooled, endpoint, &parts)
@@ -145,7 +145,7 @@ impl Api {
 async fn error_without_model(
     endpoint: &Endpoint,
     headers: &HeaderMap,
-    spooled: &Spooled,
+    spooled: &SpooledBody,
     coding: Coding,
 ) -> Option<LayeredError> {
     spooled.in_memory()?;

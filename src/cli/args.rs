@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser as _};
 
 use crate::{
-    config::Inputs,
+    config::ConfigInputs,
     convert::{FAMILIES, TargetType},
 };
 
@@ -162,7 +162,7 @@ pub(super) enum Role {
 
 impl Arguments {
     /// What the configuration is made from.
-    pub(super) fn inputs(&self) -> Inputs {
+    pub(super) fn inputs(&self) -> ConfigInputs {
         let mut overrides = Vec::new();
         let after = match &self.command {
             Some(Command::Serve(serve)) => Some(serve),
@@ -180,7 +180,7 @@ impl Arguments {
         add("server.listen", |serve| &serve.listen);
         add("ollama.url", |serve| &serve.upstream);
         add("log.level", |serve| &serve.log);
-        Inputs::from_process(self.config.clone(), overrides)
+        ConfigInputs::from_process(self.config.clone(), overrides)
     }
 }
 

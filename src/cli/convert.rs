@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
-    config::{self, Inputs},
+    config::{self, ConfigInputs},
     convert::{Advance, Part, Stage, TargetType},
     hub::{HfName, find_snapshot},
     lifecycle::{WorkerCommand, convert},
@@ -20,7 +20,7 @@ use crate::{
 };
 
 pub(super) async fn run(
-    inputs: &Inputs,
+    inputs: &ConfigInputs,
     checkpoint: &str,
     target: TargetType,
     output: Option<PathBuf>,
@@ -86,7 +86,7 @@ pub(super) async fn run(
 }
 
 /// Finds a checkpoint by its folder or by an hf: name; returns the folder and the name of the model.
-fn find(inputs: &Inputs, checkpoint: &str) -> anyhow::Result<(PathBuf, String)> {
+fn find(inputs: &ConfigInputs, checkpoint: &str) -> anyhow::Result<(PathBuf, String)> {
     let folder = Path::new(checkpoint);
     if folder.is_dir() {
         let folder = folder

@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, fs, path::Path, process::ExitCode, sync::Arc, t
 
 use super::client::Daemon;
 use crate::{
-    config::{self, Config, HubConfig, Inputs},
+    config::{self, Config, ConfigInputs, HubConfig},
     library::Library,
     provider::{CallContext, Ollama},
     stdx::{fs::free_bytes, size::human_bytes},
     worker::build_report,
 };
 
-pub(super) async fn run(inputs: &Inputs) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(inputs: &ConfigInputs) -> anyhow::Result<ExitCode> {
     let mut troubles = 0;
     let mut row = |good: bool, what: &str, text: String| {
         troubles += u32::from(!good);

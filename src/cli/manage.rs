@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::client::Daemon;
 use crate::{
-    config::{self, Inputs},
+    config::{self, ConfigInputs},
     gguf,
     hub::HfName,
     library::{DeleteOutcome, FileVerdict, Library, PruneReason},
@@ -18,7 +18,7 @@ use crate::{
 /// What became of a model whose files are not ours.
 const UNLISTED: &str = "is not listed any more; its files are another program's or belong to other models, too, and stay (hubllama rm --files)";
 
-pub(super) async fn remove(inputs: &Inputs, name: &str, files: bool) -> anyhow::Result<ExitCode> {
+pub(super) async fn remove(inputs: &ConfigInputs, name: &str, files: bool) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     if let Some(daemon) = Daemon::find(&config).await? {
         // Asked before: afterwards nobody knows it. What cannot be shown can still be removed.
@@ -58,7 +58,7 @@ pub(super) async fn remove(inputs: &Inputs, name: &str, files: bool) -> anyhow::
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn verify(inputs: &Inputs, names: &[String]) -> anyhow::Result<ExitCode> {
+pub(super) async fn verify(inputs: &ConfigInputs, names: &[String]) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     let library = Library::new(&config.state_dir);
     let mut models = Vec::new();
@@ -97,7 +97,7 @@ pub(super) async fn verify(inputs: &Inputs, names: &[String]) -> anyhow::Result<
     Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-pub(super) async fn prune(inputs: &Inputs, apply: bool) -> anyhow::Result<ExitCode> {
+pub(super) async fn prune(inputs: &ConfigInputs, apply: bool) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     let library = Library::new(&config.state_dir);
     let waste = library.prunable(&config.hub).await?;
@@ -126,7 +126,7 @@ pub(super) async fn prune(inputs: &Inputs, apply: bool) -> anyhow::Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn import(inputs: &Inputs, file: &Path, name: &str) -> anyhow::Result<ExitCode> {
+pub(super) async fn import(inputs: &ConfigInputs, file: &Path, name: &str) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     let name = HfName::parse(name)?;
     // llama.cpp is not the first to read what a stranger may have made.

@@ -16,7 +16,7 @@ use clap::Parser;
 
 use self::args::{Arguments, Command, ConfigCommand, Role};
 use crate::{
-    config::{self, Inputs},
+    config::{self, ConfigInputs},
     convert::Part,
     daemon, observability,
     worker::{self, WorkerRole},
@@ -78,7 +78,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn check(inputs: &Inputs) -> ExitCode {
+fn check(inputs: &ConfigInputs) -> ExitCode {
     let report = config::check_report(inputs);
     print!("{}", report.text);
     if report.good {
@@ -88,7 +88,7 @@ fn check(inputs: &Inputs) -> ExitCode {
     }
 }
 
-fn serve(inputs: Inputs) -> ExitCode {
+fn serve(inputs: ConfigInputs) -> ExitCode {
     match daemon::run(inputs) {
         Ok(()) => ExitCode::SUCCESS,
         Err(daemon::StartError::Config(problems)) => {

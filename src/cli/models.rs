@@ -8,7 +8,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::client::Daemon;
 use crate::{
-    config::{self, Inputs},
+    config::{self, ConfigInputs},
     hub::HfName,
     inference::PullEvent,
     library::Library,
@@ -19,7 +19,7 @@ use crate::{
 /// The longest that a screen waits to say which models are there in a newer commit; it asks once a day.
 pub(super) const UPDATE_PATIENCE: Duration = Duration::from_secs(1);
 
-pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode> {
+pub(super) async fn pull(inputs: &ConfigInputs, name: &str) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     let mut bars = Bars::default();
     match Daemon::find(&config).await? {
@@ -70,7 +70,7 @@ pub(super) async fn pull(inputs: &Inputs, name: &str) -> anyhow::Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn list(inputs: &Inputs) -> anyhow::Result<ExitCode> {
+pub(super) async fn list(inputs: &ConfigInputs) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     let mut rows = vec![[
         "NAME".to_owned(),

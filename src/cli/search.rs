@@ -3,13 +3,13 @@
 use std::{fmt::Write as _, process::ExitCode};
 
 use crate::{
-    config::{self, Inputs},
+    config::{self, ConfigInputs},
     hub::SearchHit,
     library::{Library, MemoryFit, total_memory},
     stdx::size::human_bytes,
 };
 
-pub(super) async fn search(inputs: &Inputs, words: &[String], limit: usize) -> anyhow::Result<ExitCode> {
+pub(super) async fn search(inputs: &ConfigInputs, words: &[String], limit: usize) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     let words = words.join(" ");
     let found = Library::new(&config.state_dir)

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::{client::Daemon, models::UPDATE_PATIENCE};
 use crate::{
-    config::{self, Config, Inputs},
+    config::{self, Config, ConfigInputs},
     gguf,
     hub::HfName,
     library::{AvailableUpdate, Library, LocalModel},
@@ -17,7 +17,7 @@ use crate::{
 /// Columns before a value.
 const LABEL_WIDTH: usize = 14;
 
-pub(super) async fn show(inputs: &Inputs, name: &str, updates: bool) -> anyhow::Result<ExitCode> {
+pub(super) async fn show(inputs: &ConfigInputs, name: &str, updates: bool) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     let shown = match Daemon::find(&config).await? {
         Some(daemon) => daemon.post("/api/show", &json!({ "model": name })).await?,

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::args::TemplateArguments;
 use crate::{
-    config::{self, Config, Inputs},
+    config::{self, Config, ConfigInputs},
     gguf::{self, Header},
     hub::HfName,
     library::Library,
@@ -27,7 +27,7 @@ struct Found {
 }
 
 /// Exit status 1 where the two templates are not the same.
-pub(super) async fn run(inputs: &Inputs, arguments: &TemplateArguments) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(inputs: &ConfigInputs, arguments: &TemplateArguments) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     let hub = Library::new(&config.state_dir);
     let (path, name) = locate(&hub, &config, &arguments.name).await?;

@@ -1,4 +1,6 @@
-//! Addresses in the configuration, as far as they are compared: nothing here resolves a name.
+//! Addresses in the configuration: their grammar, and a check that forwarded requests do not come back to this server.
+//!
+//! No host name is resolved; only `localhost` and literal addresses are known to be this machine.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -7,13 +9,13 @@ use std::{
 
 use url::Url;
 
-/// A host as far as it matters here.
-pub(super) enum Host {
+/// Host part of an address.
+pub(super) enum HostAddress {
     Address(IpAddr),
     Name(String),
 }
 
-impl Host {
+impl HostAddress {
     pub(super) fn parse(text: &str) -> Option<Self> {
         let bracketed = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
         match bracketed {
@@ -43,14 +45,14 @@ impl Host {
         matches!(self, Self::Address(address) if address.is_unspecified())
     }
 
-    /// Whether a connection to `self` can arrive at a listener on `listener`.
+    /// Returns true when a connection to `self` can arrive at a listener on `listener`.
     fn reaches(&self, listener: &Self) -> bool {
         let ours = |host: &Self| host.is_loopback() || host.is_unspecified();
         match (self, listener) {
             _ if listener.is_unspecified() || self.is_unspecified() => ours(self) && ours(listener),
             (Self::Address(a), Self::Address(b)) => a == b,
             (Self::Name(a), Self::Name(b)) if a == b => true,
-            // localhost is 127.0.0.1 and ::1, but no other loopback address.
+            // localhost stands for 127.0.0.1 and ::1, but for no other loopback address.
             (Self::Name(_), Self::Address(address)) | (Self::Address(address), Self::Name(_)) => {
                 let first = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
                 ours(self) && ours(listener) && first.contains(address)
@@ -61,12 +63,12 @@ impl Host {
 }
 
 /// An entry of `server.listen`.
-pub(super) enum Listen {
-    Tcp(Host, u16),
+pub(super) enum ListenAddress {
+    Tcp(HostAddress, u16),
     Unix,
 }
 
-impl Listen {
+impl ListenAddress {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let wrong = |why: &str| {
             Err(format!(
@@ -77,7 +79,7 @@ impl Listen {
             if !Path::new(path).is_absolute() {
                 return wrong("has no absolute path");
             }
-            // The kernel's address holds 108 bytes with the zero at its end.
+            // sockaddr_un holds 108 bytes, including the terminating zero.
             if path.len() > 107 {
                 return wrong("is a longer path than a socket can have");
             }
@@ -95,7 +97,7 @@ impl Listen {
         if host.contains(':') && !host.starts_with('[') {
             return wrong("has an IPv6 address without brackets");
         }
-        match Host::parse(host) {
+        match HostAddress::parse(host) {
             Some(host) => Ok(Self::Tcp(host, port)),
             None => wrong("has no host"),
         }
@@ -110,7 +112,7 @@ impl Listen {
 
     pub(super) fn is_reached_by(&self, url: &Url) -> bool {
         let Self::Tcp(host, port) = self else { return false };
-        let target = url.host_str().and_then(Host::parse);
+        let target = url.host_str().and_then(HostAddress::parse);
         *port != 0 && url.port_or_known_default() == Some(*port) && target.is_some_and(|target| target.reaches(host))
     }
 }
@@ -138,7 +140,7 @@ mod tests {
             ("unix:/run/x.sock", "http://127.0.0.1:11434", false),
         ];
         for (listen, url, expected) in cases {
-            let listen_parsed = Listen::parse(listen).unwrap_or_else(|sentence| panic!("{sentence}"));
+            let listen_parsed = ListenAddress::parse(listen).unwrap_or_else(|sentence| panic!("{sentence}"));
             let url_parsed = Url::parse(url).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(listen_parsed.is_reached_by(&url_parsed), expected, "{listen} {url}");
         }

@@ -1,4 +1,6 @@
-//! Numbered copies of the last good configuration files, in the state folder.
+//! Numbered copies of the last good configuration files, in the folder `config-backups` of the state folder.
+//!
+//! A person can copy one back over the file after a mistake; the daemon only writes them.
 
 use std::{
     fs, io,
@@ -8,24 +10,19 @@ use std::{
 use super::load::read_bounded;
 use crate::stdx::fs::write_private_atomic;
 
-/// How many are kept.
+/// Copies that are kept.
 const KEEP: usize = 5;
 
-/// A copy of a file that was once in force.
+/// A copy of a configuration file that was in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backup {
-    /// Counts up for ever.
-    pub number: u64,
-    /// Where it is.
-    pub path: PathBuf,
+struct Backup {
+    /// Part of the file name; counts up and is never used again.
+    number: u64,
+    path: PathBuf,
 }
 
-/// The copies in `state_dir`, oldest first.
-///
-/// # Errors
-///
-/// Where the folder is there but cannot be read.
-pub fn list(state_dir: &Path) -> io::Result<Vec<Backup>> {
+/// Lists the copies in `state_dir`, oldest first.
+fn list(state_dir: &Path) -> io::Result<Vec<Backup>> {
     let entries = match fs::read_dir(folder(state_dir)) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -44,11 +41,11 @@ pub fn list(state_dir: &Path) -> io::Result<Vec<Backup>> {
     Ok(backups)
 }
 
-/// Keeps `text` unless it is what the newest copy holds, and removes the oldest beyond the five that are kept.
+/// Keeps `text`, unless the newest copy has the same content, and removes the oldest copies above [`KEEP`].
 ///
 /// # Errors
 ///
-/// Where the state folder cannot be written.
+/// If the state folder cannot be read or written.
 pub(super) fn keep(state_dir: &Path, text: &str) -> io::Result<()> {
     let mut backups = list(state_dir)?;
     let newest = backups.last();

@@ -1,20 +1,21 @@
-//! The configuration for eyes: as JSON for `GET /config`, as text for `hubllama config check`. Secrets never show.
+//! The configuration for people: JSON for `GET /config`, text for `hubllama config check`. Secrets are replaced by
+//! `[redacted]`.
 
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value as Json, json};
 
 use super::{
-    Config, Inputs, Loaded, Origin, Problem,
+    Config, ConfigInputs, ConfigProblem, LoadedConfig,
     document::quoted,
     env,
     keys::{KEYS, MODEL_KEYS},
     load,
+    problem::SettingOrigin,
 };
 
-/// Every value, in the shape of the file, without secrets.
-#[must_use]
-pub fn redacted(config: &Config) -> Json {
+/// Returns every value as JSON in the structure of the file.
+fn redacted(config: &Config) -> Json {
     let mut root = Map::new();
     for key in KEYS.iter().filter(|key| !key.is_shorthand()) {
         let mut path: Vec<&str> = key.name.split('.').collect();
@@ -52,9 +53,8 @@ fn insert(table: &mut Map<String, Json>, path: &[&str], name: &str, value: Json)
     }
 }
 
-/// Every value, who set it, and what is hidden or doubtful: the answer of `GET /config`.
-#[must_use]
-pub fn describe(loaded: &Loaded) -> Json {
+/// Returns every value with its source, hidden values and warnings: the answer to `GET /config`.
+pub(super) fn describe(loaded: &LoadedConfig) -> Json {
     json!({
         "path": loaded.path,
         "config": redacted(&loaded.config),
@@ -64,25 +64,25 @@ pub fn describe(loaded: &Loaded) -> Json {
     })
 }
 
-/// What `hubllama config check` prints.
+/// Result of `hubllama config check`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
-    /// For people; ends with a newline.
+pub struct CheckReport {
+    /// Lines to print; the last one ends with a newline, too.
     pub text: String,
-    /// Whether the daemon would start with it.
+    /// True when the daemon would start with this configuration.
     pub good: bool,
 }
 
-/// Loads everything and says what came out: what was read, what is wrong, every value and who set it.
+/// Loads all sources and reports the files, the problems, and every value with its source.
 #[must_use]
-pub fn check_report(inputs: &Inputs) -> Report {
+pub fn check_report(inputs: &ConfigInputs) -> CheckReport {
     let (loaded, problems) = load::attempt(inputs);
     let good = problems.is_empty();
     let text = report_text(&loaded, &problems);
-    Report { text, good }
+    CheckReport { text, good }
 }
 
-fn report_text(loaded: &Loaded, problems: &[Problem]) -> String {
+fn report_text(loaded: &LoadedConfig, problems: &[ConfigProblem]) -> String {
     let mut text = String::new();
     match (&loaded.path, &loaded.text) {
         (Some(path), Some(_)) => line(&mut text, format_args!("file      {}", path.display())),
@@ -105,12 +105,12 @@ fn report_text(loaded: &Loaded, problems: &[Problem]) -> String {
     for key in KEYS.iter().filter(|key| !key.is_shorthand()) {
         let value = (key.show)(&loaded.config);
         let origin = loaded.origin(key.name);
-        // What nobody set and has no value says nothing.
-        if origin == Origin::Default && value.is_null() {
+        // A default without a value carries no information.
+        if origin == SettingOrigin::Default && value.is_null() {
             continue;
         }
         let names = env::names_of(key.name);
-        let hint = if names.is_empty() || origin != Origin::Default {
+        let hint = if names.is_empty() || origin != SettingOrigin::Default {
             String::new()
         } else {
             format!(", or {}", names[0])

@@ -1,53 +1,39 @@
-//! What changed between two configurations, by key.
+//! Comparison of two configurations, key by key.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Config, document::quoted, keys::KEYS};
+use super::{
+    Config,
+    document::quoted,
+    keys::{KEYS, SettingKey},
+};
 
-/// Changed keys; no values, so that it can be logged.
+/// Keys whose values differ. It holds no values, so that it can be logged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Diff {
-    /// In the order of the documentation; models and aliases as `models."hf:…"` and `aliases.name`.
+pub(super) struct ConfigDiff {
+    /// Keys that can change while the daemon runs, in the order of the documentation. Models and aliases stand as
+    /// `models."hf:…"` and `aliases.name`.
     pub changed: Vec<String>,
-    /// Those of them that take effect only after a restart.
+    /// Keys that take effect only after a restart.
     pub restart: Vec<String>,
 }
 
-impl Diff {
-    /// Compares two configurations.
-    #[must_use]
-    pub fn between(old: &Config, new: &Config) -> Self {
-        let keys = || KEYS.iter().filter(|key| !(key.same)(old, new));
-        let mut changed: Vec<String> = keys().map(|key| key.name.to_owned()).collect();
+impl ConfigDiff {
+    pub(super) fn between(old: &Config, new: &Config) -> Self {
+        let different = KEYS.iter().filter(|key| !(key.same)(old, new));
+        let (restart, live): (Vec<_>, Vec<_>) = different.partition(|key| key.restart);
+        let names = |keys: Vec<&SettingKey<Config>>| keys.into_iter().map(|key| key.name.to_owned()).collect();
+        let mut changed: Vec<String> = names(live);
         changed.extend(changed_entries("models", &old.models, &new.models));
         changed.extend(changed_entries("aliases", &old.aliases, &new.aliases));
-        let restart = keys()
-            .filter(|key| key.restart)
-            .map(|key| key.name.to_owned())
-            .collect();
-        Self { changed, restart }
-    }
-
-    /// Whether both are equal.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.changed.is_empty()
-    }
-
-    /// Whether a key of `section` (as `engine`) changed.
-    #[must_use]
-    pub fn touches(&self, section: &str) -> bool {
-        self.sections().contains(section)
-    }
-
-    /// The first components of all changed keys.
-    #[must_use]
-    pub fn sections(&self) -> BTreeSet<&str> {
-        self.changed.iter().filter_map(|key| key.split('.').next()).collect()
+        Self {
+            changed,
+            restart: names(restart),
+        }
     }
 }
 
-/// `new` with the values of `running` wherever a change needs a restart: what is really in force after a reload.
+/// Returns `new` with the running values of all keys that need a restart: the configuration in force after a reload.
 pub(super) fn without_restart_keys(running: &Config, new: &Config) -> Config {
     let mut live = new.clone();
     for key in KEYS.iter().filter(|key| key.restart) {
@@ -70,7 +56,7 @@ mod tests {
     #[test]
     fn names_what_changed() {
         let old = Config::default();
-        assert!(Diff::between(&old, &old.clone()).is_empty());
+        assert_eq!(ConfigDiff::between(&old, &old.clone()), ConfigDiff::default());
 
         let mut new = old.clone();
         new.engine.sampling.top_k = Some(3);
@@ -78,9 +64,8 @@ mod tests {
         new.server.listen = vec!["127.0.0.1:1".into()];
         new.models.insert("hf:a/b.c".into(), ModelConfig::default());
         new.aliases.insert("plain".into(), "hf:a/b".into());
-        let diff = Diff::between(&old, &new);
+        let diff = ConfigDiff::between(&old, &new);
         let changed = [
-            "server.listen",
             "hub.token",
             "engine.sampling.top_k",
             "models.\"hf:a/b.c\"",
@@ -88,8 +73,6 @@ mod tests {
         ];
         assert_eq!(diff.changed, changed);
         assert_eq!(diff.restart, ["server.listen"]);
-        assert!(diff.touches("engine") && !diff.touches("log"));
-        assert_eq!(diff.sections().len(), 5);
     }
 
     #[test]

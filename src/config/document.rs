@@ -1,5 +1,7 @@
-//! The TOML file as typed settings, with a line for each: walks the document by hand so that one mistake does not hide
-//! the next.
+//! Reader of the TOML file: turns it into settings, each with its line.
+//!
+//! The document is walked by hand instead of deserialized with serde, so that one mistake does not hide the next and each
+//! problem has a line.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,8 +15,9 @@ use toml::{
 };
 
 use super::{
-    Config, ModelConfig, Origin, Problem,
-    keys::{self, KEYS, Key, MODEL_KEYS, RenamedKey},
+    Config, ConfigProblem, ModelConfig,
+    keys::{self, KEYS, MODEL_KEYS, RenamedKey, SettingKey},
+    problem::SettingOrigin,
     suggest::hint,
     value::Raw,
 };
@@ -22,23 +25,23 @@ use super::{
 const MODELS: &str = "models";
 const ALIASES: &str = "aliases";
 
-/// What a file says.
+/// Content of a configuration file.
 #[derive(Default)]
 pub(super) struct Document {
     /// Keys that are set, in the order of [`KEYS`].
-    pub settings: Vec<(&'static Key<Config>, Raw, Origin)>,
+    pub settings: Vec<(&'static SettingKey<Config>, Raw, SettingOrigin)>,
     pub models: BTreeMap<String, ModelConfig>,
     pub aliases: BTreeMap<String, String>,
-    /// Of models and aliases, which no key of the table stands for.
-    pub origins: BTreeMap<String, Origin>,
-    pub problems: Vec<Problem>,
+    /// Lines of models and aliases, which have no entry in [`KEYS`].
+    pub origins: BTreeMap<String, SettingOrigin>,
+    pub problems: Vec<ConfigProblem>,
     /// Settings under a deprecated name.
-    pub warnings: Vec<Problem>,
+    pub warnings: Vec<ConfigProblem>,
 }
 
-/// Reads the text of the file at `path` (named in problems only).
+/// Parses the text of the file at `path`. The path is only used in problems.
 pub(super) fn read(text: &str, path: &Path) -> Document {
-    let mut walk = Walk {
+    let mut walk = DocumentReader {
         text,
         path,
         found: Document::default(),
@@ -49,7 +52,7 @@ pub(super) fn read(text: &str, path: &Path) -> Document {
         walk.root(document.get_ref());
         walk.resolve_deprecated();
     } else {
-        // What a broken document seems to say would only confuse.
+        // The parser recovers from syntax errors, but settings of a broken document would cause misleading problems.
         for error in errors {
             let sentence = error.message().trim().replace('\n', "; ");
             walk.problem(error.span().unwrap_or_default(), "", sentence);
@@ -62,7 +65,7 @@ pub(super) fn read(text: &str, path: &Path) -> Document {
     found
 }
 
-/// One component of a key path, in quotes where TOML needs them.
+/// Returns a component of a key path, in quotes if TOML requires them.
 pub(super) fn quoted(name: &str) -> String {
     let bare = !name.is_empty()
         && name
@@ -71,19 +74,19 @@ pub(super) fn quoted(name: &str) -> String {
     if bare { name.to_owned() } else { format!("{name:?}") }
 }
 
-struct Walk<'a> {
+struct DocumentReader<'a> {
     text: &'a str,
     path: &'a Path,
     found: Document,
-    /// Values under old names, until it is known that the new name is not set too.
-    deprecated: Vec<(&'static RenamedKey, Raw, Origin)>,
+    /// Values under deprecated names, kept until it is known that the new name is not set too.
+    deprecated: Vec<(&'static RenamedKey, Raw, SettingOrigin)>,
 }
 
-impl Walk<'_> {
-    fn origin(&self, span: &Range<usize>) -> Origin {
+impl DocumentReader<'_> {
+    fn origin(&self, span: &Range<usize>) -> SettingOrigin {
         let before = &self.text.as_bytes()[..span.start.min(self.text.len())];
         let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-        Origin::File {
+        SettingOrigin::File {
             path: self.path.to_owned(),
             line,
         }
@@ -91,7 +94,7 @@ impl Walk<'_> {
 
     fn problem(&mut self, span: Range<usize>, key: &str, sentence: impl Into<String>) {
         let origin = self.origin(&span);
-        self.found.problems.push(Problem {
+        self.found.problems.push(ConfigProblem {
             origin,
             key: key.to_owned(),
             sentence: sentence.into(),
@@ -121,7 +124,7 @@ impl Walk<'_> {
         }
     }
 
-    /// One name below `prefix` (empty, or with a dot at its end): a key, or a table with keys in it.
+    /// Reads a key, or a table of keys, with the given `name` below `prefix`, which is empty or ends with a dot.
     fn entry(&mut self, prefix: &str, span: Range<usize>, name: &str, value: &Spanned<DeValue<'_>>) {
         let path = format!("{prefix}{name}");
         if let Some(key) = keys::find(&path) {
@@ -147,8 +150,8 @@ impl Walk<'_> {
         self.problem(span, &path, format!("is not known{}", known_elsewhere(prefix, name)));
     }
 
-    /// Takes over the values that stand under an old name. Old and new name together are a problem: either value
-    /// could be the one that was meant.
+    /// Adds the values under deprecated names to the settings, each with a warning. Both names together are a problem,
+    /// since either value could be the intended one.
     fn resolve_deprecated(&mut self) {
         for (RenamedKey { old, new }, raw, origin) in std::mem::take(&mut self.deprecated) {
             let Some(key) = keys::find(new) else { continue };
@@ -163,7 +166,7 @@ impl Walk<'_> {
                     format!("is deprecated; it is called {new} now"),
                 )
             };
-            list.push(Problem {
+            list.push(ConfigProblem {
                 origin,
                 key: (*old).to_owned(),
                 sentence,
@@ -235,13 +238,17 @@ impl Walk<'_> {
                     self.found.origins.insert(path, origin);
                     self.found.aliases.insert(name.get_ref().to_string(), target.to_owned());
                 }
-                None => self.problem(name.span(), &path, "expected the name of a model, as \"hf:org/repo\""),
+                None => self.problem(
+                    name.span(),
+                    &path,
+                    "expected the name of a model, such as \"hf:org/repo\"",
+                ),
             }
         }
     }
 }
 
-/// Where an unknown name would be right: a near one in this table, or the same one in another.
+/// Returns a hint for an unknown name: a similar name in this table, or the table in which the name is known.
 fn known_elsewhere(prefix: &str, name: &str) -> String {
     let here = KEYS
         .iter()
@@ -257,14 +264,14 @@ fn known_elsewhere(prefix: &str, name: &str) -> String {
         .filter_map(|key| key.name.rsplit_once('.'))
         .find(|(_, last)| *last == name);
     elsewhere
-        .map(|(table, _)| format!(" (it belongs into [{table}])"))
+        .map(|(table, _)| format!(" (it belongs in [{table}])"))
         .unwrap_or_default()
 }
 
 fn raw(value: &DeValue<'_>) -> Raw {
     match value {
         DeValue::String(text) => Raw::Text(text.to_string()),
-        // What does not fit 128 bits fits no key either; the largest number is refused with a sentence about its range.
+        // A number beyond 128 bits fits no key either; the largest one is refused with a sentence about the range.
         DeValue::Integer(number) => {
             Raw::Integer(i128::from_str_radix(number.as_str(), number.radix()).unwrap_or(i128::MAX))
         }

@@ -1,46 +1,45 @@
-//! Which environment variable means which key, and how each family of names writes its values.
+//! Environment variables that set keys, and the form in which each family of variables writes its values.
 //!
-//! The environment comes in as a map: nothing here reads the process, so that tests need not change it.
+//! The environment is passed in as a map. Nothing here reads the process's own, so tests need not change it.
 
 use std::collections::BTreeMap;
 
 use super::{suggest::hint, value::flag_word};
 
-/// Environment variables by name.
-pub type Environment = BTreeMap<String, String>;
+/// Values of environment variables by name.
+pub(super) type Environment = BTreeMap<String, String>;
 
-/// Names the configuration file; not a key itself.
+/// The variable that names the configuration file; it sets no key.
 pub(super) const CONFIG_PATH: &str = "HUBLLAMA_CONFIG";
 
-/// A length of time that nobody waits for: Ollama's "no limit" for a load.
+/// Ollama's "no limit" for a load, as a duration.
 const TEN_YEARS: &str = "87600h";
 
-/// How a variable writes its value.
+/// Form in which a variable writes its value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
-    /// As the key itself.
+    /// The form of the key itself.
     Plain,
-    /// Whole milliseconds.
     Milliseconds,
-    /// huggingface_hub's booleans: 1, ON, YES, TRUE; everything else is false.
+    /// A boolean of huggingface_hub: 1, ON, YES and TRUE are true, everything else is false.
     HubFlag,
-    /// The same, which switches something off.
+    /// A boolean of huggingface_hub that switches a feature off.
     HubOff,
-    /// The folder above the cache.
+    /// The parent folder of the cache.
     HubHome,
-    /// Ollama's duration of a load: zero and less is no limit.
+    /// A duration in which zero and negative values mean no limit.
     OllamaLoadTimeout,
-    /// Ollama's booleans: what cannot be read is true.
+    /// A boolean of Ollama: a value that cannot be parsed is true.
     OllamaSwitch,
-    /// 1 is debug, 2 is trace.
+    /// A log level: 1 is debug, 2 is trace.
     OllamaDebug,
-    /// The first of the providers.
+    /// The first provider in the order of priority.
     FirstProvider,
-    /// `cpu` or a kind of device.
+    /// `cpu` or a type of device.
     Device,
 }
 
-/// A variable that sets a key.
+/// An environment variable that sets a key.
 #[derive(Clone, Copy, Debug)]
 struct Name {
     name: &'static str,
@@ -52,8 +51,8 @@ const fn name(name: &'static str, key: &'static str, form: Form) -> Name {
     Name { name, key, form }
 }
 
-/// From the least specific to the most specific: Ollama's names, those that every program of Hugging Face reads, those
-/// of the original design, our own. Of several that set the same key the last one wins.
+/// All variables, from the least to the most specific: Ollama's, those of Hugging Face's libraries, those of the original
+/// design, hubllama's own. If several set the same key, the last one wins.
 const NAMES: &[Name] = &[
     name("OLLAMA_ORIGINS", "server.origins", Form::Plain),
     name("OLLAMA_KEEP_ALIVE", "engine.keep_alive", Form::Plain),
@@ -92,7 +91,7 @@ const NAMES: &[Name] = &[
     name("HUBLLAMA_LOG", "log.level", Form::Plain),
 ];
 
-/// Names of the original design that mean nothing here, with what to do instead.
+/// Variables of the original design that have no effect, each with an alternative.
 const WITHOUT_EFFECT: &[(&str, &str)] = &[
     (
         "HUGGINGFACE_MODELS_PATH",
@@ -117,19 +116,19 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
     ),
 ];
 
-/// A variable that was set, translated to the way its key is written.
+/// A variable that is set, with its value in the form of its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Setting {
     pub name: &'static str,
     pub key: &'static str,
     pub text: Result<String, String>,
-    /// A value that cannot be read is a warning, as in the program that the name comes from, not an error.
+    /// If set, a value that cannot be parsed is a warning and not an error, as in the program that defines the variable.
     pub lenient: bool,
 }
 
-/// What the environment sets, from the least to the most specific name.
+/// Returns every key that the environment sets, from the least to the most specific variable.
 pub(super) fn settings(environment: &Environment) -> Vec<Setting> {
-    // huggingface_hub sends no token unasked under this switch.
+    // With this variable huggingface_hub sends a token only when a call asks for it.
     let no_token = lookup(environment, "HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(hub_flag);
     let mut settings = Vec::new();
     for Name { name, key, form } in NAMES {
@@ -151,7 +150,7 @@ pub(super) fn settings(environment: &Environment) -> Vec<Setting> {
     settings
 }
 
-/// What is set but means nothing: name and sentence.
+/// Returns the variables that are set but have no effect, each with a sentence.
 pub(super) fn without_effect(environment: &Environment) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for name in environment.keys() {
@@ -167,7 +166,7 @@ pub(super) fn without_effect(environment: &Environment) -> Vec<(String, String)>
     found
 }
 
-/// Names that set `key`, the most specific first.
+/// Returns the variables that set `key`, the most specific first.
 pub(super) fn names_of(key: &str) -> Vec<&'static str> {
     NAMES
         .iter()
@@ -177,7 +176,7 @@ pub(super) fn names_of(key: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// A variable's value without blanks and surrounding quotes; an empty one is as good as none.
+/// Returns a variable's value without surrounding blanks and quotes; `None` if it is unset or empty.
 pub(super) fn lookup<'a>(environment: &'a Environment, name: &str) -> Option<&'a str> {
     let text = environment.get(name)?.trim();
     let unquoted = ['"', '\'']

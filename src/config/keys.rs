@@ -1,38 +1,41 @@
-//! The one table of all keys: name, how to read, how to show, what a change of it needs.
+//! The table of all keys: the name of each, its codec, and the setting that it writes.
 //!
-//! Loading, diffing, describing and the tests over `config.toml.example` all walk this table, so that a key cannot be
-//! known in one place and forgotten in another.
+//! Loading, comparing, describing and the tests over `config.toml.example` walk this table, so a key cannot be known to
+//! one of them and missing in another.
 
 use serde_json::Value as Json;
 
 use super::{
     Config, ModelConfig,
-    value::{Choice, Codec, Flag, Folder, Hidden, List, Maybe, Number, Raw, Real, Size, Stay, Text, Time, Tokens},
+    value::{
+        BoolCodec, ByteSizeCodec, ChoiceCodec, Codec, DurationCodec, FloatCodec, IntegerCodec, KeepAliveCodec,
+        ListCodec, NamedSecretsCodec, OptionCodec, PathCodec, Raw, SecretCodec, TextCodec,
+    },
 };
 use crate::inference::KvCacheType;
 
-/// One key of a `T`.
-pub(super) struct Key<T: 'static> {
-    /// Path from the top, as `engine.max_queue`; in a model's table just the field.
+/// A key that writes one or several settings of a `T`.
+pub(super) struct SettingKey<T: 'static> {
+    /// Full path, such as `engine.max_queue`; for a model's table the last component only.
     pub name: &'static str,
-    /// Other spellings.
+    /// Synonyms, such as `context_length` for `num_ctx`.
     pub other_names: &'static [&'static str],
-    /// Keys that this one sets; itself where it is an ordinary one.
+    /// Keys whose values this one sets: itself, or several others for a shorthand.
     pub sets: &'static [&'static str],
-    /// Whether a change takes effect only after a restart.
+    /// If set, a change takes effect only after a restart.
     pub restart: bool,
-    /// Puts a value in.
+    /// Parses a value and stores it.
     pub read: fn(&mut T, &Raw) -> Result<(), String>,
-    /// For people; `Null` where nothing is set. A secret shows as `[redacted]`.
+    /// Returns the value for people: `Null` if none is set, `[redacted]` for a secret.
     pub show: fn(&T) -> Json,
-    /// Whether both have the same value here.
+    /// Returns true when both have the same value.
     pub same: fn(&T, &T) -> bool,
-    /// Takes this value over from the second.
+    /// Copies the value from the second to the first.
     pub copy: fn(&mut T, &T),
 }
 
-impl<T> Key<T> {
-    /// Whether this one only writes other keys and has no value of its own.
+impl<T> SettingKey<T> {
+    /// Returns true for a key that only writes others and holds no value.
     pub(super) fn is_shorthand(&self) -> bool {
         self.sets != [self.name]
     }
@@ -46,7 +49,7 @@ macro_rules! key {
         key!(@ $name, [], $($field).+, $codec, true)
     };
     (@ $name:literal, [$($other:literal),*], $($field:ident).+, $codec:ty, $restart:literal) => {
-        Key {
+        SettingKey {
             name: $name,
             other_names: &[$($other),*],
             sets: &[$name],
@@ -62,83 +65,88 @@ macro_rules! key {
     };
 }
 
-/// The key whose value is a secret.
+/// The Hub's access token, a secret.
 pub(super) const TOKEN: &str = "hub.token";
-/// The key whose values hold secrets.
+/// Access tokens of single users and organizations, secrets.
 pub(super) const ORGANISATION_TOKENS: &str = "hub.organisation_tokens";
-/// The key that names a file with that secret.
+/// Path of a file that holds the Hub's access token.
 pub(super) const TOKEN_FILE: &str = "hub.token_file";
 
-/// Every key of the file but the tables `[models]` and `[aliases]`, in the order of the documentation.
+/// Every key of the file except those in `[models]` and `[aliases]`, in the order of the documentation.
 ///
-/// A shorthand stands before the keys that it sets, since the keys of one source are applied in this order.
-pub(super) const KEYS: &[Key<Config>] = &[
-    key!("server.listen", server.listen, List<Text>, restart),
-    key!("server.origins", server.origins, List<Text>),
-    key!("server.shutdown_timeout", server.shutdown_timeout, Time),
-    key!("server.max_connections", server.max_connections, Number, restart),
-    key!("server.max_header_bytes", server.max_header_bytes, Size, restart),
-    key!("server.body_memory_bytes", server.body_memory_bytes, Size),
-    key!("server.max_body_bytes", server.max_body_bytes, Size),
-    key!("ollama.enabled", ollama.enabled, Flag),
-    key!("ollama.url", ollama.url, Text),
-    key!("ollama.connect_timeout", ollama.connect_timeout, Time),
-    key!("ollama.fallback_version", ollama.fallback_version, Text),
-    key!("ollama.priority", ollama.priority, List<Choice>),
-    key!("ollama.v1_via_native", ollama.v1_via_native, Flag),
-    key!("hub.enabled", hub.enabled, Flag),
-    key!("hub.endpoint", hub.endpoint, Text),
-    key!("hub.mirrors", hub.mirrors, List<Text>),
-    key!("hub.token", hub.token, Hidden),
-    // The loader reads the file, after everything has been merged.
-    Key {
+/// The keys of one source are applied in this order, so a shorthand stands before the keys that it sets.
+pub(super) const KEYS: &[SettingKey<Config>] = &[
+    key!("server.listen", server.listen, ListCodec<TextCodec>, restart),
+    key!("server.origins", server.origins, ListCodec<TextCodec>),
+    key!("server.shutdown_timeout", server.shutdown_timeout, DurationCodec),
+    key!("server.max_connections", server.max_connections, IntegerCodec, restart),
+    key!(
+        "server.max_header_bytes",
+        server.max_header_bytes,
+        ByteSizeCodec,
+        restart
+    ),
+    key!("server.body_memory_bytes", server.body_memory_bytes, ByteSizeCodec),
+    key!("server.max_body_bytes", server.max_body_bytes, ByteSizeCodec),
+    key!("ollama.enabled", ollama.enabled, BoolCodec),
+    key!("ollama.url", ollama.url, TextCodec),
+    key!("ollama.connect_timeout", ollama.connect_timeout, DurationCodec),
+    key!("ollama.fallback_version", ollama.fallback_version, TextCodec),
+    key!("ollama.priority", ollama.priority, ListCodec<ChoiceCodec>),
+    key!("ollama.v1_via_native", ollama.v1_via_native, BoolCodec),
+    key!("hub.enabled", hub.enabled, BoolCodec),
+    key!("hub.endpoint", hub.endpoint, TextCodec),
+    key!("hub.mirrors", hub.mirrors, ListCodec<TextCodec>),
+    key!("hub.token", hub.token, SecretCodec),
+    // Only the syntax is checked here: the loader reads the token file once all sources are merged.
+    SettingKey {
         name: TOKEN_FILE,
         other_names: &[],
         sets: &[TOKEN],
         restart: false,
-        read: |_, raw| Folder::read(raw).map(drop),
+        read: |_, raw| PathCodec::read(raw).map(drop),
         show: |_| Json::Null,
         same: |_, _| true,
         copy: |_, _| (),
     },
-    key!("hub.organisation_tokens", hub.organisation_tokens, Tokens),
-    key!("hub.cache_dir", hub.cache_dir, Folder),
-    key!("hub.extra_caches", hub.extra_caches, List<Folder>),
-    key!("hub.offline", hub.offline, Flag),
-    key!("hub.auto_pull", hub.auto_pull, Flag),
-    key!("hub.progress_in_thinking", hub.progress_in_thinking, Flag),
-    key!("hub.claim_hf_co", hub.claim_hf_co, Flag),
-    key!("hub.connect_timeout", hub.connect_timeout, Time),
-    key!("hub.stall_timeout", hub.stall_timeout, Time),
-    key!("hub.retry_attempts", hub.retry_attempts, Number),
-    key!("hub.retry_delay", hub.retry_delay, Time),
-    key!("hub.parallel_ranges", hub.parallel_ranges, Number),
-    key!("hub.max_bytes_per_second", hub.max_bytes_per_second, Size),
-    key!("hub.xet", hub.xet, Choice),
-    key!("hub.safetensors", hub.safetensors, Choice),
-    key!("hub.safetensors_type", hub.safetensors_type, Choice),
-    key!("hub.tokenizer_mismatch", hub.tokenizer_mismatch, Choice),
-    key!("engine.max_loaded_models", engine.max_loaded_models, Number),
-    key!("engine.parallel", engine.parallel, Number),
-    key!("engine.max_queue", engine.max_queue, Number),
-    key!("engine.keep_alive", engine.keep_alive, Stay),
-    key!("engine.context_length", engine.context_length, Number),
-    key!("engine.load_timeout", engine.load_timeout, Time),
-    key!("engine.stream_timeout", engine.stream_timeout, Time),
-    key!("engine.threads", engine.threads, Number),
-    key!("engine.batch", engine.batch, Number),
-    key!("engine.gpu_layers", engine.gpu_layers, Number),
-    key!("engine.main_gpu", engine.main_gpu, Number),
-    key!("engine.split_mode", engine.split_mode, Choice),
-    key!("engine.tensor_split", engine.tensor_split, List<Real>),
-    key!("engine.flash_attention", engine.flash_attention, Choice),
-    Key {
+    key!("hub.organisation_tokens", hub.organisation_tokens, NamedSecretsCodec),
+    key!("hub.cache_dir", hub.cache_dir, PathCodec),
+    key!("hub.extra_caches", hub.extra_caches, ListCodec<PathCodec>),
+    key!("hub.offline", hub.offline, BoolCodec),
+    key!("hub.auto_pull", hub.auto_pull, BoolCodec),
+    key!("hub.progress_in_thinking", hub.progress_in_thinking, BoolCodec),
+    key!("hub.claim_hf_co", hub.claim_hf_co, BoolCodec),
+    key!("hub.connect_timeout", hub.connect_timeout, DurationCodec),
+    key!("hub.stall_timeout", hub.stall_timeout, DurationCodec),
+    key!("hub.retry_attempts", hub.retry_attempts, IntegerCodec),
+    key!("hub.retry_delay", hub.retry_delay, DurationCodec),
+    key!("hub.parallel_ranges", hub.parallel_ranges, IntegerCodec),
+    key!("hub.max_bytes_per_second", hub.max_bytes_per_second, ByteSizeCodec),
+    key!("hub.xet", hub.xet, ChoiceCodec),
+    key!("hub.safetensors", hub.safetensors, ChoiceCodec),
+    key!("hub.safetensors_type", hub.safetensors_type, ChoiceCodec),
+    key!("hub.tokenizer_mismatch", hub.tokenizer_mismatch, ChoiceCodec),
+    key!("engine.max_loaded_models", engine.max_loaded_models, IntegerCodec),
+    key!("engine.parallel", engine.parallel, IntegerCodec),
+    key!("engine.max_queue", engine.max_queue, IntegerCodec),
+    key!("engine.keep_alive", engine.keep_alive, KeepAliveCodec),
+    key!("engine.context_length", engine.context_length, IntegerCodec),
+    key!("engine.load_timeout", engine.load_timeout, DurationCodec),
+    key!("engine.stream_timeout", engine.stream_timeout, DurationCodec),
+    key!("engine.threads", engine.threads, IntegerCodec),
+    key!("engine.batch", engine.batch, IntegerCodec),
+    key!("engine.gpu_layers", engine.gpu_layers, IntegerCodec),
+    key!("engine.main_gpu", engine.main_gpu, IntegerCodec),
+    key!("engine.split_mode", engine.split_mode, ChoiceCodec),
+    key!("engine.tensor_split", engine.tensor_split, ListCodec<FloatCodec>),
+    key!("engine.flash_attention", engine.flash_attention, ChoiceCodec),
+    SettingKey {
         name: "engine.kv_cache_type",
         other_names: &[],
         sets: &["engine.kv_cache_type_k", "engine.kv_cache_type_v"],
         restart: false,
         read: |config, raw| {
-            let both: KvCacheType = Choice::read(raw)?;
+            let both: KvCacheType = ChoiceCodec::read(raw)?;
             (config.engine.kv_cache_type_k, config.engine.kv_cache_type_v) = (both, both);
             Ok(())
         },
@@ -146,70 +154,94 @@ pub(super) const KEYS: &[Key<Config>] = &[
         same: |_, _| true,
         copy: |_, _| (),
     },
-    key!("engine.kv_cache_type_k", engine.kv_cache_type_k, Choice),
-    key!("engine.kv_cache_type_v", engine.kv_cache_type_v, Choice),
-    key!("engine.mmap", engine.mmap, Flag),
-    key!("engine.check_tensors", engine.check_tensors, Flag),
-    key!("engine.max_prompt_bytes", engine.max_prompt_bytes, Size),
-    key!("engine.unsupported_tools", engine.unsupported_tools, Choice),
-    key!("engine.json_schemas", engine.json_schemas, Choice),
+    key!("engine.kv_cache_type_k", engine.kv_cache_type_k, ChoiceCodec),
+    key!("engine.kv_cache_type_v", engine.kv_cache_type_v, ChoiceCodec),
+    key!("engine.mmap", engine.mmap, BoolCodec),
+    key!("engine.check_tensors", engine.check_tensors, BoolCodec),
+    key!("engine.max_prompt_bytes", engine.max_prompt_bytes, ByteSizeCodec),
+    key!("engine.unsupported_tools", engine.unsupported_tools, ChoiceCodec),
+    key!("engine.json_schemas", engine.json_schemas, ChoiceCodec),
     key!(
         "engine.sampling.num_predict",
         engine.sampling.num_predict,
-        Maybe<Number>
+        OptionCodec<IntegerCodec>
     ),
-    key!("engine.sampling.num_keep", engine.sampling.num_keep, Maybe<Number>),
-    key!("engine.sampling.seed", engine.sampling.seed, Maybe<Number>),
-    key!("engine.sampling.temperature", engine.sampling.temperature, Maybe<Real>),
-    key!("engine.sampling.top_k", engine.sampling.top_k, Maybe<Number>),
-    key!("engine.sampling.top_p", engine.sampling.top_p, Maybe<Real>),
-    key!("engine.sampling.min_p", engine.sampling.min_p, Maybe<Real>),
-    key!("engine.sampling.typical_p", engine.sampling.typical_p, Maybe<Real>),
+    key!(
+        "engine.sampling.num_keep",
+        engine.sampling.num_keep,
+        OptionCodec<IntegerCodec>
+    ),
+    key!("engine.sampling.seed", engine.sampling.seed, OptionCodec<IntegerCodec>),
+    key!(
+        "engine.sampling.temperature",
+        engine.sampling.temperature,
+        OptionCodec<FloatCodec>
+    ),
+    key!(
+        "engine.sampling.top_k",
+        engine.sampling.top_k,
+        OptionCodec<IntegerCodec>
+    ),
+    key!("engine.sampling.top_p", engine.sampling.top_p, OptionCodec<FloatCodec>),
+    key!("engine.sampling.min_p", engine.sampling.min_p, OptionCodec<FloatCodec>),
+    key!(
+        "engine.sampling.typical_p",
+        engine.sampling.typical_p,
+        OptionCodec<FloatCodec>
+    ),
     key!(
         "engine.sampling.repeat_last_n",
         engine.sampling.repeat_last_n,
-        Maybe<Number>
+        OptionCodec<IntegerCodec>
     ),
     key!(
         "engine.sampling.repeat_penalty",
         engine.sampling.repeat_penalty,
-        Maybe<Real>
+        OptionCodec<FloatCodec>
     ),
     key!(
         "engine.sampling.presence_penalty",
         engine.sampling.presence_penalty,
-        Maybe<Real>
+        OptionCodec<FloatCodec>
     ),
     key!(
         "engine.sampling.frequency_penalty",
         engine.sampling.frequency_penalty,
-        Maybe<Real>
+        OptionCodec<FloatCodec>
     ),
-    key!("engine.sampling.stop", engine.sampling.stop, Maybe<List<Text>>),
-    key!("log.level", log.level, Text),
-    key!("log.format", log.format, Choice, restart),
-    key!("state_dir", state_dir, Folder, restart),
+    key!(
+        "engine.sampling.stop",
+        engine.sampling.stop,
+        OptionCodec<ListCodec<TextCodec>>
+    ),
+    key!("log.level", log.level, TextCodec),
+    key!("log.format", log.format, ChoiceCodec, restart),
+    key!("state_dir", state_dir, PathCodec, restart),
 ];
 
 /// Every key of a table `[models."hf:…"]`.
-pub(super) const MODEL_KEYS: &[Key<ModelConfig>] = &[
-    key!("system", system, Maybe<Text>),
-    key!("keep_alive", keep_alive, Maybe<Stay>),
-    key!("parallel", parallel, Maybe<Number>),
-    key!("num_ctx" | "context_length", load.context_length, Maybe<Number>),
-    key!("num_batch" | "batch", load.num_batch, Maybe<Number>),
-    key!("num_gpu" | "gpu_layers", load.num_gpu, Maybe<Number>),
-    key!("main_gpu", load.main_gpu, Maybe<Number>),
-    key!("use_mmap" | "mmap", load.use_mmap, Maybe<Flag>),
-    key!("num_thread" | "threads", load.num_thread, Maybe<Number>),
-    key!("flash_attention", flash_attention, Maybe<Choice>),
-    Key {
+pub(super) const MODEL_KEYS: &[SettingKey<ModelConfig>] = &[
+    key!("system", system, OptionCodec<TextCodec>),
+    key!("keep_alive", keep_alive, OptionCodec<KeepAliveCodec>),
+    key!("parallel", parallel, OptionCodec<IntegerCodec>),
+    key!(
+        "num_ctx" | "context_length",
+        load.context_length,
+        OptionCodec<IntegerCodec>
+    ),
+    key!("num_batch" | "batch", load.num_batch, OptionCodec<IntegerCodec>),
+    key!("num_gpu" | "gpu_layers", load.num_gpu, OptionCodec<IntegerCodec>),
+    key!("main_gpu", load.main_gpu, OptionCodec<IntegerCodec>),
+    key!("use_mmap" | "mmap", load.use_mmap, OptionCodec<BoolCodec>),
+    key!("num_thread" | "threads", load.num_thread, OptionCodec<IntegerCodec>),
+    key!("flash_attention", flash_attention, OptionCodec<ChoiceCodec>),
+    SettingKey {
         name: "kv_cache_type",
         other_names: &[],
         sets: &["kv_cache_type_k", "kv_cache_type_v"],
         restart: false,
         read: |model, raw| {
-            let both: Option<KvCacheType> = Maybe::<Choice>::read(raw)?;
+            let both: Option<KvCacheType> = OptionCodec::<ChoiceCodec>::read(raw)?;
             (model.kv_cache_type_k, model.kv_cache_type_v) = (both, both);
             Ok(())
         },
@@ -217,21 +249,21 @@ pub(super) const MODEL_KEYS: &[Key<ModelConfig>] = &[
         same: |_, _| true,
         copy: |_, _| (),
     },
-    key!("kv_cache_type_k", kv_cache_type_k, Maybe<Choice>),
-    key!("kv_cache_type_v", kv_cache_type_v, Maybe<Choice>),
-    key!("num_predict", sampling.num_predict, Maybe<Number>),
-    key!("num_keep", sampling.num_keep, Maybe<Number>),
-    key!("seed", sampling.seed, Maybe<Number>),
-    key!("temperature", sampling.temperature, Maybe<Real>),
-    key!("top_k", sampling.top_k, Maybe<Number>),
-    key!("top_p", sampling.top_p, Maybe<Real>),
-    key!("min_p", sampling.min_p, Maybe<Real>),
-    key!("typical_p", sampling.typical_p, Maybe<Real>),
-    key!("repeat_last_n", sampling.repeat_last_n, Maybe<Number>),
-    key!("repeat_penalty", sampling.repeat_penalty, Maybe<Real>),
-    key!("presence_penalty", sampling.presence_penalty, Maybe<Real>),
-    key!("frequency_penalty", sampling.frequency_penalty, Maybe<Real>),
-    key!("stop", sampling.stop, Maybe<List<Text>>),
+    key!("kv_cache_type_k", kv_cache_type_k, OptionCodec<ChoiceCodec>),
+    key!("kv_cache_type_v", kv_cache_type_v, OptionCodec<ChoiceCodec>),
+    key!("num_predict", sampling.num_predict, OptionCodec<IntegerCodec>),
+    key!("num_keep", sampling.num_keep, OptionCodec<IntegerCodec>),
+    key!("seed", sampling.seed, OptionCodec<IntegerCodec>),
+    key!("temperature", sampling.temperature, OptionCodec<FloatCodec>),
+    key!("top_k", sampling.top_k, OptionCodec<IntegerCodec>),
+    key!("top_p", sampling.top_p, OptionCodec<FloatCodec>),
+    key!("min_p", sampling.min_p, OptionCodec<FloatCodec>),
+    key!("typical_p", sampling.typical_p, OptionCodec<FloatCodec>),
+    key!("repeat_last_n", sampling.repeat_last_n, OptionCodec<IntegerCodec>),
+    key!("repeat_penalty", sampling.repeat_penalty, OptionCodec<FloatCodec>),
+    key!("presence_penalty", sampling.presence_penalty, OptionCodec<FloatCodec>),
+    key!("frequency_penalty", sampling.frequency_penalty, OptionCodec<FloatCodec>),
+    key!("stop", sampling.stop, OptionCodec<ListCodec<TextCodec>>),
 ];
 
 /// A key of an earlier version that is still accepted under its old name.
@@ -258,7 +290,7 @@ pub(super) fn renamed(old: &str) -> Option<&'static RenamedKey> {
 }
 
 /// Returns the key with this full name.
-pub(super) fn find(name: &str) -> Option<&'static Key<Config>> {
+pub(super) fn find(name: &str) -> Option<&'static SettingKey<Config>> {
     KEYS.iter().find(|key| key.name == name)
 }
 

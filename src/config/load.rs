@@ -1,4 +1,5 @@
-//! Puts the sources together: file, environment, command line; every problem of all of them at once.
+//! Merges the sources of the configuration: file, environment, command line. All problems are collected, so that one run
+//! of `hubllama config check` shows every mistake.
 
 use std::{
     collections::BTreeMap,
@@ -9,32 +10,32 @@ use std::{
 };
 
 use super::{
-    Config, Origin, Problem, Problems, Shadowed, document,
+    Config, ConfigProblem, ConfigProblems, document,
     env::{self, Environment},
-    keys::{self, Key, ORGANISATION_TOKENS, TOKEN, TOKEN_FILE},
+    keys::{self, ORGANISATION_TOKENS, SettingKey, TOKEN, TOKEN_FILE},
     paths::{self, ConfigPath},
+    problem::{SettingOrigin, ShadowedValue},
     suggest::hint,
     validate::validate,
-    value::{Codec as _, Folder, Raw},
+    value::{Codec as _, PathCodec, Raw},
 };
 use crate::stdx::Secret;
 
-/// A file of settings is a few kilobytes; a larger one is a mistake in the path.
+/// Size limit of a configuration file. A real one has a few kilobytes; a larger file is a mistake in the path.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// Everything a configuration is made from, but the files themselves.
+/// Inputs of a load other than the files themselves.
 #[derive(Clone, Debug, Default)]
-pub struct Inputs {
-    /// `--config`.
+pub struct ConfigInputs {
+    /// Value of `--config`.
     pub path: Option<PathBuf>,
-    /// Keys that the command line sets, as (`server.listen`, `127.0.0.1:0`). Lists are separated by commas.
+    /// Keys and values from the command line, such as (`server.listen`, `127.0.0.1:0`). Lists are separated by commas.
     pub overrides: Vec<(String, String)>,
-    /// The process's environment.
     pub environment: Environment,
 }
 
-impl Inputs {
-    /// With the environment of this process. Variables that are not UTF-8 are none of ours and left out.
+impl ConfigInputs {
+    /// Returns inputs with the environment of this process. Variables that are not UTF-8 are left out.
     #[must_use]
     pub fn from_process(path: Option<PathBuf>, overrides: Vec<(String, String)>) -> Self {
         let environment = std::env::vars_os()
@@ -48,57 +49,56 @@ impl Inputs {
     }
 }
 
-/// A configuration and how it came to be.
+/// A configuration with the sources of its values.
 #[derive(Clone, Debug)]
-pub struct Loaded {
-    /// The values.
+pub struct LoadedConfig {
     pub config: Config,
-    /// Where the file is, or would be.
+    /// Path of the configuration file, which need not exist.
     pub path: Option<PathBuf>,
-    /// What the file held; secret because it may hold a token. `None` where there is no file.
+    /// Content of the file, secret because it may hold a token; `None` if there is no file.
     pub text: Option<Secret<String>>,
-    /// Who set a key; what is not in here has its default.
-    pub origins: BTreeMap<String, Origin>,
-    /// Values that something stronger hides.
-    pub shadowed: Vec<Shadowed>,
-    /// Doubtful, but usable.
-    pub warnings: Vec<Problem>,
-    /// Files whose change changes the configuration, also those that do not exist yet.
+    /// Sources of the keys that are set; all other keys have their default.
+    pub origins: BTreeMap<String, SettingOrigin>,
+    /// Values that a stronger source overrides.
+    pub shadowed: Vec<ShadowedValue>,
+    /// Settings that work but are probably not intended.
+    pub warnings: Vec<ConfigProblem>,
+    /// Files whose change changes the configuration, including files that do not exist yet.
     pub files: Vec<PathBuf>,
 }
 
-impl Loaded {
-    /// Who set `key`.
+impl LoadedConfig {
+    /// Returns the source of the value of `key`.
     #[must_use]
-    pub fn origin(&self, key: &str) -> Origin {
+    pub fn origin(&self, key: &str) -> SettingOrigin {
         origin_of(&self.origins, key)
     }
 }
 
-/// Reads and validates everything.
+/// Reads and validates all sources.
 ///
 /// # Errors
 ///
-/// All problems of all sources.
-pub fn load(inputs: &Inputs) -> Result<Loaded, Problems> {
+/// Every problem of all sources.
+pub fn load(inputs: &ConfigInputs) -> Result<LoadedConfig, ConfigProblems> {
     let (loaded, problems) = attempt(inputs);
     if problems.is_empty() {
         Ok(loaded)
     } else {
-        Err(Problems(problems))
+        Err(ConfigProblems(problems))
     }
 }
 
-/// As [`load`], but what could be read comes back also where something was wrong; for people to look at.
-pub(super) fn attempt(inputs: &Inputs) -> (Loaded, Vec<Problem>) {
-    let mut merge = Merge::default();
+/// Does the work of [`load`], but returns whatever could be read along with the problems, so that it can be shown.
+pub(super) fn attempt(inputs: &ConfigInputs) -> (LoadedConfig, Vec<ConfigProblem>) {
+    let mut merge = SourceMerge::default();
     let file = paths::config_path(inputs.path.as_deref(), &inputs.environment);
     let text = file.as_ref().and_then(|file| merge.file(file));
     merge.environment(&inputs.environment);
     merge.command_line(&inputs.overrides);
     merge.finish(&inputs.environment);
 
-    let Merge {
+    let SourceMerge {
         config,
         origins,
         shadowed,
@@ -108,7 +108,7 @@ pub(super) fn attempt(inputs: &Inputs) -> (Loaded, Vec<Problem>) {
         ..
     } = merge;
     let findings = validate(&config);
-    let attach = |(key, sentence): (String, String)| Problem {
+    let attach = |(key, sentence): (String, String)| ConfigProblem {
         origin: origin_of(&origins, &key),
         key,
         sentence,
@@ -120,7 +120,7 @@ pub(super) fn attempt(inputs: &Inputs) -> (Loaded, Vec<Problem>) {
 
     let path = file.map(|file| file.path);
     files.extend(path.clone());
-    let loaded = Loaded {
+    let loaded = LoadedConfig {
         config,
         path,
         text: text.map(Secret::new),
@@ -132,9 +132,9 @@ pub(super) fn attempt(inputs: &Inputs) -> (Loaded, Vec<Problem>) {
     (loaded, problems)
 }
 
-/// The nearest origin: of the key itself, or of the table around it.
-fn origin_of(origins: &BTreeMap<String, Origin>, key: &str) -> Origin {
-    let around = |(known, _): &(&String, &Origin)| {
+/// Returns the source of a key, or else of the innermost table that contains it.
+fn origin_of(origins: &BTreeMap<String, SettingOrigin>, key: &str) -> SettingOrigin {
+    let around = |(known, _): &(&String, &SettingOrigin)| {
         key.strip_prefix(known.as_str())
             .is_some_and(|rest| rest.starts_with('.'))
     };
@@ -151,29 +151,29 @@ fn origin_of(origins: &BTreeMap<String, Origin>, key: &str) -> Origin {
         .unwrap_or_default()
 }
 
-/// The state between the sources: each one is laid over those before it.
+/// State of the merge: each source is applied over the ones before it.
 #[derive(Default)]
-struct Merge {
+struct SourceMerge {
     config: Config,
     token_file: Option<PathBuf>,
-    origins: BTreeMap<String, Origin>,
-    shadowed: Vec<Shadowed>,
-    warnings: Vec<Problem>,
-    problems: Vec<Problem>,
+    origins: BTreeMap<String, SettingOrigin>,
+    shadowed: Vec<ShadowedValue>,
+    warnings: Vec<ConfigProblem>,
+    problems: Vec<ConfigProblem>,
     files: Vec<PathBuf>,
 }
 
-impl Merge {
-    fn problem(&mut self, origin: Origin, key: &str, sentence: impl Into<String>) {
-        self.problems.push(Problem {
+impl SourceMerge {
+    fn problem(&mut self, origin: SettingOrigin, key: &str, sentence: impl Into<String>) {
+        self.problems.push(ConfigProblem {
             origin,
             key: key.to_owned(),
             sentence: sentence.into(),
         });
     }
 
-    fn warning(&mut self, origin: Origin, key: &str, sentence: impl Into<String>) {
-        self.warnings.push(Problem {
+    fn warning(&mut self, origin: SettingOrigin, key: &str, sentence: impl Into<String>) {
+        self.warnings.push(ConfigProblem {
             origin,
             key: key.to_owned(),
             sentence: sentence.into(),
@@ -186,7 +186,7 @@ impl Merge {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !file.explicit => return None,
             Err(error) => {
                 let sentence = format!("cannot read the configuration file {}: {error}", file.path.display());
-                self.problem(Origin::Default, "", sentence);
+                self.problem(SettingOrigin::Default, "", sentence);
                 return None;
             }
         };
@@ -202,7 +202,7 @@ impl Merge {
         let secret = [TOKEN, ORGANISATION_TOKENS].into_iter().find(|key| has(key));
         for (key, raw, origin) in document.settings {
             if key.name == TOKEN_FILE && both_tokens {
-                self.problem(origin, key.name, "is set beside hub.token; keep one of the two");
+                self.problem(origin, key.name, "is set in addition to hub.token; keep one of the two");
                 continue;
             }
             if let Err(sentence) = self.apply(key, &raw, origin.clone()) {
@@ -226,7 +226,7 @@ impl Merge {
             lenient,
         } in env::settings(environment)
         {
-            let origin = Origin::Environment { name: name.to_owned() };
+            let origin = SettingOrigin::Environment { name: name.to_owned() };
             let Some(key) = keys::find(key) else { continue };
             let applied = text.and_then(|text| self.apply(key, &Raw::Word(text), origin.clone()));
             match applied {
@@ -236,46 +236,47 @@ impl Merge {
             }
         }
         for (name, sentence) in env::without_effect(environment) {
-            self.warning(Origin::Environment { name }, "", sentence);
+            self.warning(SettingOrigin::Environment { name }, "", sentence);
         }
     }
 
     fn command_line(&mut self, overrides: &[(String, String)]) {
         for (name, text) in overrides {
             let applied = match keys::find(name) {
-                Some(key) => self.apply(key, &Raw::Word(text.clone()), Origin::CommandLine),
+                Some(key) => self.apply(key, &Raw::Word(text.clone()), SettingOrigin::CommandLine),
                 None => Err(format!(
                     "is no setting{}",
                     hint(name, keys::KEYS.iter().map(|key| key.name))
                 )),
             };
             if let Err(sentence) = applied {
-                self.problem(Origin::CommandLine, name, sentence);
+                self.problem(SettingOrigin::CommandLine, name, sentence);
             }
         }
     }
 
-    /// Lays one value over what is there.
-    fn apply(&mut self, key: &Key<Config>, raw: &Raw, origin: Origin) -> Result<(), String> {
+    /// Applies one value, replacing that of a weaker source.
+    fn apply(&mut self, key: &SettingKey<Config>, raw: &Raw, origin: SettingOrigin) -> Result<(), String> {
         (key.read)(&mut self.config, raw)?;
         match key.name {
             TOKEN => self.token_file = None,
             TOKEN_FILE => {
                 self.config.hub.token = None;
-                self.token_file = Some(Folder::read(raw)?);
+                self.token_file = Some(PathCodec::read(raw)?);
             }
             _ => {}
         }
         let mut hidden = None;
         for set in key.sets {
             let before = self.origins.insert((*set).to_owned(), origin.clone());
-            // Within the file a shorthand and the key it sets go together; two variables for one key do not.
+            // In the file, a shorthand and a key that it sets may be combined. Two variables for one key conflict.
             hidden = before.filter(|before| {
-                before.rank() < origin.rank() || matches!(before, Origin::Environment { .. }) && *before != origin
+                before.rank() < origin.rank()
+                    || matches!(before, SettingOrigin::Environment { .. }) && *before != origin
             });
         }
         if let Some(hidden) = hidden {
-            self.shadowed.push(Shadowed {
+            self.shadowed.push(ShadowedValue {
                 key: key.name.to_owned(),
                 hidden,
                 by: origin,
@@ -284,7 +285,7 @@ impl Merge {
         Ok(())
     }
 
-    /// What nobody set and the machine decides, and the few values that are tidied.
+    /// Fills in the defaults that depend on the machine, and normalizes paths and URLs.
     fn finish(&mut self, environment: &Environment) {
         let hub = &mut self.config.hub;
         if hub.cache_dir.as_os_str().is_empty() {
@@ -295,7 +296,7 @@ impl Merge {
             *extra = paths::expand_home(extra, environment);
         }
         hub.mirrors.iter_mut().for_each(trim_slashes);
-        // `https://host/` and `https://host` mean the same; paths are joined with a slash.
+        // Paths are joined with a slash, so `https://host/` and `https://host` have to be equal.
         trim_slashes(&mut hub.endpoint);
         trim_slashes(&mut self.config.ollama.url);
         if self.config.state_dir.as_os_str().is_empty() {
@@ -309,8 +310,8 @@ impl Merge {
         let origin = self.origins.get(TOKEN).cloned().unwrap_or_default();
         let path = match self.token_file.take() {
             Some(path) => paths::expand_home(&path, environment),
-            // Somebody set the token itself, perhaps to nothing.
-            None if origin != Origin::Default => return,
+            // The token itself is set; an empty one means that no token is wanted.
+            None if origin != SettingOrigin::Default => return,
             None => match paths::stored_token(environment) {
                 Some(path) => path,
                 None => return,
@@ -322,8 +323,8 @@ impl Merge {
                     .filter(|text| !text.is_empty())
                     .map(|text| Secret::new(text.to_owned()))
             }
-            // Only who wrote a path into our own file must have meant it; the others are places to look.
-            Err(error) if matches!(origin, Origin::File { .. } | Origin::CommandLine) => {
+            // A path in hubllama's own file or command line is explicit; the other ones are only places to look.
+            Err(error) if matches!(origin, SettingOrigin::File { .. } | SettingOrigin::CommandLine) => {
                 self.problem(origin, TOKEN_FILE, format!("cannot read {}: {error}", path.display()));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -343,11 +344,11 @@ fn trim_slashes(url: &mut String) {
     url.truncate(url.trim_end().trim_end_matches('/').len());
 }
 
-/// A whole text file of at most [`MAX_FILE_BYTES`].
+/// Reads a text file of at most [`MAX_FILE_BYTES`].
 pub(super) fn read_bounded(path: &Path) -> io::Result<String> {
     let file = File::open(path)?;
     let meta = file.metadata()?;
-    // A pipe could block for ever, a device never end.
+    // Reading a pipe could block forever, and a device may never end.
     if !meta.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }

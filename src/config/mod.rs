@@ -1,11 +1,18 @@
-//! Configuration as plain data: what can be set, where it comes from, and whether it is right.
+//! Configuration as plain data: every setting, the sources it can come from, and the checks it has to pass.
 //!
-//! Command line, environment, file, default: the first that says something wins. One table, `keys`, knows every key;
-//! reading, comparing, showing and the tests over `config.toml.example` all walk it. The live snapshot is
-//! [`ConfigStore`]'s. Components receive their own section, never the whole [`Config`]; nothing here acts on a setting.
+//! Four sources are laid over one another; a later one wins: defaults, the TOML file, environment variables, the command
+//! line. The table in `keys` lists every key once. Reading, comparing, describing and the tests over
+//! `config.toml.example` walk that table, so a key cannot be known to one of them and missing in another.
+//!
+//! * [`load`] reads all sources and returns a [`LoadedConfig`], or every problem at once ([`ConfigProblems`]).
+//! * [`ConfigStore`] holds the snapshot in force and replaces it as a whole on a reload.
+//! * [`watch`] notices changed files and asks for a reload through a [`ReloadHandle`].
+//!
+//! The daemon owns the store. Other components receive their own section, such as [`HubConfig`]; nothing in this module
+//! acts on a setting.
 
 mod address;
-pub mod backups;
+mod backups;
 mod describe;
 mod diff;
 mod document;
@@ -14,6 +21,7 @@ mod keys;
 mod load;
 mod paths;
 mod problem;
+mod reload;
 mod store;
 mod suggest;
 mod types;
@@ -24,13 +32,12 @@ pub mod watch;
 #[cfg(test)]
 mod tests;
 
-pub use describe::{Report, check_report, describe, redacted};
-pub use diff::Diff;
-pub use env::Environment;
-pub use load::{Inputs, Loaded, load};
-pub use problem::{Origin, Problem, Problems, Shadowed};
-pub use store::{Change, Commit, ConfigStore, Outcome, Prepare, Reason, ReloadHandle, ReloadRequest, Status};
+pub use describe::{CheckReport, check_report};
+pub use load::{ConfigInputs, LoadedConfig, load};
+pub use problem::{ConfigProblem, ConfigProblems};
+pub use reload::{ReloadHandle, ReloadReason, ReloadRequest};
+pub use store::{ConfigStore, ReloadOutcome};
 pub use types::{
     Config, EngineConfig, HubConfig, JsonSchemas, LogConfig, LogFormat, ModelConfig, OllamaConfig, ProviderName,
-    Safetensors, ServerConfig, TokenizerMismatch, UnsupportedTools, WeightType, XetUse,
+    SafetensorsMode, ServerConfig, TokenizerMismatch, UnsupportedTools, WeightType, XetUse,
 };

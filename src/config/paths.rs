@@ -1,21 +1,21 @@
-//! Defaults that depend on the machine: where the file, the state and the Hub's cache are.
+//! Default paths that depend on the machine: configuration file, state folder, Hub cache, stored token.
 
 use std::path::{Path, PathBuf};
 
 use super::env::{self, Environment};
 
-/// The configuration of a system-wide installation.
+/// Configuration file of a system-wide installation.
 const SYSTEM_CONFIG: &str = "/etc/hubllama/config.toml";
 
-/// Where the configuration file is.
+/// Path of the configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ConfigPath {
     pub path: PathBuf,
-    /// Somebody named it: then it has to be there.
+    /// If set, the path was named by the user and the file has to exist.
     pub explicit: bool,
 }
 
-/// `--config`, `HUBLLAMA_CONFIG`, the system's file where there is one, the user's.
+/// Returns the first of: `--config`, `HUBLLAMA_CONFIG`, the system's file if it exists, the user's file.
 pub(super) fn config_path(argument: Option<&Path>, environment: &Environment) -> Option<ConfigPath> {
     let explicit = |path: PathBuf| ConfigPath { path, explicit: true };
     if let Some(path) = argument {
@@ -38,9 +38,9 @@ pub(super) fn config_path(argument: Option<&Path>, environment: &Environment) ->
     })
 }
 
-/// Folder of the state: what systemd gives, else the user's.
+/// Returns the state folder: the one from systemd, or else the user's.
 pub(super) fn state_dir(environment: &Environment) -> Option<PathBuf> {
-    // systemd joins several folders by colons; the unit asks for one.
+    // systemd separates several folders by colons; the unit asks for one.
     let systemd = env::lookup(environment, "STATE_DIRECTORY").and_then(|folders| folders.split(':').next());
     if let Some(folder) = systemd {
         return Some(folder.into());
@@ -49,12 +49,12 @@ pub(super) fn state_dir(environment: &Environment) -> Option<PathBuf> {
     Some(folder.join("hubllama"))
 }
 
-/// Root of the Hub's cache where no variable of huggingface_hub's names it.
+/// Returns the default root of the Hub cache, for the case that no variable of huggingface_hub sets it.
 pub(super) fn hub_cache(environment: &Environment) -> Option<PathBuf> {
     Some(hub_home(environment)?.join("hub"))
 }
 
-/// The file in which `hf auth login` keeps the token.
+/// Returns the file in which `hf auth login` stores the token; `None` if it must not be used implicitly.
 pub(super) fn stored_token(environment: &Environment) -> Option<PathBuf> {
     let unasked = env::lookup(environment, "HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(env::hub_flag);
     if unasked {
@@ -64,7 +64,7 @@ pub(super) fn stored_token(environment: &Environment) -> Option<PathBuf> {
     }
 }
 
-/// `~` and `~/…` as the home folder, where that is known.
+/// Replaces a leading `~` by the home folder, if that is known.
 pub(super) fn expand_home(path: &Path, environment: &Environment) -> PathBuf {
     match (path.strip_prefix("~"), home(environment)) {
         (Ok(rest), Some(home)) if rest.as_os_str().is_empty() => home,
@@ -85,7 +85,7 @@ fn home(environment: &Environment) -> Option<PathBuf> {
     absolute(environment, "HOME")
 }
 
-/// The XDG rules say that a relative path is to be ignored.
+/// Returns an absolute path from a variable; the XDG specification says that relative ones are ignored.
 fn absolute(environment: &Environment, name: &str) -> Option<PathBuf> {
     env::lookup(environment, name)
         .map(PathBuf::from)

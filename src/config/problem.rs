@@ -1,33 +1,29 @@
-//! Where a setting came from, and what is wrong with it.
+//! Sources of settings, and problems with them.
 
 use std::{fmt, path::PathBuf};
 
 use serde::Serialize;
 
-/// Where a value came from. Later ones win over earlier ones.
+/// Source of a value, from the weakest to the strongest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Origin {
-    /// Nobody said.
+pub enum SettingOrigin {
     #[default]
     Default,
     /// A line of the configuration file.
     File {
-        /// The file.
         path: PathBuf,
-        /// Counted from 1.
+        /// Line number, counted from 1.
         line: usize,
     },
     /// An environment variable.
     Environment {
-        /// Its name.
         name: String,
     },
-    /// An argument of the command.
     CommandLine,
 }
 
-impl Origin {
-    /// How high it stands in the order of precedence.
+impl SettingOrigin {
+    /// Returns the precedence; a higher one overrides a lower one.
     pub(super) fn rank(&self) -> u8 {
         match self {
             Self::Default => 0,
@@ -38,7 +34,7 @@ impl Origin {
     }
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for SettingOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
@@ -49,26 +45,26 @@ impl fmt::Display for Origin {
     }
 }
 
-impl Serialize for Origin {
+impl Serialize for SettingOrigin {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-/// One thing that is wrong, or doubtful, with the configuration.
+/// A mistake in the configuration, or a setting that is probably not intended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Problem {
-    /// Where it was said.
-    pub origin: Origin,
-    /// Key path, as `engine.max_queue`; empty where the whole file is meant.
+pub struct ConfigProblem {
+    /// Source of the value.
+    pub origin: SettingOrigin,
+    /// Full key, such as `engine.max_queue`; empty if the problem concerns the whole file.
     pub key: String,
-    /// What is wrong and what to do.
+    /// Description of the problem and of its remedy, without the key as its subject.
     pub sentence: String,
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ConfigProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.origin != Origin::Default {
+        if self.origin != SettingOrigin::Default {
             write!(f, "{}: ", self.origin)?;
         }
         if !self.key.is_empty() {
@@ -78,12 +74,12 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with a configuration, in the order of its lines. Never empty where it is an error.
+/// All problems of a configuration in the order of their lines. It is not empty when it is returned as an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
-pub struct Problems(pub Vec<Problem>);
+pub struct ConfigProblems(pub Vec<ConfigProblem>);
 
-impl fmt::Display for Problems {
+impl fmt::Display for ConfigProblems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, problem) in self.0.iter().enumerate() {
             if index > 0 {
@@ -95,20 +91,19 @@ impl fmt::Display for Problems {
     }
 }
 
-impl std::error::Error for Problems {}
+impl std::error::Error for ConfigProblems {}
 
-/// A value that somebody set and something stronger hides.
+/// A value without effect, because a stronger source sets the same key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Shadowed {
-    /// Key path.
+pub struct ShadowedValue {
     pub key: String,
-    /// Where the hidden value stands.
-    pub hidden: Origin,
-    /// What wins.
-    pub by: Origin,
+    /// Source of the value without effect.
+    pub hidden: SettingOrigin,
+    /// Source that overrides it.
+    pub by: SettingOrigin,
 }
 
-impl fmt::Display for Shadowed {
+impl fmt::Display for ShadowedValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,

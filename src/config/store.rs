@@ -1,10 +1,11 @@
-//! The live configuration: one immutable snapshot at a time, replaced whole, with the last good one kept.
+//! The configuration in force: one immutable snapshot that a reload replaces as a whole.
 //!
-//! Who asks for a reload (a file event, a signal, an admin call) does so over one channel, [`ReloadHandle`]; the task at
-//! its other end belongs to the daemon.
+//! A reload that finds any problem changes nothing, so the last good configuration stays in force. Keys that need a
+//! restart keep their running value until then.
 
 use std::{
     fmt,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
     time::SystemTime,
 };
@@ -12,86 +13,67 @@ use std::{
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use serde_json::Value as Json;
-use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Config, Diff, Inputs, Loaded, Origin, Problem, Problems, backups, describe, diff::without_restart_keys, load::load,
+    Config, ConfigInputs, ConfigProblem, ConfigProblems, LoadedConfig, backups, describe,
+    diff::{ConfigDiff, without_restart_keys},
+    load::load,
     validate::validate,
 };
 use crate::stdx::sync::lock;
 
-/// What a component does before a change: refuse it with a sentence, or make ready what [`Commit`] puts in place.
-/// Touches nothing live.
-pub type Prepare = Box<dyn Fn(&Change<'_>) -> Result<Commit, String> + Send + Sync>;
-
-/// Puts in place what was prepared. Cannot fail.
-pub type Commit = Box<dyn FnOnce() + Send>;
-
-/// A change that is about to happen.
-#[derive(Clone, Copy, Debug)]
-pub struct Change<'a> {
-    /// In force now.
-    pub old: &'a Config,
-    /// In force next.
-    pub new: &'a Config,
-    /// What differs, without the keys that wait for a restart.
-    pub diff: &'a Diff,
-}
-
-/// How a reload ended.
+/// Result of a reload.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Everything is as before.
+pub enum ReloadOutcome {
+    /// No value in force has changed.
     Unchanged {
-        /// Keys that differ but wait for a restart.
+        /// Keys that differ and wait for a restart.
         restart: Vec<String>,
     },
     /// The new configuration is in force.
     Applied {
-        /// Keys that changed.
         changed: Vec<String>,
-        /// Keys that differ but wait for a restart.
+        /// Keys that differ and wait for a restart.
         restart: Vec<String>,
     },
-    /// The new configuration is wrong; the old one stays in force.
-    Refused(Problems),
+    /// The new configuration has problems; the old one stays in force.
+    Refused(ConfigProblems),
 }
 
-/// What the store knows of itself, for `GET /config` and `/health`.
+/// State of the store, for `GET /config` and `/health`.
 #[derive(Clone, Debug, Serialize)]
-pub struct Status {
-    /// Where the file is, or would be.
-    pub path: Option<std::path::PathBuf>,
-    /// When what is in force was loaded.
+pub(super) struct StoreStatus {
+    /// Path of the configuration file, which need not exist.
+    pub path: Option<PathBuf>,
     #[serde(serialize_with = "rfc3339")]
     pub loaded_at: SystemTime,
-    /// Counts the snapshots, from 1.
+    /// Number of the snapshot, counted from 1.
     pub generation: u64,
-    /// Whether the files are what is in force: false after a refused reload.
+    /// False after a refused reload: the files hold something else than the snapshot in force.
     pub synchronized: bool,
-    /// Why the last reload was refused; empty where it was not.
-    pub problems: Vec<Problem>,
-    /// Keys that differ from what runs and wait for a restart.
+    /// Reasons for which the last reload was refused.
+    pub problems: Vec<ConfigProblem>,
+    /// Keys that differ from the snapshot in force and wait for a restart.
     pub restart_needed: Vec<String>,
-    /// Doubtful settings of what is in force.
-    pub warnings: Vec<Problem>,
+    /// Questionable settings in force.
+    pub warnings: Vec<ConfigProblem>,
 }
 
-/// Holds the configuration in force.
+/// Holder of the configuration in force.
 pub struct ConfigStore {
-    inputs: Inputs,
+    inputs: ConfigInputs,
     current: Arc<ArcSwap<Config>>,
-    /// Never held while files are read or components prepare.
-    state: Mutex<State>,
-    /// One reload at a time; held from its load to its swap.
+    /// Held for moments only, never while files are read, so that a request for the status does not wait for a reload.
+    state: Mutex<StoreState>,
+    /// Held from the load of a reload to its swap: reloads happen one at a time.
     reloading: Mutex<()>,
 }
 
-struct State {
-    loaded: Loaded,
+struct StoreState {
+    loaded: LoadedConfig,
     loaded_at: SystemTime,
     generation: u64,
-    problems: Vec<Problem>,
+    problems: Vec<ConfigProblem>,
     restart_needed: Vec<String>,
 }
 
@@ -100,12 +82,12 @@ impl ConfigStore {
     ///
     /// # Errors
     ///
-    /// Everything that is wrong with it.
-    pub fn open(inputs: Inputs) -> Result<Self, Problems> {
+    /// Every problem of all sources.
+    pub fn open(inputs: ConfigInputs) -> Result<Self, ConfigProblems> {
         let loaded = load(&inputs)?;
         keep_backup(&loaded);
         let current = Arc::new(ArcSwap::from_pointee(loaded.config.clone()));
-        let state = State {
+        let state = StoreState {
             loaded,
             loaded_at: SystemTime::now(),
             generation: 1,
@@ -120,23 +102,27 @@ impl ConfigStore {
         })
     }
 
-    /// The live value itself, for who takes a snapshot with each request.
+    /// Returns the cell that always holds the snapshot in force, for components that take one with each request.
     #[must_use]
     pub fn live(&self) -> Arc<ArcSwap<Config>> {
         Arc::clone(&self.current)
     }
 
-    /// The configuration in force. A request takes it once and keeps it to its end.
+    /// Returns the snapshot in force.
     #[must_use]
     pub fn current(&self) -> Arc<Config> {
         self.current.load_full()
     }
 
-    /// How the store stands.
+    /// Returns false after a refused reload, until one succeeds.
     #[must_use]
-    pub fn status(&self) -> Status {
+    pub fn is_synchronized(&self) -> bool {
+        lock(&self.state).problems.is_empty()
+    }
+
+    pub(super) fn status(&self) -> StoreStatus {
         let state = self.state();
-        Status {
+        StoreStatus {
             path: state.loaded.path.clone(),
             loaded_at: state.loaded_at,
             generation: state.generation,
@@ -147,7 +133,7 @@ impl ConfigStore {
         }
     }
 
-    /// What is in force, who set it, and the [`Status`]; without secrets.
+    /// Describes every value in force, its source, and the state of the store as JSON, without secrets.
     #[must_use]
     pub fn describe(&self) -> Json {
         let mut described = describe::describe(&self.state().loaded);
@@ -157,7 +143,7 @@ impl ConfigStore {
         described
     }
 
-    /// Values that something stronger hides, and doubtful settings, for the log at start.
+    /// Returns one sentence for each questionable setting and each value that a stronger source hides, for the log.
     #[must_use]
     pub fn notices(&self) -> Vec<String> {
         let state = self.state();
@@ -167,98 +153,59 @@ impl ConfigStore {
             .collect()
     }
 
-    /// Files whose change is worth a reload.
+    /// Returns the files whose change makes a reload worthwhile.
     #[must_use]
-    pub fn files(&self) -> Vec<std::path::PathBuf> {
+    pub fn files(&self) -> Vec<PathBuf> {
         self.state().loaded.files.clone()
     }
 
-    /// Loads, validates, compares, prepares and swaps. Reads files, so not for an async thread.
-    ///
-    /// A mistake anywhere before the swap changes nothing but the [`Status`].
-    pub fn reload(&self, participants: &[Prepare]) -> Outcome {
+    /// Loads and validates all sources and replaces the snapshot if they are good. Reads files: call it from a thread
+    /// that may block.
+    pub fn reload(&self) -> ReloadOutcome {
         let _one_at_a_time = lock(&self.reloading);
-        let outcome = load(&self.inputs).and_then(|loaded| self.replace(loaded, participants));
+        let outcome = load(&self.inputs).and_then(|loaded| self.replace(loaded));
         outcome.unwrap_or_else(|problems| {
             self.state().problems.clone_from(&problems.0);
-            Outcome::Refused(problems)
+            ReloadOutcome::Refused(problems)
         })
     }
 
-    fn replace(&self, loaded: Loaded, participants: &[Prepare]) -> Result<Outcome, Problems> {
+    fn replace(&self, loaded: LoadedConfig) -> Result<ReloadOutcome, ConfigProblems> {
         let running = self.current();
-        let restart = Diff::between(&running, &loaded.config).restart;
+        let ConfigDiff { changed, restart } = ConfigDiff::between(&running, &loaded.config);
         let live = without_restart_keys(&running, &loaded.config);
-        // What waits for a restart may not go together with what does not: the new upstream with the old listeners.
+        // Each configuration is good alone, but the mixture that runs until the restart may not be: the new upstream may
+        // be the address of the old listener.
         let problems = validate(&live).problems;
         if !problems.is_empty() {
             let waits = format!("together with what runs until a restart ({})", restart.join(", "));
-            let problem = |(key, sentence): (String, String)| {
-                let origin = loaded.origin(&key);
-                Problem {
-                    origin,
-                    key,
-                    sentence: format!("{sentence}; {waits}"),
-                }
+            let problem = |(key, sentence): (String, String)| ConfigProblem {
+                origin: loaded.origin(&key),
+                key,
+                sentence: format!("{sentence}; {waits}"),
             };
-            return Err(Problems(problems.into_iter().map(problem).collect()));
-        }
-
-        let diff = Diff::between(&running, &live);
-        let mut commits = Vec::new();
-        if !diff.is_empty() {
-            let change = Change {
-                old: &running,
-                new: &live,
-                diff: &diff,
-            };
-            let mut refusals = Vec::new();
-            for prepare in participants {
-                match prepare(&change) {
-                    Ok(commit) => commits.push(commit),
-                    Err(sentence) => refusals.push(Problem {
-                        origin: Origin::Default,
-                        key: String::new(),
-                        sentence,
-                    }),
-                }
-            }
-            if !refusals.is_empty() {
-                return Err(Problems(refusals));
-            }
+            return Err(ConfigProblems(problems.into_iter().map(problem).collect()));
         }
 
         keep_backup(&loaded);
-        let applied = !diff.is_empty();
-        {
-            let mut state = self.state();
-            // Also where no value changed: lines and warnings may have.
-            state.loaded = Loaded {
-                config: live.clone(),
-                ..loaded
-            };
-            state.problems.clear();
-            state.restart_needed.clone_from(&restart);
-            if applied {
-                state.loaded_at = SystemTime::now();
-                state.generation += 1;
-                self.current.store(Arc::new(live));
-            }
+        let mut state = self.state();
+        // Also when no value changed: the lines of the file and the warnings may have.
+        state.loaded = LoadedConfig {
+            config: live.clone(),
+            ..loaded
+        };
+        state.problems.clear();
+        state.restart_needed.clone_from(&restart);
+        if changed.is_empty() {
+            return Ok(ReloadOutcome::Unchanged { restart });
         }
-        for commit in commits {
-            commit();
-        }
-        Ok(if applied {
-            Outcome::Applied {
-                changed: diff.changed,
-                restart,
-            }
-        } else {
-            Outcome::Unchanged { restart }
-        })
+        state.loaded_at = SystemTime::now();
+        state.generation += 1;
+        self.current.store(Arc::new(live));
+        Ok(ReloadOutcome::Applied { changed, restart })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, StoreState> {
         lock(&self.state)
     }
 }
@@ -271,8 +218,8 @@ impl fmt::Debug for ConfigStore {
     }
 }
 
-/// A copy that cannot be kept is no reason not to run.
-fn keep_backup(loaded: &Loaded) {
+/// Keeps a copy of the file. Only logs a failure: a state folder that cannot be written is no reason not to run.
+fn keep_backup(loaded: &LoadedConfig) {
     let Some(text) = &loaded.text else { return };
     if let Err(error) = backups::keep(&loaded.config.state_dir, text.expose()) {
         tracing::warn!(
@@ -287,72 +234,5 @@ fn rfc3339<S: serde::Serializer>(time: &SystemTime, serializer: S) -> Result<S::
     match jiff::Timestamp::try_from(*time) {
         Ok(time) => serializer.collect_str(&time),
         Err(_) => serializer.serialize_none(),
-    }
-}
-
-/// Why somebody asks for a reload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// A watched file is no longer what it was.
-    File,
-    /// SIGHUP.
-    Signal,
-    /// An admin call.
-    Admin,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::File => "file",
-            Self::Signal => "signal",
-            Self::Admin => "admin",
-        })
-    }
-}
-
-/// A wish for a reload.
-#[derive(Debug)]
-pub struct ReloadRequest {
-    /// Who asks.
-    pub reason: Reason,
-    /// Who wants to know how it ended.
-    pub reply: Option<oneshot::Sender<Outcome>>,
-}
-
-/// Hints that may wait. A waiting one will see whatever is in the files when its turn comes, so more say nothing new.
-const WAITING_HINTS: usize = 8;
-
-/// The one way to ask for a reload; cheap to clone.
-#[derive(Clone, Debug)]
-pub struct ReloadHandle(mpsc::Sender<ReloadRequest>);
-
-impl ReloadHandle {
-    /// A handle and the end at which the requests arrive.
-    #[must_use]
-    pub fn channel() -> (Self, mpsc::Receiver<ReloadRequest>) {
-        let (sender, receiver) = mpsc::channel(WAITING_HINTS);
-        (Self(sender), receiver)
-    }
-
-    /// Asks for a reload and does not wait. `false` where the daemon is stopping.
-    pub fn hint(&self, reason: Reason) -> bool {
-        match self.0.try_send(ReloadRequest { reason, reply: None }) {
-            Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => true,
-            Err(mpsc::error::TrySendError::Closed(_)) => false,
-        }
-    }
-
-    /// Asks for a reload and waits for its end. `None` where the daemon is stopping.
-    pub async fn request(&self, reason: Reason) -> Option<Outcome> {
-        let (reply, outcome) = oneshot::channel();
-        self.0
-            .send(ReloadRequest {
-                reason,
-                reply: Some(reply),
-            })
-            .await
-            .ok()?;
-        outcome.await.ok()
     }
 }

@@ -1,8 +1,8 @@
-//! "Did you mean": the nearest of a set of names.
+//! Suggestions for misspelled names.
 
-/// The name nearest to `wrong`, if it is near enough to be a slip of the fingers.
+/// Returns the name most similar to `wrong`, if it is similar enough for `wrong` to be a typing error.
 pub(super) fn nearest<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // No name of ours is that long, and the comparison costs the product of both lengths.
+    // No known name is that long, and a comparison takes time proportional to the product of both lengths.
     if wrong.len() > 64 {
         return None;
     }
@@ -15,14 +15,15 @@ pub(super) fn nearest<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str>)
         .map(|(_, name)| name)
 }
 
-/// ` (did you mean "listen"?)`, or nothing.
+/// Returns a hint such as ` (did you mean "listen"?)`, or an empty text.
 pub(super) fn hint<'a>(wrong: &str, names: impl IntoIterator<Item = &'a str>) -> String {
     nearest(wrong, names)
         .map(|name| format!(" (did you mean \"{name}\"?)"))
         .unwrap_or_default()
 }
 
-/// Insertions, deletions, replacements and swaps of neighbours that turn `a` into `b`.
+/// Returns the number of insertions, deletions, replacements and swaps of neighboring characters that turn `a` into `b`
+/// (optimal string alignment distance).
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut before_last: Vec<usize> = Vec::new();

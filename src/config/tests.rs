@@ -1,4 +1,4 @@
-//! Files, environments and arguments as data: what goes in, what comes out, what is said about it.
+//! Tests of loading as a whole: files, environments and arguments in; values, problems and reports out.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -6,7 +6,10 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::{
+    describe::describe,
+    diff::ConfigDiff,
     keys::{KEYS, MODEL_KEYS},
+    problem::SettingOrigin,
     *,
 };
 use crate::inference::{AutoSwitch, KeepAlive, KvCacheType};
@@ -15,7 +18,7 @@ const EXAMPLE: &str = include_str!("../../config.toml.example");
 
 struct Bench {
     folder: TempDir,
-    inputs: Inputs,
+    inputs: ConfigInputs,
 }
 
 impl Bench {
@@ -24,7 +27,7 @@ impl Bench {
         let path = folder.path().join("config.toml");
         fs::write(&path, text).expect("the folder is writable");
         let home = ("HOME".to_owned(), folder.path().to_string_lossy().into_owned());
-        let inputs = Inputs {
+        let inputs = ConfigInputs {
             path: Some(path),
             overrides: Vec::new(),
             environment: [home].into(),
@@ -46,11 +49,11 @@ impl Bench {
         self.folder.path().join(name)
     }
 
-    fn load(&self) -> Loaded {
+    fn load(&self) -> LoadedConfig {
         load(&self.inputs).unwrap_or_else(|problems| panic!("{problems}"))
     }
 
-    /// All problems, without the folder's name in front.
+    /// Returns all problems without the folder's name.
     fn problems(&self) -> Vec<String> {
         let folder = format!("{}/config.toml:", self.folder.path().display());
         match load(&self.inputs) {
@@ -66,7 +69,7 @@ impl Bench {
 
 #[test]
 fn problems_of_files() {
-    // Each with the beginning of every problem, in order.
+    // Each file with the beginnings of its problems, in order.
     let cases: &[(&str, &[&str])] = &[
         ("", &[]),
         ("# nothing\n[server]\n[models]\n[aliases]\n", &[]),
@@ -96,11 +99,11 @@ fn problems_of_files() {
         ),
         (
             "max_queue = 5\n",
-            &["1: max_queue: is not known (it belongs into [engine])"],
+            &["1: max_queue: is not known (it belongs in [engine])"],
         ),
         (
             "[engine]\ntop_k = 5\n",
-            &["2: engine.top_k: is not known (it belongs into [engine.sampling])"],
+            &["2: engine.top_k: is not known (it belongs in [engine.sampling])"],
         ),
         ("\"a b\" = 5\n", &["1: \"a b\": is not known"]),
         // Types.
@@ -126,11 +129,11 @@ fn problems_of_files() {
         ),
         (
             "[engine]\nkeep_alive = \"soon\"\n",
-            &["2: engine.keep_alive: expected a duration as \"5m\""],
+            &["2: engine.keep_alive: expected a duration such as \"5m\""],
         ),
         (
             "[engine]\nkeep_alive = 2020-01-01\n",
-            &["2: engine.keep_alive: expected a duration as \"5m\""],
+            &["2: engine.keep_alive: expected a duration such as \"5m\""],
         ),
         (
             "[engine]\nload_timeout = \"-5m\"\n",
@@ -248,7 +251,7 @@ fn problems_of_files() {
         ),
         (
             "[hub]\ntoken = \"a\"\ntoken_file = \"/b\"\n",
-            &["3: hub.token_file: is set beside hub.token"],
+            &["3: hub.token_file: is set in addition to hub.token"],
         ),
         (
             "[hub]\ntoken_file = \"/nowhere/token\"\n",
@@ -373,7 +376,7 @@ fn problems_of_files() {
             "[aliases]\nSmall = \"hf:c/d\"\n\"small:latest\" = \"hf:c/d\"\n",
             &["3: aliases.\"small:latest\": is the same name as \"Small\""],
         ),
-        // Everything at once, in the order of the lines.
+        // All kinds together, in the order of the lines.
         (
             "[engine]\nmax_queue = -1\n[server]\nlisten = \"x\"\n[log]\nlevl = 1\n",
             &["2: engine.max_queue", "4: server.listen", "6: log.levl"],
@@ -485,7 +488,7 @@ fn stronger_sources_win_and_say_so() {
     assert_eq!(loaded.config.server.listen, ["127.0.0.1:3"]);
     assert_eq!(loaded.config.engine.max_loaded_models, 4);
     assert_eq!(loaded.config.engine.kv_cache_type_v, KvCacheType::Q8_0);
-    assert_eq!(loaded.origin("server.listen"), Origin::CommandLine);
+    assert_eq!(loaded.origin("server.listen"), SettingOrigin::CommandLine);
     let file = bench.path("config.toml").display().to_string();
     let shadowed: Vec<String> = loaded
         .shadowed
@@ -572,7 +575,7 @@ fn file_may_be_missing_only_where_nobody_named_it() {
     bench.inputs.path = None;
     let bench = bench.env("XDG_CONFIG_HOME", "/nowhere/at/all");
     let loaded = bench.load();
-    // A machine may have a system-wide file; then that one is read.
+    // If the machine has a system-wide file, that one is read.
     assert!(loaded.text.is_some() || loaded.path == Some("/nowhere/at/all/hubllama/config.toml".into()));
 
     for (bytes, sentence) in [
@@ -699,7 +702,7 @@ fn described_values_have_the_shape_of_the_file() {
     assert_eq!(described["sources"]["server.body_memory_bytes"], json!(source));
 }
 
-/// The example with every commented key taken in: `#key = …` is a key, `# text` is prose.
+/// Returns the example with every commented key uncommented: `#key = …` is a key, `# text` is prose.
 fn uncommented_example() -> String {
     let is_prose = |rest: &str| rest.is_empty() || rest.starts_with([' ', '#']);
     let lines = EXAMPLE
@@ -722,7 +725,7 @@ fn example_is_good_as_it_is_and_changes_nothing() {
 #[test]
 fn example_with_every_key_is_good_and_shows_the_defaults() {
     let text = uncommented_example();
-    // Only one of the two ways to a token can be taken, and the file of the other is not here.
+    // Token and token file exclude each other, and the example's token file does not exist here.
     let text: String = text
         .lines()
         .filter(|line| !line.starts_with("token_file"))
@@ -730,8 +733,8 @@ fn example_with_every_key_is_good_and_shows_the_defaults() {
         .collect();
     let bench = Bench::new(&text);
     assert_eq!(bench.problems(), Vec::<String>::new());
-    let changed = Diff::between(&Bench::new("").load().config, &bench.load().config).changed;
-    // What has no default, or one that depends on the machine, shows an example instead.
+    let changed = ConfigDiff::between(&Bench::new("").load().config, &bench.load().config).changed;
+    // Keys without a default, or with one that depends on the machine, show an example instead.
     let examples = [
         "hub.token",
         "hub.mirrors",

@@ -1,4 +1,4 @@
-//! The configuration as plain data, with its defaults. What may stand in the file is the matter of `keys`.
+//! The settings as plain types, with their defaults. The keys that write them are in `keys`, their limits in `validate`.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -7,115 +7,101 @@ use crate::{
     stdx::Secret,
 };
 
-/// A complete, validated configuration: one immutable snapshot.
+/// One immutable snapshot of all settings. A request takes it once and keeps it to its end.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
-    /// How clients reach us.
     pub server: ServerConfig,
-    /// The Ollama that answers plain names.
     pub ollama: OllamaConfig,
-    /// The Hugging Face Hub and its cache.
     pub hub: HubConfig,
-    /// Defaults of every hf: model, and what they share.
     pub engine: EngineConfig,
-    /// Settings of single models, by the name as it is written in the file (`hf:…`).
+    /// Settings of single models by name (`hf:…`), spelled as in the file.
     pub models: BTreeMap<String, ModelConfig>,
-    /// Plain names that stand for an hf: name.
+    /// `hf:` names by the plain name that stands for each.
     pub aliases: BTreeMap<String, String>,
-    /// Logging.
     pub log: LogConfig,
-    /// Folder for what must survive a restart.
+    /// Folder of everything that survives a restart: ledger, conversions, aliases, backups of the configuration.
     pub state_dir: PathBuf,
 }
 
-/// `[server]`
+/// `[server]`: listeners and limits of connections and requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServerConfig {
-    /// `host:port` or `unix:/path`. Needs a restart.
+    /// Listen addresses, `host:port` or `unix:/path`.
     pub listen: Vec<String>,
-    /// Origins that browsers may call from, beside the built-in ones; one `*` each.
+    /// Browser origins that are allowed besides the built-in ones; each may hold one `*`.
     pub origins: Vec<String>,
-    /// Time that streams have to end after a stop was asked for.
+    /// Time that open streams get to finish after a soft stop.
     pub shutdown_timeout: Duration,
-    /// Connections open at once. Needs a restart.
     pub max_connections: usize,
-    /// Bytes of a request's headers. Needs a restart.
     pub max_header_bytes: usize,
-    /// Bytes of a body that are kept in memory while its model name is looked for; the rest goes to an unlinked file.
+    /// Bytes of a request body that are buffered in memory while its model name is read; the rest goes to an unlinked file.
     pub body_memory_bytes: u64,
-    /// Bytes of a body whose model name must be known (blobs stream past this limit).
+    /// Bytes of a request body that has to be buffered to read its model name. Uploads of blobs are streamed without limit.
     pub max_body_bytes: u64,
 }
 
-/// `[ollama]`
+/// `[ollama]`: the Ollama server that plain names are forwarded to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OllamaConfig {
-    /// Whether plain names are passed on at all.
+    /// If false, plain names are not forwarded at all.
     pub enabled: bool,
-    /// Base URL, as `http://127.0.0.1:11434`.
+    /// Base URL, such as `http://127.0.0.1:11434`.
     pub url: String,
-    /// Time to connect.
     pub connect_timeout: Duration,
-    /// Answer of `/api/version` while Ollama does not answer.
+    /// Answer to `/api/version` while Ollama cannot be reached.
     pub fallback_version: String,
-    /// Who answers where both know a plain name.
+    /// Providers in the order in which they are asked for a plain name that several of them know.
     pub priority: Vec<ProviderName>,
     /// If set, a `/v1` request with a parameter that Ollama's `/v1` ignores is answered through Ollama's native route.
     pub v1_via_native: bool,
 }
 
-/// One side of the house.
+/// A provider of models, as `[ollama] priority` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProviderName {
-    /// A real Ollama.
     Ollama,
-    /// hf: models.
     HuggingFace,
 }
 
-/// `[hub]`
+/// `[hub]`: the Hugging Face Hub, its cache on this machine, and conversions of safetensors.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HubConfig {
-    /// Whether hf: names are served at all.
+    /// If false, `hf:` names are not served at all.
     pub enabled: bool,
     /// Base URL of the Hub.
     pub endpoint: String,
-    /// Base URLs that are asked, in this order, where the endpoint does not help. They never see a token.
+    /// Base URLs that are asked, in this order, when the endpoint fails. No token is sent to them.
     pub mirrors: Vec<String>,
-    /// Access token.
     pub token: Option<Secret<String>>,
-    /// Access tokens for the repositories of one user or organisation, by its name in lower case.
+    /// Access tokens for the repositories of one user or organization, by its lowercase name.
     pub organisation_tokens: BTreeMap<String, Secret<String>>,
-    /// Root of the cache shared with huggingface_hub (the folder that holds `models--org--repo`).
+    /// Root of the cache that is shared with huggingface_hub: the folder that holds `models--org--repo`.
     pub cache_dir: PathBuf,
-    /// Roots of other people's caches, searched first and never written to.
+    /// Roots of further caches, which are searched first and never written to.
     pub extra_caches: Vec<PathBuf>,
-    /// Use what is cached, ask nobody.
+    /// If set, only the cache is used and no network request is made.
     pub offline: bool,
-    /// Pull any well-formed name on first use, not only those named in the configuration.
+    /// If set, any well-formed name is pulled on first use; otherwise only names in the configuration are.
     pub auto_pull: bool,
-    /// Tell a chat that waits for a download how far that is, in its reasoning.
+    /// If set, a chat that waits for a download reports its progress as thinking text.
     pub progress_in_thinking: bool,
-    /// Claim `hf.co/…` and `huggingface.co/…`, which are Ollama's own spelling.
+    /// If set, `hf.co/…` and `huggingface.co/…` are served here; otherwise they are forwarded, since Ollama knows them too.
     pub claim_hf_co: bool,
-    /// Time to connect.
     pub connect_timeout: Duration,
-    /// Time without a byte after which a transfer is tried again.
+    /// Time without a byte after which a transfer is retried.
     pub stall_timeout: Duration,
-    /// Tries of one request after the first.
+    /// Retries of one request after its first attempt.
     pub retry_attempts: u32,
-    /// Wait before the first retry; doubles each time.
+    /// Wait before the first retry; it doubles with each further one.
     pub retry_delay: Duration,
-    /// Ranges of one file that are fetched at once.
+    /// Ranges of one file that are fetched at the same time.
     pub parallel_ranges: usize,
-    /// Bytes in a second that all downloads together may bring; 0 is no limit.
+    /// Bytes per second of all downloads together; 0 is no limit.
     pub max_bytes_per_second: u64,
-    /// When files come over the Hub's xet protocol.
     pub xet: XetUse,
-    /// What is made of a repository that holds only safetensors.
-    pub safetensors: Safetensors,
-    /// The type of weights that is made of safetensors for a name that asks for none.
+    pub safetensors: SafetensorsMode,
+    /// Weight type of a conversion when the name does not ask for one.
     pub safetensors_type: WeightType,
     pub tokenizer_mismatch: TokenizerMismatch,
 }
@@ -154,98 +140,91 @@ impl Default for WeightType {
     }
 }
 
-/// When files come over the Hub's xet protocol.
+/// Use of the Hub's xet protocol for downloads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XetUse {
-    /// Never.
     Off,
-    /// Where plain HTTP cannot give them.
+    /// Only for files that plain HTTP cannot deliver.
     #[default]
     Auto,
-    /// Wherever the Hub has them there.
+    /// For every file that the Hub stores in xet.
     Always,
 }
 
-/// What is made of a repository that holds only safetensors.
+/// Form in which a repository that holds only safetensors is served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Safetensors {
-    /// A file of what takes long to make, else nothing.
+pub enum SafetensorsMode {
+    /// Stream weight types that are cheap to compute; write a GGUF file for the others.
     #[default]
     Auto,
-    /// Nothing: the weights are made from the repository's own files with each load.
+    /// Compute the weights from the repository's own files on each load; only a header is stored.
     Stream,
-    /// A GGUF file.
+    /// Write a GGUF file and load that.
     File,
 }
 
-/// `[engine]`: defaults of every hf: model, and what they share.
+/// `[engine]`: defaults for every `hf:` model, and limits that all models share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EngineConfig {
-    /// Models in memory at once; 0 is three.
+    /// Models in memory at the same time; 0 means three.
     pub max_loaded_models: usize,
-    /// Sequences that one model decodes at once; 0 is chosen from the model's size.
+    /// Sequences that one model decodes at the same time; 0 chooses by the model's size.
     pub parallel: u32,
-    /// Requests that may wait for a model before new ones are refused.
+    /// Requests that may wait for a model; further ones are refused.
     pub max_queue: usize,
-    /// How long a model stays after its last request.
+    /// Time that a model stays loaded after its last request.
     pub keep_alive: KeepAlive,
-    /// Context window of one sequence in tokens; 0 is chosen from the device memory.
+    /// Tokens of context of one sequence; 0 chooses by the free device memory.
     pub context_length: u32,
-    /// Time without progress after which a load is given up.
+    /// Time without progress after which a load fails.
     pub load_timeout: Duration,
-    /// Time without a token after which a stream is given up.
+    /// Time without a token after which a stream fails.
     pub stream_timeout: Duration,
-    /// Compute threads over all models; 0 is the number of cores.
+    /// Compute threads of all models together; 0 means the number of cores.
     pub threads: u32,
-    /// Tokens in one logical batch.
+    /// Tokens of one logical batch (llama.cpp's `n_batch`).
     pub batch: u32,
-    /// Layers to offload; -1 is as many as fit.
+    /// Layers to offload; -1 means as many as fit.
     pub gpu_layers: i32,
-    /// Device that holds what is not split.
+    /// Device that holds everything that is not split.
     pub main_gpu: i32,
-    /// How a model is split over devices.
     pub split_mode: SplitMode,
-    /// Share of each device; empty lets the engine choose.
+    /// Share of each device; llama.cpp chooses if it is empty.
     pub tensor_split: Vec<f32>,
-    /// Flash attention.
     pub flash_attention: AutoSwitch,
-    /// Element type of the K cache.
     pub kv_cache_type_k: KvCacheType,
-    /// Element type of the V cache; other than f16 needs flash attention.
+    /// A quantized V cache needs flash attention.
     pub kv_cache_type_v: KvCacheType,
-    /// Map weight files instead of reading them.
+    /// If set, weight files are mapped into memory instead of read.
     pub mmap: bool,
-    /// Check weights for NaN and infinity while loading.
+    /// If set, a load fails when a weight is NaN or infinite.
     pub check_tensors: bool,
-    /// Bytes of a rendered prompt; longer ones are refused before they are tokenised.
+    /// Bytes of a rendered prompt; longer ones are refused before tokenization.
     pub max_prompt_bytes: usize,
-    /// What to do with tools where the model's template knows none.
     pub unsupported_tools: UnsupportedTools,
-    /// What to do with the parts of a JSON schema that cannot be enforced.
     pub json_schemas: JsonSchemas,
-    /// Sampling defaults.
     pub sampling: SamplingOptions,
 }
 
-/// What to do with tools where the model's template knows none.
+/// Treatment of a request's tools when the model's chat template does not support tools.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnsupportedTools {
-    /// Leave them out and say so in a header and the log.
+    /// Drop the tools; a response header and the log name them.
     #[default]
     Ignore,
     /// Refuse the request, as Ollama does.
     Refuse,
-    /// Teach them in the system prompt, and read calls from the answer.
+    /// Describe the tools in the system prompt and parse calls from the answer.
     Prompt,
 }
 
-/// What to do with the parts of a JSON schema that cannot be enforced.
+/// Treatment of JSON schema keywords that cannot be enforced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JsonSchemas {
-    /// Leave them out and say so in the log.
+    /// Drop the keywords; the log names them.
     #[default]
     Relaxed,
     /// Refuse the request.
@@ -263,44 +242,34 @@ pub enum TokenizerMismatch {
     Warn,
 }
 
-/// `[models."hf:…"]`: settings of one model; `None` leaves the engine's.
+/// `[models."hf:…"]`: settings of one model; for `None` those of `[engine]` apply.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelConfig {
-    /// System prompt, put in front where the conversation has none.
+    /// System prompt of conversations that have none.
     pub system: Option<String>,
-    /// How long the model stays after its last request.
     pub keep_alive: Option<KeepAlive>,
-    /// Sequences decoded at once.
     pub parallel: Option<u32>,
-    /// Options of the load (context length, layers on the GPU …).
     pub load: LoadOptions,
-    /// Sampling defaults.
     pub sampling: SamplingOptions,
-    /// Flash attention.
     pub flash_attention: Option<AutoSwitch>,
-    /// Element type of the K cache.
     pub kv_cache_type_k: Option<KvCacheType>,
-    /// Element type of the V cache.
     pub kv_cache_type_v: Option<KvCacheType>,
 }
 
-/// `[log]`
+/// `[log]`: the log on standard error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogConfig {
-    /// A filter as `info` or `hubllama=debug,hyper=warn`.
+    /// Filter in the syntax of tracing's `EnvFilter`, such as `info` or `hubllama=debug,hyper=warn`.
     pub level: String,
-    /// Text for people, JSON for machines. Needs a restart.
     pub format: LogFormat,
 }
 
-/// Shape of a log line.
+/// Format of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
     #[default]
     Text,
-    /// For machines.
     Json,
 }
 
@@ -352,7 +321,7 @@ impl Default for HubConfig {
             parallel_ranges: 8,
             max_bytes_per_second: 0,
             xet: XetUse::default(),
-            safetensors: Safetensors::default(),
+            safetensors: SafetensorsMode::default(),
             safetensors_type: WeightType::default(),
             tokenizer_mismatch: TokenizerMismatch::default(),
         }

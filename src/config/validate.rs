@@ -1,4 +1,4 @@
-//! What types cannot say: ranges, addresses, names, and settings that do not go together.
+//! Checks that types cannot express: ranges, addresses, names, and combinations of settings.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -6,18 +6,21 @@ use url::Url;
 
 use super::{
     Config, EngineConfig, HubConfig, ModelConfig, ServerConfig,
-    address::{Host, Listen},
+    address::{HostAddress, ListenAddress},
     document::quoted,
     suggest::hint,
 };
-use crate::inference::{AutoSwitch, KvCacheType, SamplingOptions};
+use crate::{
+    inference::{AutoSwitch, KvCacheType, SamplingOptions},
+    stdx::text::strip_prefix_ignore_case,
+};
 
-/// Sentences about keys: (key path, sentence).
+/// Findings of a check, each a full key and a sentence about it.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
-    /// Must be mended.
+    /// Mistakes; the configuration is refused.
     pub problems: Vec<(String, String)>,
-    /// May be meant.
+    /// Settings that work but are probably not intended.
     pub warnings: Vec<(String, String)>,
 }
 
@@ -47,10 +50,10 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 const TEN_MINUTES: Duration = Duration::from_secs(600);
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
-/// "No limit", as far as anybody waits.
+/// A duration that means "no limit".
 const TEN_YEARS: Duration = Duration::from_secs(3650 * 24 * 3600);
 
-/// Checks a whole configuration; pure.
+/// Checks a whole configuration. Reads nothing but its argument.
 pub(super) fn validate(config: &Config) -> Findings {
     let mut findings = Findings::default();
     server(&config.server, &mut findings);
@@ -77,19 +80,18 @@ fn server(server: &ServerConfig, findings: &mut Findings) {
     if server.listen.is_empty() {
         findings.problem(
             "server.listen",
-            "is empty; name at least one address, as \"127.0.0.1:11435\"",
+            "is empty; name at least one address, such as \"127.0.0.1:11435\"",
         );
     }
     for (index, text) in server.listen.iter().enumerate() {
-        match Listen::parse(text) {
+        match ListenAddress::parse(text) {
             Err(sentence) => findings.problem("server.listen", sentence),
             Ok(listen) => {
                 if server.listen[..index].contains(text) && listen.port() != Some(0) {
                     findings.problem("server.listen", format!("{text:?} is named twice"));
                 }
-                if matches!(&listen, Listen::Tcp(host, _) if !host.is_loopback()) {
-                    let sentence =
-                        format!("{text:?} can be reached from other machines, and nobody is asked for a key");
+                if matches!(&listen, ListenAddress::Tcp(host, _) if !host.is_loopback()) {
+                    let sentence = format!("{text:?} can be reached from other machines, and requests need no key");
                     findings.warning("server.listen", sentence);
                 }
             }
@@ -105,7 +107,7 @@ fn server(server: &ServerConfig, findings: &mut Findings) {
     }
     findings.time("server.shutdown_timeout", server.shutdown_timeout, Duration::ZERO, DAY);
     findings.range("server.max_connections", server.max_connections, 1, 1_000_000);
-    // Less than 8 KiB the HTTP library refuses.
+    // hyper panics on a header buffer of less than 8 KiB.
     findings.range("server.max_header_bytes", server.max_header_bytes, 8 << 10, 16 << 20);
     findings.range("server.max_body_bytes", server.max_body_bytes, 1 << 10, 1 << 50);
     findings.range("server.body_memory_bytes", server.body_memory_bytes, 1 << 10, 1 << 40);
@@ -120,7 +122,12 @@ fn ollama(config: &Config, findings: &mut Findings) {
             None
         }
     };
-    for listen in config.server.listen.iter().filter_map(|text| Listen::parse(text).ok()) {
+    for listen in config
+        .server
+        .listen
+        .iter()
+        .filter_map(|text| ListenAddress::parse(text).ok())
+    {
         if url
             .as_ref()
             .is_some_and(|url| ollama.enabled && listen.is_reached_by(url))
@@ -162,7 +169,7 @@ fn hub(hub: &HubConfig, findings: &mut Findings) {
         Ok(url) => {
             let local = url
                 .host_str()
-                .and_then(Host::parse)
+                .and_then(HostAddress::parse)
                 .is_some_and(|host| host.is_loopback());
             if url.scheme() == "http" && hub.token.is_some() && !local {
                 findings.warning("hub.endpoint", "is not encrypted, and the token is sent over it");
@@ -218,7 +225,7 @@ fn hub(hub: &HubConfig, findings: &mut Findings) {
     if hub.enabled {
         folder("hub.cache_dir", &hub.cache_dir, "HF_HOME", findings);
     }
-    // Less would let every transfer look like a stalled one.
+    // With a lower limit every transfer would look stalled.
     if hub.max_bytes_per_second != 0 {
         findings.range("hub.max_bytes_per_second", hub.max_bytes_per_second, 64 << 10, 1 << 50);
     }
@@ -231,7 +238,7 @@ fn hub(hub: &HubConfig, findings: &mut Findings) {
 
 fn engine(engine: &EngineConfig, findings: &mut Findings) {
     findings.range("engine.max_loaded_models", engine.max_loaded_models, 0, 1024);
-    // llama.cpp's own bound on sequences.
+    // LLAMA_MAX_SEQ of llama.cpp.
     findings.range("engine.parallel", engine.parallel, 0, 256);
     findings.range("engine.max_queue", engine.max_queue, 0, 1_000_000);
     findings.range("engine.context_length", engine.context_length, 0, 1 << 28);
@@ -336,11 +343,14 @@ fn sampling(path: &str, sampling: &SamplingOptions, findings: &mut Findings) {
     }
 }
 
-/// Names that differ only in the spelling of their prefix are one model.
+/// Reports names that differ only in the spelling of their prefix and so stand for one model.
 fn same_models<'a>(names: impl Iterator<Item = &'a String>, findings: &mut Findings) {
     let mut seen: BTreeMap<String, &str> = BTreeMap::new();
     for name in names {
-        let folded = PREFIXES.iter().find_map(|prefix| after(name, prefix)).unwrap_or(name);
+        let folded = PREFIXES
+            .iter()
+            .find_map(|prefix| strip_prefix_ignore_case(name, prefix))
+            .unwrap_or(name);
         if let Some(first) = seen.insert(folded.to_owned(), name) {
             findings.problem(
                 &format!("models.{}", quoted(name)),
@@ -369,19 +379,15 @@ fn aliases(aliases: &BTreeMap<String, String>, hub: &HubConfig, findings: &mut F
     }
 }
 
-/// How names of models on the Hub begin: the first always, the others where they are claimed from Ollama.
+/// Prefixes of the names of Hub models. The first is always known, the others only with `hub.claim_hf_co`.
 const PREFIXES: [&str; 3] = ["hf:", "hf.co/", "huggingface.co/"];
 
-/// What follows a prefix, in whatever case that is.
-fn after<'a>(name: &'a str, prefix: &str) -> Option<&'a str> {
-    let head = name.get(..prefix.len())?;
-    head.eq_ignore_ascii_case(prefix).then(|| &name[prefix.len()..])
-}
-
-/// The outline of a name of a model on the Hub; the whole grammar is the Hub's business.
+/// Checks the outline of a Hub model's name. The full grammar is that of `hub::HfName`, a layer above.
 fn hf_name(name: &str, hub: &HubConfig) -> Result<(), String> {
     let prefixes = if hub.claim_hf_co { &PREFIXES[..] } else { &PREFIXES[..1] };
-    let rest = prefixes.iter().find_map(|prefix| after(name, prefix));
+    let rest = prefixes
+        .iter()
+        .find_map(|prefix| strip_prefix_ignore_case(name, prefix));
     let parts = rest.and_then(|rest| rest.split_once('/'));
     let is_good = parts.is_some_and(|(org, repo)| !org.is_empty() && !repo.is_empty())
         && !name.contains(|c: char| c.is_whitespace() || c.is_control());
@@ -395,7 +401,7 @@ fn hf_name(name: &str, hub: &HubConfig) -> Result<(), String> {
 
 fn log_level(level: &str, findings: &mut Findings) {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    // The filter takes a lone unknown word for the name of a module and would then log nothing.
+    // EnvFilter takes an unknown word for the name of a module and would then log nothing.
     for part in level.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let is_level = LEVELS.iter().any(|known| known.eq_ignore_ascii_case(part));
         if !is_level && !part.contains(['=', '[']) {
@@ -409,7 +415,7 @@ fn log_level(level: &str, findings: &mut Findings) {
         }
     }
     if level.trim().is_empty() {
-        findings.problem("log.level", "is empty; set a level as \"info\"");
+        findings.problem("log.level", "is empty; set a level such as \"info\"");
     } else if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(level) {
         findings.problem("log.level", format!("{level:?} is no filter: {error}"));
     }
@@ -441,7 +447,7 @@ fn base_url(text: &str, example: &str) -> Result<Url, String> {
         return wrong("has no host");
     }
     if !url.username().is_empty() || url.password().is_some() {
-        // The text is not repeated: it holds a password.
+        // The text holds a password, so the sentence must not repeat it.
         return Err(format!("must not hold a user or password; write it as {example:?}"));
     }
     if url.query().is_some() || url.fragment().is_some() {

@@ -1,11 +1,11 @@
-//! From what people write to typed values, and back to something to show. One codec for each way of writing.
+//! Codecs between written values and typed settings: one for each form, such as a duration, a byte size or a list.
 
 use std::{collections::BTreeMap, fmt::Display, path::PathBuf, time::Duration};
 
 use serde_json::{Value as Json, json};
 
 use super::{
-    JsonSchemas, LogFormat, ProviderName, Safetensors, TokenizerMismatch, UnsupportedTools, WeightType, XetUse,
+    JsonSchemas, LogFormat, ProviderName, SafetensorsMode, TokenizerMismatch, UnsupportedTools, WeightType, XetUse,
     suggest::hint,
 };
 use crate::{
@@ -14,24 +14,19 @@ use crate::{
     stdx::Secret,
 };
 
-/// A value as it was written, before anybody knows its type.
+/// A written value whose type is not known yet.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Raw {
-    /// Text of the environment or the command line: may stand for any type.
+    /// Text from the environment or the command line, which may stand for any type.
     Word(String),
-    /// A TOML string.
     Text(String),
-    /// A TOML integer.
     Integer(i128),
-    /// A TOML float.
     Float(f64),
-    /// A TOML boolean.
     Boolean(bool),
-    /// A TOML array.
     List(Vec<Raw>),
-    /// A TOML table, which no value is.
+    /// A TOML table, which is no valid value.
     Table,
-    /// A TOML date or time, which no value is.
+    /// A TOML date or time, which is no valid value.
     Date,
 }
 
@@ -57,16 +52,15 @@ impl Raw {
     }
 }
 
-/// One way of writing a `T`.
+/// A written form of `T`.
 pub(super) trait Codec<T> {
     fn read(raw: &Raw) -> Result<T, String>;
     fn show(value: &T) -> Json;
 }
 
-/// Free text.
-pub(super) struct Text;
+pub(super) struct TextCodec;
 
-impl Codec<String> for Text {
+impl Codec<String> for TextCodec {
     fn read(raw: &Raw) -> Result<String, String> {
         match raw {
             Raw::Word(text) | Raw::Text(text) => Ok(text.clone()),
@@ -79,10 +73,10 @@ impl Codec<String> for Text {
     }
 }
 
-/// A list of `C`; in the environment separated by commas.
-pub(super) struct List<C>(std::marker::PhantomData<C>);
+/// A list of values in the form `C`, separated by commas in the environment; a single value is a list of one.
+pub(super) struct ListCodec<C>(std::marker::PhantomData<C>);
 
-impl<T, C: Codec<T>> Codec<Vec<T>> for List<C> {
+impl<T, C: Codec<T>> Codec<Vec<T>> for ListCodec<C> {
     fn read(raw: &Raw) -> Result<Vec<T>, String> {
         match raw {
             Raw::List(items) => items.iter().map(C::read).collect(),
@@ -100,10 +94,10 @@ impl<T, C: Codec<T>> Codec<Vec<T>> for List<C> {
     }
 }
 
-/// A value that may be absent.
-pub(super) struct Maybe<C>(std::marker::PhantomData<C>);
+/// A value in the form `C` that may be unset.
+pub(super) struct OptionCodec<C>(std::marker::PhantomData<C>);
 
-impl<T, C: Codec<T>> Codec<Option<T>> for Maybe<C> {
+impl<T, C: Codec<T>> Codec<Option<T>> for OptionCodec<C> {
     fn read(raw: &Raw) -> Result<Option<T>, String> {
         C::read(raw).map(Some)
     }
@@ -113,10 +107,10 @@ impl<T, C: Codec<T>> Codec<Option<T>> for Maybe<C> {
     }
 }
 
-/// true or false.
-pub(super) struct Flag;
+/// `true` or `false`; in the environment also the words of [`flag_word`].
+pub(super) struct BoolCodec;
 
-impl Codec<bool> for Flag {
+impl Codec<bool> for BoolCodec {
     fn read(raw: &Raw) -> Result<bool, String> {
         let parsed = match raw {
             Raw::Boolean(flag) => Some(*flag),
@@ -131,7 +125,7 @@ impl Codec<bool> for Flag {
     }
 }
 
-/// The words that Go's `ParseBool` and people use.
+/// Parses a boolean: the words of Go's `strconv.ParseBool`, in any case, and yes, no, on and off.
 pub(super) fn flag_word(text: &str) -> Option<bool> {
     match text.trim().to_ascii_lowercase().as_str() {
         "1" | "t" | "true" | "yes" | "on" => Some(true),
@@ -140,10 +134,9 @@ pub(super) fn flag_word(text: &str) -> Option<bool> {
     }
 }
 
-/// A whole number.
-pub(super) struct Number;
+pub(super) struct IntegerCodec;
 
-impl<T: TryFrom<i128> + Copy + Display> Codec<T> for Number {
+impl<T: TryFrom<i128> + Copy + Display> Codec<T> for IntegerCodec {
     fn read(raw: &Raw) -> Result<T, String> {
         let number = match raw {
             Raw::Integer(number) => *number,
@@ -167,10 +160,9 @@ impl<T: TryFrom<i128> + Copy + Display> Codec<T> for Number {
     }
 }
 
-/// A number with a fraction.
-pub(super) struct Real;
+pub(super) struct FloatCodec;
 
-impl Codec<f32> for Real {
+impl Codec<f32> for FloatCodec {
     #[expect(clippy::cast_possible_truncation, reason = "the engine's own precision")]
     #[expect(clippy::cast_precision_loss, reason = "as above")]
     fn read(raw: &Raw) -> Result<f32, String> {
@@ -188,17 +180,17 @@ impl Codec<f32> for Real {
     }
 
     fn show(value: &f32) -> Json {
-        // Through the shortest decimal form: 0.8 is to be shown as 0.8, not as what its 32 bits are in 64.
+        // Through the shortest decimal form: 0.8f32 widened to f64 would show as 0.800000011920929.
         value.to_string().parse::<f64>().map_or(Json::Null, Json::from)
     }
 }
 
-/// A number of bytes: `65536`, `"64KiB"`, `"4MB"`.
-pub(super) struct Size;
+/// A number of bytes, such as `65536`, `"64KiB"`, `"4MB"`.
+pub(super) struct ByteSizeCodec;
 
-impl<T: TryFrom<u64> + TryInto<u64> + Copy> Codec<T> for Size {
+impl<T: TryFrom<u64> + TryInto<u64> + Copy> Codec<T> for ByteSizeCodec {
     fn read(raw: &Raw) -> Result<T, String> {
-        let expected = || raw.expected("a size as \"64KiB\", \"4MB\" or a number of bytes");
+        let expected = || raw.expected("a size such as \"64KiB\", \"4MB\" or a number of bytes");
         let bytes = match raw {
             Raw::Integer(number) => u64::try_from(*number).ok(),
             _ => raw.text().and_then(size_word),
@@ -234,12 +226,12 @@ fn size_word(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(factor)
 }
 
-const TIME_FORMS: &str = "a duration as \"5m\", \"1h30m\" or a number of seconds";
+const TIME_FORMS: &str = "a duration such as \"5m\", \"1h30m\" or a number of seconds";
 
-/// A length of time: `"5m"`, `"1h30m"`, `"500ms"`, or a number of seconds.
-pub(super) struct Time;
+/// A duration, such as `"5m"`, `"1h30m"`, `"500ms"`, or a number of seconds.
+pub(super) struct DurationCodec;
 
-impl Codec<Duration> for Time {
+impl Codec<Duration> for DurationCodec {
     fn read(raw: &Raw) -> Result<Duration, String> {
         signed_time(raw, TIME_FORMS)?
             .to_std()
@@ -251,19 +243,22 @@ impl Codec<Duration> for Time {
     }
 }
 
-/// How long a model stays: as [`Time`], and anything negative is for ever.
-pub(super) struct Stay;
+/// A keep-alive time in the form of [`DurationCodec`], in which any negative value means forever.
+pub(super) struct KeepAliveCodec;
 
-impl Codec<KeepAlive> for Stay {
+impl Codec<KeepAlive> for KeepAliveCodec {
     fn read(raw: &Raw) -> Result<KeepAlive, String> {
-        let time = signed_time(raw, "a duration as \"5m\", a number of seconds, or -1 for ever")?;
+        let time = signed_time(
+            raw,
+            "a duration such as \"5m\", a number of seconds, or -1 for no limit",
+        )?;
         Ok(time.to_std().map_or(KeepAlive::Forever, KeepAlive::For))
     }
 
     fn show(value: &KeepAlive) -> Json {
         match value {
             KeepAlive::Forever => (-1).into(),
-            KeepAlive::For(time) => Time::show(time),
+            KeepAlive::For(time) => DurationCodec::show(time),
         }
     }
 }
@@ -293,10 +288,10 @@ fn signed_time(raw: &Raw, forms: &str) -> Result<GoDuration, String> {
     }
 }
 
-/// One of a few words.
-pub(super) struct Choice;
+/// One of the words of a [`Named`] type.
+pub(super) struct ChoiceCodec;
 
-/// A type whose values have names.
+/// A type whose values are written as words.
 pub(super) trait Named: Copy + PartialEq + 'static {
     const NAMES: &'static [(&'static str, Self)];
 }
@@ -334,7 +329,7 @@ impl Named for XetUse {
         &[("off", Self::Off), ("auto", Self::Auto), ("always", Self::Always)];
 }
 
-impl Named for Safetensors {
+impl Named for SafetensorsMode {
     const NAMES: &'static [(&'static str, Self)] =
         &[("auto", Self::Auto), ("stream", Self::Stream), ("file", Self::File)];
 }
@@ -357,9 +352,9 @@ impl Named for AutoSwitch {
     const NAMES: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("on", Self::On), ("off", Self::Off)];
 }
 
-impl<T: Named> Codec<T> for Choice {
+impl<T: Named> Codec<T> for ChoiceCodec {
     fn read(raw: &Raw) -> Result<T, String> {
-        // A boolean means on or off, where the type has such names.
+        // A boolean stands for the words on and off, if the type has them.
         let text = match raw {
             Raw::Boolean(true) => "on",
             Raw::Boolean(false) => "off",
@@ -381,10 +376,10 @@ impl<T: Named> Codec<T> for Choice {
     }
 }
 
-/// A path; `~/` is the home folder, which the loader puts in.
-pub(super) struct Folder;
+/// A path. The loader replaces a leading `~` by the home folder.
+pub(super) struct PathCodec;
 
-impl Codec<PathBuf> for Folder {
+impl Codec<PathBuf> for PathCodec {
     fn read(raw: &Raw) -> Result<PathBuf, String> {
         match raw.text() {
             Some("") | None => Err(raw.expected("a path in quotes")),
@@ -397,13 +392,13 @@ impl Codec<PathBuf> for Folder {
     }
 }
 
-/// A secret; never shown, not even in an error.
-pub(super) struct Hidden;
+/// A secret, which is neither shown nor repeated in an error.
+pub(super) struct SecretCodec;
 
-impl Codec<Option<Secret<String>>> for Hidden {
+impl Codec<Option<Secret<String>>> for SecretCodec {
     fn read(raw: &Raw) -> Result<Option<Secret<String>>, String> {
         match raw.text() {
-            // As huggingface_hub: an empty token is none.
+            // An empty token means no token, as in huggingface_hub.
             Some("") => Ok(None),
             Some(text) => Ok(Some(Secret::new(text.to_owned()))),
             None => Err("expected a text in quotes".into()),
@@ -415,10 +410,10 @@ impl Codec<Option<Secret<String>>> for Hidden {
     }
 }
 
-/// Secrets by name, each written `"NAME=SECRET"`; never shown, not even in an error.
-pub(super) struct Tokens;
+/// Secrets by name, each written `"NAME=SECRET"`. They are neither shown nor repeated in an error.
+pub(super) struct NamedSecretsCodec;
 
-impl Codec<BTreeMap<String, Secret<String>>> for Tokens {
+impl Codec<BTreeMap<String, Secret<String>>> for NamedSecretsCodec {
     fn read(raw: &Raw) -> Result<BTreeMap<String, Secret<String>>, String> {
         let texts: Vec<&str> = match raw {
             Raw::List(items) => items.iter().map(|item| item.text().unwrap_or_default()).collect(),
@@ -429,7 +424,7 @@ impl Codec<BTreeMap<String, Secret<String>>> for Tokens {
         let mut tokens = BTreeMap::new();
         for text in texts {
             let Some((name, token)) = text.split_once('=').map(|(name, token)| (name.trim(), token.trim())) else {
-                return Err("expected texts as \"my-org=hf_example\", found one without =".into());
+                return Err("expected texts such as \"my-org=hf_example\", found one without =".into());
             };
             if tokens
                 .insert(name.to_ascii_lowercase(), Secret::new(token.to_owned()))
@@ -439,7 +434,7 @@ impl Codec<BTreeMap<String, Secret<String>>> for Tokens {
             }
         }
         if tokens.is_empty() && !matches!(raw, Raw::List(_) | Raw::Word(_)) {
-            return Err("expected a list of texts as \"my-org=hf_example\"".into());
+            return Err("expected a list of texts such as \"my-org=hf_example\"".into());
         }
         Ok(tokens)
     }
@@ -472,38 +467,38 @@ mod tests {
             ("99999999999GiB", None),
         ];
         for (text, bytes) in cases {
-            assert_eq!(<Size as Codec<u64>>::read(&word(text)).ok(), bytes, "{text}");
+            assert_eq!(<ByteSizeCodec as Codec<u64>>::read(&word(text)).ok(), bytes, "{text}");
         }
-        assert_eq!(<Size as Codec<u64>>::show(&(4 << 20)), json!("4MiB"));
-        assert_eq!(<Size as Codec<u64>>::show(&1000), json!(1000));
+        assert_eq!(<ByteSizeCodec as Codec<u64>>::show(&(4 << 20)), json!("4MiB"));
+        assert_eq!(<ByteSizeCodec as Codec<u64>>::show(&1000), json!(1000));
     }
 
     #[test]
     fn times_and_stays() {
         let second = Duration::from_secs(1);
-        assert_eq!(Time::read(&word("5m")), Ok(300 * second));
-        assert_eq!(Time::read(&Raw::Float(1.5)), Ok(Duration::from_millis(1500)));
-        assert_eq!(Time::read(&Raw::Text("90".into())), Ok(90 * second));
-        assert!(Time::read(&Raw::Integer(-1)).is_err());
-        assert!(Time::read(&Raw::Float(1e300)).is_err());
-        assert!(Time::read(&Raw::Float(f64::NAN)).is_err());
-        assert_eq!(Stay::read(&Raw::Integer(-1)), Ok(KeepAlive::Forever));
-        assert_eq!(Stay::read(&Raw::Text("-1m".into())), Ok(KeepAlive::Forever));
-        assert_eq!(Stay::read(&Raw::Integer(0)), Ok(KeepAlive::ZERO));
+        assert_eq!(DurationCodec::read(&word("5m")), Ok(300 * second));
+        assert_eq!(DurationCodec::read(&Raw::Float(1.5)), Ok(Duration::from_millis(1500)));
+        assert_eq!(DurationCodec::read(&Raw::Text("90".into())), Ok(90 * second));
+        assert!(DurationCodec::read(&Raw::Integer(-1)).is_err());
+        assert!(DurationCodec::read(&Raw::Float(1e300)).is_err());
+        assert!(DurationCodec::read(&Raw::Float(f64::NAN)).is_err());
+        assert_eq!(KeepAliveCodec::read(&Raw::Integer(-1)), Ok(KeepAlive::Forever));
+        assert_eq!(KeepAliveCodec::read(&Raw::Text("-1m".into())), Ok(KeepAlive::Forever));
+        assert_eq!(KeepAliveCodec::read(&Raw::Integer(0)), Ok(KeepAlive::ZERO));
     }
 
     #[test]
     fn choices_name_themselves() {
         assert_eq!(
-            <Choice as Codec<AutoSwitch>>::read(&Raw::Boolean(true)),
+            <ChoiceCodec as Codec<AutoSwitch>>::read(&Raw::Boolean(true)),
             Ok(AutoSwitch::On)
         );
         assert_eq!(
-            <Choice as Codec<KvCacheType>>::read(&word("Q8_0")),
+            <ChoiceCodec as Codec<KvCacheType>>::read(&word("Q8_0")),
             Ok(KvCacheType::Q8_0)
         );
         assert_eq!(
-            <Choice as Codec<UnsupportedTools>>::read(&word("refues")),
+            <ChoiceCodec as Codec<UnsupportedTools>>::read(&word("refues")),
             Err(
                 "expected one of \"ignore\", \"refuse\", \"prompt\", found \"refues\" (did you mean \"refuse\"?)"
                     .into()
@@ -514,31 +509,34 @@ mod tests {
     #[test]
     fn tokens_are_read_and_never_shown() {
         let raw = Raw::List(vec![Raw::Text("My-Org = hf_a".into()), Raw::Text("b=hf_b=".into())]);
-        let tokens = Tokens::read(&raw).unwrap();
+        let tokens = NamedSecretsCodec::read(&raw).unwrap();
         assert_eq!(tokens["my-org"].expose(), "hf_a");
         assert_eq!(tokens["b"].expose(), "hf_b=");
-        assert_eq!(Tokens::show(&tokens), json!(["b=[redacted]", "my-org=[redacted]"]));
-        assert_eq!(Tokens::read(&word("my-org=hf_a,b=hf_b=")), Ok(tokens));
+        assert_eq!(
+            NamedSecretsCodec::show(&tokens),
+            json!(["b=[redacted]", "my-org=[redacted]"])
+        );
+        assert_eq!(NamedSecretsCodec::read(&word("my-org=hf_a,b=hf_b=")), Ok(tokens));
         for bad in [
             Raw::Text("hf_secret".into()),
             word("a=x,A=y"),
             Raw::Integer(1),
             Raw::Table,
         ] {
-            let sentence = Tokens::read(&bad).unwrap_err();
+            let sentence = NamedSecretsCodec::read(&bad).unwrap_err();
             assert!(!sentence.contains("secret"), "{sentence}");
         }
     }
 
     #[test]
     fn numbers_show_as_written() {
-        assert_eq!(Real::show(&0.8), json!(0.8));
+        assert_eq!(FloatCodec::show(&0.8), json!(0.8));
         assert_eq!(
-            <Number as Codec<u32>>::read(&Raw::Integer(-1)),
+            <IntegerCodec as Codec<u32>>::read(&Raw::Integer(-1)),
             Err("expected a whole number, 0 or more, found -1".into())
         );
         assert_eq!(
-            <Number as Codec<u32>>::read(&Raw::Integer(1 << 40)),
+            <IntegerCodec as Codec<u32>>::read(&Raw::Integer(1 << 40)),
             Err("1099511627776 is out of range".into())
         );
     }

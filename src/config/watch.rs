@@ -1,8 +1,8 @@
-//! Watches the configuration's files and says when their content is no longer what it was.
+//! Watcher of the configuration's files: asks for a reload when their content changes.
 //!
-//! Folders are watched, not files: editors write a new file and rename it, and mounted volumes swap a link some way
-//! above. An event is only a hint to look; what counts is the content. Where a folder cannot be watched (it is not there,
-//! or the machine is out of watches) the files are looked at every few seconds instead.
+//! Folders are watched and not files, because editors write a new file and rename it, and mounted volumes swap a link in
+//! the path. An event only starts a scan; a reload is requested when the hash of the content differs. If a folder cannot be
+//! watched, because it does not exist or the system is out of watches, the files are scanned every few seconds instead.
 
 use std::{
     collections::BTreeSet,
@@ -23,20 +23,20 @@ use notify::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{load::read_bounded, store::Reason, store::ReloadHandle};
+use super::{ReloadHandle, ReloadReason, load::read_bounded};
 
-/// How the watcher waits. The defaults are for people and their editors.
+/// Waiting times of the watcher. The defaults suit people and their editors; tests use shorter ones.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
-    /// Quiet time after an event before the files are looked at: an editor makes several events of one save.
+pub struct WatchTiming {
+    /// Quiet time after an event before the files are scanned, since an editor causes several events with one save.
     pub quiet: Duration,
-    /// The longest that a noisy folder can put this off.
+    /// Longest delay of a scan by a folder in which events never stop.
     pub patience: Duration,
-    /// How often files are looked at where their folder cannot be watched.
+    /// Interval of scans while some folder cannot be watched.
     pub poll: Duration,
 }
 
-impl Default for Pace {
+impl Default for WatchTiming {
     fn default() -> Self {
         Self {
             quiet: Duration::from_millis(200),
@@ -46,36 +46,36 @@ impl Default for Pace {
     }
 }
 
-/// The files to watch, asked again at each look, since a reload may name other ones.
-pub type Files = Box<dyn Fn() -> Vec<PathBuf> + Send>;
+/// Returns the files to watch. It is called before each scan, since a reload may name other files.
+pub type WatchedFiles = Box<dyn Fn() -> Vec<PathBuf> + Send>;
 
-/// Links that are followed; a longer chain is a circle.
+/// Symbolic links that are followed; a longer chain is circular.
 const MAX_LINKS: usize = 16;
 
-/// A running watch; ends when dropped.
-pub struct Watch {
+/// A running watcher thread, which ends when this is dropped.
+pub struct ConfigWatcher {
     stop: Arc<AtomicBool>,
     wake: SyncSender<()>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Watch {
+impl ConfigWatcher {
     /// Starts to watch `files` and to send hints to `reload`.
     ///
     /// # Errors
     ///
-    /// Where no thread can be started.
-    pub fn start(files: Files, reload: ReloadHandle, pace: Pace) -> std::io::Result<Self> {
-        // One waiting event is enough: it says "look".
+    /// If no thread can be started.
+    pub fn start(files: WatchedFiles, reload: ReloadHandle, timing: WatchTiming) -> std::io::Result<Self> {
+        // Events carry no content, so one waiting event is enough.
         let (wake, events) = sync_channel(1);
         let stop = Arc::new(AtomicBool::new(false));
-        let mut looker = Looker::new(files, wake.clone());
-        // Before the thread: a change after this function has returned is never missed.
-        let seen = looker.look();
+        let mut scanner = FileScanner::new(files, wake.clone());
+        // Scan before the thread starts, so that no change after the return of this function is missed.
+        let seen = scanner.scan();
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("config-watch".into())
-            .spawn(move || run(&mut looker, seen, &events, &stopped, &reload, pace))?;
+            .spawn(move || run(&mut scanner, seen, &events, &stopped, &reload, timing))?;
         Ok(Self {
             stop,
             wake,
@@ -84,35 +84,35 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for ConfigWatcher {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        // Full means that the thread will wake up anyway.
+        // If the channel is full, the thread wakes up anyway.
         let _ = self.wake.try_send(());
         if let Some(thread) = self.thread.take() {
-            // It ends by itself; a panic in it has been printed.
+            // A panic of the thread has already been printed.
             let _ = thread.join();
         }
     }
 }
 
-impl fmt::Debug for Watch {
+impl fmt::Debug for ConfigWatcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watch").finish_non_exhaustive()
+        f.debug_struct("ConfigWatcher").finish_non_exhaustive()
     }
 }
 
 fn run(
-    looker: &mut Looker,
+    scanner: &mut FileScanner,
     mut seen: Fingerprint,
     events: &Receiver<()>,
     stop: &AtomicBool,
     reload: &ReloadHandle,
-    pace: Pace,
+    timing: WatchTiming,
 ) {
     loop {
-        let woken = if looker.blind {
-            events.recv_timeout(pace.poll)
+        let woken = if scanner.blind {
+            events.recv_timeout(timing.poll)
         } else {
             events.recv().map_err(|_| RecvTimeoutError::Disconnected)
         };
@@ -120,55 +120,55 @@ fn run(
             return;
         }
         if woken.is_ok() {
-            settle(events, stop, pace);
+            settle(events, stop, timing);
         }
         if stop.load(Ordering::Acquire) {
             return;
         }
-        let now = looker.look();
+        let now = scanner.scan();
         if now != seen {
             seen = now;
-            if !reload.hint(Reason::File) {
+            if !reload.hint(ReloadReason::File) {
                 return;
             }
         }
     }
 }
 
-/// Waits until nothing has happened for a while.
-fn settle(events: &Receiver<()>, stop: &AtomicBool, pace: Pace) {
-    let deadline = Instant::now() + pace.patience;
+/// Waits for a quiet time without events, but no longer than the patience.
+fn settle(events: &Receiver<()>, stop: &AtomicBool, timing: WatchTiming) {
+    let deadline = Instant::now() + timing.patience;
     while Instant::now() < deadline && !stop.load(Ordering::Acquire) {
-        if events.recv_timeout(pace.quiet).is_err() {
+        if events.recv_timeout(timing.quiet).is_err() {
             return;
         }
     }
 }
 
-/// The content of every file; `None` for one that cannot be read.
+/// Hashes of the files' contents; `None` for a file that cannot be read.
 type Fingerprint = Vec<(PathBuf, Option<[u8; 32]>)>;
 
-struct Looker {
-    files: Files,
+struct FileScanner {
+    files: WatchedFiles,
     watcher: Option<RecommendedWatcher>,
     watched: BTreeSet<PathBuf>,
-    /// Whether some folder cannot be watched, so that time has to stand in for events.
+    /// True when some folder cannot be watched and scans have to happen at intervals.
     blind: bool,
 }
 
-impl Looker {
-    fn new(files: Files, wake: SyncSender<()>) -> Self {
+impl FileScanner {
+    fn new(files: WatchedFiles, wake: SyncSender<()>) -> Self {
         let on_event = move |event: notify::Result<notify::Event>| {
-            // Reading a file is an event too: to react to that would be to react to ourselves.
+            // Reading a file is an event, too; reacting to it would make each scan cause the next one.
             let read_only = |kind: EventKind| matches!(kind, EventKind::Access(access) if access != AccessKind::Close(AccessMode::Write));
-            // After an error anything may have changed.
+            // An error may mean that events were lost.
             if !event.is_ok_and(|event| read_only(event.kind)) {
                 let _ = wake.try_send(());
             }
         };
         let watcher = notify::recommended_watcher(on_event)
             .inspect_err(
-                |error| tracing::warn!(error = %error, "cannot watch the configuration; it is looked at now and then"),
+                |error| tracing::warn!(error = %error, "cannot watch the configuration; its files are scanned at intervals"),
             )
             .ok();
         Self {
@@ -179,8 +179,8 @@ impl Looker {
         }
     }
 
-    /// Watches the right folders, then reads: in this order no change falls between the two.
-    fn look(&mut self) -> Fingerprint {
+    /// Updates the watched folders and reads the files, in this order so that no change between the two is missed.
+    fn scan(&mut self) -> Fingerprint {
         let files = (self.files)();
         self.watch(files.iter().flat_map(|file| folders(file)).collect());
         let read = |path: PathBuf| {
@@ -199,12 +199,12 @@ impl Looker {
             return;
         };
         for folder in self.watched.difference(&wanted) {
-            // A folder that is gone has lost its watch already.
+            // A removed folder has lost its watch already.
             let _ = watcher.unwatch(folder);
         }
         let mut watched = BTreeSet::new();
         for folder in wanted {
-            // Again also where it is watched: a folder that was removed and made anew is another one.
+            // Also for folders that are watched: one that was removed and created again has lost its watch.
             match watcher.watch(&folder, RecursiveMode::NonRecursive) {
                 Ok(()) => {
                     watched.insert(folder);
@@ -212,7 +212,7 @@ impl Looker {
                 Err(error) => {
                     self.blind = true;
                     if !was_blind {
-                        tracing::debug!(path = %folder.display(), error = %error, "cannot watch this folder; it is looked at now and then");
+                        tracing::debug!(path = %folder.display(), error = %error, "cannot watch this folder; its files are scanned at intervals");
                     }
                 }
             }
@@ -221,13 +221,14 @@ impl Looker {
     }
 }
 
-/// Every folder in which a change can change what `file` is: its own, and that of each link on the way to it.
+/// Returns the folders in which a change can change the content of `file`: its own, and that of each symbolic link in its
+/// path.
 fn folders(file: &Path) -> BTreeSet<PathBuf> {
     let mut folders = BTreeSet::new();
     let mut paths = vec![file.to_owned()];
     let mut links = 0;
     while let Some(path) = paths.pop() {
-        // A link may be any part of the path: `..data/config.toml` is a file behind a linked folder.
+        // Any component may be a link: Kubernetes mounts `config.toml` as `..data/config.toml` behind a linked folder.
         for part in path.ancestors() {
             let Some(parent) = part.parent().filter(|parent| !parent.as_os_str().is_empty()) else {
                 continue;

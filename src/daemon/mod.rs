@@ -1,8 +1,11 @@
-//! The composition root and what surrounds it: signals, reload, systemd. The only layer that knows all others.
+//! Composition root of `hubllama serve`: builds every component, connects them, and takes them down in reverse order.
+//!
+//! It is the only module besides the command line that knows all others. Signals, reloads of the configuration and
+//! notifications to systemd have a file each.
 
-pub mod reload;
-pub mod signals;
-pub mod systemd;
+mod reload;
+mod signals;
+mod systemd;
 
 use std::{io, sync::Arc};
 
@@ -11,36 +14,32 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     api::Api,
-    config::{Config, ConfigStore, Inputs, Problems, ReloadHandle},
+    config::{Config, ConfigInputs, ConfigProblems, ConfigStore, ReloadHandle},
     library::Library,
     lifecycle::{Lifecycle, LifecycleHealth, TemplateHelper, WorkerCommand},
     observability::{self, LogControl},
     provider::{Aliases, HuggingFace, Registry, ollama::Ollama},
-    server::{BindError, ServeError, Server, Stop},
+    server::{BindError, HttpServer, ServeError, ShutdownSignal},
 };
 
-/// Cores for each thread that serves connections: the daemon's work is small, and the cores belong to the models. One
-/// thread relays some 200,000 frames a second; a second one on a small machine mostly takes work away from the first,
-/// which then costs a change of core for each frame.
+/// Cores of the machine for each runtime thread: the daemon has little to do, and the cores belong to the models. One
+/// thread relays about 200,000 frames per second. On a small machine a second one would mostly steal work from the
+/// first, at the cost of a core switch for each frame.
 const CORES_PER_RUNTIME_THREAD: usize = 4;
 const MAX_RUNTIME_THREADS: usize = 4;
 
-/// Why the daemon did not start, or ended by itself.
+/// Failure to start the daemon, or failure of its server.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The configuration is wrong.
     #[error("{0}")]
-    Config(Problems),
-    /// A listener cannot be opened.
+    Config(ConfigProblems),
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// A listener broke.
     #[error(transparent)]
     Serve(#[from] ServeError),
-    /// The system refuses threads, signals or files.
+    /// The system refused a thread, a signal handler or a file.
     #[error("the daemon cannot start")]
     Io(#[from] io::Error),
-    /// The log cannot be set up.
     #[error("the log cannot be set up: {0}")]
     Log(String),
 }
@@ -48,8 +47,9 @@ pub enum StartError {
 /// Runs the daemon until a signal ends it.
 ///
 /// # Errors
-/// When it cannot start, or a listener breaks.
-pub fn run(inputs: Inputs) -> Result<(), StartError> {
+///
+/// If the daemon cannot start, or a listener fails.
+pub fn run(inputs: ConfigInputs) -> Result<(), StartError> {
     let store = Arc::new(ConfigStore::open(inputs).map_err(StartError::Config)?);
     let log = observability::init(&store.current().log).map_err(StartError::Log)?;
     crate::http::client::install_tls();
@@ -62,30 +62,34 @@ pub fn run(inputs: Inputs) -> Result<(), StartError> {
     runtime.block_on(serve(store, log))
 }
 
-/// Builds everything, in the order in which it depends on each other, and takes it down in the other order.
+/// Builds the components in the order of their dependencies, serves, and takes them down in reverse order.
 async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartError> {
     let config = store.current();
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "hubllama starts");
     for notice in store.notices() {
         tracing::warn!("{notice}");
     }
-    // Sockets first: when the name is taken, nothing else has to be undone.
-    let server = Server::bind(&config.server).await?;
-    let stop = Stop::default();
+    // Sockets first: if an address is taken, nothing else has to be undone.
+    let server = HttpServer::bind(&config.server).await?;
+    let stop = ShutdownSignal::default();
     let tasks = TaskTracker::new();
 
     let (reload, requests) = ReloadHandle::channel();
     let _watch = reload::watch(&store, reload.clone())?;
-    let participants = vec![reload::log_level(log)];
+    let set_log_level = move |config: &Config| {
+        if let Err(error) = log.set_level(&config.log.level) {
+            tracing::error!(error, "the log level stays as it was");
+        }
+    };
     tasks.spawn(reload::run(
         Arc::clone(&store),
         requests,
-        participants,
+        set_log_level,
         stop.soft.clone(),
     ));
-    let signals = signals::Signals::install()?;
+    let signals = signals::SignalHandlers::install()?;
     tasks.spawn(signals.run(stop.clone(), reload));
-    // Ticks until the very end: streams may take their time to drain.
+    // Until the hard stop: the daemon is alive while streams drain.
     tasks.spawn(systemd::watchdog(stop.hard.clone()));
 
     let worker = WorkerCommand {
@@ -139,7 +143,7 @@ fn health(lifecycle: &LifecycleHealth, store: &ConfigStore) -> serde_json::Value
         .iter()
         .map(|model| json!({ "path": model.key.to_string(), "deaths": model.deaths, "reason": model.reason }))
         .collect();
-    let synchronized = store.status().synchronized;
+    let synchronized = store.is_synchronized();
     let status = if quarantined.is_empty() && synchronized {
         "ok"
     } else {

@@ -1,4 +1,7 @@
-//! Hint → load → validate → diff → prepare → swap. One task, one path, whoever asked.
+//! The reload task: loads the configuration again when a file changes or a signal asks for it.
+//!
+//! All requests take one path, one after another: load, validate, compare, swap the snapshot, apply. Components that take
+//! a snapshot with each request need nothing more; a setting that has to be applied is given to a callback.
 
 use std::{io, sync::Arc};
 
@@ -7,29 +10,27 @@ use tokio_util::sync::CancellationToken;
 
 use super::systemd;
 use crate::config::{
-    ConfigStore, Origin, Outcome, Prepare, Problem, Problems, Reason, ReloadHandle, ReloadRequest,
-    watch::{Pace, Watch},
+    Config, ConfigStore, ReloadHandle, ReloadOutcome, ReloadReason, ReloadRequest,
+    watch::{ConfigWatcher, WatchTiming},
 };
-use crate::observability::LogControl;
 
 /// Watches the configuration's files for as long as the returned value lives.
 ///
 /// # Errors
 ///
-/// Where the system gives no thread.
-pub fn watch(store: &Arc<ConfigStore>, reload: ReloadHandle) -> io::Result<Watch> {
+/// If the system refuses a thread.
+pub(super) fn watch(store: &Arc<ConfigStore>, reload: ReloadHandle) -> io::Result<ConfigWatcher> {
     let store = Arc::clone(store);
-    Watch::start(Box::new(move || store.files()), reload, Pace::default())
+    ConfigWatcher::start(Box::new(move || store.files()), reload, WatchTiming::default())
 }
 
-/// Handles reload requests, one after another, until `stop` or until nobody can ask any more.
-pub async fn run(
+/// Handles reload requests until `stop`, or until no sender is left. Calls `apply` with each new configuration in force.
+pub(super) async fn run(
     store: Arc<ConfigStore>,
     mut requests: mpsc::Receiver<ReloadRequest>,
-    participants: Vec<Prepare>,
+    apply: impl Fn(&Config),
     stop: CancellationToken,
 ) {
-    let participants = Arc::new(participants);
     loop {
         let request = tokio::select! {
             () = stop.cancelled() => return,
@@ -39,58 +40,43 @@ pub async fn run(
             return;
         };
         systemd::reloading();
-        let outcome = {
-            let (store, participants) = (Arc::clone(&store), Arc::clone(&participants));
-            tokio::task::spawn_blocking(move || store.reload(&participants)).await
-        };
-        let outcome = outcome.unwrap_or_else(|error| {
-            // A participant panicked, before the swap or in its own commit.
-            let sentence = format!("the reload broke off: {error}");
-            Outcome::Refused(Problems(vec![Problem {
-                origin: Origin::Default,
-                key: String::new(),
-                sentence,
-            }]))
-        });
-        log(reason, &outcome);
-        systemd::ready();
-        if let Some(reply) = reply {
-            // Who asked may have gone.
-            let _ = reply.send(outcome);
+        let reloading = Arc::clone(&store);
+        match tokio::task::spawn_blocking(move || reloading.reload()).await {
+            Ok(outcome) => {
+                if matches!(outcome, ReloadOutcome::Applied { .. }) {
+                    apply(&store.current());
+                }
+                log(reason, &outcome);
+                if let Some(reply) = reply {
+                    // The sender of the request may be gone.
+                    let _ = reply.send(outcome);
+                }
+            }
+            // The snapshot is swapped as a whole, so a panic leaves the old one in force.
+            Err(error) => {
+                tracing::error!(%reason, error = %error, "the reload failed, the last good configuration stays")
+            }
         }
+        systemd::ready();
     }
 }
 
-/// Lets the log level follow the configuration.
-#[must_use]
-pub fn log_level(control: LogControl) -> Prepare {
-    Box::new(move |change| {
-        let (control, level) = (control.clone(), change.new.log.level.clone());
-        let changed = change.old.log.level != level;
-        Ok(Box::new(move || {
-            if changed && let Err(error) = control.set_level(&level) {
-                tracing::error!(error, "the log level stays as it was");
-            }
-        }))
-    })
-}
-
-fn log(reason: Reason, outcome: &Outcome) {
+fn log(reason: ReloadReason, outcome: &ReloadOutcome) {
     match outcome {
-        Outcome::Unchanged { restart } if restart.is_empty() => {
+        ReloadOutcome::Unchanged { restart } if restart.is_empty() => {
             tracing::info!(%reason, "configuration reloaded, nothing changed");
         }
-        Outcome::Unchanged { restart } => {
+        ReloadOutcome::Unchanged { restart } => {
             tracing::warn!(%reason, restart = restart.join(" "), "configuration changed, but these keys need a restart");
         }
-        Outcome::Applied { changed, restart } if restart.is_empty() => {
+        ReloadOutcome::Applied { changed, restart } if restart.is_empty() => {
             tracing::info!(%reason, changed = changed.join(" "), "configuration reloaded");
         }
-        Outcome::Applied { changed, restart } => {
+        ReloadOutcome::Applied { changed, restart } => {
             let (changed, restart) = (changed.join(" "), restart.join(" "));
             tracing::warn!(%reason, changed, restart, "configuration reloaded, but some keys need a restart");
         }
-        Outcome::Refused(problems) => {
+        ReloadOutcome::Refused(problems) => {
             let count = problems.0.len();
             let problems = problems
                 .0
@@ -105,15 +91,22 @@ fn log(reason: Reason, outcome: &Outcome) {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path, time::Duration};
+    use std::{
+        fs,
+        path::Path,
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
 
     use tempfile::TempDir;
 
     use super::*;
-    use crate::config::Inputs;
+    use crate::config::ConfigInputs;
 
     struct Bench {
         folder: TempDir,
+        /// Calls of the callback that applies a configuration.
+        applied: Arc<AtomicUsize>,
         store: Arc<ConfigStore>,
         reload: ReloadHandle,
         stop: CancellationToken,
@@ -121,13 +114,13 @@ mod tests {
     }
 
     impl Bench {
-        fn new(text: &str, participants: Vec<Prepare>) -> Self {
+        fn new(text: &str) -> Self {
             let folder = tempfile::tempdir().expect("a temporary folder");
             let file = folder.path().join("config.toml");
             fs::write(&file, text).expect("the folder is writable");
             let home = folder.path().to_string_lossy().into_owned();
             let environment = [("HOME".to_owned(), home)].into();
-            let inputs = Inputs {
+            let inputs = ConfigInputs {
                 path: Some(file),
                 overrides: Vec::new(),
                 environment,
@@ -135,9 +128,15 @@ mod tests {
             let store = Arc::new(ConfigStore::open(inputs).expect("a good configuration"));
             let (reload, requests) = ReloadHandle::channel();
             let stop = CancellationToken::new();
-            let task = tokio::spawn(run(Arc::clone(&store), requests, participants, stop.clone()));
+            let applied = Arc::new(AtomicUsize::new(0));
+            let counter = Arc::clone(&applied);
+            let apply = move |_: &Config| {
+                counter.fetch_add(1, Ordering::Relaxed);
+            };
+            let task = tokio::spawn(run(Arc::clone(&store), requests, apply, stop.clone()));
             Self {
                 folder,
+                applied,
                 store,
                 reload,
                 stop,
@@ -153,8 +152,8 @@ mod tests {
             self.folder.path().join("config.toml")
         }
 
-        async fn reload(&self) -> Outcome {
-            self.reload.request(Reason::Admin).await.expect("the task runs")
+        async fn reload(&self) -> ReloadOutcome {
+            self.reload.request(ReloadReason::Signal).await.expect("the task runs")
         }
 
         async fn end(self) {
@@ -165,8 +164,8 @@ mod tests {
 
     #[tokio::test]
     async fn good_change_is_applied_and_bad_one_changes_nothing() {
-        let bench = Bench::new("[engine]\nmax_queue = 5\n", Vec::new());
-        assert_eq!(bench.reload().await, Outcome::Unchanged { restart: Vec::new() });
+        let bench = Bench::new("[engine]\nmax_queue = 5\n");
+        assert_eq!(bench.reload().await, ReloadOutcome::Unchanged { restart: Vec::new() });
 
         bench.write("[engine]\nmax_queue = 6\n[server]\nlisten = \"127.0.0.1:1\"\n");
         let before = bench.store.current();
@@ -174,7 +173,7 @@ mod tests {
         let changed = vec!["engine.max_queue".to_owned()];
         assert_eq!(
             bench.reload().await,
-            Outcome::Applied {
+            ReloadOutcome::Applied {
                 changed,
                 restart: restart.clone()
             }
@@ -182,31 +181,39 @@ mod tests {
         let good = bench.store.current();
         assert_eq!((before.engine.max_queue, good.engine.max_queue), (5, 6));
         assert_eq!(good.server.listen, before.server.listen);
-        assert_eq!(bench.store.status().restart_needed, restart);
-        assert_eq!(bench.store.status().generation, 2);
+        let status = bench.store.describe()["status"].clone();
+        assert_eq!(status["restart_needed"], serde_json::json!(restart));
+        assert_eq!(status["generation"], 2);
+        assert_eq!(bench.applied.load(Ordering::Relaxed), 1);
 
         bench.write("[engine]\nmax_queue = -1\nmax_queu = 1\n");
         let outcome = bench.reload().await;
         assert!(
-            matches!(&outcome, Outcome::Refused(problems) if problems.0.len() == 2),
+            matches!(&outcome, ReloadOutcome::Refused(problems) if problems.0.len() == 2),
             "{outcome:?}"
         );
         assert!(Arc::ptr_eq(&good, &bench.store.current()));
-        let status = bench.store.status();
-        assert!(!status.synchronized && status.problems.len() == 2 && status.generation == 2);
+        let status = bench.store.describe()["status"].clone();
+        assert_eq!(
+            (&status["synchronized"], &status["generation"]),
+            (&false.into(), &2.into())
+        );
+        assert_eq!(status["problems"].as_array().map(Vec::len), Some(2));
+        assert!(!bench.store.is_synchronized());
+        assert_eq!(bench.applied.load(Ordering::Relaxed), 1);
 
         bench.write("[engine]\nmax_queue = 6\n");
-        assert_eq!(bench.reload().await, Outcome::Unchanged { restart: Vec::new() });
-        assert!(bench.store.status().synchronized);
+        assert_eq!(bench.reload().await, ReloadOutcome::Unchanged { restart: Vec::new() });
+        assert!(bench.store.is_synchronized());
         bench.end().await;
     }
 
     #[tokio::test]
     async fn change_that_only_goes_with_a_restart_is_refused() {
-        let bench = Bench::new("[server]\nlisten = \"127.0.0.1:7001\"\n", Vec::new());
+        let bench = Bench::new("[server]\nlisten = \"127.0.0.1:7001\"\n");
         bench.write("[server]\nlisten = \"127.0.0.1:7002\"\n[ollama]\nurl = \"http://127.0.0.1:7001\"\n");
         let outcome = bench.reload().await;
-        let Outcome::Refused(problems) = outcome else {
+        let ReloadOutcome::Refused(problems) = outcome else {
             panic!("{outcome:?}")
         };
         assert!(
@@ -219,46 +226,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn participant_can_refuse_and_commits_only_after_all_agreed() {
-        let (sender, mut commits) = mpsc::channel(4);
-        let agreeing: Prepare = Box::new(move |_| {
-            let sender = sender.clone();
-            Ok(Box::new(move || {
-                let _ = sender.try_send(());
-            }))
-        });
-        let refusing: Prepare = Box::new(|change| match change.new.engine.max_queue {
-            13 => Err("not thirteen".into()),
-            _ => Ok(Box::new(|| ())),
-        });
-        let bench = Bench::new("", vec![agreeing, refusing]);
-        bench.write("[engine]\nmax_queue = 13\n");
-        assert!(matches!(bench.reload().await, Outcome::Refused(_)));
-        assert!(commits.try_recv().is_err());
-        bench.write("[engine]\nmax_queue = 14\n");
-        assert!(matches!(bench.reload().await, Outcome::Applied { .. }));
-        assert!(commits.try_recv().is_ok());
-        bench.end().await;
-    }
-
-    #[tokio::test]
     async fn good_files_are_kept() {
-        let bench = Bench::new("# first\n", Vec::new());
+        let bench = Bench::new("# first\n");
         bench.write("# second\n");
         bench.reload().await;
         bench.write("nonsense");
         bench.reload().await;
-        let backups = crate::config::backups::list(&bench.store.current().state_dir).expect("a folder");
-        let texts: Vec<String> = backups
-            .iter()
-            .map(|backup| fs::read_to_string(&backup.path).expect("it is there"))
+        let backups = fs::read_dir(bench.store.current().state_dir.join("config-backups")).expect("a folder");
+        let mut texts: Vec<String> = backups
+            .map(|backup| fs::read_to_string(backup.expect("an entry").path()).expect("it is there"))
             .collect();
+        texts.sort();
         assert_eq!(texts, ["# first\n", "# second\n"]);
         bench.end().await;
     }
 
-    /// A short pace for tests; a longer wait for the result than any slow machine needs.
-    const PACE: Pace = Pace {
+    /// Short waits, so that tests are fast.
+    const TIMING: WatchTiming = WatchTiming {
         quiet: Duration::from_millis(10),
         patience: Duration::from_millis(100),
         poll: Duration::from_millis(50),
@@ -268,13 +252,13 @@ mod tests {
         change();
         let hint = tokio::time::timeout(Duration::from_secs(20), requests.recv()).await;
         let hint = hint.unwrap_or_else(|_| panic!("no hint after {what}"));
-        assert_eq!(hint.expect("the watch runs").reason, Reason::File);
+        assert_eq!(hint.expect("the watch runs").reason, ReloadReason::File);
     }
 
-    fn start(file: &Path) -> (Watch, mpsc::Receiver<ReloadRequest>) {
+    fn start(file: &Path) -> (ConfigWatcher, mpsc::Receiver<ReloadRequest>) {
         let (reload, requests) = ReloadHandle::channel();
         let file = file.to_owned();
-        let watch = Watch::start(Box::new(move || vec![file.clone()]), reload, PACE).expect("a thread");
+        let watch = ConfigWatcher::start(Box::new(move || vec![file.clone()]), reload, TIMING).expect("a thread");
         (watch, requests)
     }
 
@@ -293,7 +277,7 @@ mod tests {
         .await;
         changes_to(&mut requests, "removal", || fs::remove_file(&file).expect("writable")).await;
         changes_to(&mut requests, "return", || fs::write(&file, "4").expect("writable")).await;
-        // Neither the same content nor another file is news: the next hint is the one for the last change.
+        // Writing the same content, or another file, causes no hint: the next one is for the last change.
         fs::write(&file, "4").expect("writable");
         fs::write(&other, "x").expect("writable");
         changes_to(&mut requests, "last write", || fs::write(&file, "5").expect("writable")).await;
@@ -305,7 +289,7 @@ mod tests {
     async fn watch_sees_swapped_links() {
         use std::os::unix::fs::symlink;
 
-        // As a mounted volume has it: config.toml -> ..data/config.toml, ..data -> a folder with a time as its name.
+        // The layout of a volume in Kubernetes: config.toml -> ..data/config.toml, ..data -> a folder named by a time.
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = |name: &str| folder.path().join(name);
         for (name, text) in [("..1", "1"), ("..2", "2")] {
@@ -314,7 +298,7 @@ mod tests {
         }
         symlink("..1", path("..data")).expect("writable");
         symlink("..data/config.toml", path("config.toml")).expect("writable");
-        // The daemon is given a link to it from yet another folder.
+        // The configured path is a link in another folder.
         let outside = tempfile::tempdir().expect("a temporary folder");
         let link = outside.path().join("link.toml");
         symlink(path("config.toml"), &link).expect("writable");
@@ -346,9 +330,10 @@ mod tests {
 
     #[tokio::test]
     async fn file_change_reaches_the_store() {
-        let bench = Bench::new("[engine]\nmax_queue = 5\n", Vec::new());
+        let bench = Bench::new("[engine]\nmax_queue = 5\n");
         let store = Arc::clone(&bench.store);
-        let watch = Watch::start(Box::new(move || store.files()), bench.reload.clone(), PACE).expect("a thread");
+        let watch =
+            ConfigWatcher::start(Box::new(move || store.files()), bench.reload.clone(), TIMING).expect("a thread");
         bench.write("[engine]\nmax_queue = 77\n");
         let seen = async {
             while bench.store.current().engine.max_queue != 77 {
@@ -357,7 +342,7 @@ mod tests {
         };
         tokio::time::timeout(Duration::from_secs(20), seen)
             .await
-            .expect("the change is taken over");
+            .expect("the change is applied");
         drop(watch);
         bench.end().await;
     }

@@ -1,29 +1,29 @@
-//! Signals of the operating system: stop softly, stop now, reload.
+//! SignalHandlers of the operating system: SIGTERM and SIGINT stop the daemon, SIGHUP reloads the configuration.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
-    config::{Reason, ReloadHandle},
-    server::Stop,
+    config::{ReloadHandle, ReloadReason},
+    server::ShutdownSignal,
 };
 
-/// The signals that the daemon handles. From [`Signals::install`] on they no longer end the process by themselves.
+/// Handlers of the daemon's signals. From [`SignalHandlers::install`] on the signals no longer end the process by themselves.
 #[derive(Debug)]
-pub struct Signals {
+pub(super) struct SignalHandlers {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
 }
 
-impl Signals {
-    /// Takes the signals over; in a tokio runtime.
+impl SignalHandlers {
+    /// Installs the handlers. Has to be called in a tokio runtime.
     ///
     /// # Errors
     ///
-    /// Where the system refuses a handler.
-    pub fn install() -> io::Result<Self> {
+    /// If the system refuses a handler.
+    pub(super) fn install() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -31,8 +31,8 @@ impl Signals {
         })
     }
 
-    /// Turns signals into steps of `stop` and hints to `reload`, until the hard stop.
-    pub async fn run(mut self, stop: Stop, reload: ReloadHandle) {
+    /// Turns signals into steps of `stop` and requests to `reload`, until the hard stop.
+    pub(super) async fn run(mut self, stop: ShutdownSignal, reload: ReloadHandle) {
         loop {
             let name = tokio::select! {
                 () = stop.hard.cancelled() => return,
@@ -40,7 +40,7 @@ impl Signals {
                 Some(()) = self.interrupt.recv() => "SIGINT",
                 Some(()) = self.hang_up.recv() => {
                     if !stop.soft.is_cancelled() {
-                        reload.hint(Reason::Signal);
+                        reload.hint(ReloadReason::Signal);
                     }
                     continue;
                 }
@@ -69,15 +69,15 @@ mod tests {
 
     #[tokio::test]
     async fn signals_reload_then_stop_softly_then_hard() {
-        let stop = Stop::default();
+        let stop = ShutdownSignal::default();
         let (reload, mut requests) = ReloadHandle::channel();
-        let task = tokio::spawn(Signals::install().expect("handlers").run(stop.clone(), reload));
+        let task = tokio::spawn(SignalHandlers::install().expect("handlers").run(stop.clone(), reload));
 
         kill_process(getpid(), Signal::HUP).expect("ourselves");
         let request = tokio::time::timeout(LONG, requests.recv())
             .await
             .expect("a hint in time");
-        assert_eq!(request.expect("the task runs").reason, Reason::Signal);
+        assert_eq!(request.expect("the task runs").reason, ReloadReason::Signal);
         assert!(!stop.soft.is_cancelled());
 
         kill_process(getpid(), Signal::TERM).expect("ourselves");

@@ -1,4 +1,4 @@
-//! What systemd is told: ready, reloading, stopping, alive. Without systemd every call does nothing.
+//! Notifications to systemd: ready, reloading, stopping, watchdog. Without systemd every call does nothing.
 
 use std::time::Duration;
 
@@ -6,35 +6,29 @@ use sd_notify::NotifyState;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-/// The daemon serves, or serves again after a reload.
-pub fn ready() {
+/// Reports that the daemon serves, or that a reload is done.
+pub(super) fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-/// A reload has begun; [`ready`] has to follow. systemd wants the time, to tell this reload from an earlier one.
-pub fn reloading() {
+/// Reports that a reload has begun; [`ready`] has to follow. systemd requires the monotonic time, to tell this reload from an
+/// earlier one (sd_notify(3)).
+pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
         Err(error) => tracing::debug!(error = %error, "no monotonic clock; systemd is not told of the reload"),
     }
 }
 
-/// The stop has begun.
-pub fn stopping() {
+/// Reports that the daemon is stopping.
+pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// A line for `systemctl status`.
-pub fn status(line: &str) {
-    // A line break would begin another message.
-    let line = line.replace(['\n', '\r'], " ");
-    tell(&[NotifyState::Status(&line)]);
-}
-
-/// Says "alive" twice as often as the unit's `WatchdogSec` asks for, until `stop`; returns at once where it does not ask.
+/// Sends watchdog pings at twice the rate of the unit's `WatchdogSec`, until `stop`. Returns at once if the unit has none.
 ///
-/// It runs on the runtime that serves, so that a runtime that is stuck stays silent and is restarted.
-pub async fn watchdog(stop: CancellationToken) {
+/// The task runs on the runtime that serves requests: if that hangs, the pings stop and systemd restarts the daemon.
+pub(super) async fn watchdog(stop: CancellationToken) {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return;
     };
@@ -48,7 +42,7 @@ pub async fn watchdog(stop: CancellationToken) {
     }
 }
 
-/// Half the limit; never zero, which no interval can be.
+/// Returns half the limit, but never zero, with which an interval would panic.
 fn period(limit: Duration) -> Duration {
     (limit / 2).max(Duration::from_millis(1))
 }

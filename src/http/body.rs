@@ -1,4 +1,4 @@
-//! The one body type of requests and responses, and ways to make one.
+//! The body type of all requests and responses, and its constructors.
 
 use std::{
     fmt,
@@ -11,24 +11,23 @@ use futures_util::{Stream, StreamExt};
 use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
-/// Any error, boxed.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A request or response body.
+/// Request or response body of the server and of the client for Ollama.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-/// A body that is sent in one piece, with its length.
+/// Returns a body that is sent in one piece, with a `Content-Length`.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// A body of no bytes.
+/// Returns an empty body.
 #[must_use]
 pub fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// A body of unknown length: each item is one frame, sent as soon as it is there.
+/// Returns a body of unknown length. Each item is one frame, which is sent as soon as it is ready.
 pub fn stream<S>(items: S) -> Body
 where
     S: Stream<Item = Result<Bytes, BoxError>> + Send + 'static,
@@ -36,7 +35,7 @@ where
     StreamBody::new(items.map(|item| item.map(Frame::data))).boxed_unsync()
 }
 
-/// Any body as [`Body`]; length and frames stay as they are.
+/// Boxes any body without changing its length or its frames.
 pub fn boxed<B>(body: B) -> Body
 where
     B: HttpBody<Data = Bytes> + Send + 'static,
@@ -45,7 +44,7 @@ where
     body.map_err(Into::into).boxed_unsync()
 }
 
-/// `body`, which from now on owns `value`: it is dropped with the body, whether that was sent or given up.
+/// Lets `body` own `value`, which is dropped with the body, whether that was sent completely or aborted.
 pub fn retain<T>(body: Body, value: T) -> Body
 where
     T: Send + Unpin + 'static,

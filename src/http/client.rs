@@ -1,9 +1,9 @@
-//! The pooled HTTP/1.1 client that talks to upstream servers: no proxy, no redirects, no total time limit.
+//! Pooled HTTP/1.1 client for Ollama: no proxy, no redirects, no limit of the total time.
 //!
-//! A connection is driven by the task that uses it, not by one of its own: whoever polls the response body also reads
-//! the socket. A relayed frame then costs no change of task, and frames that came in one read go out in one write.
-//! (With a task for each connection, as hyper-util's client has it, every frame is handed over alone; measured, that
-//! was a quarter of the throughput of a relay.)
+//! A connection is driven by the task that uses it and not by a task of its own: polling the response body also reads the
+//! socket. A relayed frame then costs no switch of tasks, and frames that arrive in one read leave in one write. (With a
+//! task for each connection, as in hyper-util's client, every frame is handed over separately; that cost a quarter of a
+//! relay's throughput when it was measured.)
 
 use std::{
     fmt,
@@ -32,42 +32,42 @@ use tower_service::Service;
 use super::body::{self, Body, BoxError};
 use crate::stdx::sync::lock;
 
-/// Idle connections are kept this long. Ollama never closes one; anything between it and us may.
+/// Time for which idle connections are kept. Ollama never closes one, but a proxy in between may.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Idle connections that are kept.
+/// Idle connections that are kept at the same time.
 const MAX_IDLE: usize = 64;
 
-/// Silence after which the kernel asks whether the other side still lives. Streams may be silent for minutes.
+/// Silence after which the kernel probes the connection. Streams may be silent for minutes.
 const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// Why there is no response.
+/// Failure to get a response.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The URI names no server.
+    /// The URI has no host.
     #[error("the address is not absolute")]
     Address,
     /// No connection could be made.
     #[error("no connection")]
     Connect(#[source] BoxError),
-    /// TLS cannot be used on this machine.
+    /// TLS cannot be set up, for example without the system's certificates.
     #[error("no TLS: {0}")]
     Tls(String),
-    /// The connection failed before the head of a response had come.
+    /// The connection failed before the head of a response arrived.
     #[error("the connection ended before there was an answer")]
     Exchange(#[source] hyper::Error),
 }
 
-/// A client with a pool of connections. Header spelling is kept in both directions.
-pub struct Client {
+/// HTTP client with a pool of connections. It keeps the spelling of headers in both directions.
+pub struct HttpClient {
     connect_timeout: Duration,
-    /// Made when it is first needed: reading the system's certificates takes time, and may fail where there are none.
+    /// Created on first use: reading the system's certificates takes time and fails on a machine without any.
     tls: OnceLock<Result<HttpsConnector<HttpConnector>, String>>,
     pool: Arc<Pool>,
 }
 
-impl Client {
-    /// A client that gives up connecting after `connect_timeout`.
+impl HttpClient {
+    /// Returns a client that gives up connecting after `connect_timeout`.
     #[must_use]
     pub fn new(connect_timeout: Duration) -> Self {
         Self {
@@ -77,7 +77,7 @@ impl Client {
         }
     }
 
-    /// The time to connect that this client was made with.
+    /// Returns the time limit for connecting.
     #[must_use]
     pub fn connect_timeout(&self) -> Duration {
         self.connect_timeout
@@ -85,8 +85,12 @@ impl Client {
 
     /// Sends a request with an absolute URI and a `Host` header; resolves at the head of the response.
     ///
-    /// A request is sent again only where a pooled connection turned out to be closed before any byte was written.
-    /// Dropping the future, or the response body, closes the connection.
+    /// The request is repeated only if a pooled connection turns out to be closed before any byte was written. Dropping the
+    /// future or the response body closes the connection, by which Ollama notices that the client is gone.
+    ///
+    /// # Errors
+    ///
+    /// If no connection can be made, or it fails before the head of a response.
     pub async fn request(&self, mut request: Request<Body>) -> Result<Response<Body>, ClientError> {
         let address = Address::of(request.uri()).ok_or(ClientError::Address)?;
         let server = request.uri().clone();
@@ -140,15 +144,15 @@ impl Client {
     }
 }
 
-impl fmt::Debug for Client {
+impl fmt::Debug for HttpClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client")
+        f.debug_struct("HttpClient")
             .field("connect_timeout", &self.connect_timeout)
             .finish_non_exhaustive()
     }
 }
 
-/// What idle connections are told apart by.
+/// Key of idle connections in the pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Address(Scheme, Authority);
 
@@ -160,7 +164,7 @@ impl Address {
 
 type Driver = Pin<Box<dyn Future<Output = Result<(), hyper::Error>> + Send>>;
 
-/// One connection, and the future that moves its bytes.
+/// A connection with the future that moves its bytes.
 struct Connection {
     sender: SendRequest<Body>,
     /// `None` once the connection is closed.
@@ -180,8 +184,8 @@ impl Connection {
         })
     }
 
-    /// Moves bytes as far as they go now. An error of the connection reaches whoever waits for the response or its
-    /// body, so it is not looked at here.
+    /// Moves bytes as far as possible without waiting. An error of the connection reaches the future of the response or of its
+    /// body, so it is ignored here.
     fn drive(driver: &mut Option<Driver>, context: &mut Context<'_>) {
         if let Some(running) = driver
             && running.as_mut().poll(context).is_ready()
@@ -198,7 +202,7 @@ impl Connection {
             match response.as_mut().poll(context) {
                 Poll::Ready(response) => Poll::Ready(response),
                 Poll::Pending => {
-                    // What was just queued is to be written now, and what the driver has read to be looked at.
+                    // The driver yields after some work. Poll again, so that queued bytes are written at once.
                     Self::drive(driver, context);
                     response.as_mut().poll(context)
                 }
@@ -207,7 +211,7 @@ impl Connection {
         .await
     }
 
-    /// Whether another request can be sent, as far as one look can tell.
+    /// Returns true if the connection seems able to take another request.
     fn is_idle(&mut self) -> bool {
         let mut context = Context::from_waker(Waker::noop());
         Self::drive(&mut self.driver, &mut context);
@@ -215,14 +219,14 @@ impl Connection {
     }
 }
 
-/// Connections that nobody uses. Nobody watches them either: what the other side has closed is seen when one is taken.
+/// Idle connections. No task watches them: a connection that the other side closed is detected when it is taken.
 #[derive(Default)]
 struct Pool {
     idle: Mutex<Vec<(Address, Instant, Connection)>>,
 }
 
 impl Pool {
-    /// The connection that was used last.
+    /// Takes the connection that was used most recently.
     fn take(&self, address: &Address) -> Option<Connection> {
         let mut idle = lock(&self.idle);
         idle.retain(|(_, since, _)| since.elapsed() < IDLE_TIMEOUT);
@@ -244,13 +248,13 @@ impl Pool {
     }
 }
 
-/// A response body that drives its connection, and gives it back when it has ended.
+/// Response body that drives its connection and returns it to the pool at its end.
 struct Driven {
     incoming: Incoming,
     connection: Option<Connection>,
     address: Address,
     pool: Arc<Pool>,
-    /// How it broke off.
+    /// Error that ended the body.
     broken: Option<hyper::Error>,
 }
 
@@ -284,8 +288,8 @@ impl HttpBody for Driven {
         }
         match frame {
             Poll::Ready(None) => self.give_back(),
-            // What came before the break may still wait for the socket, which is dropped on an error: first a pause, in
-            // which it is written.
+            // The server drops its socket on a body's error, with the frames that are not written yet. Yield once before the
+            // error, so that they are written.
             Poll::Ready(Some(Err(error))) => {
                 self.connection = None;
                 self.broken = Some(error);
@@ -308,7 +312,7 @@ impl HttpBody for Driven {
 
 impl Drop for Driven {
     fn drop(&mut self) {
-        // A body of a known length is not polled again once all of it is there.
+        // hyper does not poll a body of known length again after its last byte, so the end may only be seen here.
         if self.incoming.is_end_stream() {
             self.give_back();
         }
@@ -334,9 +338,9 @@ fn tls_connector(connect_timeout: Duration) -> Result<HttpsConnector<HttpConnect
     Ok(connector)
 }
 
-/// Makes ring the process's TLS provider, once.
+/// Installs aws-lc as the process's TLS provider. Further calls do nothing.
 pub fn install_tls() {
     static ONCE: Once = Once::new();
-    // An error means that another part of the process has installed the same provider.
+    // An error means that a library has already installed a provider, which is the same one.
     ONCE.call_once(|| drop(rustls::crypto::aws_lc_rs::default_provider().install_default()));
 }

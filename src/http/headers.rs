@@ -1,4 +1,4 @@
-//! Which headers may cross from one connection to another.
+//! Headers that must not be forwarded from one connection to another.
 
 use hyper::{
     HeaderMap,
@@ -18,7 +18,7 @@ const HOP_BY_HOP: [&str; 9] = [
     "upgrade",
 ];
 
-/// Removes what belongs to the connection that these headers came over, also what `Connection` names. Order is kept.
+/// Removes the hop-by-hop headers, including those that `Connection` names. The order of the others is kept.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<String> = headers
         .get_all(header::CONNECTION)
@@ -31,7 +31,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     });
 }
 
-/// Removes what a server says about other origins: every `Access-Control-*`, and `Origin` from `Vary`.
+/// Removes a server's CORS headers: every `Access-Control-*`, and `Origin` from `Vary`. hubllama sets its own.
 pub fn remove_cors(headers: &mut HeaderMap) {
     keep(headers, |name, _| !name.as_str().starts_with("access-control-"));
     if headers.get_all(header::VARY).iter().any(names_origin) {
@@ -52,7 +52,8 @@ pub fn remove(headers: &mut HeaderMap, names: &[HeaderName]) {
     keep(headers, |name, _| !names.contains(name));
 }
 
-/// Keeps what `wanted` says. (`HeaderMap::remove` would move the last entry into the gap.)
+/// Keeps the headers for which `wanted` returns true. (`HeaderMap::remove` would move the last entry into the gap, and the
+/// order of headers has to stay.)
 fn keep(headers: &mut HeaderMap, wanted: impl Fn(&HeaderName, &HeaderValue) -> bool) {
     if headers.iter().all(|(name, value)| wanted(name, value)) {
         return;
@@ -105,7 +106,7 @@ mod tests {
             .collect()
     }
 
-    // Trap 61
+    // A proxy must not forward hop-by-hop headers, including those that `Connection` names (trap 61).
     #[test]
     fn hop_by_hop_headers_go_and_the_order_of_others_stays() {
         let mut headers = map(&[

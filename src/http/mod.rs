@@ -1,4 +1,4 @@
-//! HTTP building blocks that both sides of the daemon use: bodies, headers, the pooled client, stream framing.
+//! HTTP building blocks for the server and for the client of Ollama: bodies, headers, the pooled client, stream framing.
 //!
 //! Nothing here knows a route, a model or a setting.
 

@@ -1,4 +1,4 @@
-//! Newline-delimited JSON, as Ollama streams it: one object, one line feed, one frame.
+//! Newline-delimited JSON, the format of Ollama's streams: one object, one line feed, one frame.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -6,10 +6,10 @@ use memchr::memchr;
 
 use super::body::{Body, BoxError};
 
-/// Content type of a stream.
+/// Content type of an NDJSON stream.
 pub const CONTENT_TYPE: &str = "application/x-ndjson";
 
-/// One object as a frame. `json` is compact: it holds no line feed of its own.
+/// Returns a frame with one object. `json` must not hold a line feed.
 pub fn frame(json: impl AsRef<[u8]>) -> Bytes {
     let json = json.as_ref();
     let mut frame = BytesMut::with_capacity(json.len() + 1);
@@ -18,32 +18,32 @@ pub fn frame(json: impl AsRef<[u8]>) -> Bytes {
     frame.freeze()
 }
 
-/// Why there is no next line.
+/// Failure to read a line.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
-    /// A line is longer than the bound.
+    /// A line is longer than the limit.
     #[error("a line is longer than {limit} bytes")]
     TooLong {
-        /// The bound.
+        /// Limit in bytes.
         limit: usize,
     },
-    /// The body broke off.
+    /// The body failed.
     #[error("the stream broke off")]
     Body(#[source] BoxError),
 }
 
-/// The lines of a body, each as soon as all of it is there.
+/// Reader of a body's lines, each as soon as it is complete.
 #[derive(Debug)]
-pub struct Lines {
+pub struct LineReader {
     body: Body,
     buffer: BytesMut,
-    /// Bytes at the front of the buffer that hold no line feed.
+    /// Bytes at the front of the buffer that are known to hold no line feed.
     scanned: usize,
     limit: usize,
 }
 
-impl Lines {
-    /// The lines of `body`, none longer than `limit` bytes.
+impl LineReader {
+    /// Returns a reader of `body` that accepts lines of at most `limit` bytes.
     #[must_use]
     pub fn new(body: Body, limit: usize) -> Self {
         Self {
@@ -54,7 +54,12 @@ impl Lines {
         }
     }
 
-    /// The next line that is not blank, without its end; `None` at the end of the body. The last one needs no line feed.
+    /// Returns the next line that is not blank, without its line feed; `None` at the end of the body. The last line may lack
+    /// a line feed.
+    ///
+    /// # Errors
+    ///
+    /// If a line exceeds the limit, or the body fails.
     pub async fn next(&mut self) -> Result<Option<Bytes>, LineError> {
         loop {
             while let Some(at) = memchr(b'\n', &self.buffer[self.scanned..]) {
@@ -93,12 +98,12 @@ mod tests {
     use super::*;
     use crate::http::body;
 
-    fn lines(chunks: &[&'static str], limit: usize) -> Lines {
+    fn lines(chunks: &[&'static str], limit: usize) -> LineReader {
         let chunks: Vec<_> = chunks.iter().map(|chunk| Ok(Bytes::from(*chunk))).collect();
-        Lines::new(body::stream(stream::iter(chunks)), limit)
+        LineReader::new(body::stream(stream::iter(chunks)), limit)
     }
 
-    // Trap 3
+    // Clients read whole lines, so the last frame ends with a line feed, too (trap 3).
     #[test]
     fn a_frame_ends_with_a_line_feed() {
         assert_eq!(super::frame("{}"), "{}\n");
@@ -133,7 +138,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_breaks_off_is_an_error() {
         let broken = body::stream(stream::iter([Ok(Bytes::from("a\nb")), Err("gone".into())]));
-        let mut lines = Lines::new(broken, 8);
+        let mut lines = LineReader::new(broken, 8);
         assert_eq!(lines.next().await.unwrap().unwrap(), "a");
         assert!(matches!(lines.next().await, Err(LineError::Body(_))));
     }

@@ -1,6 +1,7 @@
-//! A whole body that is read before it is decided where it goes: in memory up to a bound, then in a file without a name.
+//! Spooling of a request body that has to be read completely before it can be routed: in memory up to a limit, beyond that
+//! in a temporary file.
 //!
-//! The file has no name, so that nothing is left behind whatever happens. File work runs on blocking threads.
+//! The file has no name, so nothing is left behind even if the process is killed. File work runs on blocking threads.
 
 use std::{
     fs::{File, OpenOptions},
@@ -21,35 +22,35 @@ use rustix::fs::{Mode, OFlags};
 use super::body::{Body, BoxError};
 use crate::stdx::task::blocking;
 
-/// Bytes that are collected before one write, and read back at once.
+/// Bytes of one write or read of the file.
 const FILE_BLOCK_BYTES: usize = 512 << 10;
 
-/// First reservation for a body whose length was announced: the announcement may be a lie.
+/// Limit of the memory reserved for an announced length, which may be false.
 const FIRST_RESERVATION_BYTES: u64 = 64 << 10;
 
-/// Names tried for a temporary file where the file system knows no nameless ones.
+/// Names that are tried for a temporary file on a file system without unnamed files.
 const NAME_ATTEMPTS: usize = 16;
 
-/// Why a body could not be spooled.
+/// Failure to spool a body.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
-    /// The body is longer than the bound. Status 413.
+    /// The body is longer than the limit; the response is 413.
     #[error("the request body is larger than {limit} bytes; raise server.max_body_bytes to allow it")]
     TooLarge {
-        /// The bound.
+        /// Limit in bytes.
         limit: u64,
     },
-    /// The client went away or broke the framing.
+    /// The client disconnected or sent a malformed body.
     #[error("the request body could not be read to its end")]
     Body(#[source] BoxError),
-    /// The temporary file failed.
+    /// The temporary file cannot be written or read.
     #[error("the request body could not be kept in a temporary file; is the temporary folder full?")]
     Disk(#[source] io::Error),
 }
 
-/// A body that was read to its end.
+/// A body that was read completely.
 #[derive(Debug)]
-pub struct Spooled {
+pub struct SpooledBody {
     store: Store,
     len: u64,
     sized: bool,
@@ -61,8 +62,12 @@ enum Store {
     File(Arc<File>),
 }
 
-impl Spooled {
-    /// Reads all of `body`. More than `memory_bytes` go to a file, more than `max_bytes` are refused.
+impl SpooledBody {
+    /// Reads all of `body`. A body of more than `memory_bytes` goes to a file.
+    ///
+    /// # Errors
+    ///
+    /// If the body is longer than `max_bytes`, fails, or cannot be written to the file.
     pub async fn read<B>(body: B, memory_bytes: u64, max_bytes: u64) -> Result<Self, SpoolError>
     where
         B: HttpBody<Data = Bytes> + Send,
@@ -105,19 +110,18 @@ impl Spooled {
         })
     }
 
-    /// Bytes in the body.
+    /// Returns the length in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether the body has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The bytes, where they are in memory. Cloning them copies nothing.
+    /// Returns the bytes if they are in memory. Cloning them is cheap.
     #[must_use]
     pub fn in_memory(&self) -> Option<&Bytes> {
         match &self.store {
@@ -126,10 +130,10 @@ impl Spooled {
         }
     }
 
-    /// The bytes from the start, wherever they are. Reading may block.
+    /// Returns a reader from the start of the body. Reading may block.
     #[must_use]
-    pub fn reader(&self) -> Reader {
-        Reader(match &self.store {
+    pub fn reader(&self) -> SpoolReader {
+        SpoolReader(match &self.store {
             Store::Memory(bytes) => Source::Memory(Cursor::new(bytes.clone())),
             Store::File(file) => Source::File {
                 file: Arc::clone(file),
@@ -138,7 +142,7 @@ impl Spooled {
         })
     }
 
-    /// The same bytes as a body again, with the framing of the original: a body that came with its length has one.
+    /// Returns the bytes as a body with the framing of the original: with a length if that had one, otherwise chunked.
     #[must_use]
     pub fn into_body(self) -> Body {
         let Self { store, len, sized } = self;
@@ -155,9 +159,9 @@ impl Spooled {
     }
 }
 
-/// The bytes of a [`Spooled`] from the start. It does not disturb other readers.
+/// SpoolReader of a [`SpooledBody`], independent of other readers.
 #[derive(Debug)]
-pub struct Reader(Source);
+pub struct SpoolReader(Source);
 
 #[derive(Debug)]
 enum Source {
@@ -165,7 +169,7 @@ enum Source {
     File { file: Arc<File>, position: u64 },
 }
 
-impl Read for Reader {
+impl Read for SpoolReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         match &mut self.0 {
             Source::Memory(cursor) => cursor.read(buffer),
@@ -178,7 +182,7 @@ impl Read for Reader {
     }
 }
 
-/// A body that says its length only where the original did.
+/// Body that announces its length only if the original did.
 struct Replay {
     source: BoxStream<'static, Result<Bytes, BoxError>>,
     remaining: u64,
@@ -229,7 +233,7 @@ fn read_back(file: Arc<File>, len: u64) -> BoxStream<'static, Result<Bytes, BoxE
     .boxed()
 }
 
-/// Appends to the file, which is made on the first call.
+/// Appends to the file, which is created by the first call.
 async fn append(file: Option<File>, bytes: Bytes) -> Result<File, SpoolError> {
     let work = move || {
         let mut file = match file {
@@ -242,12 +246,12 @@ async fn append(file: Option<File>, bytes: Bytes) -> Result<File, SpoolError> {
     blocking(work).await.map_err(SpoolError::Disk)
 }
 
-/// A file in `folder` that has no name, or has lost it already.
+/// Creates a file without a name in `folder`.
 fn nameless_file(folder: &Path) -> io::Result<File> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     match rustix::fs::open(folder, flags, Mode::RUSR | Mode::WUSR) {
         Ok(descriptor) => Ok(File::from(descriptor)),
-        // Some file systems (NFS, older overlays) know no nameless files.
+        // Some file systems (NFS, older overlayfs) do not support O_TMPFILE.
         Err(_) => created_and_unlinked(folder),
     }
 }
@@ -296,7 +300,7 @@ mod tests {
     async fn check(len: usize, memory_bytes: u64) {
         let data = bytes(len);
         for (original, sized) in [(body::full(data.clone()), true), (chunked(&data, 7001), false)] {
-            let spooled = Spooled::read(original, memory_bytes, 1 << 30).await.unwrap();
+            let spooled = SpooledBody::read(original, memory_bytes, 1 << 30).await.unwrap();
             assert_eq!(spooled.len(), len as u64);
             assert_eq!(spooled.in_memory().is_some(), len as u64 <= memory_bytes);
             for _ in 0..2 {
@@ -333,7 +337,7 @@ mod tests {
     #[tokio::test]
     async fn too_large_is_refused_with_and_without_a_length() {
         for body in [body::full(bytes(101)), chunked(&bytes(101), 10)] {
-            let error = Spooled::read(body, 10, 100).await.unwrap_err();
+            let error = SpooledBody::read(body, 10, 100).await.unwrap_err();
             assert!(matches!(error, SpoolError::TooLarge { limit: 100 }), "{error}");
         }
     }
@@ -341,7 +345,10 @@ mod tests {
     #[tokio::test]
     async fn a_broken_body_is_an_error() {
         let broken = body::stream(futures_util::stream::iter([Ok(Bytes::from("a")), Err("gone".into())]));
-        assert!(matches!(Spooled::read(broken, 10, 100).await, Err(SpoolError::Body(_))));
+        assert!(matches!(
+            SpooledBody::read(broken, 10, 100).await,
+            Err(SpoolError::Body(_))
+        ));
     }
 
     #[test]

@@ -1,22 +1,22 @@
-//! Server-sent events, as the OpenAI and Anthropic dialects stream them.
+//! Server-sent events, the format of OpenAI's and Anthropic's streams.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// Content type of a stream.
+/// Content type of an event stream.
 pub const CONTENT_TYPE: &str = "text/event-stream";
 
-/// What ends an OpenAI stream.
+/// End of an OpenAI stream.
 pub const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
 
-/// A comment: readers pass over it, and whoever watches the connection sees that it is alive.
+/// Comment that parsers ignore and that keeps proxies from closing an idle connection.
 pub const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
 
-/// An event without a name. Every line of `data` becomes a `data:` line.
+/// Returns an event without a name. Each line of `data` becomes a `data:` line.
 pub fn data(data: impl AsRef<[u8]>) -> Bytes {
     encode(None, data.as_ref())
 }
 
-/// An event with a name.
+/// Returns an event with a name.
 pub fn event(name: &str, data: impl AsRef<[u8]>) -> Bytes {
     encode(Some(name), data.as_ref())
 }

@@ -1,7 +1,7 @@
-//! Compressed request bodies (`Content-Encoding: zstd`), read within bounds.
+//! ZstdDecoder of compressed request bodies (`Content-Encoding: zstd`).
 //!
-//! A few bytes can stand for gigabytes, so the window and the length of what comes out are bounded. The errors have the
-//! words of Ollama's decoder where it has some.
+//! A few compressed bytes can stand for gigabytes, so the window and the decoded length are limited. The error texts are those
+//! of the decoder that Ollama uses (klauspost/compress), as far as it has the same errors.
 
 use std::{
     fmt,
@@ -13,37 +13,37 @@ use ruzstd::decoding::{
     errors::{FrameDecoderError, ReadFrameHeaderError},
 };
 
-/// The largest window that a frame may ask for; Ollama's bound.
+/// Largest window that a frame may ask for; the same limit as Ollama's.
 const MAX_WINDOW_BYTES: u64 = 8 << 20;
 
-/// Decoded bytes of one body; Ollama's bound.
+/// Largest decoded body in bytes; the same limit as Ollama's.
 pub const MAX_DECODED_BYTES: u64 = 20 << 20;
 
-/// Why a body cannot be decoded. It comes inside an [`io::Error`]; any other error there is one of the source.
+/// Failure to decode a body. The reader returns it inside an [`io::Error`]; any other I/O error is one of the source.
 #[derive(Debug, thiserror::Error)]
 pub enum ZstdError {
-    /// Not zstd.
+    /// The body is not zstd.
     #[error("invalid input: magic number mismatch")]
     Magic,
-    /// The window is larger than its bound.
+    /// The window is larger than the limit.
     #[error("window size exceeded")]
     Window,
     /// The body ends within a frame.
     #[error("unexpected EOF")]
     Truncated,
-    /// What was decoded is not what was compressed.
+    /// The checksum of the decoded bytes is wrong.
     #[error("CRC check failed")]
     Checksum,
-    /// More than [`MAX_DECODED_BYTES`] came out.
+    /// The body decodes to more than [`MAX_DECODED_BYTES`].
     #[error("http: request body too large")]
     TooLarge,
-    /// Anything else.
+    /// Any other error of the decoder.
     #[error("the zstd body is broken: {0}")]
     Broken(String),
 }
 
 impl ZstdError {
-    /// The one inside `error`, if there is one.
+    /// Returns the decoding error inside `error`, if it is one.
     #[must_use]
     pub fn of(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref()
@@ -56,25 +56,24 @@ impl From<ZstdError> for io::Error {
     }
 }
 
-/// Decodes frame after frame. Memory is bounded by the window.
-pub struct Decoder<R> {
+/// Reader that decodes one frame after another in memory of the size of a window.
+pub struct ZstdDecoder<R> {
     source: R,
     frame: FrameDecoder,
     within_frame: bool,
-    /// Bytes that may still come out.
+    /// Bytes left of the limit.
     left: u64,
 }
 
-impl<R> fmt::Debug for Decoder<R> {
+impl<R> fmt::Debug for ZstdDecoder<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Decoder")
+        f.debug_struct("ZstdDecoder")
             .field("left", &self.left)
             .finish_non_exhaustive()
     }
 }
 
-impl<R: BufRead> Decoder<R> {
-    /// A decoder at the start of a body.
+impl<R: BufRead> ZstdDecoder<R> {
     pub fn new(source: R) -> Self {
         let mut frame = FrameDecoder::new();
         frame.set_max_window_size(MAX_WINDOW_BYTES);
@@ -86,7 +85,7 @@ impl<R: BufRead> Decoder<R> {
         }
     }
 
-    /// Begins the next frame, or passes over one that holds no content; says whether there was any.
+    /// Begins the next frame, or skips one without content (RFC 8878, skippable frames). Returns false at the end of the body.
     fn begin(&mut self) -> io::Result<bool> {
         if self.source.fill_buf()?.is_empty() {
             return Ok(false);
@@ -104,7 +103,7 @@ impl<R: BufRead> Decoder<R> {
         Ok(true)
     }
 
-    /// The next bytes of the frame; none at its end.
+    /// Reads the next bytes of the frame; 0 at its end.
     fn read_frame(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.frame.can_collect() == 0 && !self.frame.is_finished() {
             self.frame
@@ -125,7 +124,7 @@ impl<R: BufRead> Decoder<R> {
         match error {
             FrameDecoderError::WindowSizeTooBig { .. } => ZstdError::Window,
             FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::BadMagicNumber(_)) => ZstdError::Magic,
-            // The library wraps the end of the source in many ways; it is what makes the source empty.
+            // The library reports a truncated source with several errors; common to them is that the source is empty.
             _ if self.source.fill_buf().is_ok_and(<[u8]>::is_empty) => ZstdError::Truncated,
             other => ZstdError::Broken(other.to_string()),
         }
@@ -133,7 +132,7 @@ impl<R: BufRead> Decoder<R> {
     }
 }
 
-impl<R: BufRead> Read for Decoder<R> {
+impl<R: BufRead> Read for ZstdDecoder<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() {
             return Ok(0);
@@ -172,7 +171,7 @@ mod tests {
 
     fn decode_in_pieces(bytes: &[u8], size: usize) -> io::Result<Vec<u8>> {
         let mut decoded = Vec::new();
-        Decoder::new(BufReader::with_capacity(size, bytes)).read_to_end(&mut decoded)?;
+        ZstdDecoder::new(BufReader::with_capacity(size, bytes)).read_to_end(&mut decoded)?;
         Ok(decoded)
     }
 
@@ -182,7 +181,7 @@ mod tests {
         error.to_string()
     }
 
-    /// A frame that asks for a window of `2^log` bytes and holds one repeated byte, `blocks` times 128 KiB of it.
+    /// Returns a frame with a window of `2^log` bytes that holds `blocks` times 128 KiB of one repeated byte.
     fn repeated(log: u8, blocks: usize) -> Vec<u8> {
         let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x00, (log - 10) << 3];
         for block in 0..blocks {

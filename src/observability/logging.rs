@@ -1,4 +1,4 @@
-//! The log on standard error: text for people, JSON for machines, priorities for systemd's journal.
+//! Log on standard error: text for people, JSON for machines, priorities for systemd's journal.
 
 use std::{
     fmt,
@@ -20,18 +20,18 @@ use tracing_subscriber::{
 
 use crate::config::{LogConfig, LogFormat};
 
-/// Changes the level while the daemon runs; cheap to clone.
+/// Handle that changes the log level while the daemon runs.
 #[derive(Clone)]
 pub struct LogControl {
     filter: reload::Handle<EnvFilter, Registry>,
 }
 
 impl LogControl {
-    /// Puts another filter in force, as `debug` or `hubllama=debug,hyper=warn`.
+    /// Replaces the filter, for example by `debug` or `hubllama=debug,hyper=warn`.
     ///
     /// # Errors
     ///
-    /// A sentence where it is no filter; the old one stays.
+    /// A sentence if `level` is not a filter. The old one stays in force.
     pub fn set_level(&self, level: &str) -> Result<(), String> {
         let filter = parse(level)?;
         self.filter
@@ -46,11 +46,11 @@ impl fmt::Debug for LogControl {
     }
 }
 
-/// Starts to log to standard error. Once for a process.
+/// Sets up the log of this process.
 ///
 /// # Errors
 ///
-/// A sentence where the filter is wrong or a log is already set up.
+/// A sentence if the filter is malformed or a log is already set up.
 pub fn init(config: &LogConfig) -> Result<LogControl, String> {
     let (filter, handle) = reload::Layer::new(parse(&config.level)?);
     let output = match config.format {
@@ -59,7 +59,7 @@ pub fn init(config: &LogConfig) -> Result<LogControl, String> {
             .flatten_event(true)
             .with_writer(stderr)
             .boxed(),
-        // The journal has its own time and its own colours.
+        // The journal adds the time, and its viewers the colors.
         LogFormat::Text if stderr_is_journal() => {
             let format = JournalFormat(format::format().without_time().with_ansi(false));
             tracing_subscriber::fmt::layer()
@@ -94,8 +94,8 @@ fn parse(level: &str) -> Result<EnvFilter, String> {
         .map_err(|error| format!("{level:?} is no log filter: {error}"))
 }
 
-/// Whether standard error ends in systemd's journal: systemd names the stream, and the name is inherited by everybody,
-/// so it counts only where it is really this one.
+/// Returns true when standard error is connected to systemd's journal. systemd names the stream in `JOURNAL_STREAM`, but child
+/// processes with another standard error inherit the variable, so device and inode are compared (systemd.exec(5)).
 fn stderr_is_journal() -> bool {
     let Some(named) = std::env::var_os("JOURNAL_STREAM").and_then(|named| named.into_string().ok()) else {
         return false;
@@ -103,7 +103,7 @@ fn stderr_is_journal() -> bool {
     rustix::fs::fstat(stderr()).is_ok_and(|stat| format!("{}:{}", stat.st_dev, stat.st_ino) == named)
 }
 
-/// Puts the priority in front of each line, in the way of sd-daemon(3), so that `journalctl -p warning` works.
+/// Format with the priority in front of each line (sd-daemon(3)), so that `journalctl -p warning` works.
 struct JournalFormat(Format<format::Full, ()>);
 
 impl<S, N> FormatEvent<S, N> for JournalFormat

@@ -1,4 +1,4 @@
-//! What the daemon says of itself: the log. Nothing here knows a component; components bring their own fields.
+//! Log of the process. Components log through `tracing` with their own fields; this module only sets up the output.
 
 mod logging;
 

@@ -1,4 +1,4 @@
-//! One connection: HTTP/1.1 or HTTP/2 with prior knowledge, its bounds, and its end.
+//! One connection: HTTP/1.1 or HTTP/2 with prior knowledge, its limits, and its end.
 
 use std::{
     convert::Infallible,
@@ -21,19 +21,20 @@ use tokio_util::sync::CancellationToken;
 use super::dispatch::Dispatcher;
 use crate::http::body;
 
-/// Time for the head of a request, from the end of the one before it. Bodies and replies have no limit.
+/// Time limit for the head of a request, from the end of the previous request. Bodies and responses have no limit, since a
+/// model may take minutes.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The smallest buffer that hyper takes.
+/// Smallest buffer that hyper accepts; it panics below.
 const MIN_HEADER_BYTES: usize = 8 << 10;
 
-/// Requests at once on one HTTP/2 connection.
+/// Concurrent requests on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
 
-/// Makes connections with these bounds. (hyper refuses more than 100 headers by itself.)
+/// Returns a builder of connections with these limits. (hyper itself refuses more than 100 headers.)
 pub(super) fn builder(max_header_bytes: usize) -> auto::Builder<TokioExecutor> {
     let max_header_bytes = max_header_bytes.max(MIN_HEADER_BYTES);
-    // Replies of Ollama keep their spelling; our own are spelled like those.
+    // Headers of Ollama keep their spelling when they are forwarded; our own are spelled in the same way.
     let mut builder = auto::Builder::new(TokioExecutor::new())
         .preserve_header_case(true)
         .title_case_headers(true);
@@ -42,7 +43,7 @@ pub(super) fn builder(max_header_bytes: usize) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(max_header_bytes)
-        // A client that closes its side is gone: nobody reads the rest of a stream.
+        // A client that closes its sending side is taken for gone: that ends generation for a client that aborted.
         .half_close(false);
     builder
         .http2()
@@ -52,7 +53,7 @@ pub(super) fn builder(max_header_bytes: usize) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// Serves a connection until it ends. After `draining` no new request is begun; after `ended` it is dropped.
+/// Serves a connection until it ends. After `draining` it accepts no further request; after `ended` it is dropped.
 pub(super) async fn serve<S>(
     stream: S,
     builder: &auto::Builder<TokioExecutor>,
@@ -63,7 +64,7 @@ pub(super) async fn serve<S>(
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    // hyper's own limit begins when it knows the protocol, which takes up to 24 bytes.
+    // hyper's own time limit starts only once it has told HTTP/1 from HTTP/2, which takes up to 24 bytes.
     let spoken = Arc::new(AtomicBool::new(false));
     let service = {
         let spoken = Arc::clone(&spoken);

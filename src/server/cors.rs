@@ -1,14 +1,14 @@
-//! Which web pages may call: cross-origin rules as Ollama has them.
+//! Cross-origin rules for web pages, the same as Ollama's, as pure functions over header values.
 //!
-//! Pure functions over header values. Pages of other origins are refused before the request is looked at, because a
-//! daemon on localhost is within reach of every page that its user opens.
+//! Pages of other origins are refused before the request is handled, because every page that a user opens can reach a
+//! daemon on localhost.
 
 use hyper::{
     HeaderMap, Method,
     header::{self, HeaderValue},
 };
 
-/// Origins that are always allowed. One `*` stands for anything.
+/// Origins that are always allowed. A `*` matches any text.
 const DEFAULT_ORIGINS: [&str; 17] = [
     "http://localhost",
     "https://localhost",
@@ -38,63 +38,63 @@ const ALLOW_HEADERS: &str = "Authorization,Content-Type,User-Agent,Accept,X-Requ
 
 const MAX_AGE_SECONDS: &str = "43200";
 
-/// What the `Origin` of a request means for its reply.
+/// Decision about a request by its `Origin` header.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// No cross-origin request: no header.
+pub(super) enum CorsDecision {
+    /// Not a cross-origin request; the response gets no CORS header.
     SameOrigin,
-    /// Refuse with 403.
+    /// Refused with 403.
     Refused,
-    /// Answer, with [`Grant::ordinary`].
-    Allowed(Grant),
-    /// Answer 204 with [`Grant::preflight`].
-    Preflight(Grant),
+    /// Allowed; the response gets the headers of [`CorsGrant::ordinary`].
+    Allowed(CorsGrant),
+    /// A preflight request; the response is 204 with the headers of [`CorsGrant::preflight`].
+    Preflight(CorsGrant),
 }
 
-/// The value of `Access-Control-Allow-Origin`.
+/// Value of `Access-Control-Allow-Origin`.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Grant {
-    /// Everybody.
+pub(super) enum CorsGrant {
+    /// `*`.
     Any,
-    /// This origin.
+    /// The origin of the request.
     Origin(HeaderValue),
 }
 
-/// Judges a request by its headers; `host` is the host and port it was sent to.
-pub(super) fn check(method: &Method, headers: &HeaderMap, host: &str, configured: &[String]) -> Verdict {
+/// Decides about a request; `host` is the host and port that it was sent to.
+pub(super) fn check(method: &Method, headers: &HeaderMap, host: &str, configured: &[String]) -> CorsDecision {
     let Some(value) = headers.get(header::ORIGIN).filter(|value| !value.is_empty()) else {
-        return Verdict::SameOrigin;
+        return CorsDecision::SameOrigin;
     };
     let Ok(origin) = value.to_str() else {
-        return Verdict::Refused;
+        return CorsDecision::Refused;
     };
     if ["http://", "https://"]
         .iter()
         .any(|scheme| origin.strip_prefix(scheme) == Some(host))
     {
-        return Verdict::SameOrigin;
+        return CorsDecision::SameOrigin;
     }
     let grant = if configured.iter().any(|pattern| pattern.trim() == "*") {
-        Grant::Any
+        CorsGrant::Any
     } else if configured
         .iter()
         .map(String::as_str)
         .chain(DEFAULT_ORIGINS)
         .any(|pattern| matches(pattern, origin))
     {
-        Grant::Origin(value.clone())
+        CorsGrant::Origin(value.clone())
     } else {
-        return Verdict::Refused;
+        return CorsDecision::Refused;
     };
     if method == Method::OPTIONS {
-        Verdict::Preflight(grant)
+        CorsDecision::Preflight(grant)
     } else {
-        Verdict::Allowed(grant)
+        CorsDecision::Allowed(grant)
     }
 }
 
-impl Grant {
-    /// Adds what an ordinary reply carries.
+impl CorsGrant {
+    /// Adds the headers of an ordinary response.
     pub(super) fn ordinary(self, headers: &mut HeaderMap) {
         if matches!(self, Self::Origin(_)) {
             headers.append(header::VARY, HeaderValue::from_static("Origin"));
@@ -102,7 +102,7 @@ impl Grant {
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, self.value());
     }
 
-    /// Adds what the reply to a preflight request carries.
+    /// Adds the headers of the response to a preflight request.
     pub(super) fn preflight(self, headers: &mut HeaderMap) {
         headers.insert(
             header::ACCESS_CONTROL_ALLOW_METHODS,
@@ -149,7 +149,7 @@ fn matches(pattern: &str, origin: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn verdict(method: Method, origin: &str, configured: &[&str]) -> Verdict {
+    fn verdict(method: Method, origin: &str, configured: &[&str]) -> CorsDecision {
         let mut headers = HeaderMap::new();
         headers.insert(header::ORIGIN, HeaderValue::try_from(origin).unwrap());
         let configured: Vec<String> = configured.iter().map(|&origin| origin.to_owned()).collect();
@@ -158,18 +158,18 @@ mod tests {
 
     #[test]
     fn origins() {
-        let allowed = |origin: &str| Verdict::Allowed(Grant::Origin(HeaderValue::try_from(origin).unwrap()));
+        let allowed = |origin: &str| CorsDecision::Allowed(CorsGrant::Origin(HeaderValue::try_from(origin).unwrap()));
         for (origin, configured, expected) in [
             ("http://localhost", &[][..], allowed("http://localhost")),
             ("http://localhost:3000", &[], allowed("http://localhost:3000")),
             ("https://127.0.0.1:1", &[], allowed("https://127.0.0.1:1")),
             ("app://obsidian.md", &[], allowed("app://obsidian.md")),
-            ("http://127.0.0.1:11435", &[], Verdict::SameOrigin),
-            ("https://127.0.0.1:11435", &[], Verdict::SameOrigin),
-            ("", &[], Verdict::SameOrigin),
-            ("null", &[], Verdict::Refused),
-            ("http://localhost.evil.example", &[], Verdict::Refused),
-            ("chrome-extension://abc", &[], Verdict::Refused),
+            ("http://127.0.0.1:11435", &[], CorsDecision::SameOrigin),
+            ("https://127.0.0.1:11435", &[], CorsDecision::SameOrigin),
+            ("", &[], CorsDecision::SameOrigin),
+            ("null", &[], CorsDecision::Refused),
+            ("http://localhost.evil.example", &[], CorsDecision::Refused),
+            ("chrome-extension://abc", &[], CorsDecision::Refused),
             (
                 "chrome-extension://abc",
                 &["chrome-extension://*"],
@@ -186,7 +186,11 @@ mod tests {
                 allowed("https://a.box.lan"),
             ),
             ("http://localhost:1", &["https://q"], allowed("http://localhost:1")),
-            ("http://evil.example", &["https://q", "*"], Verdict::Allowed(Grant::Any)),
+            (
+                "http://evil.example",
+                &["https://q", "*"],
+                CorsDecision::Allowed(CorsGrant::Any),
+            ),
         ] {
             assert_eq!(
                 verdict(Method::GET, origin, configured),
@@ -194,21 +198,27 @@ mod tests {
                 "{origin} {configured:?}"
             );
         }
-        assert_eq!(check(&Method::GET, &HeaderMap::new(), "a", &[]), Verdict::SameOrigin);
+        assert_eq!(
+            check(&Method::GET, &HeaderMap::new(), "a", &[]),
+            CorsDecision::SameOrigin
+        );
         assert_eq!(
             verdict(Method::OPTIONS, "http://evil.example", &["*"]),
-            Verdict::Preflight(Grant::Any)
+            CorsDecision::Preflight(CorsGrant::Any)
         );
-        assert_eq!(verdict(Method::OPTIONS, "http://evil.example", &[]), Verdict::Refused);
+        assert_eq!(
+            verdict(Method::OPTIONS, "http://evil.example", &[]),
+            CorsDecision::Refused
+        );
     }
 
     #[test]
     fn everybody_is_a_star_without_vary() {
         let mut headers = HeaderMap::new();
-        Grant::Any.ordinary(&mut headers);
+        CorsGrant::Any.ordinary(&mut headers);
         assert_eq!(headers.len(), 1);
         assert_eq!(headers[header::ACCESS_CONTROL_ALLOW_ORIGIN], "*");
-        Grant::Any.preflight(&mut headers);
+        CorsGrant::Any.preflight(&mut headers);
         assert!(!headers.contains_key(header::VARY));
     }
 }

@@ -1,4 +1,4 @@
-//! What happens to every request before and after its handler: route, CORS, host check, panics, book-keeping.
+//! Steps around the handler of each request: routing, CORS, host check, catching panics, and the list of open requests.
 
 use std::{
     collections::BTreeMap,
@@ -15,8 +15,8 @@ use hyper::{
 };
 
 use super::{
-    cors::{self, Verdict},
-    host::{self, Host},
+    cors::{self, CorsDecision},
+    host::{self, HostKind},
     routes::{Routed, Routes},
 };
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
     stdx::sync::lock,
 };
 
-/// Answers requests of all connections.
+/// Dispatcher of the requests of all connections.
 pub(super) struct Dispatcher {
     pub(super) routes: Routes,
     pub(super) handler: Arc<dyn Handler>,
@@ -35,8 +35,7 @@ pub(super) struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// Answers one request. The order of the steps is Ollama's: a redirect comes before everything, CORS before the host
-    /// check, and both before a wrong method is complained of.
+    /// Answers one request. The order of the checks is Ollama's: redirects first, then CORS, then the host, then the method.
     pub(super) async fn dispatch(&self, mut request: Request<Body>, check_host: bool) -> Response<Body> {
         let routed = self.routes.route(request.method(), request.uri());
         if let Routed::Redirect { status, location } = routed {
@@ -45,14 +44,14 @@ impl Dispatcher {
         let host = requested_host(&request);
         let origins = &self.settings.load().server.origins;
         let grant = match cors::check(request.method(), request.headers(), host, origins) {
-            Verdict::Refused => return with_allow(empty(StatusCode::FORBIDDEN), &routed),
-            Verdict::Preflight(grant) => {
+            CorsDecision::Refused => return with_allow(empty(StatusCode::FORBIDDEN), &routed),
+            CorsDecision::Preflight(grant) => {
                 let mut response = empty(StatusCode::NO_CONTENT);
                 grant.preflight(response.headers_mut());
                 return with_allow(response, &routed);
             }
-            Verdict::Allowed(grant) => Some(grant),
-            Verdict::SameOrigin => None,
+            CorsDecision::Allowed(grant) => Some(grant),
+            CorsDecision::SameOrigin => None,
         };
         let refusal = if check_host {
             refuse_host(request.method(), host)
@@ -83,7 +82,7 @@ impl Dispatcher {
         match answer.await {
             Ok(response) => response.map(|body| body::retain(body, entry)),
             Err(_) => {
-                // The panic hook has said where.
+                // The panic hook has already printed the place.
                 tracing::error!(
                     request = %entry.what,
                     "a handler panicked; its request is answered with 500"
@@ -94,42 +93,42 @@ impl Dispatcher {
     }
 }
 
-/// Requests whose last byte is not sent yet.
+/// List of the requests whose response is not completely sent.
 #[derive(Clone, Debug, Default)]
 pub(super) struct InFlight {
-    requests: Arc<Mutex<Requests>>,
+    requests: Arc<Mutex<OpenRequests>>,
 }
 
 #[derive(Debug, Default)]
-struct Requests {
+struct OpenRequests {
     next: u64,
-    /// Oldest first.
+    /// Method and path by order of arrival.
     open: BTreeMap<u64, Arc<str>>,
 }
 
-/// One of them, until it is dropped.
-pub(super) struct Entry {
+/// RequestEntry of one request in [`InFlight`], removed when it is dropped. It rides in the response body.
+pub(super) struct RequestEntry {
     key: u64,
     what: Arc<str>,
     list: InFlight,
 }
 
 impl InFlight {
-    fn enter(&self, what: String) -> Entry {
+    fn enter(&self, what: String) -> RequestEntry {
         let what: Arc<str> = what.into();
         let mut requests = lock(&self.requests);
         let key = requests.next;
         requests.next += 1;
         requests.open.insert(key, Arc::clone(&what));
         drop(requests);
-        Entry {
+        RequestEntry {
             key,
             what,
             list: self.clone(),
         }
     }
 
-    /// How many there are, and the oldest `limit`.
+    /// Returns the number of requests, and the oldest `limit` of them.
     pub(super) fn oldest(&self, limit: usize) -> (usize, Vec<Arc<str>>) {
         let requests = lock(&self.requests);
         (
@@ -139,17 +138,17 @@ impl InFlight {
     }
 }
 
-impl Drop for Entry {
+impl Drop for RequestEntry {
     fn drop(&mut self) {
         lock(&self.list.requests).open.remove(&self.key);
     }
 }
 
-/// The host that a request was sent to, as Go understands it: an absolute target goes before the header.
+/// Returns the host that a request was sent to. As in Go, an absolute request target takes precedence over the header.
 fn requested_host(request: &Request<Body>) -> &str {
     match (request.uri().authority(), request.headers().get(header::HOST)) {
         (Some(authority), _) => authority.as_str(),
-        // No host has a blank in it: foreign.
+        // A header that is not ASCII: a blank is in no host name, so the check fails.
         (None, Some(host)) => host.to_str().unwrap_or(" "),
         (None, None) => "",
     }
@@ -157,9 +156,9 @@ fn requested_host(request: &Request<Body>) -> &str {
 
 fn refuse_host(method: &Method, host: &str) -> Option<Response<Body>> {
     match host::judge(host) {
-        Host::Foreign => Some(empty(StatusCode::FORBIDDEN)),
-        Host::Name if method == Method::OPTIONS => Some(empty(StatusCode::NO_CONTENT)),
-        Host::Name | Host::Address => None,
+        HostKind::Foreign => Some(empty(StatusCode::FORBIDDEN)),
+        HostKind::Name if method == Method::OPTIONS => Some(empty(StatusCode::NO_CONTENT)),
+        HostKind::Name | HostKind::Address => None,
     }
 }
 
@@ -225,7 +224,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers everything alike, or panics.
+    /// Handler that repeats its request, or panics.
     struct Echo;
 
     impl Handler for Echo {
@@ -264,7 +263,7 @@ mod tests {
         (parts.status, headers, text)
     }
 
-    /// Replies that our server makes by itself are those that a real Ollama was recorded with.
+    /// The responses that the server makes itself equal those recorded from Ollama.
     #[tokio::test]
     async fn refusals_are_those_of_ollama() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/ollama-recordings");
@@ -309,7 +308,7 @@ mod tests {
                 .filter(|(name, _)| !connection.contains(&name.as_str()))
                 .collect();
             if status.is_success() && status != 204 {
-                // What the handler says is not ours.
+                // The content type comes from the handler.
                 expected.retain(|(name, _)| name != "content-type");
             } else if request["method"] != "HEAD" {
                 let text: String = response["chunks"]
@@ -353,7 +352,7 @@ mod tests {
         assert!(headers.contains(&("allow".into(), "POST".into())), "{headers:?}");
     }
 
-    // Trap 28
+    // A base URL that ends with a slash leads to a doubled one. Ollama redirects it with 301, which turns POST into GET (trap 28).
     #[tokio::test]
     async fn doubled_slashes_are_read_as_one() {
         let (_, _, text) = send("POST", "//api//chat?a//b", &[]).await;

@@ -1,32 +1,32 @@
-//! Which names a daemon on loopback may be called by.
+//! Check of the `Host` header on loopback listeners, with Ollama's rules.
 //!
-//! A web page can point its own domain at 127.0.0.1 (DNS rebinding) and is then its own origin; the `Host` header is what
-//! gives it away. The rules are Ollama's.
+//! A web page can point its own domain at 127.0.0.1 (DNS rebinding). Its requests are then same-origin, so the CORS check
+//! does not see them; only the host name shows where they come from.
 
 use std::net::{IpAddr, UdpSocket};
 
-/// Endings of names that no public name server answers for.
+/// Suffixes of names that public name servers do not resolve.
 const LOCAL_ENDINGS: [&str; 3] = [".localhost", ".local", ".internal"];
 
-/// What the host of a request is to us.
+/// Kind of host that a request names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Host {
-    /// An address of ours, or one that no page can be served from publicly.
+pub(super) enum HostKind {
+    /// An address of this machine, or a private one, from which no public page is served.
     Address,
-    /// A name of ours.
+    /// A name of this machine.
     Name,
-    /// Somebody else's.
+    /// Any other name or address.
     Foreign,
 }
 
-/// Judges a host, with or without a port.
-pub(super) fn judge(host: &str) -> Host {
+/// Classifies a host, with or without a port.
+pub(super) fn judge(host: &str) -> HostKind {
     let host = without_port(host);
     if let Ok(address) = host.parse::<IpAddr>() {
         return if is_local(address.to_canonical()) {
-            Host::Address
+            HostKind::Address
         } else {
-            Host::Foreign
+            HostKind::Foreign
         };
     }
     let host = host.to_ascii_lowercase();
@@ -37,7 +37,7 @@ pub(super) fn judge(host: &str) -> Host {
             .nodename()
             .to_str()
             .is_ok_and(|name| name.eq_ignore_ascii_case(&host));
-    if named { Host::Name } else { Host::Foreign }
+    if named { HostKind::Name } else { HostKind::Foreign }
 }
 
 fn without_port(host: &str) -> &str {
@@ -59,7 +59,7 @@ fn is_local(address: IpAddr) -> bool {
     address.is_loopback() || private || address.is_unspecified() || is_interface(address)
 }
 
-/// Whether an interface of this machine has the address: only those can be bound.
+/// Returns true when an interface of this machine has the address: only such an address can be bound.
 fn is_interface(address: IpAddr) -> bool {
     !address.is_multicast() && UdpSocket::bind((address, 0)).is_ok()
 }
@@ -71,30 +71,30 @@ mod tests {
     #[test]
     fn hosts() {
         for (host, expected) in [
-            ("127.0.0.1:11435", Host::Address),
-            ("127.0.0.2", Host::Address),
-            ("[::1]:11435", Host::Address),
-            ("[::1]", Host::Address),
-            ("::1", Host::Address),
-            ("[::ffff:127.0.0.1]:1", Host::Address),
-            ("0.0.0.0:1", Host::Address),
-            ("192.168.1.7:11435", Host::Address),
-            ("10.0.0.1", Host::Address),
-            ("[fd00::1]:1", Host::Address),
-            ("8.8.8.8", Host::Foreign),
-            ("224.0.0.1", Host::Foreign),
-            ("[2001:db8::1]:1", Host::Foreign),
-            ("", Host::Name),
-            ("localhost", Host::Name),
-            ("LocalHost:1", Host::Name),
-            ("box.local", Host::Name),
-            ("a.b.internal:80", Host::Name),
-            ("x.localhost", Host::Name),
-            ("local", Host::Foreign),
-            ("evil.example", Host::Foreign),
-            ("localhost.evil.example", Host::Foreign),
-            ("127.0.0.1.evil.example", Host::Foreign),
-            ("[::1", Host::Foreign),
+            ("127.0.0.1:11435", HostKind::Address),
+            ("127.0.0.2", HostKind::Address),
+            ("[::1]:11435", HostKind::Address),
+            ("[::1]", HostKind::Address),
+            ("::1", HostKind::Address),
+            ("[::ffff:127.0.0.1]:1", HostKind::Address),
+            ("0.0.0.0:1", HostKind::Address),
+            ("192.168.1.7:11435", HostKind::Address),
+            ("10.0.0.1", HostKind::Address),
+            ("[fd00::1]:1", HostKind::Address),
+            ("8.8.8.8", HostKind::Foreign),
+            ("224.0.0.1", HostKind::Foreign),
+            ("[2001:db8::1]:1", HostKind::Foreign),
+            ("", HostKind::Name),
+            ("localhost", HostKind::Name),
+            ("LocalHost:1", HostKind::Name),
+            ("box.local", HostKind::Name),
+            ("a.b.internal:80", HostKind::Name),
+            ("x.localhost", HostKind::Name),
+            ("local", HostKind::Foreign),
+            ("evil.example", HostKind::Foreign),
+            ("localhost.evil.example", HostKind::Foreign),
+            ("127.0.0.1.evil.example", HostKind::Foreign),
+            ("[::1", HostKind::Foreign),
         ] {
             assert_eq!(judge(host), expected, "{host}");
         }
@@ -103,6 +103,6 @@ mod tests {
             .to_str()
             .unwrap()
             .to_ascii_uppercase();
-        assert_eq!(judge(&format!("{own}:1")), Host::Name);
+        assert_eq!(judge(&format!("{own}:1")), HostKind::Name);
     }
 }

@@ -1,4 +1,4 @@
-//! Sockets that are listened on: TCP over IPv4 and IPv6, and Unix sockets.
+//! Listening sockets: TCP over IPv4 and IPv6, and Unix sockets.
 
 use std::{
     fmt, io,
@@ -9,54 +9,43 @@ use std::{
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
-/// Connections that the kernel holds for us until they are accepted.
+/// Connections that the kernel queues until they are accepted.
 const BACKLOG: u32 = 1024;
 
-/// Why a listener could not be opened.
+/// Failure to open a listener.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// The entry of the setting is neither `host:port` nor `unix:/path`.
+    /// The entry of `server.listen` is neither `host:port` nor `unix:/path`.
     #[error("server.listen: {entry:?} is neither host:port nor unix:/path")]
-    Malformed {
-        /// The entry.
-        entry: String,
-    },
-    /// Somebody listens there already.
-    #[error("{entry} is in use; is hubllama running already? Stop it, or change server.listen")]
-    InUse {
-        /// The entry.
-        entry: String,
-    },
-    /// There is something else than a socket at the path.
+    Malformed { entry: String },
+    /// Another process listens there.
+    #[error("{entry} is in use; is hubllama running already? ShutdownSignal it, or change server.listen")]
+    InUse { entry: String },
+    /// The file at the path is not a socket.
     #[error("{entry} is not a socket; remove it, or change server.listen")]
-    NotASocket {
-        /// The entry.
-        entry: String,
-    },
+    NotASocket { entry: String },
     /// The system refused.
     #[error("{entry} cannot be listened on; see server.listen")]
     Refused {
-        /// The entry.
         entry: String,
-        /// Why.
         #[source]
         source: io::Error,
     },
-    /// No entry is left.
+    /// No entry could be opened.
     #[error("server.listen names no address that this machine has")]
     Nothing,
 }
 
-/// Where clients reach us.
+/// BoundAddress of an open listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
-    /// Over TCP, with the port that was really taken.
+pub enum BoundAddress {
+    /// TCP address with the actual port, also if port 0 was asked for.
     Tcp(SocketAddr),
-    /// Through a file.
+    /// Path of a Unix socket.
     Unix(PathBuf),
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for BoundAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => write!(f, "http://{address}"),
@@ -65,10 +54,10 @@ impl fmt::Display for Address {
     }
 }
 
-/// A socket that is listened on.
+/// An open listening socket.
 #[derive(Debug)]
 pub(super) struct Listener {
-    pub(super) address: Address,
+    pub(super) address: BoundAddress,
     socket: Socket,
 }
 
@@ -89,7 +78,7 @@ pub(super) enum Accepted {
 }
 
 impl Listener {
-    /// Opens what one entry of `server.listen` names. A host name may stand for several addresses.
+    /// Opens the sockets of one entry of `server.listen`: a host name may stand for several addresses.
     pub(super) async fn open(entry: &str) -> Result<Vec<Self>, BindError> {
         if let Some(path) = entry.strip_prefix("unix:") {
             return Ok(vec![open_unix(entry, Path::new(path)).await?]);
@@ -111,14 +100,14 @@ impl Listener {
                 Ok(socket) => {
                     let address = socket.local_addr().map_err(refused)?;
                     open.push(Self {
-                        address: Address::Tcp(address),
+                        address: BoundAddress::Tcp(address),
                         socket: Socket::Tcp(socket),
                     });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     return Err(BindError::InUse { entry: entry.into() });
                 }
-                // A machine without IPv6 is no reason not to serve the rest of the list.
+                // The default listens on ::1, too; a machine without IPv6 must still start.
                 Err(error) if address.is_ipv6() && is_missing_family(&error) => {
                     tracing::warn!(%address, %error, "address not listened on, because this machine has no IPv6 there");
                 }
@@ -128,16 +117,16 @@ impl Listener {
         Ok(open)
     }
 
-    /// Whether only programs of this machine reach it over IP, so that web pages may try to.
+    /// Returns true for a loopback address. Web pages can reach it with DNS rebinding, so the host has to be checked.
     pub(super) fn is_loopback(&self) -> bool {
-        matches!(self.address, Address::Tcp(address) if address.ip().is_loopback())
+        matches!(self.address, BoundAddress::Tcp(address) if address.ip().is_loopback())
     }
 
     pub(super) async fn accept(&self) -> io::Result<Accepted> {
         match &self.socket {
             Socket::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
-                // Each frame is one write, and none may wait for the next.
+                // Each frame is one write and must not wait for the next (Nagle's algorithm).
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "no TCP_NODELAY on a connection");
                 }
@@ -148,18 +137,18 @@ impl Listener {
     }
 }
 
-/// What an error of `accept` means for the listener.
+/// Kind of an error of `accept`, by its meaning for the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AcceptFailure {
-    /// That one connection is gone.
+    /// Only that one connection is lost.
     Connection,
-    /// Out of descriptors or memory: wait, then go on.
+    /// Out of file descriptors or memory: wait and go on.
     Exhausted,
-    /// The listener is of no use any more.
+    /// The listener itself is broken.
     Listener,
 }
 
-/// Sorts errors as accept(2) describes them: what the network did to one connection is no fault of the listener.
+/// Classifies an error by the list in accept(2): network errors of one connection do not concern the listener.
 pub(super) fn classify(error: &io::Error) -> AcceptFailure {
     use rustix::io::Errno;
 
@@ -182,7 +171,7 @@ fn is_missing_family(error: &io::Error) -> bool {
 fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv6() {
         let socket = TcpSocket::new_v6()?;
-        // Each family is an entry of its own, whatever the system's default is.
+        // IPv4 has its own socket; a dual-stack one, the default on Linux, would conflict with it.
         rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
         socket
     } else {
@@ -206,7 +195,7 @@ async fn open_unix(entry: &str, path: &Path) -> Result<Listener, BindError> {
             return Err(BindError::NotASocket { entry: entry.into() });
         }
         match UnixStream::connect(path).await {
-            // Nobody is behind it: a daemon was killed and left it.
+            // Nobody accepts: a daemon that was killed left the file behind.
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 std::fs::remove_file(path).map_err(refused)?;
             }
@@ -216,12 +205,12 @@ async fn open_unix(entry: &str, path: &Path) -> Result<Listener, BindError> {
     let listener = UnixListener::bind(path).map_err(refused)?;
     let file = SocketFile::new(path).map_err(refused)?;
     Ok(Listener {
-        address: Address::Unix(path.to_owned()),
+        address: BoundAddress::Unix(path.to_owned()),
         socket: Socket::Unix(listener, file),
     })
 }
 
-/// Removes a socket's file in the end, if it is still the same one.
+/// Removes a socket's file when dropped, unless another daemon has replaced it.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -260,7 +249,7 @@ mod tests {
     async fn port_0_takes_a_port() {
         let open = Listener::open("127.0.0.1:0").await.unwrap();
         let [listener] = &open[..] else { panic!("{open:?}") };
-        let Address::Tcp(address) = listener.address else {
+        let BoundAddress::Tcp(address) = listener.address else {
             panic!("{listener:?}")
         };
         assert_ne!(address.port(), 0);

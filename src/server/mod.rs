@@ -1,6 +1,8 @@
-//! HTTP mechanics: listeners, connections, limits, CORS and host check, the one route table, and the orderly end.
+//! HTTP server: listeners, connections and their limits, the checks of origin and host, the route table, and the drain.
 //!
-//! Nothing here knows a model or reads a body; what a route means is the handler's affair.
+//! [`HttpServer::bind`] opens the sockets, [`HttpServer::run`] serves until a [`ShutdownSignal`]. Each connection is a task; each
+//! request passes the `dispatch` module, which routes it to the [`Handler`] of the layer below. Nothing here knows a model
+//! or reads a body.
 
 mod connection;
 mod cors;
@@ -9,7 +11,7 @@ mod host;
 mod listener;
 mod routes;
 
-pub use listener::{Address, BindError};
+pub use listener::{BindError, BoundAddress};
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -32,29 +34,29 @@ use crate::{
     config::{Config, ServerConfig},
 };
 
-/// First wait after the system ran out of descriptors; doubles each time.
+/// First wait after the system ran out of file descriptors; it doubles each time.
 const ACCEPT_DELAY: Duration = Duration::from_millis(20);
 
-/// Longest such wait.
+/// Longest wait after the system ran out of file descriptors.
 const MAX_ACCEPT_DELAY: Duration = Duration::from_secs(1);
 
-/// How often the log says what a stop waits for.
+/// Interval of log lines about the requests that a drain waits for.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Requests that such a report names.
+/// Requests that one such line names.
 const REPORTED_REQUESTS: usize = 5;
 
-/// Ends a server in two steps.
+/// Shutdown of a server in two steps.
 #[derive(Clone, Debug, Default)]
-pub struct Stop {
-    /// Accept nothing new, and let streams end within `server.shutdown_timeout`.
+pub struct ShutdownSignal {
+    /// Soft stop: accept no further connections, and let open streams finish within `server.shutdown_timeout`.
     pub soft: CancellationToken,
-    /// Drop what is left. Never cancelled before `soft`.
+    /// Hard stop: drop all connections. It is never cancelled before `soft`.
     pub hard: CancellationToken,
 }
 
-impl Stop {
-    /// Asks for the next step: the first call is soft, the second hard.
+impl ShutdownSignal {
+    /// Takes the next step: the first call stops softly, the second one hard.
     pub fn advance(&self) {
         if self.soft.is_cancelled() {
             self.hard.cancel();
@@ -64,33 +66,35 @@ impl Stop {
     }
 }
 
-/// Why a server ended before it was told to.
+/// Failure of a running server.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// A listener broke.
+    /// A listener failed.
     #[error("{address} cannot be listened on any more")]
     Listener {
-        /// Which one.
-        address: Address,
-        /// Why.
+        address: BoundAddress,
         #[source]
         source: io::Error,
     },
-    /// A part of the server panicked.
+    /// An accept loop panicked.
     #[error("a listener ended unexpectedly")]
     Panicked,
 }
 
-/// A server whose sockets are open: clients can connect, and wait until it runs.
+/// A server with open sockets. Clients can connect to it before it runs; their requests wait.
 #[derive(Debug)]
-pub struct Server {
+pub struct HttpServer {
     listeners: Vec<Listener>,
     max_connections: usize,
     max_header_bytes: usize,
 }
 
-impl Server {
+impl HttpServer {
     /// Opens every listener of the configuration.
+    ///
+    /// # Errors
+    ///
+    /// If an address is malformed, in use, or refused by the system.
     pub async fn bind(config: &ServerConfig) -> Result<Self, BindError> {
         let mut listeners = Vec::new();
         for entry in &config.listen {
@@ -111,18 +115,22 @@ impl Server {
         })
     }
 
-    /// Where clients reach it.
+    /// Returns the addresses at which clients reach the server.
     #[must_use]
-    pub fn addresses(&self) -> Vec<Address> {
+    pub fn addresses(&self) -> Vec<BoundAddress> {
         self.listeners.iter().map(|listener| listener.address.clone()).collect()
     }
 
-    /// Serves until it is stopped; returns when the last connection has ended. `settings` are the live ones.
+    /// Serves until `stop`, and returns when the last connection has ended. `settings` is the cell of the live configuration.
+    ///
+    /// # Errors
+    ///
+    /// If a listener fails. Open connections are drained first.
     pub async fn run(
         self,
         handler: Arc<dyn Handler>,
         settings: Arc<ArcSwap<Config>>,
-        stop: Stop,
+        stop: ShutdownSignal,
     ) -> Result<(), ServeError> {
         let Self {
             listeners,
@@ -143,7 +151,7 @@ impl Server {
             draining: stop.soft.child_token(),
             ended: stop.hard.child_token(),
         });
-        // Connections are tasks of their own; they end with this future, however it ends.
+        // Connections run in tasks of their own. The guard ends them even if this future is dropped.
         let _end = shared.ended.clone().drop_guard();
 
         let mut accepting = JoinSet::new();
@@ -163,7 +171,7 @@ impl Server {
     }
 }
 
-/// What all connections share.
+/// State that all connections share.
 struct Shared {
     builder: auto::Builder<TokioExecutor>,
     dispatcher: Arc<Dispatcher>,
@@ -174,7 +182,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// Waits for connections to end by themselves, then drops the rest.
+    /// Waits for connections to end, and drops those that are left after the timeout or a hard stop.
     async fn drain(&self, timeout: Duration, in_flight: &InFlight) {
         self.connections.close();
         let deadline = Instant::now() + timeout;
@@ -200,7 +208,7 @@ impl Shared {
         self.connections.wait().await;
     }
 
-    /// A permit for one connection more; `None` where the server stops before there is one.
+    /// Waits for the permit of one more connection; `None` if the server stops first.
     async fn permit(&self) -> Option<OwnedSemaphorePermit> {
         tokio::select! {
             biased;
@@ -245,6 +253,7 @@ async fn accept(listener: Listener, shared: Arc<Shared>) -> Result<(), ServeErro
             },
         };
         delay = ACCEPT_DELAY;
+        // Logged once for each time that the limit is reached, not for each connection.
         let was_full = std::mem::replace(&mut full, shared.permits.available_permits() == 0);
         if full && !was_full {
             tracing::warn!("server.max_connections is reached; new connections wait");

@@ -1,7 +1,7 @@
-//! The one table of routes.
+//! The table of routes. Requests for any other path are forwarded to Ollama.
 //!
-//! What is not in it is forwarded. How paths are matched follows Ollama's router: on the decoded path, case-sensitive,
-//! with a redirect for a trailing slash; only that a doubled slash is read as one instead of being redirected.
+//! Paths are matched like in Ollama's router (gin): decoded, case-sensitive, with a redirect for a trailing slash. Only a
+//! doubled slash differs: it is read as one, where Ollama redirects, because clients do not follow redirects of a POST.
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::api::Endpoint;
 
-/// Methods as the `Allow` header lists them, path pattern, and what it means (given what the pattern's `{…}` matched).
+/// Methods in the form of the `Allow` header, path pattern, and a function from the text that `{…}` matched to the endpoint.
 type Route = (&'static str, &'static str, fn(&str) -> Endpoint);
 
 const TABLE: [Route; 28] = [
@@ -46,31 +46,29 @@ const TABLE: [Route; 28] = [
     ("GET", "/config", |_| Endpoint::Config),
 ];
 
-/// Where a request goes.
+/// Result of routing a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Routed {
-    /// To a handler.
+    /// The request belongs to an endpoint.
     To {
-        /// What it asks for.
         endpoint: Endpoint,
-        /// The target to put in place of the one that came, where that had doubled slashes.
+        /// Replacement of a request target that had doubled slashes.
         target: Option<PathAndQuery>,
     },
-    /// The path is ours, the method is not.
+    /// The path is in the table, but not with this method.
     MethodNotAllowed {
-        /// Methods that are.
+        /// Methods of the path, for the `Allow` header.
         allow: &'static str,
     },
-    /// The path is ours without its last slash.
+    /// The path without its trailing slash is in the table.
     Redirect {
-        /// 301 or 307.
+        /// 301 for GET and HEAD, 307 for other methods.
         status: StatusCode,
-        /// Where to.
         location: String,
     },
 }
 
-/// The table, compiled.
+/// The table in the form of a matcher.
 #[derive(Debug)]
 pub(super) struct Routes {
     router: matchit::Router<&'static Route>,
@@ -100,7 +98,7 @@ impl Routes {
             };
             return Routed::To { endpoint, target };
         }
-        // Both, so that an encoded slash at the end is not redirected to itself.
+        // The raw path must end with a slash, too: a redirect for an encoded one would lead to the same path again.
         if let (Some(shorter), Some(location)) = (decoded.strip_suffix('/'), path.strip_suffix('/'))
             && let Some((route, _)) = self.find(shorter)
             && allows(route.0, method)

@@ -1,10 +1,10 @@
-//! How many threads may compute.
+//! Number of compute threads.
 
 use std::{collections::HashSet, fs, num::NonZero, path::Path, thread};
 
-/// Compute threads where nobody said: one for each physical core that this process may use. Two that share a core
-/// spin against each other; below three logical processors all are used, since such a machine is mostly a small guest
-/// whose processors are cores to it.
+/// Returns the default number of compute threads: one for each physical core that this process may use. Two threads on one
+/// core would spin against each other. With one or two logical processors all are used, since such a machine is mostly a
+/// small virtual one that reports its cores as siblings.
 #[must_use]
 pub fn compute_threads() -> u32 {
     let logical = thread::available_parallelism().map_or(1, NonZero::get);
@@ -13,7 +13,7 @@ pub fn compute_threads() -> u32 {
 }
 
 fn choose(logical: usize, physical: usize) -> usize {
-    // A container may be given fewer processors than the machine has cores.
+    // A container may have fewer processors than the machine has cores.
     if logical <= 2 {
         logical
     } else {

@@ -1,4 +1,4 @@
-//! A file that is all there or not there.
+//! Large files that become visible only when they are complete.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -9,21 +9,22 @@ use std::{
 
 use super::fs::{folder_of, temporary_name};
 
-/// A file that gets its name when it is whole. Until then it has none at all, so that not even a kill leaves anything of it
-/// behind; where the file system cannot do that, it has a hidden one.
+/// A new file without a name until it is complete, so that even a killed process leaves nothing behind. On a file system without
+/// unnamed files it has a hidden temporary name.
 #[derive(Debug)]
 pub struct NewFile {
     file: File,
     destination: PathBuf,
-    /// Removed when dropped.
+    /// Temporary name, removed when dropped.
     name: Option<PathBuf>,
 }
 
 impl NewFile {
-    /// Begins a file that will be called `destination`.
+    /// Creates a file that will be named `destination`.
     ///
     /// # Errors
-    /// If its folder does not exist or cannot be written to.
+    ///
+    /// If the folder does not exist or cannot be written to.
     pub fn create(destination: &Path) -> io::Result<Self> {
         if destination.file_name().is_none() {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -53,33 +54,32 @@ impl NewFile {
         })
     }
 
-    /// The open file.
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Writes some bytes of a large file. The disk begins at once, so that [`NewFile::finish`] need not wait for all of it.
+    /// Writes bytes at an offset and lets the disk begin at once, so that [`NewFile::finish`] need not wait for all of them.
     ///
     /// # Errors
+    ///
     /// If the disk is full or broken.
     pub fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.file.write_all_at(bytes, offset)?;
         #[cfg(target_os = "linux")]
         if let Some(length) = std::num::NonZeroU64::new(bytes.len() as u64) {
-            // Pages that are to be dropped but are not on disk yet are sent there; these are not dropped. Only a hint.
+            // For pages that are not on the disk yet, DontNeed starts their write-back instead of dropping them. Only a hint.
             let _ = rustix::fs::fadvise(&self.file, offset, Some(length), rustix::fs::Advice::DontNeed);
         }
         Ok(())
     }
 
-    /// What it will be called.
     #[must_use]
     pub fn destination(&self) -> &Path {
         &self.destination
     }
 
-    /// By which another process of the same user can open it now.
+    /// Returns a path by which another process of the same user can open the unfinished file.
     #[must_use]
     pub fn current_path(&self) -> PathBuf {
         use std::os::fd::AsRawFd;
@@ -89,15 +89,16 @@ impl NewFile {
         }
     }
 
-    /// Makes the content durable and gives the file its name, in place of any other file of that name.
+    /// Syncs the content to the disk and gives the file its name, replacing any file of that name.
     ///
     /// # Errors
-    /// If the file system refuses. The other file is then untouched.
+    ///
+    /// If the file system refuses. An existing file is then untouched.
     pub fn finish(mut self) -> io::Result<()> {
         self.file.sync_all()?;
         if self.name.is_none() {
             match self.link(&self.destination) {
-                // A link cannot replace a file, a rename can.
+                // linkat cannot replace an existing file, so link to a temporary name and rename that.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     let name = temporary_name(&self.destination)?;
                     self.link(&name)?;

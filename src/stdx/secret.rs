@@ -1,18 +1,17 @@
-//! A value that never shows in logs.
+//! Values that must not appear in logs.
 
 use std::fmt;
 
-/// A value that must not reach a log, an error text or a page: its `Debug` says `[redacted]`.
+/// A value that must not reach a log, an error text or a web page. Its `Debug` output is `[redacted]`.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Secret<T>(T);
 
 impl<T> Secret<T> {
-    /// Wraps a value.
     pub const fn new(value: T) -> Self {
         Self(value)
     }
 
-    /// The value, for the one place that sends it.
+    /// Returns the value, for the place that sends it.
     pub const fn expose(&self) -> &T {
         &self.0
     }

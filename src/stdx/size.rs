@@ -1,6 +1,6 @@
-//! Sizes for human readers.
+//! Byte sizes for people.
 
-/// A number of bytes as the `ollama` command prints it, in powers of 1000: `98 MB`, `1.2 GB`, `12 GB`, `3 GB`.
+/// Formats a number of bytes like the `ollama` command, in powers of 1000: `98 MB`, `1.2 GB`, `12 GB`, `3 GB`.
 #[must_use]
 pub fn human_bytes(bytes: u64) -> String {
     const UNITS: [(u64, &str); 4] = [

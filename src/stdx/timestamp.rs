@@ -1,21 +1,21 @@
-//! Times as Go prints them (`time.RFC3339Nano`), which is what clients of Ollama parse.
+//! Timestamps in the format of Go's `time.RFC3339Nano`, which clients of Ollama parse.
 
 use std::time::SystemTime;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-/// The third of January of the year 1: no zone can move it to the year 0.
+/// 3 January of the year 1: no time zone moves it to the year 0.
 const EARLIEST: Timestamp = Timestamp::constant(-62_135_424_000, 0);
 
-/// RFC 3339 in UTC: up to nine digits of a second, trailing zeros cut, `Z`. Times outside the years 1 to 9999 are
-/// moved to the edge.
+/// Formats a time as RFC 3339 in UTC, with up to nine fractional digits and without trailing zeros. Times outside the years
+/// 1 to 9999 are clamped.
 #[must_use]
 pub fn rfc3339_utc(time: SystemTime) -> String {
     format(time, &TimeZone::UTC)
 }
 
-/// RFC 3339 with the offset of the machine's time zone, `Z` if that is zero. Clamped as [`rfc3339_utc`].
+/// Formats a time as RFC 3339 with the offset of the machine's time zone, `Z` if that is zero. Clamped like [`rfc3339_utc`].
 #[must_use]
 pub fn rfc3339_local(time: SystemTime) -> String {
     format(time, &TimeZone::system())
@@ -25,7 +25,7 @@ fn format(time: SystemTime, zone: &TimeZone) -> String {
     let timestamp = clamped(time);
     let offset = zone.to_offset(timestamp);
     let civil = offset.to_datetime(timestamp);
-    // Historic zones have offsets with seconds; Go cuts them, since RFC 3339 has no place for them.
+    // Historic offsets have seconds, for which RFC 3339 has no place; Go truncates them.
     let minutes = offset.seconds() / 60;
     if minutes == 0 {
         return format!("{civil}Z");

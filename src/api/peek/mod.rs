@@ -19,8 +19,8 @@ use self::routes::{FoundMembers, RouteMembers};
 use super::{Endpoint, error::ApiError, multipart};
 use crate::http::{
     peek::{self, PeekError},
-    spool::Spooled,
-    zstd::{Decoder, ZstdError},
+    spool::SpooledBody,
+    zstd::{ZstdDecoder, ZstdError},
 };
 
 /// Largest body in bytes that is parsed here. Only forwarded ones may be larger: they need not fit in memory.
@@ -45,7 +45,7 @@ pub(crate) enum Coding {
 }
 
 /// Scans a body. Fails only for reasons of this machine: a body that cannot be read names no model.
-pub(crate) async fn peek(spooled: &Spooled, endpoint: &Endpoint, parts: &Parts) -> Result<PeekedBody, ApiError> {
+pub(crate) async fn peek(spooled: &SpooledBody, endpoint: &Endpoint, parts: &Parts) -> Result<PeekedBody, ApiError> {
     if *endpoint == Endpoint::OpenAiTranscriptions {
         let names = name_in_form(spooled, parts).await?.into_iter().collect();
         return Ok(PeekedBody {
@@ -65,7 +65,7 @@ pub(crate) async fn peek(spooled: &Spooled, endpoint: &Endpoint, parts: &Parts) 
             blocking(move || scan(reader, route)).await?
         }
         (Coding::Zstd, _) => {
-            let reader = Decoder::new(BufReader::new(spooled.reader()));
+            let reader = ZstdDecoder::new(BufReader::new(spooled.reader()));
             blocking(move || scan(reader, route)).await?
         }
     };
@@ -90,7 +90,7 @@ fn scan(reader: impl Read, route: &'static RouteMembers) -> Result<FoundMembers,
 }
 
 /// Returns the unpacked text of a body.
-pub(crate) async fn text(spooled: &Spooled, coding: Coding) -> Result<Bytes, ApiError> {
+pub(crate) async fn text(spooled: &SpooledBody, coding: Coding) -> Result<Bytes, ApiError> {
     let reader = spooled.reader();
     match (coding, spooled.in_memory()) {
         (Coding::Identity, Some(bytes)) => Ok(bytes.clone()),
@@ -99,7 +99,7 @@ pub(crate) async fn text(spooled: &Spooled, coding: Coding) -> Result<Bytes, Api
             format!("the request body is larger than {MAX_PARSED_BYTES} bytes; send fewer or smaller images"),
         )),
         (Coding::Identity, None) => blocking(move || read_all(reader)).await?,
-        (Coding::Zstd, _) => blocking(move || read_all(Decoder::new(BufReader::new(reader)))).await?,
+        (Coding::Zstd, _) => blocking(move || read_all(ZstdDecoder::new(BufReader::new(reader)))).await?,
     }
 }
 
@@ -134,7 +134,7 @@ impl Coding {
 }
 
 /// Returns the model's name in a form. The query of the URL goes before it, as in Go's `Request.FormValue`.
-async fn name_in_form(spooled: &Spooled, parts: &Parts) -> Result<Option<String>, ApiError> {
+async fn name_in_form(spooled: &SpooledBody, parts: &Parts) -> Result<Option<String>, ApiError> {
     let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let Some(boundary) = content_type.and_then(multipart::boundary) else {
         return Ok(None);
@@ -182,8 +182,8 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
-    async fn spooled(bytes: &[u8]) -> Spooled {
-        Spooled::read(body::full(bytes.to_vec()), 1 << 20, 1 << 30)
+    async fn spooled(bytes: &[u8]) -> SpooledBody {
+        SpooledBody::read(body::full(bytes.to_vec()), 1 << 20, 1 << 30)
             .await
             .unwrap()
     }
@@ -333,7 +333,7 @@ mod tests {
                 let parts = parts("/x", headers);
                 let expected = peek(&spooled(&bytes).await, &endpoint, &parts).await.unwrap();
                 let body = body::stream(futures_util::stream::iter(chunks));
-                let cut = Spooled::read(body, memory_bytes, 1 << 30).await.unwrap();
+                let cut = SpooledBody::read(body, memory_bytes, 1 << 30).await.unwrap();
                 let found = peek(&cut, &endpoint, &parts).await.unwrap();
                 prop_assert_eq!(&found, &expected);
                 let coding = found.coding;

@@ -3,7 +3,7 @@
 use std::{fmt, path::PathBuf};
 
 use crate::{
-    config::{HubConfig, Safetensors},
+    config::{HubConfig, SafetensorsMode},
     convert::{CAN_STREAM, TargetType},
     hub::{
         HfName,
@@ -62,9 +62,9 @@ impl fmt::Display for ConversionKey {
 pub(crate) fn configured_output(config: &HubConfig, weight_type: TargetType) -> ConversionOutput {
     let is_streamed = match config.safetensors {
         // Streaming repeats the conversion at each load. That costs nothing for plain types and minutes for K-quants.
-        Safetensors::Auto => !matches!(weight_type, TargetType::Quantized(_)),
-        Safetensors::Stream => true,
-        Safetensors::File => false,
+        SafetensorsMode::Auto => !matches!(weight_type, TargetType::Quantized(_)),
+        SafetensorsMode::Stream => true,
+        SafetensorsMode::File => false,
     };
     if is_streamed && CAN_STREAM {
         ConversionOutput::HeaderOnly
@@ -109,12 +109,12 @@ mod tests {
             ConversionOutput::Full
         };
         for plain in [TargetType::Stored, TargetType::F16, TargetType::Q8_0] {
-            assert_eq!(output(Safetensors::Auto, plain), streamed);
-            assert_eq!(output(Safetensors::Stream, plain), streamed);
-            assert_eq!(output(Safetensors::File, plain), ConversionOutput::Full);
+            assert_eq!(output(SafetensorsMode::Auto, plain), streamed);
+            assert_eq!(output(SafetensorsMode::Stream, plain), streamed);
+            assert_eq!(output(SafetensorsMode::File, plain), ConversionOutput::Full);
         }
-        assert_eq!(output(Safetensors::Auto, mix), ConversionOutput::Full);
-        assert_eq!(output(Safetensors::Stream, mix), streamed);
-        assert_eq!(output(Safetensors::File, mix), ConversionOutput::Full);
+        assert_eq!(output(SafetensorsMode::Auto, mix), ConversionOutput::Full);
+        assert_eq!(output(SafetensorsMode::Stream, mix), streamed);
+        assert_eq!(output(SafetensorsMode::File, mix), ConversionOutput::Full);
     }
 }

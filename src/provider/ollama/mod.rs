@@ -24,7 +24,7 @@ use crate::{
     config::OllamaConfig,
     http::{
         body::{self, Body},
-        client::{Client, ClientError},
+        client::{ClientError, HttpClient},
         headers,
     },
 };
@@ -110,7 +110,7 @@ pub struct Ollama {
     /// Names this process in [`HOP_HEADER`].
     instance: String,
     /// Remade when the time to connect changes.
-    client: ArcSwapOption<Client>,
+    client: ArcSwapOption<HttpClient>,
 }
 
 impl Default for Ollama {
@@ -248,13 +248,13 @@ impl Ollama {
         HeaderValue::from_bytes(&hops.join(&b", "[..])).ok()
     }
 
-    fn client(&self, connect_timeout: Duration) -> Arc<Client> {
+    fn client(&self, connect_timeout: Duration) -> Arc<HttpClient> {
         if let Some(client) = &*self.client.load()
             && client.connect_timeout() == connect_timeout
         {
             return Arc::clone(client);
         }
-        let client = Arc::new(Client::new(connect_timeout));
+        let client = Arc::new(HttpClient::new(connect_timeout));
         self.client.store(Some(Arc::clone(&client)));
         client
     }

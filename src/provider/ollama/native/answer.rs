@@ -13,7 +13,7 @@ use super::or_default;
 use crate::{
     http::{
         body::Body,
-        ndjson::{LineError, Lines},
+        ndjson::{LineError, LineReader},
     },
     inference::{AnswerSummary, AnswerUsage, Delta, Event, Failure, FinishReason, TokenLogprob, ToolCall, TopLogprob},
     provider::EventStream,
@@ -27,7 +27,7 @@ const BROKEN: u16 = 500;
 
 /// Reads the events of one answer. Dropping it closes the connection to Ollama.
 pub(super) struct Answer {
-    lines: Lines,
+    lines: LineReader,
     /// Events of a frame that were not asked for yet.
     ready: VecDeque<Event>,
     /// Ids of calls that were given out.
@@ -128,7 +128,7 @@ struct WireToken {
 impl Answer {
     pub(super) fn new(body: Body) -> Self {
         Self {
-            lines: Lines::new(body, MAX_FRAME_BYTES),
+            lines: LineReader::new(body, MAX_FRAME_BYTES),
             ready: VecDeque::new(),
             ids: HashSet::new(),
             finished: false,
