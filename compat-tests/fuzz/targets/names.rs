@@ -1,12 +1,13 @@
 //! Fuzzes names and listings. A name that is accepted must print as text that parses to the same name, and no listing
 //! may cause a panic.
 #![no_main]
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 #[path = "../../../src/hub/name.rs"]
 mod name;
 #[path = "../../../src/hub/resolve.rs"]
 mod resolve;
+mod stdx;
 
 use libfuzzer_sys::fuzz_target;
 use name::HfName;
