@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use hubllama::gguf::{GgmlType, Header, Value};
+use hubllama::gguf::{GgmlType, GgufHeader, GgufValue};
 use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
@@ -76,7 +76,10 @@ fn text(path: &Path) -> &str {
 }
 
 fn file_type(path: &Path) -> Option<u64> {
-    Header::open(path).expect("a header").get("general.file_type")?.as_u64()
+    GgufHeader::open(path)
+        .expect("a header")
+        .get("general.file_type")?
+        .as_u64()
 }
 
 #[test]
@@ -89,7 +92,7 @@ fn the_projector_of_a_model_that_sees() {
     let made = made
         .iter()
         .find(|name| name.starts_with("mmproj-") && name.ends_with("-F16.gguf"));
-    let header = Header::open(&home.path().join(made.expect(&said))).expect("a header");
+    let header = GgufHeader::open(&home.path().join(made.expect(&said))).expect("a header");
     assert_eq!(header.architecture(), "clip");
     let (good, said) = convert(home.path(), &[text(checkpoint("qwen3", "qwen").path()), "--mmproj"]);
     assert!(!good && said.contains("Qwen3ForCausalLM has no projector"), "{said}");
@@ -135,8 +138,8 @@ fn a_name_of_the_cache_and_a_name_for_the_file() {
     let (good, said) = convert(home.path(), &["hf:Org/Tiny"]);
     assert!(good, "{said}");
     assert_eq!(names(home.path()), ["Tiny-BF16.gguf", "hub"]);
-    let header = Header::open(&home.path().join("Tiny-BF16.gguf")).expect("a header");
-    assert_eq!(header.get("general.name").and_then(Value::as_str), Some("Tiny"));
+    let header = GgufHeader::open(&home.path().join("Tiny-BF16.gguf")).expect("a header");
+    assert_eq!(header.get("general.name").and_then(GgufValue::as_str), Some("Tiny"));
     let (good, said) = convert(home.path(), &["hf:Org/Other"]);
     assert!(
         !good && said.contains("is not in") && said.contains("download it first"),
@@ -314,14 +317,14 @@ fn minilm_is_converted_as_llama_cpp_converts_it() {
 
 /// A file in memory.
 struct Whole {
-    header: Header,
+    header: GgufHeader,
     bytes: Vec<u8>,
 }
 
 impl Whole {
     fn read(path: &Path) -> Self {
         Self {
-            header: Header::open(path).expect("a header"),
+            header: GgufHeader::open(path).expect("a header"),
             bytes: fs::read(path).expect("a file"),
         }
     }
@@ -344,7 +347,7 @@ impl Whole {
         all
     }
 
-    fn keys(&self) -> Vec<(&str, &Value)> {
+    fn keys(&self) -> Vec<(&str, &GgufValue)> {
         // What is ours alone, and what a name or a card may say.
         let is_free =
             |key: &str| key.starts_with("hubllama.") || key.starts_with("general.") && key != "general.architecture";
@@ -389,7 +392,7 @@ fn a_real_sharded_checkpoint_talks() {
         };
         assert!(is_equal, "{name} has other numbers");
     }
-    let original = Header::open(&gguf()).expect("a header");
+    let original = GgufHeader::open(&gguf()).expect("a header");
     for key in [
         "model",
         "pre",

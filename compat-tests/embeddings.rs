@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use hubllama::{
-    gguf::Header,
+    gguf::GgufHeader,
     inference::SplitMode,
     llama::{Model, ModelParams},
 };
@@ -32,7 +32,7 @@ fn the_embedding_model_has_the_tensors_that_ollama_recorded() {
     let recorded: serde_json::Value = serde_json::from_str(recorded).expect("a recording");
     let body = recorded["response"]["chunks"][0]["text"].as_str().expect("text");
     let shown: serde_json::Value = serde_json::from_str(body).expect("JSON");
-    let header = Header::open(&minilm::gguf()).expect("a header");
+    let header = GgufHeader::open(&minilm::gguf()).expect("a header");
     let here: HashSet<String> = header
         .tensors
         .iter()

@@ -133,7 +133,7 @@ fn a_gap_is_filled_between_the_tokens_that_the_file_names() {
         .map(|(name, id)| (format!("tokenizer.ggml.fim_{name}_token_id"), id));
     let keys: Vec<_> = keys
         .iter()
-        .map(|(key, id)| (key.as_str(), gguf::Value::U32(*id)))
+        .map(|(key, id)| (key.as_str(), gguf::GgufValue::U32(*id)))
         .collect();
     tools_model::write_with(&keys, &file);
     let daemon = Setup::default()

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use hubllama::gguf::{Header, chat_template};
+use hubllama::gguf::{GgufHeader, chat_template};
 use tempfile::TempDir;
 
 use crate::harness::{
@@ -289,7 +289,7 @@ fn pull_and_list_work_without_a_daemon_too() {
 
 /// Returns the chat template in the header of the test model.
 fn own_template() -> String {
-    let header = Header::open(&gguf()).expect("a GGUF");
+    let header = GgufHeader::open(&gguf()).expect("a GGUF");
     chat_template(&header).expect("a template").to_owned()
 }
 

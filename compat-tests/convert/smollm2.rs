@@ -3,7 +3,7 @@
 use std::{collections::HashMap, fs, io::Write as _, path::Path};
 
 use half::{bf16, f16};
-use hubllama::gguf::{GgmlType, Header, Value};
+use hubllama::gguf::{GgmlType, GgufHeader, GgufValue};
 use serde_json::{Map, Value as Json, json};
 
 const HIDDEN: u64 = 576;
@@ -19,7 +19,7 @@ pub(crate) type Expected = HashMap<String, (Vec<u64>, Vec<bf16>)>;
 pub(crate) fn write(folder: &Path, gguf: &Path) -> Expected {
     fs::create_dir_all(folder).expect("a folder");
     let bytes = fs::read(gguf).expect("the model");
-    let header = Header::open(gguf).expect("a header");
+    let header = GgufHeader::open(gguf).expect("a header");
     let mut expected = Expected::new();
     let mut stored = Vec::new();
     for tensor in &header.tensors {
@@ -145,9 +145,9 @@ fn write_shards(folder: &Path, stored: &[(String, Vec<u64>, Vec<bf16>)]) {
     fs::write(folder.join("model.safetensors.index.json"), index.to_string()).expect("written");
 }
 
-fn write_config(folder: &Path, header: &Header) {
-    let integer = |key: &str| header.get(key).and_then(Value::as_u64).expect("an integer");
-    let number = |key: &str| header.get(key).and_then(Value::as_f64).expect("a number");
+fn write_config(folder: &Path, header: &GgufHeader) {
+    let integer = |key: &str| header.get(key).and_then(GgufValue::as_u64).expect("an integer");
+    let number = |key: &str| header.get(key).and_then(GgufValue::as_f64).expect("a number");
     assert_eq!(
         (integer("llama.embedding_length"), integer("llama.block_count")),
         (HIDDEN, LAYERS)
@@ -177,9 +177,9 @@ fn write_config(folder: &Path, header: &Header) {
     fs::write(folder.join("config.json"), config.to_string()).expect("written");
 }
 
-fn write_tokenizer(folder: &Path, header: &Header) {
+fn write_tokenizer(folder: &Path, header: &GgufHeader) {
     let strings = |key: &str| -> Vec<String> {
-        let list = header.get(key).and_then(Value::as_strings).expect("strings");
+        let list = header.get(key).and_then(GgufValue::as_strings).expect("strings");
         list.iter()
             .map(|text| String::from_utf8(text.to_vec()).expect("UTF-8"))
             .collect()
@@ -187,7 +187,7 @@ fn write_tokenizer(folder: &Path, header: &Header) {
     let tokens = strings("tokenizer.ggml.tokens");
     let kinds = header
         .get("tokenizer.ggml.token_type")
-        .map(Value::integers)
+        .map(GgufValue::integers)
         .expect("types");
     let vocabulary: Map<String, Json> = tokens
         .iter()
@@ -227,7 +227,7 @@ fn write_tokenizer(folder: &Path, header: &Header) {
     });
     fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).expect("written");
     let token = |key: &str| {
-        let id = header.get(key).and_then(Value::as_u64).expect("an id");
+        let id = header.get(key).and_then(GgufValue::as_u64).expect("an id");
         tokens[id as usize].clone()
     };
     let config = json!({
@@ -235,6 +235,6 @@ fn write_tokenizer(folder: &Path, header: &Header) {
         "eos_token": token("tokenizer.ggml.eos_token_id"),
     });
     fs::write(folder.join("tokenizer_config.json"), config.to_string()).expect("written");
-    let template = header.get("tokenizer.chat_template").and_then(Value::as_str);
+    let template = header.get("tokenizer.chat_template").and_then(GgufValue::as_str);
     fs::write(folder.join("chat_template.jinja"), template.expect("a template")).expect("written");
 }

@@ -9,7 +9,7 @@ use std::{
     sync::OnceLock,
 };
 
-use hubllama::gguf::{Array, GgmlType, Plan, TensorSpec, Value};
+use hubllama::gguf::{GgmlType, GgufArray, GgufLayout, GgufValue, TensorSpec};
 use serde_json::Value as Json;
 
 use super::fixture_file::sha256_of;
@@ -92,7 +92,7 @@ fn write(checkpoint: &Path, path: &Path) {
             taken.insert(name, source.bytes.clone());
         }
     }
-    let plan = Plan::new(metadata(checkpoint), specs).expect("a plan");
+    let plan = GgufLayout::new(metadata(checkpoint), specs).expect("a plan");
     let file = BufWriter::new(File::create(path).expect("a file"));
     plan.write(file, |tensor, out| {
         let numbers = &weights[taken[&tensor.name].clone()];
@@ -145,7 +145,7 @@ fn sources(file: &[u8]) -> HashMap<String, Source> {
         .collect()
 }
 
-fn metadata(checkpoint: &Path) -> Vec<(String, Value)> {
+fn metadata(checkpoint: &Path) -> Vec<(String, GgufValue)> {
     let words = fs::read_to_string(checkpoint.join("vocab.txt")).expect("the checkpoint's vocabulary");
     // llama.cpp marks the beginning of a word; WordPiece marks its continuation with `##`.
     let tokens = words
@@ -157,8 +157,8 @@ fn metadata(checkpoint: &Path) -> Vec<(String, Value)> {
             None => format!("\u{2581}{word}"),
         });
     let kinds = (0..words.lines().count()).map(|id| if SPECIAL.contains(&id) { CONTROL } else { NORMAL });
-    let text = |text: &str| Value::String(text.into());
-    let id = |at: usize| Value::U32(SPECIAL[at] as u32);
+    let text = |text: &str| GgufValue::String(text.into());
+    let id = |at: usize| GgufValue::U32(SPECIAL[at] as u32);
     let pairs = [
         ("general.architecture", text("bert")),
         ("general.type", text("model")),
@@ -166,31 +166,37 @@ fn metadata(checkpoint: &Path) -> Vec<(String, Value)> {
         ("general.organization", text("Sentence Transformers")),
         ("general.size_label", text("23M")),
         ("general.license", text("apache-2.0")),
-        ("bert.block_count", Value::U32(LAYERS as u32)),
-        ("bert.context_length", Value::U32(512)),
-        ("bert.embedding_length", Value::U32(384)),
-        ("bert.feed_forward_length", Value::U32(1536)),
-        ("bert.attention.head_count", Value::U32(12)),
-        ("bert.attention.layer_norm_epsilon", Value::F32(1e-12)),
-        ("general.file_type", Value::U32(1)),
-        ("bert.attention.causal", Value::Bool(false)),
-        ("bert.pooling_type", Value::U32(1)),
-        ("tokenizer.ggml.token_type_count", Value::U32(2)),
+        ("bert.block_count", GgufValue::U32(LAYERS as u32)),
+        ("bert.context_length", GgufValue::U32(512)),
+        ("bert.embedding_length", GgufValue::U32(384)),
+        ("bert.feed_forward_length", GgufValue::U32(1536)),
+        ("bert.attention.head_count", GgufValue::U32(12)),
+        ("bert.attention.layer_norm_epsilon", GgufValue::F32(1e-12)),
+        ("general.file_type", GgufValue::U32(1)),
+        ("bert.attention.causal", GgufValue::Bool(false)),
+        ("bert.pooling_type", GgufValue::U32(1)),
+        ("tokenizer.ggml.token_type_count", GgufValue::U32(2)),
         ("tokenizer.ggml.model", text("bert")),
         ("tokenizer.ggml.pre", text("jina-v2-en")),
-        ("tokenizer.ggml.tokens", Value::Array(Array::String(tokens.collect()))),
-        ("tokenizer.ggml.token_type", Value::Array(Array::I32(kinds.collect()))),
+        (
+            "tokenizer.ggml.tokens",
+            GgufValue::Array(GgufArray::String(tokens.collect())),
+        ),
+        (
+            "tokenizer.ggml.token_type",
+            GgufValue::Array(GgufArray::I32(kinds.collect())),
+        ),
         ("tokenizer.ggml.padding_token_id", id(0)),
         ("tokenizer.ggml.unknown_token_id", id(1)),
         ("tokenizer.ggml.bos_token_id", id(2)),
         ("tokenizer.ggml.eos_token_id", id(3)),
         ("tokenizer.ggml.seperator_token_id", id(3)),
         ("tokenizer.ggml.mask_token_id", id(4)),
-        ("tokenizer.ggml.add_bos_token", Value::Bool(true)),
-        ("tokenizer.ggml.add_eos_token", Value::Bool(true)),
-        ("tokenizer.ggml.add_sep_token", Value::Bool(false)),
-        ("tokenizer.ggml.normalizer.lowercase", Value::Bool(true)),
-        ("general.quantization_version", Value::U32(2)),
+        ("tokenizer.ggml.add_bos_token", GgufValue::Bool(true)),
+        ("tokenizer.ggml.add_eos_token", GgufValue::Bool(true)),
+        ("tokenizer.ggml.add_sep_token", GgufValue::Bool(false)),
+        ("tokenizer.ggml.normalizer.lowercase", GgufValue::Bool(true)),
+        ("general.quantization_version", GgufValue::U32(2)),
     ];
     pairs.map(|(key, value)| (key.to_owned(), value)).to_vec()
 }

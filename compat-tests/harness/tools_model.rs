@@ -10,7 +10,7 @@ use std::{
     sync::OnceLock,
 };
 
-use hubllama::gguf::{Header, Plan, TensorSpec, Value};
+use hubllama::gguf::{GgufHeader, GgufLayout, GgufValue, TensorSpec};
 use serde_json::{Value as Json, json};
 use sha2::{Digest as _, Sha256};
 
@@ -66,7 +66,10 @@ pub(crate) fn gguf() -> PathBuf {
             fixture_file::gguf().with_file_name(format!("tools-{:02x}{:02x}{:02x}.gguf", hash[0], hash[1], hash[2]));
         if !path.exists() {
             let whole = path.with_extension("new");
-            write_with(&[("tokenizer.chat_template", Value::String(TEMPLATE.into()))], &whole);
+            write_with(
+                &[("tokenizer.chat_template", GgufValue::String(TEMPLATE.into()))],
+                &whole,
+            );
             fs::rename(whole, &path).expect("renamed");
         }
         path
@@ -75,9 +78,9 @@ pub(crate) fn gguf() -> PathBuf {
 }
 
 /// Writes a copy of the real model with these metadata keys replaced or added.
-pub(crate) fn write_with(keys: &[(&str, Value)], path: &Path) {
+pub(crate) fn write_with(keys: &[(&str, GgufValue)], path: &Path) {
     let original = fixture_file::gguf();
-    let header = Header::open(&original).expect("a model");
+    let header = GgufHeader::open(&original).expect("a model");
     let replaced = header.metadata.iter().map(|(key, value)| {
         let new = keys.iter().find(|(replaced, _)| *replaced == key);
         (key.to_owned(), new.map_or(value, |(_, value)| value).clone())
@@ -88,7 +91,7 @@ pub(crate) fn write_with(keys: &[(&str, Value)], path: &Path) {
         .tensors
         .iter()
         .map(|tensor| TensorSpec::new(&tensor.name, tensor.element_type, tensor.dims.clone()));
-    let plan = Plan::new(metadata.collect(), tensors.collect()).expect("a plan");
+    let plan = GgufLayout::new(metadata.collect(), tensors.collect()).expect("a plan");
     let mut weights = File::open(original).expect("a model");
     let file = File::create(path).expect("a file");
     plan.write(BufWriter::new(file), |tensor, out| {

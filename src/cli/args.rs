@@ -4,10 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser as _};
 
-use crate::{
-    config::ConfigInputs,
-    convert::{FAMILIES, TargetType},
-};
+use crate::{config::ConfigInputs, convert::FAMILIES, inference::WeightType};
 
 /// Makes every existing Ollama client speak Hugging Face.
 ///
@@ -98,7 +95,7 @@ pub(super) enum Command {
         checkpoint: String,
         /// Type of the weights: auto (as they are stored), F32, F16, BF16, Q8_0, Q4_K_M, Q6_K and others of llama.cpp
         #[arg(long = "type", value_name = "TYPE", default_value_t)]
-        target: TargetType,
+        target: WeightType,
         /// Where to write [default: NAME-TYPE.gguf in this folder]
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,

@@ -12,8 +12,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
     config::{self, ConfigInputs},
-    convert::{Advance, Part, Stage, TargetType},
+    convert::{ConversionProgress, ConversionStage, GgufRole},
     hub::{HfName, find_snapshot},
+    inference::WeightType,
     lifecycle::{WorkerCommand, convert},
     stdx::size::human_bytes,
     worker::protocol::{ConversionOutput, ConversionRequest},
@@ -22,17 +23,17 @@ use crate::{
 pub(super) async fn run(
     inputs: &ConfigInputs,
     checkpoint: &str,
-    target: TargetType,
+    target: WeightType,
     output: Option<PathBuf>,
     any_tokenizer: bool,
-    part: Part,
+    part: GgufRole,
 ) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let (folder, name) = find(inputs, checkpoint)?;
     // With a terminal, the progress bar tells the same.
     if !std::io::stderr().is_terminal() {
         match target {
-            TargetType::Stored => eprintln!("converting {} to the type that it is stored in", folder.display()),
+            WeightType::Stored => eprintln!("converting {} to the type that it is stored in", folder.display()),
             _ => eprintln!("converting {} to {target}", folder.display()),
         }
     }
@@ -54,11 +55,11 @@ pub(super) async fn run(
         ..WorkerCommand::default()
     };
     let show = bar.clone();
-    let work = convert(request, &command, move |Advance { stage, done, total }| {
+    let work = convert(request, &command, move |ConversionProgress { stage, done, total }| {
         show.set_prefix(match stage {
-            Stage::Planning => "planning",
-            Stage::Writing => "converting",
-            Stage::Syncing => "syncing",
+            ConversionStage::Planning => "planning",
+            ConversionStage::Writing => "converting",
+            ConversionStage::Syncing => "syncing",
         });
         if show.length() != Some(total) {
             // Planning has no bytes; without the reset its time would lower the rate.

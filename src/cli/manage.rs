@@ -130,8 +130,8 @@ pub(super) async fn import(inputs: &ConfigInputs, file: &Path, name: &str) -> an
     let config = config::load(inputs)?.config;
     let name = HfName::parse(name)?;
     // llama.cpp is not the first to read what a stranger may have made.
-    let header =
-        gguf::Header::open(file).map_err(|error| anyhow::anyhow!("{} is no usable GGUF: {error}", file.display()))?;
+    let header = gguf::GgufHeader::open(file)
+        .map_err(|error| anyhow::anyhow!("{} is no usable GGUF: {error}", file.display()))?;
     gguf::precheck(&header)?;
     let bar = bar(std::fs::metadata(file)?.len());
     let copied = bar.clone();

@@ -17,7 +17,7 @@ use clap::Parser;
 use self::args::{Arguments, Command, ConfigCommand, Role};
 use crate::{
     config::{self, ConfigInputs},
-    convert::Part,
+    convert::GgufRole,
     daemon, observability,
     worker::{self, WorkerRole},
 };
@@ -48,7 +48,7 @@ pub fn main() -> ExitCode {
             any_tokenizer,
             mmproj,
         } => {
-            let part = if mmproj { Part::Projector } else { Part::Model };
+            let part = if mmproj { GgufRole::Projector } else { GgufRole::Model };
             with_runtime(convert::run(&inputs, &checkpoint, target, output, any_tokenizer, part))
         }
         Command::Doctor => with_runtime(doctor::run(&inputs)),

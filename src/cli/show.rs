@@ -59,10 +59,15 @@ fn update_text(name: &str, update: &AvailableUpdate) -> String {
 
 /// What `/api/show` says, as far as files alone tell it.
 async fn local(library: &Library, model: &LocalModel) -> anyhow::Result<Value> {
-    let headers: Result<Vec<gguf::Header>, _> = model.base.files.iter().map(|file| gguf::Header::open(file)).collect();
+    let headers: Result<Vec<gguf::GgufHeader>, _> = model
+        .base
+        .files
+        .iter()
+        .map(|file| gguf::GgufHeader::open(file))
+        .collect();
     let headers = headers?;
     let mut facts = facts::model_facts(&headers);
-    if let Some(Ok(projector)) = model.base.mmproj.as_deref().map(gguf::Header::open) {
+    if let Some(Ok(projector)) = model.base.mmproj.as_deref().map(gguf::GgufHeader::open) {
         facts::add_projector(&mut facts, &projector);
     }
     let has_template = headers.first().and_then(gguf::chat_template).is_some();

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::args::TemplateArguments;
 use crate::{
     config::{self, Config, ConfigInputs},
-    gguf::{self, Header},
+    gguf::{self, GgufHeader},
     hub::HfName,
     library::Library,
     worker::{ProbeReport, PromptComparison, template_report},
@@ -31,7 +31,7 @@ pub(super) async fn run(inputs: &ConfigInputs, arguments: &TemplateArguments) ->
     let config = config::load(inputs)?.config;
     let hub = Library::new(&config.state_dir);
     let (path, name) = locate(&hub, &config, &arguments.name).await?;
-    let header = Header::open(&path).with_context(|| format!("{} is no usable GGUF", path.display()))?;
+    let header = GgufHeader::open(&path).with_context(|| format!("{} is no usable GGUF", path.display()))?;
     if let Err(refusal) = gguf::precheck(&header) {
         bail!("{} cannot be loaded: {refusal}", path.display());
     }
@@ -125,7 +125,7 @@ async fn locate(hub: &Library, config: &Config, name: &str) -> anyhow::Result<(P
 }
 
 /// Repositories that may have the template, in the order in which they are asked.
-fn repositories(against: Option<&str>, own: Option<HfName>, header: &Header) -> anyhow::Result<Vec<HfName>> {
+fn repositories(against: Option<&str>, own: Option<HfName>, header: &GgufHeader) -> anyhow::Result<Vec<HfName>> {
     if let Some(against) = against {
         let name = match against
             .get(..3)
@@ -138,7 +138,7 @@ fn repositories(against: Option<&str>, own: Option<HfName>, header: &Header) -> 
     }
     let base = header
         .get("general.base_model.0.repo_url")
-        .and_then(gguf::Value::as_str)
+        .and_then(gguf::GgufValue::as_str)
         .and_then(|url| HUB_URLS.iter().find_map(|hub| url.strip_prefix(hub)))
         .and_then(|repository| HfName::parse(&format!("hf:{repository}")).ok());
     Ok(own.into_iter().chain(base).collect())

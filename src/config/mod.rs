@@ -39,5 +39,5 @@ pub use reload::{ReloadHandle, ReloadReason, ReloadRequest};
 pub use store::{ConfigStore, ReloadOutcome};
 pub use types::{
     Config, EngineConfig, HubConfig, JsonSchemas, LogConfig, LogFormat, ModelConfig, OllamaConfig, ProviderName,
-    SafetensorsMode, ServerConfig, TokenizerMismatch, UnsupportedTools, WeightType, XetUse,
+    SafetensorsMode, ServerConfig, TokenizerMismatch, UnsupportedTools, XetUse,
 };

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use crate::{
-    inference::{AutoSwitch, KeepAlive, KvCacheType, LoadOptions, SamplingOptions, SplitMode},
+    inference::{AutoSwitch, KeepAlive, KvCacheType, LoadOptions, SamplingOptions, SplitMode, WeightType},
     stdx::Secret,
 };
 
@@ -104,40 +104,6 @@ pub struct HubConfig {
     /// Weight type of a conversion when the name does not ask for one.
     pub safetensors_type: WeightType,
     pub tokenizer_mismatch: TokenizerMismatch,
-}
-
-/// The name of a type of weights, as `Q4_K_M`; `stored` is the one that a repository has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WeightType(&'static str);
-
-impl WeightType {
-    /// Those that can be made, by their names; `convert` makes them.
-    pub const ALL: &[(&'static str, Self)] = &weight_types([
-        "stored", "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L",
-        "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS",
-    ]);
-
-    /// The name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        self.0
-    }
-}
-
-const fn weight_types<const N: usize>(names: [&'static str; N]) -> [(&'static str, WeightType); N] {
-    let mut types = [("", WeightType("")); N];
-    let mut at = 0;
-    while at < N {
-        types[at] = (names[at], WeightType(names[at]));
-        at += 1;
-    }
-    types
-}
-
-impl Default for WeightType {
-    fn default() -> Self {
-        Self("stored")
-    }
 }
 
 /// Use of the Hub's xet protocol for downloads.

@@ -5,12 +5,11 @@ use std::{collections::BTreeMap, fmt::Display, path::PathBuf, time::Duration};
 use serde_json::{Value as Json, json};
 
 use super::{
-    JsonSchemas, LogFormat, ProviderName, SafetensorsMode, TokenizerMismatch, UnsupportedTools, WeightType, XetUse,
-    suggest::hint,
+    JsonSchemas, LogFormat, ProviderName, SafetensorsMode, TokenizerMismatch, UnsupportedTools, XetUse, suggest::hint,
 };
 use crate::{
     go::duration::GoDuration,
-    inference::{AutoSwitch, KeepAlive, KvCacheType, SplitMode},
+    inference::{AutoSwitch, KeepAlive, KvCacheType, SplitMode, WeightType},
     stdx::Secret,
 };
 
@@ -294,6 +293,8 @@ pub(super) struct ChoiceCodec;
 /// A type whose values are written as words.
 pub(super) trait Named: Copy + PartialEq + 'static {
     const NAMES: &'static [(&'static str, Self)];
+    /// Other names that are read, but neither shown nor suggested.
+    const ALIASES: &'static [(&'static str, Self)] = &[];
 }
 
 impl Named for ProviderName {
@@ -322,6 +323,7 @@ impl Named for JsonSchemas {
 
 impl Named for WeightType {
     const NAMES: &'static [(&'static str, Self)] = Self::ALL;
+    const ALIASES: &'static [(&'static str, Self)] = Self::ALIASES;
 }
 
 impl Named for XetUse {
@@ -360,7 +362,8 @@ impl<T: Named> Codec<T> for ChoiceCodec {
             Raw::Boolean(false) => "off",
             _ => raw.text().unwrap_or_default(),
         };
-        let found = T::NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
+        let mut known = T::NAMES.iter().chain(T::ALIASES);
+        let found = known.find(|(name, _)| name.eq_ignore_ascii_case(text));
         found.map(|(_, value)| *value).ok_or_else(|| {
             let names = T::NAMES.iter().map(|(name, _)| *name);
             let quoted: Vec<String> = names.clone().map(|name| format!("\"{name}\"")).collect();

@@ -7,32 +7,32 @@ use std::{cell::RefCell, path::Path};
 
 use serde_json::{Map, Value};
 
-use super::{ConvertError, files, fp8::Block};
+use super::{ConvertError, files, stored::ScaleBlock};
 
 /// Sizes are stored in 32 bits.
 const MAX_SIZE: u64 = i32::MAX as u64;
 
 /// `config.json`.
 #[derive(Debug)]
-pub(super) struct Config {
+pub(super) struct CheckpointConfig {
     values: Map<String, Value>,
     /// What is before the keys of a part, as `vision_config.`.
     prefix: String,
     architecture: String,
-    packing: Option<Packing>,
+    packing: Option<StoredQuantization>,
     notes: RefCell<Vec<String>>,
 }
 
 /// How weights were quantised by whoever made the checkpoint, as far as it can be converted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Packing {
+pub(super) enum StoredQuantization {
     /// Experts in blocks of four bits.
     Mxfp4,
     /// Matrices of eight bits; the rows and columns that share a scale, if it is not all of them.
-    Fp8(Option<Block>),
+    Fp8(Option<ScaleBlock>),
 }
 
-impl Packing {
+impl StoredQuantization {
     /// Reads `quantization_config`.
     fn read(quantization: &Value) -> Result<Self, ConvertError> {
         match quantization.get("quant_method").and_then(Value::as_str) {
@@ -56,14 +56,14 @@ impl Packing {
 
 /// How positions are rotated.
 #[derive(Debug)]
-pub(super) struct Rope {
+pub(super) struct RopeConfig {
     /// Of layers with full attention.
     values: Map<String, Value>,
     /// Base frequency of layers with a sliding window, where it is another.
     pub(super) sliding_theta: Option<f64>,
 }
 
-impl Config {
+impl CheckpointConfig {
     /// Reads the file of a checkpoint.
     pub(super) fn read(folder: &Path) -> Result<Self, ConvertError> {
         let path = folder.join("config.json");
@@ -99,7 +99,7 @@ impl Config {
             values.extend(text);
         }
         let quantization = values.get("quantization_config").filter(|value| !value.is_null());
-        let packing = quantization.map(Packing::read).transpose()?;
+        let packing = quantization.map(StoredQuantization::read).transpose()?;
         Ok(Self {
             values,
             prefix: String::new(),
@@ -110,7 +110,7 @@ impl Config {
     }
 
     /// How weights are quantised.
-    pub(super) fn packing(&self) -> Option<Packing> {
+    pub(super) fn packing(&self) -> Option<StoredQuantization> {
         self.packing
     }
 
@@ -245,7 +245,7 @@ impl Config {
     }
 
     /// How positions are rotated; `theta` is the class's default.
-    pub(super) fn rope(&self, theta: f64) -> Result<Rope, ConvertError> {
+    pub(super) fn rope(&self, theta: f64) -> Result<RopeConfig, ConvertError> {
         let stored = self.find(&["rope_parameters"]).or_else(|| self.find(&["rope_scaling"]));
         let stored = stored.and_then(Value::as_object).cloned().unwrap_or_default();
         let inner = |key: &str| stored.get(key).and_then(Value::as_object).cloned();
@@ -281,11 +281,11 @@ impl Config {
             Some(sliding) => sliding.get("rope_theta").and_then(Value::as_f64),
             None => self.optional_number(&local)?,
         };
-        Ok(Rope { values, sliding_theta })
+        Ok(RopeConfig { values, sliding_theta })
     }
 }
 
-impl Rope {
+impl RopeConfig {
     /// `default`, `linear`, `yarn`, `llama3`, `longrope`, `dynamic`, …
     pub(super) fn kind(&self) -> &str {
         match self.values.get("rope_type").and_then(Value::as_str) {
@@ -322,12 +322,12 @@ fn wrong(key: &str, value: &Value, expected: &str) -> ConvertError {
 pub(super) mod tests {
     use super::*;
 
-    pub(in crate::convert) fn config(text: &str) -> Config {
-        Config::new(serde_json::from_str(text).unwrap()).unwrap()
+    pub(in crate::convert) fn config(text: &str) -> CheckpointConfig {
+        CheckpointConfig::new(serde_json::from_str(text).unwrap()).unwrap()
     }
 
     fn error(text: &str) -> String {
-        Config::new(serde_json::from_str(text).unwrap())
+        CheckpointConfig::new(serde_json::from_str(text).unwrap())
             .unwrap_err()
             .to_string()
     }
@@ -355,7 +355,7 @@ pub(super) mod tests {
             let text = format!(r#"{{"architectures":["X"],"quantization_config":{{"quant_method":"{method}"}}}}"#);
             let quantized = error(&text);
             assert!(
-                quantized.contains(&format!("quantised already ({method})")),
+                quantized.contains(&format!("quantized already ({method})")),
                 "{quantized}"
             );
         }

@@ -1,4 +1,5 @@
-//! Why a checkpoint could not be converted.
+//! The one error of conversions. A conversion runs in a process of its own, so the error crosses a socket to the daemon:
+//! it is serializable and holds texts instead of the errors it was made from.
 
 use std::{
     borrow::Cow,
@@ -6,108 +7,102 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{gguf, stdx::size::human_bytes};
 
-/// Conversion error: the reason why a checkpoint could not be converted, with what to do about it.
-///
-/// It travels as it is from the converter process to the daemon, so its fields are plain text: the causes
-/// ([`io::Error`], [`gguf::Error`]) cannot be serialized.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+/// Error of planning or performing a conversion. Each text says what to do, if something can be done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConvertError {
-    /// The operating system said no.
-    #[error("{} cannot be {what}: {reason}", path.display())]
+    /// The operating system refused an operation.
+    #[error("{} cannot be {action}: {reason}", path.display())]
     Io {
-        /// The file or folder.
+        #[serde(serialize_with = "lossy_path")]
         path: PathBuf,
-        /// The failed operation as a participle, for example "read".
-        what: Cow<'static, str>,
-        /// The message of the operating system.
+        /// Past participle of the operation, for example "read".
+        action: Cow<'static, str>,
+        /// The system's error text.
         reason: String,
     },
-    /// A file is not what its name says.
+    /// A file's contents contradict its format.
     #[error("{} is damaged or incomplete: {reason}; download it again", path.display())]
     Damaged {
-        /// The file.
+        #[serde(serialize_with = "lossy_path")]
         path: PathBuf,
-        /// What is wrong with it.
         reason: String,
     },
-    /// The folder holds no checkpoint, or not all of one; or another process found something wrong with it.
+    /// The folder holds no complete checkpoint.
     #[error("{0}")]
     Incomplete(String),
-    /// Nobody taught this program the architecture.
+    /// The architecture has no conversion rules here. Holds its name in `config.json`.
     #[error(
         "the architecture {0:?} cannot be converted from safetensors by this version (`hubllama convert --help` lists those \
          that can); choose a repository that has GGUF files of the model"
     )]
     Architecture(String),
-    /// The weights were quantised by another program.
+    /// The checkpoint is quantized by a method that cannot be converted. Holds the method's name.
     #[error(
-        "the weights are quantised already ({0}), which cannot be converted; choose the original repository or one \
+        "the weights are quantized already ({0}), which cannot be converted; choose the original repository or one \
          with GGUF files"
     )]
     Quantized(String),
-    /// The architecture sees nothing, or nobody taught this program how.
+    /// The architecture has no vision encoder, or one without conversion rules. Holds its name in `config.json`.
     #[error("{0} has no projector that can be converted from safetensors by this version; look for an mmproj file")]
     Projector(String),
-    /// `config.json` contradicts itself, the weights, or what is known of the architecture.
+    /// `config.json` contradicts itself, the weights, or the definition of the architecture.
     #[error("config.json does not describe this checkpoint: {0}")]
     Config(String),
-    /// Weights are missing, surplus or of another shape.
+    /// A tensor is missing, unexpected or of the wrong shape.
     #[error("the weights do not fit the architecture: {0}")]
     Weights(String),
-    /// An adapter that cannot be applied, or not to this base. The sentence is about "it".
+    /// The adapter cannot be applied at all, or not to this base model. The text calls the adapter "it".
     #[error("{0}")]
     Adapter(String),
-    /// The tokenizer is missing or of an unknown kind.
+    /// The tokenizer is missing or of an unsupported kind.
     #[error("the tokenizer cannot be converted: {0}")]
     Tokenizer(String),
-    /// A number that the target type cannot hold.
-    #[error("the tensor {tensor:?} contains {value}, which {kind} cannot hold; {advice}")]
+    /// The target type cannot represent an element.
+    #[error("the tensor {tensor:?} contains {value}, which {element_type} cannot hold; {advice}")]
     Number {
-        /// The tensor in the checkpoint.
+        /// Name of the tensor in the checkpoint.
         tensor: String,
-        /// NaN, an infinity or a number that is too large.
+        /// The element, printed: JSON has no NaN and no infinities.
         value: String,
-        /// The target type.
-        kind: Cow<'static, str>,
-        /// What can be done.
+        /// Name of the target type.
+        element_type: Cow<'static, str>,
         advice: Cow<'static, str>,
     },
-    /// The file system is too small.
+    /// The file system has too little space for the file.
     #[error("{} is needed for {} but only {} is free there", human_bytes(*needed), path.display(), human_bytes(*free))]
     Space {
-        /// The file that would be written.
+        #[serde(serialize_with = "lossy_path")]
         path: PathBuf,
-        /// Its bytes.
+        /// Bytes of the file.
         needed: u64,
         /// Bytes that are free.
         free: u64,
     },
-    /// llama.cpp, or the process in which it runs.
+    /// llama.cpp failed, or the process in which it runs.
     #[error("{0}")]
     Engine(String),
-    /// The caller changed its mind.
     #[error("the conversion was cancelled")]
     Cancelled,
-    /// The result could not be laid out.
+    /// The GGUF file cannot be laid out or read.
     #[error("{0}")]
     Gguf(String),
-    /// The result would crash the engine.
-    #[error("{0}")]
-    Refused(String),
+    /// llama.cpp would crash on the GGUF file.
+    #[error(transparent)]
+    Refused(#[from] gguf::GgufRefusal),
 }
 
 impl ConvertError {
-    /// Returns a function for `map_err` that names the operation which failed on `path`.
-    pub(crate) fn io(path: &Path, what: &'static str) -> impl FnOnce(io::Error) -> Self {
+    /// Returns a function for `map_err` that says which operation on `path` failed, for example "read".
+    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |error| Self::Io {
             path,
-            what: what.into(),
+            action: action.into(),
             reason: error.to_string(),
         }
     }
@@ -127,14 +122,33 @@ impl ConvertError {
     }
 }
 
-impl From<gguf::Error> for ConvertError {
-    fn from(error: gguf::Error) -> Self {
+impl From<gguf::GgufError> for ConvertError {
+    fn from(error: gguf::GgufError) -> Self {
         Self::Gguf(error.to_string())
     }
 }
 
-impl From<gguf::Refusal> for ConvertError {
-    fn from(refusal: gguf::Refusal) -> Self {
-        Self::Refused(refusal.to_string())
+/// Serializes a path that need not be UTF-8: an error must not be lost because of the name of a file.
+fn lossy_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_survive_serialization() {
+        let number = ConvertError::Number {
+            tensor: "w".into(),
+            value: f32::NAN.to_string(),
+            element_type: "F16".into(),
+            advice: "a".into(),
+        };
+        let io = ConvertError::io(Path::new("/a"), "read")(io::Error::other("b"));
+        for error in [number, io, ConvertError::Cancelled] {
+            let json = serde_json::to_string(&error).unwrap();
+            assert_eq!(serde_json::from_str::<ConvertError>(&json).unwrap(), error);
+        }
     }
 }

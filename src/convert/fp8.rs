@@ -1,58 +1,48 @@
-//! Weights of eight bits, E4M3, and their scales: one for a whole matrix, for each of its rows or for each block.
+//! Checkpoints of eight-bit floats (`"quant_method": "fp8"`): joins each weight with its scales.
 //!
-//! Scales lie in a tensor beside the weight's, named as it with `_scale_inv` behind. A weight that has met its scales is
-//! read as numbers of 32 bits, so that nothing else need know of them.
+//! Scales are a tensor named like the weight with `_scale_inv` appended: one for the whole matrix, one for each row, or one
+//! for each block of `weight_block_size`. A weight's value is its E4M3 value multiplied with the scale (`dequant_simple` in
+//! llama.cpp's `convert_hf_to_gguf.py`). After joining, a weight is read as 32-bit floats.
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use super::{
     ConvertError,
-    cast::decode,
-    safetensors::{Dtype, Stored, Tensors},
+    dtype::TensorDtype,
+    safetensors::StoredTensors,
+    stored::{ScaleBlock, Scales, StoredTensor},
 };
 
 const SUFFIX: &str = "_scale_inv";
-/// Scales of what a weight is multiplied with; who computes with more bits needs none.
+/// Scales of activations. They serve kernels that quantize activations to eight bits too, which llama.cpp does not.
 const ACTIVATION_SUFFIXES: [&str; 3] = [".activation_scale", "_activation_scale", ".input_scale"];
 
-/// Rows and columns that share a scale.
-pub(super) type Block = [u64; 2];
-
-/// The numbers of all bytes.
-static NUMBERS: [f32; 256] = numbers();
-
-/// What the numbers of a weight are multiplied with.
-#[derive(Clone, Debug)]
-pub(super) struct Scales {
-    stored: Stored,
-    block: Block,
-    /// Rows of the weight and of the scales that make one matrix.
-    rows: u64,
-    scale_rows: u64,
-}
-
-/// Joins weights with their scales. `block` is what the configuration says.
-pub(super) fn join(mut tensors: Tensors, block: Option<Block>) -> Result<Tensors, ConvertError> {
+/// Joins the weights with their scales. `block` is the configuration's `weight_block_size`.
+///
+/// # Errors
+/// If scales belong to no E4M3 weight, or have a shape that does not fit it.
+pub(super) fn join(mut tensors: StoredTensors, block: Option<ScaleBlock>) -> Result<StoredTensors, ConvertError> {
     tensors.retain(|name, _| !ACTIVATION_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)));
     let names: Vec<String> = tensors.keys().filter(|name| name.ends_with(SUFFIX)).cloned().collect();
     for name in names {
         let Some(scales) = tensors.remove(&name) else { continue };
         let weight = name.strip_suffix(SUFFIX).and_then(|weight| tensors.get_mut(weight));
-        let weight = weight.filter(|weight| matches!(weight.dtype, Dtype::Other("F8_E4M3", _)));
+        let weight = weight.filter(|weight| matches!(weight.dtype, TensorDtype::Other("F8_E4M3", _)));
         let Some(weight) = weight else {
             return Err(ConvertError::Weights(format!(
                 "{name:?} scales no tensor of the type F8_E4M3"
             )));
         };
         let scales = Scales::new(scales, weight, block)?;
-        weight.dtype = Dtype::F32;
+        // From here on `read` returns the product.
+        weight.dtype = TensorDtype::F32;
         weight.scales = Some(Arc::new(scales));
     }
     Ok(tensors)
 }
 
 impl Scales {
-    fn new(stored: Stored, weight: &Stored, block: Option<Block>) -> Result<Self, ConvertError> {
+    fn new(stored: StoredTensor, weight: &StoredTensor, block: Option<ScaleBlock>) -> Result<Self, ConvertError> {
         let wrong = || {
             ConvertError::Weights(format!(
                 "{:?} has the shape {:?}, which does not fit {:?} with the shape {:?}",
@@ -63,118 +53,44 @@ impl Scales {
             return Err(wrong());
         };
         let (rows, columns) = (*rows, *columns);
-        if !matches!(stored.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) || rows == 0 || columns == 0 {
+        if !matches!(stored.dtype, TensorDtype::F32 | TensorDtype::F16 | TensorDtype::BF16) || rows == 0 || columns == 0
+        {
             return Err(wrong());
         }
-        let all = |stored: Stored, block, rows, scale_rows| Self {
+        let all = |stored: StoredTensor, block, rows, scale_rows| Self {
             stored,
             block,
             rows,
             scale_rows,
         };
+        // One scale, whatever the configuration says of blocks.
         if stored.shape.iter().all(|dim| *dim == 1) {
             return Ok(all(stored, [weight.rows(), columns], weight.rows(), 1));
         }
         let block = block.unwrap_or([1, columns]);
         let grid = [rows.div_ceil(block[0]), columns.div_ceil(block[1])];
         let shape = [outer, &grid].concat();
-        // A scale for each row need not be a matrix.
+        // Scales of whole rows are stored as [rows] or [rows, 1].
         if stored.shape != shape && !(grid[1] == 1 && stored.shape == shape[..shape.len() - 1]) {
             return Err(wrong());
         }
-        let stored = Stored { shape, ..stored };
+        let stored = StoredTensor { shape, ..stored };
         Ok(all(stored, block, rows, grid[0]))
     }
-
-    fn row_of(&self, weight_row: u64) -> u64 {
-        weight_row / self.rows * self.scale_rows + weight_row % self.rows / self.block[0]
-    }
-
-    /// Appends some elements of a weight, from their bytes, as numbers of 32 bits. `columns` is the length of its rows.
-    pub(super) fn scale(
-        &self,
-        bytes: &[u8],
-        elements: Range<u64>,
-        columns: u64,
-        out: &mut Vec<u8>,
-    ) -> Result<(), ConvertError> {
-        if elements.is_empty() {
-            return Ok(());
-        }
-        let width = self.stored.row_elements();
-        let first = self.row_of(elements.start / columns);
-        let last = self.row_of((elements.end - 1) / columns);
-        let (mut raw, mut scales) = (Vec::new(), Vec::new());
-        self.stored.read(first * width..(last + 1) * width, &mut raw)?;
-        decode(self.stored.dtype, &raw, &mut scales);
-        let mut bytes = bytes;
-        let mut at = elements.start;
-        while at < elements.end {
-            // As far as one scale reaches.
-            let (row, column) = (at / columns, at % columns);
-            let block = column / self.block[1];
-            let end = columns.min((block + 1) * self.block[1]);
-            let count = (end - column).min(elements.end - at);
-            let scale = scales[((self.row_of(row) - first) * width + block) as usize];
-            let (some, rest) = bytes.split_at(count as usize);
-            out.extend(
-                some.iter()
-                    .flat_map(|byte| (NUMBERS[usize::from(*byte)] * scale).to_le_bytes()),
-            );
-            bytes = rest;
-            at += count;
-        }
-        Ok(())
-    }
-}
-
-/// E4M3 as in OCP's Open Compute 8-bit floating point: no infinities, and NaN only where all bits but the sign are set.
-const fn numbers() -> [f32; 256] {
-    let mut numbers = [0.0; 256];
-    let mut byte = 0;
-    while byte < 128 {
-        let (exponent, fraction) = (byte >> 3, (byte & 7) as u32);
-        let magnitude = match exponent {
-            15 if fraction == 7 => f32::NAN,
-            // Steps of 2^-9.
-            0 => fraction as f32 / 512.0,
-            _ => f32::from_bits((exponent as u32 + 120) << 23 | fraction << 20),
-        };
-        numbers[byte] = magnitude;
-        numbers[byte + 128] = -magnitude;
-        byte += 1;
-    }
-    numbers
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, ops::Range};
 
     use super::*;
-    use crate::convert::safetensors::{open, tests::file};
+    use crate::convert::{
+        cast::decode,
+        safetensors::{open, tests::file},
+    };
 
-    #[test]
-    fn numbers_of_eight_bits() {
-        for (byte, number) in [
-            (0x00, 0.0),
-            (0x01, 0.001_953_125),
-            (0x07, 0.013_671_875),
-            (0x08, 0.015_625),
-            (0x38, 1.0),
-            (0x39, 1.125),
-            (0x7e, 448.0),
-            (0xfe, -448.0),
-            (0xb8, -1.0),
-        ] {
-            assert_eq!(NUMBERS[byte], number, "{byte:#x}");
-        }
-        assert!(NUMBERS[0x7f].is_nan() && NUMBERS[0xff].is_nan());
-        assert_eq!(NUMBERS.iter().filter(|number| !number.is_finite()).count(), 2);
-    }
-
-    /// A weight of ones, and scales that count from one.
-    fn tensors(weight: &[u64], scales: &[u64]) -> (tempfile::TempDir, Tensors) {
+    /// Returns a weight of ones, and scales that count from one.
+    fn tensors(weight: &[u64], scales: &[u64]) -> (tempfile::TempDir, StoredTensors) {
         let folder = tempfile::tempdir().unwrap();
         let (ones, count) = (weight.iter().product::<u64>(), scales.iter().product::<u64>());
         let mut data = vec![0x38; ones as usize];
@@ -189,7 +105,7 @@ mod tests {
         (folder, tensors)
     }
 
-    fn scaled(weight: &[u64], scales: &[u64], block: Option<Block>, elements: Range<u64>) -> Vec<f32> {
+    fn scaled(weight: &[u64], scales: &[u64], block: Option<ScaleBlock>, elements: Range<u64>) -> Vec<f32> {
         let (_folder, tensors) = tensors(weight, scales);
         let weight = join(tensors, block).unwrap().remove("w").unwrap();
         let (mut bytes, mut numbers) = (Vec::new(), Vec::new());
@@ -205,7 +121,7 @@ mod tests {
         for shape in [&[2][..], &[2, 1]] {
             assert_eq!(scaled(&[2, 3], shape, None, 1..6), [1., 1., 2., 2., 2.]);
         }
-        // Blocks that reach beyond the matrix, and two matrices.
+        // Blocks that reach beyond the matrix's edge, then a weight of two matrices.
         let numbers = scaled(&[3, 3], &[2, 2], Some([2, 2]), 0..9);
         assert_eq!(numbers, [1., 1., 2., 1., 1., 2., 3., 3., 4.]);
         let numbers = scaled(&[2, 3, 3], &[2, 2, 2], Some([2, 2]), 7..14);

@@ -1,11 +1,18 @@
-//! Which tensor gets which type in a mix as `Q4_K_M`. The rules are those of llama.cpp's quantiser, which were found by
-//! trial: what the output depends on most gets more bits, and so do the first, the last and every third layer.
+//! Types of the tensors of a quantization mix such as `Q4_K_M`.
+//!
+//! The rules are those of `llama-quant.cpp` without an importance matrix: `tensor_allows_quantization`,
+//! `llama_tensor_get_type_impl` and `tensor_type_fallback`. They were found by experiment upstream: values, `ffn_down` and
+//! the output matrix matter most and get more bits, as do the first, the last and every third layer. `golden::mixes`
+//! compares the result with `llama_model_quantize`, tensor by tensor.
 
-use super::Quantization;
-use crate::gguf::{GgmlType, TensorSpec, Value};
+use crate::{
+    gguf::{GgmlType, GgufValue, TensorSpec},
+    inference::QuantizationMix as Mix,
+};
 
-/// Matrices that stay as they are, by what their names contain: norms, routers, positions, and what is tiny.
-const KEPT: [&str; 11] = [
+/// Parts of the names of matrices that are not quantized: norms, routers, positions, and small ones
+/// (`tensor_allows_quantization`).
+const UNQUANTIZED: [&str; 11] = [
     "_norm.weight",
     "ffn_gate_inp.weight",
     "altup",
@@ -18,25 +25,63 @@ const KEPT: [&str; 11] = [
     ".patch_embd",
     ".patch_merger",
 ];
-/// The same, by their whole names.
-const KEPT_WHOLE: [&str; 2] = ["position_embd.weight", "token_types.weight"];
+/// Whole names of further matrices that are not quantized.
+const UNQUANTIZED_NAMES: [&str; 2] = ["position_embd.weight", "token_types.weight"];
 
-/// What the rules ask of a model as a whole.
+/// Returns the number of the mix in llama.cpp's `enum llama_ftype`.
+pub(super) fn file_type(mix: Mix) -> u32 {
+    match mix {
+        Mix::Q4_0 => 2,
+        Mix::Q4_1 => 3,
+        Mix::Q5_0 => 8,
+        Mix::Q5_1 => 9,
+        Mix::Q2_K => 10,
+        Mix::Q3_K_S => 11,
+        Mix::Q3_K_M => 12,
+        Mix::Q3_K_L => 13,
+        Mix::Q4_K_S => 14,
+        Mix::Q4_K_M => 15,
+        Mix::Q5_K_S => 16,
+        Mix::Q5_K_M => 17,
+        Mix::Q6_K => 18,
+        Mix::IQ4_NL => 25,
+        Mix::IQ4_XS => 30,
+    }
+}
+
+/// Returns the type of the matrices that no rule below singles out (`llama_ftype_get_default_type`).
+fn base(mix: Mix) -> GgmlType {
+    match mix {
+        Mix::Q4_0 => GgmlType::Q4_0,
+        Mix::Q4_1 => GgmlType::Q4_1,
+        Mix::Q5_0 => GgmlType::Q5_0,
+        Mix::Q5_1 => GgmlType::Q5_1,
+        Mix::Q2_K => GgmlType::Q2_K,
+        Mix::Q3_K_S | Mix::Q3_K_M | Mix::Q3_K_L => GgmlType::Q3_K,
+        Mix::Q4_K_S | Mix::Q4_K_M => GgmlType::Q4_K,
+        Mix::Q5_K_S | Mix::Q5_K_M => GgmlType::Q5_K,
+        Mix::Q6_K => GgmlType::Q6_K,
+        Mix::IQ4_NL => GgmlType::IQ4_NL,
+        Mix::IQ4_XS => GgmlType::IQ4_XS,
+    }
+}
+
+/// Properties of a model that the rules depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Shape {
-    /// Blocks of the model.
+pub(super) struct ModelShape {
     layers: u64,
-    /// Experts of a layer; 0 in a model without.
+    /// Experts of a layer; 0 in a dense model.
     experts: u64,
-    /// Query heads, by each key head, of the first layer.
-    heads_per_key_head: u64,
-    /// Whether many heads share few values in a model so large that more bits for these cost nothing.
+    /// Query heads that share a key-value head in the first layer (`hparams.n_gqa()`).
+    queries_per_kv_head: u64,
+    /// True if llama.cpp takes the model for `LLM_TYPE_70B`: 80 layers whose eight query heads share one value head, so
+    /// that more bits for the values cost next to nothing.
     is_70b: bool,
 }
 
-impl Shape {
-    /// Reads it from the metadata of the file.
-    pub(super) fn of(arch: &str, metadata: &[(String, Value)]) -> Self {
+impl ModelShape {
+    /// Reads the properties from the metadata of the file.
+    pub(super) fn of(arch: &str, metadata: &[(String, GgufValue)]) -> Self {
         let first = |key: &str| {
             let key = format!("{arch}.{key}");
             let (_, value) = metadata.iter().find(|(other, _)| *other == key)?;
@@ -49,7 +94,7 @@ impl Shape {
         Self {
             layers,
             experts,
-            heads_per_key_head: heads.checked_div(key_heads).unwrap_or(0),
+            queries_per_kv_head: heads.checked_div(key_heads).unwrap_or(0),
             is_70b: layers == 80
                 && match arch {
                     "llama" => experts != 8 && heads != key_heads,
@@ -60,12 +105,12 @@ impl Shape {
     }
 }
 
-/// What a tensor is for. Wide: the rules know no architecture.
+/// Role of a tensor, by its name alone (`tensor_category`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+enum TensorClass {
     Output,
     Embedding,
-    /// Values, alone or with queries and keys.
+    /// Values, alone or fused with queries and keys (`category_is_attn_v`).
     Value,
     Key,
     AttentionOutput,
@@ -73,7 +118,7 @@ enum Part {
     Other,
 }
 
-impl Part {
+impl TensorClass {
     fn of(name: &str) -> Self {
         let has = |part: &str| name.contains(part);
         match name {
@@ -95,17 +140,22 @@ impl Part {
     }
 }
 
-/// The type of each tensor in a mix; `None` for those that keep the type they have.
-pub(super) fn types(mix: Quantization, shape: &Shape, tensors: &[&TensorSpec]) -> Vec<Option<GgmlType>> {
-    // By layer and name, in which order some rules count.
+/// Returns the type of each tensor; `None` for those that are not quantized.
+pub(super) fn types(mix: Mix, shape: &ModelShape, tensors: &[&TensorSpec]) -> Vec<Option<GgmlType>> {
+    // Some rules count tensors. llama.cpp's loader hands them out sorted by layer, then name (`weight_name_comparer`).
     let mut order: Vec<usize> = (0..tensors.len()).collect();
     order.sort_by_key(|at| (layer(&tensors[*at].name), &tensors[*at].name));
-    let count = |part: Part| tensors.iter().filter(|tensor| Part::of(&tensor.name) == part).count() as u64;
+    let count = |part: TensorClass| {
+        tensors
+            .iter()
+            .filter(|tensor| TensorClass::of(&tensor.name) == part)
+            .count() as u64
+    };
     let mut chooser = Chooser {
         mix,
         shape,
-        values: count(Part::Value),
-        has_output: count(Part::Output) > 0,
+        values: count(TensorClass::Value),
+        has_output: count(TensorClass::Output) > 0,
         values_seen: 0,
         downs_seen: 0,
     };
@@ -119,11 +169,12 @@ pub(super) fn types(mix: Quantization, shape: &Shape, tensors: &[&TensorSpec]) -
     types
 }
 
-/// The layer of `blk.LAYER.…`
+/// Returns the layer in a name such as `blk.3.attn_q.weight`.
 fn layer(name: &str) -> Option<u64> {
     name.strip_prefix("blk.")?.split('.').next()?.parse().ok()
 }
 
+/// Returns the elements of a row.
 fn row(tensor: &TensorSpec) -> u64 {
     tensor.dims.first().copied().unwrap_or(1)
 }
@@ -132,11 +183,12 @@ fn is_quantized(tensor: &TensorSpec) -> bool {
     let name = tensor.name.as_str();
     tensor.dims.iter().skip(1).any(|dim| *dim > 1)
         && name.ends_with("weight")
-        && !KEPT.iter().any(|part| name.contains(part))
-        && !KEPT_WHOLE.contains(&name)
+        && !UNQUANTIZED.iter().any(|part| name.contains(part))
+        && !UNQUANTIZED_NAMES.contains(&name)
 }
 
-/// The type, or the nearest that rows of this length can have.
+/// Returns the type, or the substitute for rows whose length is no multiple of its block (`tensor_type_fallback`). K-quants
+/// have blocks of 256, their substitutes of 32.
 fn fitting(kind: GgmlType, row: u64) -> GgmlType {
     use GgmlType as T;
     if row.is_multiple_of(kind.block_elements()) {
@@ -157,12 +209,13 @@ fn fitting(kind: GgmlType, row: u64) -> GgmlType {
     }
 }
 
+/// Chooses types one by one, in the order that the counting rules require (`quantize_state_impl`).
 struct Chooser<'a> {
-    mix: Quantization,
-    shape: &'a Shape,
-    /// Tensors of this kind in the model.
+    mix: Mix,
+    shape: &'a ModelShape,
+    /// Number of [`TensorClass::Value`] tensors in the model.
     values: u64,
-    /// Else the embeddings are the output too.
+    /// False when the embedding is the output matrix too.
     has_output: bool,
     values_seen: u64,
     downs_seen: u64,
@@ -171,32 +224,32 @@ struct Chooser<'a> {
 impl Chooser<'_> {
     fn choose(&mut self, tensor: &TensorSpec) -> GgmlType {
         use GgmlType as T;
-        let base = self.mix.base;
-        // Where eight experts share it, the rest of a layer is small.
+        let base = base(self.mix);
+        // In an 8-expert model such as Mixtral the attention is small next to the experts: 8 bits cost some 128 MB.
         let has_eight_experts = self.shape.experts == 8;
-        match Part::of(&tensor.name) {
-            Part::Output => self.output(row(tensor)),
-            Part::Embedding if !self.has_output => self.output(row(tensor)),
-            Part::Value => {
+        match TensorClass::of(&tensor.name) {
+            TensorClass::Output => self.output(row(tensor)),
+            TensorClass::Embedding if !self.has_output => self.output(row(tensor)),
+            TensorClass::Value => {
                 let chosen = self.value();
                 self.values_seen += 1;
                 if has_eight_experts { T::Q8_0 } else { chosen }
             }
-            Part::Key if has_eight_experts => T::Q8_0,
-            Part::AttentionOutput => self.attention_output(has_eight_experts),
-            Part::Down => {
-                // Experts of one layer do not always stand together.
+            TensorClass::Key if has_eight_experts => T::Q8_0,
+            TensorClass::AttentionOutput => self.attention_output(has_eight_experts),
+            TensorClass::Down => {
+                // Mixtures are counted by layer number, since the tensors of experts need not be consecutive.
                 let layer = layer(&tensor.name).filter(|_| self.shape.experts > 1);
                 let chosen = self.down(layer.unwrap_or(self.downs_seen));
                 self.downs_seen += 1;
                 chosen
             }
-            Part::Embedding | Part::Key | Part::Other => base,
+            TensorClass::Embedding | TensorClass::Key | TensorClass::Other => base,
         }
     }
 
     fn output(&self, row: u64) -> GgmlType {
-        if row.is_multiple_of(self.mix.base.block_elements()) {
+        if row.is_multiple_of(base(self.mix).block_elements()) {
             GgmlType::Q6_K
         } else {
             GgmlType::Q8_0
@@ -205,17 +258,17 @@ impl Chooser<'_> {
 
     fn value(&self) -> GgmlType {
         use GgmlType as T;
-        let is_shared = self.shape.heads_per_key_head >= 4;
-        let chosen = match self.mix.name {
-            "Q2_K" if is_shared => T::Q4_K,
-            "Q2_K" => T::Q3_K,
-            "Q3_K_M" if self.values_seen < 2 => T::Q5_K,
-            "Q3_K_M" => T::Q4_K,
-            "Q3_K_L" => T::Q5_K,
-            "IQ4_NL" | "IQ4_XS" if is_shared => T::Q5_K,
-            "Q4_K_M" | "Q5_K_M" if gets_more(self.values_seen, self.values) => T::Q6_K,
-            "Q4_K_S" if self.values_seen < 4 => T::Q5_K,
-            _ => self.mix.base,
+        let is_shared = self.shape.queries_per_kv_head >= 4;
+        let chosen = match self.mix {
+            Mix::Q2_K if is_shared => T::Q4_K,
+            Mix::Q2_K => T::Q3_K,
+            Mix::Q3_K_M if self.values_seen < 2 => T::Q5_K,
+            Mix::Q3_K_M => T::Q4_K,
+            Mix::Q3_K_L => T::Q5_K,
+            Mix::IQ4_NL | Mix::IQ4_XS if is_shared => T::Q5_K,
+            Mix::Q4_K_M | Mix::Q5_K_M if gets_more(self.values_seen, self.values) => T::Q6_K,
+            Mix::Q4_K_S if self.values_seen < 4 => T::Q5_K,
+            _ => base(self.mix),
         };
         match chosen {
             T::Q3_K | T::Q4_K if self.shape.is_70b => T::Q5_K,
@@ -226,30 +279,34 @@ impl Chooser<'_> {
     fn down(&self, layer: u64) -> GgmlType {
         use GgmlType as T;
         let layers = self.shape.layers;
-        match self.mix.name {
-            "Q2_K" => T::Q3_K,
-            "Q3_K_M" if layer < layers / 16 => T::Q5_K,
-            "Q3_K_M" => T::Q4_K,
-            "Q3_K_L" => T::Q5_K,
-            "Q4_K_M" | "Q5_K_M" if gets_more(layer, layers) => T::Q6_K,
-            "Q4_K_S" | "IQ4_NL" | "IQ4_XS" if layer < layers / 8 => T::Q5_K,
-            _ => self.mix.base,
+        match self.mix {
+            Mix::Q2_K => T::Q3_K,
+            Mix::Q3_K_M if layer < layers / 16 => T::Q5_K,
+            Mix::Q3_K_M => T::Q4_K,
+            Mix::Q3_K_L => T::Q5_K,
+            Mix::Q4_K_M | Mix::Q5_K_M if gets_more(layer, layers) => T::Q6_K,
+            Mix::Q4_K_S | Mix::IQ4_NL | Mix::IQ4_XS if layer < layers / 8 => T::Q5_K,
+            _ => base(self.mix),
         }
     }
 
     fn attention_output(&self, has_eight_experts: bool) -> GgmlType {
         use GgmlType as T;
-        match self.mix.name {
-            "Q2_K" | "Q3_K_S" | "Q3_K_M" | "Q4_K_S" | "Q4_K_M" | "IQ4_NL" | "IQ4_XS" if has_eight_experts => T::Q5_K,
-            "Q2_K" if !has_eight_experts => T::Q3_K,
-            "Q3_K_M" => T::Q4_K,
-            "Q3_K_L" if !has_eight_experts => T::Q5_K,
-            _ => self.mix.base,
+        match self.mix {
+            Mix::Q2_K | Mix::Q3_K_S | Mix::Q3_K_M | Mix::Q4_K_S | Mix::Q4_K_M | Mix::IQ4_NL | Mix::IQ4_XS
+                if has_eight_experts =>
+            {
+                T::Q5_K
+            }
+            Mix::Q2_K if !has_eight_experts => T::Q3_K,
+            Mix::Q3_K_M => T::Q4_K,
+            Mix::Q3_K_L if !has_eight_experts => T::Q5_K,
+            _ => base(self.mix),
         }
     }
 }
 
-/// Whether a layer is one of those that are worth more bits.
+/// Returns true for the first and the last eighth of the layers and every third between (`use_more_bits`).
 fn gets_more(layer: u64, layers: u64) -> bool {
     let eighth = layers / 8;
     layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2
@@ -258,26 +315,38 @@ fn gets_more(layer: u64, layers: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{convert::TargetType, gguf::Array};
+    use crate::{
+        gguf::{GgufArray, file_type_name},
+        inference::WeightType,
+    };
 
-    fn mix(name: &str) -> Quantization {
+    #[test]
+    fn file_types_of_mixes() {
+        for weight_type in WeightType::explicit() {
+            if let WeightType::Mix(mix) = weight_type {
+                assert_eq!(file_type_name(file_type(mix).into()), Some(weight_type.name()));
+            }
+        }
+    }
+
+    fn mix(name: &str) -> Mix {
         match name.parse() {
-            Ok(TargetType::Quantized(mix)) => mix,
+            Ok(WeightType::Mix(mix)) => mix,
             other => panic!("{other:?}"),
         }
     }
 
-    fn shape(layers: u64, experts: u64, heads_per_key_head: u64) -> Shape {
-        Shape {
+    fn shape(layers: u64, experts: u64, queries_per_kv_head: u64) -> ModelShape {
+        ModelShape {
             layers,
             experts,
-            heads_per_key_head,
+            queries_per_kv_head,
             is_70b: false,
         }
     }
 
-    /// Types of one matrix in each of 32 layers, with an output of its own.
-    fn in_layers(name: &str, shape: &Shape, part: &str) -> Vec<&'static str> {
+    /// Returns the types of one matrix in each layer of a model with an output matrix.
+    fn in_layers(name: &str, shape: &ModelShape, part: &str) -> Vec<&'static str> {
         let mut tensors = vec![TensorSpec::new("output.weight", GgmlType::F32, [256, 8])];
         let layers = (0..shape.layers).rev();
         tensors
@@ -309,18 +378,18 @@ mod tests {
 
     #[test]
     fn the_shape_is_read_from_the_metadata() {
-        let metadata = |layers: u32, heads: u32, key_heads: Value| {
+        let metadata = |layers: u32, heads: u32, key_heads: GgufValue| {
             vec![
-                ("llama.block_count".to_owned(), Value::U32(layers)),
-                ("llama.attention.head_count".to_owned(), Value::U32(heads)),
+                ("llama.block_count".to_owned(), GgufValue::U32(layers)),
+                ("llama.attention.head_count".to_owned(), GgufValue::U32(heads)),
                 ("llama.attention.head_count_kv".to_owned(), key_heads),
             ]
         };
-        let large = Shape::of("llama", &metadata(80, 64, Value::U32(8)));
-        assert!(large.is_70b && large.heads_per_key_head == 8);
-        assert!(!Shape::of("llama", &metadata(80, 64, Value::U32(64))).is_70b);
-        let lists = Value::Array(Array::I32(vec![0, 8]));
-        assert_eq!(Shape::of("llama", &metadata(2, 64, lists)).heads_per_key_head, 0);
+        let large = ModelShape::of("llama", &metadata(80, 64, GgufValue::U32(8)));
+        assert!(large.is_70b && large.queries_per_kv_head == 8);
+        assert!(!ModelShape::of("llama", &metadata(80, 64, GgufValue::U32(64))).is_70b);
+        let lists = GgufValue::Array(GgufArray::I32(vec![0, 8]));
+        assert_eq!(ModelShape::of("llama", &metadata(2, 64, lists)).queries_per_kv_head, 0);
         assert_eq!(in_layers("Q4_K_M", &large, "attn_v")[11], "Q5_K");
     }
 

@@ -4,27 +4,27 @@ use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{ConvertError, Recipe, RowQuantizer, Scratch, write};
+use super::{ConvertError, RowQuantizer, Scratch, TensorRecipe, write};
 use crate::{
-    gguf::{self, Header, Plan, TensorSpec, Value},
+    gguf::{self, GgufHeader, GgufLayout, GgufValue, TensorSpec},
     stdx::new_file::NewFile,
 };
 
 /// A GGUF file that exists only as a plan. Its size and every offset are known; no weight has been read.
 #[derive(Debug)]
 pub struct VirtualGguf {
-    plan: Plan,
-    recipes: Vec<Recipe>,
+    plan: GgufLayout,
+    recipes: Vec<TensorRecipe>,
     quantize: Option<RowQuantizer>,
 }
 
 impl VirtualGguf {
-    pub(super) fn new(metadata: Vec<(String, Value)>, recipes: Vec<Recipe>) -> Result<Self, ConvertError> {
-        recipes.iter().try_for_each(Recipe::check)?;
+    pub(super) fn new(metadata: Vec<(String, GgufValue)>, recipes: Vec<TensorRecipe>) -> Result<Self, ConvertError> {
+        recipes.iter().try_for_each(TensorRecipe::check)?;
         let specs: Vec<TensorSpec> = recipes.iter().map(|recipe| recipe.spec().clone()).collect();
-        let plan = Plan::new(metadata, specs)?;
+        let plan = GgufLayout::new(metadata, specs)?;
         // What our own writer makes goes through the same door as a stranger's file.
-        gguf::precheck(&Header::read(plan.header(), plan.file_len())?)?;
+        gguf::precheck(&GgufHeader::read(plan.header(), plan.file_len())?)?;
         Ok(Self {
             plan,
             recipes,
@@ -59,7 +59,7 @@ impl VirtualGguf {
 
     /// How each tensor is made, in the order of the file.
     #[must_use]
-    pub fn recipes(&self) -> &[Recipe] {
+    pub fn recipes(&self) -> &[TensorRecipe] {
         &self.recipes
     }
 
@@ -106,7 +106,7 @@ impl VirtualGguf {
     pub fn fill(
         &self,
         new: &NewFile,
-        progress: write::Progress<'_>,
+        progress: write::WriteProgress<'_>,
         cancel: &CancellationToken,
     ) -> Result<(), ConvertError> {
         write::fill(self, new, progress, cancel)
@@ -119,7 +119,7 @@ impl VirtualGguf {
     pub fn write(
         &self,
         path: &Path,
-        progress: write::Progress<'_>,
+        progress: write::WriteProgress<'_>,
         cancel: &CancellationToken,
     ) -> Result<(), ConvertError> {
         write::write(self, path, progress, cancel)

@@ -1,51 +1,53 @@
-//! Matrices in MXFP4: numbers of four bits in blocks of 32 with a power of two.
+//! Matrices in MXFP4 (OCP Microscaling Formats 1.0): blocks of 32 four-bit floats (E2M1) that share a power of two (E8M0).
 //!
-//! A checkpoint has them in two tensors, `_blocks` and `_scales`; the engine wants each scale before its block, and the
-//! halves of a block beside each other where the checkpoint has neighbours. Nothing is rounded on the way.
+//! A checkpoint has such a matrix in two tensors: `_blocks` `[..., blocks, 16]`, two neighboring elements in each byte, and
+//! `_scales` `[..., blocks]`. ggml's `block_mxfp4` is the scale followed by 16 bytes, each of which holds an element of the
+//! first half of the block and its counterpart of the second half. Repacking loses nothing (`repack_mxfp4` in
+//! `conversion/gpt_oss.py` of llama.cpp).
 
 use std::ops::Range;
 
 use super::{
     ConvertError,
-    cast::Owner,
-    recipe::{Scratch, encode_rows},
-    safetensors::{Dtype, Stored},
+    cast::TensorName,
+    dtype::TensorDtype,
+    encode::{RowFormat, Scratch},
+    stored::StoredTensor,
 };
 use crate::gguf::GgmlType;
 
-/// Elements of a block.
+/// Elements of a block (`QK_MXFP4`).
 pub(super) const BLOCK_ELEMENTS: u64 = 32;
-/// Bytes of a block in the checkpoint, without its scale.
+/// Bytes of a block without its scale.
 pub(super) const BLOCK_BYTES: u64 = BLOCK_ELEMENTS / 2;
-/// OCP Microscaling Formats 1.0: this exponent is no number.
+/// The E8M0 scale that stands for NaN.
 const NAN_EXPONENT: u8 = 0xff;
-/// Numbers of the low three bits; the fourth is the sign.
+/// E2M1 values of the low three bits. The fourth bit is the sign.
 const MAGNITUDES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 
-/// Some rows of a matrix, or of several behind each other.
+/// Rows `first`, `first + step`, ... of an MXFP4 matrix whose outer dimensions (experts) are taken as one.
 #[derive(Clone, Debug)]
-pub(super) struct Packed {
-    pub(super) blocks: Stored,
-    pub(super) scales: Stored,
+pub(super) struct Mxfp4Rows {
+    pub(super) blocks: StoredTensor,
+    pub(super) scales: StoredTensor,
     pub(super) first: u64,
     pub(super) count: u64,
     pub(super) step: u64,
 }
 
-impl Packed {
-    /// Blocks of a row.
+impl Mxfp4Rows {
+    /// Returns the blocks of a row.
     fn row_blocks(&self) -> u64 {
         self.scales.row_elements()
     }
 
-    /// Elements of a row.
     pub(super) fn row_elements(&self) -> u64 {
         self.row_blocks() * BLOCK_ELEMENTS
     }
 
-    /// Whether blocks and scales belong together and have all rows.
+    /// Returns true if blocks and scales fit each other and contain all rows.
     pub(super) fn is_whole(&self) -> bool {
-        let is_bytes = |stored: &Stored| matches!(stored.dtype, Dtype::Other("U8", _));
+        let is_bytes = |stored: &StoredTensor| matches!(stored.dtype, TensorDtype::Other("U8", _));
         let [outer @ .., bytes] = self.blocks.shape.as_slice() else {
             return false;
         };
@@ -56,11 +58,11 @@ impl Packed {
             && (self.count == 0 || self.first + (self.count - 1) * self.step < self.scales.rows())
     }
 
-    /// Appends some rows in the target type: MXFP4, or any that numbers can be cast to.
+    /// Appends a range of rows: repacked if the target is MXFP4, else decoded and encoded again.
     pub(super) fn produce(
         &self,
         rows: Range<u64>,
-        target: GgmlType,
+        format: RowFormat,
         scratch: &mut Scratch,
         out: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
@@ -71,8 +73,9 @@ impl Packed {
             stored,
             rows: scales,
             numbers,
-            quantize,
+            ..
         } = scratch;
+        let is_repacked = format.target == GgmlType::MXFP4;
         stored.clear();
         scales.clear();
         let blocks = span.start * blocks_of_row..span.end * blocks_of_row;
@@ -86,9 +89,9 @@ impl Packed {
             let end = start + blocks_of_row as usize;
             for (block, scale) in packed[start..end].iter().zip(&scales[start..end]) {
                 if *scale == NAN_EXPONENT {
-                    return Err(Owner(&self.scales.name).refuse(f32::NAN, "a model"));
+                    return Err(TensorName(&self.scales.name).refuse(f32::NAN, "a model"));
                 }
-                if target == GgmlType::MXFP4 {
+                if is_repacked {
                     out.push(*scale);
                     out.extend(repacked(block));
                 } else {
@@ -96,25 +99,25 @@ impl Packed {
                 }
             }
         }
-        if target == GgmlType::MXFP4 {
+        if is_repacked {
             return Ok(());
         }
-        let owner = Owner(&self.blocks.name);
-        encode_rows(owner, target, self.row_elements(), numbers, *quantize, out)
+        format.encode(TensorName(&self.blocks.name), numbers, out)
     }
 }
 
-/// The four bits of an element: a byte of the checkpoint holds two neighbours, the first in its low half.
+/// Returns the four bits of an element. A stored byte holds two neighbors, the first in its low half.
 fn nibble(block: &[u8; BLOCK_BYTES as usize], element: usize) -> u8 {
     block[element / 2] >> (element % 2 * 4) & 0x0f
 }
 
-/// A byte of the engine's holds an element of the first half of a block and its counterpart of the second.
+/// Returns a block in ggml's order: byte `n` holds element `n` in its low half and element `n + 16` in its high half.
 fn repacked(block: &[u8; BLOCK_BYTES as usize]) -> [u8; BLOCK_BYTES as usize] {
     std::array::from_fn(|at| nibble(block, at) | nibble(block, at + BLOCK_BYTES as usize) << 4)
 }
 
 fn decoded(block: &[u8; BLOCK_BYTES as usize], scale: u8) -> [f32; BLOCK_ELEMENTS as usize] {
+    // E8M0: a biased exponent and nothing else.
     let power = 2.0f32.powi(i32::from(scale) - 127);
     std::array::from_fn(|at| {
         let bits = nibble(block, at);
@@ -127,7 +130,7 @@ fn decoded(block: &[u8; BLOCK_BYTES as usize], scale: u8) -> [f32; BLOCK_ELEMENT
 mod tests {
     use super::*;
 
-    /// Elements 0 to 31 count up, modulo 16.
+    /// Returns a block whose elements count up, modulo 16.
     fn counting() -> [u8; 16] {
         std::array::from_fn(|at| (2 * at % 16) as u8 | (((2 * at + 1) % 16) << 4) as u8)
     }
@@ -144,7 +147,7 @@ mod tests {
         assert_eq!(numbers[..8], [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0]);
         assert_eq!(numbers[9..16], [-1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0]);
         assert_eq!(numbers[..16], numbers[16..]);
-        // The smallest scale is no normal number.
+        // The smallest scale, 2^-127, is subnormal.
         assert_eq!(decoded(&counting(), 0)[2], f32::from_bits(0x0040_0000));
     }
 }

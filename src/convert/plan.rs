@@ -1,17 +1,21 @@
 //! From a folder to a plan: which type each tensor gets, and what the file says of itself.
 
-use std::{fmt, path::Path, str::FromStr};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ConvertError, Recipe, VirtualGguf, arch, card,
-    config::Config,
-    mix::{self, Shape},
-    safetensors::{self, Dtype},
-    tokenizer::{self, Tokenizer, TokenizerCheck},
+    ConvertError, TensorRecipe, VirtualGguf, arch, card,
+    config::CheckpointConfig,
+    dtype::TensorDtype,
+    mix::{self, ModelShape},
+    safetensors,
+    tokenizer::{self, TokenizerCheck, TokenizerMetadata},
 };
-use crate::gguf::{self, GgmlType, TensorSpec, Value, file_type_name};
+use crate::{
+    gguf::{self, GgmlType, GgufValue, TensorSpec, file_type_name},
+    inference::WeightType,
+};
 
 /// `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -22,103 +26,16 @@ const PATCH_KERNEL: &str = "v.patch_embd.weight";
 /// What the engine demands of the vocabulary of a model with Phi 3's name.
 const PHI3_TOKENS: [&str; 4] = ["</s>", "<unk>", "<s>", "<|endoftext|>"];
 
-/// In which type most weights are written. Vectors, norms and routers are always F32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
-pub enum TargetType {
-    /// The one that most of the checkpoint's numbers have.
-    #[default]
-    Stored,
-    /// 32 bits.
-    F32,
-    /// 16 bits, of which five are the exponent.
-    F16,
-    /// 16 bits, of which eight are the exponent.
-    Bf16,
-    /// 8 bits in blocks of 32 with a scale.
-    Q8_0,
-    /// A mix as llama.cpp makes it, with its quantiser of rows.
-    Quantized(Quantization),
-}
-
-/// A mix of types, mostly of few bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quantization {
-    /// As `Q4_K_M`.
-    pub name: &'static str,
-    /// llama.cpp's number.
-    pub file_type: u32,
-    /// What most matrices get.
-    pub(super) base: GgmlType,
-}
-
-/// Those that need no sample of what the model will be used for.
-const QUANTIZATIONS: &[Quantization] = &[
-    quantization("Q4_0", 2, GgmlType::Q4_0),
-    quantization("Q4_1", 3, GgmlType::Q4_1),
-    quantization("Q5_0", 8, GgmlType::Q5_0),
-    quantization("Q5_1", 9, GgmlType::Q5_1),
-    quantization("Q2_K", 10, GgmlType::Q2_K),
-    quantization("Q3_K_S", 11, GgmlType::Q3_K),
-    quantization("Q3_K_M", 12, GgmlType::Q3_K),
-    quantization("Q3_K_L", 13, GgmlType::Q3_K),
-    quantization("Q4_K_S", 14, GgmlType::Q4_K),
-    quantization("Q4_K_M", 15, GgmlType::Q4_K),
-    quantization("Q5_K_S", 16, GgmlType::Q5_K),
-    quantization("Q5_K_M", 17, GgmlType::Q5_K),
-    quantization("Q6_K", 18, GgmlType::Q6_K),
-    quantization("IQ4_NL", 25, GgmlType::IQ4_NL),
-    quantization("IQ4_XS", 30, GgmlType::IQ4_XS),
-];
-
-const fn quantization(name: &'static str, file_type: u32, base: GgmlType) -> Quantization {
-    Quantization { name, file_type, base }
-}
-
-impl TargetType {
-    /// Every type that has a name of its own, the widest first, then llama.cpp's mixes.
-    #[must_use]
-    pub fn named() -> Vec<Self> {
-        let plain = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0];
-        let mixes = QUANTIZATIONS.iter().map(|mix| Self::Quantized(*mix));
-        plain.into_iter().chain(mixes).collect()
-    }
-}
-
-impl FromStr for TargetType {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Ok(match text.to_ascii_uppercase().as_str() {
-            "AUTO" | "STORED" => Self::Stored,
-            "F32" => Self::F32,
-            "F16" => Self::F16,
-            "BF16" => Self::Bf16,
-            "Q8_0" => Self::Q8_0,
-            other => {
-                let Some(found) = QUANTIZATIONS.iter().find(|mix| mix.name == other) else {
-                    let names: Vec<&str> = QUANTIZATIONS.iter().map(|mix| mix.name).collect();
-                    return Err(format!(
-                        "{text:?} is none of auto, F32, F16, BF16, Q8_0, {}",
-                        names.join(", ")
-                    ));
-                };
-                Self::Quantized(*found)
-            }
-        })
-    }
-}
-
 /// Which file is made of a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Part {
+pub enum GgufRole {
     /// The model; of one that sees, the language model.
     Model,
     /// What makes embeddings of pictures.
     Projector,
 }
 
-impl Part {
+impl GgufRole {
     /// Plans the file, as [`plan_checked`] or [`plan_projector`]; a projector has no vocabulary to be cut with.
     ///
     /// # Errors
@@ -127,9 +44,9 @@ impl Part {
         self,
         folder: &Path,
         name: &str,
-        target: TargetType,
-        cut: &mut Cut<'_>,
-    ) -> Result<Planned, ConvertError> {
+        target: WeightType,
+        cut: &mut EngineTokenizer<'_>,
+    ) -> Result<ConversionPlan, ConvertError> {
         match self {
             Self::Model => plan_checked(folder, name, target, cut),
             Self::Projector => plan_projector(folder, name, target),
@@ -148,7 +65,7 @@ impl Part {
 
 /// A plan, and what its maker should know.
 #[derive(Debug)]
-pub struct Planned {
+pub struct ConversionPlan {
     /// The file.
     pub model: VirtualGguf,
     /// As `BF16`.
@@ -190,18 +107,18 @@ impl FileType {
         }
     }
 
-    fn of(target: TargetType, recipes: &[Recipe]) -> Self {
+    fn of(target: WeightType, recipes: &[TensorRecipe]) -> Self {
         Self::new(match target {
-            TargetType::F32 => GgmlType::F32,
-            TargetType::F16 => GgmlType::F16,
-            TargetType::Bf16 => GgmlType::BF16,
-            TargetType::Q8_0 => GgmlType::Q8_0,
-            TargetType::Stored | TargetType::Quantized(_) => most_stored(recipes),
+            WeightType::F32 => GgmlType::F32,
+            WeightType::F16 => GgmlType::F16,
+            WeightType::Bf16 => GgmlType::BF16,
+            WeightType::Q8_0 => GgmlType::Q8_0,
+            WeightType::Stored | WeightType::Mix(_) => most_stored(recipes),
         })
     }
 
     /// The type of one tensor, by the rules of llama.cpp's converter.
-    fn of_tensor(self, recipe: &Recipe) -> GgmlType {
+    fn of_tensor(self, recipe: &TensorRecipe) -> GgmlType {
         let spec = recipe.spec();
         if spec.name.starts_with(PATCH_KERNEL) {
             return if self.element == GgmlType::F16 {
@@ -227,20 +144,20 @@ impl FileType {
 }
 
 /// The type that most numbers of matrices have.
-fn most_stored(recipes: &[Recipe]) -> GgmlType {
+fn most_stored(recipes: &[TensorRecipe]) -> GgmlType {
     let mut counts = [(GgmlType::BF16, 0u64), (GgmlType::F16, 0), (GgmlType::F32, 0)];
     for source in recipes
         .iter()
         .filter(|recipe| recipe.spec().dims.len() > 1)
-        .flat_map(Recipe::sources)
+        .flat_map(TensorRecipe::sources)
     {
         let kind = match source.dtype {
             // The scales have no more bits in the models that were made so.
             _ if source.scales.is_some() => 0,
-            Dtype::BF16 => 0,
-            Dtype::F16 => 1,
-            Dtype::F32 | Dtype::F64 => 2,
-            Dtype::Other(..) => continue,
+            TensorDtype::BF16 => 0,
+            TensorDtype::F16 => 1,
+            TensorDtype::F32 | TensorDtype::F64 => 2,
+            TensorDtype::Other(..) => continue,
         };
         counts[kind].1 = counts[kind]
             .1
@@ -256,24 +173,24 @@ fn most_stored(recipes: &[Recipe]) -> GgmlType {
 /// # Errors
 /// If its architecture is unknown, or the weights are quantised already.
 pub fn check_config(json: &str) -> Result<(), ConvertError> {
-    let config = Config::parse(json)?;
+    let config = CheckpointConfig::parse(json)?;
     arch::family_of(&config).map(drop)
 }
 
 /// Whether a checkpoint has a projector that can be planned, as far as its `config.json` shows.
 #[must_use]
 pub fn has_projector(folder: &Path) -> bool {
-    Config::read(folder).is_ok_and(|config| arch::vision_config(&config).is_ok())
+    CheckpointConfig::read(folder).is_ok_and(|config| arch::vision_config(&config).is_ok())
 }
 
 /// What the engine makes of texts with the vocabulary of a file, given as bytes, that has no weights.
-pub type Cut<'a> = dyn FnMut(&[u8], &[String]) -> Result<Vec<Vec<i32>>, ConvertError> + 'a;
+pub type EngineTokenizer<'a> = dyn FnMut(&[u8], &[String]) -> Result<Vec<Vec<i32>>, ConvertError> + 'a;
 
 /// Plans the file of a checkpoint. Reads configuration, tokenizer and the headers of the weights, but no weight.
 ///
 /// # Errors
 /// If the folder holds no complete checkpoint of a known architecture.
-pub fn plan(folder: &Path, name: &str, target: TargetType) -> Result<Planned, ConvertError> {
+pub fn plan(folder: &Path, name: &str, target: WeightType) -> Result<ConversionPlan, ConvertError> {
     let draft = Draft::new(folder, name, target)?;
     if !draft.tokenizer.is_known {
         return Err(ConvertError::Tokenizer(
@@ -290,7 +207,12 @@ pub fn plan(folder: &Path, name: &str, target: TargetType) -> Result<Planned, Co
 ///
 /// # Errors
 /// As [`plan`], and those of `cut`.
-pub fn plan_checked(folder: &Path, name: &str, target: TargetType, cut: &mut Cut<'_>) -> Result<Planned, ConvertError> {
+pub fn plan_checked(
+    folder: &Path,
+    name: &str,
+    target: WeightType,
+    cut: &mut EngineTokenizer<'_>,
+) -> Result<ConversionPlan, ConvertError> {
     let mut draft = Draft::new(folder, name, target)?;
     let texts = draft.tokenizer.texts();
     if texts.is_empty() {
@@ -299,7 +221,7 @@ pub fn plan_checked(folder: &Path, name: &str, target: TargetType, cut: &mut Cut
     let mut best: Option<(usize, TokenizerCheck)> = None;
     for candidate in 0..draft.tokenizer.candidates() {
         draft.tokenizer.choose(candidate);
-        let vocabulary = gguf::Plan::new(draft.metadata(), Vec::new())?;
+        let vocabulary = gguf::GgufLayout::new(draft.metadata(), Vec::new())?;
         let check = draft.tokenizer.check(&cut(vocabulary.header(), &texts)?);
         let is_better = best.as_ref().is_none_or(|(_, best)| check.wrong < best.wrong);
         let is_enough = !check.is_doubtful();
@@ -322,18 +244,18 @@ pub fn plan_checked(folder: &Path, name: &str, target: TargetType, cut: &mut Cut
 ///
 /// # Errors
 /// If the folder holds no complete checkpoint of an architecture whose projector is known.
-pub fn plan_projector(folder: &Path, name: &str, target: TargetType) -> Result<Planned, ConvertError> {
-    let config = Config::read(folder)?;
+pub fn plan_projector(folder: &Path, name: &str, target: WeightType) -> Result<ConversionPlan, ConvertError> {
+    let config = CheckpointConfig::read(folder)?;
     let vision = arch::vision_config(&config)?;
     let target = match target {
-        TargetType::Quantized(_) => TargetType::Stored,
+        WeightType::Mix(_) => WeightType::Stored,
         plain => plain,
     };
     let tensors = safetensors::open(folder)?;
     let build = arch::build_projector(folder, name, &config, &vision, tensors)?;
     let mut notes = config.take_notes();
     notes.extend(vision.take_notes());
-    let (none, notes) = (Tokenizer::default(), sorted(notes));
+    let (none, notes) = (TokenizerMetadata::default(), sorted(notes));
     Draft::of(folder, build, "mmproj", name, target, none, notes)?.finish(None)
 }
 
@@ -345,17 +267,17 @@ fn sorted(mut notes: Vec<String>) -> Vec<String> {
 
 /// A plan whose tokenizer may still change.
 struct Draft {
-    general: Vec<(String, Value)>,
-    keys: Vec<(String, Value)>,
-    tokenizer: Tokenizer,
-    recipes: Vec<Recipe>,
+    general: Vec<(String, GgufValue)>,
+    keys: Vec<(String, GgufValue)>,
+    tokenizer: TokenizerMetadata,
+    recipes: Vec<TensorRecipe>,
     file_type: &'static str,
     notes: Vec<String>,
 }
 
 impl Draft {
-    fn new(folder: &Path, name: &str, target: TargetType) -> Result<Self, ConvertError> {
-        let config = Config::read(folder)?;
+    fn new(folder: &Path, name: &str, target: WeightType) -> Result<Self, ConvertError> {
+        let config = CheckpointConfig::read(folder)?;
         let tensors = safetensors::open(folder)?;
         let build = arch::build(folder, name, &config, tensors)?;
         let mut notes = sorted(config.take_notes());
@@ -366,11 +288,11 @@ impl Draft {
     /// Chooses the types of the tensors, and says what the file is.
     fn of(
         folder: &Path,
-        build: arch::Build<'_>,
+        build: arch::ModelBuilder<'_>,
         file: &str,
         name: &str,
-        target: TargetType,
-        tokenizer: Tokenizer,
+        target: WeightType,
+        tokenizer: TokenizerMetadata,
         notes: Vec<String>,
     ) -> Result<Self, ConvertError> {
         let arch = build.arch_name();
@@ -378,7 +300,7 @@ impl Draft {
         let mut kind = FileType::of(target, &recipes);
         for recipe in &mut recipes {
             // What is packed stays so, unless all is to be packed in another way.
-            if recipe.is_packed() && !matches!(target, TargetType::Quantized(_)) {
+            if recipe.is_packed() && !matches!(target, WeightType::Mix(_)) {
                 kind = kind.with_packed();
                 continue;
             }
@@ -386,25 +308,25 @@ impl Draft {
             recipe.set_type(element);
         }
         let (file_type, number) = match target {
-            TargetType::Quantized(mix) => {
-                let specs: Vec<&TensorSpec> = recipes.iter().map(Recipe::spec).collect();
-                let types = mix::types(mix, &Shape::of(arch, &build.keys), &specs);
+            WeightType::Mix(mix) => {
+                let specs: Vec<&TensorSpec> = recipes.iter().map(TensorRecipe::spec).collect();
+                let types = mix::types(mix, &ModelShape::of(arch, &build.keys), &specs);
                 for (recipe, kind) in recipes.iter_mut().zip(types) {
                     kind.into_iter().for_each(|kind| recipe.set_type(kind));
                 }
-                (mix.name, mix.file_type)
+                (target.name(), mix::file_type(mix))
             }
             _ => (file_type_name(kind.number.into()).unwrap_or("F32"), kind.number),
         };
-        let text = |key: &str, text: &str| (key.to_owned(), Value::String(text.to_owned()));
+        let text = |key: &str, text: &str| (key.to_owned(), GgufValue::String(text.to_owned()));
         let mut general = vec![text("general.architecture", arch), text("general.type", file)];
-        general.push(("general.file_type".to_owned(), Value::U32(number)));
+        general.push(("general.file_type".to_owned(), GgufValue::U32(number)));
         general.push((
             "general.quantization_version".to_owned(),
-            Value::U32(QUANTIZATION_VERSION),
+            GgufValue::U32(QUANTIZATION_VERSION),
         ));
         let of_card = card::metadata(folder, name, &recipes)?.into_iter();
-        let is_safe = |(key, value): &(String, Value)| {
+        let is_safe = |(key, value): &(String, GgufValue)| {
             key != "general.name" || value.as_str().is_some_and(|name| is_safe_name(name, tokenizer.keys()))
         };
         general.extend(of_card.filter(is_safe));
@@ -418,7 +340,7 @@ impl Draft {
         })
     }
 
-    fn metadata(&self) -> Vec<(String, Value)> {
+    fn metadata(&self) -> Vec<(String, GgufValue)> {
         // What an architecture says of its tokenizer stands above what the tokenizer's files say.
         let is_free = |key: &str| self.keys.iter().all(|(other, _)| other != key);
         let tokenizer = self.tokenizer.keys().iter().filter(|(key, _)| is_free(key));
@@ -430,10 +352,10 @@ impl Draft {
             .collect()
     }
 
-    fn finish(self, check: Option<TokenizerCheck>) -> Result<Planned, ConvertError> {
+    fn finish(self, check: Option<TokenizerCheck>) -> Result<ConversionPlan, ConvertError> {
         let mut metadata = self.metadata();
         if let Some(check) = &check {
-            metadata.push((gguf::TOKENIZER_CHECK_KEY.to_owned(), Value::String(check.value())));
+            metadata.push((gguf::TOKENIZER_CHECK_KEY.to_owned(), GgufValue::String(check.value())));
         }
         let Self {
             tokenizer,
@@ -443,7 +365,7 @@ impl Draft {
             ..
         } = self;
         drop(tokenizer);
-        Ok(Planned {
+        Ok(ConversionPlan {
             model: VirtualGguf::new(metadata, recipes)?,
             file_type,
             check,
@@ -453,7 +375,7 @@ impl Draft {
 }
 
 /// The engine takes a model of this name for Phi 3, and throws where it lacks Phi 3's tokens.
-fn is_safe_name(name: &str, metadata: &[(String, Value)]) -> bool {
+fn is_safe_name(name: &str, metadata: &[(String, GgufValue)]) -> bool {
     let lower = name.to_ascii_lowercase();
     if !lower.contains("phi-3") && !lower.contains("phi3") {
         return true;
@@ -467,60 +389,15 @@ fn is_safe_name(name: &str, metadata: &[(String, Value)]) -> bool {
     })
 }
 
-impl TryFrom<String> for TargetType {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl From<TargetType> for String {
-    fn from(target: TargetType) -> Self {
-        target.to_string()
-    }
-}
-
-impl fmt::Display for TargetType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Stored => "auto",
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Bf16 => "BF16",
-            Self::Q8_0 => "Q8_0",
-            Self::Quantized(mix) => mix.name,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn names_of_types() {
-        for kind in [
-            TargetType::Stored,
-            TargetType::F32,
-            TargetType::F16,
-            TargetType::Bf16,
-            TargetType::Q8_0,
-        ] {
-            assert_eq!(kind.to_string().to_lowercase().parse(), Ok(kind));
-        }
-        for mix in QUANTIZATIONS {
-            assert_eq!(mix.name.parse(), Ok(TargetType::Quantized(*mix)));
-            assert_eq!(file_type_name(mix.file_type.into()), Some(mix.name));
-        }
-        assert!("IQ1_S".parse::<TargetType>().unwrap_err().contains("none of"));
-    }
-
-    #[test]
     fn a_name_that_the_engine_misreads() {
         let tokens = |list: &[&str]| {
-            let strings = crate::gguf::Array::String(list.iter().collect());
-            vec![("tokenizer.ggml.tokens".to_owned(), Value::Array(strings))]
+            let strings = crate::gguf::GgufArray::String(list.iter().collect());
+            vec![("tokenizer.ggml.tokens".to_owned(), GgufValue::Array(strings))]
         };
         assert!(is_safe_name("Llama", &[]));
         assert!(!is_safe_name("my-Phi3-mini", &tokens(&["<s>"])));

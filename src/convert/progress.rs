@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// What is done at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stage {
+pub enum ConversionStage {
     /// Configuration, headers and tokenizer are read and tried; nothing is counted.
     #[default]
     Planning,
@@ -17,9 +17,9 @@ pub enum Stage {
 
 /// How far a conversion is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Advance {
+pub struct ConversionProgress {
     /// What is done at the moment.
-    pub stage: Stage,
+    pub stage: ConversionStage,
     /// Bytes of the file that are written.
     pub done: u64,
     /// Bytes of the whole file; 0 before they are known.

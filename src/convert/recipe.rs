@@ -1,77 +1,57 @@
-//! How one tensor of the result is made from the checkpoint, any range of rows at a time.
+//! How one tensor of the GGUF file is made from the checkpoint, any range of its rows at a time.
 //!
-//! A row is what lies in a tensor's fastest dimension. Every change that an architecture needs sends whole rows to new
-//! places or reads columns as rows, so that no tensor need ever be in memory as a whole.
+//! A row is the fastest dimension of a tensor. Every change that an architecture needs (permuting the rows of heads,
+//! stacking experts, splitting fused matrices, transposing) moves whole rows to new places, or reads columns as rows, so
+//! that no tensor ever has to be in memory as a whole. Recipes are written by `arch` and `adapter`, checked once, and
+//! performed by `write` and `stream`.
 
 use std::ops::Range;
 
 use super::{
     ConvertError,
-    cast::{Owner, check_finite, decode, encode, is_plain, is_same},
-    mxfp4::Packed,
-    parts::{Columns, Order, Rows},
-    safetensors::{Dtype, Stored},
+    cast::{TensorName, check_finite, decode, is_same},
+    dtype::TensorDtype,
+    encode::{RowFormat, RowQuantizer, Scratch},
+    mxfp4::Mxfp4Rows,
+    parts::{RowOrder, StoredColumns, StoredRows},
+    stored::StoredTensor,
 };
 use crate::gguf::{GgmlType, TensorSpec};
 
-/// Bytes that one step reads and writes at most, about: what stays in a core's own cache on the way.
+/// Bytes that one step reads or writes, about: what fits into the second-level cache of a core.
 const STEP_BYTES: u64 = 1 << 20;
-/// The longest rows of real models are below a million elements.
+/// Sanity limit. The longest rows of published models have fewer than a million elements.
 const MAX_ROW_ELEMENTS: u64 = 16 << 20;
 
-/// A tensor of the result.
+/// Recipe of one tensor of the GGUF file: its name, type and dimensions, and the parts it is made of. An element is
+/// `stored * times + add`, computed in 32 bits.
 #[derive(Clone, Debug)]
-pub struct Recipe {
+pub struct TensorRecipe {
     spec: TensorSpec,
-    /// Elements of a row: those of the fastest dimension, unless the tensor is made of smaller pieces.
+    /// Elements of a row. It is the fastest dimension, unless the tensor was reshaped and its pieces are shorter.
     row: u64,
     content: Content,
-    /// Whether the type is the engine's demand, not the caller's choice.
+    /// True when the engine requires the type, so that [`TensorRecipe::set_type`] does not change it.
     is_pinned: bool,
-    /// Added to every number: norms that are stored as the difference from one.
     add: f32,
-    /// Multiplied with every number before.
     times: f32,
 }
 
+/// Parts of a tensor. Their rows follow one another.
 #[derive(Clone, Debug)]
 enum Content {
-    Rows(Vec<Rows>),
-    /// Columns become rows.
-    Columns(Vec<Columns>),
-    /// Packed as they are, or unpacked into numbers.
-    Mxfp4(Vec<Packed>),
-    /// Computed, not stored.
+    Rows(Vec<StoredRows>),
+    /// Stored columns that become rows: a transposed matrix.
+    Columns(Vec<StoredColumns>),
+    /// MXFP4 blocks, repacked without loss or decoded.
+    Mxfp4(Vec<Mxfp4Rows>),
+    /// Elements that are computed from the configuration.
     Values(Vec<f32>),
 }
 
-/// Appends rows in a type that is quantised: the type, the numbers, and how many of them make a row, which is a whole number
-/// of blocks. The error is the quantiser's own sentence.
-pub type RowQuantizer = fn(GgmlType, &[f32], usize, &mut Vec<u8>) -> Result<(), String>;
-
-/// What a thread that makes rows keeps between steps: memory, and who quantises.
-#[derive(Debug, Default)]
-pub struct Scratch {
-    pub(super) stored: Vec<u8>,
-    pub(super) rows: Vec<u8>,
-    pub(super) numbers: Vec<f32>,
-    pub(super) quantize: Option<RowQuantizer>,
-}
-
-impl Scratch {
-    /// For recipes whose types may be quantised ones. One without a quantiser knows only Q8_0.
-    #[must_use]
-    pub fn new(quantize: Option<RowQuantizer>) -> Self {
-        Self {
-            quantize,
-            ..Self::default()
-        }
-    }
-}
-
-impl Recipe {
-    /// A tensor made of stored rows, one part behind the other. `dims` has the fastest dimension first.
-    pub(super) fn rows(spec: TensorSpec, parts: Vec<Rows>) -> Self {
+impl TensorRecipe {
+    /// Makes a tensor of stored rows.
+    pub(super) fn rows(spec: TensorSpec, parts: Vec<StoredRows>) -> Self {
         Self {
             row: spec.dims.first().copied().unwrap_or(1),
             spec,
@@ -82,8 +62,8 @@ impl Recipe {
         }
     }
 
-    /// A tensor whose rows are stored columns, one part behind the other.
-    pub(super) fn columns(spec: TensorSpec, parts: Vec<Columns>) -> Self {
+    /// Makes a tensor whose rows are stored columns.
+    pub(super) fn columns(spec: TensorSpec, parts: Vec<StoredColumns>) -> Self {
         Self {
             row: spec.dims.first().copied().unwrap_or(1),
             spec,
@@ -94,8 +74,8 @@ impl Recipe {
         }
     }
 
-    /// A tensor of packed rows, one part behind the other. Until it gets another type it stays packed.
-    pub(super) fn mxfp4(spec: TensorSpec, parts: Vec<Packed>) -> Self {
+    /// Makes a tensor of MXFP4 rows. It stays MXFP4 until it gets another type.
+    pub(super) fn mxfp4(spec: TensorSpec, parts: Vec<Mxfp4Rows>) -> Self {
         Self {
             row: spec.dims.first().copied().unwrap_or(1),
             spec: TensorSpec {
@@ -109,7 +89,7 @@ impl Recipe {
         }
     }
 
-    /// A vector that is not in the checkpoint.
+    /// Makes a vector of computed elements.
     pub(super) fn values(name: &str, values: Vec<f32>) -> Self {
         Self {
             row: values.len() as u64,
@@ -121,7 +101,7 @@ impl Recipe {
         }
     }
 
-    /// Adds a number to every element.
+    /// Adds a number to every element. Gemma stores the weights of its norms as the difference from one.
     pub(super) fn plus(mut self, add: f32) -> Self {
         self.add = add;
         self
@@ -133,25 +113,25 @@ impl Recipe {
         self
     }
 
-    /// Whether the numbers are the stored ones.
+    /// Returns true if elements keep their stored values.
     fn is_exact(&self) -> bool {
         self.add == 0.0 && self.times == 1.0
     }
 
-    /// The rows that it is made of, one part behind the other; `None` if it is made of something else.
-    pub(super) fn row_parts(&self) -> Option<&[Rows]> {
+    /// Returns the parts of a tensor of rows; `None` for any other.
+    pub(super) fn row_parts(&self) -> Option<&[StoredRows]> {
         match &self.content {
             Content::Rows(parts) => Some(parts),
             _ => None,
         }
     }
 
-    /// Whether it is a whole stored matrix, its columns as rows.
-    pub(super) fn is_turned(&self) -> bool {
+    /// Returns true if the tensor is one whole stored matrix, transposed.
+    pub(super) fn is_transposed(&self) -> bool {
         let Content::Columns(parts) = &self.content else {
             return false;
         };
-        let is_whole = |part: &Columns| {
+        let is_whole = |part: &StoredColumns| {
             part.source.shape.len() == 2
                 && part.rows == (0..part.source.rows())
                 && (part.first, part.count, part.step) == (0, part.source.row_elements(), 1)
@@ -159,26 +139,26 @@ impl Recipe {
         matches!(parts.as_slice(), [part] if is_whole(part))
     }
 
-    /// A vector of the same elements, in the same pieces: what happens to a matrix's rows happens to its bias's elements.
+    /// Reshapes to a vector, made in the same pieces: a bias `[n, 1]` that was permuted like the rows of its weight becomes
+    /// `[n]` again.
     pub(super) fn flattened(self) -> Self {
         let elements = self.spec.dims.iter().product();
         self.reshaped(&[elements])
     }
 
-    /// The same elements in the same order with other dimensions, fastest first.
+    /// Changes the dimensions (fastest first) without changing the elements or their order.
     pub(super) fn reshaped(mut self, dims: &[u64]) -> Self {
         self.spec.dims = dims.to_vec();
         self
     }
 
-    /// A tensor that has this type in files of every type.
+    /// Fixes the type, whatever the weight type of the file.
     pub(super) fn pinned(mut self, kind: GgmlType) -> Self {
         self.spec.element_type = kind;
         self.is_pinned = true;
         self
     }
 
-    /// Name, type and dimensions.
     #[must_use]
     pub fn spec(&self) -> &TensorSpec {
         &self.spec
@@ -191,13 +171,13 @@ impl Recipe {
         }
     }
 
-    /// Whether the checkpoint has it in a packed type.
+    /// Returns true if the checkpoint has the tensor in MXFP4.
     pub(super) fn is_packed(&self) -> bool {
         matches!(self.content, Content::Mxfp4(_))
     }
 
-    /// The tensors of the checkpoint that it is made from.
-    pub(super) fn sources(&self) -> impl Iterator<Item = &Stored> {
+    /// Iterates over the stored tensors that the recipe reads.
+    pub(super) fn sources(&self) -> impl Iterator<Item = &StoredTensor> {
         let (mut rows, mut columns, mut packed) = (&[][..], &[][..], &[][..]);
         match &self.content {
             Content::Rows(parts) => rows = parts,
@@ -211,7 +191,6 @@ impl Recipe {
         rows.chain(columns).chain(packed)
     }
 
-    /// Number of rows.
     #[must_use]
     pub fn row_count(&self) -> u64 {
         self.spec
@@ -222,18 +201,19 @@ impl Recipe {
             .unwrap_or(0)
     }
 
-    /// Bytes of one row of the result.
+    /// Returns the bytes of one row in the GGUF file.
     #[must_use]
     pub fn row_bytes(&self) -> u64 {
         let kind = self.spec.element_type;
         self.row / kind.block_elements() * kind.block_bytes()
     }
 
-    /// Refuses what could not be made later: every part must give rows of the right length, all parts together all rows.
+    /// Checks that the recipe can be performed: every part has rows of the right length, and all parts together have as many
+    /// rows as the tensor. Later steps rely on it.
     pub(super) fn check(&self) -> Result<(), ConvertError> {
         let wrong = |reason: String| Err(ConvertError::Weights(format!("{:?} {reason}", self.spec.name)));
         for source in self.sources().filter(|_| !self.is_packed()) {
-            if let Dtype::Other(name, _) = source.dtype {
+            if let TensorDtype::Other(name, _) = source.dtype {
                 return Err(ConvertError::Quantized(format!("{:?} is {name}", source.name)));
             }
         }
@@ -251,7 +231,7 @@ impl Recipe {
                     && parts.iter().map(|part| part.count).sum::<u64>() == self.row_count()
             }
             Content::Mxfp4(parts) => {
-                let fits = |part: &Packed| part.is_whole() && part.row_elements() == elements;
+                let fits = |part: &Mxfp4Rows| part.is_whole() && part.row_elements() == elements;
                 parts.iter().all(fits) && parts.iter().map(|part| part.count).sum::<u64>() == self.row_count()
             }
             Content::Values(values) => values.len() as u64 == elements && self.row_count() == 1,
@@ -262,41 +242,42 @@ impl Recipe {
         wrong(format!("cannot be made with the dimensions {:?}", self.spec.dims))
     }
 
-    /// Rows that are worth one step of work, at most.
+    /// Returns the number of rows that one step of work makes.
     pub(super) fn rows_per_step(&self) -> u64 {
-        let stored_bytes = |source: &Stored| self.row * source.element_bytes();
+        let stored_bytes = |source: &StoredTensor| self.row * source.element_bytes();
         let widest = self.sources().map(stored_bytes).max().unwrap_or(1);
         let rows = (STEP_BYTES / widest.max(self.row_bytes()).max(1)).max(1);
         match &self.content {
-            // Whole heads, so that nothing is read twice.
+            // Interleaving needs both halves of a head: a step that ended inside of one would read it twice.
             Content::Rows(parts) => match parts.first().map(|part| part.order) {
-                Some(Order::Interleaved(head)) => rows.next_multiple_of(head),
+                Some(RowOrder::Interleaved(head)) => rows.next_multiple_of(head),
                 _ => rows,
             },
-            // One read for each stored row: the more columns at once, the fewer reads.
+            // Each step reads a short piece of every stored row: more columns per step mean fewer reads.
             Content::Columns(_) => rows * 4,
             Content::Mxfp4(_) | Content::Values(_) => rows,
         }
     }
 
-    /// Bytes of memory that one step needs, about: what is read, in two orders, its numbers, and what is written.
+    /// Returns the bytes of memory that one step needs, about: the stored bytes in both orders, their elements in 32 bits,
+    /// and the result.
     pub(super) fn step_memory(&self) -> u64 {
-        let widest = self.sources().map(Stored::element_bytes).max().unwrap_or(0);
+        let widest = self.sources().map(StoredTensor::element_bytes).max().unwrap_or(0);
         let rows = self.rows_per_step().min(self.row_count());
         let numbers = self.row * (2 * widest + size_of::<f32>() as u64);
         rows.saturating_mul(numbers.saturating_add(self.row_bytes()))
     }
 
-    /// Replaces `out` by the bytes of some rows.
+    /// Replaces `out` by the bytes of a range of rows.
     ///
     /// # Errors
-    /// If the checkpoint cannot be read, or a number does not fit into the target type.
+    /// If the checkpoint cannot be read, or the target type cannot represent an element.
     pub fn produce(&self, rows: Range<u64>, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         out.clear();
         match &self.content {
             Content::Values(values) => {
-                let (kind, owner) = (self.spec.element_type, Owner(&self.spec.name));
-                encode_rows(owner, kind, self.row, values, scratch.quantize, out)
+                let format = self.format(scratch.quantize);
+                format.encode(TensorName(&self.spec.name), values, out)
             }
             Content::Rows(parts) => {
                 for (part, wanted) in overlapping(parts, |part| part.count, &rows) {
@@ -312,16 +293,24 @@ impl Recipe {
             }
             Content::Mxfp4(parts) => {
                 for (part, wanted) in overlapping(parts, |part| part.count, &rows) {
-                    part.produce(wanted, self.spec.element_type, scratch, out)?;
+                    part.produce(wanted, self.format(scratch.quantize), scratch, out)?;
                 }
                 Ok(())
             }
         }
     }
 
+    fn format(&self, quantize: Option<RowQuantizer>) -> RowFormat {
+        RowFormat {
+            target: self.spec.element_type,
+            row: self.row,
+            quantize,
+        }
+    }
+
     fn produce_part(
         &self,
-        part: &Rows,
+        part: &StoredRows,
         rows: Range<u64>,
         scratch: &mut Scratch,
         out: &mut Vec<u8>,
@@ -330,11 +319,12 @@ impl Recipe {
         let elements = source.row_elements();
         let span = part.span(&rows);
         let span_elements = span.start * elements..span.end * elements;
-        let is_plain = part.order == Order::AsStored && part.step == 1;
+        let is_plain = part.order == RowOrder::AsStored && part.step == 1;
+        // Most tensors of most conversions end here: their bytes are copied.
         if is_plain && self.is_exact() && is_same(source.dtype, self.spec.element_type) {
             let start = out.len();
             source.read(span_elements, out)?;
-            return check_finite(Owner(&source.name), source.dtype, &out[start..]);
+            return check_finite(TensorName(&source.name), source.dtype, &out[start..]);
         }
         let Scratch {
             stored,
@@ -344,10 +334,11 @@ impl Recipe {
         } = scratch;
         stored.clear();
         source.read(span_elements, stored)?;
-        check_finite(Owner(&source.name), source.dtype, stored)?;
+        check_finite(TensorName(&source.name), source.dtype, stored)?;
         let bytes: &[u8] = if is_plain {
             stored
         } else {
+            // Move the bytes before decoding: moving 16-bit elements costs half as much as moving their 32-bit values.
             let row_bytes = (elements * source.element_bytes()) as usize;
             ordered.clear();
             for row in rows {
@@ -361,7 +352,7 @@ impl Recipe {
 
     fn produce_columns(
         &self,
-        part: &Columns,
+        part: &StoredColumns,
         wanted: Range<u64>,
         scratch: &mut Scratch,
         out: &mut Vec<u8>,
@@ -384,13 +375,13 @@ impl Recipe {
                 scratch.rows[at..at + width].copy_from_slice(number);
             }
         }
-        check_finite(Owner(&source.name), source.dtype, &scratch.rows)?;
+        check_finite(TensorName(&source.name), source.dtype, &scratch.rows)?;
         self.cast(source, &scratch.rows, &mut scratch.numbers, scratch.quantize, out)
     }
 
     fn cast(
         &self,
-        source: &Stored,
+        source: &StoredTensor,
         bytes: &[u8],
         numbers: &mut Vec<f32>,
         quantize: Option<RowQuantizer>,
@@ -407,29 +398,12 @@ impl Recipe {
                 *number = *number * self.times + self.add;
             }
         }
-        let (kind, owner) = (self.spec.element_type, Owner(&source.name));
-        encode_rows(owner, kind, self.row, numbers, quantize, out)
+        self.format(quantize).encode(TensorName(&source.name), numbers, out)
     }
 }
 
-/// Appends whole rows of so many numbers in any type that can be made.
-pub(super) fn encode_rows(
-    owner: Owner<'_>,
-    kind: GgmlType,
-    row: u64,
-    numbers: &[f32],
-    quantize: Option<RowQuantizer>,
-    out: &mut Vec<u8>,
-) -> Result<(), ConvertError> {
-    if is_plain(kind) {
-        return encode(owner, kind, numbers, out);
-    }
-    let quantize = quantize.ok_or_else(|| ConvertError::Engine(format!("nothing here makes {}", kind.name())))?;
-    quantize(kind, numbers, row as usize, out)
-        .map_err(|reason| ConvertError::Weights(format!("{:?} cannot be quantised: {reason}", owner.0)))
-}
-
-/// The parts that some rows are made of, and which rows of each. `count` says how many rows a part makes.
+/// Iterates over the parts that a range of rows touches, with the range within each part. `count` returns the rows of a
+/// part.
 fn overlapping<'a, T>(
     parts: &'a [T],
     count: impl Fn(&T) -> u64 + 'a,
@@ -452,8 +426,8 @@ mod tests {
     use super::*;
     use crate::convert::safetensors::{open, tests::file};
 
-    /// A checkpoint whose tensor `t` counts from zero.
-    fn counting(folder: &Path, shape: &[u64]) -> Stored {
+    /// Returns a tensor of this shape whose elements count from zero.
+    fn counting(folder: &Path, shape: &[u64]) -> StoredTensor {
         let elements: u64 = shape.iter().product();
         let data: Vec<u8> = (0..elements).flat_map(|number| (number as f32).to_le_bytes()).collect();
         let header = format!(
@@ -464,8 +438,8 @@ mod tests {
         open(folder).unwrap().remove("t").unwrap()
     }
 
-    /// The numbers of a recipe, made a few rows at a time.
-    fn numbers(recipe: &Recipe, step: u64) -> Vec<f32> {
+    /// Returns the elements of a recipe, made `step` rows at a time.
+    fn numbers(recipe: &TensorRecipe, step: u64) -> Vec<f32> {
         recipe.check().unwrap();
         let (mut scratch, mut out, mut all) = (Scratch::default(), Vec::new(), Vec::new());
         let mut row = 0;
@@ -473,7 +447,7 @@ mod tests {
             let end = (row + step).min(recipe.row_count());
             recipe.produce(row..end, &mut scratch, &mut out).unwrap();
             assert_eq!(out.len() as u64, (end - row) * recipe.row_bytes());
-            decode(Dtype::F32, &out, &mut all);
+            decode(TensorDtype::F32, &out, &mut all);
             row = end;
         }
         all
@@ -489,25 +463,25 @@ mod tests {
         let t = counting(folder.path(), &[8, 2]);
         for step in [1, 3, 4, 8] {
             // Two heads of four rows: 0 2 1 3, 4 6 5 7.
-            let recipe = Recipe::rows(f32s(&[2, 8]), vec![Rows::all(&t).interleaved(4)]);
+            let recipe = TensorRecipe::rows(f32s(&[2, 8]), vec![StoredRows::all(&t).interleaved(4)]);
             assert_eq!(
                 numbers(&recipe, step),
                 [0., 1., 4., 5., 2., 3., 6., 7., 8., 9., 12., 13., 10., 11., 14., 15.]
             );
-            let parts = vec![Rows::some(&t, 6, 2, 1), Rows::some(&t, 1, 3, 2)];
-            let recipe = Recipe::rows(f32s(&[2, 5]), parts).plus(0.5);
+            let parts = vec![StoredRows::some(&t, 6, 2, 1), StoredRows::some(&t, 1, 3, 2)];
+            let recipe = TensorRecipe::rows(f32s(&[2, 5]), parts).plus(0.5);
             assert_eq!(
                 numbers(&recipe, step),
                 [12.5, 13.5, 14.5, 15.5, 2.5, 3.5, 6.5, 7.5, 10.5, 11.5]
             );
-            let recipe = Recipe::columns(f32s(&[8, 2]), vec![Columns::all(&t, 0..8)]);
+            let recipe = TensorRecipe::columns(f32s(&[8, 2]), vec![StoredColumns::all(&t, 0..8)]);
             let columns: Vec<f32> = (0..16).map(|at| ((at % 8) * 2 + at / 8) as f32).collect();
             assert_eq!(numbers(&recipe, step), columns);
-            let parts = vec![Columns::all(&t, 4..6), Columns::some(&t, 0..2, 1, 1, 2)];
-            let recipe = Recipe::columns(f32s(&[2, 3]), parts);
+            let parts = vec![StoredColumns::all(&t, 4..6), StoredColumns::some(&t, 0..2, 1, 1, 2)];
+            let recipe = TensorRecipe::columns(f32s(&[2, 3]), parts);
             assert_eq!(numbers(&recipe, step), [8., 10., 9., 11., 1., 3.]);
         }
-        assert_eq!(numbers(&Recipe::values("v", vec![1.0, 2.0]), 1), [1.0, 2.0]);
+        assert_eq!(numbers(&TensorRecipe::values("v", vec![1.0, 2.0]), 1), [1.0, 2.0]);
     }
 
     #[test]
@@ -515,11 +489,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let t = counting(folder.path(), &[8, 2]);
         for recipe in [
-            Recipe::rows(f32s(&[2, 9]), vec![Rows::all(&t)]),
-            Recipe::rows(f32s(&[4, 4]), vec![Rows::all(&t)]),
-            Recipe::rows(f32s(&[2, 0]), vec![]),
-            Recipe::columns(f32s(&[2, 8]), vec![Columns::all(&t, 0..8)]),
-            Recipe::rows(TensorSpec::new("x", GgmlType::Q8_0, [2, 8]), vec![Rows::all(&t)]),
+            TensorRecipe::rows(f32s(&[2, 9]), vec![StoredRows::all(&t)]),
+            TensorRecipe::rows(f32s(&[4, 4]), vec![StoredRows::all(&t)]),
+            TensorRecipe::rows(f32s(&[2, 0]), vec![]),
+            TensorRecipe::columns(f32s(&[2, 8]), vec![StoredColumns::all(&t, 0..8)]),
+            TensorRecipe::rows(TensorSpec::new("x", GgmlType::Q8_0, [2, 8]), vec![StoredRows::all(&t)]),
         ] {
             assert!(recipe.check().is_err(), "{recipe:?}");
         }

@@ -2,8 +2,8 @@
 
 use std::{fs::File, io::Read, path::Path};
 
-use super::{ConvertError, VirtualGguf, arch, config::Config, safetensors};
-use crate::gguf::{Header, Value};
+use super::{ConvertError, VirtualGguf, arch, config::CheckpointConfig, safetensors};
+use crate::gguf::{GgufHeader, GgufValue};
 
 /// Plans the file of a checkpoint whose header was kept. Reads configuration and headers of the weights, and finds out
 /// whether they still are what the kept header was made of.
@@ -18,12 +18,15 @@ pub fn replan(folder: &Path, kept: &Path) -> Result<VirtualGguf, ConvertError> {
             kept.display()
         ))
     };
-    let header = Header::open(kept)?;
-    let config = Config::read(folder)?;
+    let header = GgufHeader::open(kept)?;
+    let config = CheckpointConfig::read(folder)?;
     // A family may be told by it.
-    let name = header.get("general.name").and_then(Value::as_str).unwrap_or_default();
+    let name = header
+        .get("general.name")
+        .and_then(GgufValue::as_str)
+        .unwrap_or_default();
     let build = arch::build(folder, name, &config, safetensors::open(folder)?)?;
-    let differs = |(key, value): &&(String, Value)| header.get(key) != Some(value);
+    let differs = |(key, value): &&(String, GgufValue)| header.get(key) != Some(value);
     if let Some((key, _)) = build.keys.iter().find(differs) {
         return Err(changed(format!("{key} has another value")));
     }
@@ -52,7 +55,10 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::convert::{TargetType, golden::assembled, plan};
+    use crate::{
+        convert::{golden::assembled, plan},
+        inference::WeightType,
+    };
 
     #[test]
     fn another_checkpoint_is_not_taken_for_the_same() {
@@ -62,7 +68,7 @@ mod tests {
             let planned = plan(folder.path(), "test", target).unwrap();
             planned.model.create_header(&kept).unwrap().finish().unwrap();
         };
-        for target in [TargetType::Q8_0, TargetType::Stored] {
+        for target in [WeightType::Q8_0, WeightType::Stored] {
             keep(target);
             let again = replan(folder.path(), &kept).unwrap();
             assert_eq!(

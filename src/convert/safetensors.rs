@@ -5,7 +5,7 @@ use std::{
     fmt,
     fs::File,
     io::Read,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
@@ -14,7 +14,12 @@ use serde::{
     de::{Error as _, IgnoredAny, MapAccess, Visitor},
 };
 
-use super::{ConvertError, files, fp8::Scales};
+use super::{
+    ConvertError,
+    dtype::TensorDtype,
+    files,
+    stored::{ShardFile, StoredTensor},
+};
 
 /// The format's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -28,89 +33,11 @@ const MAX_NAME_BYTES: usize = 512;
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
-/// How a tensor's numbers are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dtype {
-    F64,
-    F32,
-    F16,
-    BF16,
-    /// Anything else that the format knows: its name and bits of one element.
-    Other(&'static str, u64),
-}
-
-impl Dtype {
-    fn parse(name: &str) -> Option<Self> {
-        Some(match name {
-            "F64" => Self::F64,
-            "F32" => Self::F32,
-            "F16" => Self::F16,
-            "BF16" => Self::BF16,
-            "I64" => Self::Other("I64", 64),
-            "U64" => Self::Other("U64", 64),
-            "C64" => Self::Other("C64", 64),
-            "I32" => Self::Other("I32", 32),
-            "U32" => Self::Other("U32", 32),
-            "I16" => Self::Other("I16", 16),
-            "U16" => Self::Other("U16", 16),
-            "I8" => Self::Other("I8", 8),
-            "U8" => Self::Other("U8", 8),
-            "BOOL" => Self::Other("BOOL", 8),
-            "F8_E5M2" => Self::Other("F8_E5M2", 8),
-            "F8_E4M3" => Self::Other("F8_E4M3", 8),
-            "F8_E8M0" => Self::Other("F8_E8M0", 8),
-            "F4" => Self::Other("F4", 4),
-            "F6_E2M3" => Self::Other("F6_E2M3", 6),
-            "F6_E3M2" => Self::Other("F6_E3M2", 6),
-            _ => return None,
-        })
-    }
-
-    fn bits(self) -> u64 {
-        match self {
-            Self::F64 => 64,
-            Self::F32 => 32,
-            Self::F16 | Self::BF16 => 16,
-            Self::Other(_, bits) => bits,
-        }
-    }
-
-    /// Bytes of one element; `None` for what no weight can be made from.
-    pub(super) fn element_bytes(self) -> Option<u64> {
-        match self {
-            Self::Other(..) => None,
-            known => Some(known.bits() / 8),
-        }
-    }
-}
-
-/// A file of weights, open for reading at any position.
-#[derive(Debug)]
-pub(super) struct Shard {
-    pub(super) path: PathBuf,
-    pub(super) file: File,
-}
-
-/// Where a tensor's numbers lie.
-#[derive(Clone, Debug)]
-pub(super) struct Stored {
-    /// As in the checkpoint.
-    pub(super) name: String,
-    pub(super) shard: Arc<Shard>,
-    /// From the start of the file.
-    pub(super) offset: u64,
-    pub(super) dtype: Dtype,
-    /// Slowest dimension first, as in the checkpoint.
-    pub(super) shape: Vec<u64>,
-    /// What its numbers are multiplied with on the way, which makes them [`Dtype::F32`].
-    pub(super) scales: Option<Arc<Scales>>,
-}
-
 /// The tensors of all shards, by name.
-pub(super) type Tensors = BTreeMap<String, Stored>;
+pub(super) type StoredTensors = BTreeMap<String, StoredTensor>;
 
 /// Reads the headers of all weights in a folder: `model.safetensors`, or the shards that an index names.
-pub(super) fn open(folder: &Path) -> Result<Tensors, ConvertError> {
+pub(super) fn open(folder: &Path) -> Result<StoredTensors, ConvertError> {
     let single = folder.join(SINGLE);
     if single.is_file() {
         return read_shards(folder, &[SINGLE.to_owned()], None);
@@ -131,7 +58,7 @@ pub(super) fn open(folder: &Path) -> Result<Tensors, ConvertError> {
 }
 
 /// Reads the header of one file.
-pub(super) fn open_file(folder: &Path, name: &str) -> Result<Tensors, ConvertError> {
+pub(super) fn open_file(folder: &Path, name: &str) -> Result<StoredTensors, ConvertError> {
     read_shards(folder, &[name.to_owned()], None)
 }
 
@@ -196,8 +123,12 @@ fn shard_total(name: &str) -> Option<usize> {
     total.parse().ok().filter(|total| (1..=MAX_SHARDS).contains(total))
 }
 
-fn read_shards(folder: &Path, names: &[String], index: Option<(&Path, &WeightMap)>) -> Result<Tensors, ConvertError> {
-    let mut all = Tensors::new();
+fn read_shards(
+    folder: &Path,
+    names: &[String],
+    index: Option<(&Path, &WeightMap)>,
+) -> Result<StoredTensors, ConvertError> {
+    let mut all = StoredTensors::new();
     for name in names {
         let path = folder.join(name);
         if !path.is_file() {
@@ -278,7 +209,7 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-fn read_header(path: &Path) -> Result<Vec<Stored>, ConvertError> {
+fn read_header(path: &Path) -> Result<Vec<StoredTensor>, ConvertError> {
     let mut file = File::open(path).map_err(ConvertError::io(path, "opened"))?;
     let file_bytes = file.metadata().map_err(ConvertError::io(path, "read"))?.len();
     let mut length = [0; 8];
@@ -301,17 +232,17 @@ fn read_header(path: &Path) -> Result<Vec<Stored>, ConvertError> {
 
     let data_start = 8 + length;
     check_layout(&entries, file_bytes - data_start).map_err(|reason| ConvertError::damaged(path, reason))?;
-    let shard = Arc::new(Shard {
+    let shard = Arc::new(ShardFile {
         path: path.to_owned(),
         file,
     });
     let mut tensors = Vec::with_capacity(entries.len());
     for (name, entry) in entries {
-        let Some(dtype) = Dtype::parse(&entry.dtype) else {
+        let Some(dtype) = TensorDtype::parse(&entry.dtype) else {
             let reason = format!("the tensor {name:?} has the unknown type {:?}", entry.dtype);
             return Err(ConvertError::damaged(path, reason));
         };
-        tensors.push(Stored {
+        tensors.push(StoredTensor {
             name,
             shard: Arc::clone(&shard),
             offset: data_start + entry.data_offsets.0,
@@ -332,7 +263,7 @@ fn check_layout(entries: &[(String, Entry)], data_bytes: u64) -> Result<(), Stri
             return Err(format!("the tensor {name:?} occurs twice"));
         }
         let (start, end) = entry.data_offsets;
-        let needed = Dtype::parse(&entry.dtype).and_then(|dtype| {
+        let needed = TensorDtype::parse(&entry.dtype).and_then(|dtype| {
             let elements = entry
                 .shape
                 .iter()
@@ -389,7 +320,7 @@ pub(super) mod tests {
         bytes
     }
 
-    fn read(bytes: &[u8]) -> Result<Vec<Stored>, ConvertError> {
+    fn read(bytes: &[u8]) -> Result<Vec<StoredTensor>, ConvertError> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
         fs::write(&path, bytes).unwrap();
@@ -402,7 +333,7 @@ pub(super) mod tests {
                          "a":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}"#;
         let tensors = read(&file(header, &[0; 16])).unwrap();
         assert_eq!(tensors.len(), 2);
-        assert_eq!((tensors[0].name.as_str(), tensors[0].dtype), ("b", Dtype::BF16));
+        assert_eq!((tensors[0].name.as_str(), tensors[0].dtype), ("b", TensorDtype::BF16));
         assert_eq!(tensors[0].shape, [2, 3]);
         assert_eq!(tensors[0].offset, 8 + header.len() as u64 + 4);
     }

@@ -14,29 +14,29 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::{ConvertError, Recipe, VirtualGguf};
+use super::{ConvertError, TensorRecipe, VirtualGguf};
 use crate::stdx::{fs::free_bytes, new_file::NewFile, sync::lock};
 
 /// Bytes of memory for the steps of all threads, about.
 const MEMORY_BYTES: u64 = 160 << 20;
 
 /// Is called from several threads with the bytes written so far and those of the whole file.
-pub type Progress<'a> = &'a (dyn Fn(u64, u64) + Sync);
+pub type WriteProgress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
 /// Some rows of a tensor.
-struct Step {
+struct RowBatch {
     tensor: usize,
     rows: Range<u64>,
 }
 
 /// Steps in the order of the file, given out to whoever asks.
-struct Steps<'a> {
-    recipes: &'a [Recipe],
+struct RowBatches<'a> {
+    recipes: &'a [TensorRecipe],
     next: Mutex<(usize, u64)>,
 }
 
-impl Steps<'_> {
-    fn take(&self) -> Option<Step> {
+impl RowBatches<'_> {
+    fn take(&self) -> Option<RowBatch> {
         let mut next = lock(&self.next);
         let (tensor, start) = *next;
         let recipe = self.recipes.get(tensor)?;
@@ -46,7 +46,7 @@ impl Steps<'_> {
         } else {
             (tensor, end)
         };
-        Some(Step {
+        Some(RowBatch {
             tensor,
             rows: start..end,
         })
@@ -57,7 +57,7 @@ impl Steps<'_> {
 pub(super) fn write(
     model: &VirtualGguf,
     path: &Path,
-    progress: Progress<'_>,
+    progress: WriteProgress<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), ConvertError> {
     let new = create(model, path)?;
@@ -96,11 +96,11 @@ pub(super) fn create_header(model: &VirtualGguf, path: &Path) -> Result<NewFile,
 pub(super) fn fill(
     model: &VirtualGguf,
     new: &NewFile,
-    progress: Progress<'_>,
+    progress: WriteProgress<'_>,
     cancel: &CancellationToken,
 ) -> Result<(), ConvertError> {
     let path = new.destination();
-    let steps = Steps {
+    let steps = RowBatches {
         recipes: model.recipes(),
         next: Mutex::default(),
     };
@@ -126,7 +126,7 @@ pub(super) fn fill(
         Ok(())
     };
     let work = || work().inspect_err(|_| failed.store(true, Ordering::Relaxed));
-    let step = model.recipes().iter().map(Recipe::step_memory).max().unwrap_or(0);
+    let step = model.recipes().iter().map(TensorRecipe::step_memory).max().unwrap_or(0);
     let affordable = (MEMORY_BYTES / step.max(1)).max(1);
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let threads = cores.min(usize::try_from(affordable).unwrap_or(cores));
@@ -160,10 +160,10 @@ mod tests {
     use crate::{
         convert::{
             VirtualGguf,
-            parts::Rows,
+            parts::StoredRows,
             safetensors::{open, tests::file},
         },
-        gguf::{GgmlType, Header, TensorSpec, Value},
+        gguf::{GgmlType, GgufHeader, GgufValue, TensorSpec},
     };
 
     fn folder_with(dtype: &str, element: &[u8]) -> tempfile::TempDir {
@@ -180,11 +180,11 @@ mod tests {
     fn model(folder: &Path, kind: GgmlType) -> VirtualGguf {
         let source = open(folder).unwrap().remove("t").unwrap();
         let spec = |name| TensorSpec::new(name, kind, [64, 3]);
-        let metadata = vec![("general.architecture".to_owned(), Value::String("test".to_owned()))];
+        let metadata = vec![("general.architecture".to_owned(), GgufValue::String("test".to_owned()))];
         let recipes = vec![
-            Recipe::rows(spec("a.weight"), vec![Rows::all(&source)]),
-            Recipe::values("b.weight", vec![1.0; 3]),
-            Recipe::rows(spec("c.weight"), vec![Rows::all(&source)]),
+            TensorRecipe::rows(spec("a.weight"), vec![StoredRows::all(&source)]),
+            TensorRecipe::values("b.weight", vec![1.0; 3]),
+            TensorRecipe::rows(spec("c.weight"), vec![StoredRows::all(&source)]),
         ];
         VirtualGguf::new(metadata, recipes).unwrap()
     }
@@ -214,7 +214,7 @@ mod tests {
             let bytes = fs::read(&out).unwrap();
             assert_eq!(bytes.len() as u64, model.file_len());
             assert!(last.load(Ordering::Relaxed) > model.file_len() - 64);
-            let header = Header::open(&out).unwrap();
+            let header = GgufHeader::open(&out).unwrap();
             assert_eq!(header.tensors.len(), 3);
             let at = (header.data_start + header.tensors[1].offset) as usize;
             assert_eq!(bytes[at..at + 12], [0, 0, 0x80, 0x3f].repeat(3));
@@ -242,7 +242,11 @@ mod tests {
         weights.set_len(8 + header.len() as u64 + rows * 256).unwrap();
         let source = open(folder.path()).unwrap().remove("t").unwrap();
         let spec = TensorSpec::new("a.weight", GgmlType::F32, [64, rows]);
-        let model = VirtualGguf::new(Vec::new(), vec![Recipe::rows(spec, vec![Rows::all(&source)])]).unwrap();
+        let model = VirtualGguf::new(
+            Vec::new(),
+            vec![TensorRecipe::rows(spec, vec![StoredRows::all(&source)])],
+        )
+        .unwrap();
         let error = model.create(&folder.path().join("out.gguf")).unwrap_err().to_string();
         assert!(
             error.starts_with("8.8 TB is needed for ") && error.contains(" is free there"),

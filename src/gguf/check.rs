@@ -6,7 +6,9 @@
 
 use std::collections::HashSet;
 
-use super::{ALIGNMENT_KEY, GgmlType, Header, Strings, TensorInfo, Value};
+use serde::{Deserialize, Serialize};
+
+use super::{ALIGNMENT_KEY, GgmlType, GgufHeader, GgufValue, StringArray, TensorInfo};
 
 /// `LLAMA_MAX_LAYERS`.
 const MAX_BLOCKS: u64 = 512;
@@ -48,15 +50,15 @@ const ATTENTION_ONLY: &[&str] = &[
 const NO_TOKEN: u64 = u32::MAX as u64;
 
 /// Why a file must not reach the engine.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("the model file is damaged or was converted wrongly: {0}; choose another conversion")]
-pub struct Refusal(String);
+pub struct GgufRefusal(String);
 
 /// Checks a header before its file is given to llama.cpp.
 ///
 /// # Errors
 /// The first reason why llama.cpp would crash on the file.
-pub fn precheck(header: &Header) -> Result<(), Refusal> {
+pub fn precheck(header: &GgufHeader) -> Result<(), GgufRefusal> {
     if header.alignment < MIN_ALIGNMENT {
         return refuse(format!(
             "{ALIGNMENT_KEY} is {}, the least is {MIN_ALIGNMENT}",
@@ -74,15 +76,15 @@ pub fn precheck(header: &Header) -> Result<(), Refusal> {
     header.tensors.iter().try_for_each(tensor_type)
 }
 
-fn refuse<T>(reason: String) -> Result<T, Refusal> {
-    Err(Refusal(reason))
+fn refuse<T>(reason: String) -> Result<T, GgufRefusal> {
+    Err(GgufRefusal(reason))
 }
 
-fn integer(header: &Header, suffix: &str) -> Option<u64> {
-    header.hyperparameter(suffix).and_then(Value::as_u64)
+fn integer(header: &GgufHeader, suffix: &str) -> Option<u64> {
+    header.hyperparameter(suffix).and_then(GgufValue::as_u64)
 }
 
-fn blocks(header: &Header) -> Result<(), Refusal> {
+fn blocks(header: &GgufHeader) -> Result<(), GgufRefusal> {
     let Some(blocks) = integer(header, "block_count") else {
         return Ok(());
     };
@@ -95,11 +97,11 @@ fn blocks(header: &Header) -> Result<(), Refusal> {
     }
 }
 
-fn experts(header: &Header) -> Result<(), Refusal> {
+fn experts(header: &GgufHeader) -> Result<(), GgufRefusal> {
     let mut count = integer(header, "expert_count").unwrap_or_default();
     let used = header
         .hyperparameter("expert_used_count")
-        .map(Value::integers)
+        .map(GgufValue::integers)
         .unwrap_or_default();
     let mut used = used.into_iter().max().unwrap_or_default();
     if count <= 1 && matches!(header.architecture(), "hunyuan-dense" | "hunyuan_vl") {
@@ -126,8 +128,8 @@ fn experts(header: &Header) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn attention(header: &Header) -> Result<(), Refusal> {
-    if let Some(kind) = header.hyperparameter("rope.scaling.type").and_then(Value::as_str)
+fn attention(header: &GgufHeader) -> Result<(), GgufRefusal> {
+    if let Some(kind) = header.hyperparameter("rope.scaling.type").and_then(GgufValue::as_str)
         && !ROPE_SCALING_TYPES.contains(&kind)
     {
         return refuse(format!("rope.scaling.type is {kind:?}"));
@@ -137,7 +139,7 @@ fn attention(header: &Header) -> Result<(), Refusal> {
         "attention.layer_norm_epsilon",
         "attention.group_norm_epsilon",
     ] {
-        if let Some(epsilon) = header.hyperparameter(suffix).and_then(Value::as_f64)
+        if let Some(epsilon) = header.hyperparameter(suffix).and_then(GgufValue::as_f64)
             && (epsilon.is_nan() || epsilon < 0.0)
         {
             return refuse(format!("{suffix} is {epsilon}"));
@@ -152,12 +154,12 @@ fn attention(header: &Header) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn tokenizer(header: &Header) -> Result<(), Refusal> {
-    let model = header.get("tokenizer.ggml.model").and_then(Value::as_str);
+fn tokenizer(header: &GgufHeader) -> Result<(), GgufRefusal> {
+    let model = header.get("tokenizer.ggml.model").and_then(GgufValue::as_str);
     if let Some(none @ ("none" | "no_vocab")) = model {
         return refuse(format!("it has no tokenizer (tokenizer.ggml.model is {none:?})"));
     }
-    let Some(tokens) = header.get("tokenizer.ggml.tokens").and_then(Value::as_strings) else {
+    let Some(tokens) = header.get("tokenizer.ggml.tokens").and_then(GgufValue::as_strings) else {
         return Ok(());
     };
     let mut seen = HashSet::with_capacity(tokens.len());
@@ -175,7 +177,7 @@ fn tokenizer(header: &Header) -> Result<(), Refusal> {
     for name in ["bos", "eos"] {
         let id = header
             .get(&format!("tokenizer.ggml.{name}_token_id"))
-            .and_then(Value::as_u64);
+            .and_then(GgufValue::as_u64);
         if let Some(id) = id.filter(|id| *id != NO_TOKEN && !in_vocabulary(tokens, *id)) {
             return refuse(format!(
                 "the {name} token is {id}, but there are {} tokens",
@@ -186,7 +188,7 @@ fn tokenizer(header: &Header) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn in_vocabulary(tokens: &Strings, id: u64) -> bool {
+fn in_vocabulary(tokens: &StringArray, id: u64) -> bool {
     id < tokens.len() as u64
 }
 
@@ -195,7 +197,7 @@ fn is_byte_token(token: &[u8]) -> bool {
     token.len() == 1 || (token.len() == 6 && token.starts_with(b"<0x") && token.ends_with(b">"))
 }
 
-fn tensor_type(tensor: &TensorInfo) -> Result<(), Refusal> {
+fn tensor_type(tensor: &TensorInfo) -> Result<(), GgufRefusal> {
     let TensorInfo {
         name,
         element_type,
@@ -224,34 +226,34 @@ fn tensor_type(tensor: &TensorInfo) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::{Array, Plan, TensorSpec};
+    use crate::gguf::{GgufArray, GgufLayout, TensorSpec};
 
-    type Keys = Vec<(&'static str, Value)>;
+    type Keys = Vec<(&'static str, GgufValue)>;
 
-    fn text(text: &str) -> Value {
-        Value::String(text.to_owned())
+    fn text(text: &str) -> GgufValue {
+        GgufValue::String(text.to_owned())
     }
 
-    fn tokens(list: &[&str]) -> Value {
-        Value::Array(Array::String(list.iter().collect()))
+    fn tokens(list: &[&str]) -> GgufValue {
+        GgufValue::Array(GgufArray::String(list.iter().collect()))
     }
 
     /// A sound header of this architecture, with some keys replaced or added.
-    fn check(architecture: &str, changes: Keys, extra: Option<TensorSpec>) -> Result<(), Refusal> {
+    fn check(architecture: &str, changes: Keys, extra: Option<TensorSpec>) -> Result<(), GgufRefusal> {
         let mut metadata = vec![
             ("general.architecture".to_owned(), text(architecture)),
-            (format!("{architecture}.block_count"), Value::U32(2)),
-            (format!("{architecture}.attention.head_count_kv"), Value::U32(2)),
+            (format!("{architecture}.block_count"), GgufValue::U32(2)),
+            (format!("{architecture}.attention.head_count_kv"), GgufValue::U32(2)),
             (
                 format!("{architecture}.attention.layer_norm_rms_epsilon"),
-                Value::F32(1e-5),
+                GgufValue::F32(1e-5),
             ),
             ("tokenizer.ggml.model".to_owned(), text("gpt2")),
             (
                 "tokenizer.ggml.tokens".to_owned(),
                 tokens(&["a", "b", "", "", "<0x0A>"]),
             ),
-            ("tokenizer.ggml.bos_token_id".to_owned(), Value::U32(1)),
+            ("tokenizer.ggml.bos_token_id".to_owned(), GgufValue::U32(1)),
         ];
         for (key, value) in changes {
             let key = key.replace('$', architecture);
@@ -263,14 +265,14 @@ mod tests {
             TensorSpec::new("blk.0.attn_norm.weight", GgmlType::F32, [256]),
         ];
         tensors.extend(extra);
-        let plan = Plan::new(metadata, tensors).unwrap();
-        precheck(&Header::read(plan.header(), plan.file_len()).unwrap())
+        let plan = GgufLayout::new(metadata, tensors).unwrap();
+        precheck(&GgufHeader::read(plan.header(), plan.file_len()).unwrap())
     }
 
     #[test]
     fn keys() {
-        let list = |list: &[i32]| Value::Array(Array::I32(list.to_vec()));
-        let u = Value::U32;
+        let list = |list: &[i32]| GgufValue::Array(GgufArray::I32(list.to_vec()));
+        let u = GgufValue::U32;
         let sound: &[(&str, Keys)] = &[
             ("llama", vec![]),
             (
@@ -302,9 +304,12 @@ mod tests {
             ("lfm2", vec![("$.attention.head_count_kv", list(&[0, 8]))]),
             ("mamba", vec![("$.attention.head_count_kv", u(0))]),
             ("deci", vec![("$.attention.head_count_kv", list(&[0, 8]))]),
-            ("llama", vec![("$.attention.layer_norm_rms_epsilon", Value::F32(0.0))]),
+            (
+                "llama",
+                vec![("$.attention.layer_norm_rms_epsilon", GgufValue::F32(0.0))],
+            ),
             ("llama", vec![("tokenizer.ggml.bos_token_id", u(u32::MAX))]),
-            ("llama", vec![("tokenizer.ggml.eos_token_id", Value::I32(-1))]),
+            ("llama", vec![("tokenizer.ggml.eos_token_id", GgufValue::I32(-1))]),
             ("llama", vec![("tokenizer.ggml.model", text("llama"))]),
             ("llama", vec![("general.alignment", u(8))]),
             ("clip", vec![("$.block_count", u(0))]),
@@ -357,17 +362,17 @@ mod tests {
             ),
             (
                 "llama",
-                vec![("$.attention.layer_norm_rms_epsilon", Value::F32(f32::NAN))],
+                vec![("$.attention.layer_norm_rms_epsilon", GgufValue::F32(f32::NAN))],
                 "epsilon is NaN",
             ),
             (
                 "llama",
-                vec![("$.attention.layer_norm_rms_epsilon", Value::F32(-1.0))],
+                vec![("$.attention.layer_norm_rms_epsilon", GgufValue::F32(-1.0))],
                 "epsilon is -1",
             ),
             (
                 "bert",
-                vec![("$.attention.layer_norm_epsilon", Value::F32(-1.0))],
+                vec![("$.attention.layer_norm_epsilon", GgufValue::F32(-1.0))],
                 "epsilon is -1",
             ),
             (

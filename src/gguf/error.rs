@@ -4,7 +4,7 @@ use std::io;
 
 /// Why a GGUF header could not be read or written.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum GgufError {
     /// The operating system said no.
     #[error("the GGUF file could not be read or written")]
     Io(#[from] io::Error),

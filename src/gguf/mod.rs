@@ -11,13 +11,13 @@ mod types;
 mod value;
 mod writer;
 
-pub use check::{Refusal, precheck};
-pub use error::Error;
-pub use reader::{Header, Split, TensorInfo};
+pub use check::{GgufRefusal, precheck};
+pub use error::GgufError;
+pub use reader::{GgufHeader, GgufSplit, TensorInfo};
 pub use special_tokens::{CHAT_TEMPLATE_KEY, bos_token, chat_template, eos_token};
 pub use types::{GgmlType, file_type_name};
-pub use value::{Array, Metadata, Strings, Value};
-pub use writer::{Plan, TensorSpec};
+pub use value::{GgufArray, GgufMetadata, GgufValue, StringArray};
+pub use writer::{GgufLayout, TensorSpec};
 
 /// Where tensor data begins, and each tensor in it, unless the file's `general.alignment` says otherwise.
 pub const DEFAULT_ALIGNMENT: u64 = 32;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::types::elements;
 use super::value::type_id;
-use super::{ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, Error, GgmlType, Metadata, Strings, Value};
+use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, GgmlType, GgufArray, GgufError, GgufMetadata, GgufValue, StringArray};
 
 /// Real models have 20 to 80 keys.
 const MAX_KEYS: u64 = 16_384;
@@ -32,11 +32,11 @@ const INITIAL_CAPACITY: u64 = 4096;
 
 /// A GGUF file without its tensor data.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Header {
+pub struct GgufHeader {
     /// 2 or 3.
     pub version: u32,
     /// In the order of the file.
-    pub metadata: Metadata,
+    pub metadata: GgufMetadata,
     /// In the order of the file.
     pub tensors: Vec<TensorInfo>,
     /// A power of two.
@@ -56,13 +56,13 @@ pub struct TensorInfo {
     pub element_type: GgmlType,
     /// Elements in each dimension, fastest first.
     pub dims: Vec<u64>,
-    /// Bytes from [`Header::data_start`].
+    /// Bytes from [`GgufHeader::data_start`].
     pub offset: u64,
 }
 
 /// The place of a file among the shards of one model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Split {
+pub struct GgufSplit {
     /// `split.no`, counted from zero.
     pub number: u64,
     /// `split.count`.
@@ -85,12 +85,12 @@ impl TensorInfo {
     }
 }
 
-impl Header {
+impl GgufHeader {
     /// Reads the header of a file.
     ///
     /// # Errors
     /// If the file cannot be read, is not a GGUF, or is incomplete.
-    pub fn open(path: &Path) -> Result<Self, Error> {
+    pub fn open(path: &Path) -> Result<Self, GgufError> {
         let file = File::open(path)?;
         let file_len = file.metadata()?.len();
         Self::read(file, file_len)
@@ -99,8 +99,8 @@ impl Header {
     /// Reads a header from the beginning of a file that has `file_len` bytes. The reader may end behind the header.
     ///
     /// # Errors
-    /// As [`Header::open`]. [`Error::Truncated`] if the reader ended inside the header.
-    pub fn read(reader: impl Read, file_len: u64) -> Result<Self, Error> {
+    /// As [`GgufHeader::open`]. [`GgufError::Truncated`] if the reader ended inside the header.
+    pub fn read(reader: impl Read, file_len: u64) -> Result<Self, GgufError> {
         let mut source = Source {
             reader: BufReader::with_capacity(1 << 16, reader),
             position: 0,
@@ -108,13 +108,13 @@ impl Header {
         };
         let magic = source.bytes::<4>()?;
         if &magic != b"GGUF" {
-            return Err(Error::NotGguf(magic));
+            return Err(GgufError::NotGguf(magic));
         }
         let version = source.u32()?;
         match version {
             2 | 3 => {}
-            swapped if swapped != 0 && swapped & 0xffff == 0 => return Err(Error::BigEndian),
-            other => return Err(Error::Version(other)),
+            swapped if swapped != 0 && swapped & 0xffff == 0 => return Err(GgufError::BigEndian),
+            other => return Err(GgufError::Version(other)),
         }
         let tensor_count = bounded("the number of tensors", source.u64()?, MAX_TENSORS)?;
         let key_count = bounded("the number of metadata keys", source.u64()?, MAX_KEYS)?;
@@ -123,7 +123,7 @@ impl Header {
         let alignment = alignment(metadata.get(ALIGNMENT_KEY))?;
         let tensors = source.tensors(tensor_count)?;
         let data_start = align_up(source.position, alignment)
-            .ok_or_else(|| Error::Malformed("the data section begins beyond 2^64 bytes".to_owned()))?;
+            .ok_or_else(|| GgufError::Malformed("the data section begins beyond 2^64 bytes".to_owned()))?;
         for tensor in &tensors {
             check_extent(tensor, data_start, file_len)?;
         }
@@ -139,7 +139,7 @@ impl Header {
 
     /// The value of a key.
     #[must_use]
-    pub fn get(&self, key: &str) -> Option<&Value> {
+    pub fn get(&self, key: &str) -> Option<&GgufValue> {
         self.metadata.get(key)
     }
 
@@ -147,22 +147,22 @@ impl Header {
     #[must_use]
     pub fn architecture(&self) -> &str {
         self.get("general.architecture")
-            .and_then(Value::as_str)
+            .and_then(GgufValue::as_str)
             .unwrap_or_default()
     }
 
     /// The value of `<architecture>.<suffix>`.
     #[must_use]
-    pub fn hyperparameter(&self, suffix: &str) -> Option<&Value> {
+    pub fn hyperparameter(&self, suffix: &str) -> Option<&GgufValue> {
         self.get(&format!("{}.{suffix}", self.architecture()))
     }
 
     /// The file's place among shards; `None` for a file that is whole.
     #[must_use]
-    pub fn split(&self) -> Option<Split> {
-        let number = |key| self.get(key).and_then(Value::as_u64);
+    pub fn split(&self) -> Option<GgufSplit> {
+        let number = |key| self.get(key).and_then(GgufValue::as_u64);
         let count = number("split.count").filter(|count| *count > 1)?;
-        Some(Split {
+        Some(GgufSplit {
             number: number("split.no").unwrap_or_default(),
             count,
             tensors: number("split.tensors.count").unwrap_or_default(),
@@ -171,14 +171,14 @@ impl Header {
 }
 
 /// The alignment that the value of [`ALIGNMENT_KEY`] asks for.
-pub(super) fn alignment(value: Option<&Value>) -> Result<u64, Error> {
+pub(super) fn alignment(value: Option<&GgufValue>) -> Result<u64, GgufError> {
     match value {
         None => Ok(DEFAULT_ALIGNMENT),
-        Some(Value::U32(bytes)) if bytes.is_power_of_two() => Ok((*bytes).into()),
-        Some(Value::U32(bytes)) => Err(Error::Malformed(format!(
+        Some(GgufValue::U32(bytes)) if bytes.is_power_of_two() => Ok((*bytes).into()),
+        Some(GgufValue::U32(bytes)) => Err(GgufError::Malformed(format!(
             "{ALIGNMENT_KEY} is {bytes}, which is not a power of two"
         ))),
-        Some(_) => Err(Error::Malformed(format!(
+        Some(_) => Err(GgufError::Malformed(format!(
             "{ALIGNMENT_KEY} is not a 32-bit unsigned integer"
         ))),
     }
@@ -189,15 +189,15 @@ pub(super) fn align_up(position: u64, alignment: u64) -> Option<u64> {
     position.checked_next_multiple_of(alignment)
 }
 
-fn bounded(what: &'static str, value: u64, limit: u64) -> Result<u64, Error> {
+fn bounded(what: &'static str, value: u64, limit: u64) -> Result<u64, GgufError> {
     if value > limit {
-        Err(Error::TooLarge { what, value, limit })
+        Err(GgufError::TooLarge { what, value, limit })
     } else {
         Ok(value)
     }
 }
 
-fn check_extent(tensor: &TensorInfo, data_start: u64, file_len: u64) -> Result<(), Error> {
+fn check_extent(tensor: &TensorInfo, data_start: u64, file_len: u64) -> Result<(), GgufError> {
     let TensorInfo {
         name,
         element_type,
@@ -205,7 +205,7 @@ fn check_extent(tensor: &TensorInfo, data_start: u64, file_len: u64) -> Result<(
         offset,
     } = tensor;
     let bytes = element_type.tensor_bytes(dims).ok_or_else(|| {
-        Error::Malformed(format!(
+        GgufError::Malformed(format!(
             "tensor {name:?} has dimensions {dims:?}, which {} cannot have",
             element_type.name()
         ))
@@ -215,7 +215,7 @@ fn check_extent(tensor: &TensorInfo, data_start: u64, file_len: u64) -> Result<(
         .and_then(|start| start.checked_add(bytes))
         .unwrap_or(u64::MAX);
     if end > file_len {
-        return Err(Error::OutsideFile {
+        return Err(GgufError::OutsideFile {
             name: name.clone(),
             end,
             file_len,
@@ -231,45 +231,45 @@ struct Source<R> {
 }
 
 impl<R: Read> Source<R> {
-    fn metadata(&mut self, count: u64) -> Result<Metadata, Error> {
+    fn metadata(&mut self, count: u64) -> Result<GgufMetadata, GgufError> {
         let mut seen = HashSet::new();
         let mut pairs = Vec::new();
         for _ in 0..count {
             let key = self.utf8("the length of a metadata key", MAX_KEY_BYTES)?;
             if key.is_empty() {
-                return Err(Error::Malformed("a metadata key is empty".to_owned()));
+                return Err(GgufError::Malformed("a metadata key is empty".to_owned()));
             }
             if !seen.insert(key.clone()) {
-                return Err(Error::Malformed(format!("the metadata key {key:?} occurs twice")));
+                return Err(GgufError::Malformed(format!("the metadata key {key:?} occurs twice")));
             }
             let kind = self.u32()?;
             let value = self.value(kind).map_err(|error| match error {
-                Error::Malformed(problem) => Error::Malformed(format!("metadata key {key:?}: {problem}")),
+                GgufError::Malformed(problem) => GgufError::Malformed(format!("metadata key {key:?}: {problem}")),
                 other => other,
             })?;
             pairs.push((key, value));
         }
-        Ok(Metadata::from_unique(pairs))
+        Ok(GgufMetadata::from_unique(pairs))
     }
 
-    fn tensors(&mut self, count: u64) -> Result<Vec<TensorInfo>, Error> {
+    fn tensors(&mut self, count: u64) -> Result<Vec<TensorInfo>, GgufError> {
         let mut seen = HashSet::new();
         let mut tensors = Vec::new();
         for _ in 0..count {
             let name = self.utf8("the length of a tensor name", MAX_TENSOR_NAME_BYTES)?;
             if !seen.insert(name.clone()) {
-                return Err(Error::Malformed(format!("the tensor name {name:?} occurs twice")));
+                return Err(GgufError::Malformed(format!("the tensor name {name:?} occurs twice")));
             }
             let dimensions = self.u32()?;
             if dimensions > MAX_DIMENSIONS {
-                return Err(Error::Malformed(format!(
+                return Err(GgufError::Malformed(format!(
                     "tensor {name:?} has {dimensions} dimensions, the limit is {MAX_DIMENSIONS}"
                 )));
             }
             let dims = (0..dimensions).map(|_| self.u64()).collect::<Result<_, _>>()?;
             let id = self.u32()?;
             let element_type = GgmlType::from_id(id).ok_or_else(|| {
-                Error::Malformed(format!(
+                GgufError::Malformed(format!(
                     "tensor {name:?} has the element type {id}, which is removed or unknown"
                 ))
             })?;
@@ -284,64 +284,64 @@ impl<R: Read> Source<R> {
         Ok(tensors)
     }
 
-    fn value(&mut self, kind: u32) -> Result<Value, Error> {
+    fn value(&mut self, kind: u32) -> Result<GgufValue, GgufError> {
         Ok(match kind {
-            type_id::U8 => Value::U8(u8::from_le_bytes(self.bytes()?)),
-            type_id::I8 => Value::I8(i8::from_le_bytes(self.bytes()?)),
-            type_id::U16 => Value::U16(u16::from_le_bytes(self.bytes()?)),
-            type_id::I16 => Value::I16(i16::from_le_bytes(self.bytes()?)),
-            type_id::U32 => Value::U32(self.u32()?),
-            type_id::I32 => Value::I32(i32::from_le_bytes(self.bytes()?)),
-            type_id::U64 => Value::U64(self.u64()?),
-            type_id::I64 => Value::I64(i64::from_le_bytes(self.bytes()?)),
-            type_id::F32 => Value::F32(f32::from_le_bytes(self.bytes()?)),
-            type_id::F64 => Value::F64(f64::from_le_bytes(self.bytes()?)),
-            type_id::BOOL => Value::Bool(self.bytes()? != [0]),
+            type_id::U8 => GgufValue::U8(u8::from_le_bytes(self.bytes()?)),
+            type_id::I8 => GgufValue::I8(i8::from_le_bytes(self.bytes()?)),
+            type_id::U16 => GgufValue::U16(u16::from_le_bytes(self.bytes()?)),
+            type_id::I16 => GgufValue::I16(i16::from_le_bytes(self.bytes()?)),
+            type_id::U32 => GgufValue::U32(self.u32()?),
+            type_id::I32 => GgufValue::I32(i32::from_le_bytes(self.bytes()?)),
+            type_id::U64 => GgufValue::U64(self.u64()?),
+            type_id::I64 => GgufValue::I64(i64::from_le_bytes(self.bytes()?)),
+            type_id::F32 => GgufValue::F32(f32::from_le_bytes(self.bytes()?)),
+            type_id::F64 => GgufValue::F64(f64::from_le_bytes(self.bytes()?)),
+            type_id::BOOL => GgufValue::Bool(self.bytes()? != [0]),
             type_id::STRING => {
                 let mut bytes = Vec::new();
                 self.string("the length of a string", MAX_STRING_BYTES, &mut bytes)?;
-                Value::String(lossy(bytes))
+                GgufValue::String(lossy(bytes))
             }
             type_id::ARRAY => {
                 let kind = self.u32()?;
                 let count = bounded("the number of elements of an array", self.u64()?, MAX_ARRAY_ELEMENTS)?;
-                Value::Array(self.array(kind, count)?)
+                GgufValue::Array(self.array(kind, count)?)
             }
-            unknown => return Err(Error::Malformed(format!("unknown value type {unknown}"))),
+            unknown => return Err(GgufError::Malformed(format!("unknown value type {unknown}"))),
         })
     }
 
-    fn array(&mut self, kind: u32, count: u64) -> Result<Array, Error> {
+    fn array(&mut self, kind: u32, count: u64) -> Result<GgufArray, GgufError> {
         Ok(match kind {
-            type_id::U8 => Array::U8(self.list(count, u8::from_le_bytes)?),
-            type_id::I8 => Array::I8(self.list(count, i8::from_le_bytes)?),
-            type_id::U16 => Array::U16(self.list(count, u16::from_le_bytes)?),
-            type_id::I16 => Array::I16(self.list(count, i16::from_le_bytes)?),
-            type_id::U32 => Array::U32(self.list(count, u32::from_le_bytes)?),
-            type_id::I32 => Array::I32(self.list(count, i32::from_le_bytes)?),
-            type_id::U64 => Array::U64(self.list(count, u64::from_le_bytes)?),
-            type_id::I64 => Array::I64(self.list(count, i64::from_le_bytes)?),
-            type_id::F32 => Array::F32(self.list(count, f32::from_le_bytes)?),
-            type_id::F64 => Array::F64(self.list(count, f64::from_le_bytes)?),
-            type_id::BOOL => Array::Bool(self.list(count, |byte| byte != [0])?),
+            type_id::U8 => GgufArray::U8(self.list(count, u8::from_le_bytes)?),
+            type_id::I8 => GgufArray::I8(self.list(count, i8::from_le_bytes)?),
+            type_id::U16 => GgufArray::U16(self.list(count, u16::from_le_bytes)?),
+            type_id::I16 => GgufArray::I16(self.list(count, i16::from_le_bytes)?),
+            type_id::U32 => GgufArray::U32(self.list(count, u32::from_le_bytes)?),
+            type_id::I32 => GgufArray::I32(self.list(count, i32::from_le_bytes)?),
+            type_id::U64 => GgufArray::U64(self.list(count, u64::from_le_bytes)?),
+            type_id::I64 => GgufArray::I64(self.list(count, i64::from_le_bytes)?),
+            type_id::F32 => GgufArray::F32(self.list(count, f32::from_le_bytes)?),
+            type_id::F64 => GgufArray::F64(self.list(count, f64::from_le_bytes)?),
+            type_id::BOOL => GgufArray::Bool(self.list(count, |byte| byte != [0])?),
             type_id::STRING => {
                 // Each string has at least its own length.
                 self.claim(count.saturating_mul(8))?;
-                let mut strings = Strings::default();
+                let mut strings = StringArray::default();
                 let mut buffer = Vec::new();
                 for _ in 0..count {
                     buffer.clear();
                     self.string("the length of a string", MAX_STRING_BYTES, &mut buffer)?;
                     strings.push(&buffer);
                 }
-                Array::String(strings)
+                GgufArray::String(strings)
             }
-            type_id::ARRAY => return Err(Error::Malformed("arrays of arrays are not supported".to_owned())),
-            unknown => return Err(Error::Malformed(format!("unknown array element type {unknown}"))),
+            type_id::ARRAY => return Err(GgufError::Malformed("arrays of arrays are not supported".to_owned())),
+            unknown => return Err(GgufError::Malformed(format!("unknown array element type {unknown}"))),
         })
     }
 
-    fn list<T, const N: usize>(&mut self, count: u64, decode: fn([u8; N]) -> T) -> Result<Vec<T>, Error> {
+    fn list<T, const N: usize>(&mut self, count: u64, decode: fn([u8; N]) -> T) -> Result<Vec<T>, GgufError> {
         self.claim(count.saturating_mul(N as u64))?;
         let mut list = Vec::with_capacity(usize::try_from(count.min(INITIAL_CAPACITY)).unwrap_or_default());
         for _ in 0..count {
@@ -350,11 +350,11 @@ impl<R: Read> Source<R> {
         Ok(list)
     }
 
-    fn utf8(&mut self, what: &'static str, limit: u64) -> Result<String, Error> {
+    fn utf8(&mut self, what: &'static str, limit: u64) -> Result<String, GgufError> {
         let mut bytes = Vec::new();
         self.string(what, limit, &mut bytes)?;
         String::from_utf8(bytes).map_err(|error| {
-            Error::Malformed(format!(
+            GgufError::Malformed(format!(
                 "the name {:?} is not UTF-8",
                 String::from_utf8_lossy(error.as_bytes())
             ))
@@ -362,13 +362,13 @@ impl<R: Read> Source<R> {
     }
 
     /// Reads a length and that many bytes to the end of `into`.
-    fn string(&mut self, what: &'static str, limit: u64, into: &mut Vec<u8>) -> Result<(), Error> {
+    fn string(&mut self, what: &'static str, limit: u64, into: &mut Vec<u8>) -> Result<(), GgufError> {
         let length = bounded(what, self.u64()?, limit)?;
         self.claim(length)?;
         let read = (&mut self.reader).take(length).read_to_end(into)? as u64;
         self.position += read;
         if read < length {
-            Err(Error::Truncated {
+            Err(GgufError::Truncated {
                 position: self.position,
             })
         } else {
@@ -376,34 +376,34 @@ impl<R: Read> Source<R> {
         }
     }
 
-    fn u32(&mut self) -> Result<u32, Error> {
+    fn u32(&mut self) -> Result<u32, GgufError> {
         Ok(u32::from_le_bytes(self.bytes()?))
     }
 
-    fn u64(&mut self) -> Result<u64, Error> {
+    fn u64(&mut self) -> Result<u64, GgufError> {
         Ok(u64::from_le_bytes(self.bytes()?))
     }
 
-    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], GgufError> {
         self.claim(N as u64)?;
         let mut buffer = [0; N];
         self.reader
             .read_exact(&mut buffer)
             .map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => Error::Truncated {
+                io::ErrorKind::UnexpectedEof => GgufError::Truncated {
                     position: self.position,
                 },
-                _ => Error::Io(error),
+                _ => GgufError::Io(error),
             })?;
         self.position += N as u64;
         Ok(buffer)
     }
 
     /// Whether this many bytes can follow in the file and in a header of legal size.
-    fn claim(&self, bytes: u64) -> Result<(), Error> {
+    fn claim(&self, bytes: u64) -> Result<(), GgufError> {
         let end = self.position.saturating_add(bytes);
         if end > self.file_len {
-            return Err(Error::Truncated {
+            return Err(GgufError::Truncated {
                 position: self.position,
             });
         }
@@ -422,26 +422,29 @@ mod tests {
     use rand::{RngExt, SeedableRng};
 
     use super::*;
-    use crate::gguf::{Plan, TensorSpec, precheck};
+    use crate::gguf::{GgufLayout, TensorSpec, precheck};
 
     fn sample() -> Vec<u8> {
-        let string = |text: &str| Value::String(text.to_owned());
-        let plan = Plan::new(
+        let string = |text: &str| GgufValue::String(text.to_owned());
+        let plan = GgufLayout::new(
             vec![
                 ("general.architecture".to_owned(), string("llama")),
-                ("llama.block_count".to_owned(), Value::U32(1)),
-                ("llama.attention.layer_norm_rms_epsilon".to_owned(), Value::F32(1e-5)),
+                ("llama.block_count".to_owned(), GgufValue::U32(1)),
+                (
+                    "llama.attention.layer_norm_rms_epsilon".to_owned(),
+                    GgufValue::F32(1e-5),
+                ),
                 (
                     "llama.attention.head_count_kv".to_owned(),
-                    Value::Array(Array::I32(vec![1, 2])),
+                    GgufValue::Array(GgufArray::I32(vec![1, 2])),
                 ),
                 ("tokenizer.ggml.model".to_owned(), string("gpt2")),
                 (
                     "tokenizer.ggml.tokens".to_owned(),
-                    Value::Array(Array::String(["a", "b", "cd"].iter().collect())),
+                    GgufValue::Array(GgufArray::String(["a", "b", "cd"].iter().collect())),
                 ),
-                ("flag".to_owned(), Value::Bool(true)),
-                ("wide".to_owned(), Value::U64(7)),
+                ("flag".to_owned(), GgufValue::Bool(true)),
+                ("wide".to_owned(), GgufValue::U64(7)),
             ],
             vec![
                 TensorSpec::new("token_embd.weight", GgmlType::Q8_0, [32, 3]),
@@ -457,8 +460,8 @@ mod tests {
         bytes
     }
 
-    fn read(bytes: &[u8]) -> Result<Header, Error> {
-        Header::read(bytes, bytes.len() as u64)
+    fn read(bytes: &[u8]) -> Result<GgufHeader, GgufError> {
+        GgufHeader::read(bytes, bytes.len() as u64)
     }
 
     /// The first place of `needle`, plus `skip`.
@@ -473,7 +476,10 @@ mod tests {
             (header.version, header.architecture(), header.alignment),
             (3, "llama", 32)
         );
-        assert_eq!(header.hyperparameter("block_count").and_then(Value::as_u64), Some(1));
+        assert_eq!(
+            header.hyperparameter("block_count").and_then(GgufValue::as_u64),
+            Some(1)
+        );
         assert_eq!(header.metadata.len(), 8);
         assert_eq!(header.tensors.len(), 2);
         assert_eq!(header.tensors[1].offset, 128);
@@ -486,10 +492,10 @@ mod tests {
         let bytes = sample();
         let whole = read(&bytes).unwrap();
         let start = usize::try_from(whole.data_start).unwrap();
-        assert_eq!(Header::read(&bytes[..start], bytes.len() as u64).unwrap(), whole);
+        assert_eq!(GgufHeader::read(&bytes[..start], bytes.len() as u64).unwrap(), whole);
         assert!(matches!(
-            Header::read(&bytes[..100], bytes.len() as u64),
-            Err(Error::Truncated { .. })
+            GgufHeader::read(&bytes[..100], bytes.len() as u64),
+            Err(GgufError::Truncated { .. })
         ));
     }
 

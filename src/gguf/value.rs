@@ -3,7 +3,7 @@
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the names say it")]
-pub enum Value {
+pub enum GgufValue {
     U8(u8),
     I8(i8),
     U16(u16),
@@ -17,13 +17,13 @@ pub enum Value {
     Bool(bool),
     /// Invalid UTF-8 was replaced when it was read.
     String(String),
-    Array(Array),
+    Array(GgufArray),
 }
 
 /// A list of values of one type. GGUF's nested arrays are not accepted; llama.cpp refuses them too.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "the names say it")]
-pub enum Array {
+pub enum GgufArray {
     U8(Vec<u8>),
     I8(Vec<i8>),
     U16(Vec<u16>),
@@ -35,7 +35,7 @@ pub enum Array {
     F32(Vec<f32>),
     F64(Vec<f64>),
     Bool(Vec<bool>),
-    String(Strings),
+    String(StringArray),
 }
 
 /// Type numbers in a file.
@@ -55,7 +55,7 @@ pub(super) mod type_id {
     pub(in crate::gguf) const F64: u32 = 12;
 }
 
-impl Value {
+impl GgufValue {
     /// Any integer that is not negative.
     #[must_use]
     pub fn as_u64(&self) -> Option<u64> {
@@ -102,7 +102,7 @@ impl Value {
 
     /// A list.
     #[must_use]
-    pub fn as_array(&self) -> Option<&Array> {
+    pub fn as_array(&self) -> Option<&GgufArray> {
         match self {
             Self::Array(array) => Some(array),
             _ => None,
@@ -111,9 +111,9 @@ impl Value {
 
     /// A list of strings.
     #[must_use]
-    pub fn as_strings(&self) -> Option<&Strings> {
+    pub fn as_strings(&self) -> Option<&StringArray> {
         match self {
-            Self::Array(Array::String(strings)) => Some(strings),
+            Self::Array(GgufArray::String(strings)) => Some(strings),
             _ => None,
         }
     }
@@ -129,7 +129,7 @@ impl Value {
     }
 }
 
-impl Array {
+impl GgufArray {
     /// Number of elements.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -175,13 +175,13 @@ impl Array {
 
 /// A list of byte strings in one buffer: a vocabulary has hundreds of thousands, and its tokens need not be UTF-8.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Strings {
+pub struct StringArray {
     bytes: Vec<u8>,
     /// Where each string ends in `bytes`.
     ends: Vec<usize>,
 }
 
-impl Strings {
+impl StringArray {
     /// Number of strings.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -214,7 +214,7 @@ impl Strings {
     }
 }
 
-impl<S: AsRef<[u8]>> FromIterator<S> for Strings {
+impl<S: AsRef<[u8]>> FromIterator<S> for StringArray {
     fn from_iter<I: IntoIterator<Item = S>>(strings: I) -> Self {
         let mut list = Self::default();
         for string in strings {
@@ -226,22 +226,22 @@ impl<S: AsRef<[u8]>> FromIterator<S> for Strings {
 
 /// Keys and values in the order of the file. Keys are unique.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Metadata(Vec<(String, Value)>);
+pub struct GgufMetadata(Vec<(String, GgufValue)>);
 
-impl Metadata {
+impl GgufMetadata {
     /// Wraps pairs whose keys the caller found to be unique.
-    pub(super) fn from_unique(pairs: Vec<(String, Value)>) -> Self {
+    pub(super) fn from_unique(pairs: Vec<(String, GgufValue)>) -> Self {
         Self(pairs)
     }
 
     /// The value of a key. A search through the list: headers have a few dozen keys.
     #[must_use]
-    pub fn get(&self, key: &str) -> Option<&Value> {
+    pub fn get(&self, key: &str) -> Option<&GgufValue> {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value)
     }
 
     /// Every pair.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &GgufValue)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value))
     }
 

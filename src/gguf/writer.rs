@@ -7,7 +7,7 @@ use std::io::{self, Write};
 
 use super::reader::{MAX_DIMENSIONS, MAX_TENSOR_NAME_BYTES, align_up, alignment};
 use super::value::type_id;
-use super::{ALIGNMENT_KEY, Array, Error, GgmlType, Strings, TensorInfo, Value};
+use super::{ALIGNMENT_KEY, GgmlType, GgufArray, GgufError, GgufValue, StringArray, TensorInfo};
 
 const VERSION: u32 = 3;
 
@@ -35,19 +35,19 @@ impl TensorSpec {
 
 /// A file whose header is final and whose data is still to come.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct GgufLayout {
     header: Vec<u8>,
     tensors: Vec<TensorInfo>,
     alignment: u64,
     file_len: u64,
 }
 
-impl Plan {
+impl GgufLayout {
     /// Lays out a file.
     ///
     /// # Errors
     /// If a name occurs twice, or a tensor's dimensions do not go with its type.
-    pub fn new(metadata: Vec<(String, Value)>, tensors: Vec<TensorSpec>) -> Result<Self, Error> {
+    pub fn new(metadata: Vec<(String, GgufValue)>, tensors: Vec<TensorSpec>) -> Result<Self, GgufError> {
         let alignment = alignment(
             metadata
                 .iter()
@@ -63,7 +63,7 @@ impl Plan {
         let mut keys = HashSet::new();
         for (key, value) in &metadata {
             if key.is_empty() || !keys.insert(key) {
-                return Err(Error::Malformed(format!(
+                return Err(GgufError::Malformed(format!(
                     "the metadata key {key:?} is empty or occurs twice"
                 )));
             }
@@ -90,7 +90,7 @@ impl Plan {
                 .byte_len()
                 .and_then(|bytes| align_up(offset.checked_add(bytes)?, alignment));
             let Some(next) = next else {
-                return Err(Error::Malformed(format!(
+                return Err(GgufError::Malformed(format!(
                     "tensor {:?} has dimensions {:?}, which {} cannot have",
                     tensor.name,
                     tensor.dims,
@@ -100,7 +100,7 @@ impl Plan {
             let name_bytes = tensor.name.len() as u64;
             let dimensions = tensor.dims.len() as u32;
             if name_bytes > MAX_TENSOR_NAME_BYTES || dimensions > MAX_DIMENSIONS || !names.insert(tensor.name.clone()) {
-                return Err(Error::Malformed(format!(
+                return Err(GgufError::Malformed(format!(
                     "the tensor name {:?} occurs twice or is too long, or it has more than {MAX_DIMENSIONS} dimensions",
                     tensor.name
                 )));
@@ -117,11 +117,11 @@ impl Plan {
         }
 
         let padding =
-            usize::try_from(alignment).map_err(|_| Error::Malformed("the alignment is too large".to_owned()))?;
+            usize::try_from(alignment).map_err(|_| GgufError::Malformed("the alignment is too large".to_owned()))?;
         header.resize(header.len().next_multiple_of(padding), 0);
         let file_len = (header.len() as u64)
             .checked_add(offset)
-            .ok_or_else(|| Error::Malformed("the file would have more than 2^64 bytes".to_owned()))?;
+            .ok_or_else(|| GgufError::Malformed("the file would have more than 2^64 bytes".to_owned()))?;
         Ok(Self {
             header,
             tensors: placed,
@@ -136,7 +136,7 @@ impl Plan {
         &self.header
     }
 
-    /// Where each tensor's data goes, counted from the end of [`Plan::header`].
+    /// Where each tensor's data goes, counted from the end of [`GgufLayout::header`].
     #[must_use]
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
@@ -156,7 +156,7 @@ impl Plan {
         &self,
         mut out: W,
         mut data: impl FnMut(&TensorInfo, &mut dyn Write) -> io::Result<()>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), GgufError> {
         out.write_all(&self.header)?;
         for tensor in &self.tensors {
             let mut counted = Counted {
@@ -166,7 +166,7 @@ impl Plan {
             data(tensor, &mut counted)?;
             let written = counted.written;
             if Some(written) != tensor.byte_len() {
-                return Err(Error::Malformed(format!(
+                return Err(GgufError::Malformed(format!(
                     "{written} bytes were written for tensor {:?}",
                     tensor.name
                 )));
@@ -201,35 +201,35 @@ fn put_string(out: &mut Vec<u8>, string: &[u8]) {
     out.extend(string);
 }
 
-fn put_value(out: &mut Vec<u8>, value: &Value) {
+fn put_value(out: &mut Vec<u8>, value: &GgufValue) {
     let mut put = |kind: u32, bytes: &[u8]| {
         out.extend(kind.to_le_bytes());
         out.extend(bytes);
     };
     match value {
-        Value::U8(x) => put(type_id::U8, &x.to_le_bytes()),
-        Value::I8(x) => put(type_id::I8, &x.to_le_bytes()),
-        Value::U16(x) => put(type_id::U16, &x.to_le_bytes()),
-        Value::I16(x) => put(type_id::I16, &x.to_le_bytes()),
-        Value::U32(x) => put(type_id::U32, &x.to_le_bytes()),
-        Value::I32(x) => put(type_id::I32, &x.to_le_bytes()),
-        Value::U64(x) => put(type_id::U64, &x.to_le_bytes()),
-        Value::I64(x) => put(type_id::I64, &x.to_le_bytes()),
-        Value::F32(x) => put(type_id::F32, &x.to_le_bytes()),
-        Value::F64(x) => put(type_id::F64, &x.to_le_bytes()),
-        Value::Bool(x) => put(type_id::BOOL, &[u8::from(*x)]),
-        Value::String(text) => {
+        GgufValue::U8(x) => put(type_id::U8, &x.to_le_bytes()),
+        GgufValue::I8(x) => put(type_id::I8, &x.to_le_bytes()),
+        GgufValue::U16(x) => put(type_id::U16, &x.to_le_bytes()),
+        GgufValue::I16(x) => put(type_id::I16, &x.to_le_bytes()),
+        GgufValue::U32(x) => put(type_id::U32, &x.to_le_bytes()),
+        GgufValue::I32(x) => put(type_id::I32, &x.to_le_bytes()),
+        GgufValue::U64(x) => put(type_id::U64, &x.to_le_bytes()),
+        GgufValue::I64(x) => put(type_id::I64, &x.to_le_bytes()),
+        GgufValue::F32(x) => put(type_id::F32, &x.to_le_bytes()),
+        GgufValue::F64(x) => put(type_id::F64, &x.to_le_bytes()),
+        GgufValue::Bool(x) => put(type_id::BOOL, &[u8::from(*x)]),
+        GgufValue::String(text) => {
             put(type_id::STRING, &[]);
             put_string(out, text.as_bytes());
         }
-        Value::Array(array) => {
+        GgufValue::Array(array) => {
             put(type_id::ARRAY, &[]);
             put_array(out, array);
         }
     }
 }
 
-fn put_array(out: &mut Vec<u8>, array: &Array) {
+fn put_array(out: &mut Vec<u8>, array: &GgufArray) {
     fn put<T: Copy, const N: usize>(out: &mut Vec<u8>, kind: u32, list: &[T], encode: fn(T) -> [u8; N]) {
         out.extend(kind.to_le_bytes());
         out.extend((list.len() as u64).to_le_bytes());
@@ -237,7 +237,7 @@ fn put_array(out: &mut Vec<u8>, array: &Array) {
             out.extend(encode(*element));
         }
     }
-    fn put_strings(out: &mut Vec<u8>, strings: &Strings) {
+    fn put_strings(out: &mut Vec<u8>, strings: &StringArray) {
         out.extend(type_id::STRING.to_le_bytes());
         out.extend((strings.len() as u64).to_le_bytes());
         for string in strings.iter() {
@@ -245,18 +245,18 @@ fn put_array(out: &mut Vec<u8>, array: &Array) {
         }
     }
     match array {
-        Array::U8(list) => put(out, type_id::U8, list, u8::to_le_bytes),
-        Array::I8(list) => put(out, type_id::I8, list, i8::to_le_bytes),
-        Array::U16(list) => put(out, type_id::U16, list, u16::to_le_bytes),
-        Array::I16(list) => put(out, type_id::I16, list, i16::to_le_bytes),
-        Array::U32(list) => put(out, type_id::U32, list, u32::to_le_bytes),
-        Array::I32(list) => put(out, type_id::I32, list, i32::to_le_bytes),
-        Array::U64(list) => put(out, type_id::U64, list, u64::to_le_bytes),
-        Array::I64(list) => put(out, type_id::I64, list, i64::to_le_bytes),
-        Array::F32(list) => put(out, type_id::F32, list, f32::to_le_bytes),
-        Array::F64(list) => put(out, type_id::F64, list, f64::to_le_bytes),
-        Array::Bool(list) => put(out, type_id::BOOL, list, |flag| [u8::from(flag)]),
-        Array::String(strings) => put_strings(out, strings),
+        GgufArray::U8(list) => put(out, type_id::U8, list, u8::to_le_bytes),
+        GgufArray::I8(list) => put(out, type_id::I8, list, i8::to_le_bytes),
+        GgufArray::U16(list) => put(out, type_id::U16, list, u16::to_le_bytes),
+        GgufArray::I16(list) => put(out, type_id::I16, list, i16::to_le_bytes),
+        GgufArray::U32(list) => put(out, type_id::U32, list, u32::to_le_bytes),
+        GgufArray::I32(list) => put(out, type_id::I32, list, i32::to_le_bytes),
+        GgufArray::U64(list) => put(out, type_id::U64, list, u64::to_le_bytes),
+        GgufArray::I64(list) => put(out, type_id::I64, list, i64::to_le_bytes),
+        GgufArray::F32(list) => put(out, type_id::F32, list, f32::to_le_bytes),
+        GgufArray::F64(list) => put(out, type_id::F64, list, f64::to_le_bytes),
+        GgufArray::Bool(list) => put(out, type_id::BOOL, list, |flag| [u8::from(flag)]),
+        GgufArray::String(strings) => put_strings(out, strings),
     }
 }
 
@@ -269,7 +269,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::gguf::Header;
+    use crate::gguf::GgufHeader;
 
     /// Not NaN: a NaN is not equal to itself.
     fn f32s() -> impl Strategy<Value = f32> {
@@ -280,38 +280,38 @@ mod tests {
         any_f64::NORMAL | any_f64::SUBNORMAL | any_f64::ZERO | any_f64::INFINITE | any_f64::NEGATIVE
     }
 
-    fn arrays() -> impl Strategy<Value = Array> {
+    fn arrays() -> impl Strategy<Value = GgufArray> {
         prop_oneof![
-            vec(any::<u8>(), 0..20).prop_map(Array::U8),
-            vec(any::<i8>(), 0..20).prop_map(Array::I8),
-            vec(any::<u16>(), 0..20).prop_map(Array::U16),
-            vec(any::<i16>(), 0..20).prop_map(Array::I16),
-            vec(any::<u32>(), 0..20).prop_map(Array::U32),
-            vec(any::<i32>(), 0..20).prop_map(Array::I32),
-            vec(any::<u64>(), 0..20).prop_map(Array::U64),
-            vec(any::<i64>(), 0..20).prop_map(Array::I64),
-            vec(f32s(), 0..20).prop_map(Array::F32),
-            vec(f64s(), 0..20).prop_map(Array::F64),
-            vec(any::<bool>(), 0..20).prop_map(Array::Bool),
-            vec(vec(any::<u8>(), 0..9), 0..20).prop_map(|list| Array::String(list.iter().collect())),
+            vec(any::<u8>(), 0..20).prop_map(GgufArray::U8),
+            vec(any::<i8>(), 0..20).prop_map(GgufArray::I8),
+            vec(any::<u16>(), 0..20).prop_map(GgufArray::U16),
+            vec(any::<i16>(), 0..20).prop_map(GgufArray::I16),
+            vec(any::<u32>(), 0..20).prop_map(GgufArray::U32),
+            vec(any::<i32>(), 0..20).prop_map(GgufArray::I32),
+            vec(any::<u64>(), 0..20).prop_map(GgufArray::U64),
+            vec(any::<i64>(), 0..20).prop_map(GgufArray::I64),
+            vec(f32s(), 0..20).prop_map(GgufArray::F32),
+            vec(f64s(), 0..20).prop_map(GgufArray::F64),
+            vec(any::<bool>(), 0..20).prop_map(GgufArray::Bool),
+            vec(vec(any::<u8>(), 0..9), 0..20).prop_map(|list| GgufArray::String(list.iter().collect())),
         ]
     }
 
-    fn values() -> impl Strategy<Value = Value> {
+    fn values() -> impl Strategy<Value = GgufValue> {
         prop_oneof![
-            any::<u8>().prop_map(Value::U8),
-            any::<i8>().prop_map(Value::I8),
-            any::<u16>().prop_map(Value::U16),
-            any::<i16>().prop_map(Value::I16),
-            any::<u32>().prop_map(Value::U32),
-            any::<i32>().prop_map(Value::I32),
-            any::<u64>().prop_map(Value::U64),
-            any::<i64>().prop_map(Value::I64),
-            f32s().prop_map(Value::F32),
-            f64s().prop_map(Value::F64),
-            any::<bool>().prop_map(Value::Bool),
-            any::<String>().prop_map(Value::String),
-            arrays().prop_map(Value::Array),
+            any::<u8>().prop_map(GgufValue::U8),
+            any::<i8>().prop_map(GgufValue::I8),
+            any::<u16>().prop_map(GgufValue::U16),
+            any::<i16>().prop_map(GgufValue::I16),
+            any::<u32>().prop_map(GgufValue::U32),
+            any::<i32>().prop_map(GgufValue::I32),
+            any::<u64>().prop_map(GgufValue::U64),
+            any::<i64>().prop_map(GgufValue::I64),
+            f32s().prop_map(GgufValue::F32),
+            f64s().prop_map(GgufValue::F64),
+            any::<bool>().prop_map(GgufValue::Bool),
+            any::<String>().prop_map(GgufValue::String),
+            arrays().prop_map(GgufValue::Array),
         ]
     }
 
@@ -333,17 +333,17 @@ mod tests {
             alignment in prop::option::of(0u32..9),
         ) {
             let mut metadata: Vec<_> = metadata.into_iter().collect();
-            metadata.extend(alignment.map(|power| (ALIGNMENT_KEY.to_owned(), Value::U32(1 << power))));
+            metadata.extend(alignment.map(|power| (ALIGNMENT_KEY.to_owned(), GgufValue::U32(1 << power))));
             let specs: Vec<_> =
                 tensors.iter().map(|(name, (kind, dims))| TensorSpec::new(name, *kind, dims.clone())).collect();
-            let plan = Plan::new(metadata.clone(), specs).unwrap();
+            let plan = GgufLayout::new(metadata.clone(), specs).unwrap();
             let mut bytes = Vec::new();
             plan.write(&mut bytes, |tensor, out| {
                 (0..tensor.byte_len().unwrap()).try_for_each(|_| out.write_all(&[7]))
             }).unwrap();
             prop_assert_eq!(bytes.len() as u64, plan.file_len());
 
-            let header = Header::read(bytes.as_slice(), bytes.len() as u64).unwrap();
+            let header = GgufHeader::read(bytes.as_slice(), bytes.len() as u64).unwrap();
             prop_assert_eq!(header.metadata.iter().map(|(k, v)| (k.to_owned(), v.clone())).collect::<Vec<_>>(), metadata);
             prop_assert_eq!(&header.tensors, plan.tensors());
             prop_assert_eq!(header.data_start, plan.header().len() as u64);
@@ -359,19 +359,19 @@ mod tests {
     #[test]
     fn refuses_what_cannot_be_read_back() {
         let spec = || TensorSpec::new("a", GgmlType::F32, [1]);
-        assert!(Plan::new(vec![], vec![spec(), spec()]).is_err());
-        assert!(Plan::new(vec![], vec![TensorSpec::new("a", GgmlType::Q8_0, [1])]).is_err());
-        assert!(Plan::new(vec![], vec![TensorSpec::new("a".repeat(64), GgmlType::F32, [1])]).is_err());
-        assert!(Plan::new(vec![(String::new(), Value::U8(1))], vec![]).is_err());
+        assert!(GgufLayout::new(vec![], vec![spec(), spec()]).is_err());
+        assert!(GgufLayout::new(vec![], vec![TensorSpec::new("a", GgmlType::Q8_0, [1])]).is_err());
+        assert!(GgufLayout::new(vec![], vec![TensorSpec::new("a".repeat(64), GgmlType::F32, [1])]).is_err());
+        assert!(GgufLayout::new(vec![(String::new(), GgufValue::U8(1))], vec![]).is_err());
         assert!(
-            Plan::new(
-                vec![("k".to_owned(), Value::U8(1)), ("k".to_owned(), Value::U8(1))],
+            GgufLayout::new(
+                vec![("k".to_owned(), GgufValue::U8(1)), ("k".to_owned(), GgufValue::U8(1))],
                 vec![]
             )
             .is_err()
         );
-        assert!(Plan::new(vec![(ALIGNMENT_KEY.to_owned(), Value::U32(24))], vec![]).is_err());
-        let plan = Plan::new(vec![], vec![spec()]).unwrap();
+        assert!(GgufLayout::new(vec![(ALIGNMENT_KEY.to_owned(), GgufValue::U32(24))], vec![]).is_err());
+        let plan = GgufLayout::new(vec![], vec![spec()]).unwrap();
         assert!(plan.write(io::sink(), |_, out| out.write_all(&[0; 3])).is_err());
     }
 }

@@ -18,6 +18,7 @@ mod keep_alive;
 mod model;
 mod options;
 mod request;
+mod weight_type;
 
 pub use capability::ModelCapability;
 pub use embedding::{EmbedRequest, EmbeddingResult, TextToken, VectorNormalization};
@@ -29,3 +30,4 @@ pub use options::{AutoSwitch, KvCacheType, LoadOptions, SamplingOptions, SplitMo
 pub use request::{
     AnswerFormat, InferencePrompt, InferenceRequest, Message, MessageRole, ThinkLevel, ThinkMode, ToolChoice,
 };
+pub use weight_type::{QuantizationMix, WeightType};

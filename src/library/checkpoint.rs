@@ -4,12 +4,11 @@
 //! listing, like the rules for GGUF files in [`hub::resolve`](crate::hub::resolve), and apply where these find nothing.
 
 use crate::{
-    config::WeightType,
-    convert::TargetType,
     hub::{
         Selector,
         resolve::{RepoFile, ResolveError},
     },
+    inference::WeightType,
 };
 
 /// Files in the root of a repository that describe a checkpoint. Pickles and weights of other frameworks are never fetched:
@@ -44,7 +43,7 @@ const OTHER_FORMATS: [&str; 3] = ["original/", "onnx/", "openvino/"];
 /// Checkpoint files: the files that a conversion reads, and the weight type that a name asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct CheckpointFiles {
-    pub(super) weight_type: TargetType,
+    pub(super) weight_type: WeightType,
     /// Sorted by path.
     pub(super) files: Vec<RepoFile>,
 }
@@ -87,18 +86,6 @@ fn is_shard(path: &str) -> bool {
     is_weights(path) && path.contains("-of-")
 }
 
-/// Returns the weight type with a name, in any case.
-pub(super) fn type_named(word: &str) -> Option<TargetType> {
-    TargetType::named()
-        .into_iter()
-        .find(|weight_type| weight_type.to_string().eq_ignore_ascii_case(word))
-}
-
-/// Returns the weight type that a setting stands for.
-pub(super) fn default_type(setting: WeightType) -> TargetType {
-    type_named(setting.name()).unwrap_or_default()
-}
-
 /// Resolves a selector for which the rules for GGUF files found nothing: it names the weight type to convert to. Without a
 /// selector, the default type is chosen if there is no GGUF file at all.
 ///
@@ -108,7 +95,7 @@ pub(super) fn default_type(setting: WeightType) -> TargetType {
 pub(super) fn resolve(
     listing: &[RepoFile],
     selector: Option<&Selector>,
-    default: TargetType,
+    default: WeightType,
     no_gguf: ResolveError,
 ) -> Result<CheckpointFiles, ResolveError> {
     let has_gguf = match &no_gguf {
@@ -121,7 +108,7 @@ pub(super) fn resolve(
     };
     let weight_type = match selector {
         None if !has_gguf => Some(default),
-        Some(Selector::Label(label)) => type_named(label),
+        Some(Selector::Label(label)) => WeightType::explicit_named(label),
         _ => None,
     };
     match weight_type {
@@ -129,7 +116,7 @@ pub(super) fn resolve(
         None if has_gguf => Err(no_gguf),
         None => Err(ResolveError::NoSuchSelector {
             selector: selector.map(ToString::to_string).unwrap_or_default(),
-            available: TargetType::named().iter().map(ToString::to_string).collect(),
+            available: WeightType::explicit().map(|kind| kind.to_string()).collect(),
         }),
     }
 }
@@ -137,19 +124,6 @@ pub(super) fn resolve(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_setting_names_what_can_be_made() {
-        let names: Vec<String> = WeightType::ALL.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let made = TargetType::named().into_iter().map(|kind| kind.to_string());
-        assert_eq!(names, ["stored".to_owned()].into_iter().chain(made).collect::<Vec<_>>());
-        assert_eq!(default_type(WeightType::default()), TargetType::Stored);
-        assert!(
-            WeightType::ALL[1..]
-                .iter()
-                .all(|(name, kind)| default_type(*kind).to_string() == *name)
-        );
-    }
 
     fn listing(paths: &[&str]) -> Vec<RepoFile> {
         let file = |path: &&str| RepoFile {
@@ -166,7 +140,7 @@ mod tests {
         let listing = listing(paths);
         let selector = Selector::parse(selector).unwrap();
         let unfound = crate::hub::resolve::resolve(&listing, selector.as_ref()).expect_err("no GGUF file answers");
-        let checkpoint = resolve(&listing, selector.as_ref(), TargetType::Stored, unfound)?;
+        let checkpoint = resolve(&listing, selector.as_ref(), WeightType::Stored, unfound)?;
         let paths = checkpoint.files.into_iter().map(|file| file.path).collect();
         Ok((checkpoint.weight_type.to_string(), paths))
     }
@@ -195,7 +169,7 @@ mod tests {
     #[test]
     fn what_is_fetched() {
         let (kind, paths) = found(SPLIT, "latest").unwrap();
-        assert_eq!(kind, "auto");
+        assert_eq!(kind, "stored");
         assert_eq!(
             paths,
             [

@@ -64,7 +64,6 @@ use scan::ScanCache;
 
 use crate::{
     config::HubConfig,
-    convert::TargetType,
     hub::{
         HfName, HubError, Reachable, Selector,
         cache::{self, CachedModel},
@@ -72,6 +71,7 @@ use crate::{
         download::BlobDownloads,
         ledger::Ledger,
     },
+    inference::WeightType,
     lifecycle::WorkerCommand,
     stdx,
 };
@@ -248,11 +248,11 @@ impl Library {
     /// Finds a model on disk, even an unlisted one.
     async fn find(&self, config: &HubConfig, name: &HfName) -> Result<LocalModel, LibraryError> {
         let (library, roots, name) = (self.clone(), roots(config), name.clone());
-        let default = checkpoint::default_type(config.safetensors_type);
+        let default = config.safetensors_type;
         blocking(move || Ok(library.find_blocking(&roots, &name, default)?)).await
     }
 
-    fn find_blocking(&self, roots: &[PathBuf], name: &HfName, default: TargetType) -> Result<LocalModel, HubError> {
+    fn find_blocking(&self, roots: &[PathBuf], name: &HfName, default: WeightType) -> Result<LocalModel, HubError> {
         let model = cache::locate_in(roots, name).or_else(|_| self.0.conversions.locate(roots, name, default))?;
         let model = self.local(model, name.revision.as_deref());
         if name.adapters.is_empty() {
@@ -273,7 +273,7 @@ impl Library {
         let names = keys.filter_map(|key| HfName::parse(&format!("hf:{key}")).ok());
         let names = names.filter(|name| !name.adapters.is_empty());
         // The names in the ledger have selectors, so the default type is never used.
-        let models = names.filter_map(|name| self.find_blocking(roots, &name, TargetType::default()).ok());
+        let models = names.filter_map(|name| self.find_blocking(roots, &name, WeightType::default()).ok());
         models
             .filter(|model| !self.0.ledger.is_unlisted(&model.ledger_key()))
             .collect()

@@ -6,16 +6,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Library, LocalModel, adapter, checkpoint, error::LibraryError, ledger_key, roots};
+use super::{Library, LocalModel, adapter, error::LibraryError, ledger_key, roots};
 use crate::{
     config::HubConfig,
-    convert::TargetType,
     hub::{
         HfName, HubError, Selector,
         cache::{self, CachedModel, RepoFolder, SnapshotFolder},
         ledger::Ledger,
         resolve,
     },
+    inference::WeightType,
 };
 
 /// Delete outcome: whether the files of a deleted model are gone, or the model is only hidden.
@@ -57,7 +57,7 @@ impl Removal {
     fn remove_base(&self, name: &HfName) -> Result<DeleteOutcome, HubError> {
         let config = &self.config;
         let roots = roots(config);
-        let default = checkpoint::default_type(config.safetensors_type);
+        let default = config.safetensors_type;
         let model = self.library.find_blocking(&roots, name, default)?;
         let (key, base) = (model.ledger_key(), model.base);
         // The selector is made explicit, so that the same model is meant at every commit.
@@ -70,7 +70,7 @@ impl Removal {
         let ledger = &self.library.0.ledger;
         if !base.sources.is_empty() {
             let conversions = &self.library.0.conversions;
-            let converted = conversions.locate(&roots, &name, TargetType::Stored)?;
+            let converted = conversions.locate(&roots, &name, WeightType::Stored)?;
             ledger.set_unlisted(&key, false)?;
             let revision = name.revision.as_deref();
             return conversions.delete(&config.cache_dir, ledger, &converted, revision, self.all);

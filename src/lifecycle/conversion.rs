@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::process::{WorkerCommand, WorkerProcess};
 use crate::{
-    convert::{Advance, ConvertError},
+    convert::{ConversionProgress, ConvertError},
     worker::protocol::{ConversionRequest, ConvertedFile, WorkerQuestion, WorkerReply},
 };
 
@@ -18,11 +18,11 @@ use crate::{
 pub async fn convert(
     request: ConversionRequest,
     command: &WorkerCommand,
-    mut progress: impl FnMut(Advance),
+    mut progress: impl FnMut(ConversionProgress),
 ) -> Result<ConvertedFile, ConvertError> {
     let (worker, _) = WorkerProcess::spawn(command, "converter")
         .map_err(|error| ConvertError::Engine(format!("the converter cannot be started: {error}")))?;
-    let (sender, mut advance) = watch::channel(Advance::default());
+    let (sender, mut advance) = watch::channel(ConversionProgress::default());
     let mut asked = pin!(worker.ask_with_progress(WorkerQuestion::Convert(request), sender));
     let reply = loop {
         tokio::select! {

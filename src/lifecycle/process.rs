@@ -31,7 +31,7 @@ use super::{
     quarantine::{RequestFingerprint, WorkerDeath},
 };
 use crate::{
-    convert::Advance,
+    convert::ConversionProgress,
     inference::{Event, Failure},
     stdx::sync::lock,
     worker::protocol::{
@@ -112,7 +112,7 @@ struct Shared {
 struct PendingReply {
     reply: oneshot::Sender<Result<WorkerReply, Failure>>,
     /// Receiver of progress reports; `None` if the asker does not want them.
-    progress: Option<watch::Sender<Advance>>,
+    progress: Option<watch::Sender<ConversionProgress>>,
 }
 
 /// Jobs or questions in progress, by id.
@@ -228,7 +228,7 @@ impl WorkerProcess {
     pub(super) async fn ask_with_progress(
         &self,
         question: WorkerQuestion,
-        progress: watch::Sender<Advance>,
+        progress: watch::Sender<ConversionProgress>,
     ) -> Option<Result<WorkerReply, Failure>> {
         self.ask_inner(question, None, Some(progress)).await
     }
@@ -246,7 +246,7 @@ impl WorkerProcess {
         &self,
         question: WorkerQuestion,
         fingerprint: Option<RequestFingerprint>,
-        progress: Option<watch::Sender<Advance>>,
+        progress: Option<watch::Sender<ConversionProgress>>,
     ) -> Option<Result<WorkerReply, Failure>> {
         let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, reply) = oneshot::channel();

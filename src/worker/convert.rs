@@ -20,7 +20,7 @@ use super::{
     quantize_rows,
 };
 use crate::{
-    convert::{Advance, ConvertError, Planned, Stage},
+    convert::{ConversionPlan, ConversionProgress, ConversionStage, ConvertError},
     inference::Failure,
     llama::{LlamaError, Model},
     stdx::{new_file::NewFile, sync::lock},
@@ -51,18 +51,18 @@ pub(super) fn run(inputs: &EngineInputs, reports: &mut ReportSender) {
 struct ProgressReporter<'a> {
     id: u64,
     /// The socket, the last reported progress and its time. The threads that write the file share it.
-    state: Mutex<(&'a mut ReportSender, Advance, Instant)>,
+    state: Mutex<(&'a mut ReportSender, ConversionProgress, Instant)>,
 }
 
 impl<'a> ProgressReporter<'a> {
     fn new(id: u64, reports: &'a mut ReportSender) -> Self {
         Self {
             id,
-            state: Mutex::new((reports, Advance::default(), Instant::now())),
+            state: Mutex::new((reports, ConversionProgress::default(), Instant::now())),
         }
     }
 
-    fn report(&self, advance: Advance) {
+    fn report(&self, advance: ConversionProgress) {
         let mut state = lock(&self.state);
         let (reports, last, at) = &mut *state;
         let is_new = advance.stage != last.stage || advance.done == advance.total;
@@ -79,7 +79,7 @@ impl<'a> ProgressReporter<'a> {
 fn convert(request: ConversionRequest, progress: &ProgressReporter<'_>) -> Result<ConvertedFile, ConvertError> {
     let scratch = request.output.clone().unwrap_or_else(|| PathBuf::from(&request.name));
     let mut tokenize = |header: &[u8], texts: &[String]| tokenize_with_engine(&scratch, header, texts);
-    let Planned {
+    let ConversionPlan {
         model,
         file_type,
         check,
@@ -102,11 +102,15 @@ fn convert(request: ConversionRequest, progress: &ProgressReporter<'_>) -> Resul
         ConversionOutput::HeaderOnly => model.create_header(&path)?,
         ConversionOutput::Full => {
             let new = model.create(&path)?;
-            let report = |stage, done| progress.report(Advance { stage, done, total });
-            report(Stage::Writing, 0);
+            let report = |stage, done| progress.report(ConversionProgress { stage, done, total });
+            report(ConversionStage::Writing, 0);
             // Cancellation is a kill of this process, so the token is never used.
-            model.fill(&new, &|done, _| report(Stage::Writing, done), &CancellationToken::new())?;
-            report(Stage::Syncing, total);
+            model.fill(
+                &new,
+                &|done, _| report(ConversionStage::Writing, done),
+                &CancellationToken::new(),
+            )?;
+            report(ConversionStage::Syncing, total);
             new
         }
     };

@@ -96,7 +96,11 @@ fn load_checkpoint(
         check_tensors: false,
         ..params.clone()
     };
-    Ok(Model::load_from(&mut convert::Stream::start(plan), &params, progress)?)
+    Ok(Model::load_from(
+        &mut convert::GgufStream::start(plan),
+        &params,
+        progress,
+    )?)
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::inference::TextToken;
 pub use crate::llama::{ContextParams, GrammarTrigger, ModelParams, RenderedChat};
 use crate::{
-    convert::{Advance, ConvertError, Part, TargetType},
-    inference::{Event, Failure},
+    convert::{ConversionProgress, ConvertError, GgufRole},
+    inference::{Event, Failure, WeightType},
 };
 
 /// Changes with every change of the types below.
@@ -113,8 +113,8 @@ pub struct ConversionRequest {
     /// Name of the model, for the metadata and for the default file name.
     pub name: String,
     /// Type of most weights.
-    pub weight_type: TargetType,
-    pub part: Part,
+    pub weight_type: WeightType,
+    pub part: GgufRole,
     pub form: ConversionOutput,
     /// Path of the new file; `None` is a file in the working folder that is named after model and weight type.
     pub output: Option<PathBuf>,
@@ -198,7 +198,7 @@ pub enum WorkerReport {
         /// The job.
         id: u64,
         /// How far it is.
-        advance: Advance,
+        advance: ConversionProgress,
     },
     /// The worker is at work on something that gives no events.
     Alive,

@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     // A header may claim more data than there is; the length of the file bounds it.
-    let Ok(header) = gguf::Header::read(bytes, bytes.len() as u64) else { return };
+    let Ok(header) = gguf::GgufHeader::read(bytes, bytes.len() as u64) else { return };
     let _ = gguf::precheck(&header);
     let _ = facts::tensor_facts(&header);
     let header = std::slice::from_ref(&header);

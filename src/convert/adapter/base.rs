@@ -8,8 +8,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{ConvertError, config::AdapterConfig, refuse};
 use crate::{
-    convert::config::Config,
-    gguf::{self, Header, TensorInfo, Value},
+    convert::config::CheckpointConfig,
+    gguf::{self, GgufHeader, GgufValue, TensorInfo},
     stdx::hex,
 };
 
@@ -90,8 +90,11 @@ pub struct AdapterBase {
 impl AdapterBase {
     /// The base whose file, or files, have these headers.
     #[must_use]
-    pub fn of(shards: &[Header]) -> Self {
-        let architecture = shards.iter().map(Header::architecture).find(|name| !name.is_empty());
+    pub fn of(shards: &[GgufHeader]) -> Self {
+        let architecture = shards
+            .iter()
+            .map(GgufHeader::architecture)
+            .find(|name| !name.is_empty());
         let tensors = shards.iter().flat_map(|shard| &shard.tensors);
         let mut base = Self {
             architecture: architecture.unwrap_or_default().to_owned(),
@@ -107,8 +110,8 @@ impl AdapterBase {
         base
     }
 
-    fn config_of(&self, header: &Header) -> Option<String> {
-        let sizes = |key: &str| header.hyperparameter(key).map(Value::integers).unwrap_or_default();
+    fn config_of(&self, header: &GgufHeader) -> Option<String> {
+        let sizes = |key: &str| header.hyperparameter(key).map(GgufValue::integers).unwrap_or_default();
         let (_, class, mixture) = CLASSES.iter().find(|(name, ..)| *name == self.architecture)?;
         let has_experts = sizes("expert_count").iter().any(|count| *count > 0);
         let class = mixture.filter(|_| has_experts).unwrap_or(class);
@@ -159,9 +162,9 @@ impl AdapterBase {
         &self.architecture
     }
 
-    pub(super) fn config(&self) -> Result<Config, ConvertError> {
+    pub(super) fn config(&self) -> Result<CheckpointConfig, ConvertError> {
         match &self.config {
-            Some(json) => Config::parse(json),
+            Some(json) => CheckpointConfig::parse(json),
             None => refuse(format!(
                 "its tensors' names are not known for the architecture {:?} of the base; choose an adapter that is a GGUF file",
                 self.architecture
@@ -178,8 +181,8 @@ impl AdapterBase {
     ///
     /// # Errors
     /// What does not fit.
-    pub fn check(&self, adapter: &Header) -> Result<(), ConvertError> {
-        let text = |key: &str| adapter.get(key).and_then(Value::as_str).unwrap_or_default();
+    pub fn check(&self, adapter: &GgufHeader) -> Result<(), ConvertError> {
+        let text = |key: &str| adapter.get(key).and_then(GgufValue::as_str).unwrap_or_default();
         if (text("general.type"), text("adapter.type")) != ("adapter", "lora") {
             return refuse("its GGUF file is no LoRA adapter but a model".to_owned());
         }
@@ -190,7 +193,7 @@ impl AdapterBase {
                 self.architecture
             ));
         }
-        if !matches!(adapter.get("adapter.lora.alpha"), Some(Value::F32(alpha)) if alpha.is_finite()) {
+        if !matches!(adapter.get("adapter.lora.alpha"), Some(GgufValue::F32(alpha)) if alpha.is_finite()) {
             return refuse("its GGUF file does not say how strong it is".to_owned());
         }
         if adapter.get("adapter.alora.invocation_tokens").is_some() {

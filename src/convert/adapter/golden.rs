@@ -12,12 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{super::golden, AdapterBase, plan_adapter, stem};
 use crate::{
-    convert::{TargetType, arch, plan, safetensors},
-    gguf::{Header, Value},
+    convert::{arch, plan, safetensors},
+    gguf::{GgufHeader, GgufValue},
+    inference::WeightType,
 };
 
 #[derive(Deserialize)]
-struct Golden {
+struct GoldenCheckpoint {
     checkpoint: String,
     prompt: Vec<i32>,
     logits: Vec<f32>,
@@ -37,22 +38,22 @@ fn folder_of(name: &str) -> PathBuf {
     Path::new(golden::FIXTURES).join("adapters").join(name)
 }
 
-fn read(name: &str) -> Golden {
+fn read(name: &str) -> GoldenCheckpoint {
     serde_json::from_str(&fs::read_to_string(folder_of(name).join("golden.json")).unwrap()).unwrap()
 }
 
 /// The checkpoint in a folder with its tokenizer, and the header of the file that is made of it.
-fn base(checkpoint: &str) -> (tempfile::TempDir, Header) {
+fn base(checkpoint: &str) -> (tempfile::TempDir, GgufHeader) {
     let folder = golden::assemble(checkpoint, &golden::read(checkpoint));
-    let planned = plan(folder.path(), "test", TargetType::F32).unwrap().model;
-    let header = Header::read(planned.header(), planned.file_len()).unwrap();
+    let planned = plan(folder.path(), "test", WeightType::F32).unwrap().model;
+    let header = GgufHeader::read(planned.header(), planned.file_len()).unwrap();
     (folder, header)
 }
 
-fn make(adapter: &Path, base: &AdapterBase, out: &Path) -> Header {
+fn make(adapter: &Path, base: &AdapterBase, out: &Path) -> GgufHeader {
     let planned = plan_adapter(adapter, "test", base).unwrap();
     planned.write(out, &|_, _| {}, &CancellationToken::new()).unwrap();
-    let header = Header::open(out).unwrap();
+    let header = GgufHeader::open(out).unwrap();
     base.check(&header).unwrap();
     header
 }
@@ -67,7 +68,10 @@ fn check_bytes(name: &str) {
     assert_eq!(header.architecture(), made.architecture);
     // It takes no notice of the root of the rank, nor of modules with a strength of their own.
     let root = if name == "qwen2" { 2.0 } else { 1.0 };
-    assert_eq!(header.get("adapter.lora.alpha"), Some(&Value::F32(root * made.alpha)));
+    assert_eq!(
+        header.get("adapter.lora.alpha"),
+        Some(&GgufValue::F32(root * made.alpha))
+    );
     let mut tensors = made.tensors;
     for tensor in &header.tensors {
         let (dims, kind, digest) = tensors
@@ -100,7 +104,7 @@ fn check_numbers(name: &str, tolerance: f32) {
     let purpose = golden::purpose_of(&golden.checkpoint);
     let numbers = |adapters: &[PathBuf]| {
         golden::numbers(
-            golden::engine(folder.path(), purpose, TargetType::F32, adapters, golden::Way::File),
+            golden::engine(folder.path(), purpose, WeightType::F32, adapters, golden::LoadVia::File),
             purpose,
             &golden.prompt,
         )

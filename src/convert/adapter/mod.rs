@@ -22,11 +22,13 @@ use base::{EMBEDDING, FACTORS};
 use config::AdapterConfig;
 
 use super::{
-    ConvertError, Recipe, VirtualGguf, arch,
-    parts::{Columns, Rows},
-    safetensors::{self, Dtype, Stored},
+    ConvertError, TensorRecipe, VirtualGguf, arch,
+    dtype::TensorDtype,
+    parts::{StoredColumns, StoredRows},
+    safetensors,
+    stored::StoredTensor,
 };
-use crate::gguf::{GgmlType, TensorSpec, Value};
+use crate::gguf::{GgmlType, GgufValue, TensorSpec};
 
 /// The weights of an adapter.
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -43,9 +45,9 @@ struct Pair {
     /// As PEFT calls it, for the patterns of its settings.
     module: String,
     /// `[rank, columns]`.
-    a: Stored,
+    a: StoredTensor,
     /// `[rows, rank]`.
-    b: Stored,
+    b: StoredTensor,
     /// Of a table that is looked up by rows, and so stored the other way round.
     is_embedding: bool,
 }
@@ -91,13 +93,13 @@ pub fn plan_adapter(folder: &Path, name: &str, base: &AdapterBase) -> Result<Vir
             base.architecture()
         ));
     }
-    let text = |key: &str, text: &str| (key.to_owned(), Value::String(text.to_owned()));
+    let text = |key: &str, text: &str| (key.to_owned(), GgufValue::String(text.to_owned()));
     let metadata = vec![
         text("general.architecture", base.architecture()),
         text("general.type", "adapter"),
         text("general.name", name),
         text("adapter.type", "lora"),
-        ("adapter.lora.alpha".to_owned(), Value::F32(alpha as f32)),
+        ("adapter.lora.alpha".to_owned(), GgufValue::F32(alpha as f32)),
     ];
     VirtualGguf::new(metadata, recipes)
 }
@@ -122,8 +124,8 @@ fn stem(name: &str) -> String {
 }
 
 /// Sorts the tensors of a file.
-fn pairs(tensors: safetensors::Tensors) -> Result<Pairs, ConvertError> {
-    let mut halves: BTreeMap<(String, bool), [Option<Stored>; 2]> = BTreeMap::new();
+fn pairs(tensors: safetensors::StoredTensors) -> Result<Pairs, ConvertError> {
+    let mut halves: BTreeMap<(String, bool), [Option<StoredTensor>; 2]> = BTreeMap::new();
     for (name, tensor) in tensors {
         // What some tools copy out of the base.
         if name.contains(".base_layer.") {
@@ -187,7 +189,12 @@ fn factor_of(name: &str) -> Option<(String, usize, bool)> {
 }
 
 /// The two tensors that change the one that a recipe makes.
-fn factors(recipe: &Recipe, pairs: &[&Pair], config: &AdapterConfig, alpha: f64) -> Result<[Recipe; 2], ConvertError> {
+fn factors(
+    recipe: &TensorRecipe,
+    pairs: &[&Pair],
+    config: &AdapterConfig,
+    alpha: f64,
+) -> Result<[TensorRecipe; 2], ConvertError> {
     let name = recipe.spec().name.as_str();
     let [name_a, name_b] = FACTORS.map(|suffix| format!("{name}{suffix}"));
     let unsuited = || {
@@ -214,7 +221,7 @@ fn factors(recipe: &Recipe, pairs: &[&Pair], config: &AdapterConfig, alpha: f64)
         // Looked up by rows: the first factor is turned.
         (_, Some([_])) if first.is_embedding && name == EMBEDDING => {
             let spec = TensorSpec::new(name_a, GgmlType::F32, [rank, columns]);
-            let turned = Recipe::columns(spec, vec![Columns::all(&first.a, 0..first.a.rows())]);
+            let turned = TensorRecipe::columns(spec, vec![StoredColumns::all(&first.a, 0..first.a.rows())]);
             (turned, plain(name_b, &first.b))
         }
         _ if first.is_embedding => return unsuited(),
@@ -227,14 +234,14 @@ fn factors(recipe: &Recipe, pairs: &[&Pair], config: &AdapterConfig, alpha: f64)
                 ));
             };
             let spec = TensorSpec::new(name_b, GgmlType::F32, [rank, *rows]);
-            (plain(name_a, &first.a), Recipe::rows(spec, vec![same]))
+            (plain(name_a, &first.a), TensorRecipe::rows(spec, vec![same]))
         }
         // A matrix that is stored the other way round; its factors are not.
-        ([_, _], None) if recipe.is_turned() => (plain(name_a, &first.a), plain(name_b, &first.b)),
+        ([_, _], None) if recipe.is_transposed() => (plain(name_a, &first.a), plain(name_b, &first.b)),
         ([_, rows, experts], Some(parts)) if parts.len() as u64 == *experts && parts.len() == pairs.len() => {
-            let stacked = |name: String, dims: [u64; 2], of: fn(&Pair) -> &Stored| {
+            let stacked = |name: String, dims: [u64; 2], of: fn(&Pair) -> &StoredTensor| {
                 let spec = TensorSpec::new(name, GgmlType::F32, [dims[0], dims[1], *experts]);
-                Recipe::rows(spec, pairs.iter().map(|pair| Rows::all(of(pair))).collect())
+                TensorRecipe::rows(spec, pairs.iter().map(|pair| StoredRows::all(of(pair))).collect())
             };
             (
                 stacked(name_a, [columns, rank], |pair| &pair.a),
@@ -246,16 +253,19 @@ fn factors(recipe: &Recipe, pairs: &[&Pair], config: &AdapterConfig, alpha: f64)
     Ok([typed(a, &first.a, 1.0), typed(b, &first.b, strength(first))])
 }
 
-fn plain(name: String, source: &Stored) -> Recipe {
+fn plain(name: String, source: &StoredTensor) -> TensorRecipe {
     let dims: Vec<u64> = source.shape.iter().rev().copied().collect();
-    Recipe::rows(TensorSpec::new(name, GgmlType::F32, dims), vec![Rows::all(source)])
+    TensorRecipe::rows(
+        TensorSpec::new(name, GgmlType::F32, dims),
+        vec![StoredRows::all(source)],
+    )
 }
 
 /// In the stored type, unless the numbers are changed.
-fn typed(mut recipe: Recipe, source: &Stored, times: f32) -> Recipe {
+fn typed(mut recipe: TensorRecipe, source: &StoredTensor, times: f32) -> TensorRecipe {
     let kind = match source.dtype {
-        Dtype::F16 if times == 1.0 => GgmlType::F16,
-        Dtype::BF16 if times == 1.0 => GgmlType::BF16,
+        TensorDtype::F16 if times == 1.0 => GgmlType::F16,
+        TensorDtype::BF16 if times == 1.0 => GgmlType::BF16,
         _ => GgmlType::F32,
     };
     recipe.set_type(kind);

@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json, json};
 use super::*;
 use crate::{
     convert::safetensors::tests::file,
-    gguf::{Header, Plan},
+    gguf::{GgufHeader, GgufLayout},
 };
 
 /// Name and shape.
@@ -15,17 +15,17 @@ type Tensor<'a> = (&'a str, &'a [u64]);
 
 const Q: &str = "base_model.model.model.layers.0.self_attn.q_proj";
 
-fn header(architecture: &str, more: &[(&str, Value)], tensors: &[Tensor]) -> Header {
+fn header(architecture: &str, more: &[(&str, GgufValue)], tensors: &[Tensor]) -> GgufHeader {
     let mut metadata = vec![(
         "general.architecture".to_owned(),
-        Value::String(architecture.to_owned()),
+        GgufValue::String(architecture.to_owned()),
     )];
     metadata.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
     let specs = tensors
         .iter()
         .map(|(name, dims)| TensorSpec::new(*name, GgmlType::F32, dims.to_vec()));
-    let plan = Plan::new(metadata, specs.collect()).unwrap();
-    Header::read(plan.header(), plan.file_len()).unwrap()
+    let plan = GgufLayout::new(metadata, specs.collect()).unwrap();
+    GgufHeader::read(plan.header(), plan.file_len()).unwrap()
 }
 
 /// One layer of a Llama: 8 wide, two heads of which one has keys, an inner size of 16, 20 tokens.
@@ -37,11 +37,11 @@ fn llama(is_tied: bool) -> AdapterBase {
         ("attention.head_count", 2),
         ("attention.head_count_kv", 1),
     ];
-    let keys: Vec<(String, Value)> = sizes
+    let keys: Vec<(String, GgufValue)> = sizes
         .iter()
-        .map(|(key, size)| (format!("llama.{key}"), Value::U32(*size)))
+        .map(|(key, size)| (format!("llama.{key}"), GgufValue::U32(*size)))
         .collect();
-    let keys: Vec<(&str, Value)> = keys.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+    let keys: Vec<(&str, GgufValue)> = keys.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
     let mut tensors: Vec<Tensor> = vec![
         ("token_embd.weight", &[8, 20]),
         ("blk.0.attn_q.weight", &[8, 8]),
@@ -186,16 +186,20 @@ fn weights_that_are_refused() {
         let error = planned(&base, &json!({}), tensors).unwrap_err();
         assert!(error.contains(part), "{part}: {error}");
     }
-    let unknown = AdapterBase::of(&[header("brand-new", &[("brand-new.block_count", Value::U32(1))], &[])]);
+    let unknown = AdapterBase::of(&[header(
+        "brand-new",
+        &[("brand-new.block_count", GgufValue::U32(1))],
+        &[],
+    )]);
     let error = planned(&unknown, &json!({}), &[(a, &[2, 8]), (b, &[8, 2])]).unwrap_err();
     assert!(error.contains("\"brand-new\""), "{error}");
 }
 
 #[test]
 fn pairings_that_are_refused() {
-    let alpha = ("adapter.lora.alpha", Value::F32(4.0));
+    let alpha = ("adapter.lora.alpha", GgufValue::F32(4.0));
     let kinds = || {
-        let text = |text: &str| Value::String(text.to_owned());
+        let text = |text: &str| GgufValue::String(text.to_owned());
         [
             ("general.type", text("adapter")),
             ("adapter.type", text("lora")),

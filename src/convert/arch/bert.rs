@@ -1,9 +1,9 @@
 //! BERT and RoBERTa, as models of vectors or as classifiers: heads for other tasks are left out.
 
-use super::{Build, classifier, pooling, spec};
+use super::{ModelBuilder, classifier, pooling, spec};
 use crate::{
-    convert::{ConvertError, Recipe, parts::Rows},
-    gguf::Value,
+    convert::{ConvertError, TensorRecipe, parts::StoredRows},
+    gguf::GgufValue,
 };
 
 /// Names of the checkpoint and of the file. Both have a weight and a bias.
@@ -22,17 +22,17 @@ const LAYER: &[(&str, &str)] = &[
 const BERT_HEAD: &str = "pooler.dense";
 const ROBERTA_HEAD: &str = "classifier.dense";
 
-pub(super) fn bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     encoder(build, 0, BERT_HEAD, "classifier")
 }
 
 /// RoBERTa, whose positions begin behind the number of its padding token.
-pub(super) fn roberta(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn roberta(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let padding = build.config.integer_or(&["pad_token_id"], 1)?;
     encoder(build, padding + 1, ROBERTA_HEAD, "classifier.out_proj")
 }
 
-fn encoder(build: &mut Build<'_>, first_position: u64, head: &str, output: &str) -> Result<(), ConvertError> {
+fn encoder(build: &mut ModelBuilder<'_>, first_position: u64, head: &str, output: &str) -> Result<(), ConvertError> {
     build.arch = "bert";
     let config = build.config;
     if let Some(kind) = config
@@ -61,20 +61,20 @@ fn encoder(build: &mut Build<'_>, first_position: u64, head: &str, output: &str)
     build.put_integer("feed_forward_length", inner)?;
     build.put_integer("attention.head_count", heads)?;
     build.put_number("attention.layer_norm_epsilon", epsilon);
-    build.put("attention.causal", Value::Bool(false));
+    build.put("attention.causal", GgufValue::Bool(false));
     let is_classifier = classifier::is_one(config);
     if !is_classifier {
         pooling::keys(build)?;
     }
     let types_key = "tokenizer.ggml.token_type_count".to_owned();
-    build.keys.push((types_key, Value::U32(types as u32)));
+    build.keys.push((types_key, GgufValue::U32(types as u32)));
 
     let head = is_classifier.then_some(head);
     headless(build, head);
     build.take_embedding("embeddings.word_embeddings.weight", hidden)?;
     let source = build.take("embeddings.position_embeddings.weight", &[positions, hidden])?;
-    let used = Rows::some(&source, first_position, context, 1);
-    let recipe = Recipe::rows(spec("position_embd.weight", &[context, hidden]), vec![used]);
+    let used = StoredRows::some(&source, first_position, context, 1);
+    let recipe = TensorRecipe::rows(spec("position_embd.weight", &[context, hidden]), vec![used]);
     build.recipes.push(recipe);
     let source = build.take("embeddings.token_type_embeddings.weight", &[types, hidden])?;
     build.add("token_types.weight", &source);
@@ -103,7 +103,7 @@ fn encoder(build: &mut Build<'_>, first_position: u64, head: &str, output: &str)
 }
 
 /// Removes all heads but this and the class's name, and spells norms in the new way.
-pub(super) fn headless(build: &mut Build<'_>, head: Option<&str>) {
+pub(super) fn headless(build: &mut ModelBuilder<'_>, head: Option<&str>) {
     let tensors = std::mem::take(&mut build.tensors);
     for (name, tensor) in tensors {
         let short = name.strip_prefix("bert.").or_else(|| name.strip_prefix("roberta."));
@@ -124,7 +124,7 @@ pub(super) fn headless(build: &mut Build<'_>, head: Option<&str>) {
 }
 
 /// Takes a weight of this shape, and the bias beside it.
-pub(super) fn both(build: &mut Build<'_>, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
+pub(super) fn both(build: &mut ModelBuilder<'_>, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
     for (part, shape) in [("weight", shape), ("bias", &shape[..1])] {
         let source = build.take(&format!("{from}.{part}"), shape)?;
         build.add(&format!("{to}.{part}"), &source);

@@ -2,30 +2,33 @@
 
 use serde_json::Value as Json;
 
-use super::Build;
+use super::ModelBuilder;
 use crate::{
-    convert::{ConvertError, config::Config},
-    gguf::{Array, Value},
+    convert::{ConvertError, config::CheckpointConfig},
+    gguf::{GgufArray, GgufValue},
 };
 
 /// llama.cpp's number of the pooling that ends in a head.
 const RANK: u64 = 4;
 
 /// Whether the checkpoint's class has such a head.
-pub(super) fn is_one(config: &Config) -> bool {
+pub(super) fn is_one(config: &CheckpointConfig) -> bool {
     config.architecture().ends_with("ForSequenceClassification")
 }
 
 /// The keys of a head with these labels: the engine takes the size of its output from them.
-pub(super) fn keys<'a>(build: &mut Build<'_>, labels: impl IntoIterator<Item = &'a str>) -> Result<(), ConvertError> {
+pub(super) fn keys<'a>(
+    build: &mut ModelBuilder<'_>,
+    labels: impl IntoIterator<Item = &'a str>,
+) -> Result<(), ConvertError> {
     build.put_integer("pooling_type", RANK)?;
-    let labels = Array::String(labels.into_iter().collect());
-    build.put("classifier.output_labels", Value::Array(labels));
+    let labels = GgufArray::String(labels.into_iter().collect());
+    build.put("classifier.output_labels", GgufValue::Array(labels));
     Ok(())
 }
 
 /// Takes the last layer of the head, which has a row for each label, and puts the keys.
-pub(super) fn take(build: &mut Build<'_>, from: &str, hidden: u64) -> Result<(), ConvertError> {
+pub(super) fn take(build: &mut ModelBuilder<'_>, from: &str, hidden: u64) -> Result<(), ConvertError> {
     let weight = build.take_any(&format!("{from}.weight"))?;
     let [count, columns] = weight.shape[..] else {
         return Err(ConvertError::Weights(format!(
@@ -47,7 +50,7 @@ pub(super) fn take(build: &mut Build<'_>, from: &str, hidden: u64) -> Result<(),
 }
 
 /// The names of so many labels.
-fn labels(config: &Config, count: u64) -> Result<Vec<String>, ConvertError> {
+fn labels(config: &CheckpointConfig, count: u64) -> Result<Vec<String>, ConvertError> {
     let Some(said) = config.find(&["id2label"]).and_then(Json::as_object) else {
         return Ok((0..count).map(|label| format!("LABEL_{label}")).collect());
     };

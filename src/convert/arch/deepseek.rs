@@ -1,17 +1,17 @@
 //! DeepSeek 2 and 3: attention from compressed keys and values, and a mixture of experts behind a few dense layers.
 
-use super::{Build, decoder::Sizes, experts::Experts, rope, spec};
+use super::{ModelBuilder, experts::ExpertWeights, rope, sizes::DecoderSizes, spec};
 use crate::{
     convert::{
-        ConvertError, Recipe,
-        parts::{Columns, Rows},
+        ConvertError, TensorRecipe,
+        parts::{StoredColumns, StoredRows},
     },
-    gguf::Value,
+    gguf::GgufValue,
 };
 
 /// What a class takes for granted.
 #[derive(Clone, Copy, Debug)]
-struct Class {
+struct ModelClass {
     experts: u64,
     /// `None`: the configuration must say it.
     used: Option<u64>,
@@ -26,7 +26,7 @@ struct Class {
     context: u64,
 }
 
-const V2: Class = Class {
+const V2: ModelClass = ModelClass {
     experts: 64,
     used: None,
     expert_feed_forward: 1407,
@@ -38,7 +38,7 @@ const V2: Class = Class {
     gating: "softmax",
     context: 2048,
 };
-const V3: Class = Class {
+const V3: ModelClass = ModelClass {
     experts: 256,
     used: Some(8),
     expert_feed_forward: 2048,
@@ -68,7 +68,7 @@ struct Latent {
 }
 
 impl Latent {
-    fn read(build: &Build<'_>) -> Result<Self, ConvertError> {
+    fn read(build: &ModelBuilder<'_>) -> Result<Self, ConvertError> {
         let config = build.config;
         let is_compressed = build.has("model.layers.0.self_attn.q_a_proj.weight");
         let query_rank = is_compressed.then(|| config.integer_or(&["q_lora_rank"], 1536));
@@ -82,15 +82,15 @@ impl Latent {
     }
 }
 
-pub(super) fn v2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn v2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     deepseek(build, &V2)
 }
 
-pub(super) fn v3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn v3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     deepseek(build, &V3)
 }
 
-fn deepseek(build: &mut Build<'_>, class: &Class) -> Result<(), ConvertError> {
+fn deepseek(build: &mut ModelBuilder<'_>, class: &ModelClass) -> Result<(), ConvertError> {
     build.arch = "deepseek2";
     let config = build.config;
     if config.flag("rope_interleave") == Some(false) {
@@ -100,7 +100,7 @@ fn deepseek(build: &mut Build<'_>, class: &Class) -> Result<(), ConvertError> {
     }
     let latent = Latent::read(build)?;
     let heads = config.count(&["num_attention_heads"])?;
-    let sizes = Sizes {
+    let sizes = DecoderSizes {
         blocks: build.blocks(&["num_hidden_layers"])?,
         hidden: config.count(&["hidden_size"])?,
         feed_forward: config.count(&["intermediate_size"])?,
@@ -130,7 +130,7 @@ fn deepseek(build: &mut Build<'_>, class: &Class) -> Result<(), ConvertError> {
             feed_forward(build, &sizes, sizes.feed_forward, &format!("{from}mlp."), &to, "")?;
             continue;
         }
-        let experts = Experts {
+        let experts = ExpertWeights {
             router: "mlp.gate",
             folder: "mlp.experts",
             names: ["gate_proj", "up_proj", "down_proj"],
@@ -159,7 +159,12 @@ fn deepseek(build: &mut Build<'_>, class: &Class) -> Result<(), ConvertError> {
     build.take_output("lm_head.weight", sizes.hidden)
 }
 
-fn attention_keys(build: &mut Build<'_>, sizes: &Sizes, latent: &Latent, context: u64) -> Result<(), ConvertError> {
+fn attention_keys(
+    build: &mut ModelBuilder<'_>,
+    sizes: &DecoderSizes,
+    latent: &Latent,
+    context: u64,
+) -> Result<(), ConvertError> {
     let config = build.config;
     let context = config.integer_or(&["max_position_embeddings"], context)?;
     build.put_integer("block_count", sizes.blocks)?;
@@ -190,7 +195,7 @@ fn attention_keys(build: &mut Build<'_>, sizes: &Sizes, latent: &Latent, context
 }
 
 /// Returns the inner size of the experts that every token uses, taken together.
-fn expert_keys(build: &mut Build<'_>, class: &Class) -> Result<u64, ConvertError> {
+fn expert_keys(build: &mut ModelBuilder<'_>, class: &ModelClass) -> Result<u64, ConvertError> {
     let config = build.config;
     let used = match class.used {
         Some(default) => config.integer_or(&["num_experts_per_tok"], default)?,
@@ -206,7 +211,7 @@ fn expert_keys(build: &mut Build<'_>, class: &Class) -> Result<u64, ConvertError
     let scale = config.number_or(&["routed_scaling_factor"], class.scale)?;
     build.put_number("expert_weights_scale", scale);
     if config.flag_or("norm_topk_prob", class.normalises) {
-        build.put("expert_weights_norm", Value::Bool(true));
+        build.put("expert_weights_norm", GgufValue::Bool(true));
     }
     // Experts in groups that nobody chooses by are none.
     if config.text(&["topk_method"]) != Some("greedy") {
@@ -232,7 +237,7 @@ fn expert_keys(build: &mut Build<'_>, class: &Class) -> Result<u64, ConvertError
     Ok(shared * inner)
 }
 
-fn group_key(build: &mut Build<'_>, from: &str, to: &str, default: Option<u64>) -> Result<(), ConvertError> {
+fn group_key(build: &mut ModelBuilder<'_>, from: &str, to: &str, default: Option<u64>) -> Result<(), ConvertError> {
     let config = build.config;
     let number = match default.filter(|_| !config.is_null(from)) {
         Some(default) => Some(config.integer_or(&[from], default)?),
@@ -242,7 +247,7 @@ fn group_key(build: &mut Build<'_>, from: &str, to: &str, default: Option<u64>) 
 }
 
 /// Removes the layers behind the last, which predict further tokens.
-fn without_predictors(build: &mut Build<'_>, blocks: u64) {
+fn without_predictors(build: &mut ModelBuilder<'_>, blocks: u64) {
     build.tensors.retain(|name, _| {
         let layer = name
             .strip_prefix("model.layers.")
@@ -252,7 +257,13 @@ fn without_predictors(build: &mut Build<'_>, blocks: u64) {
     });
 }
 
-fn attention(build: &mut Build<'_>, sizes: &Sizes, latent: &Latent, from: &str, to: &str) -> Result<(), ConvertError> {
+fn attention(
+    build: &mut ModelBuilder<'_>,
+    sizes: &DecoderSizes,
+    latent: &Latent,
+    from: &str,
+    to: &str,
+) -> Result<(), ConvertError> {
     let (hidden, heads) = (sizes.hidden, sizes.heads);
     let query = heads * sizes.head_dim;
     let mut copy =
@@ -276,12 +287,12 @@ fn attention(build: &mut Build<'_>, sizes: &Sizes, latent: &Latent, from: &str, 
     // The engine multiplies a query by the transposed key matrix of its head, so that keys stay compressed.
     let each = latent.plain + latent.value;
     let both = build.take(&format!("{from}kv_b_proj.weight"), &[heads * each, latent.rank])?;
-    let keys = (0..heads).map(|head| Columns::all(&both, head * each..head * each + latent.plain));
+    let keys = (0..heads).map(|head| StoredColumns::all(&both, head * each..head * each + latent.plain));
     let spec_of = |name: &str, shape: &[u64]| spec(&format!("{to}{name}.weight"), shape);
-    let recipe = Recipe::columns(spec_of("attn_k_b", &[heads, latent.rank, latent.plain]), keys.collect());
+    let recipe = TensorRecipe::columns(spec_of("attn_k_b", &[heads, latent.rank, latent.plain]), keys.collect());
     build.recipes.push(recipe);
-    let values = (0..heads).map(|head| Rows::some(&both, head * each + latent.plain, latent.value, 1));
-    let recipe = Recipe::rows(
+    let values = (0..heads).map(|head| StoredRows::some(&both, head * each + latent.plain, latent.value, 1));
+    let recipe = TensorRecipe::rows(
         spec_of("attn_v_b", &[heads, latent.value, latent.rank]),
         values.collect(),
     );
@@ -290,8 +301,8 @@ fn attention(build: &mut Build<'_>, sizes: &Sizes, latent: &Latent, from: &str, 
 }
 
 fn feed_forward(
-    build: &mut Build<'_>,
-    sizes: &Sizes,
+    build: &mut ModelBuilder<'_>,
+    sizes: &DecoderSizes,
     inner: u64,
     from: &str,
     to: &str,

@@ -1,11 +1,11 @@
 //! Mixtures of experts: many small matrices that become one.
 
-use super::{Build, decoder::Sizes, spec};
-use crate::convert::{ConvertError, Recipe, parts::Rows};
+use super::{ModelBuilder, sizes::DecoderSizes, spec};
+use crate::convert::{ConvertError, TensorRecipe, parts::StoredRows};
 
 /// How a class stores the experts of a layer.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Experts {
+pub(super) struct ExpertWeights {
     /// The matrix that chooses experts, below the layer's name.
     pub(super) router: &'static str,
     /// What is before and behind an expert's number.
@@ -18,8 +18,8 @@ pub(super) struct Experts {
     pub(super) count: u64,
 }
 
-impl Experts {
-    fn count(&self, build: &Build<'_>) -> Result<u64, ConvertError> {
+impl ExpertWeights {
+    fn count(&self, build: &ModelBuilder<'_>) -> Result<u64, ConvertError> {
         let keys = ["num_local_experts", "num_experts", "n_routed_experts"];
         match build.config.optional_integer(&keys)?.unwrap_or(self.count) {
             0 => Err(ConvertError::Config("it has no experts".to_owned())),
@@ -30,8 +30,8 @@ impl Experts {
     /// Takes the router and all experts of a layer.
     pub(super) fn take(
         &self,
-        build: &mut Build<'_>,
-        sizes: &Sizes,
+        build: &mut ModelBuilder<'_>,
+        sizes: &DecoderSizes,
         layer: &str,
         block: u64,
     ) -> Result<(), ConvertError> {
@@ -56,10 +56,10 @@ impl Experts {
             let mut parts = Vec::new();
             for expert in 0..count {
                 let name = format!("{layer}{}.{expert}.{from}.weight", self.folder);
-                parts.push(Rows::all(&build.take(&name, &shape)?));
+                parts.push(StoredRows::all(&build.take(&name, &shape)?));
             }
             let spec = spec(&format!("blk.{block}.{to}.weight"), &[count, shape[0], shape[1]]);
-            build.recipes.push(Recipe::rows(spec, parts));
+            build.recipes.push(TensorRecipe::rows(spec, parts));
         }
         Ok(())
     }
@@ -67,16 +67,16 @@ impl Experts {
 
 /// Experts in two tensors: gate and up of each behind one another, and down.
 pub(super) fn take_fused(
-    build: &mut Build<'_>,
+    build: &mut ModelBuilder<'_>,
     block: u64,
     [gate_up, down]: [&str; 2],
     [count, inner, hidden]: [u64; 3],
 ) -> Result<(), ConvertError> {
     let both = build.take(gate_up, &[count, 2 * inner, hidden])?;
     for (to, offset) in [("ffn_gate_exps", 0), ("ffn_up_exps", inner)] {
-        let parts = (0..count).map(|expert| Rows::some(&both, expert * 2 * inner + offset, inner, 1));
+        let parts = (0..count).map(|expert| StoredRows::some(&both, expert * 2 * inner + offset, inner, 1));
         let spec = spec(&format!("blk.{block}.{to}.weight"), &[count, inner, hidden]);
-        build.recipes.push(Recipe::rows(spec, parts.collect()));
+        build.recipes.push(TensorRecipe::rows(spec, parts.collect()));
     }
     let down = build.take(down, &[count, hidden, inner])?;
     build.add(&format!("blk.{block}.ffn_down_exps.weight"), &down);

@@ -1,28 +1,29 @@
 //! Gemma 1, 2 and 3, and EmbeddingGemma. Norms are stored as the difference from one; the output matrix is always the embedding.
 
 use super::{
-    Build,
-    decoder::{ATTENTION, Change, Class, Decoder, Dim, HeadDim, MLP, Weight},
+    ModelBuilder,
+    decoder::{ATTENTION, DecoderLayout, LayerWeight, MLP, WeightChange},
     llama::LLAMA,
     pooling,
+    sizes::{HeadDim, ModelClass, WeightDim},
 };
-use crate::{convert::ConvertError, gguf::Value};
+use crate::{convert::ConvertError, gguf::GgufValue};
 
-use Dim::{Head, Hidden};
+use WeightDim::{Head, Hidden};
 
-const GEMMA: Class = Class {
+const GEMMA: ModelClass = ModelClass {
     arch: "gemma",
     kv_heads: Some(16),
     head_dim: HeadDim::Or(256),
     context: 8192,
     ..LLAMA
 };
-const GEMMA2: Class = Class {
+const GEMMA2: ModelClass = ModelClass {
     arch: "gemma2",
     kv_heads: Some(4),
     ..GEMMA
 };
-const GEMMA3: Class = Class {
+const GEMMA3: ModelClass = ModelClass {
     arch: "gemma3",
     heads: Some(8),
     kv_heads: Some(4),
@@ -31,7 +32,7 @@ const GEMMA3: Class = Class {
     ..GEMMA
 };
 /// Attends to both sides.
-const GEMMA_EMBEDDING: Class = Class {
+const GEMMA_EMBEDDING: ModelClass = ModelClass {
     arch: "gemma-embedding",
     ..GEMMA3
 };
@@ -39,45 +40,45 @@ const GEMMA_EMBEDDING: Class = Class {
 const GEMMA3_LOCAL_THETA: f64 = 1e4;
 const WINDOW: u64 = 4096;
 
-const fn norm(from: &'static str, to: &'static str) -> Weight {
-    Weight::new(from, to, &[Hidden]).changed(Change::PlusOne)
+const fn norm(from: &'static str, to: &'static str) -> LayerWeight {
+    LayerWeight::new(from, to, &[Hidden]).changed(WeightChange::PlusOne)
 }
 
-const TWO_NORMS: &[Weight] = &[
+const TWO_NORMS: &[LayerWeight] = &[
     norm("input_layernorm", "attn_norm"),
     norm("post_attention_layernorm", "ffn_norm"),
 ];
-const FOUR_NORMS: &[Weight] = &[
+const FOUR_NORMS: &[LayerWeight] = &[
     norm("input_layernorm", "attn_norm"),
     norm("post_attention_layernorm", "post_attention_norm"),
     norm("pre_feedforward_layernorm", "ffn_norm"),
     norm("post_feedforward_layernorm", "post_ffw_norm"),
 ];
-const HEAD_NORMS: &[Weight] = &[
-    Weight::new("self_attn.q_norm", "attn_q_norm", &[Head]).changed(Change::PlusOne),
-    Weight::new("self_attn.k_norm", "attn_k_norm", &[Head]).changed(Change::PlusOne),
+const HEAD_NORMS: &[LayerWeight] = &[
+    LayerWeight::new("self_attn.q_norm", "attn_q_norm", &[Head]).changed(WeightChange::PlusOne),
+    LayerWeight::new("self_attn.k_norm", "attn_k_norm", &[Head]).changed(WeightChange::PlusOne),
 ];
 
-fn decode(build: &mut Build<'_>, class: Class, layer: &[&[Weight]]) -> Result<(), ConvertError> {
-    let decoder = Decoder {
+fn decode(build: &mut ModelBuilder<'_>, class: ModelClass, layer: &[&[LayerWeight]]) -> Result<(), ConvertError> {
+    let decoder = DecoderLayout {
         class,
         layer,
         experts: None,
-        last_norm: Change::PlusOne,
+        last_norm: WeightChange::PlusOne,
         output: false,
     };
     decoder.build(build)?;
     build
         .keys
-        .push(("tokenizer.ggml.add_space_prefix".to_owned(), Value::Bool(false)));
+        .push(("tokenizer.ggml.add_space_prefix".to_owned(), GgufValue::Bool(false)));
     Ok(())
 }
 
-pub(super) fn gemma(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn gemma(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     decode(build, GEMMA, &[TWO_NORMS, ATTENTION, MLP])
 }
 
-pub(super) fn gemma2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn gemma2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     decode(build, GEMMA2, &[FOUR_NORMS, ATTENTION, MLP])?;
     let config = build.config;
     build.put_number(
@@ -94,11 +95,11 @@ pub(super) fn gemma2(build: &mut Build<'_>) -> Result<(), ConvertError> {
     )
 }
 
-pub(super) fn gemma3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn gemma3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     third(build, GEMMA3)
 }
 
-pub(super) fn embedding(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn embedding(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     if build.config.flag("use_bidirectional_attention") == Some(false) {
         return Err(ConvertError::Config(
             "a Gemma3TextModel that attends to one side only is not something that the engine knows".to_owned(),
@@ -109,7 +110,7 @@ pub(super) fn embedding(build: &mut Build<'_>) -> Result<(), ConvertError> {
     pooling::with_dense(build, hidden)
 }
 
-fn third(build: &mut Build<'_>, class: Class) -> Result<(), ConvertError> {
+fn third(build: &mut ModelBuilder<'_>, class: ModelClass) -> Result<(), ConvertError> {
     let config = build.config;
     if config.find(&["attn_logit_softcapping"]).is_some() {
         return Err(ConvertError::Config("Gemma 3 has no attn_logit_softcapping".to_owned()));

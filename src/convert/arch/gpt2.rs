@@ -1,9 +1,9 @@
 //! GPT-2, whose matrices are stored the other way round.
 
-use super::{Build, spec};
-use crate::convert::{ConvertError, Recipe, parts::Columns};
+use super::{ModelBuilder, spec};
+use crate::convert::{ConvertError, TensorRecipe, parts::StoredColumns};
 
-pub(super) fn gpt2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn gpt2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     build.arch = "gpt2";
     let config = build.config;
     let hidden = config.count(&["n_embd", "hidden_size"])?;
@@ -34,8 +34,8 @@ pub(super) fn gpt2(build: &mut Build<'_>) -> Result<(), ConvertError> {
         ] {
             let source = build.take(&format!("{layer}{from}.weight"), &shape)?;
             let spec = spec(&format!("blk.{block}.{to}.weight"), &[shape[1], shape[0]]);
-            let columns = Columns::all(&source, 0..shape[0]);
-            build.recipes.push(Recipe::columns(spec, vec![columns]));
+            let columns = StoredColumns::all(&source, 0..shape[0]);
+            build.recipes.push(TensorRecipe::columns(spec, vec![columns]));
             let bias = build.take(&format!("{layer}{from}.bias"), &shape[1..])?;
             build.add(&format!("blk.{block}.{to}.bias"), &bias);
         }
@@ -47,7 +47,7 @@ pub(super) fn gpt2(build: &mut Build<'_>) -> Result<(), ConvertError> {
     build.take_output("lm_head.weight", hidden)
 }
 
-fn norm(build: &mut Build<'_>, from: &str, to: &str, hidden: u64) -> Result<(), ConvertError> {
+fn norm(build: &mut ModelBuilder<'_>, from: &str, to: &str, hidden: u64) -> Result<(), ConvertError> {
     for part in ["weight", "bias"] {
         let source = build.take(&format!("{from}.{part}"), &[hidden])?;
         build.add(&format!("{to}.{part}"), &source);

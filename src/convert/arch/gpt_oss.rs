@@ -1,20 +1,21 @@
 //! OpenAI's gpt-oss: a mixture of experts with biases, and attention that may look at nothing.
 
 use super::{
-    Build,
-    decoder::{Change, Class, Decoder, Dim, HeadDim, Sizes, Weight},
+    ModelBuilder,
+    decoder::{DecoderLayout, LayerWeight, WeightChange},
     llama::LLAMA,
+    sizes::{DecoderSizes, HeadDim, ModelClass, WeightDim},
     spec,
 };
 use crate::convert::{
-    ConvertError, Recipe,
-    mxfp4::{BLOCK_BYTES, BLOCK_ELEMENTS, Packed},
-    parts::{Columns, Rows},
+    ConvertError, TensorRecipe,
+    mxfp4::{BLOCK_BYTES, BLOCK_ELEMENTS, Mxfp4Rows},
+    parts::{StoredColumns, StoredRows},
 };
 
-use Dim::{Hidden, Key, Query};
+use WeightDim::{Hidden, Key, Query};
 
-const GPT_OSS: Class = Class {
+const GPT_OSS: ModelClass = ModelClass {
     arch: "gpt-oss",
     heads: Some(64),
     kv_heads: Some(8),
@@ -25,13 +26,13 @@ const GPT_OSS: Class = Class {
     experts: Some((128, 4)),
     ..LLAMA
 };
-const LAYER: &[Weight] = &[
-    Weight::new("input_layernorm", "attn_norm", &[Hidden]),
-    Weight::new("post_attention_layernorm", "post_attention_norm", &[Hidden]),
-    Weight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]).biased(),
-    Weight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]).biased(),
-    Weight::new("self_attn.v_proj", "attn_v", &[Key, Hidden]).biased(),
-    Weight::new("self_attn.o_proj", "attn_output", &[Hidden, Query]).biased(),
+const LAYER: &[LayerWeight] = &[
+    LayerWeight::new("input_layernorm", "attn_norm", &[Hidden]),
+    LayerWeight::new("post_attention_layernorm", "post_attention_norm", &[Hidden]),
+    LayerWeight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]).biased(),
+    LayerWeight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]).biased(),
+    LayerWeight::new("self_attn.v_proj", "attn_v", &[Key, Hidden]).biased(),
+    LayerWeight::new("self_attn.o_proj", "attn_output", &[Hidden, Query]).biased(),
 ];
 
 /// A matrix for each expert.
@@ -46,18 +47,18 @@ struct Matrices {
     step: u64,
 }
 
-pub(super) fn gpt_oss(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn gpt_oss(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let config = build.config;
     if config.find(&["rope_parameters", "rope_scaling"]).is_none() {
         return Err(ConvertError::Config(
             "it does not say how positions are rotated".to_owned(),
         ));
     }
-    let decoder = Decoder {
+    let decoder = DecoderLayout {
         class: GPT_OSS,
         layer: &[LAYER],
         experts: None,
-        last_norm: Change::None,
+        last_norm: WeightChange::None,
         output: true,
     };
     let sizes = decoder.build(build)?;
@@ -71,7 +72,7 @@ pub(super) fn gpt_oss(build: &mut Build<'_>) -> Result<(), ConvertError> {
     Ok(())
 }
 
-fn layer(build: &mut Build<'_>, sizes: &Sizes, experts: u64, block: u64) -> Result<(), ConvertError> {
+fn layer(build: &mut ModelBuilder<'_>, sizes: &DecoderSizes, experts: u64, block: u64) -> Result<(), ConvertError> {
     let (from, to) = (format!("model.layers.{block}."), format!("blk.{block}."));
     let (hidden, inner) = (sizes.hidden, sizes.feed_forward);
     let sinks = build.take(&format!("{from}self_attn.sinks"), &[sizes.heads])?;
@@ -108,7 +109,7 @@ fn layer(build: &mut Build<'_>, sizes: &Sizes, experts: u64, block: u64) -> Resu
 
 impl Matrices {
     /// Adds the matrices and their biases, and leaves the tensors to whoever takes the other rows.
-    fn add(&self, build: &mut Build<'_>, stem: &str, to: &str) -> Result<(), ConvertError> {
+    fn add(&self, build: &mut ModelBuilder<'_>, stem: &str, to: &str) -> Result<(), ConvertError> {
         let (experts, rows, columns) = (self.experts, self.rows, self.columns);
         let taken = rows / self.step;
         let spec_of = |name: String| spec(&name, &[experts, taken, columns]);
@@ -119,29 +120,29 @@ impl Matrices {
                 )));
             }
             let blocks = columns / BLOCK_ELEMENTS;
-            let packed = Packed {
+            let packed = Mxfp4Rows {
                 blocks: build.look(&format!("{stem}_blocks"), &[experts, rows, blocks, BLOCK_BYTES])?,
                 scales: build.look(&format!("{stem}_scales"), &[experts, rows, blocks])?,
                 first: self.first,
                 count: experts * taken,
                 step: self.step,
             };
-            let recipe = Recipe::mxfp4(spec_of(format!("{to}.weight")), vec![packed]);
+            let recipe = TensorRecipe::mxfp4(spec_of(format!("{to}.weight")), vec![packed]);
             build.recipes.push(recipe);
         } else {
             // Outside of blocks they are stored the other way round.
             let source = build.look(stem, &[experts, columns, rows])?;
             let parts = (0..experts).map(|expert| {
                 let of_expert = expert * columns..(expert + 1) * columns;
-                Columns::some(&source, of_expert, self.first, taken, self.step)
+                StoredColumns::some(&source, of_expert, self.first, taken, self.step)
             });
-            let recipe = Recipe::columns(spec_of(format!("{to}.weight")), parts.collect());
+            let recipe = TensorRecipe::columns(spec_of(format!("{to}.weight")), parts.collect());
             build.recipes.push(recipe);
         }
         let bias = build.look(&format!("{stem}_bias"), &[experts, rows])?;
-        let elements = Rows::some(&bias.as_column(), self.first, experts * taken, self.step);
+        let elements = StoredRows::some(&bias.as_column(), self.first, experts * taken, self.step);
         let name = format!("{to}.bias");
-        let recipe = Recipe::rows(spec(&name, &[experts * taken, 1]), vec![elements]);
+        let recipe = TensorRecipe::rows(spec(&name, &[experts * taken, 1]), vec![elements]);
         build.recipes.push(recipe.reshaped(&[taken, experts]));
         Ok(())
     }

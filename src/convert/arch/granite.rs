@@ -1,36 +1,37 @@
 //! IBM's Granite 3, dense and as a mixture of experts: Llama with four multipliers.
 
 use super::{
-    Build,
-    decoder::{Change, Class, Decoder, HeadDim, INTERLEAVED_ATTENTION, NORMS, Sizes},
+    ModelBuilder,
+    decoder::{DecoderLayout, INTERLEAVED_ATTENTION, NORMS, WeightChange},
     experts::take_fused,
     llama::{self, LLAMA},
+    sizes::{DecoderSizes, HeadDim, ModelClass},
     spec,
 };
-use crate::convert::{ConvertError, Recipe, parts::Rows};
+use crate::convert::{ConvertError, TensorRecipe, parts::StoredRows};
 
-const GRANITE: Class = Class {
+const GRANITE: ModelClass = ModelClass {
     arch: "granite",
     head_dim: HeadDim::Never,
     ..LLAMA
 };
-const GRANITE_MOE: Class = Class {
+const GRANITE_MOE: ModelClass = ModelClass {
     arch: "granitemoe",
     experts: Some((8, 2)),
     ..GRANITE
 };
 
-pub(super) fn granite(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn granite(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     llama::dense(build, GRANITE)?;
     multipliers(build)
 }
 
-pub(super) fn granite_moe(build: &mut Build<'_>) -> Result<(), ConvertError> {
-    let decoder = Decoder {
+pub(super) fn granite_moe(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
+    let decoder = DecoderLayout {
         class: GRANITE_MOE,
         layer: &[NORMS, INTERLEAVED_ATTENTION],
         experts: None,
-        last_norm: Change::None,
+        last_norm: WeightChange::None,
         output: true,
     };
     let sizes = decoder.build(build)?;
@@ -56,7 +57,7 @@ pub(super) fn granite_moe(build: &mut Build<'_>) -> Result<(), ConvertError> {
 }
 
 /// The expert that every token uses, where there is one.
-fn shared(build: &mut Build<'_>, sizes: &Sizes) -> Result<(), ConvertError> {
+fn shared(build: &mut ModelBuilder<'_>, sizes: &DecoderSizes) -> Result<(), ConvertError> {
     let Some(inner) = build
         .config
         .optional_integer(&["shared_intermediate_size"])?
@@ -70,8 +71,8 @@ fn shared(build: &mut Build<'_>, sizes: &Sizes) -> Result<(), ConvertError> {
         let both = build.take(&format!("{layer}input_linear.weight"), &[2 * inner, sizes.hidden])?;
         for (to, first) in [("ffn_gate_shexp", 0), ("ffn_up_shexp", inner)] {
             let spec = spec(&format!("blk.{block}.{to}.weight"), &[inner, sizes.hidden]);
-            let rows = Rows::some(&both, first, inner, 1);
-            build.recipes.push(Recipe::rows(spec, vec![rows]));
+            let rows = StoredRows::some(&both, first, inner, 1);
+            build.recipes.push(TensorRecipe::rows(spec, vec![rows]));
         }
         let down = build.take(&format!("{layer}output_linear.weight"), &[sizes.hidden, inner])?;
         build.add(&format!("blk.{block}.ffn_down_shexp.weight"), &down);
@@ -79,7 +80,7 @@ fn shared(build: &mut Build<'_>, sizes: &Sizes) -> Result<(), ConvertError> {
     Ok(())
 }
 
-fn multipliers(build: &mut Build<'_>) -> Result<(), ConvertError> {
+fn multipliers(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     for (from, to) in [
         ("attention_multiplier", "attention.scale"),
         ("embedding_multiplier", "embedding_scale"),

@@ -1,40 +1,41 @@
 //! Decoders whose norms subtract a mean: StarCoder 2, StableLM, Phi 2, Command R.
 
 use super::{
-    Build,
-    decoder::{ATTENTION, Change, Class, Decoder, Dim, HeadDim, MLP, NORMS, Norms, Sizes, Weight},
+    ModelBuilder,
+    decoder::{ATTENTION, DecoderLayout, LayerWeight, MLP, NORMS, WeightChange},
     llama::LLAMA,
+    sizes::{DecoderSizes, HeadDim, ModelClass, NormKind, WeightDim},
     spec, window,
 };
 use crate::{
-    convert::{ConvertError, Recipe, parts::Rows},
-    gguf::Value,
+    convert::{ConvertError, TensorRecipe, parts::StoredRows},
+    gguf::GgufValue,
 };
 
-use Dim::{FeedForward, Head, Heads, Hidden, Key, KeyHeads, Query};
+use WeightDim::{FeedForward, Head, Heads, Hidden, Key, KeyHeads, Query};
 
-const STARCODER2: Class = Class {
+const STARCODER2: ModelClass = ModelClass {
     arch: "starcoder2",
     kv_heads: Some(2),
     head_dim: HeadDim::Never,
     context: 4096,
     epsilon: 1e-5,
-    norms: Norms::Layer,
+    norms: NormKind::Layer,
     ..LLAMA
 };
-const STABLELM: Class = Class {
+const STABLELM: ModelClass = ModelClass {
     arch: "stablelm",
     kv_heads: Some(32),
     ..STARCODER2
 };
-const PHI2: Class = Class {
+const PHI2: ModelClass = ModelClass {
     arch: "phi2",
     kv_heads: None,
     context: 2048,
     final_norm: "final_layernorm",
     ..STARCODER2
 };
-const COMMAND_R: Class = Class {
+const COMMAND_R: ModelClass = ModelClass {
     arch: "command-r",
     kv_heads: None,
     head_dim: HeadDim::IfSaid,
@@ -42,64 +43,69 @@ const COMMAND_R: Class = Class {
     theta: 500_000.0,
     ..STARCODER2
 };
-const COHERE2: Class = Class {
+const COHERE2: ModelClass = ModelClass {
     arch: "cohere2",
     head_dim: HeadDim::Always,
     theta: 1e4,
     ..COMMAND_R
 };
-const ONE_NORM: &[Weight] = &[Weight::new("input_layernorm", "attn_norm", &[Hidden])];
-const BIASED_ATTENTION: &[Weight] = &[
-    Weight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]).biased(),
-    Weight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]).biased(),
-    Weight::new("self_attn.v_proj", "attn_v", &[Key, Hidden]).biased(),
+const ONE_NORM: &[LayerWeight] = &[LayerWeight::new("input_layernorm", "attn_norm", &[Hidden])];
+const BIASED_ATTENTION: &[LayerWeight] = &[
+    LayerWeight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]).biased(),
+    LayerWeight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]).biased(),
+    LayerWeight::new("self_attn.v_proj", "attn_v", &[Key, Hidden]).biased(),
 ];
-const STARCODER2_LAYER: &[Weight] = &[
-    Weight::new("self_attn.o_proj", "attn_output", &[Hidden, Query]).biased(),
-    Weight::new("mlp.c_fc", "ffn_up", &[FeedForward, Hidden]).biased(),
-    Weight::new("mlp.c_proj", "ffn_down", &[Hidden, FeedForward]).biased(),
+const STARCODER2_LAYER: &[LayerWeight] = &[
+    LayerWeight::new("self_attn.o_proj", "attn_output", &[Hidden, Query]).biased(),
+    LayerWeight::new("mlp.c_fc", "ffn_up", &[FeedForward, Hidden]).biased(),
+    LayerWeight::new("mlp.c_proj", "ffn_down", &[Hidden, FeedForward]).biased(),
 ];
-const PHI2_LAYER: &[Weight] = &[
-    Weight::new("self_attn.dense", "attn_output", &[Hidden, Query]).biased(),
-    Weight::new("mlp.fc1", "ffn_up", &[FeedForward, Hidden]).biased(),
-    Weight::new("mlp.fc2", "ffn_down", &[Hidden, FeedForward]).biased(),
+const PHI2_LAYER: &[LayerWeight] = &[
+    LayerWeight::new("self_attn.dense", "attn_output", &[Hidden, Query]).biased(),
+    LayerWeight::new("mlp.fc1", "ffn_up", &[FeedForward, Hidden]).biased(),
+    LayerWeight::new("mlp.fc2", "ffn_down", &[Hidden, FeedForward]).biased(),
 ];
-const COMMAND_R_NORMS: &[Weight] = &[
-    Weight::new("self_attn.q_norm", "attn_q_norm", &[Heads, Head]),
-    Weight::new("self_attn.k_norm", "attn_k_norm", &[KeyHeads, Head]),
+const COMMAND_R_NORMS: &[LayerWeight] = &[
+    LayerWeight::new("self_attn.q_norm", "attn_q_norm", &[Heads, Head]),
+    LayerWeight::new("self_attn.k_norm", "attn_k_norm", &[KeyHeads, Head]),
 ];
 /// The engine looks for norms of heads in models of at least so many layers, and only there.
 const COMMAND_R_PLUS: u64 = 64;
 
-fn decode(build: &mut Build<'_>, class: Class, layer: &[&[Weight]], output: bool) -> Result<Sizes, ConvertError> {
-    let decoder = Decoder {
+fn decode(
+    build: &mut ModelBuilder<'_>,
+    class: ModelClass,
+    layer: &[&[LayerWeight]],
+    output: bool,
+) -> Result<DecoderSizes, ConvertError> {
+    let decoder = DecoderLayout {
         class,
         layer,
         experts: None,
-        last_norm: Change::None,
+        last_norm: WeightChange::None,
         output,
     };
     decoder.build(build)
 }
 
-pub(super) fn starcoder2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn starcoder2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     decode(build, STARCODER2, &[NORMS, BIASED_ATTENTION, STARCODER2_LAYER], true).map(drop)
 }
 
-pub(super) fn phi2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn phi2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let sizes = decode(build, PHI2, &[ONE_NORM, BIASED_ATTENTION, PHI2_LAYER], true)?;
     rotated(build, &sizes, 0.5)?;
     let key = "tokenizer.ggml.add_bos_token".to_owned();
-    build.keys.push((key, Value::Bool(false)));
+    build.keys.push((key, GgufValue::Bool(false)));
     Ok(())
 }
 
-pub(super) fn stablelm(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn stablelm(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let config = build.config;
     let is_parallel = config.flag_or("use_parallel_residual", false);
     let norms = if is_parallel { ONE_NORM } else { NORMS };
     let sizes = decode(build, STABLELM, &[norms, ATTENTION, MLP], true)?;
-    build.put("use_parallel_residual", Value::Bool(is_parallel));
+    build.put("use_parallel_residual", GgufValue::Bool(is_parallel));
     if config.flag("qk_layernorm") == Some(true) {
         for block in 0..sizes.blocks {
             head_norms(build, &sizes, block, "q_layernorm", "attn_q_norm", sizes.heads)?;
@@ -111,8 +117,8 @@ pub(super) fn stablelm(build: &mut Build<'_>) -> Result<(), ConvertError> {
 
 /// A norm for each head becomes a row.
 fn head_norms(
-    build: &mut Build<'_>,
-    sizes: &Sizes,
+    build: &mut ModelBuilder<'_>,
+    sizes: &DecoderSizes,
     block: u64,
     from: &str,
     to: &str,
@@ -121,15 +127,15 @@ fn head_norms(
     let mut parts = Vec::new();
     for head in 0..heads {
         let name = format!("model.layers.{block}.self_attn.{from}.norms.{head}.weight");
-        parts.push(Rows::all(&build.take(&name, &[sizes.head_dim])?));
+        parts.push(StoredRows::all(&build.take(&name, &[sizes.head_dim])?));
     }
     let spec = spec(&format!("blk.{block}.{to}.weight"), &[heads, sizes.head_dim]);
-    build.recipes.push(Recipe::rows(spec, parts));
+    build.recipes.push(TensorRecipe::rows(spec, parts));
     Ok(())
 }
 
 /// How much of a head is rotated.
-fn rotated(build: &mut Build<'_>, sizes: &Sizes, default: f64) -> Result<(), ConvertError> {
+fn rotated(build: &mut ModelBuilder<'_>, sizes: &DecoderSizes, default: f64) -> Result<(), ConvertError> {
     let said = build.config.rope(LLAMA.theta)?.number("partial_rotary_factor");
     let part = match said {
         Some(part) => part,
@@ -138,10 +144,10 @@ fn rotated(build: &mut Build<'_>, sizes: &Sizes, default: f64) -> Result<(), Con
     build.put_integer("rope.dimension_count", (part * sizes.head_dim as f64) as u64)
 }
 
-pub(super) fn command_r(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn command_r(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let config = build.config;
     let has_norms = config.flag("use_qk_norm") == Some(true);
-    let norms: &[Weight] = if has_norms { COMMAND_R_NORMS } else { &[] };
+    let norms: &[LayerWeight] = if has_norms { COMMAND_R_NORMS } else { &[] };
     let sizes = decode(build, COMMAND_R, &[ONE_NORM, ATTENTION, norms, MLP], false)?;
     if has_norms != (sizes.blocks >= COMMAND_R_PLUS) {
         return Err(ConvertError::Config(format!(
@@ -158,7 +164,7 @@ pub(super) fn command_r(build: &mut Build<'_>) -> Result<(), ConvertError> {
     unscaled(build)
 }
 
-pub(super) fn cohere2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn cohere2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let config = build.config;
     let sizes = decode(build, COHERE2, &[ONE_NORM, ATTENTION, MLP], false)?;
     let vocabulary = build.vocabulary;
@@ -169,9 +175,9 @@ pub(super) fn cohere2(build: &mut Build<'_>) -> Result<(), ConvertError> {
     unscaled(build)
 }
 
-fn unscaled(build: &mut Build<'_>) -> Result<(), ConvertError> {
+fn unscaled(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let scale = build.config.number_or(&["logit_scale"], 0.0625)?;
     build.put_number("logit_scale", scale);
-    build.put("rope.scaling.type", Value::String("none".to_owned()));
+    build.put("rope.scaling.type", GgufValue::String("none".to_owned()));
     Ok(())
 }

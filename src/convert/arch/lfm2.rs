@@ -3,19 +3,21 @@
 use serde_json::Value as Json;
 
 use super::{
-    Build,
-    decoder::{self, Class, Dim, HeadDim, Sizes, Weight},
+    ModelBuilder,
+    decoder::{self, LayerWeight},
     llama::LLAMA,
-    rope, spec,
+    rope,
+    sizes::{DecoderSizes, HeadDim, ModelClass, WeightDim},
+    spec,
 };
 use crate::{
-    convert::{ConvertError, Recipe, config::Config, parts::Rows},
-    gguf::{Array, Value},
+    convert::{ConvertError, TensorRecipe, config::CheckpointConfig, parts::StoredRows},
+    gguf::{GgufArray, GgufValue},
 };
 
-use Dim::{FeedForward, Head, Hidden, Key, Query};
+use WeightDim::{FeedForward, Head, Hidden, Key, Query};
 
-const LFM2: Class = Class {
+const LFM2: ModelClass = ModelClass {
     arch: "lfm2",
     kv_heads: Some(8),
     head_dim: HeadDim::IfSaid,
@@ -24,26 +26,26 @@ const LFM2: Class = Class {
     theta: 1e6,
     ..LLAMA
 };
-const EVERY: &[Weight] = &[
-    Weight::new("operator_norm", "attn_norm", &[Hidden]),
-    Weight::new("ffn_norm", "ffn_norm", &[Hidden]),
-    Weight::new("feed_forward.w1", "ffn_gate", &[FeedForward, Hidden]),
-    Weight::new("feed_forward.w3", "ffn_up", &[FeedForward, Hidden]),
-    Weight::new("feed_forward.w2", "ffn_down", &[Hidden, FeedForward]),
+const EVERY: &[LayerWeight] = &[
+    LayerWeight::new("operator_norm", "attn_norm", &[Hidden]),
+    LayerWeight::new("ffn_norm", "ffn_norm", &[Hidden]),
+    LayerWeight::new("feed_forward.w1", "ffn_gate", &[FeedForward, Hidden]),
+    LayerWeight::new("feed_forward.w3", "ffn_up", &[FeedForward, Hidden]),
+    LayerWeight::new("feed_forward.w2", "ffn_down", &[Hidden, FeedForward]),
 ];
-const ATTENTION: &[Weight] = &[
-    Weight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]),
-    Weight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]),
-    Weight::new("self_attn.v_proj", "attn_v", &[Key, Hidden]),
-    Weight::new("self_attn.out_proj", "attn_output", &[Hidden, Query]),
-    Weight::new("self_attn.q_layernorm", "attn_q_norm", &[Head]),
-    Weight::new("self_attn.k_layernorm", "attn_k_norm", &[Head]),
+const ATTENTION: &[LayerWeight] = &[
+    LayerWeight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]),
+    LayerWeight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]),
+    LayerWeight::new("self_attn.v_proj", "attn_v", &[Key, Hidden]),
+    LayerWeight::new("self_attn.out_proj", "attn_output", &[Hidden, Query]),
+    LayerWeight::new("self_attn.q_layernorm", "attn_q_norm", &[Head]),
+    LayerWeight::new("self_attn.k_layernorm", "attn_k_norm", &[Head]),
 ];
 
-pub(super) fn lfm2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn lfm2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     build.arch = LFM2.arch;
     let config = build.config;
-    let mut sizes = Sizes::read(build, &LFM2)?;
+    let mut sizes = DecoderSizes::read(build, &LFM2)?;
     sizes.feed_forward = feed_forward(config)?;
     let attends = attending(config, sizes.blocks)?;
     let context = config.integer_or(&["max_position_embeddings"], LFM2.context)?;
@@ -57,7 +59,10 @@ pub(super) fn lfm2(build: &mut Build<'_>) -> Result<(), ConvertError> {
     let heads = attends
         .iter()
         .map(|attends| if *attends { sizes.kv_heads as i32 } else { 0 });
-    build.put("attention.head_count_kv", Value::Array(Array::I32(heads.collect())));
+    build.put(
+        "attention.head_count_kv",
+        GgufValue::Array(GgufArray::I32(heads.collect())),
+    );
     let epsilon = config.number_or(&["norm_eps", "rms_norm_eps"], LFM2.epsilon)?;
     build.put_number("attention.layer_norm_rms_epsilon", epsilon);
     build.put_integer("shortconv.l_cache", window)?;
@@ -84,7 +89,13 @@ pub(super) fn lfm2(build: &mut Build<'_>) -> Result<(), ConvertError> {
     build.take_output("lm_head.weight", sizes.hidden)
 }
 
-fn convolution(build: &mut Build<'_>, sizes: &Sizes, window: u64, layer: &str, block: u64) -> Result<(), ConvertError> {
+fn convolution(
+    build: &mut ModelBuilder<'_>,
+    sizes: &DecoderSizes,
+    window: u64,
+    layer: &str,
+    block: u64,
+) -> Result<(), ConvertError> {
     let hidden = sizes.hidden;
     for (from, shape) in [("in_proj", [3 * hidden, hidden]), ("out_proj", [hidden, hidden])] {
         let source = build.take(&format!("{layer}conv.{from}.weight"), &shape)?;
@@ -93,12 +104,14 @@ fn convolution(build: &mut Build<'_>, sizes: &Sizes, window: u64, layer: &str, b
     // One kernel for each channel; the dimension between is not the engine's.
     let kernels = build.take(&format!("{layer}conv.conv.weight"), &[hidden, 1, window])?;
     let spec = spec(&format!("blk.{block}.shortconv.conv.weight"), &[hidden, window]);
-    build.recipes.push(Recipe::rows(spec, vec![Rows::all(&kernels)]));
+    build
+        .recipes
+        .push(TensorRecipe::rows(spec, vec![StoredRows::all(&kernels)]));
     Ok(())
 }
 
 /// Which layers attend.
-fn attending(config: &Config, blocks: u64) -> Result<Vec<bool>, ConvertError> {
+fn attending(config: &CheckpointConfig, blocks: u64) -> Result<Vec<bool>, ConvertError> {
     let list = |key: &str| config.find(&[key]).and_then(Json::as_array);
     let attends: Vec<bool> = if let Some(types) = list("layer_types") {
         types
@@ -122,7 +135,7 @@ fn attending(config: &Config, blocks: u64) -> Result<Vec<bool>, ConvertError> {
 }
 
 /// The inner size, which the class makes of the one that is said.
-fn feed_forward(config: &Config) -> Result<u64, ConvertError> {
+fn feed_forward(config: &CheckpointConfig) -> Result<u64, ConvertError> {
     let said = config.count(&["block_ff_dim", "intermediate_size"])?;
     if config.flag("block_auto_adjust_ff_dim") == Some(false) {
         return Ok(said);

@@ -2,14 +2,15 @@
 //! SmolVLM.
 
 use super::{
-    Build,
-    decoder::{Change, Class, Decoder, HeadDim, INTERLEAVED_ATTENTION, MLP, NORMS, Norms, Sizes},
-    experts::Experts,
+    ModelBuilder,
+    decoder::{DecoderLayout, INTERLEAVED_ATTENTION, MLP, NORMS, WeightChange},
+    experts::ExpertWeights,
     rope,
+    sizes::{DecoderSizes, HeadDim, ModelClass, NormKind},
 };
-use crate::{convert::ConvertError, gguf::Value};
+use crate::{convert::ConvertError, gguf::GgufValue};
 
-pub(super) const LLAMA: Class = Class {
+pub(super) const LLAMA: ModelClass = ModelClass {
     arch: "llama",
     heads: None,
     kv_heads: None,
@@ -18,34 +19,34 @@ pub(super) const LLAMA: Class = Class {
     epsilon: 1e-6,
     theta: 1e4,
     experts: None,
-    norms: Norms::Rms,
+    norms: NormKind::Rms,
     final_norm: "norm",
 };
-const MISTRAL: Class = Class {
+const MISTRAL: ModelClass = ModelClass {
     kv_heads: Some(8),
     context: 131_072,
     ..LLAMA
 };
 /// Mistral Small 3.1 and later, with eyes that are left out.
-const MISTRAL3: Class = Class {
+const MISTRAL3: ModelClass = ModelClass {
     arch: "mistral3",
     ..MISTRAL
 };
-const MINISTRAL3: Class = Class {
+const MINISTRAL3: ModelClass = ModelClass {
     head_dim: HeadDim::Or(128),
     context: 262_144,
     epsilon: 1e-5,
     theta: 1e6,
     ..MISTRAL3
 };
-const INTERNLM3: Class = Class {
+const INTERNLM3: ModelClass = ModelClass {
     kv_heads: Some(2),
     head_dim: HeadDim::Or(128),
     context: 32_768,
     epsilon: 1e-5,
     ..LLAMA
 };
-const MIXTRAL: Class = Class {
+const MIXTRAL: ModelClass = ModelClass {
     kv_heads: Some(8),
     head_dim: HeadDim::IfSaid,
     context: 131_072,
@@ -55,11 +56,11 @@ const MIXTRAL: Class = Class {
     ..LLAMA
 };
 /// What is left out in SmolVLM2's configuration.
-const IDEFICS3: Class = Class {
+const IDEFICS3: ModelClass = ModelClass {
     heads: Some(32),
     ..LLAMA
 };
-const SMOLLM3: Class = Class {
+const SMOLLM3: ModelClass = ModelClass {
     arch: "smollm3",
     kv_heads: Some(4),
     head_dim: HeadDim::IfSaid,
@@ -70,19 +71,19 @@ const SMOLLM3: Class = Class {
 /// The vocabulary of small Granite and SmolLM models, whose texts begin without a token.
 const UNFRAMED_VOCABULARY: u64 = 49_152;
 
-pub(super) fn llama(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn llama(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     dense(build, LLAMA).map(drop)
 }
 
-pub(super) fn mistral(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn mistral(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     dense(build, MISTRAL).map(drop)
 }
 
-pub(super) fn internlm3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn internlm3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     dense(build, INTERNLM3).map(drop)
 }
 
-pub(super) fn mistral3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn mistral3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let config = build.config;
     match config.text(&["model_type"]) {
         Some("ministral3") => {}
@@ -102,12 +103,12 @@ pub(super) fn mistral3(build: &mut Build<'_>) -> Result<(), ConvertError> {
     Ok(())
 }
 
-pub(super) fn smollm3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn smollm3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     dense(build, SMOLLM3).map(drop)
 }
 
 /// The language model of Idefics 3 and SmolVLM.
-pub(super) fn idefics3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn idefics3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     // The configuration of the language model stands above that around it.
     match build.config.text(&["model_type"]) {
         None | Some("llama" | "idefics3" | "smolvlm") => dense(build, IDEFICS3).map(drop),
@@ -118,19 +119,19 @@ pub(super) fn idefics3(build: &mut Build<'_>) -> Result<(), ConvertError> {
     }
 }
 
-pub(super) fn mixtral(build: &mut Build<'_>) -> Result<(), ConvertError> {
-    let experts = Experts {
+pub(super) fn mixtral(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
+    let experts = ExpertWeights {
         router: "block_sparse_moe.gate",
         folder: "block_sparse_moe.experts",
         names: ["w1", "w3", "w2"],
         size_keys: &["intermediate_size"],
         count: 8,
     };
-    let decoder = Decoder {
+    let decoder = DecoderLayout {
         class: MIXTRAL,
         layer: &[NORMS, INTERLEAVED_ATTENTION],
         experts: Some(experts),
-        last_norm: Change::None,
+        last_norm: WeightChange::None,
         output: true,
     };
     let sizes = decoder.build(build)?;
@@ -138,12 +139,12 @@ pub(super) fn mixtral(build: &mut Build<'_>) -> Result<(), ConvertError> {
 }
 
 /// A decoder of Llama's make.
-pub(super) fn dense(build: &mut Build<'_>, class: Class) -> Result<Sizes, ConvertError> {
-    let decoder = Decoder {
+pub(super) fn dense(build: &mut ModelBuilder<'_>, class: ModelClass) -> Result<DecoderSizes, ConvertError> {
+    let decoder = DecoderLayout {
         class,
         layer: &[NORMS, INTERLEAVED_ATTENTION, MLP],
         experts: None,
-        last_norm: Change::None,
+        last_norm: WeightChange::None,
         output: true,
     };
     let sizes = decoder.build(build)?;
@@ -152,14 +153,18 @@ pub(super) fn dense(build: &mut Build<'_>, class: Class) -> Result<Sizes, Conver
 }
 
 /// The keys that this family has beyond the others, and the factors of the rotation.
-pub(super) fn finish(build: &mut Build<'_>, class: &Class, sizes: &Sizes) -> Result<(), ConvertError> {
+pub(super) fn finish(
+    build: &mut ModelBuilder<'_>,
+    class: &ModelClass,
+    sizes: &DecoderSizes,
+) -> Result<(), ConvertError> {
     let vocabulary = build.vocabulary;
     build.put_integer("vocab_size", vocabulary)?;
     build.put_integer("rope.dimension_count", sizes.head_dim)?;
     if vocabulary == UNFRAMED_VOCABULARY {
         build
             .keys
-            .push(("tokenizer.ggml.add_bos_token".to_owned(), Value::Bool(false)));
+            .push(("tokenizer.ggml.add_bos_token".to_owned(), GgufValue::Bool(false)));
     }
     rope::llama3(build, class.theta, sizes.head_dim)
 }

@@ -1,6 +1,6 @@
 //! What each architecture family calls its tensors and sizes, one file per family.
 //!
-//! A family takes tensors out of the checkpoint by name and shape and puts recipes and keys into the [`Build`]. What it
+//! A family takes tensors out of the checkpoint by name and shape and puts recipes and keys into the [`ModelBuilder`]. What it
 //! leaves is not part of the architecture, and refused.
 
 mod bert;
@@ -24,6 +24,7 @@ mod pooling;
 mod qwen;
 mod reranker;
 mod rope;
+mod sizes;
 mod vision;
 mod window;
 
@@ -32,13 +33,15 @@ pub(super) use vision::{build_projector, vision_config};
 use std::{fmt, path::Path, sync::Arc};
 
 use super::{
-    ConvertError, Recipe,
-    config::{Config, Packing},
+    ConvertError, TensorRecipe,
+    config::{CheckpointConfig, StoredQuantization},
+    dtype::TensorDtype,
     fp8,
-    parts::Rows,
-    safetensors::{Dtype, Shard, Stored, Tensors},
+    parts::StoredRows,
+    safetensors::StoredTensors,
+    stored::{ShardFile, StoredTensor},
 };
-use crate::gguf::{GgmlType, TensorSpec, Value};
+use crate::gguf::{GgmlType, GgufValue, TensorSpec};
 
 /// llama.cpp's own limit.
 const MAX_BLOCKS: u64 = 512;
@@ -48,49 +51,49 @@ const NEVER_TIED: [&str; 6] = ["gpt-oss", "olmo2", "olmoe", "phi2", "qwen2moe", 
 
 /// A file in the making.
 #[derive(Debug)]
-pub(super) struct Build<'a> {
+pub(super) struct ModelBuilder<'a> {
     folder: &'a Path,
     /// What the model is called.
     name: &'a str,
-    config: &'a Config,
+    config: &'a CheckpointConfig,
     /// Those that no recipe has taken yet, their names without what other modalities put in front.
-    tensors: Tensors,
+    tensors: StoredTensors,
     /// llama.cpp's name of the architecture.
     arch: &'static str,
-    pub(super) keys: Vec<(String, Value)>,
-    pub(super) recipes: Vec<Recipe>,
+    pub(super) keys: Vec<(String, GgufValue)>,
+    pub(super) recipes: Vec<TensorRecipe>,
     /// Rows of the token embedding.
     pub(super) vocabulary: u64,
-    embedding: Option<Stored>,
+    embedding: Option<StoredTensor>,
     /// Instead of a checkpoint, where there is none.
-    imagined: Option<Imagined<'a>>,
+    imagined: Option<ShapeOnly<'a>>,
 }
 
 /// Stands in for a checkpoint: every tensor that a family asks for is there, in the shape that it asks for, without
 /// numbers.
 #[derive(Clone, Copy)]
-struct Imagined<'a> {
+struct ShapeOnly<'a> {
     /// Which of the tensors are there that some checkpoints do not have.
     has: &'a dyn Fn(&str) -> bool,
     /// The file that they say they are in.
-    shard: &'a Arc<Shard>,
+    shard: &'a Arc<ShardFile>,
 }
 
-impl fmt::Debug for Imagined<'_> {
+impl fmt::Debug for ShapeOnly<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Imagined")
+        f.debug_struct("ShapeOnly")
             .field("shard", &self.shard.path)
             .finish_non_exhaustive()
     }
 }
 
-impl Imagined<'_> {
-    fn tensor(&self, name: &str, shape: &[u64]) -> Stored {
-        Stored {
+impl ShapeOnly<'_> {
+    fn tensor(&self, name: &str, shape: &[u64]) -> StoredTensor {
+        StoredTensor {
             name: name.to_owned(),
             shard: Arc::clone(self.shard),
             offset: 0,
-            dtype: Dtype::F32,
+            dtype: TensorDtype::F32,
             shape: shape.to_vec(),
             scales: None,
         }
@@ -101,19 +104,19 @@ impl Imagined<'_> {
 pub(super) fn build<'a>(
     folder: &'a Path,
     name: &'a str,
-    config: &'a Config,
-    tensors: Tensors,
-) -> Result<Build<'a>, ConvertError> {
+    config: &'a CheckpointConfig,
+    tensors: StoredTensors,
+) -> Result<ModelBuilder<'a>, ConvertError> {
     let tensors = renamed(unpacked(config, tensors)?)?;
-    let mut build = Build::new(folder, name, config, tensors, None);
+    let mut build = ModelBuilder::new(folder, name, config, tensors, None);
     family_of(config)?(&mut build)?;
     build.finish()
 }
 
 /// The tensors with their scales, where they have some.
-fn unpacked(config: &Config, tensors: Tensors) -> Result<Tensors, ConvertError> {
+fn unpacked(config: &CheckpointConfig, tensors: StoredTensors) -> Result<StoredTensors, ConvertError> {
     match config.packing() {
-        Some(Packing::Fp8(block)) => fp8::join(tensors, block),
+        Some(StoredQuantization::Fp8(block)) => fp8::join(tensors, block),
         _ => Ok(tensors),
     }
 }
@@ -121,14 +124,14 @@ fn unpacked(config: &Config, tensors: Tensors) -> Result<Tensors, ConvertError> 
 /// What a family would make of a checkpoint with this configuration, and of which of its tensors. `has` says which of those
 /// are there that some checkpoints do not have; `shard` is the file that none of them is read from.
 pub(super) fn trace(
-    config: &Config,
-    shard: &Arc<Shard>,
+    config: &CheckpointConfig,
+    shard: &Arc<ShardFile>,
     has: impl Fn(&str) -> bool,
-) -> Result<Vec<Recipe>, ConvertError> {
+) -> Result<Vec<TensorRecipe>, ConvertError> {
     // There is nothing beside the weights, either.
     let folder = shard.path.parent().unwrap_or(&shard.path);
-    let imagined = Imagined { has: &has, shard };
-    let mut build = Build::new(folder, "", config, Tensors::new(), Some(imagined));
+    let imagined = ShapeOnly { has: &has, shard };
+    let mut build = ModelBuilder::new(folder, "", config, StoredTensors::new(), Some(imagined));
     family_of(config)?(&mut build)?;
     Ok(build.recipes)
 }
@@ -170,10 +173,10 @@ pub const FAMILIES: &[&str] = &[
 ];
 
 /// What plans the files of a family.
-type Family = fn(&mut Build<'_>) -> Result<(), ConvertError>;
+type Family = fn(&mut ModelBuilder<'_>) -> Result<(), ConvertError>;
 
 /// The family of an architecture.
-pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
+pub(super) fn family_of(config: &CheckpointConfig) -> Result<Family, ConvertError> {
     let family: Family = match config.architecture() {
         "LlamaForCausalLM" | "LLaMAForCausalLM" | "LlamaModel" => llama::llama,
         "MistralForCausalLM" => llama::mistral,
@@ -218,14 +221,14 @@ pub(super) fn family_of(config: &Config) -> Result<Family, ConvertError> {
         other => return Err(ConvertError::Architecture(other.to_owned())),
     };
     // Others have no names for it.
-    if config.packing() == Some(Packing::Mxfp4) && config.architecture() != "GptOssForCausalLM" {
+    if config.packing() == Some(StoredQuantization::Mxfp4) && config.architecture() != "GptOssForCausalLM" {
         return Err(ConvertError::Quantized("mxfp4".to_owned()));
     }
     Ok(family)
 }
 
 /// Leaves out what belongs to pictures and sounds, and shortens the names of the language model beside them.
-fn renamed(tensors: Tensors) -> Result<Tensors, ConvertError> {
+fn renamed(tensors: StoredTensors) -> Result<StoredTensors, ConvertError> {
     const OTHER_STARTS: [&str; 4] = ["mlp1.", "merger.", "resampler.", "visual."];
     const OTHER_PARTS: [&str; 8] = [
         ".visual.",
@@ -243,7 +246,7 @@ fn renamed(tensors: Tensors) -> Result<Tensors, ConvertError> {
         ".attn.masked_bias",
         ".position_ids",
     ];
-    let mut out = Tensors::new();
+    let mut out = StoredTensors::new();
     for (name, tensor) in tensors {
         let is_other = OTHER_STARTS.iter().any(|start| name.starts_with(start))
             || OTHER_PARTS.iter().any(|part| name.contains(part))
@@ -262,13 +265,13 @@ fn renamed(tensors: Tensors) -> Result<Tensors, ConvertError> {
     Ok(out)
 }
 
-impl<'a> Build<'a> {
+impl<'a> ModelBuilder<'a> {
     fn new(
         folder: &'a Path,
         name: &'a str,
-        config: &'a Config,
-        tensors: Tensors,
-        imagined: Option<Imagined<'a>>,
+        config: &'a CheckpointConfig,
+        tensors: StoredTensors,
+        imagined: Option<ShapeOnly<'a>>,
     ) -> Self {
         Self {
             folder,
@@ -290,18 +293,18 @@ impl<'a> Build<'a> {
     }
 
     /// Puts a key of this architecture.
-    fn put(&mut self, key: &str, value: Value) {
+    fn put(&mut self, key: &str, value: GgufValue) {
         self.keys.push((format!("{}.{key}", self.arch), value));
     }
 
     fn put_integer(&mut self, key: &str, integer: u64) -> Result<(), ConvertError> {
         let number = u32::try_from(integer).map_err(|_| ConvertError::Config(format!("{key} would be {integer}")))?;
-        self.put(key, Value::U32(number));
+        self.put(key, GgufValue::U32(number));
         Ok(())
     }
 
     fn put_number(&mut self, key: &str, number: f64) {
-        self.put(key, Value::F32(number as f32));
+        self.put(key, GgufValue::F32(number as f32));
     }
 
     fn blocks(&self, keys: &[&str]) -> Result<u64, ConvertError> {
@@ -327,19 +330,19 @@ impl<'a> Build<'a> {
     }
 
     /// Takes a tensor of any shape.
-    fn take_any(&mut self, name: &str) -> Result<Stored, ConvertError> {
+    fn take_any(&mut self, name: &str) -> Result<StoredTensor, ConvertError> {
         self.tensors.remove(name).ok_or_else(|| missing(name))
     }
 
     /// Takes a tensor that must have this shape, slowest dimension first.
-    fn take(&mut self, name: &str, shape: &[u64]) -> Result<Stored, ConvertError> {
+    fn take(&mut self, name: &str, shape: &[u64]) -> Result<StoredTensor, ConvertError> {
         let taken = self.look(name, shape)?;
         self.tensors.remove(name);
         Ok(taken)
     }
 
     /// A tensor that must have this shape and stays for others.
-    fn look(&self, name: &str, shape: &[u64]) -> Result<Stored, ConvertError> {
+    fn look(&self, name: &str, shape: &[u64]) -> Result<StoredTensor, ConvertError> {
         if let Some(imagined) = self.imagined {
             return Ok(imagined.tensor(name, shape));
         }
@@ -356,8 +359,8 @@ impl<'a> Build<'a> {
     }
 
     /// Adds a tensor as it is stored.
-    fn add(&mut self, name: &str, source: &Stored) {
-        let recipe = Recipe::rows(spec(name, &source.shape), vec![Rows::all(source)]);
+    fn add(&mut self, name: &str, source: &StoredTensor) {
+        let recipe = TensorRecipe::rows(spec(name, &source.shape), vec![StoredRows::all(source)]);
         self.recipes.push(recipe);
     }
 

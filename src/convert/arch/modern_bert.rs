@@ -2,13 +2,13 @@
 
 use serde_json::Value as Json;
 
-use super::{Build, classifier, pooling, rope};
-use crate::{convert::ConvertError, gguf::Value};
+use super::{ModelBuilder, classifier, pooling, rope};
+use crate::{convert::ConvertError, gguf::GgufValue};
 
 const GLOBAL_THETA: f64 = 160_000.0;
 const LOCAL_THETA: f64 = 10_000.0;
 
-pub(super) fn modern_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn modern_bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     build.arch = "modern-bert";
     let config = build.config;
     let hidden = config.count(&["hidden_size"])?;
@@ -23,7 +23,7 @@ pub(super) fn modern_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
     build.put_integer("feed_forward_length", inner)?;
     build.put_integer("attention.head_count", heads)?;
     build.put_number("attention.layer_norm_epsilon", epsilon);
-    build.put("attention.causal", Value::Bool(false));
+    build.put("attention.causal", GgufValue::Bool(false));
     rope::keys(build, GLOBAL_THETA, context)?;
     if config.rope(GLOBAL_THETA)?.sliding_theta.is_none() {
         build.put_number(
@@ -31,7 +31,7 @@ pub(super) fn modern_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
             config.number_or(&["local_rope_theta"], LOCAL_THETA)?,
         );
     }
-    build.put("rope.scaling.type", Value::String("none".to_owned()));
+    build.put("rope.scaling.type", GgufValue::String("none".to_owned()));
     build.put_integer(
         "attention.sliding_window",
         config.integer_or(&["local_attention"], 128)?,
@@ -39,7 +39,7 @@ pub(super) fn modern_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
     let every = every(build)?;
     build.put_integer("attention.sliding_window_pattern", every)?;
     if let Some(kind) = config.text(&["hidden_activation"]) {
-        build.put("hidden_activation", Value::String(kind.to_owned()));
+        build.put("hidden_activation", GgufValue::String(kind.to_owned()));
     }
     let is_classifier = classifier::is_one(config);
     if is_classifier {
@@ -49,7 +49,7 @@ pub(super) fn modern_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
     }
     for frame in ["bos", "eos", "sep"] {
         let key = format!("tokenizer.ggml.add_{frame}_token");
-        build.keys.push((key, Value::Bool(true)));
+        build.keys.push((key, GgufValue::Bool(true)));
     }
 
     headless(build, is_classifier);
@@ -83,7 +83,7 @@ pub(super) fn modern_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
 }
 
 /// What goes into the head: the vector of the first token, or the mean of all.
-fn classifier_keys(build: &mut Build<'_>) -> Result<(), ConvertError> {
+fn classifier_keys(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let config = build.config;
     if let Some(other) = config.text(&["classifier_activation"]).filter(|name| *name != "gelu") {
         return Err(ConvertError::Config(format!(
@@ -99,7 +99,7 @@ fn classifier_keys(build: &mut Build<'_>) -> Result<(), ConvertError> {
 }
 
 /// Every how many layers one attends to all of a text: the first and every `every`th after it.
-fn every(build: &Build<'_>) -> Result<u64, ConvertError> {
+fn every(build: &ModelBuilder<'_>) -> Result<u64, ConvertError> {
     let types = build.config.find(&["layer_types"]).and_then(Json::as_array);
     let Some(types) = types.filter(|_| build.config.find(&["global_attn_every_n_layers"]).is_none()) else {
         return build.config.integer_or(&["global_attn_every_n_layers"], 3);
@@ -120,7 +120,7 @@ fn every(build: &Build<'_>) -> Result<u64, ConvertError> {
 }
 
 /// Removes the class's name, and the heads unless it is a classifier's.
-fn headless(build: &mut Build<'_>, is_classifier: bool) {
+fn headless(build: &mut ModelBuilder<'_>, is_classifier: bool) {
     let tensors = std::mem::take(&mut build.tensors);
     for (name, tensor) in tensors {
         let short = name.strip_prefix("model.").unwrap_or(&name);

@@ -1,13 +1,13 @@
 //! Nomic's BERT with rotated positions and gates, and its mixture of experts.
 
-use super::{Build, bert, pooling, rope, spec};
+use super::{ModelBuilder, bert, pooling, rope, spec};
 use crate::{
     convert::{
-        ConvertError, Recipe,
-        config::Config,
-        parts::{Columns, Rows},
+        ConvertError, TensorRecipe,
+        config::CheckpointConfig,
+        parts::{StoredColumns, StoredRows},
     },
-    gguf::Value,
+    gguf::GgufValue,
 };
 
 const THETA: f64 = 1000.0;
@@ -15,24 +15,24 @@ const THETA: f64 = 1000.0;
 const TRAINED_POSITIONS: u64 = 2048;
 
 #[derive(Clone, Copy, Debug)]
-struct Sizes {
+struct DecoderSizes {
     hidden: u64,
     inner: u64,
 }
 
 /// Layers with experts: every so many, the second first.
 #[derive(Clone, Copy, Debug)]
-struct Experts {
+struct ExpertWeights {
     every: u64,
     count: u64,
 }
 
-pub(super) fn nomic_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn nomic_bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let config = build.config;
     let every = config.optional_integer(&["moe_every_n_layers"])?.unwrap_or(0);
     let experts = match every {
         0 => None,
-        every => Some(Experts {
+        every => Some(ExpertWeights {
             every,
             count: config.count(&["num_experts", "num_local_experts"])?,
         }),
@@ -43,7 +43,7 @@ pub(super) fn nomic_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
         "nomic-bert"
     };
     is_known(config, experts.is_some())?;
-    let sizes = Sizes {
+    let sizes = DecoderSizes {
         hidden: config.count(&["n_embd", "hidden_size"])?,
         inner: config.count(&["n_inner", "intermediate_size"])?,
     };
@@ -57,7 +57,7 @@ pub(super) fn nomic_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
     build.put_integer("attention.head_count", heads)?;
     let epsilon = config.number_or(&["layer_norm_epsilon", "layer_norm_eps"], 1e-12)?;
     build.put_number("attention.layer_norm_epsilon", epsilon);
-    build.put("attention.causal", Value::Bool(false));
+    build.put("attention.causal", GgufValue::Bool(false));
     rope::keys(build, THETA, context)?;
     if let Some(experts) = &experts {
         let used = config.count(&["moe_top_k"])?;
@@ -68,7 +68,7 @@ pub(super) fn nomic_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
     pooling::keys(build)?;
     let types = config.integer_or(&["type_vocab_size"], 2)?;
     let types_key = "tokenizer.ggml.token_type_count".to_owned();
-    build.keys.push((types_key, Value::U32(types as u32)));
+    build.keys.push((types_key, GgufValue::U32(types as u32)));
 
     bert::headless(build, None);
     build.take_embedding("embeddings.word_embeddings.weight", sizes.hidden)?;
@@ -106,7 +106,7 @@ pub(super) fn nomic_bert(build: &mut Build<'_>) -> Result<(), ConvertError> {
 }
 
 /// Refuses the variants of the class that the engine cannot compute.
-fn is_known(config: &Config, is_mixture: bool) -> Result<(), ConvertError> {
+fn is_known(config: &CheckpointConfig, is_mixture: bool) -> Result<(), ConvertError> {
     let activation = config.text(&["activation_function"]).unwrap_or("swiglu");
     let is_known = activation == if is_mixture { "gelu" } else { "swiglu" }
         && !config.flag("prenorm").unwrap_or(false)
@@ -124,7 +124,7 @@ fn is_known(config: &Config, is_mixture: bool) -> Result<(), ConvertError> {
 }
 
 /// The models are made for longer texts than they were trained with.
-fn context(config: &Config) -> Result<u64, ConvertError> {
+fn context(config: &CheckpointConfig) -> Result<u64, ConvertError> {
     let Some(positions) = config.optional_integer(&["n_positions"])? else {
         return config.integer_or(&["max_position_embeddings"], TRAINED_POSITIONS);
     };
@@ -138,12 +138,17 @@ fn context(config: &Config) -> Result<u64, ConvertError> {
     }
 }
 
-fn norm(build: &mut Build<'_>, from: &str, to: &str, hidden: u64) -> Result<(), ConvertError> {
+fn norm(build: &mut ModelBuilder<'_>, from: &str, to: &str, hidden: u64) -> Result<(), ConvertError> {
     bert::both(build, from, to, &[hidden])
 }
 
 /// Takes matrices, and the biases that are stored beside them.
-fn take(build: &mut Build<'_>, matrices: &[(&str, &str, [u64; 2])], from: &str, to: &str) -> Result<(), ConvertError> {
+fn take(
+    build: &mut ModelBuilder<'_>,
+    matrices: &[(&str, &str, [u64; 2])],
+    from: &str,
+    to: &str,
+) -> Result<(), ConvertError> {
     for (part, name, shape) in matrices {
         let (from, to) = (format!("{from}{part}"), format!("{to}{name}"));
         if build.has(&format!("{from}.bias")) {
@@ -156,8 +161,8 @@ fn take(build: &mut Build<'_>, matrices: &[(&str, &str, [u64; 2])], from: &str, 
 }
 
 fn feed_forward(
-    build: &mut Build<'_>,
-    sizes: &Sizes,
+    build: &mut ModelBuilder<'_>,
+    sizes: &DecoderSizes,
     is_mixture: bool,
     from: &str,
     to: &str,
@@ -175,8 +180,14 @@ fn feed_forward(
     take(build, &matrices, from, to)
 }
 
-fn mixture(build: &mut Build<'_>, sizes: &Sizes, count: u64, from: &str, to: &str) -> Result<(), ConvertError> {
-    let Sizes { hidden, inner } = *sizes;
+fn mixture(
+    build: &mut ModelBuilder<'_>,
+    sizes: &DecoderSizes,
+    count: u64,
+    from: &str,
+    to: &str,
+) -> Result<(), ConvertError> {
+    let DecoderSizes { hidden, inner } = *sizes;
     build.copy(
         &format!("{from}mlp.router.layer"),
         &format!("{to}ffn_gate_inp"),
@@ -188,11 +199,14 @@ fn mixture(build: &mut Build<'_>, sizes: &Sizes, count: u64, from: &str, to: &st
     let stored = [count * inner, hidden];
     let up = build.take(&format!("{from}mlp.experts.mlp.w1"), &stored)?;
     let spec_of = |name: &str, shape: &[u64]| spec(&format!("{to}{name}.weight"), shape);
-    let recipe = Recipe::rows(spec_of("ffn_up_exps", &[count, inner, hidden]), vec![Rows::all(&up)]);
+    let recipe = TensorRecipe::rows(
+        spec_of("ffn_up_exps", &[count, inner, hidden]),
+        vec![StoredRows::all(&up)],
+    );
     build.recipes.push(recipe);
     let down = build.take(&format!("{from}mlp.experts.mlp.w2"), &stored)?;
-    let parts = (0..count).map(|expert| Columns::all(&down, expert * inner..(expert + 1) * inner));
-    let recipe = Recipe::columns(spec_of("ffn_down_exps", &[count, hidden, inner]), parts.collect());
+    let parts = (0..count).map(|expert| StoredColumns::all(&down, expert * inner..(expert + 1) * inner));
+    let recipe = TensorRecipe::columns(spec_of("ffn_down_exps", &[count, hidden, inner]), parts.collect());
     build.recipes.push(recipe);
     Ok(())
 }

@@ -1,78 +1,79 @@
 //! OLMo 2 and 3, and OLMoE.
 
 use super::{
-    Build,
-    decoder::{ATTENTION, Change, Class, Decoder, Dim, HeadDim, MLP, NORMS, Sizes, Weight},
-    experts::Experts,
+    ModelBuilder,
+    decoder::{ATTENTION, DecoderLayout, LayerWeight, MLP, NORMS, WeightChange},
+    experts::ExpertWeights,
     llama::LLAMA,
     qwen::shares_are_normalised,
+    sizes::{DecoderSizes, HeadDim, ModelClass, WeightDim},
     window,
 };
-use crate::{convert::ConvertError, gguf::Value};
+use crate::{convert::ConvertError, gguf::GgufValue};
 
-use Dim::{Hidden, Key, Query};
+use WeightDim::{Hidden, Key, Query};
 
-const OLMO2: Class = Class {
+const OLMO2: ModelClass = ModelClass {
     arch: "olmo2",
     head_dim: HeadDim::IfSaid,
     epsilon: 1e-5,
     ..LLAMA
 };
-const OLMO3: Class = Class {
+const OLMO3: ModelClass = ModelClass {
     theta: 500_000.0,
     ..OLMO2
 };
-const OLMOE: Class = Class {
+const OLMOE: ModelClass = ModelClass {
     arch: "olmoe",
     context: 4096,
     experts: Some((64, 8)),
     ..OLMO2
 };
 /// Norms over all heads at once.
-const QUERY_NORMS: &[Weight] = &[
-    Weight::new("self_attn.q_norm", "attn_q_norm", &[Query]),
-    Weight::new("self_attn.k_norm", "attn_k_norm", &[Key]),
+const QUERY_NORMS: &[LayerWeight] = &[
+    LayerWeight::new("self_attn.q_norm", "attn_q_norm", &[Query]),
+    LayerWeight::new("self_attn.k_norm", "attn_k_norm", &[Key]),
 ];
 /// Norms behind what they norm.
-pub(super) const POST_NORMS: &[Weight] = &[
-    Weight::new("post_attention_layernorm", "post_attention_norm", &[Hidden]),
-    Weight::new("post_feedforward_layernorm", "post_ffw_norm", &[Hidden]),
+pub(super) const POST_NORMS: &[LayerWeight] = &[
+    LayerWeight::new("post_attention_layernorm", "post_attention_norm", &[Hidden]),
+    LayerWeight::new("post_feedforward_layernorm", "post_ffw_norm", &[Hidden]),
 ];
 
-pub(super) fn olmo2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn olmo2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     decode(build, OLMO2).map(drop)
 }
 
-pub(super) fn olmo3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn olmo3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let sizes = decode(build, OLMO3)?;
     window::keys(build, sizes.blocks, Some(4096))
 }
 
-fn decode(build: &mut Build<'_>, class: Class) -> Result<Sizes, ConvertError> {
-    let decoder = Decoder {
+fn decode(build: &mut ModelBuilder<'_>, class: ModelClass) -> Result<DecoderSizes, ConvertError> {
+    let decoder = DecoderLayout {
         class,
         layer: &[ATTENTION, QUERY_NORMS, POST_NORMS, MLP],
         experts: None,
-        last_norm: Change::None,
+        last_norm: WeightChange::None,
         output: true,
     };
     decoder.build(build)
 }
 
-pub(super) fn olmoe(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn olmoe(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     shares_are_normalised(build, false)?;
-    let experts = Experts {
+    let experts = ExpertWeights {
         router: "mlp.gate",
         folder: "mlp.experts",
         names: ["gate_proj", "up_proj", "down_proj"],
         size_keys: &["intermediate_size"],
         count: 64,
     };
-    let decoder = Decoder {
+    let decoder = DecoderLayout {
         class: OLMOE,
         layer: &[NORMS, ATTENTION, QUERY_NORMS],
         experts: Some(experts),
-        last_norm: Change::None,
+        last_norm: WeightChange::None,
         output: true,
     };
     let sizes = decoder.build(build)?;
@@ -84,6 +85,6 @@ pub(super) fn olmoe(build: &mut Build<'_>) -> Result<(), ConvertError> {
     // The class takes no other number, whatever its configuration says.
     let key = "olmoe.attention.layer_norm_rms_epsilon";
     build.keys.retain(|(name, _)| name != key);
-    build.keys.push((key.to_owned(), Value::F32(1e-5)));
+    build.keys.push((key.to_owned(), GgufValue::F32(1e-5)));
     Ok(())
 }

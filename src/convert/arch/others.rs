@@ -1,24 +1,26 @@
 //! Decoders of Llama's make that differ from it in little: Seed-OSS, EXAONE 4, ERNIE 4.5.
 
 use super::{
-    Build,
-    decoder::{ATTENTION, Change, Class, Decoder, Dim, HEAD_NORMS, HeadDim, MLP, NORMS, Weight},
+    ModelBuilder,
+    decoder::{ATTENTION, DecoderLayout, HEAD_NORMS, LayerWeight, MLP, NORMS, WeightChange},
     llama::LLAMA,
     olmo::POST_NORMS,
-    rope, window,
+    rope,
+    sizes::{HeadDim, ModelClass, WeightDim},
+    window,
 };
 use crate::convert::ConvertError;
 
-use Dim::Hidden;
+use WeightDim::Hidden;
 
-const SEED_OSS: Class = Class {
+const SEED_OSS: ModelClass = ModelClass {
     arch: "seed_oss",
     kv_heads: Some(8),
     head_dim: HeadDim::Or(128),
     context: 524_288,
     ..LLAMA
 };
-const EXAONE4: Class = Class {
+const EXAONE4: ModelClass = ModelClass {
     arch: "exaone4",
     kv_heads: Some(32),
     head_dim: HeadDim::IfSaid,
@@ -26,7 +28,7 @@ const EXAONE4: Class = Class {
     ..LLAMA
 };
 /// Rotates neighbours, as the engine does.
-const ERNIE4_5: Class = Class {
+const ERNIE4_5: ModelClass = ModelClass {
     arch: "ernie4_5",
     kv_heads: Some(2),
     head_dim: HeadDim::Or(128),
@@ -37,32 +39,32 @@ const ERNIE4_5: Class = Class {
 };
 /// The only number of layers for which the engine knows that those without a window do not rotate.
 const EXAONE4_HYBRID: u64 = 64;
-const SEED_OSS_NORMS: &[Weight] = &[
-    Weight::new("input_layernorm", "attn_norm", &[Hidden]),
-    Weight::new("post_attention_layernorm", "post_attention_norm", &[Hidden]),
+const SEED_OSS_NORMS: &[LayerWeight] = &[
+    LayerWeight::new("input_layernorm", "attn_norm", &[Hidden]),
+    LayerWeight::new("post_attention_layernorm", "post_attention_norm", &[Hidden]),
 ];
 
-fn decoder<'a>(class: Class, layer: &'a [&'a [Weight]]) -> Decoder<'a> {
-    Decoder {
+fn decoder<'a>(class: ModelClass, layer: &'a [&'a [LayerWeight]]) -> DecoderLayout<'a> {
+    DecoderLayout {
         class,
         layer,
         experts: None,
-        last_norm: Change::None,
+        last_norm: WeightChange::None,
         output: true,
     }
 }
 
-pub(super) fn seed_oss(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn seed_oss(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     decoder(SEED_OSS, &[SEED_OSS_NORMS, ATTENTION, MLP])
         .build(build)
         .map(drop)
 }
 
-pub(super) fn ernie4_5(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn ernie4_5(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     decoder(ERNIE4_5, &[NORMS, ATTENTION, MLP]).build(build).map(drop)
 }
 
-pub(super) fn exaone4(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn exaone4(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let sizes = decoder(EXAONE4, &[ATTENTION, HEAD_NORMS, POST_NORMS, MLP]).build(build)?;
     let vocabulary = build.vocabulary;
     build.put_integer("vocab_size", vocabulary)?;

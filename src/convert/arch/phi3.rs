@@ -1,34 +1,35 @@
 //! Phi 3, and Phi 4 mini. Queries, keys and values are one matrix, gate and up another.
 
 use super::{
-    Build,
-    decoder::{Change, Class, Decoder, Dim, HeadDim, NORMS, Weight},
+    ModelBuilder,
+    decoder::{DecoderLayout, LayerWeight, NORMS, WeightChange},
     llama::LLAMA,
+    sizes::{HeadDim, ModelClass, WeightDim},
 };
-use crate::convert::{ConvertError, Recipe};
+use crate::convert::{ConvertError, TensorRecipe};
 
-use Dim::{FeedForward, GateUp, Hidden, Qkv, Query};
+use WeightDim::{FeedForward, GateUp, Hidden, Qkv, Query};
 
-const PHI3: Class = Class {
+const PHI3: ModelClass = ModelClass {
     arch: "phi3",
     head_dim: HeadDim::Never,
     context: 4096,
     epsilon: 1e-5,
     ..LLAMA
 };
-const LAYER: &[Weight] = &[
-    Weight::new("self_attn.qkv_proj", "attn_qkv", &[Qkv, Hidden]),
-    Weight::new("self_attn.o_proj", "attn_output", &[Hidden, Query]),
-    Weight::new("mlp.gate_up_proj", "ffn_up", &[GateUp, Hidden]),
-    Weight::new("mlp.down_proj", "ffn_down", &[Hidden, FeedForward]),
+const LAYER: &[LayerWeight] = &[
+    LayerWeight::new("self_attn.qkv_proj", "attn_qkv", &[Qkv, Hidden]),
+    LayerWeight::new("self_attn.o_proj", "attn_output", &[Hidden, Query]),
+    LayerWeight::new("mlp.gate_up_proj", "ffn_up", &[GateUp, Hidden]),
+    LayerWeight::new("mlp.down_proj", "ffn_down", &[Hidden, FeedForward]),
 ];
 
-pub(super) fn phi3(build: &mut Build<'_>) -> Result<(), ConvertError> {
-    let decoder = Decoder {
+pub(super) fn phi3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
+    let decoder = DecoderLayout {
         class: PHI3,
         layer: &[NORMS, LAYER],
         experts: None,
-        last_norm: Change::None,
+        last_norm: WeightChange::None,
         output: true,
     };
     let sizes = decoder.build(build)?;
@@ -76,7 +77,7 @@ pub(super) fn phi3(build: &mut Build<'_>) -> Result<(), ConvertError> {
     build.put_number("rope.scaling.attn_factor", factor);
     for (name, factors) in [("rope_factors_long.weight", long), ("rope_factors_short.weight", short)] {
         let factors = factors.into_iter().map(|factor| factor as f32).collect();
-        build.recipes.push(Recipe::values(name, factors));
+        build.recipes.push(TensorRecipe::values(name, factors));
     }
     Ok(())
 }

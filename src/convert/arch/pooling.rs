@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::Build;
+use super::ModelBuilder;
 use crate::convert::{ConvertError, files, safetensors};
 
 /// llama.cpp's numbers.
@@ -19,7 +19,7 @@ struct Module {
     path: String,
 }
 
-fn modules(build: &Build<'_>) -> Result<Vec<Module>, ConvertError> {
+fn modules(build: &ModelBuilder<'_>) -> Result<Vec<Module>, ConvertError> {
     let path = build.folder.join("modules.json");
     let modules = files::json_if_there(&path, files::MAX_SMALL_BYTES)?;
     let modules = modules.as_ref().and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
@@ -40,13 +40,13 @@ fn modules(build: &Build<'_>) -> Result<Vec<Module>, ConvertError> {
 }
 
 /// What the file of a module says.
-fn settings(build: &Build<'_>, module: &Module) -> Result<Map<String, Json>, ConvertError> {
+fn settings(build: &ModelBuilder<'_>, module: &Module) -> Result<Map<String, Json>, ConvertError> {
     let path = build.folder.join(&module.path).join("config.json");
     files::object_if_there(&path)?.ok_or_else(|| ConvertError::Incomplete(format!("{} is missing", path.display())))
 }
 
 /// The kind of pooling, if the checkpoint says one.
-pub(super) fn keys(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn keys(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let modules = modules(build)?;
     if let Some(dense) = modules.iter().find(|module| module.kind.ends_with("Dense")) {
         build.config.remark(format!(
@@ -58,7 +58,7 @@ pub(super) fn keys(build: &mut Build<'_>) -> Result<(), ConvertError> {
 }
 
 /// The kind of pooling, and the layers behind it.
-pub(super) fn with_dense(build: &mut Build<'_>, hidden: u64) -> Result<(), ConvertError> {
+pub(super) fn with_dense(build: &mut ModelBuilder<'_>, hidden: u64) -> Result<(), ConvertError> {
     let modules = modules(build)?;
     pooling_type(build, &modules)?;
     let dense = modules.iter().filter(|module| module.kind.ends_with("Dense"));
@@ -99,7 +99,7 @@ pub(super) fn with_dense(build: &mut Build<'_>, hidden: u64) -> Result<(), Conve
     )))
 }
 
-fn pooling_type(build: &mut Build<'_>, modules: &[Module]) -> Result<(), ConvertError> {
+fn pooling_type(build: &mut ModelBuilder<'_>, modules: &[Module]) -> Result<(), ConvertError> {
     let Some(module) = modules.iter().find(|module| module.kind.ends_with("Pooling")) else {
         return Ok(());
     };

@@ -1,33 +1,34 @@
 //! Qwen 2 and 3, dense, as mixtures of experts and as the language model of those that see.
 
 use super::{
-    Build,
-    decoder::{ATTENTION, Change, Class, Decoder, Dim, HEAD_NORMS, HeadDim, MLP, NORMS, Weight},
-    experts::Experts,
+    ModelBuilder,
+    decoder::{ATTENTION, DecoderLayout, HEAD_NORMS, LayerWeight, MLP, NORMS, WeightChange},
+    experts::ExpertWeights,
     llama::LLAMA,
     pooling, reranker,
+    sizes::{HeadDim, ModelClass, WeightDim},
 };
 use crate::{
     convert::ConvertError,
-    gguf::{Array, Value},
+    gguf::{GgufArray, GgufValue},
 };
 
-use Dim::{Hidden, Key, Query};
+use WeightDim::{Hidden, Key, Query};
 
-const QWEN2: Class = Class {
+const QWEN2: ModelClass = ModelClass {
     arch: "qwen2",
     kv_heads: Some(32),
     head_dim: HeadDim::IfSaid,
     context: 32_768,
     ..LLAMA
 };
-const QWEN2_MOE: Class = Class {
+const QWEN2_MOE: ModelClass = ModelClass {
     arch: "qwen2moe",
     kv_heads: Some(16),
     experts: Some((60, 4)),
     ..QWEN2
 };
-const QWEN2_VL: Class = Class {
+const QWEN2_VL: ModelClass = ModelClass {
     arch: "qwen2vl",
     heads: Some(64),
     kv_heads: Some(8),
@@ -35,12 +36,12 @@ const QWEN2_VL: Class = Class {
     theta: 1e6,
     ..QWEN2
 };
-const QWEN3: Class = Class {
+const QWEN3: ModelClass = ModelClass {
     arch: "qwen3",
     head_dim: HeadDim::Or(128),
     ..QWEN2
 };
-const QWEN3_MOE: Class = Class {
+const QWEN3_MOE: ModelClass = ModelClass {
     arch: "qwen3moe",
     kv_heads: Some(4),
     experts: Some((128, 8)),
@@ -49,13 +50,13 @@ const QWEN3_MOE: Class = Class {
 /// The engine has room for so many dimensions of a position.
 const MROPE_SECTIONS: usize = 4;
 /// Queries, keys and values always have biases here.
-const BIASED_ATTENTION: &[Weight] = &[
-    Weight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]).biased(),
-    Weight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]).biased(),
-    Weight::new("self_attn.v_proj", "attn_v", &[Key, Hidden]).biased(),
-    Weight::new("self_attn.o_proj", "attn_output", &[Hidden, Query]),
+const BIASED_ATTENTION: &[LayerWeight] = &[
+    LayerWeight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]).biased(),
+    LayerWeight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]).biased(),
+    LayerWeight::new("self_attn.v_proj", "attn_v", &[Key, Hidden]).biased(),
+    LayerWeight::new("self_attn.o_proj", "attn_output", &[Hidden, Query]),
 ];
-const EXPERTS: Experts = Experts {
+const EXPERTS: ExpertWeights = ExpertWeights {
     router: "mlp.gate",
     folder: "mlp.experts",
     names: ["gate_proj", "up_proj", "down_proj"],
@@ -63,23 +64,23 @@ const EXPERTS: Experts = Experts {
     count: 128,
 };
 
-fn decoder<'a>(class: Class, layer: &'a [&'a [Weight]], experts: Option<Experts>) -> Decoder<'a> {
-    Decoder {
+fn decoder<'a>(class: ModelClass, layer: &'a [&'a [LayerWeight]], experts: Option<ExpertWeights>) -> DecoderLayout<'a> {
+    DecoderLayout {
         class,
         layer,
         experts,
-        last_norm: Change::None,
+        last_norm: WeightChange::None,
         output: true,
     }
 }
 
-pub(super) fn qwen2(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn qwen2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     decoder(QWEN2, &[NORMS, BIASED_ATTENTION, MLP], None).build(build)?;
     pooling::keys(build)
 }
 
 /// The language model of Qwen 2 VL and 2.5 VL. The positions of a picture have three dimensions: time, height and width.
-pub(super) fn qwen2_vl(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn qwen2_vl(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     decoder(QWEN2_VL, &[NORMS, BIASED_ATTENTION, MLP], None).build(build)?;
     let rope = build.config.rope(QWEN2_VL.theta)?;
     let sections = rope
@@ -90,11 +91,11 @@ pub(super) fn qwen2_vl(build: &mut Build<'_>) -> Result<(), ConvertError> {
     };
     sections.resize(MROPE_SECTIONS, 0.0);
     let sections = sections.into_iter().map(|section| section as i32).collect();
-    build.put("rope.dimension_sections", Value::Array(Array::I32(sections)));
+    build.put("rope.dimension_sections", GgufValue::Array(GgufArray::I32(sections)));
     Ok(())
 }
 
-pub(super) fn qwen3(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn qwen3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let mut decoder = decoder(QWEN3, &[NORMS, ATTENTION, HEAD_NORMS, MLP], None);
     if !reranker::is_one(build) {
         decoder.build(build)?;
@@ -109,7 +110,7 @@ pub(super) fn qwen3(build: &mut Build<'_>) -> Result<(), ConvertError> {
     }
 }
 
-pub(super) fn qwen3_moe(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn qwen3_moe(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     all_layers_have_experts(build)?;
     shares_are_normalised(build, true)?;
     decoder(QWEN3_MOE, &[NORMS, ATTENTION, HEAD_NORMS], Some(EXPERTS)).build(build)?;
@@ -117,10 +118,10 @@ pub(super) fn qwen3_moe(build: &mut Build<'_>) -> Result<(), ConvertError> {
     build.put_integer("expert_feed_forward_length", inner)
 }
 
-pub(super) fn qwen2_moe(build: &mut Build<'_>) -> Result<(), ConvertError> {
+pub(super) fn qwen2_moe(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     all_layers_have_experts(build)?;
     shares_are_normalised(build, false)?;
-    let experts = Experts { count: 60, ..EXPERTS };
+    let experts = ExpertWeights { count: 60, ..EXPERTS };
     let sizes = decoder(QWEN2_MOE, &[NORMS, BIASED_ATTENTION], Some(experts)).build(build)?;
     let shared = build.config.count(&["shared_expert_intermediate_size"])?;
     for block in 0..sizes.blocks {
@@ -141,7 +142,7 @@ pub(super) fn qwen2_moe(build: &mut Build<'_>) -> Result<(), ConvertError> {
 }
 
 /// The engine has no layers without experts in these architectures.
-fn all_layers_have_experts(build: &Build<'_>) -> Result<(), ConvertError> {
+fn all_layers_have_experts(build: &ModelBuilder<'_>) -> Result<(), ConvertError> {
     let step = build.config.optional_integer(&["decoder_sparse_step"])?.unwrap_or(1);
     let dense = build.config.find(&["mlp_only_layers"]).and_then(|list| list.as_array());
     if step != 1 || dense.is_some_and(|list| !list.is_empty()) {
@@ -153,7 +154,7 @@ fn all_layers_have_experts(build: &Build<'_>) -> Result<(), ConvertError> {
 }
 
 /// Whether the shares of the chosen experts are scaled to a sum of one: each architecture does it in one way in the engine.
-pub(super) fn shares_are_normalised(build: &Build<'_>, expected: bool) -> Result<(), ConvertError> {
+pub(super) fn shares_are_normalised(build: &ModelBuilder<'_>, expected: bool) -> Result<(), ConvertError> {
     // False is what the classes take for granted.
     if build.config.flag("norm_topk_prob").unwrap_or(false) != expected {
         return Err(ConvertError::Config(format!(

@@ -1,9 +1,9 @@
 //! Qwen 3's rerankers: models that answer "yes" or "no", of which the engine keeps only these two answers.
 
-use super::{Build, classifier, spec};
+use super::{ModelBuilder, classifier, spec};
 use crate::{
-    convert::{ConvertError, Recipe, files, parts::Rows, safetensors::Stored},
-    gguf::{Array, Value},
+    convert::{ConvertError, TensorRecipe, files, parts::StoredRows, stored::StoredTensor},
+    gguf::{GgufArray, GgufValue},
 };
 
 const ANSWERS: [&str; 2] = ["yes", "no"];
@@ -17,7 +17,7 @@ const TEMPLATE: &str = concat!(
 );
 
 /// Whether a checkpoint says that it is one: nothing but its name and its card does.
-pub(super) fn is_one(build: &Build<'_>) -> bool {
+pub(super) fn is_one(build: &ModelBuilder<'_>) -> bool {
     let is_name = |name: &str| name.to_ascii_lowercase().contains("qwen3-reranker");
     if is_name(build.name) || build.config.text(&["_name_or_path"]).is_some_and(is_name) {
         return true;
@@ -29,7 +29,7 @@ pub(super) fn is_one(build: &Build<'_>) -> bool {
 }
 
 /// Adds the head, made of the rows of the answers in the output matrix, and its keys.
-pub(super) fn head(build: &mut Build<'_>, output: &Stored) -> Result<(), ConvertError> {
+pub(super) fn head(build: &mut ModelBuilder<'_>, output: &StoredTensor) -> Result<(), ConvertError> {
     let mut rows = Vec::new();
     for answer in ANSWERS {
         let token = token(build, answer)?;
@@ -39,20 +39,20 @@ pub(super) fn head(build: &mut Build<'_>, output: &Stored) -> Result<(), Convert
                 output.name
             )));
         }
-        rows.push(Rows::some(output, token, 1, 1));
+        rows.push(StoredRows::some(output, token, 1, 1));
     }
     let spec = spec("cls.output.weight", &[rows.len() as u64, output.row_elements()]);
-    build.recipes.push(Recipe::rows(spec, rows));
+    build.recipes.push(TensorRecipe::rows(spec, rows));
     classifier::keys(build, ANSWERS)?;
-    let names = Value::Array(Array::String(["rerank"].into_iter().collect()));
+    let names = GgufValue::Array(GgufArray::String(["rerank"].into_iter().collect()));
     build.keys.push(("tokenizer.chat_templates".to_owned(), names));
-    let template = Value::String(TEMPLATE.to_owned());
+    let template = GgufValue::String(TEMPLATE.to_owned());
     build.keys.push(("tokenizer.chat_template.rerank".to_owned(), template));
     Ok(())
 }
 
 /// The number of a token that is a word.
-fn token(build: &Build<'_>, word: &str) -> Result<u64, ConvertError> {
+fn token(build: &ModelBuilder<'_>, word: &str) -> Result<u64, ConvertError> {
     let path = build.folder.join("tokenizer.json");
     let tokenizer = files::json_if_there(&path, files::MAX_TOKENIZER_BYTES)?;
     let id = tokenizer.and_then(|json| json.pointer("/model/vocab")?.get(word)?.as_u64());

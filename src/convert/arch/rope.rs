@@ -1,22 +1,22 @@
 //! How positions are rotated, as keys, and as a tensor where llama.cpp wants one.
 
-use super::Build;
+use super::ModelBuilder;
 use crate::{
-    convert::{ConvertError, Recipe, config::Rope},
-    gguf::Value,
+    convert::{ConvertError, TensorRecipe, config::RopeConfig},
+    gguf::GgufValue,
 };
 
 /// The keys that all decoders share; `theta` is the class's default.
-pub(super) fn keys(build: &mut Build<'_>, theta: f64, context: u64) -> Result<(), ConvertError> {
+pub(super) fn keys(build: &mut ModelBuilder<'_>, theta: f64, context: u64) -> Result<(), ConvertError> {
     let rope = build.config.rope(theta)?;
     match rope.kind() {
         "default" => {}
         "linear" => {
-            build.put("rope.scaling.type", Value::String("linear".to_owned()));
+            build.put("rope.scaling.type", GgufValue::String("linear".to_owned()));
             build.put_number("rope.scaling.factor", rope.needed("factor")?);
         }
         "yarn" => {
-            build.put("rope.scaling.type", Value::String("yarn".to_owned()));
+            build.put("rope.scaling.type", GgufValue::String("yarn".to_owned()));
             build.put_number("rope.scaling.factor", rope.needed("factor")?);
             let original = rope.number("original_max_position_embeddings");
             build.put_integer(
@@ -34,7 +34,7 @@ pub(super) fn keys(build: &mut Build<'_>, theta: f64, context: u64) -> Result<()
                 }
             }
         }
-        "longrope" => build.put("rope.scaling.type", Value::String("longrope".to_owned())),
+        "longrope" => build.put("rope.scaling.type", GgufValue::String("longrope".to_owned())),
         // A tensor says it.
         "llama3" => {}
         "dynamic" => build.config.remark(
@@ -55,17 +55,18 @@ pub(super) fn keys(build: &mut Build<'_>, theta: f64, context: u64) -> Result<()
 }
 
 /// The factors of Llama 3.1's rotation, if it has them: 1 for fast frequencies, `factor` for slow ones, and a way between.
-pub(super) fn llama3(build: &mut Build<'_>, theta: f64, head_dim: u64) -> Result<(), ConvertError> {
+pub(super) fn llama3(build: &mut ModelBuilder<'_>, theta: f64, head_dim: u64) -> Result<(), ConvertError> {
     let rope = build.config.rope(theta)?;
     if rope.kind() == "llama3" {
-        build
-            .recipes
-            .push(Recipe::values("rope_freqs.weight", llama3_factors(&rope, head_dim)?));
+        build.recipes.push(TensorRecipe::values(
+            "rope_freqs.weight",
+            llama3_factors(&rope, head_dim)?,
+        ));
     }
     Ok(())
 }
 
-fn llama3_factors(rope: &Rope, head_dim: u64) -> Result<Vec<f32>, ConvertError> {
+fn llama3_factors(rope: &RopeConfig, head_dim: u64) -> Result<Vec<f32>, ConvertError> {
     let theta = rope.needed("rope_theta")?;
     let or = |key: &str, default: f64| rope.number(key).unwrap_or(default);
     let (factor, low, high) = (

@@ -2,10 +2,10 @@
 
 use serde_json::Value as Json;
 
-use super::Build;
+use super::ModelBuilder;
 use crate::{
-    convert::{ConvertError, config::Config},
-    gguf::{Array, Value},
+    convert::{ConvertError, config::CheckpointConfig},
+    gguf::{GgufArray, GgufValue},
 };
 
 /// By default all layers but every fourth.
@@ -13,7 +13,7 @@ const EVERY: u64 = 4;
 
 /// The window, and for each layer whether it has it. Without a window there are no keys; `default` is what a class takes
 /// where the configuration says nothing.
-pub(super) fn keys(build: &mut Build<'_>, blocks: u64, default: Option<u64>) -> Result<(), ConvertError> {
+pub(super) fn keys(build: &mut ModelBuilder<'_>, blocks: u64, default: Option<u64>) -> Result<(), ConvertError> {
     let config = build.config;
     let window = match default.filter(|_| !config.is_null("sliding_window")) {
         Some(default) => Some(config.integer_or(&["sliding_window"], default)?),
@@ -24,12 +24,15 @@ pub(super) fn keys(build: &mut Build<'_>, blocks: u64, default: Option<u64>) -> 
     };
     let pattern = pattern(config, blocks)?;
     build.put_integer("attention.sliding_window", window)?;
-    build.put("attention.sliding_window_pattern", Value::Array(Array::Bool(pattern)));
+    build.put(
+        "attention.sliding_window_pattern",
+        GgufValue::Array(GgufArray::Bool(pattern)),
+    );
     Ok(())
 }
 
 /// For each layer whether it has a window: one by one, as letters that repeat, or every how many one has none.
-pub(super) fn pattern(config: &Config, blocks: u64) -> Result<Vec<bool>, ConvertError> {
+pub(super) fn pattern(config: &CheckpointConfig, blocks: u64) -> Result<Vec<bool>, ConvertError> {
     if let Some(types) = config.find(&["layer_types"]).and_then(Json::as_array) {
         let pattern: Vec<bool> = types
             .iter()

@@ -12,8 +12,8 @@ use self::{
     front_matter::FrontMatter,
     name::{NameParts, title},
 };
-use super::{ConvertError, Recipe, files};
-use crate::gguf::{Array, TensorSpec, Value};
+use super::{ConvertError, TensorRecipe, files};
+use crate::gguf::{GgufArray, GgufValue, TensorSpec};
 
 /// Models and data sets that a model says it was made from; merges have a dozen.
 const MAX_SOURCES: usize = 64;
@@ -54,33 +54,37 @@ const INTEGERS: &[(&str, &str)] = &[
 
 /// The keys of a model that is called `name` where its card does not say otherwise. The first is `general.name`, unless it
 /// has none.
-pub(super) fn metadata(folder: &Path, name: &str, recipes: &[Recipe]) -> Result<Vec<(String, Value)>, ConvertError> {
+pub(super) fn metadata(
+    folder: &Path,
+    name: &str,
+    recipes: &[TensorRecipe],
+) -> Result<Vec<(String, GgufValue)>, ConvertError> {
     let card = files::bytes_if_there(&folder.join("README.md"))?.unwrap_or_default();
     let card = FrontMatter::parse(&String::from_utf8_lossy(&card));
     let generation = files::object_if_there(&folder.join("generation_config.json"))?.unwrap_or_default();
-    let count = Count::of(recipes.iter().map(Recipe::spec));
+    let count = Count::of(recipes.iter().map(TensorRecipe::spec));
     let mut keys = described(&card, name, &count);
     for (key, from) in NUMBERS {
         // Past what 32 bits hold is nobody's temperature.
         let number = generation.get(*from).and_then(Json::as_f64).map(|number| number as f32);
         if let Some(number) = number.filter(|number| number.is_finite()) {
-            keys.push((format!("general.sampling.{key}"), Value::F32(number)));
+            keys.push((format!("general.sampling.{key}"), GgufValue::F32(number)));
         }
     }
     for (key, from) in INTEGERS {
         let number = generation.get(*from).and_then(Json::as_i64);
         if let Some(number) = number.and_then(|number| i32::try_from(number).ok()) {
-            keys.push((format!("general.sampling.{key}"), Value::I32(number)));
+            keys.push((format!("general.sampling.{key}"), GgufValue::I32(number)));
         }
     }
     Ok(keys)
 }
 
-fn described(card: &FrontMatter, name: &str, count: &Count) -> Vec<(String, Value)> {
+fn described(card: &FrontMatter, name: &str, count: &Count) -> Vec<(String, GgufValue)> {
     let mut keys = Vec::new();
     let mut put = |key: &str, text: &str| {
         if !text.is_empty() {
-            keys.push((format!("general.{key}"), Value::String(text.to_owned())));
+            keys.push((format!("general.{key}"), GgufValue::String(text.to_owned())));
         }
     };
     let parts = NameParts::new(name, count.parameters);
@@ -117,7 +121,7 @@ fn described(card: &FrontMatter, name: &str, count: &Count) -> Vec<(String, Valu
         let all = names.iter().filter_map(|name| card.list(name)).flatten();
         let all: Vec<&str> = all.map(String::as_str).collect();
         if !all.is_empty() {
-            let list = Value::Array(Array::String(all.iter().collect()));
+            let list = GgufValue::Array(GgufArray::String(all.iter().collect()));
             keys.push((format!("general.{key}"), list));
         }
     }
@@ -125,13 +129,13 @@ fn described(card: &FrontMatter, name: &str, count: &Count) -> Vec<(String, Valu
 }
 
 /// What the model was made from, each by its name on the Hub or by an address.
-fn sources(key: &str, list: &[String], parameters: u64, keys: &mut Vec<(String, Value)>) {
+fn sources(key: &str, list: &[String], parameters: u64, keys: &mut Vec<(String, GgufValue)>) {
     let list = &list[..list.len().min(MAX_SOURCES)];
-    keys.push((format!("general.{key}.count"), Value::U32(list.len() as u32)));
+    keys.push((format!("general.{key}.count"), GgufValue::U32(list.len() as u32)));
     for (at, id) in list.iter().enumerate() {
         let mut put = |what: &str, text: Option<String>| {
             if let Some(text) = text {
-                keys.push((format!("general.{key}.{at}.{what}"), Value::String(text)));
+                keys.push((format!("general.{key}.{at}.{what}"), GgufValue::String(text)));
             }
         };
         let is_address = ["http://", "https://", "ssh://"]
@@ -234,11 +238,13 @@ mod tests {
         keys: BTreeMap<String, Json>,
     }
 
-    fn printed(value: &Value) -> Json {
+    fn printed(value: &GgufValue) -> Json {
         match value {
-            Value::U32(number) => json!(number),
-            Value::String(text) => json!(text),
-            Value::Array(Array::String(list)) => list.iter().map(|text| json!(String::from_utf8_lossy(text))).collect(),
+            GgufValue::U32(number) => json!(number),
+            GgufValue::String(text) => json!(text),
+            GgufValue::Array(GgufArray::String(list)) => {
+                list.iter().map(|text| json!(String::from_utf8_lossy(text))).collect()
+            }
             other => panic!("an unexpected value {other:?}"),
         }
     }
@@ -290,9 +296,9 @@ mod tests {
         fs::write(folder.path().join("generation_config.json"), config).unwrap();
         let keys = metadata(folder.path(), "", &[]).unwrap();
         let expected = [
-            ("general.sampling.top_p", Value::F32(0.95)),
-            ("general.sampling.temp", Value::F32(0.6)),
-            ("general.sampling.top_k", Value::I32(20)),
+            ("general.sampling.top_p", GgufValue::F32(0.95)),
+            ("general.sampling.temp", GgufValue::F32(0.6)),
+            ("general.sampling.top_k", GgufValue::I32(20)),
         ];
         assert_eq!(keys, expected.map(|(key, value)| (key.to_owned(), value)));
     }

@@ -8,15 +8,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::{assemble, hash, read};
 use crate::{
-    convert::{TargetType, VirtualGguf, plan, safetensors::tests::file},
-    gguf::{GgmlType, Header, TensorInfo},
+    convert::{VirtualGguf, mix, plan, safetensors::tests::file},
+    gguf::{GgmlType, GgufHeader, TensorInfo},
+    inference::WeightType,
     llama,
 };
 
 /// By its name: type, dimensions without ones at the end, hash of the content.
-type Tensors = BTreeMap<String, (&'static str, Vec<u64>, String)>;
+type ElementTypes = BTreeMap<String, (&'static str, Vec<u64>, String)>;
 
-fn write(folder: &Path, target: TargetType, path: &Path) -> &'static str {
+fn write(folder: &Path, target: WeightType, path: &Path) -> &'static str {
     let planned = plan(folder, "test", target).unwrap();
     let model = planned.model.with_quantizer(|weight_type, numbers, row, out| {
         llama::quantize_rows(weight_type, numbers, row, out).map_err(|error| error.to_string())
@@ -27,8 +28,8 @@ fn write(folder: &Path, target: TargetType, path: &Path) -> &'static str {
 
 /// The file in 32 bits, with what is packed in blocks of four bits unpacked: llama.cpp refuses to quantise it again.
 fn write_unpacked(folder: &Path, path: &Path) {
-    let model = plan(folder, "test", TargetType::F32).unwrap().model;
-    let header = Header::read(model.header(), model.file_len()).unwrap();
+    let model = plan(folder, "test", WeightType::F32).unwrap().model;
+    let header = GgufHeader::read(model.header(), model.file_len()).unwrap();
     let metadata = header.metadata.iter();
     let metadata = metadata.map(|(key, value)| (key.to_owned(), value.clone())).collect();
     let mut recipes = model.recipes().to_vec();
@@ -38,8 +39,8 @@ fn write_unpacked(folder: &Path, path: &Path) {
     model.write(path, &|_, _| {}, &CancellationToken::new()).unwrap();
 }
 
-fn tensors(path: &Path) -> Tensors {
-    let (header, bytes) = (Header::open(path).unwrap(), fs::read(path).unwrap());
+fn tensors(path: &Path) -> ElementTypes {
+    let (header, bytes) = (GgufHeader::open(path).unwrap(), fs::read(path).unwrap());
     let tensor = |tensor: &TensorInfo| {
         let start = (header.data_start + tensor.offset) as usize;
         let data = &bytes[start..start + tensor.byte_len().unwrap() as usize];
@@ -56,18 +57,18 @@ fn compare(name: &str, folder: &Path) {
     let full = folder.join("full.gguf");
     write_unpacked(folder, &full);
     let (ours, theirs) = (folder.join("ours.gguf"), folder.join("theirs.gguf"));
-    for target in TargetType::named() {
-        let TargetType::Quantized(mix) = target else { continue };
-        assert_eq!(write(folder, target, &ours), mix.name);
-        llama::quantize(&full, &theirs, mix.file_type, 2).unwrap();
-        let (header, expected) = (Header::open(&ours).unwrap(), Header::open(&theirs).unwrap());
+    for target in WeightType::explicit() {
+        let WeightType::Mix(mix) = target else { continue };
+        assert_eq!(write(folder, target, &ours), target.name());
+        llama::quantize(&full, &theirs, mix::file_type(mix), 2).unwrap();
+        let (header, expected) = (GgufHeader::open(&ours).unwrap(), GgufHeader::open(&theirs).unwrap());
         for (key, value) in expected.metadata.iter() {
-            assert_eq!(header.get(key), Some(value), "{name} {}: {key}", mix.name);
+            assert_eq!(header.get(key), Some(value), "{name} {target}: {key}");
         }
         let (ours, theirs) = (tensors(&ours), tensors(&theirs));
         assert_eq!(ours.len(), theirs.len());
         for (tensor, expected) in theirs {
-            let (found, what) = (&ours[&tensor], format!("{name} {}: {tensor}", mix.name));
+            let (found, what) = (&ours[&tensor], format!("{name} {target}: {tensor}"));
             if expected.0 == "F32" && found.0 == "BF16" {
                 // What is kept has the type that it would have without a mix.
                 assert_eq!(found.1, expected.1, "{what}");

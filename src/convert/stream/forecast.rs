@@ -6,7 +6,7 @@ use std::collections::HashMap;
 type Place = (i64, usize);
 
 #[derive(Debug)]
-pub(super) struct Forecast {
+pub(super) struct ReadForecast {
     /// By tensor; `None` outside of layers.
     places: Vec<Option<Place>>,
     tensors: HashMap<Place, usize>,
@@ -17,7 +17,7 @@ pub(super) struct Forecast {
     last: Option<usize>,
 }
 
-impl Forecast {
+impl ReadForecast {
     /// Of tensors in the order of the file: their names, and whether they are to be expected.
     pub(super) fn new<'a>(tensors: impl Iterator<Item = (&'a str, bool)>) -> Self {
         let mut ids = HashMap::new();
@@ -96,7 +96,7 @@ mod tests {
             "output.weight",
         ];
         let small = "output_norm.weight";
-        let mut forecast = Forecast::new(names.iter().map(|name| (*name, *name != small)));
+        let mut forecast = ReadForecast::new(names.iter().map(|name| (*name, *name != small)));
         let index = |name: &str| names.iter().position(|other| *other == name).unwrap();
         assert_eq!(forecast.first(), Some(0));
         // In the order of the file until something else was seen.

@@ -6,11 +6,11 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     convert::{
-        Recipe,
-        parts::{Columns, Rows},
+        TensorRecipe,
+        parts::{StoredColumns, StoredRows},
         safetensors::{open, tests::file},
     },
-    gguf::{GgmlType, TensorSpec, Value},
+    gguf::{GgmlType, GgufValue, TensorSpec},
 };
 
 /// Rows of the large tensor: more than one step has.
@@ -35,30 +35,30 @@ fn model(folder: &Path) -> VirtualGguf {
     let mut tensors = open(folder).unwrap();
     let (large, small) = (tensors.remove("large").unwrap(), tensors.remove("small").unwrap());
     let spec = |name: &str, kind, dims: [u64; 2]| TensorSpec::new(name, kind, dims);
-    let all = || vec![Rows::all(&large)];
+    let all = || vec![StoredRows::all(&large)];
     let recipes = vec![
-        Recipe::rows(spec("token_embd.weight", GgmlType::Q8_0, [WIDTH, ROWS]), all()),
-        Recipe::values("rope.weight", vec![1.5; 3]),
-        Recipe::rows(spec("blk.0.a.weight", GgmlType::BF16, [WIDTH, ROWS]), all()).plus(1.0),
-        Recipe::rows(
+        TensorRecipe::rows(spec("token_embd.weight", GgmlType::Q8_0, [WIDTH, ROWS]), all()),
+        TensorRecipe::values("rope.weight", vec![1.5; 3]),
+        TensorRecipe::rows(spec("blk.0.a.weight", GgmlType::BF16, [WIDTH, ROWS]), all()).plus(1.0),
+        TensorRecipe::rows(
             spec("blk.0.b.weight", GgmlType::F16, [WIDTH, 1000]),
-            vec![Rows::some(&large, 500, 1000, 1).interleaved(100)],
+            vec![StoredRows::some(&large, 500, 1000, 1).interleaved(100)],
         ),
-        Recipe::rows(
+        TensorRecipe::rows(
             spec("blk.0.norm.weight", GgmlType::F32, [64, 3]),
-            vec![Rows::all(&small)],
+            vec![StoredRows::all(&small)],
         ),
-        Recipe::rows(
+        TensorRecipe::rows(
             spec("blk.1.a.weight", GgmlType::F32, [WIDTH, 700]),
-            vec![Rows::some(&large, 0, 400, 2), Rows::some(&large, 3, 300, 1)],
+            vec![StoredRows::some(&large, 0, 400, 2), StoredRows::some(&large, 3, 300, 1)],
         ),
-        Recipe::columns(
+        TensorRecipe::columns(
             spec("blk.1.b.weight", GgmlType::F32, [3, 64]),
-            vec![Columns::all(&small, 0..small.rows())],
+            vec![StoredColumns::all(&small, 0..small.rows())],
         ),
     ];
     VirtualGguf::new(
-        vec![("general.architecture".into(), Value::String("test".into()))],
+        vec![("general.architecture".into(), GgufValue::String("test".into()))],
         recipes,
     )
     .unwrap()
@@ -73,7 +73,7 @@ fn written(folder: &Path) -> Vec<u8> {
 }
 
 /// Reads as much as there is of a range.
-fn read(stream: &mut Stream, offset: u64, count: usize) -> Vec<u8> {
+fn read(stream: &mut GgufStream, offset: u64, count: usize) -> Vec<u8> {
     stream.seek(SeekFrom::Start(offset)).unwrap();
     let mut out = Vec::new();
     stream.take(count as u64).read_to_end(&mut out).unwrap();
@@ -86,7 +86,7 @@ fn from_the_beginning_to_the_end_it_is_the_file() {
     checkpoint(folder.path());
     let expected = written(folder.path());
     for threads in [0, 1, 3] {
-        let mut stream = Stream::with_threads(model(folder.path()), threads);
+        let mut stream = GgufStream::with_threads(model(folder.path()), threads);
         assert_eq!(stream.file_len(), expected.len() as u64);
         let mut all = Vec::new();
         stream.read_to_end(&mut all).unwrap();
@@ -107,7 +107,7 @@ fn tensors_in_another_order_and_in_small_pieces() {
     checkpoint(folder.path());
     let expected = written(folder.path());
     let plan = model(folder.path());
-    let mut stream = Stream::start(model(folder.path()));
+    let mut stream = GgufStream::start(model(folder.path()));
     for tensor in [5, 0, 6, 3, 2, 4, 1, 3] {
         let (start, end) = (
             plan.data_offset(tensor),
@@ -127,8 +127,8 @@ fn tensors_in_another_order_and_in_small_pieces() {
 fn what_waits_for_the_reader_is_bounded() {
     let folder = tempfile::tempdir().unwrap();
     checkpoint(folder.path());
-    let mut stream = Stream::with_threads(model(folder.path()), 1);
-    let held = |stream: &Stream| {
+    let mut stream = GgufStream::with_threads(model(folder.path()), 1);
+    let held = |stream: &GgufStream| {
         let state = stream.shared.lock();
         (state.slots.len(), state.spare.len())
     };
@@ -144,7 +144,7 @@ fn an_error_comes_where_it_belongs_and_ends_nothing() {
     let folder = tempfile::tempdir().unwrap();
     checkpoint(folder.path());
     let plan = model(folder.path());
-    let mut stream = Stream::with_threads(model(folder.path()), 2);
+    let mut stream = GgufStream::with_threads(model(folder.path()), 2);
     // The checkpoint shrinks under the reader: its beginning is all there is.
     let path = folder.path().join("model.safetensors");
     let shard = fs::OpenOptions::new().write(true).open(&path).unwrap();
@@ -172,7 +172,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         checkpoint(folder.path());
         let expected = written(folder.path());
-        let mut stream = Stream::with_threads(model(folder.path()), threads);
+        let mut stream = GgufStream::with_threads(model(folder.path()), threads);
         for (start, count) in reads {
             let start = start.index(expected.len());
             let end = (start + count).min(expected.len());

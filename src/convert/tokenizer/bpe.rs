@@ -1,10 +1,10 @@
 //! Byte-level BPE: the tokenizers of GPT-2, Llama 3, Qwen and most others.
 
 use super::{
-    Files, TokenType, Vocabulary,
+    TokenType, TokenizerFiles, Vocabulary,
     json::TokenizerJson,
     looks_special,
-    pre::{self, Candidates},
+    pre::{self, PreTokenizerCandidates},
     sentencepiece, texts_by_id,
 };
 use crate::convert::ConvertError;
@@ -14,12 +14,12 @@ const SPACE: &str = "\u{120}";
 
 /// The vocabulary of a `tokenizer.json` whose model is BPE.
 pub(super) fn vocabulary(
-    files: &Files<'_>,
+    files: &TokenizerFiles<'_>,
     json: &TokenizerJson<'_>,
     notes: &mut Vec<String>,
 ) -> Result<Vocabulary, ConvertError> {
     let candidates = match files.reference.pre {
-        Some(pre) => Candidates {
+        Some(pre) => PreTokenizerCandidates {
             names: vec![pre],
             is_known: true,
         },

@@ -9,7 +9,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{Error as _, MapAccess, SeqAccess, Visitor},
 };
-use serde_json::{Value as Json, value::RawValue};
+use serde_json::{Value as Json, json, value::RawValue};
 
 use super::{Added, MAX_TOKENS};
 use crate::convert::ConvertError;
@@ -27,13 +27,13 @@ pub(super) struct TokenizerJson<'a> {
     pub(super) post_processor: Json,
     pub(super) decoder: Json,
     pub(super) added: Vec<Added>,
-    pub(super) model: Model<'a>,
+    pub(super) model: TokenizerModel<'a>,
 }
 
 /// What makes tokens of words. Each kind of model has some of the fields.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Model<'a> {
+pub(super) struct TokenizerModel<'a> {
     #[serde(rename = "type")]
     pub(super) kind: Option<String>,
     #[serde(borrow)]
@@ -62,11 +62,11 @@ pub(super) enum Vocab<'a> {
 }
 
 /// Two texts that are merged.
-pub(super) type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
+pub(super) type MergePair<'a> = (Cow<'a, str>, Cow<'a, str>);
 
 /// Pairs of texts, the first being merged first.
 #[derive(Debug, Default)]
-pub(super) struct Merges<'a>(pub(super) Vec<Pair<'a>>);
+pub(super) struct Merges<'a>(pub(super) Vec<MergePair<'a>>);
 
 #[derive(Deserialize)]
 struct File<'a> {
@@ -80,7 +80,44 @@ struct File<'a> {
     decoder: Option<&'a RawValue>,
     added_tokens: Option<Bounded<Added>>,
     #[serde(borrow, default)]
-    model: Model<'a>,
+    model: TokenizerModel<'a>,
+}
+
+impl TokenizerJson<'_> {
+    /// Returns the id of a token.
+    pub(super) fn id(&self, text: &str) -> Result<u64, ConvertError> {
+        let added = self.added.iter().find(|token| token.text == text).map(|token| token.id);
+        let in_model = || {
+            let mut ids = self.model.ids().ok()?;
+            ids.find(|(token, _)| *token == text).map(|(_, id)| id)
+        };
+        added
+            .or_else(in_model)
+            .ok_or_else(|| ConvertError::Tokenizer(format!("the special token {text:?} is not in its vocabulary")))
+    }
+
+    /// Returns a `TemplateProcessing` post-processor that adds the special tokens `first` and `last`. In the items of
+    /// `single` and `pair`, `A` and `B` stand for the texts.
+    pub(super) fn template(
+        &self,
+        first: &str,
+        last: &str,
+        single: &[&str],
+        pair: &[&str],
+    ) -> Result<Json, ConvertError> {
+        let item = |text: &&str| match *text {
+            "A" | "B" => json!({"Sequence": {"id": text, "type_id": 0}}),
+            text => json!({"SpecialToken": {"id": text, "type_id": 0}}),
+        };
+        let items = |list: &[&str]| Json::Array(list.iter().map(item).collect());
+        let token = |text: &str| Ok::<_, ConvertError>(json!({"id": text, "ids": [self.id(text)?], "tokens": [text]}));
+        Ok(json!({
+            "type": "TemplateProcessing",
+            "single": items(single),
+            "pair": items(pair),
+            "special_tokens": {first: token(first)?, last: token(last)?},
+        }))
+    }
 }
 
 impl<'a> TokenizerJson<'a> {
@@ -104,7 +141,7 @@ impl<'a> TokenizerJson<'a> {
     }
 }
 
-impl<'a> Model<'a> {
+impl<'a> TokenizerModel<'a> {
     /// What kind it is; old files of BPE and WordPiece do not say.
     pub(super) fn kind(&self) -> &str {
         match &self.kind {
@@ -124,7 +161,7 @@ impl<'a> Model<'a> {
     }
 
     /// Pairs of texts.
-    pub(super) fn merges(&self) -> Result<&[Pair<'a>], ConvertError> {
+    pub(super) fn merges(&self) -> Result<&[MergePair<'a>], ConvertError> {
         let merges = self.merges.as_ref().map(|merges| merges.0.as_slice());
         merges.ok_or_else(|| ConvertError::Tokenizer("tokenizer.json has no merges".to_owned()))
     }
@@ -208,13 +245,13 @@ impl<'de: 'a, 'a> Deserialize<'de> for Vocab<'a> {
 }
 
 /// A merge of either generation of files: `"a b"`, or `["a", "b"]`. `None` is a comment.
-struct Merge<'a>(Option<Pair<'a>>);
+struct Merge<'a>(Option<MergePair<'a>>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Pair<'a>(PhantomData<&'a ()>);
+        struct MergeVisitor<'a>(PhantomData<&'a ()>);
 
-        impl<'de: 'a, 'a> Visitor<'de> for Pair<'a> {
+        impl<'de: 'a, 'a> Visitor<'de> for MergeVisitor<'a> {
             type Value = Merge<'a>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -242,7 +279,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
             }
         }
 
-        deserializer.deserialize_any(Pair(PhantomData))
+        deserializer.deserialize_any(MergeVisitor(PhantomData))
     }
 }
 

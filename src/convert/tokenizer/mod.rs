@@ -1,11 +1,13 @@
 //! The tokenizer of a checkpoint as GGUF metadata.
 //!
-//! [`Files`] are what a checkpoint says of its tokenizer, in up to eight files. From them a [`Vocabulary`] is made, by
+//! [`TokenizerFiles`] are what a checkpoint says of its tokenizer, in up to eight files. From them a [`Vocabulary`] is made, by
 //! kind: byte-level BPE, WordPiece, SentencePiece's two. `special` finds the ids of special tokens and whether texts are framed
 //! by them, `template` the chat templates, wherever they hide.
 
 mod bpe;
+mod byte_level;
 mod check;
+mod files;
 mod json;
 mod plain;
 mod pre;
@@ -26,9 +28,9 @@ pub use check::TokenizerCheck;
 
 use serde::Deserialize;
 
-use self::sources::{Bytes, Files};
+use self::{files::TokenizerFiles, sources::TokenizerBytes};
 use super::ConvertError;
-use crate::gguf::{Array, Strings, Value};
+use crate::gguf::{GgufArray, GgufValue, StringArray};
 
 /// A vocabulary of ten million is a mistake.
 const MAX_TOKENS: u64 = 4 << 20;
@@ -94,13 +96,13 @@ struct Vocabulary {
     merges: Vec<String>,
     add_space_prefix: Option<bool>,
     /// More keys, without their common beginning.
-    extra: Vec<(&'static str, Value)>,
+    extra: Vec<(&'static str, GgufValue)>,
 }
 
 /// A tokenizer as metadata; the default is none.
 #[derive(Debug, Default)]
-pub(super) struct Tokenizer {
-    keys: Vec<(String, Value)>,
+pub(super) struct TokenizerMetadata {
+    keys: Vec<(String, GgufValue)>,
     pre: Vec<&'static str>,
     /// Whether the structure of the first pre-tokenizer is that of the checkpoint's.
     pub(super) is_known: bool,
@@ -110,39 +112,39 @@ pub(super) struct Tokenizer {
 }
 
 /// The tokenizer in a folder, with `rows` tokens: as many as the embedding has rows.
-pub(super) fn read(folder: &Path, rows: u64, notes: &mut Vec<String>) -> Result<Tokenizer, ConvertError> {
-    let bytes = Bytes::read(folder)?;
-    let mut files = Files::read(folder, &bytes, notes)?;
+pub(super) fn read(folder: &Path, rows: u64, notes: &mut Vec<String>) -> Result<TokenizerMetadata, ConvertError> {
+    let bytes = TokenizerBytes::read(folder)?;
+    let mut files = TokenizerFiles::read(folder, &bytes, notes)?;
     let mut vocabulary = files.vocabulary(notes)?;
     // What is written from here on takes as much memory as this.
     if let Some(json) = &mut files.json {
-        json.model = json::Model::default();
+        json.model = json::TokenizerModel::default();
     }
     vocabulary.fit(rows)?;
     let mut keys = Vec::new();
-    let mut put = |key: &str, value: Value| keys.push((format!("tokenizer.ggml.{key}"), value));
-    put("model", Value::String(vocabulary.model.to_owned()));
+    let mut put = |key: &str, value: GgufValue| keys.push((format!("tokenizer.ggml.{key}"), value));
+    put("model", GgufValue::String(vocabulary.model.to_owned()));
     put(
         "pre",
-        Value::String(vocabulary.pre.first().copied().unwrap_or("default").to_owned()),
+        GgufValue::String(vocabulary.pre.first().copied().unwrap_or("default").to_owned()),
     );
     let special = special::metadata(&files, &vocabulary, notes);
-    let tokens: Strings = vocabulary.tokens.iter().map(|(text, _)| text).collect();
+    let tokens: StringArray = vocabulary.tokens.iter().map(|(text, _)| text).collect();
     let types = vocabulary.tokens.iter().map(|(_, kind)| *kind as i32).collect();
     vocabulary.tokens = Vec::new();
-    put("tokens", Value::Array(Array::String(tokens)));
+    put("tokens", GgufValue::Array(GgufArray::String(tokens)));
     if let Some(scores) = vocabulary.scores {
-        put("scores", Value::Array(Array::F32(scores)));
+        put("scores", GgufValue::Array(GgufArray::F32(scores)));
     }
-    put("token_type", Value::Array(Array::I32(types)));
+    put("token_type", GgufValue::Array(GgufArray::I32(types)));
     if !vocabulary.merges.is_empty() {
         put(
             "merges",
-            Value::Array(Array::String(vocabulary.merges.iter().collect())),
+            GgufValue::Array(GgufArray::String(vocabulary.merges.iter().collect())),
         );
     }
     if let Some(flag) = vocabulary.add_space_prefix {
-        put("add_space_prefix", Value::Bool(flag));
+        put("add_space_prefix", GgufValue::Bool(flag));
     }
     for (key, value) in vocabulary.extra {
         put(key, value);
@@ -154,7 +156,7 @@ pub(super) fn read(folder: &Path, rows: u64, notes: &mut Vec<String>) -> Result<
     }
     keys.extend(special.own);
     keys.extend(template::metadata(folder, &files.config)?);
-    Ok(Tokenizer {
+    Ok(TokenizerMetadata {
         keys,
         pre: vocabulary.pre,
         is_known: vocabulary.is_known,
@@ -163,9 +165,9 @@ pub(super) fn read(folder: &Path, rows: u64, notes: &mut Vec<String>) -> Result<
     })
 }
 
-impl Tokenizer {
+impl TokenizerMetadata {
     /// The keys of a file.
-    pub(super) fn keys(&self) -> &[(String, Value)] {
+    pub(super) fn keys(&self) -> &[(String, GgufValue)] {
         &self.keys
     }
 
@@ -181,13 +183,13 @@ impl Tokenizer {
         };
         let key = "tokenizer.ggml.pre";
         if let Some((_, value)) = self.keys.iter_mut().find(|(other, _)| other == key) {
-            *value = Value::String((*name).to_owned());
+            *value = GgufValue::String((*name).to_owned());
         }
         // Some of them put a token in front of texts unless they are told not to.
         let key = "tokenizer.ggml.add_bos_token";
         self.keys.retain(|(other, _)| self.begins.is_none() || other != key);
         if let Some(begins) = self.begins.filter(|_| pre::adds_bos(name)) {
-            self.keys.push((key.to_owned(), Value::Bool(begins)));
+            self.keys.push((key.to_owned(), GgufValue::Bool(begins)));
         }
     }
 
@@ -202,7 +204,7 @@ impl Tokenizer {
     }
 }
 
-impl Files<'_> {
+impl TokenizerFiles<'_> {
     fn vocabulary(&self, notes: &mut Vec<String>) -> Result<Vocabulary, ConvertError> {
         if let Some(model) = &self.sentencepiece {
             return sentencepiece::from_model(self, model);

@@ -6,10 +6,10 @@ use std::{borrow::Cow, collections::HashMap};
 use serde_json::{Value as Json, json};
 
 use super::{
-    Added, MAX_TOKENS,
-    json::{Merges, Model, TokenizerJson, Vocab, split_merge},
+    Added, MAX_TOKENS, byte_level,
+    files::TokenizerFiles,
+    json::{Merges, TokenizerJson, TokenizerModel, Vocab, split_merge},
     pre,
-    sources::Files,
 };
 use crate::convert::ConvertError;
 
@@ -17,10 +17,10 @@ use crate::convert::ConvertError;
 const KINDS: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
 
 /// A tokenizer of `vocab.json` and `merges.txt`.
-pub(super) fn byte_level<'a>(
+pub(super) fn from_merges<'a>(
     vocab: &'a [u8],
     merges: &'a str,
-    files: &mut Files<'_>,
+    files: &mut TokenizerFiles<'_>,
     notes: &mut Vec<String>,
 ) -> Result<TokenizerJson<'a>, ConvertError> {
     let wrong = |error: String| ConvertError::Tokenizer(format!("its vocab.json or merges.txt is malformed: {error}"));
@@ -32,7 +32,7 @@ pub(super) fn byte_level<'a>(
     }
     let class = files.config.get("tokenizer_class").and_then(Json::as_str);
     let class = class.unwrap_or_default().trim_end_matches("Fast").to_owned();
-    let default = |files: &mut Files<'_>, kind: &str, text: &str| {
+    let default = |files: &mut TokenizerFiles<'_>, kind: &str, text: &str| {
         files
             .config
             .entry(format!("{kind}_token"))
@@ -44,12 +44,12 @@ pub(super) fn byte_level<'a>(
         .and_then(Json::as_bool)
         .unwrap_or(false);
     let mut found = TokenizerJson {
-        decoder: byte_level_decoder(),
-        model: Model {
+        decoder: byte_level::decoder(),
+        model: TokenizerModel {
             kind: Some("BPE".to_owned()),
             vocab,
             merges: Some(Merges(pairs)),
-            ..Model::default()
+            ..TokenizerModel::default()
         },
         ..TokenizerJson::default()
     };
@@ -100,13 +100,11 @@ pub(super) fn byte_level<'a>(
     Ok(found)
 }
 
-/// Makes bytes of a byte-level vocabulary's letters again.
-pub(super) fn byte_level_decoder() -> Json {
-    json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true})
-}
-
 /// A tokenizer of `vocab.txt`: a token a line, its id being the line's number.
-pub(super) fn word_piece<'a>(words: &'a str, files: &mut Files<'_>) -> Result<TokenizerJson<'a>, ConvertError> {
+pub(super) fn from_words<'a>(
+    words: &'a str,
+    files: &mut TokenizerFiles<'_>,
+) -> Result<TokenizerJson<'a>, ConvertError> {
     let ids = words
         .lines()
         .enumerate()
@@ -138,12 +136,12 @@ pub(super) fn word_piece<'a>(words: &'a str, files: &mut Files<'_>) -> Result<To
                            "strip_accents": flag("strip_accents")}),
         pre_tokenizer: json!({"type": "BertPreTokenizer"}),
         decoder: json!({"type": "WordPiece", "prefix": "##", "cleanup": true}),
-        model: Model {
+        model: TokenizerModel {
             kind: Some("WordPiece".to_owned()),
             vocab: Vocab::Ids(ids),
             unk_token: files.special("unk").map(str::to_owned),
             continuing_subword_prefix: Some("##".to_owned()),
-            ..Model::default()
+            ..TokenizerModel::default()
         },
         ..TokenizerJson::default()
     };
@@ -152,34 +150,12 @@ pub(super) fn word_piece<'a>(words: &'a str, files: &mut Files<'_>) -> Result<To
         files.special("cls").unwrap_or_default(),
         files.special("sep").unwrap_or_default(),
     );
-    found.post_processor = template(&found, cls, sep, &[cls, "A", sep], &[cls, "A", sep, "B", sep])?;
+    found.post_processor = found.template(cls, sep, &[cls, "A", sep], &[cls, "A", sep, "B", sep])?;
     Ok(found)
 }
 
-/// A post-processor that puts two special tokens around texts, and between two.
-pub(super) fn template(
-    json: &TokenizerJson<'_>,
-    first: &str,
-    last: &str,
-    single: &[&str],
-    pair: &[&str],
-) -> Result<Json, ConvertError> {
-    let item = |text: &&str| match *text {
-        "A" | "B" => json!({"Sequence": {"id": text, "type_id": 0}}),
-        text => json!({"SpecialToken": {"id": text, "type_id": 0}}),
-    };
-    let items = |list: &[&str]| Json::Array(list.iter().map(item).collect());
-    let token = |text: &str| Ok::<_, ConvertError>(json!({"id": text, "ids": [json.id(text)?], "tokens": [text]}));
-    Ok(json!({
-        "type": "TemplateProcessing",
-        "single": items(single),
-        "pair": items(pair),
-        "special_tokens": {first: token(first)?, last: token(last)?},
-    }))
-}
-
 /// Tokens that other files add: those of `added_tokens.json`, of `tokenizer_config.json`, and special ones.
-fn add_tokens(json: &mut TokenizerJson<'_>, files: &Files<'_>) -> Result<(), ConvertError> {
+fn add_tokens(json: &mut TokenizerJson<'_>, files: &TokenizerFiles<'_>) -> Result<(), ConvertError> {
     let ids: HashMap<&str, u64> = json.model.ids()?.collect();
     let of_config = files.added_by_config();
     let mut added: HashMap<String, Added> = of_config.into_iter().map(|token| (token.text.clone(), token)).collect();
@@ -200,21 +176,4 @@ fn add_tokens(json: &mut TokenizerJson<'_>, files: &Files<'_>) -> Result<(), Con
     json.added = added.into_values().collect();
     json.added.sort_by_key(|token| token.id);
     Ok(())
-}
-
-impl TokenizerJson<'_> {
-    /// The id of a token.
-    fn id(&self, text: &str) -> Result<u64, ConvertError> {
-        let added = self.added.iter().find(|token| token.text == text).map(|token| token.id);
-        let in_model = || {
-            self.model
-                .ids()
-                .ok()?
-                .find(|(token, _)| *token == text)
-                .map(|(_, id)| id)
-        };
-        added
-            .or_else(in_model)
-            .ok_or_else(|| ConvertError::Tokenizer(format!("the special token {text:?} is not in its vocabulary")))
-    }
 }

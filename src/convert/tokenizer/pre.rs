@@ -6,46 +6,30 @@ use serde_json::Value as Json;
 
 use super::{
     json::TokenizerJson,
-    pre_families::{FAMILIES, Family},
+    pre_families::{FAMILIES, PreTokenizerFamily, PreTokenizerStep},
 };
 
 pub(super) use super::pre_families::QWEN2;
 
-/// One step of a pre-tokenizer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step<'a> {
-    /// What fits the expression is a word of its own.
-    Split(&'a str),
-    /// Every digit is a word.
-    Digits,
-    /// Digits are words of their own.
-    DigitRuns,
-    /// Signs that follow each other are a word.
-    Punctuation,
-    /// The expression of GPT-2.
-    Gpt2,
-    Other,
-}
-
 /// Names to try, the likeliest first.
 #[derive(Debug)]
-pub(super) struct Candidates {
+pub(super) struct PreTokenizerCandidates {
     pub(super) names: Vec<&'static str>,
     /// Whether the first is one with the same structure. If not, only a comparison with the engine can choose.
     pub(super) is_known: bool,
 }
 
 /// Pre-tokenizers for a tokenizer that llama.cpp's converter does not know: those with the same structure, then the others.
-pub(super) fn candidates(json: &TokenizerJson<'_>) -> Candidates {
+pub(super) fn candidates(json: &TokenizerJson<'_>) -> PreTokenizerCandidates {
     let mut patterns = Vec::new();
     collect(&json.pre_tokenizer, 0, &mut patterns);
-    let steps: Vec<Step<'_>> = patterns.iter().map(Found::step).collect();
+    let steps: Vec<PreTokenizerStep<'_>> = patterns.iter().map(RespelledStep::step).collect();
     let ignores_merges = json.model.ignore_merges == Some(true);
-    let fits = |family: &&Family| family.steps == steps.as_slice();
-    let mut families: Vec<&Family> = FAMILIES.iter().collect();
+    let fits = |family: &&PreTokenizerFamily| family.steps == steps.as_slice();
+    let mut families: Vec<&PreTokenizerFamily> = FAMILIES.iter().collect();
     // Of those with the same expression, only one takes whole words that are tokens as they are.
     families.sort_by_key(|family| (!fits(family), family.ignores_merges != ignores_merges));
-    Candidates {
+    PreTokenizerCandidates {
         is_known: families.first().is_some_and(fits),
         names: {
             let mut seen = HashSet::new();
@@ -61,21 +45,21 @@ pub(super) fn adds_bos(name: &str) -> bool {
 }
 
 /// A step with its expression spelled as in the table.
-enum Found<'a> {
+enum RespelledStep<'a> {
     Split(Cow<'a, str>),
-    Other(Step<'static>),
+    Other(PreTokenizerStep<'static>),
 }
 
-impl Found<'_> {
-    fn step(&self) -> Step<'_> {
+impl RespelledStep<'_> {
+    fn step(&self) -> PreTokenizerStep<'_> {
         match self {
-            Self::Split(pattern) => Step::Split(pattern),
+            Self::Split(pattern) => PreTokenizerStep::Split(pattern),
             Self::Other(step) => step.clone(),
         }
     }
 }
 
-fn collect<'a>(step: &'a Json, depth: u32, out: &mut Vec<Found<'a>>) {
+fn collect<'a>(step: &'a Json, depth: u32, out: &mut Vec<RespelledStep<'a>>) {
     /// More than any known pre-tokenizer has.
     const MAX_STEPS: usize = 16;
     if out.len() == MAX_STEPS {
@@ -94,17 +78,19 @@ fn collect<'a>(step: &'a Json, depth: u32, out: &mut Vec<Found<'a>>) {
             return;
         }
         Some("Split") => match text("/pattern/Regex") {
-            Some(pattern) if is_isolated => Found::Split(spelled(pattern)),
-            _ => Found::Other(Step::Other),
+            Some(pattern) if is_isolated => RespelledStep::Split(spelled(pattern)),
+            _ => RespelledStep::Other(PreTokenizerStep::Other),
         },
-        Some("Digits") if flag("individual_digits", false) => Found::Other(Step::Digits),
-        Some("Digits") => Found::Other(Step::DigitRuns),
-        Some("Punctuation") if text("/behavior") == Some("Contiguous") => Found::Other(Step::Punctuation),
-        Some("ByteLevel") if flag("add_prefix_space", false) => Found::Other(Step::Other),
-        Some("ByteLevel") if flag("use_regex", true) => Found::Other(Step::Gpt2),
+        Some("Digits") if flag("individual_digits", false) => RespelledStep::Other(PreTokenizerStep::Digits),
+        Some("Digits") => RespelledStep::Other(PreTokenizerStep::DigitRuns),
+        Some("Punctuation") if text("/behavior") == Some("Contiguous") => {
+            RespelledStep::Other(PreTokenizerStep::Punctuation)
+        }
+        Some("ByteLevel") if flag("add_prefix_space", false) => RespelledStep::Other(PreTokenizerStep::Other),
+        Some("ByteLevel") if flag("use_regex", true) => RespelledStep::Other(PreTokenizerStep::Gpt2),
         // Without its expression it only turns bytes into letters, which the engine always does.
         Some("ByteLevel") => return,
-        _ => Found::Other(Step::Other),
+        _ => RespelledStep::Other(PreTokenizerStep::Other),
     });
 }
 
@@ -154,7 +140,7 @@ mod tests {
         ] {
             let family = FAMILIES.iter().find(|family| family.name == name).unwrap();
             let patterns = family.steps.iter().filter_map(|step| match step {
-                Step::Split(pattern) => Some(*pattern),
+                PreTokenizerStep::Split(pattern) => Some(*pattern),
                 _ => None,
             });
             let mut all: String = patterns.collect();
@@ -193,12 +179,12 @@ mod tests {
         for family in FAMILIES {
             let steps = family.steps.iter().map(|step| match step {
                 // As some files spell it.
-                Step::Split(pattern) => split(&pattern.replace(r"\r", "\r").replace(r"\n", "\n")),
-                Step::Digits => json!({"type": "Digits", "individual_digits": true}),
-                Step::DigitRuns => json!({"type": "Digits", "individual_digits": false}),
-                Step::Punctuation => json!({"type": "Punctuation", "behavior": "Contiguous"}),
-                Step::Gpt2 => level(true),
-                Step::Other => unreachable!("no family has an unknown step"),
+                PreTokenizerStep::Split(pattern) => split(&pattern.replace(r"\r", "\r").replace(r"\n", "\n")),
+                PreTokenizerStep::Digits => json!({"type": "Digits", "individual_digits": true}),
+                PreTokenizerStep::DigitRuns => json!({"type": "Digits", "individual_digits": false}),
+                PreTokenizerStep::Punctuation => json!({"type": "Punctuation", "behavior": "Contiguous"}),
+                PreTokenizerStep::Gpt2 => level(true),
+                PreTokenizerStep::Other => unreachable!("no family has an unknown step"),
             });
             let steps = sequence(steps.chain([level(false)]).collect());
             let model = json!({"ignore_merges": family.ignores_merges});

@@ -1,7 +1,23 @@
 //! Pre-tokenizers of families that llama.cpp knows, as the steps of their `tokenizer.json`. Facts of llama.cpp (MIT) and of
 //! the published files. Line ends are spelled `\r` and `\n`, contractions with `(?i:`, however the file has them.
 
-use super::pre::Step::{self, DigitRuns, Digits, Gpt2, Punctuation, Split};
+use PreTokenizerStep::{DigitRuns, Digits, Gpt2, Punctuation, Split};
+
+/// One step of a pre-tokenizer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum PreTokenizerStep<'a> {
+    /// What fits the expression is a word of its own.
+    Split(&'a str),
+    /// Every digit is a word.
+    Digits,
+    /// Digits are words of their own.
+    DigitRuns,
+    /// Signs that follow each other are a word.
+    Punctuation,
+    /// The expression of GPT-2.
+    Gpt2,
+    Other,
+}
 
 /// What the step of GPT-2 stands for, spelled out.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -32,17 +48,17 @@ const DEEPSEEK_CJK: &str = r"[一-龥ࠀ-一가-퟿]+";
 
 /// One pre-tokenizer.
 #[derive(Debug)]
-pub(super) struct Family {
+pub(super) struct PreTokenizerFamily {
     pub(super) name: &'static str,
-    pub(super) steps: &'static [Step<'static>],
+    pub(super) steps: &'static [PreTokenizerStep<'static>],
     /// It takes words that are tokens as they are, whatever the merges say.
     pub(super) ignores_merges: bool,
     /// Texts begin with a token unless the file says otherwise.
     pub(super) adds_bos: bool,
 }
 
-const fn family(name: &'static str, steps: &'static [Step<'static>]) -> Family {
-    Family {
+const fn family(name: &'static str, steps: &'static [PreTokenizerStep<'static>]) -> PreTokenizerFamily {
+    PreTokenizerFamily {
         name,
         steps,
         ignores_merges: false,
@@ -50,8 +66,12 @@ const fn family(name: &'static str, steps: &'static [Step<'static>]) -> Family {
     }
 }
 
-const fn ignoring(name: &'static str, steps: &'static [Step<'static>], adds_bos: bool) -> Family {
-    Family {
+const fn ignoring(
+    name: &'static str,
+    steps: &'static [PreTokenizerStep<'static>],
+    adds_bos: bool,
+) -> PreTokenizerFamily {
+    PreTokenizerFamily {
         name,
         steps,
         ignores_merges: true,
@@ -61,7 +81,7 @@ const fn ignoring(name: &'static str, steps: &'static [Step<'static>], adds_bos:
 
 /// The most usual first: where no structure fits, they are tried in this order. Of several names for the same pre-tokenizer
 /// there is one here.
-pub(super) const FAMILIES: &[Family] = &[
+pub(super) const FAMILIES: &[PreTokenizerFamily] = &[
     ignoring("llama-bpe", &[Split(LLAMA3)], true),
     family("smaug-bpe", &[Split(LLAMA3)]),
     family("qwen2", &[Split(QWEN2)]),

@@ -19,7 +19,7 @@ use tokenizers::{
 
 use super::{
     Added, check,
-    json::{Model, TokenizerJson, Vocab},
+    json::{TokenizerJson, TokenizerModel, Vocab},
     pre_hashes::{BY_HASH, TEXT},
 };
 use crate::{convert::ConvertError, stdx::hex};
@@ -107,7 +107,7 @@ fn step<T: DeserializeOwned>(what: &str, json: &Json) -> Result<Option<T>, Conve
         .map_err(|error| ConvertError::Tokenizer(format!("its {what} is not one that is known: {error}")))
 }
 
-fn model(model: &Model<'_>) -> Result<ModelWrapper, ConvertError> {
+fn model(model: &TokenizerModel<'_>) -> Result<ModelWrapper, ConvertError> {
     let wrong = |error: tokenizers::Error| ConvertError::Tokenizer(format!("its vocabulary does not load: {error}"));
     match model.kind() {
         "BPE" => Ok(bpe(model)?.into()),
@@ -139,7 +139,7 @@ fn model(model: &Model<'_>) -> Result<ModelWrapper, ConvertError> {
     }
 }
 
-fn ids(model: &Model<'_>) -> Result<bpe::Vocab, ConvertError> {
+fn ids(model: &TokenizerModel<'_>) -> Result<bpe::Vocab, ConvertError> {
     model
         .ids()?
         .map(|(text, id)| {
@@ -150,7 +150,7 @@ fn ids(model: &Model<'_>) -> Result<bpe::Vocab, ConvertError> {
         .collect()
 }
 
-fn bpe(model: &Model<'_>) -> Result<BPE, ConvertError> {
+fn bpe(model: &TokenizerModel<'_>) -> Result<BPE, ConvertError> {
     let vocab = ids(model)?;
     let prefix = model.continuing_subword_prefix.clone().unwrap_or_default();
     let merges = model.merges()?;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::Value as Json;
 
-use super::{Added, Files, TokenType, Vocabulary, json::TokenizerJson, looks_special, texts_by_id};
+use super::{Added, TokenType, TokenizerFiles, Vocabulary, json::TokenizerJson, looks_special, texts_by_id};
 use crate::convert::ConvertError;
 
 /// What a space is in a vocabulary.
@@ -19,8 +19,8 @@ const MAX_PIECES: usize = 4 << 20;
 
 /// The parts of a `ModelProto` that matter here.
 #[derive(Debug)]
-pub(super) struct SentencePiece<'a> {
-    pub(super) pieces: Vec<Piece<'a>>,
+pub(super) struct SentencePieceModel<'a> {
+    pub(super) pieces: Vec<ProtoPiece<'a>>,
     /// `trainer_spec.model_type`.
     kind: u64,
     pub(super) add_dummy_prefix: bool,
@@ -30,15 +30,15 @@ pub(super) struct SentencePiece<'a> {
 
 /// A piece of a `ModelProto`.
 #[derive(Debug)]
-pub(super) struct Piece<'a> {
+pub(super) struct ProtoPiece<'a> {
     pub(super) text: &'a [u8],
     pub(super) score: f32,
-    pub(super) kind: PieceKind,
+    pub(super) kind: ProtoPieceType,
 }
 
-/// `SentencePiece.Type`.
+/// `SentencePieceModel.Type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum PieceKind {
+pub(super) enum ProtoPieceType {
     Normal,
     Unknown,
     Control,
@@ -47,7 +47,7 @@ pub(super) enum PieceKind {
     Byte,
 }
 
-impl SentencePiece<'_> {
+impl SentencePieceModel<'_> {
     pub(super) fn is_unigram(&self) -> bool {
         self.kind == 1
     }
@@ -58,18 +58,21 @@ impl SentencePiece<'_> {
 }
 
 /// The vocabulary of a `tokenizer.model` of BPE.
-pub(super) fn from_model(files: &Files<'_>, model: &SentencePiece<'_>) -> Result<Vocabulary, ConvertError> {
+pub(super) fn from_model(
+    files: &TokenizerFiles<'_>,
+    model: &SentencePieceModel<'_>,
+) -> Result<Vocabulary, ConvertError> {
     let pieces = &model.pieces;
     let mut tokens: Vec<(Vec<u8>, TokenType)> = Vec::with_capacity(pieces.len());
     let mut scores = Vec::with_capacity(pieces.len());
     for piece in pieces {
         let kind = match piece.kind {
-            PieceKind::Unknown => TokenType::Unknown,
-            PieceKind::Control => TokenType::Control,
-            PieceKind::Unused => TokenType::Unused,
-            PieceKind::Byte => TokenType::Byte,
+            ProtoPieceType::Unknown => TokenType::Unknown,
+            ProtoPieceType::Control => TokenType::Control,
+            ProtoPieceType::Unused => TokenType::Unused,
+            ProtoPieceType::Byte => TokenType::Byte,
             // `tokenizer_config.json` says which those are that users defined.
-            PieceKind::Normal | PieceKind::UserDefined => TokenType::Normal,
+            ProtoPieceType::Normal | ProtoPieceType::UserDefined => TokenType::Normal,
         };
         tokens.push((piece.text.to_vec(), kind));
         scores.push(piece.score);
@@ -199,8 +202,8 @@ fn prepends_space(json: &TokenizerJson<'_>) -> bool {
 }
 
 /// Reads the parts of a `ModelProto` that matter here. `None` if it is not one.
-pub(super) fn parse(bytes: &[u8]) -> Option<SentencePiece<'_>> {
-    let mut model = SentencePiece {
+pub(super) fn parse(bytes: &[u8]) -> Option<SentencePieceModel<'_>> {
+    let mut model = SentencePieceModel {
         pieces: Vec::new(),
         kind: 1,
         add_dummy_prefix: true,
@@ -236,11 +239,11 @@ pub(super) fn parse(bytes: &[u8]) -> Option<SentencePiece<'_>> {
     (!model.pieces.is_empty()).then_some(model)
 }
 
-fn parse_piece(bytes: &[u8]) -> Option<Piece<'_>> {
-    let mut piece = Piece {
+fn parse_piece(bytes: &[u8]) -> Option<ProtoPiece<'_>> {
+    let mut piece = ProtoPiece {
         text: &[],
         score: 0.0,
-        kind: PieceKind::Normal,
+        kind: ProtoPieceType::Normal,
     };
     for field in Fields(bytes) {
         match field? {
@@ -248,12 +251,12 @@ fn parse_piece(bytes: &[u8]) -> Option<Piece<'_>> {
             (2, Field::Fixed32(bits)) => piece.score = f32::from_bits(bits),
             (3, Field::Varint(kind)) => {
                 piece.kind = match kind {
-                    2 => PieceKind::Unknown,
-                    3 => PieceKind::Control,
-                    4 => PieceKind::UserDefined,
-                    5 => PieceKind::Unused,
-                    6 => PieceKind::Byte,
-                    _ => PieceKind::Normal,
+                    2 => ProtoPieceType::Unknown,
+                    3 => ProtoPieceType::Control,
+                    4 => ProtoPieceType::UserDefined,
+                    5 => ProtoPieceType::Unused,
+                    6 => ProtoPieceType::Byte,
+                    _ => ProtoPieceType::Normal,
                 }
             }
             _ => {}
@@ -337,13 +340,13 @@ mod tests {
         assert_eq!((model.pieces.len(), model.kind, model.add_dummy_prefix), (292, 2, true));
         assert_eq!(
             (model.pieces[0].text, model.pieces[0].kind),
-            (&b"<unk>"[..], PieceKind::Unknown)
+            (&b"<unk>"[..], ProtoPieceType::Unknown)
         );
         assert_eq!(
             (model.pieces[13].text, model.pieces[13].kind),
-            (&b"<0x0A>"[..], PieceKind::Byte)
+            (&b"<0x0A>"[..], ProtoPieceType::Byte)
         );
-        let vocabulary = from_model(&Files::default(), &model).unwrap();
+        let vocabulary = from_model(&TokenizerFiles::default(), &model).unwrap();
         assert_eq!(vocabulary.add_space_prefix, None);
         assert_eq!(vocabulary.tokens[1], (b"<s>".to_vec(), TokenType::Control));
         assert_eq!(vocabulary.scores.unwrap().len(), 292);

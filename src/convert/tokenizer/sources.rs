@@ -2,21 +2,12 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value as Json};
-
-use super::{
-    Added,
-    json::TokenizerJson,
-    plain,
-    reference::Reference,
-    sentencepiece::{self, SentencePiece},
-    tekken, unigram,
-};
+use super::{files::TokenizerFiles, json::TokenizerJson, plain, reference::Reference, sentencepiece, tekken, unigram};
 use crate::convert::{ConvertError, files};
 
 /// The bytes of the file with the vocabulary, from which what was read of it borrows.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(super) enum VocabularySource {
     /// `tokenizer.json`.
     Json(Vec<u8>),
     /// `tekken.json`, Mistral's own.
@@ -29,49 +20,32 @@ pub(super) enum Source {
     None,
 }
 
-/// What a checkpoint says of its tokenizer.
-#[derive(Debug, Default)]
-pub(super) struct Files<'a> {
-    /// `tokenizer.json`, or what stands for it.
-    pub(super) json: Option<TokenizerJson<'a>>,
-    /// What the reference implementation makes of it.
-    pub(super) reference: Reference,
-    /// `tokenizer.model`, if it is a model of BPE.
-    pub(super) sentencepiece: Option<SentencePiece<'a>>,
-    /// `tokenizer_config.json`.
-    pub(super) config: Map<String, Json>,
-    /// `added_tokens.json`.
-    pub(super) added: Map<String, Json>,
-    pub(super) generation: Map<String, Json>,
-    pub(super) model: Map<String, Json>,
-}
-
-/// All bytes that [`Files`] borrows from.
+/// All bytes that [`TokenizerFiles`] borrows from.
 #[derive(Debug)]
-pub(super) struct Bytes {
-    source: Source,
+pub(super) struct TokenizerBytes {
+    source: VocabularySource,
     /// `tokenizer.model`, or the name that XLM-RoBERTa has for it.
     sentencepiece: Option<Vec<u8>>,
     has_xlm_name: bool,
 }
 
-impl Bytes {
+impl TokenizerBytes {
     pub(super) fn read(folder: &Path) -> Result<Self, ConvertError> {
         let file = |name: &str| files::read_if_there(&folder.join(name), files::MAX_TOKENIZER_BYTES);
         let text = |name: &str| files::text_if_there(&folder.join(name));
         let source = if let Some(bytes) = file("tokenizer.json")? {
-            Source::Json(bytes)
+            VocabularySource::Json(bytes)
         } else if let Some(bytes) = file("tekken.json")? {
-            Source::Tekken(bytes)
+            VocabularySource::Tekken(bytes)
         } else if let (Some(vocab), Some(merges)) = (file("vocab.json")?, text("merges.txt")?) {
-            Source::Merges { vocab, merges }
+            VocabularySource::Merges { vocab, merges }
         } else if let Some(words) = text("vocab.txt")? {
-            Source::Words(words)
+            VocabularySource::Words(words)
         } else {
-            Source::None
+            VocabularySource::None
         };
         let mut sentencepiece = file("tokenizer.model")?;
-        let has_xlm_name = sentencepiece.is_none() && matches!(source, Source::None);
+        let has_xlm_name = sentencepiece.is_none() && matches!(source, VocabularySource::None);
         if has_xlm_name {
             sentencepiece = file("sentencepiece.bpe.model")?;
         }
@@ -83,8 +57,12 @@ impl Bytes {
     }
 }
 
-impl<'a> Files<'a> {
-    pub(super) fn read(folder: &Path, bytes: &'a Bytes, notes: &mut Vec<String>) -> Result<Self, ConvertError> {
+impl<'a> TokenizerFiles<'a> {
+    pub(super) fn read(
+        folder: &Path,
+        bytes: &'a TokenizerBytes,
+        notes: &mut Vec<String>,
+    ) -> Result<Self, ConvertError> {
         let object =
             |name: &str| Ok::<_, ConvertError>(files::object_if_there(&folder.join(name))?.unwrap_or_default());
         let mut found = Self {
@@ -99,11 +77,11 @@ impl<'a> Files<'a> {
             found.config.entry(key).or_insert(value);
         }
         found.json = match &bytes.source {
-            Source::Json(bytes) => Some(TokenizerJson::parse(bytes)?),
-            Source::Tekken(bytes) => Some(tekken::read(bytes, &mut found.config)?),
-            Source::Merges { vocab, merges } => Some(plain::byte_level(vocab, merges, &mut found, notes)?),
-            Source::Words(words) => Some(plain::word_piece(words, &mut found)?),
-            Source::None => None,
+            VocabularySource::Json(bytes) => Some(TokenizerJson::parse(bytes)?),
+            VocabularySource::Tekken(bytes) => Some(tekken::read(bytes, &mut found.config)?),
+            VocabularySource::Merges { vocab, merges } => Some(plain::from_merges(vocab, merges, &mut found, notes)?),
+            VocabularySource::Words(words) => Some(plain::from_words(words, &mut found)?),
+            VocabularySource::None => None,
         };
         if let Some(proto) = bytes.sentencepiece.as_deref() {
             match sentencepiece::parse(proto) {
@@ -115,13 +93,13 @@ impl<'a> Files<'a> {
                 }
                 Some(_) => {
                     return Err(ConvertError::Tokenizer(
-                        "the model of SentencePiece is neither BPE nor unigram; choose a repository with GGUF files"
+                        "the model of SentencePieceModel is neither BPE nor unigram; choose a repository with GGUF files"
                             .to_owned(),
                     ));
                 }
                 None => {
                     return Err(ConvertError::Tokenizer(
-                        "its tokenizer.model is not one of SentencePiece; choose a repository with GGUF files"
+                        "its tokenizer.model is not one of SentencePieceModel; choose a repository with GGUF files"
                             .to_owned(),
                     ));
                 }
@@ -131,32 +109,5 @@ impl<'a> Files<'a> {
             found.reference = Reference::ask(json)?;
         }
         Ok(found)
-    }
-
-    /// Tokens that `tokenizer.json` added to its vocabulary.
-    pub(super) fn added_by_json(&self) -> &[Added] {
-        self.json.as_ref().map_or(&[], |json| &json.added)
-    }
-
-    /// Tokens that `tokenizer_config.json` added, which old slow tokenizers had there alone.
-    pub(super) fn added_by_config(&self) -> Vec<Added> {
-        let list = self.config.get("added_tokens_decoder").and_then(Json::as_object);
-        list.into_iter()
-            .flatten()
-            .filter_map(|(id, token)| {
-                let token: Added = serde_json::from_value(token.clone()).ok()?;
-                Some(Added {
-                    id: id.parse().ok()?,
-                    ..token
-                })
-            })
-            .collect()
-    }
-
-    /// The text of a kind of special token, as `bos`.
-    pub(super) fn special(&self, kind: &str) -> Option<&str> {
-        let entry = self.config.get(&format!("{kind}_token"))?;
-        let text = entry.as_str().or_else(|| entry.get("content")?.as_str());
-        text.filter(|text| !text.is_empty())
     }
 }

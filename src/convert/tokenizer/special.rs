@@ -1,11 +1,11 @@
-//! Special tokens: their ids, which of them frame a text, and which of them end an answer.
+//! SpecialTokenKeys tokens: their ids, which of them frame a text, and which of them end an answer.
 
 use std::collections::HashMap;
 
 use serde_json::Value as Json;
 
-use super::{Files, Vocabulary};
-use crate::gguf::{END_TOKENS_KEY, Value};
+use super::{TokenizerFiles, Vocabulary};
+use crate::gguf::{END_TOKENS_KEY, GgufValue};
 
 /// Names in `tokenizer_config.json` and in the container. The third is the container's own spelling.
 const KINDS: &[(&str, &str)] = &[
@@ -32,16 +32,16 @@ const MAX_ENDS: usize = 24;
 
 /// Keys of special tokens.
 #[derive(Debug)]
-pub(super) struct Special {
+pub(super) struct SpecialTokenKeys {
     /// Of the container, without their common beginning.
-    pub(super) ggml: Vec<(&'static str, Value)>,
+    pub(super) ggml: Vec<(&'static str, GgufValue)>,
     /// Of ours, for what the container has no room for.
-    pub(super) own: Vec<(String, Value)>,
+    pub(super) own: Vec<(String, GgufValue)>,
 }
 
 /// What was found so far.
 #[derive(Default)]
-struct Found {
+struct SpecialTokens {
     /// Texts by kind.
     texts: HashMap<&'static str, String>,
     /// Framing by kind.
@@ -52,8 +52,12 @@ struct Found {
 }
 
 /// The keys of special tokens.
-pub(super) fn metadata(files: &Files<'_>, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Special {
-    let mut found = Found::default();
+pub(super) fn metadata(
+    files: &TokenizerFiles<'_>,
+    vocabulary: &Vocabulary,
+    notes: &mut Vec<String>,
+) -> SpecialTokenKeys {
+    let mut found = SpecialTokens::default();
     for kind in ["bos", "eos", "unk", "sep", "pad", "mask", "cls"] {
         if let Some(text) = files.special(kind) {
             found.texts.insert(kind, text.to_owned());
@@ -76,14 +80,14 @@ pub(super) fn metadata(files: &Files<'_>, vocabulary: &Vocabulary, notes: &mut V
     }
     found.find_ids(files, vocabulary);
     let ends = found.find_ends(files, vocabulary, notes);
-    let own = (!ends.is_empty()).then(|| (END_TOKENS_KEY.to_owned(), Value::String(ends.join(","))));
-    Special {
+    let own = (!ends.is_empty()).then(|| (END_TOKENS_KEY.to_owned(), GgufValue::String(ends.join(","))));
+    SpecialTokenKeys {
         ggml: found.keys(),
         own: own.into_iter().collect(),
     }
 }
 
-impl Found {
+impl SpecialTokens {
     /// One kind's token has another's role as well.
     fn stand_in(&mut self, kind: &'static str, other: &'static str) {
         if !self.texts.contains_key(kind)
@@ -178,7 +182,7 @@ impl Found {
         }
     }
 
-    fn find_ids(&mut self, files: &Files<'_>, vocabulary: &Vocabulary) {
+    fn find_ids(&mut self, files: &TokenizerFiles<'_>, vocabulary: &Vocabulary) {
         let of_config = files.added_by_config();
         let added = || files.added_by_json().iter().chain(&of_config);
         let count = vocabulary.tokens.len() as u64;
@@ -200,7 +204,12 @@ impl Found {
 
     /// Every token that ends an answer, of all files that name some. The engine has room for three, and knows others by
     /// their texts; where there are more, all of them are returned.
-    fn find_ends(&mut self, files: &Files<'_>, vocabulary: &Vocabulary, notes: &mut Vec<String>) -> Vec<String> {
+    fn find_ends(
+        &mut self,
+        files: &TokenizerFiles<'_>,
+        vocabulary: &Vocabulary,
+        notes: &mut Vec<String>,
+    ) -> Vec<String> {
         let of_text = files.model.get("text_config").and_then(|text| text.get("eos_token_id"));
         let named = [
             files.generation.get("eos_token_id"),
@@ -240,21 +249,21 @@ impl Found {
         all.map(u64::to_string).collect()
     }
 
-    fn keys(self) -> Vec<(&'static str, Value)> {
+    fn keys(self) -> Vec<(&'static str, GgufValue)> {
         let ids = KINDS.iter().filter_map(|(kind, key)| {
             let id = u32::try_from(*self.ids.get(kind)?).ok()?;
-            Some((*key, Value::U32(id)))
+            Some((*key, GgufValue::U32(id)))
         });
         let frames = FRAMES
             .iter()
-            .filter_map(|(kind, key)| Some((*key, Value::Bool(*self.frames.get(kind)?))));
+            .filter_map(|(kind, key)| Some((*key, GgufValue::Bool(*self.frames.get(kind)?))));
         let normalizer = [
             ("normalizer.lowercase", self.lowercase),
             ("normalizer.strip_accents", self.strip_accents),
         ];
         let normalizer = normalizer
             .into_iter()
-            .filter_map(|(key, flag)| Some((key, Value::Bool(flag?))));
+            .filter_map(|(key, flag)| Some((key, GgufValue::Bool(flag?))));
         ids.chain(frames).chain(normalizer).collect()
     }
 }
@@ -269,15 +278,20 @@ mod tests {
     /// Stands for the key that is ours.
     const OWN: &str = "own";
 
-    fn keys(config: Json, json: Json, model: Json, generation: Json) -> (HashMap<&'static str, Value>, Vec<String>) {
+    fn keys(
+        config: Json,
+        json: Json,
+        model: Json,
+        generation: Json,
+    ) -> (HashMap<&'static str, GgufValue>, Vec<String>) {
         let object = |value: Json| value.as_object().cloned().unwrap_or_default();
         let text = json.to_string();
-        let files = Files {
+        let files = TokenizerFiles {
             json: Some(TokenizerJson::parse(text.as_bytes()).unwrap()),
             config: object(config),
             model: object(model),
             generation: object(generation),
-            ..Files::default()
+            ..TokenizerFiles::default()
         };
         let tokens = ["a", "<s>", "</s>", "<end>", "<more>", "<last>"];
         let vocabulary = Vocabulary {
@@ -306,12 +320,12 @@ mod tests {
             json!({"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 99}),
             json!({"eos_token_id": [3, 4, 5, 99]}),
         );
-        assert_eq!(keys["eos_token_id"], Value::U32(3));
-        assert_eq!(keys["eot_token_id"], Value::U32(4));
-        assert_eq!(keys["eom_token_id"], Value::U32(5));
-        assert_eq!(keys["bos_token_id"], Value::U32(1));
+        assert_eq!(keys["eos_token_id"], GgufValue::U32(3));
+        assert_eq!(keys["eot_token_id"], GgufValue::U32(4));
+        assert_eq!(keys["eom_token_id"], GgufValue::U32(5));
+        assert_eq!(keys["bos_token_id"], GgufValue::U32(1));
         assert!(!keys.contains_key("padding_token_id"), "it is out of range");
-        assert_eq!(keys[OWN], Value::String("3,4,5,2".to_owned()));
+        assert_eq!(keys[OWN], GgufValue::String("3,4,5,2".to_owned()));
         assert!(notes.is_empty(), "{notes:?}");
     }
 
@@ -340,8 +354,8 @@ mod tests {
             json!({}),
             json!({}),
         );
-        assert_eq!(found["add_bos_token"], Value::Bool(true));
-        assert_eq!(found["add_sep_token"], Value::Bool(false));
+        assert_eq!(found["add_bos_token"], GgufValue::Bool(true));
+        assert_eq!(found["add_sep_token"], GgufValue::Bool(false));
         assert!(!found.contains_key("add_eos_token"));
 
         let (found, _) = keys(
@@ -360,10 +374,10 @@ mod tests {
             json!({}),
             json!({}),
         );
-        assert_eq!(found["add_eos_token"], Value::Bool(true));
-        assert_eq!(found["eos_token_id"], Value::U32(3));
-        assert_eq!(found["eot_token_id"], Value::U32(2));
-        assert_eq!(found["add_sep_token"], Value::Bool(true));
+        assert_eq!(found["add_eos_token"], GgufValue::Bool(true));
+        assert_eq!(found["eos_token_id"], GgufValue::U32(3));
+        assert_eq!(found["eot_token_id"], GgufValue::U32(2));
+        assert_eq!(found["add_sep_token"], GgufValue::Bool(true));
 
         let (found, _) = keys(
             json!({"add_bos_token": false}),
@@ -374,12 +388,12 @@ mod tests {
         );
         assert_eq!(
             found["add_bos_token"],
-            Value::Bool(false),
+            GgufValue::Bool(false),
             "the configuration has the last word"
         );
-        assert_eq!(found["seperator_token_id"], Value::U32(2));
-        assert_eq!(found["bos_token_id"], Value::U32(1));
-        assert_eq!(found["normalizer.lowercase"], Value::Bool(true));
-        assert_eq!(found["normalizer.strip_accents"], Value::Bool(true));
+        assert_eq!(found["seperator_token_id"], GgufValue::U32(2));
+        assert_eq!(found["bos_token_id"], GgufValue::U32(1));
+        assert_eq!(found["normalizer.lowercase"], GgufValue::Bool(true));
+        assert_eq!(found["normalizer.strip_accents"], GgufValue::Bool(true));
     }
 }

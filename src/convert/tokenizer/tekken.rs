@@ -7,9 +7,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
 
 use super::{
-    Added, MAX_TOKENS,
-    json::{MAX_MERGES, Merges, Model, TokenizerJson, Vocab},
-    plain,
+    Added, MAX_TOKENS, byte_level,
+    json::{MAX_MERGES, Merges, TokenizerJson, TokenizerModel, Vocab},
 };
 use crate::convert::ConvertError;
 
@@ -95,7 +94,7 @@ pub(super) fn read(bytes: &[u8], config: &mut Map<String, Json>) -> Result<Token
     }
     let merges = merges(&ranked).ok_or_else(|| wrong("its tokens can be made in too many ways".to_owned()))?;
     let first = special.len() as u64;
-    let letters = letters();
+    let letters = byte_level::letters();
     let spelled = |bytes: &[u8]| Cow::Owned(bytes.iter().map(|byte| letters[usize::from(*byte)]).collect::<String>());
     let of_bytes = ranked.iter().zip(first..).map(|(bytes, id)| (spelled(bytes), id));
     let of_special = special.iter().zip(0..).map(|(text, id)| (Cow::Owned(text.clone()), id));
@@ -105,24 +104,24 @@ pub(super) fn read(bytes: &[u8], config: &mut Map<String, Json>) -> Result<Token
             {"type": "Split", "pattern": {"Regex": file.config.pattern}, "behavior": "Isolated", "invert": false},
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
         ]}),
-        decoder: plain::byte_level_decoder(),
+        decoder: byte_level::decoder(),
         added: special
             .iter()
             .zip(0..)
             .map(|(text, id)| Added::new(id, text, true))
             .collect(),
-        model: Model {
+        model: TokenizerModel {
             kind: Some("BPE".to_owned()),
             vocab: Vocab::Ids(of_special.chain(of_bytes).collect()),
             merges: Some(Merges(merges.collect())),
             ignore_merges: Some(true),
-            ..Model::default()
+            ..TokenizerModel::default()
         },
         ..TokenizerJson::default()
     };
     let is_special = |text: &str| special.iter().any(|token| token == text);
     if is_special("<s>") {
-        found.post_processor = plain::template(&found, "<s>", "<s>", &["<s>", "A"], &["<s>", "A", "<s>", "B"])?;
+        found.post_processor = found.template("<s>", "<s>", &["<s>", "A"], &["<s>", "A", "<s>", "B"])?;
     }
     for (kind, text) in [("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"), ("pad", "<pad>")] {
         if is_special(text) {
@@ -177,17 +176,6 @@ fn merges(ranked: &[Vec<u8>]) -> Option<Vec<(&[u8], &[u8])>> {
         }
     }
     Some(all)
-}
-
-/// The letters that stand for bytes in a byte-level vocabulary: printable ones for themselves, others from U+0100 on.
-fn letters() -> [char; 256] {
-    let mut next = 256;
-    std::array::from_fn(|byte| {
-        let is_itself = matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
-        let code = if is_itself { byte as u32 } else { next };
-        next += u32::from(!is_itself);
-        char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
-    })
 }
 
 #[cfg(test)]
@@ -254,18 +242,5 @@ mod tests {
             .unwrap()
             .replacen("YQ==", "?", 1);
         assert!(read(text.as_bytes(), &mut Map::new()).is_err());
-    }
-
-    #[test]
-    fn the_letters_of_bytes() {
-        let letters = letters();
-        assert_eq!(
-            (letters[b'a' as usize], letters[b' ' as usize], letters[0xff]),
-            ('a', '\u{120}', '\u{ff}')
-        );
-        assert_eq!(
-            (letters[0], letters[0xad], letters[0x7f]),
-            ('\u{100}', '\u{143}', '\u{121}')
-        );
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::{
     convert::{ConvertError, files},
-    gguf::{Array, Value},
+    gguf::{GgufArray, GgufValue},
 };
 
 /// Named templates of one model; real ones have three.
@@ -14,7 +14,7 @@ const MAX_TEMPLATES: usize = 64;
 const FOLDER: &str = "additional_chat_templates";
 
 /// The templates as metadata: one without a name, the others with theirs.
-pub(super) fn metadata(folder: &Path, config: &Map<String, Json>) -> Result<Vec<(String, Value)>, ConvertError> {
+pub(super) fn metadata(folder: &Path, config: &Map<String, Json>) -> Result<Vec<(String, GgufValue)>, ConvertError> {
     let templates = find(folder, config)?;
     let mut out = Vec::new();
     let mut names = Vec::new();
@@ -24,14 +24,14 @@ pub(super) fn metadata(folder: &Path, config: &Map<String, Json>) -> Result<Vec<
             .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
             .collect();
         if name == "default" {
-            out.push(("tokenizer.chat_template".to_owned(), Value::String(template)));
+            out.push(("tokenizer.chat_template".to_owned(), GgufValue::String(template)));
         } else if !name.is_empty() && !names.contains(&name) {
-            out.push((format!("tokenizer.chat_template.{name}"), Value::String(template)));
+            out.push((format!("tokenizer.chat_template.{name}"), GgufValue::String(template)));
             names.push(name);
         }
     }
     if !names.is_empty() {
-        let names = Value::Array(Array::String(names.iter().collect()));
+        let names = GgufValue::Array(GgufArray::String(names.iter().collect()));
         out.push(("tokenizer.chat_templates".to_owned(), names));
     }
     Ok(out)
@@ -97,12 +97,12 @@ mod tests {
 
     use super::*;
 
-    fn keys(folder: &Path, config: Json) -> Vec<(String, Value)> {
+    fn keys(folder: &Path, config: Json) -> Vec<(String, GgufValue)> {
         metadata(folder, config.as_object().unwrap()).unwrap()
     }
 
-    fn text(key: &str, text: &str) -> (String, Value) {
-        (key.to_owned(), Value::String(text.to_owned()))
+    fn text(key: &str, text: &str) -> (String, GgufValue) {
+        (key.to_owned(), GgufValue::String(text.to_owned()))
     }
 
     #[test]
@@ -126,7 +126,7 @@ mod tests {
         fs::create_dir(path.join(FOLDER)).unwrap();
         fs::write(path.join(FOLDER).join("tool-use.jinja"), "tools").unwrap();
         fs::write(path.join(FOLDER).join("README.md"), "no").unwrap();
-        let names = Value::Array(Array::String(["tool_use"].iter().collect()));
+        let names = GgufValue::Array(GgufArray::String(["tool_use"].iter().collect()));
         let expected = [
             text("tokenizer.chat_template", "from jinja"),
             text("tokenizer.chat_template.tool_use", "tools"),

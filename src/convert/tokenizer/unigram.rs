@@ -5,14 +5,13 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{
     Added, MAX_TOKENS, TokenType, Vocabulary,
-    json::{Model, TokenizerJson, Vocab},
-    plain,
-    sentencepiece::{PieceKind, SentencePiece, is_byte},
+    json::{TokenizerJson, TokenizerModel, Vocab},
+    sentencepiece::{ProtoPieceType, SentencePieceModel, is_byte},
     texts_by_id,
 };
 use crate::{
     convert::ConvertError,
-    gguf::{Array, Value},
+    gguf::{GgufArray, GgufValue},
 };
 
 /// The vocabulary of a `tokenizer.json` whose model is a unigram model.
@@ -62,14 +61,14 @@ pub(super) fn vocabulary(json: &TokenizerJson<'_>) -> Result<Vocabulary, Convert
         let flag = step.get("add_prefix_space") != Some(&Json::Bool(false));
         is(step, "Metaspace") && scheme.map_or(flag, |scheme| scheme != "never")
     });
-    let mut extra = vec![("remove_extra_whitespaces", Value::Bool(collapses))];
+    let mut extra = vec![("remove_extra_whitespaces", GgufValue::Bool(collapses))];
     let table = normalizers.iter().find(|step| is(step, "Precompiled"));
     if let Some(table) = table.and_then(|step| step.get("precompiled_charsmap")?.as_str()) {
         let bytes = STANDARD
             .decode(table)
             .map_err(|_| ConvertError::Tokenizer("its table of characters is malformed".to_owned()))?;
         if !bytes.is_empty() {
-            extra.push(("precompiled_charsmap", Value::Array(Array::U8(bytes))));
+            extra.push(("precompiled_charsmap", GgufValue::Array(GgufArray::U8(bytes))));
         }
     }
     Ok(Vocabulary {
@@ -95,7 +94,7 @@ fn steps<'a>(step: &'a Json, key: &str) -> Vec<&'a Json> {
 /// What transformers makes of a unigram model of SentencePiece. XLM-RoBERTa's has four tokens of its own in front, and one
 /// behind.
 pub(super) fn from_model<'a>(
-    model: &SentencePiece<'a>,
+    model: &SentencePieceModel<'a>,
     config: &mut Map<String, Json>,
     has_xlm_name: bool,
 ) -> Result<TokenizerJson<'a>, ConvertError> {
@@ -117,8 +116,8 @@ pub(super) fn from_model<'a>(
     }
     for piece in &model.pieces[if is_xlm { 3.min(model.pieces.len()) } else { 0 }..] {
         let text = String::from_utf8_lossy(piece.text);
-        if matches!(piece.kind, PieceKind::Control | PieceKind::UserDefined) {
-            let is_special = piece.kind == PieceKind::Control;
+        if matches!(piece.kind, ProtoPieceType::Control | ProtoPieceType::UserDefined) {
+            let is_special = piece.kind == ProtoPieceType::Control;
             found.added.push(Added::new(pieces.len() as u64, &text, is_special));
         }
         pieces.push((text, f64::from(piece.score)));
@@ -131,7 +130,10 @@ pub(super) fn from_model<'a>(
         let id = pieces.iter().position(|(other, _)| other == text).unwrap_or_default();
         found.added.push(Added::new(id as u64, text, true));
     }
-    let unknown = model.pieces.iter().position(|piece| piece.kind == PieceKind::Unknown);
+    let unknown = model
+        .pieces
+        .iter()
+        .position(|piece| piece.kind == ProtoPieceType::Unknown);
     let table = (!model.table.is_empty())
         .then(|| json!({"type": "Precompiled", "precompiled_charsmap": STANDARD.encode(model.table)}));
     let metaspace = json!({"type": "Metaspace", "replacement": "\u{2581}",
@@ -147,12 +149,12 @@ pub(super) fn from_model<'a>(
         found.normalizer = json!({"type": "Sequence", "normalizers": steps});
         found.pre_tokenizer = metaspace;
     }
-    found.model = Model {
+    found.model = TokenizerModel {
         kind: Some("Unigram".to_owned()),
         vocab: Vocab::Scores(pieces),
         unk_id: if is_xlm { Some(3) } else { unknown.map(|id| id as u64) },
-        byte_fallback: Some(model.pieces.iter().any(|piece| piece.kind == PieceKind::Byte)),
-        ..Model::default()
+        byte_fallback: Some(model.pieces.iter().any(|piece| piece.kind == ProtoPieceType::Byte)),
+        ..TokenizerModel::default()
     };
     let mut names = vec![("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>")];
     if is_xlm {
@@ -163,7 +165,7 @@ pub(super) fn from_model<'a>(
     }
     if is_xlm {
         let pair = ["<s>", "A", "</s>", "</s>", "B", "</s>"];
-        found.post_processor = plain::template(&found, "<s>", "</s>", &["<s>", "A", "</s>"], &pair)?;
+        found.post_processor = found.template("<s>", "</s>", &["<s>", "A", "</s>"], &pair)?;
     } else {
         // The engine takes for granted what T5 does.
         config.entry("add_bos_token").or_insert(adds_bos.into());
@@ -207,7 +209,7 @@ mod tests {
             assert_eq!(found.add_space_prefix, Some(prepends), "{json}");
             assert_eq!(
                 found.extra,
-                [("remove_extra_whitespaces", Value::Bool(collapses))],
+                [("remove_extra_whitespaces", GgufValue::Bool(collapses))],
                 "{json}"
             );
             assert_eq!(found.tokens[0], (b"<unk>".to_vec(), TokenType::Unknown));

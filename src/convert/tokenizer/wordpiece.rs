@@ -1,13 +1,15 @@
 //! WordPiece: the tokenizers of BERT and its children.
 
-use super::{Files, TokenType, Vocabulary, json::TokenizerJson, looks_special, sentencepiece::SPACE, texts_by_id};
+use super::{
+    TokenType, TokenizerFiles, Vocabulary, json::TokenizerJson, looks_special, sentencepiece::SPACE, texts_by_id,
+};
 use crate::convert::ConvertError;
 
 /// What llama.cpp calls the tokenizer of BERT; it changes nothing in how texts are cut.
 const DEFAULT_PRE: &str = "jina-v2-en";
 
 /// The vocabulary of a `tokenizer.json` whose model is WordPiece.
-pub(super) fn vocabulary(files: &Files<'_>, json: &TokenizerJson<'_>) -> Result<Vocabulary, ConvertError> {
+pub(super) fn vocabulary(files: &TokenizerFiles<'_>, json: &TokenizerJson<'_>) -> Result<Vocabulary, ConvertError> {
     let prefix = json.model.continuing_subword_prefix.as_deref().unwrap_or("##");
     let pairs = json
         .model

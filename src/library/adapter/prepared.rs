@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::LocalAdapter;
 use crate::{
     convert::{self, AdapterBase, ConvertError},
-    gguf::Header,
+    gguf::GgufHeader,
     hub::{HubError, cache::RepoFolder, name::AdapterName},
     library::{Library, LocalModel, blocking, error::LibraryError, remove},
 };
@@ -67,7 +67,7 @@ impl PreparedAdapters {
             return Ok(paths);
         }
         let open = |path: &PathBuf| {
-            Header::open(path).map_err(|error| LibraryError::Adapter {
+            GgufHeader::open(path).map_err(|error| LibraryError::Adapter {
                 repo: model
                     .adapters
                     .first()
@@ -75,7 +75,7 @@ impl PreparedAdapters {
                 error: ConvertError::Adapter(format!("its base {} is no usable GGUF: {error}", path.display())),
             })
         };
-        let headers: Result<Vec<Header>, LibraryError> = model.base.files.iter().map(open).collect();
+        let headers: Result<Vec<GgufHeader>, LibraryError> = model.base.files.iter().map(open).collect();
         let base = AdapterBase::of(&headers?);
         let file = |adapter: &LocalAdapter| self.file(adapter, &base);
         let paths: Result<Vec<PathBuf>, LibraryError> = model.adapters.iter().map(file).collect();
@@ -96,7 +96,7 @@ impl PreparedAdapters {
             Some(file) => file.to_owned(),
             None => self.converted(adapter, base)?,
         };
-        let header = Header::open(&path).map_err(|error| refused(error.into()))?;
+        let header = GgufHeader::open(&path).map_err(|error| refused(error.into()))?;
         base.check(&header).map_err(refused)?;
         Ok(path)
     }

@@ -4,12 +4,13 @@ use std::{fmt, path::PathBuf};
 
 use crate::{
     config::{HubConfig, SafetensorsMode},
-    convert::{CAN_STREAM, TargetType},
+    convert::CAN_STREAM,
     hub::{
         HfName,
         cache::{RepoFolder, SnapshotFolder},
         resolve,
     },
+    inference::WeightType,
     library::checkpoint,
     worker::protocol::ConversionOutput,
 };
@@ -20,13 +21,13 @@ pub(crate) struct ConversionKey {
     pub(crate) folder: RepoFolder,
     /// 40 hex digits.
     pub(crate) commit: String,
-    pub(crate) weight_type: TargetType,
+    pub(crate) weight_type: WeightType,
 }
 
 impl ConversionKey {
     /// Finds the checkpoint in the caches that a name asks for. Returns `None` if GGUF files answer to the name, or
     /// nothing does.
-    pub(crate) fn find(roots: &[PathBuf], name: &HfName, default: TargetType) -> Option<Self> {
+    pub(crate) fn find(roots: &[PathBuf], name: &HfName, default: WeightType) -> Option<Self> {
         let is_relevant = |path: &str| checkpoint::is_part(path) || path.to_ascii_lowercase().ends_with(".gguf");
         let found = snapshots(roots, &name.org, &name.repo, name.revision.as_deref());
         found.into_iter().find_map(|(folder, snapshot)| {
@@ -59,10 +60,10 @@ impl fmt::Display for ConversionKey {
 }
 
 /// Returns the output that the configuration asks for: a header if the weights are to be streamed, else the whole file.
-pub(crate) fn configured_output(config: &HubConfig, weight_type: TargetType) -> ConversionOutput {
+pub(crate) fn configured_output(config: &HubConfig, weight_type: WeightType) -> ConversionOutput {
     let is_streamed = match config.safetensors {
         // Streaming repeats the conversion at each load. That costs nothing for plain types and minutes for K-quants.
-        SafetensorsMode::Auto => !matches!(weight_type, TargetType::Quantized(_)),
+        SafetensorsMode::Auto => !matches!(weight_type, WeightType::Mix(_)),
         SafetensorsMode::Stream => true,
         SafetensorsMode::File => false,
     };
@@ -102,13 +103,13 @@ mod tests {
             };
             configured_output(&config, weight_type)
         };
-        let mix = checkpoint::type_named("Q4_K_M").unwrap();
+        let mix = WeightType::explicit_named("Q4_K_M").unwrap();
         let streamed = if CAN_STREAM {
             ConversionOutput::HeaderOnly
         } else {
             ConversionOutput::Full
         };
-        for plain in [TargetType::Stored, TargetType::F16, TargetType::Q8_0] {
+        for plain in [WeightType::Stored, WeightType::F16, WeightType::Q8_0] {
             assert_eq!(output(SafetensorsMode::Auto, plain), streamed);
             assert_eq!(output(SafetensorsMode::Stream, plain), streamed);
             assert_eq!(output(SafetensorsMode::File, plain), ConversionOutput::Full);

@@ -9,8 +9,9 @@ use super::{
     store::{ConversionStore, file_name, projector_name, remove_lone_projector, stored_link},
 };
 use crate::{
-    convert::{Advance, ConvertError, Part, TargetType, has_projector},
+    convert::{ConversionProgress, ConvertError, GgufRole, has_projector},
     hub::HubError,
+    inference::WeightType,
     library::{blocking, error::LibraryError},
     lifecycle::{self, WorkerCommand},
     stdx::fs::symlink_atomic,
@@ -18,10 +19,10 @@ use crate::{
 };
 
 /// Receiver of the progress of one conversion run.
-pub(super) type OnProgress = Box<dyn FnMut(Advance) + Send>;
+pub(super) type OnProgress = Box<dyn FnMut(ConversionProgress) + Send>;
 
 /// Progress of the running conversion; `None` while none runs.
-type RunningConversion = Option<(ConversionKey, Advance)>;
+type RunningConversion = Option<(ConversionKey, ConversionProgress)>;
 
 /// Converter: makes the missing files of a [`ConversionStore`].
 #[derive(Debug)]
@@ -51,7 +52,7 @@ impl Drop for ConversionGuard<'_> {
 }
 
 /// Returns the progress of a conversion if it is the running one and its size is known.
-pub(crate) fn progress_of(running: &RunningConversion, key: &ConversionKey) -> Option<Advance> {
+pub(crate) fn progress_of(running: &RunningConversion, key: &ConversionKey) -> Option<ConversionProgress> {
     let (running, advance) = running.as_ref()?;
     (running == key && advance.total > 0).then_some(*advance)
 }
@@ -72,7 +73,7 @@ impl Converter {
     }
 
     /// Converts a checkpoint unless that was done before. Returns the name of the weight type, which the request leaves
-    /// open if it is [`TargetType::Stored`].
+    /// open if it is [`WeightType::Stored`].
     ///
     /// # Errors
     /// If the checkpoint cannot be converted, the converter process dies, or the file system refuses.
@@ -106,7 +107,7 @@ impl Converter {
         let folder = self.store.folder(&key.folder, &key.commit);
         let path = match key.weight_type {
             // The type, and with it the name, is known only when the file is complete.
-            TargetType::Stored => stored_link(&folder).with_extension("new"),
+            WeightType::Stored => stored_link(&folder).with_extension("new"),
             weight_type => folder.join(file_name(&weight_type.to_string(), output)),
         };
         let created = tokio::fs::create_dir_all(&folder).await;
@@ -121,7 +122,7 @@ impl Converter {
             checkpoint: key.snapshot(),
             name: key.folder.repo.clone(),
             weight_type: key.weight_type,
-            part: Part::Model,
+            part: GgufRole::Model,
             form: output,
             output: Some(path.clone()),
             allow_tokenizer_mismatch,
@@ -154,8 +155,8 @@ where
         return Ok(());
     }
     let request = ConversionRequest {
-        weight_type: TargetType::Stored,
-        part: Part::Projector,
+        weight_type: WeightType::Stored,
+        part: GgufRole::Projector,
         form: ConversionOutput::Full,
         output: Some(output),
         ..model.clone()

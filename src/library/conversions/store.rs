@@ -17,12 +17,13 @@ use sha2::{Digest as _, Sha256};
 
 use super::key::{ConversionKey, snapshots};
 use crate::{
-    convert::{TargetType, VERSION},
+    convert::VERSION,
     hub::{
         HfName, HubError, Selector,
         cache::{CachedModel, RepoFolder, SnapshotFolder},
         ledger::Ledger,
     },
+    inference::WeightType,
     library::{DeleteOutcome, blocking, checkpoint, error::LibraryError, remove},
     stdx::hex,
     worker::protocol::ConversionOutput,
@@ -80,7 +81,7 @@ impl ConversionStore {
         &self,
         roots: &[PathBuf],
         name: &HfName,
-        default: TargetType,
+        default: WeightType,
     ) -> Result<CachedModel, HubError> {
         snapshots(roots, &name.org, &name.repo, name.revision.as_deref())
             .into_iter()
@@ -89,7 +90,7 @@ impl ConversionStore {
                 let label = match &name.selector {
                     Some(Selector::Label(label)) => label.clone(),
                     Some(_) => return None,
-                    None => [default, TargetType::Stored]
+                    None => [default, WeightType::Stored]
                         .into_iter()
                         .find_map(|weight_type| converted(&self.folder(&folder, &snapshot.commit), weight_type))
                         .map(|(label, _)| label)
@@ -117,7 +118,7 @@ impl ConversionStore {
         };
         let sources: Vec<PathBuf> = sources.iter().map(|file| snapshot.path.join(&file.path)).collect();
         let projector = Some(own.join(projector_name())).filter(|path| path.is_file());
-        let model = |weight_type: TargetType| {
+        let model = |weight_type: WeightType| {
             let (label, output) = converted(&own, weight_type)?;
             let path = own.join(file_name(&label, output));
             let meta = fs::metadata(&path).ok()?;
@@ -138,7 +139,7 @@ impl ConversionStore {
                 modified_at: meta.modified().ok()?,
             })
         };
-        TargetType::named().into_iter().filter_map(model).collect()
+        WeightType::explicit().filter_map(model).collect()
     }
 
     /// Returns the files that have lost their use, because their checkpoint is gone or another version made them, each
@@ -236,12 +237,12 @@ fn release_checkpoint(
 }
 
 /// Looks up the conversion to a type; returns the name of the type, which for the stored one is where the link leads.
-fn converted(folder: &Path, weight_type: TargetType) -> Option<(String, ConversionOutput)> {
+fn converted(folder: &Path, weight_type: WeightType) -> Option<(String, ConversionOutput)> {
     let label = match weight_type {
-        TargetType::Stored => {
+        WeightType::Stored => {
             let target = fs::read_link(stored_link(folder)).ok()?;
             let label = target.to_str()?.strip_prefix(&format!("{VERSION}-"))?;
-            checkpoint::type_named(label.split_once('.')?.0)?.to_string()
+            WeightType::explicit_named(label.split_once('.')?.0)?.to_string()
         }
         weight_type => weight_type.to_string(),
     };

@@ -8,7 +8,7 @@ use std::{
 
 use super::{run::OnProgress, *};
 use crate::{
-    convert::{Advance, ConvertError, Stage, TargetType},
+    convert::{ConversionProgress, ConversionStage, ConvertError},
     hub::{
         cache::{
             CachedModel, RepoFolder,
@@ -16,6 +16,7 @@ use crate::{
         },
         ledger::Ledger,
     },
+    inference::WeightType,
     library::{DeleteOutcome, error::LibraryError},
     lifecycle::WorkerCommand,
     worker::protocol::{ConversionOutput, ConversionRequest, ConvertedFile},
@@ -64,14 +65,14 @@ async fn write_word(request: ConversionRequest, mut progress: OnProgress) -> Res
             file.set_len(64 << 20).unwrap();
         }
     }
-    progress(Advance {
-        stage: Stage::Writing,
+    progress(ConversionProgress {
+        stage: ConversionStage::Writing,
         done: 4,
         total: 4,
     });
     let label = match request.weight_type {
-        TargetType::F32 => "F32",
-        TargetType::Q8_0 => "Q8_0",
+        WeightType::F32 => "F32",
+        WeightType::Q8_0 => "Q8_0",
         _ => "BF16",
     };
     Ok(ConvertedFile {
@@ -83,7 +84,7 @@ async fn write_word(request: ConversionRequest, mut progress: OnProgress) -> Res
 }
 
 /// Puts a checkpoint into a cache; the returned function makes the key of its conversion to a type.
-fn checkpoint(cache: &Path) -> impl Fn(TargetType) -> ConversionKey + use<> {
+fn checkpoint(cache: &Path) -> impl Fn(WeightType) -> ConversionKey + use<> {
     put(cache, "o/r", OLD, "config.json", "{}");
     put(cache, "o/r", OLD, "model.safetensors", "weights");
     let folder = RepoFolder::new(cache, "o", "r");
@@ -106,23 +107,23 @@ async fn made_once_found_by_type_and_gone_with_the_checkpoint() {
             .locate(&roots, &name(text), default)
             .map(|model| model.label)
     };
-    let locate = |text: &str| locate_by(text, TargetType::Stored);
+    let locate = |text: &str| locate_by(text, WeightType::Stored);
 
-    let eight = || bench.convert(key(TargetType::Q8_0), ConversionOutput::Full);
+    let eight = || bench.convert(key(WeightType::Q8_0), ConversionOutput::Full);
     assert_eq!(tokio::join!(eight(), eight()), (Ok("Q8_0".into()), Ok("Q8_0".into())));
     assert_eq!(bench.runs(), 1, "the second finds it made");
     assert_eq!(locate("hf:O/R").as_deref(), Ok("Q8_0"), "better than nothing");
     assert_eq!(
-        bench.convert(key(TargetType::Stored), ConversionOutput::Full).await,
+        bench.convert(key(WeightType::Stored), ConversionOutput::Full).await,
         Ok("BF16".into())
     );
     assert_eq!(
-        bench.convert(key(TargetType::Bf16), ConversionOutput::Full).await,
+        bench.convert(key(WeightType::Bf16), ConversionOutput::Full).await,
         Ok("BF16".into())
     );
     assert_eq!(bench.runs(), 2, "the stored type by its name is the same file");
     assert_eq!(
-        bench.convert(key(TargetType::F32), ConversionOutput::Full).await,
+        bench.convert(key(WeightType::F32), ConversionOutput::Full).await,
         Ok("F32".into())
     );
     assert_eq!(
@@ -130,7 +131,7 @@ async fn made_once_found_by_type_and_gone_with_the_checkpoint() {
         Ok("BF16"),
         "the stored type, not the widest"
     );
-    for (default, label) in [(TargetType::Q8_0, "Q8_0"), (TargetType::F16, "BF16")] {
+    for (default, label) in [(WeightType::Q8_0, "Q8_0"), (WeightType::F16, "BF16")] {
         assert_eq!(
             locate_by("hf:o/r", default).as_deref(),
             Ok(label),
@@ -159,7 +160,7 @@ async fn only_our_files_of_a_checkpoint_go_and_with_the_last_conversion() {
     let ours = put(cache.path(), "o/r", OLD, "model.safetensors", "weights");
     ledger.add(ours.clone()).unwrap();
     let bench = Bench::new(state.path());
-    for weight_type in [TargetType::Stored, TargetType::Q8_0] {
+    for weight_type in [WeightType::Stored, WeightType::Q8_0] {
         let folder = RepoFolder::new(cache.path(), "o", "r");
         let commit = OLD.to_owned();
         let key = ConversionKey {
@@ -170,7 +171,7 @@ async fn only_our_files_of_a_checkpoint_go_and_with_the_last_conversion() {
         bench.convert(key, ConversionOutput::Full).await.unwrap();
     }
     let delete = |text: &str| {
-        let model = bench.store.locate(&roots, &name(text), TargetType::Stored).unwrap();
+        let model = bench.store.locate(&roots, &name(text), WeightType::Stored).unwrap();
         bench.store.delete(cache.path(), &ledger, &model, None, false)
     };
     assert_eq!(delete("hf:o/r"), Ok(DeleteOutcome::Removed { bytes_freed: 4 }));
@@ -187,8 +188,8 @@ async fn a_header_stands_for_its_file_until_there_is_one() {
     let roots = [cache.path().to_owned()];
     let key = checkpoint(cache.path());
     let bench = Bench::new(state.path());
-    let locate = |text: &str| bench.store.locate(&roots, &name(text), TargetType::Stored).unwrap();
-    for weight_type in [TargetType::Q8_0, TargetType::Stored, TargetType::Bf16] {
+    let locate = |text: &str| bench.store.locate(&roots, &name(text), WeightType::Stored).unwrap();
+    for weight_type in [WeightType::Q8_0, WeightType::Stored, WeightType::Bf16] {
         bench
             .convert(key(weight_type), ConversionOutput::HeaderOnly)
             .await
@@ -203,7 +204,7 @@ async fn a_header_stands_for_its_file_until_there_is_one() {
 
     // The configuration wants files now.
     assert_eq!(
-        bench.convert(key(TargetType::Bf16), ConversionOutput::Full).await,
+        bench.convert(key(WeightType::Bf16), ConversionOutput::Full).await,
         Ok("BF16".into())
     );
     assert_eq!(bench.runs(), 3);
@@ -213,7 +214,7 @@ async fn a_header_stands_for_its_file_until_there_is_one() {
     assert_ne!(file.files, model.files);
     assert!(!model.files[0].exists() && bench.store.stale(&roots).is_empty());
     // And headers again: the file is as good.
-    for weight_type in [TargetType::Stored, TargetType::Bf16] {
+    for weight_type in [WeightType::Stored, WeightType::Bf16] {
         bench
             .convert(key(weight_type), ConversionOutput::HeaderOnly)
             .await
@@ -241,7 +242,7 @@ async fn a_projector_serves_all_models_of_a_commit_and_goes_with_the_last() {
     put(cache.path(), "o/r", OLD, "config.json", config);
     put(cache.path(), "o/r", OLD, "model.safetensors", "weights");
     let bench = Bench::new(state.path());
-    for weight_type in [TargetType::Stored, TargetType::Q8_0] {
+    for weight_type in [WeightType::Stored, WeightType::Q8_0] {
         let key = ConversionKey {
             folder: RepoFolder::new(cache.path(), "o", "r"),
             commit: OLD.to_owned(),
@@ -250,7 +251,7 @@ async fn a_projector_serves_all_models_of_a_commit_and_goes_with_the_last() {
         bench.convert(key, ConversionOutput::Full).await.unwrap();
     }
     assert_eq!(bench.runs(), 3, "two models and one projector");
-    let locate = |text: &str| bench.store.locate(&roots, &name(text), TargetType::Stored).unwrap();
+    let locate = |text: &str| bench.store.locate(&roots, &name(text), WeightType::Stored).unwrap();
     let (model, eight) = (locate("hf:o/r"), locate("hf:o/r:Q8_0"));
     let projector = model.mmproj.clone().unwrap();
     assert_eq!((eight.mmproj.as_ref(), model.size_bytes), (Some(&projector), 8));

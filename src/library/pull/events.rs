@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::{
-    convert::Advance,
+    convert::ConversionProgress,
     hub::{
         HubError, cache,
         download::SharedDownload,
@@ -36,7 +36,7 @@ impl PullEvents {
         self.send(PullEvent::Status(status)).await
     }
 
-    pub(super) async fn converting(&self, digest: &str, advance: Advance) -> Result<(), LibraryError> {
+    pub(super) async fn converting(&self, digest: &str, advance: ConversionProgress) -> Result<(), LibraryError> {
         self.send(PullEvent::Converting {
             digest: digest.to_owned(),
             total: advance.total,

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     config::{HubConfig, TokenizerMismatch},
-    convert::{self, Advance},
+    convert::{self, ConversionProgress},
     hub::{
         HfName, HubError,
         adopt::adopt,
@@ -28,7 +28,7 @@ use crate::{
         target::BlobTarget,
     },
     library::{
-        Library, LocalModel, adapter, blocking, checkpoint,
+        Library, LocalModel, adapter, blocking,
         conversions::{ConversionKey, configured_output, progress_of},
         error::LibraryError,
         key, roots,
@@ -98,7 +98,7 @@ impl PullJob {
     /// Pulls a model that is not on disk. Its checkpoint may be, if another program downloaded that.
     async fn pull_missing(&self) -> Result<(), LibraryError> {
         let (roots, wanted) = (roots(&self.config), self.base.clone());
-        let default = checkpoint::default_type(self.config.safetensors_type);
+        let default = self.config.safetensors_type;
         let cached = blocking(move || Ok(ConversionKey::find(&roots, &wanted, default))).await?;
         match cached {
             None if self.config.offline => Err(HubError::Offline(self.base.to_string()).into()),
@@ -268,8 +268,8 @@ impl PullJob {
             };
             tokio::select! {
                 converted = &mut converting => {
-                    if let (Ok(_), Some(Advance { total, stage, .. })) = (&converted, shown) {
-                        self.events.converting(&digest, Advance { done: total, total, stage }).await?;
+                    if let (Ok(_), Some(ConversionProgress { total, stage, .. })) = (&converted, shown) {
+                        self.events.converting(&digest, ConversionProgress { done: total, total, stage }).await?;
                     }
                     return converted;
                 }

@@ -4,7 +4,6 @@ use std::{path::PathBuf, sync::Arc};
 
 use crate::{
     config::HubConfig,
-    convert::TargetType,
     hub::{
         HfName, HubError,
         cache::{self, RepoFolder},
@@ -12,6 +11,7 @@ use crate::{
         resolve::{self, RepoFile},
         target::BlobTarget,
     },
+    inference::WeightType,
     library::{
         Library, LocalModel, blocking,
         checkpoint::{self, CheckpointFiles},
@@ -31,7 +31,7 @@ pub(super) enum PullSource {
     /// GGUF files of the model with this selector.
     Gguf(String),
     /// A checkpoint of safetensors that is to be converted to this weight type.
-    Checkpoint(TargetType),
+    Checkpoint(WeightType),
 }
 
 impl PullPlan {
@@ -44,7 +44,7 @@ impl PullPlan {
         config: Arc<HubConfig>,
         name: &HfName,
     ) -> Result<Self, HubError> {
-        let default = checkpoint::default_type(config.safetensors_type);
+        let default = config.safetensors_type;
         let client = library.client(config)?;
         let revision = name.revision.as_deref().unwrap_or("main");
         let info = client.info(&name.repo_id(), revision).await?;

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::{facts, vectors};
 use crate::{
-    gguf::{self, Header},
+    gguf::{self, GgufHeader},
     inference::{Failure, ModelFacts, TensorFacts},
     library::LocalModel,
     stdx::sync::lock,
@@ -80,9 +80,9 @@ impl HeaderCache {
     }
 }
 
-fn open_all(files: &[PathBuf]) -> Result<Vec<Header>, String> {
+fn open_all(files: &[PathBuf]) -> Result<Vec<GgufHeader>, String> {
     let open =
-        |path: &PathBuf| Header::open(path).map_err(|error| format!("{} is no usable GGUF: {error}", name(path)));
+        |path: &PathBuf| GgufHeader::open(path).map_err(|error| format!("{} is no usable GGUF: {error}", name(path)));
     files.iter().map(open).collect()
 }
 
@@ -93,11 +93,11 @@ fn name(path: &Path) -> String {
 fn read(files: &[PathBuf], projector: Option<&Path>) -> Result<Arc<ModelHeader>, String> {
     let shards = open_all(files)?;
     let first = shards.first().ok_or("the model has no files")?;
-    if first.get("general.type").and_then(gguf::Value::as_str) == Some("adapter") {
+    if first.get("general.type").and_then(gguf::GgufValue::as_str) == Some("adapter") {
         return Err("it is an adapter, not a model; name it behind its base: hf:ORG/REPO+ORG/ADAPTER".to_owned());
     }
     let mut facts = facts::model_facts(&shards);
-    if let Some(projector) = projector.and_then(|path| Header::open(path).ok()) {
+    if let Some(projector) = projector.and_then(|path| GgufHeader::open(path).ok()) {
         facts::add_projector(&mut facts, &projector);
     }
     Ok(Arc::new(ModelHeader {
@@ -115,8 +115,8 @@ fn read(files: &[PathBuf], projector: Option<&Path>) -> Result<Arc<ModelHeader>,
 }
 
 /// Layers × KV heads × (K + V head width) × 2 bytes; an upper bound for models that cache less.
-fn kv_bytes_per_token(header: &Header) -> u64 {
-    let number = |suffix: &str| header.hyperparameter(suffix).and_then(gguf::Value::as_u64);
+fn kv_bytes_per_token(header: &GgufHeader) -> u64 {
+    let number = |suffix: &str| header.hyperparameter(suffix).and_then(gguf::GgufValue::as_u64);
     let layers = number("block_count").unwrap_or(0);
     let heads = number("attention.head_count").unwrap_or(1).max(1);
     let kv_heads = number("attention.head_count_kv").unwrap_or(heads);
@@ -148,7 +148,7 @@ pub(super) async fn details(
             .and_then(Value::as_str)
             .unwrap_or_default()
             .to_owned();
-        let projector = projector.and_then(|path| Header::open(&path).ok());
+        let projector = projector.and_then(|path| GgufHeader::open(&path).ok());
         Ok((
             info,
             tensors,

@@ -1,7 +1,7 @@
 //! Vectors as clients want them: shortened and scaled. Pure.
 
 use crate::{
-    gguf::{Header, Value},
+    gguf::{GgufHeader, GgufValue},
     inference::{Failure, VectorNormalization},
 };
 
@@ -61,8 +61,8 @@ pub(super) fn is_unit(normalization: VectorNormalization, numbers: Numbers) -> b
 }
 
 /// What a file gives.
-pub(super) fn numbers(header: &Header) -> Numbers {
-    match header.hyperparameter("pooling_type").and_then(Value::as_u64) {
+pub(super) fn numbers(header: &GgufHeader) -> Numbers {
+    match header.hyperparameter("pooling_type").and_then(GgufValue::as_u64) {
         Some(RANK) => Numbers::Scores,
         _ if is_scaled(header) => Numbers::Scaled,
         _ => Numbers::Raw,
@@ -71,19 +71,19 @@ pub(super) fn numbers(header: &Header) -> Numbers {
 
 /// Ollama's rules: BERT-like files with pooling say so or have a default, which is no for nomic-bert and for BERT with a
 /// vocabulary that is not WordPiece; all others are scaled.
-fn is_scaled(header: &Header) -> bool {
+fn is_scaled(header: &GgufHeader) -> bool {
     let pools = header.hyperparameter("pooling_type").is_some();
     let says = |default: bool| {
         header
             .hyperparameter("normalize_embeddings")
-            .and_then(Value::as_bool)
+            .and_then(GgufValue::as_bool)
             .unwrap_or(default)
     };
     match header.architecture() {
         "bert" if pools => {
             let wordpiece = header
                 .get("tokenizer.ggml.model")
-                .and_then(Value::as_str)
+                .and_then(GgufValue::as_str)
                 .is_some_and(|model| model == "bert");
             wordpiece && says(true)
         }
@@ -129,12 +129,12 @@ mod tests {
             let metadata = vec![
                 (
                     "general.architecture".to_owned(),
-                    Value::String(architecture.to_owned()),
+                    GgufValue::String(architecture.to_owned()),
                 ),
-                (format!("{architecture}.pooling_type"), Value::U32(pooling)),
+                (format!("{architecture}.pooling_type"), GgufValue::U32(pooling)),
             ];
-            let plan = gguf::Plan::new(metadata, Vec::new()).unwrap();
-            numbers(&Header::read(plan.header(), plan.file_len()).unwrap())
+            let plan = gguf::GgufLayout::new(metadata, Vec::new()).unwrap();
+            numbers(&GgufHeader::read(plan.header(), plan.file_len()).unwrap())
         };
         assert_eq!(given("qwen3", 4), Numbers::Scores);
         assert_eq!(given("qwen3", 3), Numbers::Scaled);

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::convert::{self, TargetType};
+use crate::{convert, inference::WeightType};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/convert/llama");
 
@@ -16,7 +16,7 @@ pub fn plan(files: &[(&str, &[u8])]) {
         fs::write(folder.path().join(name), bytes).expect("written");
     }
     let mut cut = |_: &[u8], texts: &[String]| Ok(vec![Vec::new(); texts.len()]);
-    if let Ok(planned) = convert::plan_checked(folder.path(), "fuzz", TargetType::Stored, &mut cut) {
+    if let Ok(planned) = convert::plan_checked(folder.path(), "fuzz", WeightType::Stored, &mut cut) {
         assert!(!planned.model.header().is_empty());
     }
 }

@@ -5,9 +5,9 @@ use serde_json::Value as Json;
 use super::{Encoder, Surroundings, siglip::siglip};
 use crate::{
     convert::{
-        ConvertError, Recipe,
-        arch::{Build, spec},
-        parts::Rows,
+        ConvertError, TensorRecipe,
+        arch::{ModelBuilder, spec},
+        parts::StoredRows,
     },
     gguf::GgmlType,
 };
@@ -26,7 +26,7 @@ const EMBEDDINGS: u64 = 256;
 /// How many patches on a side become one embedding, unless the file says otherwise.
 const SCALE: u64 = 4;
 
-pub(super) fn gemma3(build: &mut Build<'_>, around: &Surroundings<'_>) -> Result<(), ConvertError> {
+pub(super) fn gemma3(build: &mut ModelBuilder<'_>, around: &Surroundings<'_>) -> Result<(), ConvertError> {
     let encoder = siglip(build, around, "vision_tower.", "gemma3", DEFAULT)?;
     let said = around.preprocessor.get("image_seq_length").and_then(Json::as_u64);
     let embeddings = match said {
@@ -45,12 +45,15 @@ pub(super) fn gemma3(build: &mut Build<'_>, around: &Surroundings<'_>) -> Result
     }
     let (width, hidden) = (encoder.width, around.hidden);
     let norm = build.take("multi_modal_projector.mm_soft_emb_norm.weight", &[width])?;
-    let recipe = Recipe::rows(spec("mm.soft_emb_norm.weight", &[width]), vec![Rows::all(&norm)]);
+    let recipe = TensorRecipe::rows(spec("mm.soft_emb_norm.weight", &[width]), vec![StoredRows::all(&norm)]);
     // Stored as the difference from one, as all norms of Gemma, but none of its encoder's.
     build.recipes.push(recipe.plus(1.0));
     let shape = [width, hidden];
     let projection = build.take("multi_modal_projector.mm_input_projection_weight", &shape)?;
-    let recipe = Recipe::rows(spec("mm.input_projection.weight", &shape), vec![Rows::all(&projection)]);
+    let recipe = TensorRecipe::rows(
+        spec("mm.input_projection.weight", &shape),
+        vec![StoredRows::all(&projection)],
+    );
     // The engine transposes it, which it can only do with numbers that are not in blocks.
     build.recipes.push(recipe.pinned(GgmlType::F16));
     Ok(())

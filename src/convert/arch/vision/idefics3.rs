@@ -3,7 +3,7 @@
 use serde_json::Value as Json;
 
 use super::{Encoder, Surroundings, siglip::siglip};
-use crate::convert::{ConvertError, arch::Build};
+use crate::convert::{ConvertError, arch::ModelBuilder};
 
 const DEFAULT: Encoder = Encoder {
     blocks: 12,
@@ -15,7 +15,7 @@ const DEFAULT: Encoder = Encoder {
     epsilon: 1e-6,
 };
 
-pub(super) fn idefics3(build: &mut Build<'_>, around: &Surroundings<'_>) -> Result<(), ConvertError> {
+pub(super) fn idefics3(build: &mut ModelBuilder<'_>, around: &Surroundings<'_>) -> Result<(), ConvertError> {
     let encoder = siglip(build, around, "vision_model.", "idefics3", DEFAULT)?;
     let scale = around.config.integer_or(&["scale_factor"], 2)?;
     let side = encoder.image / encoder.patch;

@@ -12,22 +12,22 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-use super::{Build, unpacked};
+use super::{ModelBuilder, unpacked};
 use crate::{
-    convert::{ConvertError, config::Config, files, safetensors::Tensors},
-    gguf::{Array, Value},
+    convert::{ConvertError, config::CheckpointConfig, files, safetensors::StoredTensors},
+    gguf::{GgufArray, GgufValue},
 };
 
 /// Channels of a picture.
 const CHANNELS: u64 = 3;
 
 /// What plans the projector of a family.
-type Family = fn(&mut Build<'_>, &Surroundings<'_>) -> Result<(), ConvertError>;
+type Family = fn(&mut ModelBuilder<'_>, &Surroundings<'_>) -> Result<(), ConvertError>;
 
 /// What a family must know besides the encoder's own configuration.
 struct Surroundings<'a> {
     /// The whole `config.json`, the language model's keys first.
-    config: &'a Config,
+    config: &'a CheckpointConfig,
     /// Width of the language model's embeddings.
     hidden: u64,
     /// How pictures are prepared.
@@ -49,7 +49,7 @@ struct Encoder {
 }
 
 /// The configuration of the encoder, if the architecture's projector is known.
-pub(in crate::convert) fn vision_config(config: &Config) -> Result<Config, ConvertError> {
+pub(in crate::convert) fn vision_config(config: &CheckpointConfig) -> Result<CheckpointConfig, ConvertError> {
     family_of(config.architecture())?;
     config.part("vision_config")
 }
@@ -58,12 +58,12 @@ pub(in crate::convert) fn vision_config(config: &Config) -> Result<Config, Conve
 pub(in crate::convert) fn build_projector<'a>(
     folder: &'a Path,
     name: &'a str,
-    config: &Config,
-    vision: &'a Config,
-    tensors: Tensors,
-) -> Result<Build<'a>, ConvertError> {
+    config: &CheckpointConfig,
+    vision: &'a CheckpointConfig,
+    tensors: StoredTensors,
+) -> Result<ModelBuilder<'a>, ConvertError> {
     let tensors = renamed(unpacked(config, tensors)?)?;
-    let mut build = Build::new(folder, name, vision, tensors, None);
+    let mut build = ModelBuilder::new(folder, name, vision, tensors, None);
     build.arch = "clip";
     let surroundings = Surroundings {
         config,
@@ -85,7 +85,7 @@ fn family_of(architecture: &str) -> Result<Family, ConvertError> {
 }
 
 /// Leaves out the language model, and names the rest as the files of every version of the library do.
-fn renamed(tensors: Tensors) -> Result<Tensors, ConvertError> {
+fn renamed(tensors: StoredTensors) -> Result<StoredTensors, ConvertError> {
     const STARTS: [&str; 5] = [
         "visual.",
         "vision_model.",
@@ -95,7 +95,7 @@ fn renamed(tensors: Tensors) -> Result<Tensors, ConvertError> {
     ];
     /// Numbers that follow from the sizes, and what makes one vector of a whole picture.
     const UNUSED: [&str; 2] = [".position_ids", ".head."];
-    let mut out = Tensors::new();
+    let mut out = StoredTensors::new();
     for (name, tensor) in tensors {
         let short = name.strip_prefix("model.").unwrap_or(&name);
         let is_wanted = STARTS.iter().any(|start| short.starts_with(start));
@@ -128,7 +128,7 @@ fn preprocessor(folder: &Path) -> Result<Map<String, Json>, ConvertError> {
 
 impl Surroundings<'_> {
     /// A number for each channel; `default` is that of the class.
-    fn channels(&self, key: &str, default: [f64; 3]) -> Result<Value, ConvertError> {
+    fn channels(&self, key: &str, default: [f64; 3]) -> Result<GgufValue, ConvertError> {
         let numbers: Option<Vec<f64>> = match self.preprocessor.get(key).and_then(Json::as_array) {
             Some(list) => list.iter().map(Json::as_f64).collect(),
             None => Some(default.to_vec()),
@@ -136,7 +136,7 @@ impl Surroundings<'_> {
         match numbers.filter(|numbers| numbers.len() as u64 == CHANNELS) {
             Some(numbers) => {
                 let numbers = numbers.into_iter().map(|number| number as f32).collect();
-                Ok(Value::Array(Array::F32(numbers)))
+                Ok(GgufValue::Array(GgufArray::F32(numbers)))
             }
             None => Err(ConvertError::Config(format!(
                 "preprocessor_config.json does not have {CHANNELS} numbers as {key}"
@@ -147,7 +147,7 @@ impl Surroundings<'_> {
 
 /// The keys that all encoders share. `mean` and `deviation` are what the class of the preprocessor takes for granted.
 fn keys(
-    build: &mut Build<'_>,
+    build: &mut ModelBuilder<'_>,
     around: &Surroundings<'_>,
     encoder: &Encoder,
     projector: &str,
@@ -166,8 +166,8 @@ fn keys(
              pixels"
         )));
     }
-    build.put("has_vision_encoder", Value::Bool(true));
-    build.put("projector_type", Value::String(projector.to_owned()));
+    build.put("has_vision_encoder", GgufValue::Bool(true));
+    build.put("projector_type", GgufValue::String(projector.to_owned()));
     build.put_integer("vision.projection_dim", around.hidden)?;
     build.put_integer("vision.image_size", image)?;
     build.put_integer("vision.patch_size", patch)?;
@@ -182,7 +182,7 @@ fn keys(
 }
 
 /// Refuses an activation that the engine would not compute.
-fn check_activation(build: &Build<'_>, expected: &[&str]) -> Result<(), ConvertError> {
+fn check_activation(build: &ModelBuilder<'_>, expected: &[&str]) -> Result<(), ConvertError> {
     match build.config.text(&["hidden_act"]) {
         Some(other) if !expected.contains(&other) => Err(ConvertError::Config(format!(
             "the activation of its encoder is {other}, which the engine does not compute for this architecture"
@@ -192,7 +192,7 @@ fn check_activation(build: &Build<'_>, expected: &[&str]) -> Result<(), ConvertE
 }
 
 /// Takes a weight of this shape, and the bias beside it.
-fn take_both(build: &mut Build<'_>, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
+fn take_both(build: &mut ModelBuilder<'_>, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
     let weight = build.take(&format!("{from}.weight"), shape)?;
     build.add(&format!("{to}.weight"), &weight);
     let bias = build.take(&format!("{from}.bias"), &shape[..1])?;

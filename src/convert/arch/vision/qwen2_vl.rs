@@ -5,11 +5,11 @@ use serde_json::Value as Json;
 use super::{CHANNELS, Encoder, Surroundings, check_activation, keys, take_both};
 use crate::{
     convert::{
-        ConvertError, Recipe,
-        arch::{Build, spec},
-        parts::Rows,
+        ConvertError, TensorRecipe,
+        arch::{ModelBuilder, spec},
+        parts::StoredRows,
     },
-    gguf::Value,
+    gguf::GgufValue,
 };
 
 /// What the class of the preprocessor takes for granted: mean and deviation of the pictures that CLIP learnt from.
@@ -26,7 +26,7 @@ const MERGE: u64 = 2;
 /// Pixels of a window's side, outside of which most layers do not look; the engine knows no other number.
 const WINDOW: u64 = 112;
 
-pub(super) fn qwen2_vl(build: &mut Build<'_>, around: &Surroundings<'_>) -> Result<(), ConvertError> {
+pub(super) fn qwen2_vl(build: &mut ModelBuilder<'_>, around: &Surroundings<'_>) -> Result<(), ConvertError> {
     check_activation(build, &["quick_gelu"])?;
     let config = build.config;
     let width = config.integer_or(&["embed_dim"], 1280)?;
@@ -50,7 +50,7 @@ pub(super) fn qwen2_vl(build: &mut Build<'_>, around: &Surroundings<'_>) -> Resu
     tensors(build, around, &encoder, norms, mlp)
 }
 
-pub(super) fn qwen2_5_vl(build: &mut Build<'_>, around: &Surroundings<'_>) -> Result<(), ConvertError> {
+pub(super) fn qwen2_5_vl(build: &mut ModelBuilder<'_>, around: &Surroundings<'_>) -> Result<(), ConvertError> {
     check_activation(build, &["silu"])?;
     let config = build.config;
     let width = config.count(&["hidden_size"])?;
@@ -65,7 +65,7 @@ pub(super) fn qwen2_5_vl(build: &mut Build<'_>, around: &Surroundings<'_>) -> Re
         epsilon: EPSILON,
     };
     keys(build, around, &encoder, "qwen2.5vl_merger", CLIP)?;
-    build.put("use_silu", Value::Bool(true));
+    build.put("use_silu", GgufValue::Bool(true));
     build.put_integer("vision.n_wa_pattern", full_attention_step(build)?)?;
     let norms: &[_] = &["weight"];
     let mlp: &[_] = &[
@@ -77,7 +77,7 @@ pub(super) fn qwen2_5_vl(build: &mut Build<'_>, around: &Surroundings<'_>) -> Re
 }
 
 /// One layer in so many looks at the whole picture, the others at windows.
-fn full_attention_step(build: &Build<'_>) -> Result<u64, ConvertError> {
+fn full_attention_step(build: &ModelBuilder<'_>) -> Result<u64, ConvertError> {
     expect(build, "window_size", WINDOW)?;
     let said = build.config.find(&["fullatt_block_indexes"]).and_then(Json::as_array);
     let layers: Option<Vec<u64>> = match said {
@@ -98,7 +98,7 @@ fn full_attention_step(build: &Build<'_>) -> Result<u64, ConvertError> {
 }
 
 /// Refuses another number than the one that the engine takes for granted.
-fn expect(build: &Build<'_>, key: &str, number: u64) -> Result<(), ConvertError> {
+fn expect(build: &ModelBuilder<'_>, key: &str, number: u64) -> Result<(), ConvertError> {
     match build.config.optional_integer(&[key])? {
         Some(other) if other != number => Err(ConvertError::Config(format!(
             "{key} is {other}, but the engine knows only {number}"
@@ -108,7 +108,7 @@ fn expect(build: &Build<'_>, key: &str, number: u64) -> Result<(), ConvertError>
 }
 
 fn tensors(
-    build: &mut Build<'_>,
+    build: &mut ModelBuilder<'_>,
     around: &Surroundings<'_>,
     encoder: &Encoder,
     norms: &[&str],
@@ -118,7 +118,7 @@ fn tensors(
     expect(build, "temporal_patch_size", MERGE)?;
     let width = encoder.width;
     patches(build, encoder)?;
-    let norm = |build: &mut Build<'_>, from: &str, to: &str| {
+    let norm = |build: &mut ModelBuilder<'_>, from: &str, to: &str| {
         for part in norms {
             let source = build.take(&format!("{from}.{part}"), &[width])?;
             build.add(&format!("{to}.{part}"), &source);
@@ -141,7 +141,7 @@ fn tensors(
 }
 
 /// The kernel that makes vectors of patches, one half for each of two pictures in time.
-fn patches(build: &mut Build<'_>, encoder: &Encoder) -> Result<(), ConvertError> {
+fn patches(build: &mut ModelBuilder<'_>, encoder: &Encoder) -> Result<(), ConvertError> {
     let Encoder { width, patch, .. } = *encoder;
     let source = build.take(
         "visual.patch_embed.proj.weight",
@@ -149,21 +149,21 @@ fn patches(build: &mut Build<'_>, encoder: &Encoder) -> Result<(), ConvertError>
     )?;
     let pictures = source.merged(2);
     for (time, name) in (0..).zip(["v.patch_embd.weight", "v.patch_embd.weight.1"]) {
-        let rows = Rows::some(&pictures, time, width * CHANNELS, MERGE);
-        let recipe = Recipe::rows(spec(name, &[width * CHANNELS, patch * patch]), vec![rows]);
+        let rows = StoredRows::some(&pictures, time, width * CHANNELS, MERGE);
+        let recipe = TensorRecipe::rows(spec(name, &[width * CHANNELS, patch * patch]), vec![rows]);
         build.recipes.push(recipe.reshaped(&[patch, patch, CHANNELS, width]));
     }
     Ok(())
 }
 
 /// Queries, keys and values are one matrix in the checkpoint.
-fn attention(build: &mut Build<'_>, from: &str, to: &str, width: u64) -> Result<(), ConvertError> {
+fn attention(build: &mut ModelBuilder<'_>, from: &str, to: &str, width: u64) -> Result<(), ConvertError> {
     let weight = build.take(&format!("{from}.attn.qkv.weight"), &[3 * width, width])?;
     let bias = build.take(&format!("{from}.attn.qkv.bias"), &[3 * width])?.as_column();
     for (third, name) in (0..).zip(["attn_q", "attn_k", "attn_v"]) {
-        let rows = |source| vec![Rows::some(source, third * width, width, 1)];
-        let weight = Recipe::rows(spec(&format!("{to}.{name}.weight"), &[width, width]), rows(&weight));
-        let bias = Recipe::rows(spec(&format!("{to}.{name}.bias"), &[width, 1]), rows(&bias));
+        let rows = |source| vec![StoredRows::some(source, third * width, width, 1)];
+        let weight = TensorRecipe::rows(spec(&format!("{to}.{name}.weight"), &[width, width]), rows(&weight));
+        let bias = TensorRecipe::rows(spec(&format!("{to}.{name}.bias"), &[width, 1]), rows(&bias));
         build.recipes.extend([weight, bias.flattened()]);
     }
     take_both(

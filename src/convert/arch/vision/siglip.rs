@@ -3,11 +3,11 @@
 use super::{CHANNELS, Encoder, Surroundings, check_activation, keys, take_both};
 use crate::{
     convert::{
-        ConvertError, Recipe,
-        arch::{Build, spec},
-        parts::Rows,
+        ConvertError, TensorRecipe,
+        arch::{ModelBuilder, spec},
+        parts::StoredRows,
     },
-    gguf::{GgmlType, Value},
+    gguf::{GgmlType, GgufValue},
 };
 
 /// What the classes of the preprocessors take for granted: numbers from -1 to 1.
@@ -15,7 +15,7 @@ const HALVES: [[f64; 3]; 2] = [[0.5; 3]; 2];
 
 /// The encoder below `prefix`: its keys, with `default` for what the configuration leaves out, and its tensors.
 pub(super) fn siglip(
-    build: &mut Build<'_>,
+    build: &mut ModelBuilder<'_>,
     around: &Surroundings<'_>,
     prefix: &str,
     projector: &str,
@@ -33,7 +33,7 @@ pub(super) fn siglip(
         epsilon: config.number_or(&["layer_norm_eps"], default.epsilon)?,
     };
     keys(build, around, &encoder, projector, HALVES)?;
-    build.put("use_gelu", Value::Bool(true));
+    build.put("use_gelu", GgufValue::Bool(true));
 
     let Encoder {
         width,
@@ -47,7 +47,7 @@ pub(super) fn siglip(
         ("position_embedding", "v.position_embd", &[side * side, width]),
     ] {
         let source = build.take(&format!("{prefix}embeddings.{from}.weight"), shape)?;
-        let recipe = Recipe::rows(spec(&format!("{to}.weight"), shape), vec![Rows::all(&source)]);
+        let recipe = TensorRecipe::rows(spec(&format!("{to}.weight"), shape), vec![StoredRows::all(&source)]);
         // All that follows stands on these few numbers.
         build.recipes.push(recipe.pinned(GgmlType::F32));
     }

@@ -2,7 +2,10 @@ use std::{fs, path::Path};
 
 use serde_json::{Value as Json, json};
 
-use crate::convert::{TargetType, VirtualGguf, has_projector, plan_projector, safetensors::tests::file};
+use crate::{
+    convert::{VirtualGguf, has_projector, plan_projector, safetensors::tests::file},
+    inference::WeightType,
+};
 
 /// A copy of a checkpoint whose files can be changed.
 fn copy(name: &str) -> tempfile::TempDir {
@@ -24,11 +27,11 @@ fn change(folder: &Path, file: &str, pointer: &str, value: Json) {
 }
 
 fn error(folder: &Path) -> String {
-    plan_projector(folder, "test", TargetType::F16).unwrap_err().to_string()
+    plan_projector(folder, "test", WeightType::F16).unwrap_err().to_string()
 }
 
 fn header(folder: &Path) -> Vec<u8> {
-    let model: VirtualGguf = plan_projector(folder, "test", TargetType::F16).unwrap().model;
+    let model: VirtualGguf = plan_projector(folder, "test", WeightType::F16).unwrap().model;
     model.header().to_vec()
 }
 
@@ -171,7 +174,7 @@ fn what_a_file_leaves_out_is_what_its_class_says() {
         "/vision_config/layer_norm_eps",
         json!(null),
     );
-    let planned = plan_projector(folder.path(), "test", TargetType::F16).unwrap();
+    let planned = plan_projector(folder.path(), "test", WeightType::F16).unwrap();
     let note = "config.json has no vision_config.layer_norm_eps: the default of its class, 0.000001, was used";
     assert_eq!(planned.notes, [note]);
 }

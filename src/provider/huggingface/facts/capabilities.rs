@@ -1,7 +1,7 @@
 //! Capabilities of a model, derived from its header and chat template by Ollama's rules.
 
 use crate::{
-    gguf::{self, Header, Value},
+    gguf::{self, GgufHeader, GgufValue},
     inference::ModelCapability,
 };
 
@@ -65,8 +65,8 @@ const FILL_IN_THE_MIDDLE: [(&[&str], &[&str]); 3] = [
 ];
 
 /// Returns true if the vocabulary has a prefix, a suffix and a middle token.
-fn fills_in_the_middle(header: &Header) -> bool {
-    let vocabulary = header.get("tokenizer.ggml.tokens").and_then(Value::as_strings);
+fn fills_in_the_middle(header: &GgufHeader) -> bool {
+    let vocabulary = header.get("tokenizer.ggml.tokens").and_then(GgufValue::as_strings);
     FILL_IN_THE_MIDDLE.iter().all(|(keys, spellings)| {
         keys.iter().any(|key| header.get(key).is_some())
             || vocabulary.is_some_and(|tokens| {
@@ -78,7 +78,7 @@ fn fills_in_the_middle(header: &Header) -> bool {
 }
 
 /// Returns the capabilities in the order of Ollama's `/api/show` for a model with a Jinja template.
-pub(super) fn capabilities(header: &Header) -> Vec<ModelCapability> {
+pub(super) fn capabilities(header: &GgufHeader) -> Vec<ModelCapability> {
     let architecture = header.architecture();
     let template = gguf::chat_template(header).unwrap_or_default();
     let has = |text: &str| template.contains(text);
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn capabilities_come_from_keys_and_the_template() {
         use ModelCapability::{Audio, Completion, Embedding, Insert, Thinking, Tools, Vision};
-        let u = Value::U32(1);
+        let u = GgufValue::U32(1);
         let cases: Vec<(&str, &str, Keys, Vec<ModelCapability>)> = vec![
             ("llama", "", vec![], vec![Completion]),
             (
@@ -172,7 +172,7 @@ mod tests {
             (
                 "qwen3",
                 "",
-                vec![("qwen3.pooling_type", Value::U32(3))],
+                vec![("qwen3.pooling_type", GgufValue::U32(3))],
                 vec![Embedding],
             ),
             (

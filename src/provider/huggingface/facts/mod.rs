@@ -10,21 +10,21 @@ mod model_info;
 use self::capabilities::capabilities;
 pub use self::model_info::{model_info, tensor_facts};
 use crate::{
-    gguf::{Header, Value, file_type_name},
+    gguf::{GgufHeader, GgufValue, file_type_name},
     inference::{ModelCapability, ModelFacts},
 };
 
 /// Returns the facts of a model from the headers of all its shards. Metadata comes from the first shard, parameters
 /// are summed over all of them.
 #[must_use]
-pub fn model_facts(shards: &[Header]) -> ModelFacts {
+pub fn model_facts(shards: &[GgufHeader]) -> ModelFacts {
     let Some(header) = first_shard(shards) else {
         return ModelFacts::default();
     };
     let architecture = header.architecture();
     let quantization = header
         .get("general.file_type")
-        .and_then(Value::as_u64)
+        .and_then(GgufValue::as_u64)
         .and_then(file_type_name);
     let families = if architecture.is_empty() {
         Vec::new()
@@ -43,12 +43,12 @@ pub fn model_facts(shards: &[Header]) -> ModelFacts {
 }
 
 /// Adds the family and the capabilities that a projector (`mmproj` file) contributes.
-pub fn add_projector(facts: &mut ModelFacts, projector: &Header) {
-    let flag = |key| projector.get(key).and_then(Value::as_bool);
+pub fn add_projector(facts: &mut ModelFacts, projector: &GgufHeader) {
+    let flag = |key| projector.get(key).and_then(GgufValue::as_bool);
     let projector_type = ["clip.projector_type", "clip.audio.projector_type"]
         .into_iter()
         .find_map(|key| projector.get(key))
-        .and_then(Value::as_str);
+        .and_then(GgufValue::as_str);
     // Gemma 3n's file contains an audio encoder that llama.cpp cannot run.
     let audio = flag("clip.has_audio_encoder") == Some(true) && projector_type != Some("gemma3nv");
     // Older projectors do not have the key, and all of them are vision encoders.
@@ -64,21 +64,21 @@ pub fn add_projector(facts: &mut ModelFacts, projector: &Header) {
 }
 
 /// Returns the shard with the lowest number. Only that one has the model's metadata.
-fn first_shard(shards: &[Header]) -> Option<&Header> {
+fn first_shard(shards: &[GgufHeader]) -> Option<&GgufHeader> {
     shards
         .iter()
         .min_by_key(|header| header.split().map_or(0, |split| split.number))
 }
 
-fn parameter_count(shards: &[Header]) -> u64 {
+fn parameter_count(shards: &[GgufHeader]) -> u64 {
     let tensors = shards.iter().flat_map(|header| &header.tensors);
     tensors.fold(0, |sum, tensor| sum.saturating_add(tensor.elements()))
 }
 
-fn length(header: &Header, suffix: &str) -> u32 {
+fn length(header: &GgufHeader, suffix: &str) -> u32 {
     let value = header
         .hyperparameter(suffix)
-        .and_then(Value::as_u64)
+        .and_then(GgufValue::as_u64)
         .unwrap_or_default();
     u32::try_from(value).unwrap_or(u32::MAX)
 }
@@ -90,29 +90,29 @@ mod tests {
     use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
     use super::*;
-    use crate::gguf::{Array, CHAT_TEMPLATE_KEY, GgmlType, Plan, Split, TensorSpec};
+    use crate::gguf::{CHAT_TEMPLATE_KEY, GgmlType, GgufArray, GgufLayout, GgufSplit, TensorSpec};
 
-    pub(super) type Keys = Vec<(&'static str, Value)>;
+    pub(super) type Keys = Vec<(&'static str, GgufValue)>;
 
-    pub(super) fn header(metadata: Keys, tensors: Vec<TensorSpec>) -> Header {
+    pub(super) fn header(metadata: Keys, tensors: Vec<TensorSpec>) -> GgufHeader {
         let metadata = metadata
             .into_iter()
             .map(|(key, value)| (key.to_owned(), value))
             .collect();
-        let plan = Plan::new(metadata, tensors).unwrap();
-        Header::read(plan.header(), plan.file_len()).unwrap()
+        let plan = GgufLayout::new(metadata, tensors).unwrap();
+        GgufHeader::read(plan.header(), plan.file_len()).unwrap()
     }
 
-    pub(super) fn text(text: &str) -> Value {
-        Value::String(text.to_owned())
+    pub(super) fn text(text: &str) -> GgufValue {
+        GgufValue::String(text.to_owned())
     }
 
     /// A header with the keys of a recorded `/api/show` reply, in another order.
-    pub(super) fn smollm() -> Header {
+    pub(super) fn smollm() -> GgufHeader {
         let metadata = vec![
             (
                 "tokenizer.ggml.tokens",
-                Value::Array(Array::String(
+                GgufValue::Array(GgufArray::String(
                     ["<|endoftext|>", "<|im_start|>", "<|im_end|>"].iter().collect(),
                 )),
             ),
@@ -120,17 +120,17 @@ mod tests {
             ("general.name", text("Smollm2 135M")),
             (
                 "general.languages",
-                Value::Array(Array::String(["en"].iter().collect())),
+                GgufValue::Array(GgufArray::String(["en"].iter().collect())),
             ),
-            ("general.file_type", Value::U32(3)),
-            ("llama.context_length", Value::U32(8192)),
-            ("llama.embedding_length", Value::U32(576)),
-            ("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
-            ("llama.rope.freq_base", Value::F32(100_000.0)),
-            ("tokenizer.ggml.add_bos_token", Value::Bool(false)),
-            ("tokenizer.ggml.bos_token_id", Value::U32(1)),
-            ("tokenizer.ggml.eos_token_id", Value::U32(2)),
-            ("tokenizer.ggml.padding_token_id", Value::U32(3)),
+            ("general.file_type", GgufValue::U32(3)),
+            ("llama.context_length", GgufValue::U32(8192)),
+            ("llama.embedding_length", GgufValue::U32(576)),
+            ("llama.attention.layer_norm_rms_epsilon", GgufValue::F32(1e-5)),
+            ("llama.rope.freq_base", GgufValue::F32(100_000.0)),
+            ("tokenizer.ggml.add_bos_token", GgufValue::Bool(false)),
+            ("tokenizer.ggml.bos_token_id", GgufValue::U32(1)),
+            ("tokenizer.ggml.eos_token_id", GgufValue::U32(2)),
+            ("tokenizer.ggml.padding_token_id", GgufValue::U32(3)),
             (CHAT_TEMPLATE_KEY, text("{{ messages }}")),
         ];
         let tensors = vec![
@@ -161,23 +161,23 @@ mod tests {
         let cases: Vec<(Keys, Vec<ModelCapability>)> = vec![
             (vec![], vec![Completion, Vision]),
             (
-                vec![("clip.has_vision_encoder", Value::Bool(true))],
+                vec![("clip.has_vision_encoder", GgufValue::Bool(true))],
                 vec![Completion, Vision],
             ),
             (
-                vec![("clip.has_audio_encoder", Value::Bool(true))],
+                vec![("clip.has_audio_encoder", GgufValue::Bool(true))],
                 vec![Completion, Audio],
             ),
             (
                 vec![
-                    ("clip.has_vision_encoder", Value::Bool(true)),
-                    ("clip.has_audio_encoder", Value::Bool(true)),
+                    ("clip.has_vision_encoder", GgufValue::Bool(true)),
+                    ("clip.has_audio_encoder", GgufValue::Bool(true)),
                 ],
                 vec![Completion, Vision, Audio],
             ),
             (
                 vec![
-                    ("clip.has_audio_encoder", Value::Bool(true)),
+                    ("clip.has_audio_encoder", GgufValue::Bool(true)),
                     ("clip.projector_type", text("gemma3nv")),
                 ],
                 vec![Completion, Vision],
@@ -198,9 +198,9 @@ mod tests {
     fn shards_are_one_model() {
         let shard = |number: u16, keys: Keys| {
             let mut metadata = vec![
-                ("split.no", Value::U16(number)),
-                ("split.count", Value::U16(2)),
-                ("split.tensors.count", Value::I32(2)),
+                ("split.no", GgufValue::U16(number)),
+                ("split.count", GgufValue::U16(2)),
+                ("split.tensors.count", GgufValue::I32(2)),
             ];
             metadata.extend(keys);
             header(
@@ -214,7 +214,7 @@ mod tests {
         ];
         assert_eq!(
             shards[0].split(),
-            Some(Split {
+            Some(GgufSplit {
                 number: 1,
                 count: 2,
                 tensors: 2
@@ -231,7 +231,7 @@ mod tests {
         let metadata = smollm().metadata;
         let tensors = vec![TensorSpec::new("token_embd.weight", GgmlType::Q8_0, [32, 3])];
         let metadata = metadata.iter().map(|(key, value)| (key.to_owned(), value.clone()));
-        let plan = Plan::new(metadata.collect(), tensors).unwrap();
+        let plan = GgufLayout::new(metadata.collect(), tensors).unwrap();
         let mut random = StdRng::seed_from_u64(7);
         for _ in 0..20_000 {
             let mut damaged = plan.header().to_vec();
@@ -243,7 +243,7 @@ mod tests {
                     damaged[at] ^ (1 << random.random_range(0..8))
                 };
             }
-            if let Ok(header) = Header::read(damaged.as_slice(), plan.file_len()) {
+            if let Ok(header) = GgufHeader::read(damaged.as_slice(), plan.file_len()) {
                 let _ = model_facts(slice::from_ref(&header));
                 let _ = model_info(slice::from_ref(&header), true);
             }

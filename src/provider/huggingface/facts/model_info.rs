@@ -6,7 +6,7 @@ use serde_json::{Map, Value as Json};
 
 use super::{first_shard, parameter_count};
 use crate::{
-    gguf::{Array, CHAT_TEMPLATE_KEY, Header, Value},
+    gguf::{CHAT_TEMPLATE_KEY, GgufArray, GgufHeader, GgufValue},
     inference::TensorFacts,
 };
 
@@ -17,7 +17,7 @@ const NOT_SHOWN: &[&str] = &["general.name", CHAT_TEMPLATE_KEY];
 /// Returns `model_info` of `/api/show` for a model in one or more shards: all metadata except name and chat template,
 /// sorted by key, and the parameter count. Arrays are null unless `verbose`.
 #[must_use]
-pub fn model_info(shards: &[Header], verbose: bool) -> Map<String, Json> {
+pub fn model_info(shards: &[GgufHeader], verbose: bool) -> Map<String, Json> {
     let Some(header) = first_shard(shards) else {
         return Map::new();
     };
@@ -33,7 +33,7 @@ pub fn model_info(shards: &[Header], verbose: bool) -> Map<String, Json> {
 
 /// Returns the tensors of a file in the order of its header.
 #[must_use]
-pub fn tensor_facts(header: &Header) -> Vec<TensorFacts> {
+pub fn tensor_facts(header: &GgufHeader) -> Vec<TensorFacts> {
     let facts = header.tensors.iter().map(|tensor| TensorFacts {
         name: tensor.name.clone(),
         element_type: tensor.element_type.name().to_owned(),
@@ -42,42 +42,42 @@ pub fn tensor_facts(header: &Header) -> Vec<TensorFacts> {
     facts.collect()
 }
 
-fn to_json(value: &Value, verbose: bool) -> Json {
+fn to_json(value: &GgufValue, verbose: bool) -> Json {
     match value {
-        Value::U8(x) => (*x).into(),
-        Value::I8(x) => (*x).into(),
-        Value::U16(x) => (*x).into(),
-        Value::I16(x) => (*x).into(),
-        Value::U32(x) => (*x).into(),
-        Value::I32(x) => (*x).into(),
-        Value::U64(x) => (*x).into(),
-        Value::I64(x) => (*x).into(),
-        Value::F32(x) => f32_to_json(*x),
-        Value::F64(x) => (*x).into(),
-        Value::Bool(x) => (*x).into(),
-        Value::String(text) => text.as_str().into(),
-        Value::Array(_) if !verbose => Json::Null,
-        Value::Array(array) => array_to_json(array),
+        GgufValue::U8(x) => (*x).into(),
+        GgufValue::I8(x) => (*x).into(),
+        GgufValue::U16(x) => (*x).into(),
+        GgufValue::I16(x) => (*x).into(),
+        GgufValue::U32(x) => (*x).into(),
+        GgufValue::I32(x) => (*x).into(),
+        GgufValue::U64(x) => (*x).into(),
+        GgufValue::I64(x) => (*x).into(),
+        GgufValue::F32(x) => f32_to_json(*x),
+        GgufValue::F64(x) => (*x).into(),
+        GgufValue::Bool(x) => (*x).into(),
+        GgufValue::String(text) => text.as_str().into(),
+        GgufValue::Array(_) if !verbose => Json::Null,
+        GgufValue::Array(array) => array_to_json(array),
     }
 }
 
-fn array_to_json(array: &Array) -> Json {
+fn array_to_json(array: &GgufArray) -> Json {
     fn list<T: Copy + Into<Json>>(list: &[T]) -> Json {
         list.iter().map(|x| (*x).into()).collect()
     }
     match array {
-        Array::U8(x) => list(x),
-        Array::I8(x) => list(x),
-        Array::U16(x) => list(x),
-        Array::I16(x) => list(x),
-        Array::U32(x) => list(x),
-        Array::I32(x) => list(x),
-        Array::U64(x) => list(x),
-        Array::I64(x) => list(x),
-        Array::F32(x) => x.iter().map(|x| f32_to_json(*x)).collect(),
-        Array::F64(x) => list(x),
-        Array::Bool(x) => list(x),
-        Array::String(x) => x.iter().map(String::from_utf8_lossy).collect(),
+        GgufArray::U8(x) => list(x),
+        GgufArray::I8(x) => list(x),
+        GgufArray::U16(x) => list(x),
+        GgufArray::I16(x) => list(x),
+        GgufArray::U32(x) => list(x),
+        GgufArray::I32(x) => list(x),
+        GgufArray::U64(x) => list(x),
+        GgufArray::I64(x) => list(x),
+        GgufArray::F32(x) => x.iter().map(|x| f32_to_json(*x)).collect(),
+        GgufArray::F64(x) => list(x),
+        GgufArray::Bool(x) => list(x),
+        GgufArray::String(x) => x.iter().map(String::from_utf8_lossy).collect(),
     }
 }
 
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn numbers_without_json_spelling_are_null() {
         let odd = header(
-            vec![("a", Value::F32(f32::NAN)), ("b", Value::F64(f64::INFINITY))],
+            vec![("a", GgufValue::F32(f32::NAN)), ("b", GgufValue::F64(f64::INFINITY))],
             vec![],
         );
         let info = model_info(&[odd], true);

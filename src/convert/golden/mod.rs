@@ -17,10 +17,10 @@ use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use super::{ConvertError, Planned, Stream, TargetType, plan, plan_checked, plan_projector, replan};
+use super::{ConversionPlan, ConvertError, GgufStream, plan, plan_checked, plan_projector, replan};
 use crate::{
-    gguf::{Array, END_TOKENS_KEY, Header, Value},
-    inference::{AutoSwitch, KvCacheType, SplitMode},
+    gguf::{END_TOKENS_KEY, GgufArray, GgufHeader, GgufValue},
+    inference::{AutoSwitch, KvCacheType, SplitMode, WeightType},
     llama::{Batch, Context, ContextParams, ContextPurpose, Model, ModelParams},
 };
 
@@ -34,7 +34,7 @@ const COMPUTED: [&str; 1] = ["rope_freqs.weight"];
 type GoldenTensor = (Vec<u64>, BTreeMap<String, (String, String)>);
 
 #[derive(Deserialize)]
-pub(super) struct Golden {
+pub(super) struct GoldenCheckpoint {
     tokenizer: String,
     prompt: Vec<i32>,
     logits: Vec<f32>,
@@ -54,12 +54,12 @@ fn read_file<T: serde::de::DeserializeOwned>(name: &str, file: &str) -> T {
     serde_json::from_str(&text).unwrap()
 }
 
-pub(super) fn read(name: &str) -> Golden {
+pub(super) fn read(name: &str) -> GoldenCheckpoint {
     read_file(name, "golden.json")
 }
 
 /// A whole checkpoint in a folder of its own: weights, and the tokenizer that several share.
-pub(super) fn assemble(name: &str, golden: &Golden) -> tempfile::TempDir {
+pub(super) fn assemble(name: &str, golden: &GoldenCheckpoint) -> tempfile::TempDir {
     assemble_with(name, &golden.tokenizer)
 }
 
@@ -104,19 +104,21 @@ fn listed(kind: &str, list: Vec<Json>) -> (String, Json) {
 }
 
 /// A value as the scripts print it.
-fn printed(value: &Value) -> (String, Json) {
+fn printed(value: &GgufValue) -> (String, Json) {
     let number = |kind: &str, number: Json| (kind.to_owned(), number);
     match value {
-        Value::U32(x) => number("UINT32", json!(x)),
-        Value::I32(x) => number("INT32", json!(x)),
-        Value::F32(x) => number("FLOAT32", json!(f64::from(*x))),
-        Value::Bool(x) => number("BOOL", json!(x)),
-        Value::String(x) => number("STRING", json!(x)),
-        Value::Array(Array::I32(list)) => listed("INT32", list.iter().map(|x| json!(x)).collect()),
-        Value::Array(Array::F32(list)) => listed("FLOAT32", list.iter().map(|x| json!(f64::from(*x))).collect()),
-        Value::Array(Array::U8(list)) => listed("UINT8", list.iter().map(|x| json!(x)).collect()),
-        Value::Array(Array::Bool(list)) => listed("BOOL", list.iter().map(|x| json!(x)).collect()),
-        Value::Array(Array::String(list)) => {
+        GgufValue::U32(x) => number("UINT32", json!(x)),
+        GgufValue::I32(x) => number("INT32", json!(x)),
+        GgufValue::F32(x) => number("FLOAT32", json!(f64::from(*x))),
+        GgufValue::Bool(x) => number("BOOL", json!(x)),
+        GgufValue::String(x) => number("STRING", json!(x)),
+        GgufValue::Array(GgufArray::I32(list)) => listed("INT32", list.iter().map(|x| json!(x)).collect()),
+        GgufValue::Array(GgufArray::F32(list)) => {
+            listed("FLOAT32", list.iter().map(|x| json!(f64::from(*x))).collect())
+        }
+        GgufValue::Array(GgufArray::U8(list)) => listed("UINT8", list.iter().map(|x| json!(x)).collect()),
+        GgufValue::Array(GgufArray::Bool(list)) => listed("BOOL", list.iter().map(|x| json!(x)).collect()),
+        GgufValue::Array(GgufArray::String(list)) => {
             let texts = list.iter().map(|text| json!(std::str::from_utf8(text).unwrap()));
             listed("STRING", texts.collect())
         }
@@ -174,7 +176,7 @@ fn check_projector(name: &str) {
     check_contents(name, folder.path(), &read_file(name, "projector.json"), plan_projector);
 }
 
-type Planner = fn(&Path, &str, TargetType) -> Result<Planned, ConvertError>;
+type Planner = fn(&Path, &str, WeightType) -> Result<ConversionPlan, ConvertError>;
 
 /// Files of every type have exactly these keys and tensors.
 fn check_contents(name: &str, folder: &Path, golden: &Contents, planner: Planner) {
@@ -183,7 +185,7 @@ fn check_contents(name: &str, folder: &Path, golden: &Contents, planner: Planner
     types.dedup();
     assert_eq!(types, ["BF16", "F16", "F32", "Q8_0"]);
     for kind in types {
-        let target: TargetType = kind.parse().unwrap();
+        let target: WeightType = kind.parse().unwrap();
         let planned = planner(folder, "test", target).unwrap_or_else(|error| panic!("{name}: {error}"));
         let expected = match kind.as_str() {
             "F32" | "F16" | "BF16" if name == "gpt-oss-mxfp4" => "MXFP4_MOE",
@@ -196,14 +198,14 @@ fn check_contents(name: &str, folder: &Path, golden: &Contents, planner: Planner
             .write(&path, &|_, _| {}, &CancellationToken::new())
             .unwrap();
         let bytes = fs::read(&path).unwrap();
-        let header = Header::open(&path).unwrap();
+        let header = GgufHeader::open(&path).unwrap();
         let mut streamed = Vec::new();
         let again = match header.architecture() {
             // Always a file of its own, so that nobody plans it again.
             "clip" => planned.model,
             _ => replan(folder, &path).unwrap_or_else(|error| panic!("{name} {kind}: {error}")),
         };
-        Stream::start(again).read_to_end(&mut streamed).unwrap();
+        GgufStream::start(again).read_to_end(&mut streamed).unwrap();
         assert!(streamed == bytes, "{name} {kind}: the stream is not the file");
 
         let mut expected = golden.keys.clone();
@@ -351,25 +353,25 @@ mod projector_bytes {
 
 /// How the engine gets a model.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Way {
+pub(super) enum LoadVia {
     File,
     #[cfg(target_os = "linux")]
     Stream,
 }
 
-const WAYS: &[Way] = &[
-    Way::File,
+const WAYS: &[LoadVia] = &[
+    LoadVia::File,
     #[cfg(target_os = "linux")]
-    Way::Stream,
+    LoadVia::Stream,
 ];
 
 /// The model in the engine with some adapters, and a context of one sequence, all that is not in the file in 32 bits.
 pub(super) fn engine(
     folder: &Path,
     purpose: ContextPurpose,
-    target: TargetType,
+    target: WeightType,
     adapters: &[PathBuf],
-    way: Way,
+    way: LoadVia,
 ) -> Context {
     let planned = plan(folder, "test", target).unwrap();
     let path = folder.join("engine.gguf");
@@ -379,13 +381,13 @@ pub(super) fn engine(
         ..ModelParams::default()
     };
     let model = match way {
-        Way::File => {
+        LoadVia::File => {
             let cancel = CancellationToken::new();
             planned.model.write(&path, &|_, _| {}, &cancel).unwrap();
             Model::load(&path, &params, |_| true)
         }
         #[cfg(target_os = "linux")]
-        Way::Stream => Model::load_from(&mut Stream::start(planned.model), &params, |_| true),
+        LoadVia::Stream => Model::load_from(&mut GgufStream::start(planned.model), &params, |_| true),
     };
     let mut model = model.unwrap();
     model.add_ends(END_TOKENS_KEY);
@@ -406,10 +408,10 @@ pub(super) fn engine(
 
 /// What the engine computes from the file is what transformers computed from the checkpoint.
 fn check_numbers(name: &str, tolerance: f32) {
-    check_numbers_of(name, TargetType::F32, tolerance);
+    check_numbers_of(name, WeightType::F32, tolerance);
 }
 
-fn check_numbers_of(name: &str, target: TargetType, tolerance: f32) {
+fn check_numbers_of(name: &str, target: WeightType, tolerance: f32) {
     let golden = read(name);
     let folder = assemble(name, &golden);
     let purpose = purpose_of(name);
@@ -460,8 +462,8 @@ fn mistral_small_is_mistral3() {
         text.replace("MistralForCausalLM", "Mistral3ForConditionalGeneration"),
     )
     .unwrap();
-    let planned = plan(folder.path(), "test", TargetType::F32).unwrap();
-    let header = Header::read(planned.model.header(), planned.model.file_len()).unwrap();
+    let planned = plan(folder.path(), "test", WeightType::F32).unwrap();
+    let header = GgufHeader::read(planned.model.header(), planned.model.file_len()).unwrap();
     assert_eq!(header.architecture(), "mistral3");
     assert_eq!(header.hyperparameter("attention.temperature_scale"), None);
 }
@@ -474,14 +476,14 @@ fn deepseek3_chooses_experts_by_its_class() {
     let path = folder.path().join("config.json");
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace(r#""scoring_func": "sigmoid","#, "")).unwrap();
-    let planned = plan(folder.path(), "test", TargetType::F32).unwrap();
+    let planned = plan(folder.path(), "test", WeightType::F32).unwrap();
     let file = folder.path().join("out.gguf");
     planned
         .model
         .write(&file, &|_, _| {}, &CancellationToken::new())
         .unwrap();
-    let header = Header::open(&file).unwrap();
-    assert_eq!(header.hyperparameter("expert_gating_func"), Some(&Value::U32(2)));
+    let header = GgufHeader::open(&file).unwrap();
+    assert_eq!(header.hyperparameter("expert_gating_func"), Some(&GgufValue::U32(2)));
     assert!(planned.notes.iter().any(|note| note.contains("scoring_func")));
 }
 
@@ -492,7 +494,13 @@ fn check_texts(name: &str) {
 }
 
 fn check_texts_in(name: &str, folder: &tempfile::TempDir) {
-    let context = engine(folder.path(), ContextPurpose::Generate, TargetType::F32, &[], Way::File);
+    let context = engine(
+        folder.path(),
+        ContextPurpose::Generate,
+        WeightType::F32,
+        &[],
+        LoadVia::File,
+    );
     let texts = fs::read_to_string(folder.path().join("texts.json")).unwrap();
     let texts: Vec<(String, Vec<i32>)> = serde_json::from_str(&texts).unwrap();
     assert_eq!(texts.len(), 10);
@@ -535,8 +543,8 @@ fn check_files(name: &str) {
     let text = fs::read_to_string(Path::new(FIXTURES).join("tokenizers").join(name).join("golden.json")).unwrap();
     let golden: GoldenTokenizer = serde_json::from_str(&text).unwrap();
     let folder = assemble_with(&golden.checkpoint, name);
-    let planned = plan(folder.path(), "test", TargetType::F32).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let header = Header::read(planned.model.header(), planned.model.file_len()).unwrap();
+    let planned = plan(folder.path(), "test", WeightType::F32).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let header = GgufHeader::read(planned.model.header(), planned.model.file_len()).unwrap();
     for (key, expected) in golden.keys {
         // Scores that say nothing, and a setting for the way back from tokens to text.
         if name == "tekken" && key.ends_with(".scores") || key.ends_with(".remove_extra_whitespaces") {
@@ -613,22 +621,22 @@ fn a_pre_tokenizer_of_unknown_structure_is_found_by_trying() {
             json["model"]["vocab"][text] = id.into();
         }
         fs::write(&path, json.to_string()).unwrap();
-        let refused = plan(folder.path(), "test", TargetType::F32).unwrap_err();
+        let refused = plan(folder.path(), "test", WeightType::F32).unwrap_err();
         assert!(refused.to_string().contains("no pre-tokenizer"), "{refused}");
-        let planned = plan_checked(folder.path(), "test", TargetType::F32, &mut cut).unwrap();
+        let planned = plan_checked(folder.path(), "test", WeightType::F32, &mut cut).unwrap();
         let check = planned.check.unwrap();
         assert_eq!(check.is_doubtful(), expected.is_none(), "{}", check.sentence());
-        let header = Header::read(planned.model.header(), planned.model.file_len()).unwrap();
+        let header = GgufHeader::read(planned.model.header(), planned.model.file_len()).unwrap();
         let said = header
             .get(crate::gguf::TOKENIZER_CHECK_KEY)
-            .and_then(Value::as_str)
+            .and_then(GgufValue::as_str)
             .unwrap();
         assert!(
             said.starts_with(if expected.is_some() { "equal" } else { "doubtful" }),
             "{said}"
         );
         if let Some(expected) = expected {
-            let pre = header.get("tokenizer.ggml.pre").and_then(Value::as_str);
+            let pre = header.get("tokenizer.ggml.pre").and_then(GgufValue::as_str);
             assert_eq!(pre, Some(expected));
         }
     }
@@ -644,7 +652,13 @@ fn the_engine_knows_every_end_of_an_answer() {
         r#"{"eos_token_id": [267, 268, 269, 5, 7]}"#,
     )
     .unwrap();
-    let context = engine(folder.path(), ContextPurpose::Generate, TargetType::F32, &[], Way::File);
+    let context = engine(
+        folder.path(),
+        ContextPurpose::Generate,
+        WeightType::F32,
+        &[],
+        LoadVia::File,
+    );
     let ends: Vec<i32> = (0..296)
         .filter(|token| context.model().is_end_of_generation(*token))
         .collect();

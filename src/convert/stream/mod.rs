@@ -14,8 +14,8 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use self::forecast::Forecast;
-use super::{ConvertError, VirtualGguf, recipe::Scratch};
+use self::forecast::ReadForecast;
+use super::{ConvertError, VirtualGguf, encode::Scratch};
 use crate::stdx::sync::{lock, wait};
 
 /// More threads than this only wait for the disk.
@@ -26,10 +26,10 @@ const SMALL_BYTES: u64 = 64 << 10;
 
 /// The bytes of a [`VirtualGguf`], made when they are read or shortly before. Dropping it ends the threads of its pool.
 #[derive(Debug)]
-pub struct Stream {
+pub struct GgufStream {
     shared: Arc<Shared>,
     /// What the reader is in the middle of.
-    current: Option<(Step, Vec<u8>)>,
+    current: Option<(StreamStep, Vec<u8>)>,
     scratch: Scratch,
     /// Rows that are asked for on their own.
     single: Vec<u8>,
@@ -39,7 +39,7 @@ pub struct Stream {
 
 /// Some rows of a tensor, by its index and theirs among its steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Step {
+struct StreamStep {
     tensor: usize,
     number: u64,
 }
@@ -64,18 +64,18 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    slots: HashMap<Step, Slot>,
-    forecast: Forecast,
+    slots: HashMap<StreamStep, Slot>,
+    forecast: ReadForecast,
     /// What the reader is in the middle of, or waits for.
-    reading: Option<Step>,
+    reading: Option<StreamStep>,
     /// The first step that it has not asked for.
-    next: Option<Step>,
+    next: Option<StreamStep>,
     /// Memory of steps that were read.
     spare: Vec<Vec<u8>>,
     is_stopped: bool,
 }
 
-impl Stream {
+impl GgufStream {
     /// Starts the pool, which begins with the first tensor at once.
     #[must_use]
     pub fn start(model: VirtualGguf) -> Self {
@@ -88,11 +88,11 @@ impl Stream {
             let name = recipe.spec().name.as_str();
             (name, model.tensor_bytes(tensor) >= SMALL_BYTES)
         });
-        let forecast = Forecast::new(names);
+        let forecast = ReadForecast::new(names);
         let state = State {
             slots: HashMap::new(),
             reading: None,
-            next: forecast.first().map(|tensor| Step { tensor, number: 0 }),
+            next: forecast.first().map(|tensor| StreamStep { tensor, number: 0 }),
             forecast,
             spare: Vec::new(),
             is_stopped: false,
@@ -156,12 +156,12 @@ impl Stream {
         };
         let recipe = &model.recipes()[tensor];
         let step_bytes = recipe.rows_per_step() * recipe.row_bytes();
-        let step = Step {
+        let step = StreamStep {
             tensor,
             number: within / step_bytes,
         };
         let inside = within % step_bytes;
-        let is_current = |current: &Option<(Step, Vec<u8>)>| current.as_ref().is_some_and(|(at, _)| *at == step);
+        let is_current = |current: &Option<(StreamStep, Vec<u8>)>| current.as_ref().is_some_and(|(at, _)| *at == step);
         if inside == 0 && model.tensor_bytes(tensor) >= SMALL_BYTES && !is_current(&self.current) {
             let spent = self.current.take().map(|(_, bytes)| bytes);
             let bytes = shared.take(step, spent, &mut self.scratch)?;
@@ -186,7 +186,7 @@ fn copy(from: &[u8], to: &mut [u8]) -> usize {
     count
 }
 
-impl Read for Stream {
+impl Read for GgufStream {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let count = self.read_at(self.position, out).map_err(io::Error::other)?;
         self.position += count as u64;
@@ -194,7 +194,7 @@ impl Read for Stream {
     }
 }
 
-impl Seek for Stream {
+impl Seek for GgufStream {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let position = match to {
             SeekFrom::Start(position) => Some(position),
@@ -206,7 +206,7 @@ impl Seek for Stream {
     }
 }
 
-impl Drop for Stream {
+impl Drop for GgufStream {
     fn drop(&mut self) {
         self.shared.lock().is_stopped = true;
         self.shared.work.notify_all();
@@ -239,7 +239,7 @@ impl Shared {
         }
     }
 
-    fn make(&self, step: Step, mut bytes: Vec<u8>, scratch: &mut Scratch) -> Result<Vec<u8>, ConvertError> {
+    fn make(&self, step: StreamStep, mut bytes: Vec<u8>, scratch: &mut Scratch) -> Result<Vec<u8>, ConvertError> {
         let recipe = &self.model.recipes()[step.tensor];
         let first = step.number * recipe.rows_per_step();
         let rows = first..(first + recipe.rows_per_step()).min(recipe.row_count());
@@ -267,7 +267,7 @@ impl Shared {
     }
 
     /// Gives a step to the reader, which has come to it; waits for whoever makes it, or makes it here.
-    fn take(&self, step: Step, spent: Option<Vec<u8>>, scratch: &mut Scratch) -> Result<Vec<u8>, ConvertError> {
+    fn take(&self, step: StreamStep, spent: Option<Vec<u8>>, scratch: &mut Scratch) -> Result<Vec<u8>, ConvertError> {
         let mut state = self.lock();
         state.recycle(spent, self.ahead);
         state.arrive(&self.model, step);
@@ -297,7 +297,7 @@ impl State {
         }
     }
 
-    fn arrive(&mut self, model: &VirtualGguf, step: Step) {
+    fn arrive(&mut self, model: &VirtualGguf, step: StreamStep) {
         if self.reading.is_none_or(|before| before.tensor != step.tensor) {
             self.forecast.arrived(step.tensor);
         }
@@ -305,18 +305,18 @@ impl State {
         self.next = self.following(model, step);
     }
 
-    fn following(&self, model: &VirtualGguf, step: Step) -> Option<Step> {
+    fn following(&self, model: &VirtualGguf, step: StreamStep) -> Option<StreamStep> {
         let recipe = &model.recipes()[step.tensor];
         let number = step.number + 1;
         if number < recipe.row_count().div_ceil(recipe.rows_per_step()) {
-            return Some(Step { number, ..step });
+            return Some(StreamStep { number, ..step });
         }
         let tensor = self.forecast.after(step.tensor)?;
-        Some(Step { tensor, number: 0 })
+        Some(StreamStep { tensor, number: 0 })
     }
 
     /// The next step that is worth making, and memory for it.
-    fn begin(&mut self, model: &VirtualGguf, ahead: usize) -> Option<(Step, Vec<u8>)> {
+    fn begin(&mut self, model: &VirtualGguf, ahead: usize) -> Option<(StreamStep, Vec<u8>)> {
         let mut expected = Vec::with_capacity(ahead);
         let mut at = self.next;
         while let Some(step) = at.filter(|_| expected.len() < ahead) {
@@ -326,7 +326,7 @@ impl State {
         let step = *expected.iter().find(|step| !self.slots.contains_key(step))?;
         if self.slots.len() >= ahead {
             // Something was made that the reader has not come for and is not about to: the guess was wrong.
-            let is_unexpected = |step: &Step| !expected.contains(step) && self.reading != Some(*step);
+            let is_unexpected = |step: &StreamStep| !expected.contains(step) && self.reading != Some(*step);
             let wrong = self.slots.iter().find_map(|(step, slot)| match slot {
                 Slot::Made(_) if is_unexpected(step) => Some(*step),
                 _ => None,

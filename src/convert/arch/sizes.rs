@@ -1,0 +1,121 @@
+//! Sizes
+
+use super::ModelBuilder;
+use crate::convert::ConvertError;
+
+/// A class of the transformers library: what it takes for granted, and llama.cpp's name for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ModelClass {
+    pub(super) arch: &'static str,
+    pub(super) heads: Option<u64>,
+    /// `None`: as many as heads.
+    pub(super) kv_heads: Option<u64>,
+    pub(super) head_dim: HeadDim,
+    pub(super) context: u64,
+    pub(super) epsilon: f64,
+    pub(super) theta: f64,
+    /// Experts, and how many a token uses.
+    pub(super) experts: Option<(u64, u64)>,
+    pub(super) norms: NormKind,
+    /// What it calls the norm behind the last layer.
+    pub(super) final_norm: &'static str,
+}
+
+/// What norms divide by, and whether they subtract the mean first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NormKind {
+    Rms,
+    Layer,
+}
+
+/// What a class says of a head's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HeadDim {
+    /// It always has the key.
+    Always,
+    /// It has none unless the configuration does.
+    IfSaid,
+    /// It knows no such key.
+    Never,
+    /// Unless the configuration says otherwise.
+    Or(u64),
+}
+
+/// Sizes by which shapes are checked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DecoderSizes {
+    pub(super) blocks: u64,
+    pub(super) hidden: u64,
+    pub(super) feed_forward: u64,
+    pub(super) heads: u64,
+    pub(super) kv_heads: u64,
+    pub(super) head_dim: u64,
+}
+
+/// A size in the shape of a tensor.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum WeightDim {
+    Hidden,
+    /// All heads together.
+    Query,
+    /// All key heads together.
+    Key,
+    /// Queries, keys and values together.
+    Qkv,
+    Head,
+    Heads,
+    KeyHeads,
+    FeedForward,
+    /// Gate and up together.
+    GateUp,
+}
+
+impl DecoderSizes {
+    pub(super) fn read(build: &ModelBuilder<'_>, class: &ModelClass) -> Result<Self, ConvertError> {
+        let config = build.config;
+        let hidden = config.count(&["hidden_size", "n_embd", "dim"])?;
+        let heads_keys = ["num_attention_heads", "n_head", "n_heads"];
+        let heads = match class.heads {
+            Some(default) => config.integer_or(&heads_keys, default)?,
+            None => config.count(&heads_keys)?,
+        };
+        let kv_heads = config.integer_or(&["num_key_value_heads", "n_kv_heads"], class.kv_heads.unwrap_or(heads))?;
+        if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return Err(ConvertError::Config(format!(
+                "{heads} heads cannot share {kv_heads} key heads"
+            )));
+        }
+        let said = match class.head_dim {
+            HeadDim::Never => None,
+            HeadDim::Or(default) => Some(config.integer_or(&["head_dim"], default)?),
+            HeadDim::Always | HeadDim::IfSaid => config.optional_integer(&["head_dim"])?,
+        };
+        let head_dim = said.unwrap_or(hidden / heads);
+        if head_dim == 0 || !head_dim.is_multiple_of(2) {
+            return Err(ConvertError::Config(format!("a head would have the size {head_dim}")));
+        }
+        Ok(Self {
+            blocks: build.blocks(&["num_hidden_layers", "n_layers", "n_layer", "num_layers"])?,
+            feed_forward: config.count(&["intermediate_size", "n_inner", "hidden_dim"])?,
+            hidden,
+            heads,
+            kv_heads,
+            head_dim,
+        })
+    }
+
+    pub(super) fn of(&self, dim: WeightDim) -> u64 {
+        let (query, key) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        match dim {
+            WeightDim::Hidden => self.hidden,
+            WeightDim::Query => query,
+            WeightDim::Key => key,
+            WeightDim::Qkv => query + 2 * key,
+            WeightDim::Head => self.head_dim,
+            WeightDim::Heads => self.heads,
+            WeightDim::KeyHeads => self.kv_heads,
+            WeightDim::FeedForward => self.feed_forward,
+            WeightDim::GateUp => 2 * self.feed_forward,
+        }
+    }
+}
