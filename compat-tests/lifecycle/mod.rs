@@ -1,6 +1,6 @@
 //! Life cycle of workers: loading, keep-alive, eviction, queues and crashes, as clients see them.
 
-mod deaths;
+mod crashes;
 mod queues;
 mod residency;
 mod stopping;
