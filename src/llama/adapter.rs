@@ -7,8 +7,8 @@ use llama_cpp_sys_2 as sys;
 
 use super::{LlamaError, Model, backend, layout};
 
-/// Adapter with the strength that it is applied with. It stays in its [`Model`], because llama.cpp frees it with the model and
-/// [`LlamaLoraAdapter`] has no lifetime that says so.
+/// Adapter with the strength that it is applied with. It stays in its [`Model`], because llama.cpp frees it with the
+/// model and [`LlamaLoraAdapter`] has no lifetime that says so.
 #[derive(Debug)]
 pub(super) struct ScaledAdapter {
     adapter: LlamaLoraAdapter,
@@ -16,8 +16,8 @@ pub(super) struct ScaledAdapter {
 }
 
 impl Model {
-    /// Loads an adapter from a GGUF file. Contexts that are made of the model from now on apply it, `scale` times as strongly as its
-    /// file says.
+    /// Loads an adapter from a GGUF file. Contexts that are made of the model from now on apply it, `scale` times as
+    /// strongly as its file says.
     ///
     /// # Errors
     /// [`LlamaError::Adapter`] if llama.cpp cannot load the file or it does not fit the model.
@@ -37,12 +37,12 @@ pub(super) fn apply(context: NonNull<sys::llama_context>, adapters: &[ScaledAdap
     if adapters.is_empty() {
         return;
     }
-    // All in one call: `llama_set_adapters_lora` replaces what was set before, so `LlamaContext::lora_adapter_set` of llama-cpp-2,
-    // which passes a single adapter, leaves only the last of several in force.
+    // All in one call: `llama_set_adapters_lora` replaces what was set before, so `LlamaContext::lora_adapter_set` of
+    // llama-cpp-2, which passes a single adapter, leaves only the last of several in force.
     let mut pointers: Vec<_> = adapters.iter().map(|it| layout::adapter_ptr(&it.adapter)).collect();
     let mut scales: Vec<f32> = adapters.iter().map(|it| it.scale).collect();
-    // SAFETY: the context and the adapters belong to one model, which lives as long as they; both lists have one entry for
-    // each adapter, and are only read during the call.
+    // SAFETY: the context and the adapters belong to one model, which lives as long as they; both lists have one entry
+    // for each adapter, and are only read during the call.
     unsafe {
         sys::llama_set_adapters_lora(
             context.as_ptr(),

@@ -11,8 +11,9 @@ use llama_cpp_sys_2 as sys;
 static BACKEND: LazyLock<LlamaBackend> = LazyLock::new(|| {
     // Before the initialization, whose messages about devices would go to stderr otherwise.
     //
-    // llama-cpp-2's `send_logs_to_tracing` does not serve: it drops a line when the subscriber is not interested in its level,
-    // so that no error text could be kept, and its callback, an `extern "C"` function, panics (which aborts) on the level NONE.
+    // llama-cpp-2's `send_logs_to_tracing` does not serve: it drops a line when the subscriber is not interested in its
+    // level, so that no error text could be kept, and its callback, an `extern "C"` function, panics (which aborts) on
+    // the level NONE.
     // SAFETY: the callback is a plain function that lives as long as the process and takes no user data.
     unsafe {
         sys::llama_log_set(Some(on_log), std::ptr::null_mut());
@@ -59,7 +60,8 @@ unsafe extern "C" fn on_log(level: sys::ggml_log_level, text: *const c_char, _: 
     }
 }
 
-/// Strips the names of C functions from the front of a log line, and the words "error loading model", which the caller says again.
+/// Strips the names of C functions from the front of a log line, and the words "error loading model", which the caller
+/// says again.
 fn without_functions(mut line: &str) -> &str {
     while let Some((function, text)) = line.split_once(": ")
         && (function == "error loading model" || !function.contains(' '))

@@ -5,8 +5,8 @@ use llama_cpp_sys_2 as sys;
 use super::TokenId;
 
 /// Batch that owns its arrays; reused from step to step.
-// llama-cpp-2's `LlamaBatch` hides its C view, so only its own `LlamaContext` can decode it (see `Context`). It is not sound
-// either: `add` with more sequences than were given to `new` writes behind an array.
+// llama-cpp-2's `LlamaBatch` hides its C view, so only its own `LlamaContext` can decode it (see `Context`). It is not
+// sound either: `add` with more sequences than were given to `new` writes behind an array.
 #[derive(Debug)]
 pub struct Batch {
     tokens: Vec<TokenId>,

@@ -1,7 +1,8 @@
 //! llama.cpp's `common/chat` through `chat_shim.cpp`: rendering a conversation, and reading what a model wrote.
 //!
-//! The two halves need not run in one process: [`ChatTemplate::apply`] returns plain data ([`RenderedChat`]), which holds the
-//! output parser in serialized form, and [`ChatParser::new`] loads it again. The helper renders, the model's worker parses.
+//! The two halves need not run in one process: [`ChatTemplate::apply`] returns plain data ([`RenderedChat`]), which
+//! holds the output parser in serialized form, and [`ChatParser::new`] loads it again. The helper renders, the model's
+//! worker parses.
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
@@ -101,7 +102,8 @@ pub struct RenderedChat {
     pub additional_stops: Vec<String>,
     /// Serialized output parser (`common_peg_arena`); empty means plain text.
     pub parser: String,
-    /// True when the answer's text stands between markers of the format, so that a JSON schema cannot describe the whole answer.
+    /// True when the answer's text stands between markers of the format, so that a JSON schema cannot describe the
+    /// whole answer.
     pub wraps_content: bool,
     /// GBNF of well-formed answers; empty if there is none.
     pub grammar: String,
@@ -194,7 +196,8 @@ pub struct ParsedMessage {
     pub state: ParseState,
     /// Position at which the parser stopped; the rest is not part of the message.
     pub end: usize,
-    /// Position up to which the text has found its place in the message: as content, as reasoning, as closed calls, or skipped.
+    /// Position up to which the text has found its place in the message: as content, as reasoning, as closed calls, or
+    /// skipped.
     pub settled: usize,
     /// Part that stands right before `settled`.
     pub last: PartKind,

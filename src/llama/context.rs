@@ -24,8 +24,8 @@ const MAX_PHYSICAL_BATCH: u32 = 512;
 pub enum ContextPurpose {
     /// Logits of the next token.
     Generate,
-    /// One vector for each sequence, pooled as the file says. If it says nothing, the vector of the last token, which alone
-    /// has seen the whole text, or the mean if every token has.
+    /// One vector for each sequence, pooled as the file says. If it says nothing, the vector of the last token, which
+    /// alone has seen the whole text, or the mean if every token has.
     Embed,
 }
 
@@ -46,9 +46,9 @@ pub struct ContextParams {
 }
 
 /// Context over a model. Used by one thread at a time.
-// llama-cpp-2's `LlamaContext` does not serve: it has no `llama_set_n_threads`, without which the daemon cannot move cores between
-// models, no `llama_memory_can_shift`, `llama_pooling_type` and `llama_n_ctx_seq`, applies one adapter only, and keeps its
-// pointer to itself, so that nothing can be added from outside.
+// llama-cpp-2's `LlamaContext` does not serve: it has no `llama_set_n_threads`, without which the daemon cannot move
+// cores between models, no `llama_memory_can_shift`, `llama_pooling_type` and `llama_n_ctx_seq`, applies one adapter
+// only, and keeps its pointer to itself, so that nothing can be added from outside.
 #[derive(Debug)]
 pub struct Context {
     raw: NonNull<sys::llama_context>,
@@ -73,8 +73,8 @@ impl Context {
     pub fn new(model: Arc<Model>, purpose: ContextPurpose, params: &ContextParams) -> Result<Self, LlamaError> {
         // SAFETY: no preconditions.
         let mut raw = unsafe { sys::llama_context_default_params() };
-        // The constructor of `llama_context` bounds n_batch by n_ctx before it pads each sequence's part to 256 tokens, and
-        // `llama_decode` aborts the process on a batch larger than n_batch. So the padding is done here first.
+        // The constructor of `llama_context` bounds n_batch by n_ctx before it pads each sequence's part to 256 tokens,
+        // and `llama_decode` aborts the process on a batch larger than n_batch. So the padding is done here first.
         let context_length = params.context_length.max(1).next_multiple_of(CONTEXT_PADDING);
         raw.n_ctx = match purpose {
             ContextPurpose::Generate => context_length.saturating_mul(params.parallel),
@@ -96,11 +96,13 @@ impl Context {
         };
         raw.type_k = kv_type(params.kv_type_k);
         raw.type_v = kv_type(params.kv_type_v);
-        // Each sequence has a part of its own: with long separate contexts that decodes 40 to 60 % faster than one shared pool,
-        // and no sequence can starve another. Vectors are made of many short sequences at once, which share a pool instead.
+        // Each sequence has a part of its own: with long separate contexts that decodes 40 to 60 % faster than one
+        // shared pool, and no sequence can starve another. Vectors are made of many short sequences at once, which
+        // share a pool instead.
         raw.kv_unified = purpose == ContextPurpose::Embed;
         raw.embeddings = purpose == ContextPurpose::Embed;
-        // A sliding-window layer keeps its window, not the whole context. llama.cpp's default is the whole, llama-server's is this.
+        // A sliding-window layer keeps its window, not the whole context. llama.cpp's default is the whole,
+        // llama-server's is this.
         raw.swa_full = false;
         raw.no_perf = true;
         let context = Self::allocate(Arc::clone(&model), raw)?;
@@ -150,8 +152,8 @@ impl Context {
     /// Returns the vector of a sequence of the last batch; `None` in a context that makes none.
     #[must_use]
     pub fn embedding(&self, sequence: i32) -> Option<&[f32]> {
-        // SAFETY: llama.cpp returns NULL for a sequence that the last batch did not have; otherwise the vector has this width
-        // and stays until the next decode, which needs `&mut self`.
+        // SAFETY: llama.cpp returns NULL for a sequence that the last batch did not have; otherwise the vector has this
+        // width and stays until the next decode, which needs `&mut self`.
         unsafe {
             let vector = sys::llama_get_embeddings_seq(self.raw.as_ptr(), sequence);
             (!vector.is_null()).then(|| std::slice::from_raw_parts(vector, self.vector_width()))
@@ -160,8 +162,8 @@ impl Context {
 
     /// Empties the cache of all sequences.
     pub fn clear(&mut self) {
-        // Only the cells are forgotten. `LlamaContext::clear_kv_cache` of llama-cpp-2 also overwrites the whole cache, which takes
-        // milliseconds and happens before each batch of texts.
+        // Only the cells are forgotten. `LlamaContext::clear_kv_cache` of llama-cpp-2 also overwrites the whole cache,
+        // which takes milliseconds and happens before each batch of texts.
         let overwrite = false;
         // SAFETY: the memory belongs to this context, or is NULL in models without a cache, which is ignored.
         unsafe { sys::llama_memory_clear(self.memory(), overwrite) };
@@ -186,8 +188,8 @@ impl Context {
         unsafe { sys::llama_n_batch(self.raw.as_ptr()) as usize }
     }
 
-    /// Waits until the last decode is done. On a GPU `llama_decode` returns before that, and reading logits waits too; this is for
-    /// those who measure time.
+    /// Waits until the last decode is done. On a GPU `llama_decode` returns before that, and reading logits waits too;
+    /// this is for those who measure time.
     pub fn synchronize(&mut self) {
         // SAFETY: the context is valid.
         unsafe { sys::llama_synchronize(self.raw.as_ptr()) };
@@ -217,7 +219,8 @@ impl Context {
         }
     }
 
-    /// Returns the logits of the batch's token at `index`, one for each token of the vocabulary; `None` if it was added without.
+    /// Returns the logits of the batch's token at `index`, one for each token of the vocabulary; `None` if it was added
+    /// without.
     // `LlamaContext::get_logits_ith` panics instead of returning `None`.
     #[must_use]
     pub fn logits(&self, index: i32) -> Option<&[f32]> {
@@ -234,7 +237,8 @@ impl Context {
         unsafe { sys::llama_get_memory(self.raw.as_ptr()) }
     }
 
-    /// Removes positions `from..to` of a sequence; a negative `to` is the end. Returns false if this kind of cache cannot.
+    /// Removes positions `from..to` of a sequence; a negative `to` is the end. Returns false if this kind of cache
+    /// cannot.
     pub fn remove(&mut self, sequence: i32, from: i32, to: i32) -> bool {
         // SAFETY: the memory belongs to this context.
         unsafe { sys::llama_memory_seq_rm(self.memory(), sequence, from, to) }
@@ -243,8 +247,8 @@ impl Context {
     /// Replaces the content of sequence `to` by that of sequence `from`.
     pub fn copy_sequence(&mut self, from: i32, to: i32) {
         self.remove(to, -1, -1);
-        // All positions: in a cache that is split between sequences, `llama_kv_cache::seq_cp` aborts the process on a part of a
-        // sequence.
+        // All positions: in a cache that is split between sequences, `llama_kv_cache::seq_cp` aborts the process on a
+        // part of a sequence.
         // SAFETY: the memory belongs to this context.
         unsafe { sys::llama_memory_seq_cp(self.memory(), from, to, -1, -1) };
     }

@@ -2,8 +2,8 @@
 
 /// Failed call into llama.cpp. Each text is one sentence, fit for the user.
 ///
-/// llama.cpp's C functions return NULL or a number and tell the reason only in their log; the variants that hold a `String` carry
-/// the first error line of that log, or a general sentence when there is none.
+/// llama.cpp's C functions return NULL or a number and tell the reason only in their log; the variants that hold a
+/// `String` carry the first error line of that log, or a general sentence when there is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LlamaError {
     #[error("the {0} holds a NUL character")]

@@ -6,7 +6,8 @@ use llama_cpp_2::{GrammarError, sampling::LlamaSampler, token::LlamaToken};
 
 use super::{LlamaError, Model, TokenCandidates, TokenId};
 
-/// Largest size of a grammar's text in bytes. llama.cpp's parser recurses, and the time that a mask takes grows with it.
+/// Largest size of a grammar's text in bytes. llama.cpp's parser recurses, and the time that a mask takes grows with
+/// it.
 const MAX_GRAMMAR_BYTES: usize = 2 << 20;
 /// Largest size of a trigger in bytes; patterns are compiled by `std::regex`, which recurses.
 const MAX_TRIGGER_BYTES: usize = 64 << 10;
@@ -25,14 +26,14 @@ pub enum SamplerTrigger {
 #[derive(Debug)]
 pub struct GrammarSampler {
     sampler: LlamaSampler,
-    // llama.cpp's sampler points into the model's vocabulary, which `LlamaSampler` has no lifetime for: alone it could outlive the
-    // model. Fields are dropped in this order.
+    // llama.cpp's sampler points into the model's vocabulary, which `LlamaSampler` has no lifetime for: alone it could
+    // outlive the model. Fields are dropped in this order.
     model: Arc<Model>,
 }
 
 impl GrammarSampler {
-    /// Compiles a grammar that is in force from the first token, or, with triggers, from the first of them on. The start symbol is
-    /// `root`.
+    /// Compiles a grammar that is in force from the first token, or, with triggers, from the first of them on. The
+    /// start symbol is `root`.
     ///
     /// # Errors
     /// If the grammar is too long or llama.cpp cannot parse it or one of its patterns.
@@ -78,8 +79,8 @@ impl GrammarSampler {
     /// # Errors
     /// [`LlamaError::NotAdmitted`] if the grammar does not admit the token.
     pub fn accept(&mut self, token: TokenId) -> Result<(), LlamaError> {
-        // `llama_grammar_accept_impl` has a GGML_ABORT for an end of generation before the grammar's end; an exception, which it
-        // throws for any other token that does not fit, is caught by the shim behind `try_accept`.
+        // `llama_grammar_accept_impl` has a GGML_ABORT for an end of generation before the grammar's end; an exception,
+        // which it throws for any other token that does not fit, is caught by the shim behind `try_accept`.
         debug_assert!(!self.model.is_end_of_generation(token), "llama.cpp would abort");
         let accepted = self.sampler.try_accept(LlamaToken(token));
         accepted.map_err(|_| LlamaError::NotAdmitted)

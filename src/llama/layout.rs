@@ -1,8 +1,8 @@
 //! The only place that relies on the memory layout of llama-cpp-2's types.
 //!
-//! [`LlamaModel`] and [`LlamaLoraAdapter`] are `repr(transparent)` over a pointer that is never NULL, but neither takes nor gives
-//! that pointer, and some of llama.cpp's functions have no safe counterpart. `Cargo.toml` pins the crate exactly; the test
-//! below tells when an update changes the layout.
+//! [`LlamaModel`] and [`LlamaLoraAdapter`] are `repr(transparent)` over a pointer that is never NULL, but neither takes
+//! nor gives that pointer, and some of llama.cpp's functions have no safe counterpart. `Cargo.toml` pins the crate
+//! exactly; the test below tells when an update changes the layout.
 
 use std::ptr::{self, NonNull};
 

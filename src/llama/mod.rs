@@ -1,13 +1,14 @@
 //! Safe Rust over llama.cpp; the only folder that names llama-cpp-2 and its sys crate.
 //!
-//! Only `worker/` uses this, in a process of its own: nothing here can be made safe against a hostile model file or a driver
-//! fault, so none of it runs in the daemon. A [`Model`] holds weights and vocabulary; a [`Context`] holds a KV cache over a
-//! model and decodes a [`Batch`]; a [`SamplerChain`] and a [`GrammarSampler`] choose from the logits; a [`ChatTemplate`] renders
-//! conversations, and a [`ChatParser`] reads what a model wrote.
+//! Only `worker/` uses this, in a process of its own: nothing here can be made safe against a hostile model file or a
+//! driver fault, so none of it runs in the daemon. A [`Model`] holds weights and vocabulary; a [`Context`] holds a KV
+//! cache over a model and decodes a [`Batch`]; a [`SamplerChain`] and a [`GrammarSampler`] choose from the logits; a
+//! [`ChatTemplate`] renders conversations, and a [`ChatParser`] reads what a model wrote.
 //!
-//! Models, vocabularies, samplers, grammars, adapters and the list of devices are llama-cpp-2's types. The sys crate serves where
-//! those lack something: loads from a stream and with all parameters, contexts whose threads change between decodes
-//! ([`Context`] says why), quantization, and the log. `common/chat` is bound by neither; `chat_shim.cpp` does that.
+//! Models, vocabularies, samplers, grammars, adapters and the list of devices are llama-cpp-2's types. The sys crate
+//! serves where those lack something: loads from a stream and with all parameters, contexts whose threads change
+//! between decodes ([`Context`] says why), quantization, and the log. `common/chat` is bound by neither;
+//! `chat_shim.cpp` does that.
 //!
 //! Pointers are owned by one type each, freed on drop, and never outlive what they point into: a [`Context`] and a
 //! [`GrammarSampler`] keep their [`Model`] alive through an [`std::sync::Arc`].

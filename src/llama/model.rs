@@ -80,7 +80,8 @@ enum LoadOrigin<'a> {
 }
 
 impl Model {
-    /// Loads a GGUF file; of a sharded one, `path` is the first shard. `progress` gets 0 to 1 and returns false to stop the load.
+    /// Loads a GGUF file; of a sharded one, `path` is the first shard. `progress` gets 0 to 1 and returns false to stop
+    /// the load.
     ///
     /// # Errors
     /// [`LlamaError::Load`] with llama.cpp's reason.
@@ -101,7 +102,8 @@ impl Model {
     ) -> Result<Self, LlamaError> {
         let mut file = super::source::CFile::open(source)?;
         let params = ModelParams {
-            // With the mode AUTO, `llama_model_load_from_file_ptr` tries to map the descriptor, of which this stream has none.
+            // With the mode AUTO, `llama_model_load_from_file_ptr` tries to map the descriptor, of which this stream
+            // has none.
             mmap: false,
             ..params.clone()
         };
@@ -118,8 +120,8 @@ impl Model {
         Self::load_with(&ModelParams::default(), true, &mut |_| true, LoadOrigin::Path(&path))
     }
 
-    // llama-cpp-2's `LlamaModelParams` has no setters for the tensor split, the check of tensors and "all layers", and its progress
-    // callback must be `'static` and not panic. So the parameters are the sys crate's.
+    // llama-cpp-2's `LlamaModelParams` has no setters for the tensor split, the check of tensors and "all layers", and
+    // its progress callback must be `'static` and not panic. So the parameters are the sys crate's.
     fn load_with(
         params: &ModelParams,
         vocabulary_only: bool,
@@ -152,7 +154,8 @@ impl Model {
         raw.progress_callback = Some(on_progress);
         raw.progress_callback_user_data = (&raw mut progress).cast();
         backend::forget_errors();
-        // SAFETY: the path is NUL-terminated, the file is open, and `split` and `progress` outlive the call; the model keeps neither.
+        // SAFETY: the path is NUL-terminated, the file is open, and `split` and `progress` outlive the call; the model
+        // keeps neither.
         let model = unsafe {
             match origin {
                 LoadOrigin::Path(path) => sys::llama_model_load_from_file(path.as_ptr(), raw),
@@ -282,8 +285,8 @@ impl Model {
         ))
     }
 
-    /// Converts text to tokens. `add_special` adds the tokens that the model wants around a text, such as BOS; `parse_special` reads
-    /// the text of control tokens as those tokens.
+    /// Converts text to tokens. `add_special` adds the tokens that the model wants around a text, such as BOS;
+    /// `parse_special` reads the text of control tokens as those tokens.
     ///
     /// # Errors
     /// [`LlamaError::TextTooLong`] from 2 GiB on.
@@ -304,8 +307,8 @@ impl Model {
         if usize::try_from(token).map_or(true, |id| id >= self.vocab_size) {
             return;
         }
-        // The crate writes into the spare capacity and grows the buffer to the exact size when that is too small: without this, each
-        // token of a long text would move all of it.
+        // The crate writes into the spare capacity and grows the buffer to the exact size when that is too small:
+        // without this, each token of a long text would move all of it.
         out.reserve(PIECE_BYTES);
         self.inner
             .vocab()
@@ -315,8 +318,8 @@ impl Model {
     /// Returns the bytes of many tokens.
     #[must_use]
     pub fn detokenize(&self, tokens: &[TokenId], special: bool) -> Vec<u8> {
-        // Piece by piece, since `llama_detokenize` also strips a leading blank and cleans up spaces, so that the text of two
-        // lists would not be the texts of each.
+        // Piece by piece, since `llama_detokenize` also strips a leading blank and cleans up spaces, so that the text
+        // of two lists would not be the texts of each.
         let mut out = Vec::with_capacity(tokens.len() * 4);
         for &token in tokens {
             self.append_piece(token, special, &mut out);

@@ -1,4 +1,5 @@
-//! Quantization of rows of numbers, and of whole files, which tests and benchmarks compare conversions with. llama-cpp-2 has neither.
+//! Quantization of rows of numbers, and of whole files, which tests and benchmarks compare conversions with.
+//! llama-cpp-2 has neither.
 
 use std::{path::Path, ptr};
 
@@ -7,8 +8,8 @@ use llama_cpp_sys_2 as sys;
 use super::{LlamaError, backend, c_path};
 use crate::gguf::GgmlType;
 
-/// Appends rows of finite numbers in a quantized type. Uses ggml's own quantizers without an importance matrix, that is, without a
-/// sample of the texts that the model will be used for. May be called by several threads.
+/// Appends rows of finite numbers in a quantized type. Uses ggml's own quantizers without an importance matrix, that
+/// is, without a sample of the texts that the model will be used for. May be called by several threads.
 ///
 /// # Errors
 /// If a row is no whole number of blocks, the type needs an importance matrix, or a number is too large for the type.
@@ -32,10 +33,11 @@ pub fn quantize_rows(weight_type: GgmlType, numbers: &[f32], row: usize, out: &m
     let start = out.len();
     out.resize(start + bytes, 0);
     let target = out[start..].as_mut_ptr();
-    // `ggml_quantize_chunk` does not look at the numbers: one beyond the range of the scale becomes an infinite block, which
-    // `ggml_validate_row_data` finds.
-    // SAFETY: `numbers` holds `rows` rows of whole blocks, and `target` has room for as many blocks, as ggml counts them too:
-    // `GgmlType` has its block sizes. ggml guards its own tables by a lock. The bytes that are validated were just written.
+    // `ggml_quantize_chunk` does not look at the numbers: one beyond the range of the scale becomes an infinite block,
+    // which `ggml_validate_row_data` finds.
+    // SAFETY: `numbers` holds `rows` rows of whole blocks, and `target` has room for as many blocks, as ggml counts
+    // them too: `GgmlType` has its block sizes. ggml guards its own tables by a lock. The bytes that are validated were
+    // just written.
     let is_valid = unsafe {
         let written = sys::ggml_quantize_chunk(
             id,
@@ -76,7 +78,8 @@ fn is_quantized(weight_type: GgmlType) -> bool {
 }
 
 /// Writes the weights of one GGUF file into another, in the mix of types that `file_type` (a `llama_ftype`) stands for.
-/// It can neither be canceled nor asked for its progress: it runs in a process that can be killed, and its output grows.
+/// It can neither be canceled nor asked for its progress: it runs in a process that can be killed, and its output
+/// grows.
 ///
 /// # Errors
 /// [`LlamaError::Quantize`] with llama.cpp's reason. A part of the output may have been written.

@@ -47,8 +47,8 @@ pub fn logit_bias(vocab_size: usize, biases: &[(TokenId, f32)]) -> LlamaSampler 
     LlamaSampler::logit_bias(vocab_size, &biases)
 }
 
-/// Candidate tokens with their logits. The buffer is reused from token to token: a vocabulary's worth of candidates is half a
-/// megabyte to three megabytes.
+/// Candidate tokens with their logits. The buffer is reused from token to token: a vocabulary's worth of candidates is
+/// half a megabyte to three megabytes.
 pub struct TokenCandidates {
     pub(super) array: LlamaTokenDataArray,
 }

@@ -52,8 +52,8 @@ impl<'a> CFile<'a> {
             seek: Some(seek),
             close: None,
         };
-        // The buffering of stdio stays on: without it (`setvbuf` with _IONBF), glibc reads one byte a call, and a load of a small
-        // model takes seconds instead of tenths.
+        // The buffering of stdio stays on: without it (`setvbuf` with _IONBF), glibc reads one byte a call, and a load
+        // of a small model takes seconds instead of tenths.
         // SAFETY: the mode ends with NUL; the cookie lives until the file is closed.
         let file = unsafe { fopencookie(cookie.as_ptr().cast(), c"rb".as_ptr(), functions) };
         match NonNull::new(file) {
@@ -79,7 +79,8 @@ impl<'a> CFile<'a> {
 
 impl Drop for CFile<'_> {
     fn drop(&mut self) {
-        // SAFETY: nobody else has the file; once it is closed, nobody else has the cookie either, which came from a box.
+        // SAFETY: nobody else has the file; once it is closed, nobody else has the cookie either, which came from a
+        // box.
         unsafe {
             libc::fclose(self.file.as_ptr());
             drop(Box::from_raw(self.cookie.as_ptr()));

@@ -1,4 +1,5 @@
-//! The helper role: renders what strangers wrote. When a template takes the process down, one request gets an error.
+//! Helper role: renders chat templates, which come from model files and are untrusted. A template that crashes or
+//! exhausts this process fails one request, and no model's worker.
 
 use std::collections::VecDeque;
 
@@ -11,9 +12,10 @@ use crate::{
     llama::{ChatTemplate, LlamaError, RenderedChat},
 };
 
-/// Compiled templates that are kept; compiling one takes a millisecond or two.
+/// Number of compiled templates that are kept; compiling one takes a millisecond or two.
 const KEPT_TEMPLATES: usize = 8;
 
+/// Source of a template with the texts of BOS and EOS, all of which are compiled in.
 type Key = (String, String, String);
 
 /// Serves render jobs until the socket closes.

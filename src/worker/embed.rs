@@ -1,4 +1,4 @@
-//! Vectors of texts: the inputs of all requests that wait, as many as fit into one batch.
+//! Vectors of texts. The inputs of all requests that wait are computed together, as many as fit into one batch.
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
@@ -11,16 +11,16 @@ use crate::{
     llama::{Batch, Context, ContextParams, ContextPurpose, LlamaError, Model, TokenId},
 };
 
-/// Texts in one batch.
+/// Largest number of texts in one batch.
 pub(super) const SEQUENCES: u32 = 64;
 
-/// One request's texts.
+/// Texts of one request, and the vectors that are ready.
 #[derive(Debug)]
 pub(super) struct EmbedTask {
     id: u64,
     inputs: Vec<Vec<TokenId>>,
     tokens: u32,
-    /// Index of the next input that was not put into a batch.
+    /// Index of the first input that was not put into a batch.
     next: usize,
     vectors: Vec<Vec<f32>>,
     failure: Option<Failure>,
@@ -48,13 +48,13 @@ impl EmbedTask {
     }
 }
 
-/// The context that makes vectors, and the requests that wait for it.
+/// Owner of the context that makes vectors, and of the requests that wait for it.
 #[derive(Debug)]
 pub(super) struct Embedder {
     context: Context,
     batch: Batch,
     queue: VecDeque<EmbedTask>,
-    /// When something was last said to the daemon.
+    /// Time of the last report to the daemon.
     alive: Instant,
 }
 
@@ -86,20 +86,21 @@ impl Embedder {
         self.queue.retain(|task| task.id != id);
     }
 
-    /// Computes one batch and hands back what became complete.
+    /// Computes one batch and reports the requests that are complete with it.
     pub(super) fn step(&mut self, mut report: impl FnMut(WorkerReport)) {
         let room = self.context.batch_size();
         let sequences = SEQUENCES as usize;
         let next = |task: &EmbedTask| task.inputs[task.next..].iter().take(sequences).map(Vec::len).collect();
-        let plan = plan(self.queue.iter().map(next), room, sequences);
+        let counts = texts_per_task(self.queue.iter().map(next), room, sequences);
         self.batch.clear();
         // Task, input and sequence of each text in the batch.
         let mut placed = Vec::new();
-        for (task, count) in plan.into_iter().enumerate() {
+        for (task, count) in counts.into_iter().enumerate() {
             for _ in 0..count {
                 let sequence = placed.len() as i32;
                 let waiting = &mut self.queue[task];
                 for (position, &token) in waiting.inputs[waiting.next].iter().enumerate() {
+                    // All tokens with output: without it a text's vector is missing from `llama_get_embeddings_seq`.
                     self.batch.add(token, position as i32, sequence, true);
                 }
                 placed.push((task, waiting.next, sequence));
@@ -107,6 +108,7 @@ impl Embedder {
             }
         }
         if !self.batch.is_empty() {
+            // The texts of the last batch used the same sequence ids.
             self.context.clear();
             let decoded = self.context.decode(&mut self.batch);
             for (task, input, sequence) in placed {
@@ -137,9 +139,10 @@ impl Embedder {
     }
 }
 
-/// How many of each task's next texts go into a batch of `room` tokens and `sequences` texts: in order of arrival, and no text
-/// is passed over for a later one of its own task. Texts are never longer than a batch. Pure.
-fn plan(lengths: impl Iterator<Item = Vec<usize>>, mut room: usize, mut sequences: usize) -> Vec<usize> {
+/// Returns the number of each task's next texts that go into a batch of `room` tokens and `sequences` texts. They are
+/// taken in order of arrival, and no text is passed over for a later one of its own task. Texts are never longer than a
+/// batch. Pure.
+fn texts_per_task(lengths: impl Iterator<Item = Vec<usize>>, mut room: usize, mut sequences: usize) -> Vec<usize> {
     lengths
         .map(|texts| {
             let mut count = 0;
@@ -158,21 +161,21 @@ fn plan(lengths: impl Iterator<Item = Vec<usize>>, mut room: usize, mut sequence
 
 #[cfg(test)]
 mod tests {
-    use super::plan;
+    use super::texts_per_task;
 
     #[test]
     fn texts_of_several_requests_share_a_batch() {
         let lengths = vec![vec![10, 10], vec![100], vec![5]];
-        assert_eq!(plan(lengths.into_iter(), 30, 64), [2, 0, 1]);
+        assert_eq!(texts_per_task(lengths.into_iter(), 30, 64), [2, 0, 1]);
     }
 
     #[test]
     fn a_batch_has_room_for_so_many_texts() {
-        assert_eq!(plan(vec![vec![1; 5], vec![1]].into_iter(), 512, 3), [3, 0]);
+        assert_eq!(texts_per_task(vec![vec![1; 5], vec![1]].into_iter(), 512, 3), [3, 0]);
     }
 
     #[test]
     fn a_text_that_fills_the_batch_goes_alone() {
-        assert_eq!(plan(vec![vec![512, 1], vec![1]].into_iter(), 512, 64), [1, 0]);
+        assert_eq!(texts_per_task(vec![vec![512, 1], vec![1]].into_iter(), 512, 64), [1, 0]);
     }
 }

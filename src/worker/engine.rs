@@ -1,4 +1,4 @@
-//! The loop of a model worker: commands in, decode steps, reports out.
+//! Main loop of a model's worker: commands in, decode steps, reports out.
 
 use std::{
     collections::HashSet,
@@ -25,15 +25,16 @@ use crate::{
     llama::{self, Context, ContextParams, ContextPurpose, DeviceKind, Model, ModelParams},
 };
 
-/// Time between two reports of a load's progress.
+/// Shortest time between two reports of a load's progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
-/// Jobs whose prompts wait to be tokenised; the daemon bounds what it sends to far less.
+/// Largest number of tasks that wait to be prepared; the daemon sends far less at a time.
 const PREPARE_QUEUE: usize = 4096;
-/// Grammars and schemas are compiled by recursive parsers.
+/// Stack of the thread that prepares. Grammars and schemas are compiled by recursive parsers.
 const PREPARE_STACK_BYTES: usize = 64 << 20;
-/// Tokens of a text that becomes a vector. Their attention is computed in one piece, so memory grows with the square.
+/// Largest number of tokens of a text that becomes a vector. Its attention is computed in one piece, so memory grows
+/// with the square of this.
 const MAX_EMBED_WINDOW: u32 = 8192;
-/// Tokens in a batch of texts, where one text does not need more.
+/// Number of tokens in a batch of texts, unless a single text needs more.
 const EMBED_BATCH: u32 = 1024;
 
 /// Loads the model that the first command names and serves it until the socket closes.
@@ -117,7 +118,8 @@ struct Engine {
     embedder: Option<Embedder>,
     embed_params: ContextParams,
     preparing: SyncSender<PrepareTask>,
-    /// Ids of the tasks that the thread that prepares has not given back. A canceled task is removed, and dropped when it comes.
+    /// Ids of the tasks that the thread that prepares has not given back. A canceled task is removed, and dropped when
+    /// it comes.
     pending: HashSet<u64>,
 }
 
@@ -204,7 +206,8 @@ impl Engine {
         self.generator.as_ref().is_some_and(Generator::is_busy) || self.embedder.as_ref().is_some_and(Embedder::is_busy)
     }
 
-    /// Takes what has arrived; waits if there is nothing to compute. `false` when the socket is closed.
+    /// Takes the inputs that have arrived; waits if there is nothing to compute. Returns false when the socket is
+    /// closed.
     fn take_inputs(&mut self, inputs: &EngineInputs, reports: &mut ReportSender) -> bool {
         loop {
             let input = if self.is_busy() {
@@ -222,6 +225,7 @@ impl Engine {
             match input {
                 EngineInput::Command(command) => self.obey(command, reports),
                 EngineInput::Prepared(id, prepared) => {
+                    // Canceled meanwhile.
                     if !self.pending.remove(&id) {
                         continue;
                     }
@@ -332,7 +336,7 @@ fn start_preparing(
     Ok(sender)
 }
 
-/// Bytes in use on all devices with memory of their own.
+/// Returns the bytes that are in use on all GPUs, by any process.
 fn device_memory_used() -> u64 {
     llama::devices()
         .iter()
@@ -341,7 +345,7 @@ fn device_memory_used() -> u64 {
         .sum()
 }
 
-/// Bytes of this process that no file backs.
+/// Returns the bytes of this process's resident memory that no file backs; 0 where there is no procfs.
 fn anonymous_memory() -> u64 {
     let Ok(text) = std::fs::read_to_string("/proc/self/statm") else {
         return 0;

@@ -1,13 +1,14 @@
-//! The sequences of a model that generates: who decodes what in each step, and what becomes of the sampled tokens.
+//! Sequences of a model that generates: each step fills a batch, decodes it, and samples a token for each sequence that
+//! is ready.
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 use super::{
     LIFE_INTERVAL, ReportSender, WorkerError,
-    prefix::{SlotChoice, SlotOffer, choose, common_prefix},
+    prefix::{SlotChoice, SlotOffer, choose_slot, common_prefix},
     prepare::PreparedJob,
     protocol::{LoadedModel, WorkerReport},
-    scheduler::{BatchLimits, PrefillPace, plan},
+    scheduler::{BatchLimits, PrefillPace, plan_batch},
     slot::{ActiveJob, AnswerProgress, SequenceSlot},
 };
 use crate::{
@@ -15,12 +16,12 @@ use crate::{
     llama::{Batch, Context, LlamaError, Model, TokenCandidates, TokenId},
 };
 
-/// The context, its sequences and the jobs that wait for one.
+/// Owner of the generating context, its slots and the jobs that wait for one.
 pub(super) struct Generator {
     model: Arc<Model>,
     context: Context,
     slots: Vec<SequenceSlot>,
-    /// Jobs for whom no slot is idle.
+    /// Jobs that have no slot yet.
     waiting: VecDeque<PreparedJob>,
     batch: Batch,
     batch_tokens: usize,
@@ -28,9 +29,11 @@ pub(super) struct Generator {
     can_shift: bool,
     pace: PrefillPace,
     candidates: TokenCandidates,
+    /// Number of jobs that were started, which serves as a clock for slots.
     jobs: u64,
-    /// What this step produced; one frame carries all of it.
+    /// Events of the current step, which are sent in one frame.
     events: Vec<(u64, Event)>,
+    /// Time of the last sign of life.
     alive: Instant,
 }
 
@@ -54,7 +57,7 @@ impl Generator {
         }
     }
 
-    /// Whether there is something to decode, or a job that can be started.
+    /// True when there is something to decode, or a job that can be started.
     pub(super) fn is_busy(&self) -> bool {
         let decodes = self.slots.iter().any(|slot| {
             let demand = slot.demand();
@@ -67,12 +70,12 @@ impl Generator {
         self.context.set_threads(threads);
     }
 
-    /// Takes a job in.
+    /// Queues a job for the next idle slot.
     pub(super) fn push(&mut self, prepared: PreparedJob) {
         self.waiting.push_back(prepared);
     }
 
-    /// The reader of a job took events; as many more may be sent.
+    /// Allows a job to send more events.
     pub(super) fn credit(&mut self, id: u64, events: u32) {
         let active = self.slots.iter_mut().filter_map(|slot| slot.active.as_mut());
         if let Some(active) = active.into_iter().find(|active| active.job.id == id) {
@@ -89,7 +92,7 @@ impl Generator {
         }
     }
 
-    /// Starts jobs that wait, decodes once, and sends what came of it.
+    /// Starts jobs that wait, decodes once, and sends the events of the step.
     pub(super) fn advance(&mut self, reports: &mut ReportSender) {
         self.admit(reports);
         self.step(reports);
@@ -123,9 +126,9 @@ impl Generator {
                 last_used: slot.last_used,
             })
             .collect();
-        // A cache that can forget has not all of a sequence, and recurrent state cannot be cut to the common part.
+        // A sliding-window cache does not hold all of a sequence, and recurrent state cannot be cut to the common part.
         let can_copy = self.model.sliding_window() == 0 && !self.model.is_recurrent();
-        let Some(SlotChoice { slot: index, copy_from }) = choose(&offers, &prepared.prompt, can_copy) else {
+        let Some(SlotChoice { slot: index, copy_from }) = choose_slot(&offers, &prepared.prompt, can_copy) else {
             return Err(Failure::Worker("no sequence is idle".into()));
         };
         self.jobs += 1;
@@ -140,13 +143,15 @@ impl Generator {
         Ok(())
     }
 
-    /// Cuts a slot's cache back to what the prompt can use, and returns how many tokens that is.
+    /// Cuts a slot's cache back to the part that the prompt can use, and returns the number of its tokens.
     fn reuse(&mut self, index: usize, prompt: &[TokenId]) -> usize {
         let sequence = index as i32;
-        // At least one token is decoded again: its logits are what the first sampled token comes from.
+        // At least one token is decoded again: the first token is sampled from its logits, which the cache does not
+        // hold.
         let mut shared = common_prefix(&self.slots[index].cached, prompt).min(prompt.len() - 1);
         if shared > 0 {
-            // A sliding-window cache has forgotten what lies before its window: continuing there needs all of the window.
+            // A sliding-window cache has dropped the positions before its window, and to continue at `shared` the model
+            // must see a whole window before that.
             let window = self.model.sliding_window() as usize;
             let oldest = usize::try_from(self.context.min_position(sequence)).unwrap_or(usize::MAX);
             if window > 0 && oldest > shared.saturating_sub(window) {
@@ -154,7 +159,8 @@ impl Generator {
             }
         }
         if shared < self.slots[index].cached.len() && !self.context.remove(sequence, shared as i32, -1) {
-            // Recurrent state cannot be cut at any place.
+            // Recurrent state cannot be cut at any place: `llama_memory_recurrent::seq_rm` only removes a whole
+            // sequence.
             self.context.remove(sequence, -1, -1);
             shared = 0;
         }
@@ -162,7 +168,7 @@ impl Generator {
         shared
     }
 
-    /// One decode over all sequences that have something to decode.
+    /// Decodes one batch of all sequences that have something to decode.
     fn step(&mut self, reports: &mut ReportSender) {
         self.make_room();
         let demands: Vec<_> = self.slots.iter().map(SequenceSlot::demand).collect();
@@ -170,7 +176,7 @@ impl Generator {
             batch: self.batch_tokens,
             prefill_beside_decode: self.pace.beside_decode(self.batch_tokens),
         };
-        let grants = plan(&demands, limits);
+        let grants = plan_batch(&demands, limits);
         self.batch.clear();
         let mut sampled_at: Vec<Option<i32>> = vec![None; self.slots.len()];
         let mut prefilled = 0;
@@ -200,6 +206,8 @@ impl Generator {
         if let Err(error) = self.context.decode(&mut self.batch) {
             return self.fail_batch(&grants, &error, reports);
         }
+        // On a GPU the decode goes on in the background, and its time is measured only for prompts. Sampling waits for
+        // it anyway.
         if prefilled > 0 {
             self.context.synchronize();
         }
@@ -211,13 +219,14 @@ impl Generator {
         }
     }
 
-    /// Tells everybody who waits that the engine works: a long prompt, a long tool call and a full house give no text
-    /// for a while, and that must not look like a hang. An empty delta is that sign; it costs no credit.
+    /// Sends an empty delta to every job as a sign of life: a long prompt, a long tool call and a wait for a slot give
+    /// no text for a while, which must not look like a hang. It costs no credit.
     fn show_life(&mut self) {
         if self.batch.is_empty() || self.alive.elapsed() < LIFE_INTERVAL {
             return;
         }
         self.alive = Instant::now();
+        // A parked job is left out: its reader is behind, and would only get more to read.
         let active = self
             .slots
             .iter()
@@ -229,7 +238,7 @@ impl Generator {
         self.events.extend(ids.map(|id| (id, Event::Delta(Delta::default()))));
     }
 
-    /// Shifts the sequences whose window is full, or ends their answers.
+    /// Shifts the sequences whose context is full, or ends their answers.
     fn make_room(&mut self) {
         for index in 0..self.slots.len() {
             let slot = &mut self.slots[index];
@@ -238,6 +247,7 @@ impl Generator {
             if active.next.is_none() || slot.cached.len() < limit {
                 continue;
             }
+            // As in llama-server, BOS and the first `num_keep` tokens stay, and half of the rest is dropped.
             let keep = (active.job.keep as usize + usize::from(self.model.adds_bos())).min(limit / 2);
             let discard = (slot.cached.len() - keep) / 2;
             let sequence = index as i32;
@@ -264,6 +274,7 @@ impl Generator {
             return;
         };
         let id = active.job.id;
+        // Nothing is sampled for a job that only wants its prompt computed.
         if active.job.max_tokens == 0 {
             return self.finish(index, FinishReason::Length);
         }
@@ -303,7 +314,8 @@ impl Generator {
         }
     }
 
-    /// A decode failed: its sequences lose job and cache, the others go on.
+    /// Ends the jobs whose tokens were in a batch that failed. Their caches are emptied, because some of the tokens may
+    /// be in them; other jobs go on.
     fn fail_batch(&mut self, grants: &[usize], error: &LlamaError, reports: &mut ReportSender) {
         tracing::error!(%error, "decode failed");
         for (index, _) in grants.iter().enumerate().filter(|&(_, &grant)| grant > 0) {

@@ -1,25 +1,25 @@
-//! What this build and this machine can do, for `hubllama doctor`. Runs in a process of its own, never in the daemon.
+//! Capabilities of this build and this machine, for `hubllama doctor`. Runs in the process of the command line, never
+//! in the daemon.
 
 use std::{fs, path::Path};
 
 use crate::llama::{self, ComputeDevice};
 
-/// What llama.cpp was built with and what it found.
+/// Build options of llama.cpp and the devices that it found.
 #[derive(Clone, Debug)]
 pub struct BuildReport {
     /// Versions of llama.cpp and ggml.
     pub engine: String,
     /// CPU features that ggml's kernels were compiled for.
     pub cpu_features: String,
-    /// GPU back ends that were compiled in, as cargo features.
+    /// Names of the GPU back ends that were compiled in, which are cargo features.
     pub gpu_backends: Vec<&'static str>,
-    /// Devices that ggml found.
     pub devices: Vec<ComputeDevice>,
-    /// GPUs that the kernel knows, whether this build can use them or not.
+    /// Vendors of the GPUs that the kernel knows, whether this build can use them or not.
     pub machine_gpus: Vec<&'static str>,
 }
 
-/// Asks llama.cpp and the kernel.
+/// Collects the report from llama.cpp and the kernel.
 #[must_use]
 pub fn build_report() -> BuildReport {
     let backends = [
@@ -40,7 +40,7 @@ pub fn build_report() -> BuildReport {
     }
 }
 
-/// GPU vendors by the PCI ids that the kernel shows.
+/// Returns the GPU vendors by the PCI vendor ids that the kernel shows.
 fn machine_gpus(drm: &Path) -> Vec<&'static str> {
     let mut found = Vec::new();
     let entries = fs::read_dir(drm).into_iter().flatten().filter_map(Result::ok);
@@ -53,6 +53,7 @@ fn machine_gpus(drm: &Path) -> Vec<&'static str> {
             _ => None,
         });
     }
+    // A container may have NVIDIA's driver without DRM devices.
     if Path::new("/proc/driver/nvidia/version").exists() {
         found.push("NVIDIA");
     }

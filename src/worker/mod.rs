@@ -1,12 +1,13 @@
-//! The child process: one resident model, the helper that compiles what strangers wrote, or the converter of checkpoints.
+//! Child process of the daemon: it holds one model, renders untrusted templates, or converts checkpoints.
 //!
-//! It is this same binary, started again as `hubllama worker` with one end of a Unix socket pair as its standard input.
-//! It ends when that socket closes. `protocol` is all that the daemon's side shares with it.
+//! A worker is this same binary, started again as `hubllama worker` with one end of a Unix socket pair as its standard
+//! input. It ends when that socket closes. The daemon's side (`lifecycle`) shares only [`protocol`] with it.
 //!
-//! A reader thread takes frames off the socket; a thread that prepares (`prepare`) tokenises prompts and compiles schemas and
-//! grammars; the engine thread owns model and contexts as locals and runs the loop of `engine`: take inputs, admit, plan,
-//! decode, sample, emit. Everything that decides is pure and has no llama type in it: `scheduler`, `prefix`, `output`,
-//! `reasoning`.
+//! In a model's worker a reader thread takes frames off the socket. The thread of `prepare` tokenizes prompts and
+//! compiles schemas and grammars. The engine thread owns the model and its contexts and runs the loop of `engine`: it
+//! takes inputs, gives jobs to slots (`generation`, `slot`), plans a batch, decodes it, chooses tokens (`sampling`,
+//! `constraint`) and sends what they add to the answers (`answer`). Everything that decides without llama.cpp is pure
+//! and tested without a model: `scheduler`, `prefix` (which knows token ids only), `output`, `reasoning`.
 
 pub mod answer;
 mod compile;
@@ -45,36 +46,37 @@ use protocol::{DaemonCommand, PROTOCOL_VERSION, WorkerReport};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 pub use template::{ProbeReport, PromptComparison, TemplateReport, template_report};
 
-/// Inputs that wait for the engine between two decode steps.
+/// Largest number of inputs that wait for the engine between two decode steps.
 const INPUT_QUEUE: usize = 4096;
-/// Template engines, grammar compilers and parsers recurse over what strangers wrote.
+/// Stack of the engine thread. Template engines, grammar compilers and parsers recurse over untrusted text.
 const ENGINE_STACK_BYTES: usize = 64 << 20;
-/// Address space of the helper: a template that doubles a string dies here, not in the machine's memory.
+/// Limit on the helper's address space, which stops a template that doubles a string again and again.
 const HELPER_ADDRESS_SPACE_BYTES: u64 = 4 << 30;
-/// Memory of the converter: the largest tokenizers take a quarter of it, and what a stranger made may take no more. Not the
-/// address space, of which every thread reserves much that it never uses.
+/// Limit on the converter's data segment, four times what the largest known tokenizers take. The address space is not
+/// limited, because every thread reserves much of it that it never uses.
 const CONVERTER_DATA_BYTES: u64 = 8 << 30;
 
-/// Time between two signs of life of jobs that give no text.
+/// Time between two signs of life of jobs that give no text. The daemon takes a worker for hung after much longer.
 const LIFE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a worker process is for.
+/// Purpose of a worker process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerRole {
     /// Holds one model.
     Model,
     /// Renders templates; holds no weights.
     Helper,
-    /// Makes GGUF files of checkpoints.
+    /// Converts checkpoints to GGUF files.
     Converter,
 }
 
-/// The main function of `hubllama worker`; returns when the socket on standard input is closed.
+/// Runs `hubllama worker`; returns when the socket on standard input is closed.
 ///
 /// # Errors
-/// When standard input is no socket, or the engine thread cannot be started.
+/// If standard input is no socket, or the engine thread cannot be started.
 pub fn run(role: WorkerRole) -> std::io::Result<()> {
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    // Before any thread starts: the limits hold for the whole process.
     match role {
         WorkerRole::Helper => limit(Resource::As, HELPER_ADDRESS_SPACE_BYTES)?,
         WorkerRole::Converter => limit(Resource::Data, CONVERTER_DATA_BYTES)?,
@@ -105,7 +107,7 @@ pub fn run(role: WorkerRole) -> std::io::Result<()> {
         .map_err(|_| std::io::Error::other("the engine thread panicked"))
 }
 
-/// Bounds what this process may use of something, but never raises a bound.
+/// Lowers a resource limit of this process to `bytes`, unless it is lower already.
 fn limit(resource: Resource, bytes: u64) -> std::io::Result<()> {
     let Rlimit { current, maximum } = getrlimit(resource);
     let current = [current, maximum].into_iter().flatten().fold(bytes, u64::min);
@@ -116,8 +118,8 @@ fn limit(resource: Resource, bytes: u64) -> std::io::Result<()> {
     Ok(setrlimit(resource, limit)?)
 }
 
-/// Forwards commands until the socket closes; then ends the process at once, whatever the engine is doing: a load or
-/// a decode step cannot be interrupted otherwise, and nobody is left to read its result.
+/// Forwards commands until the socket closes, then ends the process at once, even in the middle of a load or a decode
+/// step: those cannot be interrupted otherwise, and nobody is left to read their result.
 fn read_commands(socket: UnixStream, sender: &SyncSender<EngineInput>) {
     let mut reader = BufReader::new(socket);
     loop {
@@ -127,7 +129,7 @@ fn read_commands(socket: UnixStream, sender: &SyncSender<EngineInput>) {
                     return;
                 }
             }
-            // One job's command is lost; the other jobs of this worker are not to suffer.
+            // Only this command is lost; the other jobs of this worker go on.
             Ok(Some(Err(error))) => tracing::error!(%error, "a command does not decode"),
             Ok(None) => break,
             Err(error) => {
@@ -136,11 +138,11 @@ fn read_commands(socket: UnixStream, sender: &SyncSender<EngineInput>) {
             }
         }
     }
-    // Not `exit`: its destructors would race with the engine thread.
+    // Not `exit`, whose C++ destructors would race with the engine thread.
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
 }
 
-/// The daemon's end of the socket, seen from the engine thread.
+/// Sender of reports to the daemon.
 #[derive(Debug)]
 struct ReportSender {
     socket: UnixStream,
@@ -155,7 +157,8 @@ impl ReportSender {
         }
     }
 
-    /// Writes one frame. A failure means that the daemon is gone; the reader thread ends the process then.
+    /// Writes one frame. A failure is only logged: the daemon is gone then, and the reader thread is about to end the
+    /// process.
     fn send(&mut self, report: &WorkerReport) {
         self.buffer.clear();
         match protocol::encode(report, &mut self.buffer) {
@@ -169,16 +172,15 @@ impl ReportSender {
     }
 }
 
-/// What reaches the engine thread.
+/// Message to the engine thread.
 #[derive(Debug)]
 enum EngineInput {
-    /// From the daemon.
     Command(DaemonCommand),
-    /// A job that can be started, or why not.
+    /// Job that can be started, or the reason why it cannot.
     Prepared(u64, Result<Box<PreparedJob>, crate::inference::Failure>),
-    /// Texts that are cut into tokens.
+    /// Texts to convert to vectors, as tokens.
     Embed(EmbedTask),
-    /// To be passed on to the daemon.
+    /// Report of another thread, to be passed on to the daemon: the engine thread alone writes to the socket.
     Report(WorkerReport),
 }
 

@@ -1,12 +1,13 @@
-//! Bytes of tokens to text that may be shown: whole code points, and nothing that could be part of a stop string.
+//! Conversion of tokens' bytes to text that may be sent: whole code points, and nothing that could be part of a stop
+//! string.
 //!
-//! Pure: any way of cutting the same bytes gives the same text in the end.
+//! Pure. The whole text does not depend on how its bytes are distributed over tokens.
 
-/// Turns token bytes into text, holding back what is not decided yet.
+/// Converter of token bytes to text, which holds back what is not decided yet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TextStream {
     stops: Vec<String>,
-    /// The beginning of a code point whose rest has not come.
+    /// Beginning of a code point whose rest has not come.
     partial: Vec<u8>,
     /// Text whose end may be the beginning of a stop string.
     held: String,
@@ -14,7 +15,7 @@ pub(super) struct TextStream {
 }
 
 impl TextStream {
-    /// A stream that ends at the first of `stops`; empty ones are ignored.
+    /// Makes a stream that ends at the first of `stops`; empty ones are ignored.
     pub(super) fn new(stops: &[String]) -> Self {
         Self {
             stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(),
@@ -22,12 +23,12 @@ impl TextStream {
         }
     }
 
-    /// Whether a stop string was found. Nothing is added to the text after that.
+    /// True when a stop string was found. Nothing is added to the text after that.
     pub(super) fn stopped(&self) -> bool {
         self.stopped_by.is_some()
     }
 
-    /// The stop string that was found.
+    /// Returns the stop string that was found.
     pub(super) fn stopped_by(&self) -> Option<&str> {
         self.stopped_by.as_deref()
     }
@@ -42,7 +43,7 @@ impl TextStream {
         self.add(&decoded)
     }
 
-    /// Ends the text: what was held back is certain now, and the beginning of a code point that never came is U+FFFD.
+    /// Ends the text and returns what was held back. A code point that is not complete becomes U+FFFD.
     pub(super) fn finish(&mut self) -> String {
         if self.stopped() {
             return String::new();
@@ -60,7 +61,8 @@ impl TextStream {
             return text.to_owned();
         }
         self.held.push_str(text);
-        // The earliest stop string ends the answer; of two at one place the first that was asked for.
+        // The earliest stop string ends the answer; of two at one place the first in the request (`min_by_key` keeps
+        // the first).
         let found = self
             .stops
             .iter()
@@ -81,19 +83,19 @@ impl TextStream {
     }
 }
 
-/// Bytes at the end of `text` that are a proper prefix of `stop`.
+/// Returns the number of bytes at the end of `text` that are a proper prefix of `stop`.
 pub(super) fn overlap(text: &str, stop: &str) -> usize {
     let (text, stop) = (text.as_bytes(), stop.as_bytes());
     (1..stop.len().min(text.len() + 1))
         .rev()
         .find(|&length| text.ends_with(&stop[..length]))
-        .map_or(0, |length| {
-            // A prefix of a str's bytes may end inside a code point, but `text` ends at a boundary, so it cannot match there.
-            length
-        })
+        // A prefix of a str's bytes may end inside a code point, but `text` ends at a boundary, so it cannot match
+        // there.
+        .unwrap_or(0)
 }
 
-/// Takes all whole code points off the front of `bytes`; what can never become one is U+FFFD.
+/// Removes all whole code points from the front of `bytes` and returns them. Bytes that can never become one are
+/// U+FFFD.
 fn take_whole(bytes: &mut Vec<u8>) -> String {
     let mut out = String::new();
     let mut start = 0;

@@ -1,7 +1,8 @@
 //! Picking one token from a row of logits, with a chain of samplers or greedily.
 //!
-//! Unconstrained answers pick among the whole vocabulary; constraints fill the candidates first and pick among those. Both
-//! [`sampling`](super::sampling) and [`constraint`](super::constraint) use this, so that a request's samplers act alike in both.
+//! Unconstrained answers pick among the whole vocabulary; constraints fill the candidates first and pick among those.
+//! Both [`sampling`](super::sampling) and [`constraint`](super::constraint) use this, so that a request's samplers act
+//! alike in both.
 
 use crate::llama::{SamplerChain, TokenCandidates, TokenId};
 
@@ -12,7 +13,8 @@ pub(super) fn pick_from_all(
     candidates: &mut TokenCandidates,
 ) -> Option<TokenId> {
     match chain {
-        // Greedy answers need no candidates: one pass over the logits instead of a copy of some 50,000 to 250,000 of them.
+        // Greedy answers need no candidates: one pass over the logits instead of a copy of some 50,000 to 250,000 of
+        // them.
         None => largest_of_all(logits),
         Some(chain) => {
             candidates.fill_all(logits);

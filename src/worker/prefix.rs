@@ -1,40 +1,44 @@
-//! Which sequence's KV cache a new prompt continues. Pure.
+//! Choice of the slot for a new prompt, so that as much as possible of the prompt is in the slot's KV cache already.
+//! Pure.
 
 use crate::llama::TokenId;
 
-/// What a slot has to offer.
+/// State of a slot that matters for the choice.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SlotOffer<'a> {
-    /// Whether no job uses it.
+    /// True when no job uses the slot.
     pub(super) idle: bool,
-    /// Tokens in its KV cache, from position 0 on.
+    /// Tokens in the slot's KV cache, from position 0 on.
     pub(super) cached: &'a [TokenId],
-    /// Smaller was used longer ago.
+    /// Time of the last use, in jobs.
     pub(super) last_used: u64,
 }
 
-/// Tokens at the front that both have.
+/// Returns the number of tokens that both have in common at the front.
 pub(super) fn common_prefix(a: &[TokenId], b: &[TokenId]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// Tokens that a busy sequence must have in common with a prompt beyond what idle ones have, for a copy to pay.
+/// Number of tokens that a busy sequence must have in common with a prompt, beyond what idle ones have, for a copy to
+/// pay.
 const WORTH_A_COPY: usize = 64;
 
-/// Where a prompt goes.
+/// Slot that a prompt was given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SlotChoice {
-    /// The idle slot that it takes.
+    /// Index of the idle slot that the prompt takes.
     pub(super) slot: usize,
-    /// The busy slot whose cache is copied there first.
+    /// Index of the busy slot whose cache is copied there first.
     pub(super) copy_from: Option<usize>,
 }
 
-/// The idle slot that a prompt should take: the one with the longest common prefix if that saves a good part of either
-/// side, else the one that was used longest ago (a short match, as a shared system prompt's first line, is not worth
-/// destroying a long conversation that will come back). Where a busy one has much more of the prompt, and `can_copy`, its cache is
-/// copied: several answers to one prompt, or to prompts with one long beginning, read it once.
-pub(super) fn choose(offers: &[SlotOffer<'_>], prompt: &[TokenId], can_copy: bool) -> Option<SlotChoice> {
+/// Chooses the idle slot that a prompt takes; `None` if no slot is idle.
+///
+/// It is the slot with the longest common prefix if that is a good part of either side, otherwise the one that was used
+/// longest ago: a short match, such as the first line of a shared system prompt, is not worth destroying a long
+/// conversation that will come back. If a busy slot has much more of the prompt, and `can_copy` is set, its cache is
+/// copied: several answers to one prompt, or to prompts with one long beginning, compute it once.
+pub(super) fn choose_slot(offers: &[SlotOffer<'_>], prompt: &[TokenId], can_copy: bool) -> Option<SlotChoice> {
     let idle = || offers.iter().enumerate().filter(|(_, offer)| offer.idle);
     let shared = |slot: usize| common_prefix(offers[slot].cached, prompt);
     let best = idle()
@@ -76,7 +80,7 @@ mod tests {
     }
 
     fn slot(offers: &[SlotOffer<'_>], prompt: &[TokenId]) -> Option<usize> {
-        choose(offers, prompt, true).map(|place| {
+        choose_slot(offers, prompt, true).map(|place| {
             assert_eq!(place.copy_from, None);
             place.slot
         })
@@ -118,19 +122,19 @@ mod tests {
             slot: 2,
             copy_from: Some(0),
         };
-        assert_eq!(choose(&offers, &prompt, true), Some(lent));
+        assert_eq!(choose_slot(&offers, &prompt, true), Some(lent));
         let own = SlotChoice {
             slot: 2,
             copy_from: None,
         };
-        assert_eq!(choose(&offers, &prompt, false), Some(own));
-        assert_eq!(choose(&offers, &[0, 1, 2], true), Some(own));
+        assert_eq!(choose_slot(&offers, &prompt, false), Some(own));
+        assert_eq!(choose_slot(&offers, &[0, 1, 2], true), Some(own));
         // An idle one that has nearly as much is taken as it is.
         let offers = [offer(false, &prompt, 5), offer(true, &prompt[..150], 1)];
         let near = SlotChoice {
             slot: 1,
             copy_from: None,
         };
-        assert_eq!(choose(&offers, &prompt, true), Some(near));
+        assert_eq!(choose_slot(&offers, &prompt, true), Some(near));
     }
 }

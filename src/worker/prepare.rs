@@ -1,5 +1,8 @@
-//! What can be done before a job needs the engine: tokenising its prompt, compiling its schema and grammar, building its
-//! sampler and reader. A thread of its own does it, so that a long prompt or a large schema delays nobody's next token.
+//! Preparation of jobs on a separate thread: tokenizing the prompt, compiling schema and grammar, building sampler and
+//! reader.
+//!
+//! A prompt of megabytes takes a second to tokenize, and a large schema as long to compile; on the engine thread that
+//! would delay the next token of every other answer. Questions about texts are answered here too.
 
 use std::sync::{
     Arc,
@@ -19,17 +22,17 @@ use crate::{
     llama::{LlamaError, Model, TokenId},
 };
 
-/// Texts of one embedding request.
+/// Largest number of texts in one embedding request.
 const MAX_INPUTS: usize = 65_536;
 
-/// What the thread is given.
+/// Task of the thread that prepares.
 #[derive(Debug)]
 pub(super) enum PrepareTask {
     Job(Box<Job>),
     Question(u64, Box<WorkerQuestion>),
 }
 
-/// A job that can be started.
+/// Job that can be started.
 #[derive(Debug)]
 pub(super) struct PreparedJob {
     pub(super) job: Job,
@@ -38,14 +41,14 @@ pub(super) struct PreparedJob {
     pub(super) answer: AnswerReader,
 }
 
-/// The windows of the loaded model, in tokens.
+/// Context lengths of the loaded model, in tokens.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ContextWindows {
-    /// Of a generating sequence.
+    /// Context length of a generating sequence.
     pub(super) generate: u32,
-    /// Of a text that becomes a vector.
+    /// Largest length of a text that becomes a vector.
     pub(super) embed: u32,
-    /// Whether the model makes vectors only.
+    /// True for a model that makes vectors only.
     pub(super) embeds_only: bool,
 }
 
@@ -96,7 +99,8 @@ struct Preprocessor {
 }
 
 impl Preprocessor {
-    /// Refuses a prompt that is too long before anything else: who asked may want to shorten it.
+    /// Prepares a job. A prompt that is too long is refused before schema and tools are compiled, because the caller
+    /// may shorten it and ask again.
     fn prepare(&mut self, job: Job) -> Result<PreparedJob, Failure> {
         if self.windows.embeds_only {
             return Err(Failure::Invalid("the model makes vectors, no text".into()));
@@ -177,7 +181,8 @@ impl Preprocessor {
         }
     }
 
-    /// Refuses token ids that the vocabulary does not have; llama.cpp would throw.
+    /// Refuses token ids that the vocabulary does not have. Clients send ids, and `llama_decode` would fail the whole
+    /// batch.
     fn check_ids(&self, tokens: &[TokenId]) -> Result<(), Failure> {
         let vocabulary = self.model.vocab_size();
         match tokens
@@ -221,7 +226,7 @@ impl Preprocessor {
         Ok(QuestionOutcome::Reply(reply))
     }
 
-    /// The tokens of texts that become vectors, cut to the window.
+    /// Tokenizes texts that become vectors, and truncates them to the window.
     fn texts(&self, job: &EmbedJob) -> Result<Vec<Vec<TokenId>>, Failure> {
         if job.inputs.len() > MAX_INPUTS {
             return Err(Failure::Invalid(format!(
@@ -245,7 +250,8 @@ impl Preprocessor {
                     }
                 }
                 if tokens.is_empty() {
-                    // A model that puts nothing around a text needs something to look at for an empty one.
+                    // An empty text has no tokens in a model that puts none around a text, and without any there is no
+                    // vector.
                     tokens.extend(self.model.bos().or(self.model.eos()));
                 }
                 Ok(tokens)
@@ -253,7 +259,7 @@ impl Preprocessor {
             .collect()
     }
 
-    /// Cuts a text's tokens but keeps the one that the model wants at its end.
+    /// Truncates a text's tokens but keeps the token that the model wants at its end, such as SEP or EOS.
     fn cut(&self, tokens: &mut Vec<TokenId>, limit: usize) {
         let wants_end = self.model.tokenize("", true, false).unwrap_or_default();
         let end = tokens.last().copied().filter(|last| wants_end.last() == Some(last));

@@ -1,7 +1,12 @@
-//! Frames between daemon and worker: a little-endian u32 length, then that many bytes of JSON.
+//! Protocol between the daemon and a worker process: the only part of `worker` that the daemon's side uses.
 //!
-//! JSON because a frame carries text and little else, and because a person can read it off the socket; measured, it is
-//! a few microseconds a decode step. Both ends are the same binary, so the version is a check, not a negotiation.
+//! The daemon sends [`DaemonCommand`]s, the worker answers with [`WorkerReport`]s. A generation is a [`Job`], whose
+//! events come as a stream; everything else is a [`WorkerQuestion`] with one [`WorkerReply`]. Ids are chosen by the
+//! daemon.
+//!
+//! A frame is a little-endian u32 length, then that many bytes of JSON. JSON, because a frame carries text and little
+//! else, and because a person can read it off the socket; measured, it takes a few microseconds a decode step. Both
+//! ends are the same binary, so the version is a check and not a negotiation.
 
 use std::{
     io::{self, Read},
@@ -17,89 +22,71 @@ use crate::{
     inference::{Event, Failure, WeightType},
 };
 
-/// Changes with every change of the types below.
+/// Version of the protocol, raised with every change of the types below. A worker is started as `/proc/self/exe`, so
+/// the two sides differ only when something is wrong.
 pub const PROTOCOL_VERSION: u32 = 7;
-/// The largest frame: the largest prompt with every byte escaped, and room for the rest.
+/// Largest frame in bytes: the largest prompt with every byte escaped, and room for the rest.
 pub const MAX_FRAME_BYTES: usize = 256 << 20;
-/// Events of one stream that may be on their way to the daemon; at zero its sequence is parked, not the batch.
+/// Number of events of one stream that may be on their way to the daemon. A stream that has used them up is parked,
+/// while the other sequences of the batch go on; [`DaemonCommand::Credit`] gives it more.
 pub const STREAM_CREDIT: u32 = 256;
 
-/// Daemon to worker.
+/// Message from the daemon to a worker.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DaemonCommand {
-    /// Load a model; the first command of a model worker, and only once.
+    /// Loads a model; the first command of a model worker, and only once.
     Load(Box<LoadSpec>),
-    /// Answer a prompt.
+    /// Answers a prompt with a stream of events.
     Generate(Box<Job>),
-    /// Give up a job; fine if it has ended.
-    Cancel {
-        /// The job.
-        id: u64,
-    },
-    /// The reader took events; as many more may be sent.
-    Credit {
-        /// The job.
-        id: u64,
-        /// Events taken.
-        events: u32,
-    },
-    /// Compute threads from the next decode step on.
-    SetThreads {
-        /// At least one.
-        threads: u32,
-    },
-    /// Answer with something other than a stream.
-    Ask {
-        /// Unique among the worker's jobs.
-        id: u64,
-        /// What is asked.
-        question: Box<WorkerQuestion>,
-    },
+    /// Gives up a job or question; ignored if it has ended.
+    Cancel { id: u64 },
+    /// Allows a job to send more events, as many as its reader took.
+    Credit { id: u64, events: u32 },
+    /// Sets the number of compute threads, at least one, from the next decode step on.
+    SetThreads { threads: u32 },
+    /// Asks a question. The id is unique among the worker's jobs and questions.
+    Ask { id: u64, question: Box<WorkerQuestion> },
 }
 
-/// What is answered at once, not as a stream.
+/// Request that has one reply instead of a stream.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerQuestion {
-    /// Render a conversation (helper role).
+    /// Renders a conversation (helper role).
     Render(RenderJob),
-    /// Turn texts into vectors.
+    /// Converts texts to vectors.
     Embed(EmbedJob),
-    /// Cut a text into tokens.
+    /// Converts a text to tokens.
     Tokenize {
-        /// The text.
         text: String,
-        /// Add the tokens that the model wants around every text.
+        /// If set, the tokens that the model wants around every text, such as BOS, are added.
         add_special: bool,
-        /// Read the text of control tokens as those tokens.
+        /// If set, the text of control tokens is read as those tokens.
         parse_special: bool,
     },
-    /// The text of tokens.
-    Detokenize {
-        /// Their ids.
-        tokens: Vec<i32>,
-    },
+    /// Converts token ids to text.
+    Detokenize { tokens: Vec<i32> },
     /// Make a GGUF file of a checkpoint (converter role).
     Convert(ConversionRequest),
 }
 
-/// The answer to a [`WorkerQuestion`].
+/// Reply to a [`WorkerQuestion`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerReply {
-    /// To [`WorkerQuestion::Render`].
+    /// Reply to [`WorkerQuestion::Render`].
     Rendered(Box<RenderedChat>),
-    /// To [`WorkerQuestion::Embed`].
+    /// Reply to [`WorkerQuestion::Embed`].
     Embedded {
-        /// One vector for each input, as the model gives it.
+        /// One vector for each input, not normalized.
         vectors: Vec<Vec<f32>>,
-        /// Tokens of all inputs, after cutting.
+        /// Number of tokens of all inputs, after truncation.
         tokens: u32,
     },
-    /// To [`WorkerQuestion::Tokenize`].
+    /// Reply to [`WorkerQuestion::Tokenize`].
     Tokens(Vec<TextToken>),
-    /// To [`WorkerQuestion::Detokenize`].
+    /// Reply to [`WorkerQuestion::Detokenize`].
     Text(String),
     /// To [`WorkerQuestion::Convert`].
     Converted(Result<ConvertedFile, ConvertError>),
@@ -145,80 +132,60 @@ pub struct ConvertedFile {
     pub notes: Vec<String>,
 }
 
-/// Texts to turn into vectors.
+/// Texts to convert to vectors.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EmbedJob {
-    /// One vector each.
     pub inputs: Vec<String>,
-    /// Cut what does not fit instead of refusing it.
+    /// If set, a text that does not fit is truncated instead of refused.
     pub truncate: bool,
-    /// Tokens of one input at most; the loaded window bounds it too.
+    /// Largest number of tokens of one input; the loaded window is another bound.
     pub context_length: u32,
 }
 
-/// Worker to daemon.
+/// Message from a worker to the daemon.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WorkerReport {
-    /// First frame of every worker.
-    Hello {
-        /// [`PROTOCOL_VERSION`] of the worker.
-        version: u32,
-    },
-    /// The load advances.
-    Progress {
-        /// 0 to 1.
-        fraction: f32,
-    },
-    /// The model is ready.
+    /// First frame of every worker, with its [`PROTOCOL_VERSION`].
+    Hello { version: u32 },
+    /// Progress of the load, from 0 to 1.
+    Progress { fraction: f32 },
+    /// End of a load; the model is ready.
     Loaded(LoadedModel),
-    /// The model cannot be loaded; the worker can do nothing more.
-    LoadFailed {
-        /// One sentence.
-        reason: String,
-    },
-    /// What one decode step produced, over all jobs.
+    /// End of a load that failed; the worker can do nothing more.
+    LoadFailed { reason: String },
+    /// Events of one decode step, with the ids of their jobs.
     Events(Vec<(u64, Event)>),
-    /// A job ended without an answer.
-    Failed {
-        /// The job.
-        id: u64,
-        /// Why.
-        failure: Failure,
-    },
-    /// The answer to [`DaemonCommand::Ask`].
+    /// End of a job that failed.
+    Failed { id: u64, failure: Failure },
+    /// Answer to [`DaemonCommand::Ask`].
     Answered {
-        /// The job.
         id: u64,
-        /// Or why there is none.
         result: Result<WorkerReply, Failure>,
     },
-    /// The work on a question advances.
-    Advanced {
-        /// The job.
-        id: u64,
-        /// How far it is.
-        advance: ConversionProgress,
-    },
-    /// The worker is at work on something that gives no events.
+    /// Progress of the work on a question.
+    Advanced { id: u64, advance: ConversionProgress },
+    /// Sign of life during work that gives no events.
     Alive,
 }
 
-/// A LoRA adapter on top of a model.
+/// LoRA adapter on top of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdapterSpec {
-    /// A GGUF file.
+    /// GGUF file of the adapter.
     pub path: PathBuf,
-    /// How many times as strongly as the file says it is applied.
+    /// Factor on the strength that the file gives.
     pub scale: f32,
 }
 
 /// Model to load, and the way it is loaded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoadSpec {
-    /// GGUF file; of a sharded one the first shard, next to the others. If `checkpoint` is set, this file has metadata only.
+    /// GGUF file; of a sharded one the first shard, next to the others. If `checkpoint` is set, this file has metadata
+    /// only.
     pub path: PathBuf,
-    /// Folder of a checkpoint that the weights are converted from while they are loaded; only if [`crate::convert::CAN_STREAM`].
+    /// Folder of a checkpoint that the weights are converted from while they are loaded; only if
+    /// [`crate::convert::CAN_STREAM`].
     pub checkpoint: Option<PathBuf>,
     /// LoRA adapters, all of which are applied.
     pub adapters: Vec<AdapterSpec>,
@@ -229,119 +196,106 @@ pub struct LoadSpec {
     pub embeds_only: bool,
 }
 
-/// What was loaded.
+/// Properties of a model after its load.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadedModel {
-    /// Context window of one sequence in tokens, as allocated.
+    /// Context length of one sequence in tokens, as allocated.
     pub context_length: u32,
-    /// Sequences decoded at once.
+    /// Number of sequences that are decoded at once.
     pub parallel: u32,
-    /// Whether a full context can be shifted.
+    /// True when a full context can be shifted.
     pub can_shift: bool,
-    /// Whether the vocabulary has fill-in-the-middle tokens.
+    /// True when the vocabulary has fill-in-the-middle tokens.
     pub infill: bool,
-    /// Whether it makes vectors only, no text.
+    /// True for a model that makes vectors only, no text.
     pub embeds_only: bool,
-    /// Weights, KV cache and compute buffers in bytes.
+    /// Size of weights, KV cache and compute buffers in bytes.
     pub size_bytes: u64,
-    /// The part of it on devices.
+    /// Part of `size_bytes` that is on devices.
     pub device_bytes: u64,
 }
 
-/// One prompt to answer. Everything is resolved: nothing here has a default.
+/// Prompt to answer. All settings are resolved: no field has a default.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Job {
-    /// Unique among the worker's jobs.
+    /// Id that is unique among the worker's jobs and questions.
     pub id: u64,
-    /// What to continue.
     pub prompt: JobPrompt,
-    /// How tokens are chosen.
     pub sampling: SamplerSettings,
-    /// Tokens to generate at most.
+    /// Largest number of tokens to generate.
     pub max_tokens: u32,
-    /// Tokens at the front that a context shift keeps.
+    /// Number of tokens at the front that a context shift keeps.
     pub keep: u32,
     /// Strings that end the answer.
     pub stop: Vec<String>,
-    /// Context window of this job in tokens; at most the loaded one.
+    /// Context length of this job in tokens; the loaded one is another bound.
     pub context_length: u32,
-    /// Shift a full context instead of ending the answer.
+    /// If set, a full context is shifted instead of ending the answer.
     pub shift: bool,
-    /// Log-probabilities of the chosen token and of this many alternatives.
+    /// Number of alternatives whose log-probabilities are sent along with that of the chosen token; `None` sends none.
     pub logprobs: Option<u8>,
-    /// Return prompt and answer as token ids.
+    /// If set, the last event returns prompt and answer as token ids.
     pub return_context: bool,
-    /// How to read the answer; `None` is plain text. A grammar in it is in force.
+    /// Format of the answer; `None` is plain text. A grammar in it is in force.
     pub chat: Option<ChatSyntax>,
-    /// How reasoning is marked; `None` if there can be none.
+    /// Marks of reasoning; `None` if there can be none.
     pub reasoning: Option<ReasoningSyntax>,
-    /// What the answer must satisfy, once the reasoning is over.
+    /// Schema that the answer must satisfy, once the reasoning is over.
     pub schema: Option<JsonSchema>,
 }
 
-/// A JSON schema.
+/// JSON schema as a request gives it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JsonSchema {
-    /// Its JSON text; `{}` is any JSON value.
+    /// JSON text of the schema; `{}` admits any JSON value.
     pub text: String,
-    /// Refuse what cannot be enforced, instead of leaving it out.
+    /// If set, a schema with parts that cannot be enforced is refused; otherwise those parts are left out.
     pub strict: bool,
 }
 
-/// How reasoning is marked in an answer.
+/// Marks of reasoning in an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReasoningSyntax {
-    /// As `<think>`.
+    /// Tag that opens the reasoning, such as `<think>`.
     pub start: String,
-    /// As `</think>`; the first is the one that is written for a model whose budget is spent.
+    /// Tags that end it, such as `</think>`. The first is written for a model whose budget is spent.
     pub ends: Vec<String>,
-    /// Whether the prompt ends inside the reasoning.
+    /// True when the prompt ends inside the reasoning.
     pub begins_inside: bool,
-    /// Whether the model may begin to reason by itself.
+    /// True when the model may begin to reason by itself.
     pub expected: bool,
-    /// Tokens of reasoning at most.
+    /// Largest number of tokens of reasoning.
     pub budget: Option<u32>,
 }
 
-/// What to continue.
+/// Text that a job continues.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobPrompt {
-    /// Text, with the text of control tokens read as those tokens.
-    Text {
-        /// The whole prompt.
-        text: String,
-        /// Token ids put in front of it.
-        context: Vec<i32>,
-    },
-    /// Fill in the middle.
-    Infill {
-        /// Text before the gap.
-        prefix: String,
-        /// Text after the gap.
-        suffix: String,
-    },
+    /// Prompt in which the text of control tokens is read as those tokens, behind the tokens of `context`.
+    Text { text: String, context: Vec<i32> },
+    /// Texts before and after a gap that the model fills.
+    Infill { prefix: String, suffix: String },
 }
 
-/// How to read an answer in a chat template's format.
+/// Format of an answer to a chat template's prompt.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ChatSyntax {
-    /// What rendering returned, its prompt left out.
+    /// Result of the rendering, without its prompt.
     pub rendered: RenderedChat,
-    /// Whether the answer begins with a call, after the reasoning if there is any.
+    /// If set, the answer has to begin with a call, after the reasoning if there is any.
     pub must_call: bool,
-    /// Whether reasoning is read and thrown away: for models that cannot be told not to think.
+    /// If set, reasoning is read and thrown away: for models that cannot be told not to think.
     pub hides_thinking: bool,
-    /// Ids of the conversation's tool calls; a new call gets none of them.
+    /// Ids of the conversation's tool calls, which new calls must not have.
     pub used_ids: Vec<String>,
 }
 
-/// How tokens are chosen; meaning and units as in [`crate::inference::SamplingOptions`].
+/// Settings of the sampler; meaning and units as in [`crate::inference::SamplingOptions`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[expect(missing_docs, reason = "documented at inference::Sampling")]
 pub struct SamplerSettings {
-    /// `None` is random.
+    /// Seed of the random choice; `None` takes a random seed.
     pub seed: Option<u32>,
     pub temperature: f32,
     pub top_k: i32,
@@ -355,23 +309,23 @@ pub struct SamplerSettings {
     pub logit_bias: Vec<(i32, f32)>,
 }
 
-/// A conversation to render.
+/// Conversation to render.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RenderJob {
-    /// The template's source.
+    /// Source of the template.
     pub template: String,
     /// Text of the beginning-of-sequence token.
     pub bos: String,
     /// Text of the end-of-sequence token.
     pub eos: String,
-    /// The conversation as JSON text, in the shape that `chat_shim.cpp` documents.
+    /// Conversation as JSON text, in the shape that `chat_shim.cpp` documents.
     pub input: String,
 }
 
 /// Appends a frame to `out`.
 ///
 /// # Errors
-/// When the frame is larger than [`MAX_FRAME_BYTES`].
+/// If the frame is larger than [`MAX_FRAME_BYTES`].
 pub fn encode<T: Serialize>(value: &T, out: &mut Vec<u8>) -> io::Result<()> {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
@@ -387,10 +341,11 @@ pub fn encode<T: Serialize>(value: &T, out: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads one frame; `None` at a clean end. The inner error is a whole frame that does not decode: the next one may.
+/// Reads one frame; `None` at a clean end. The inner error is of a whole frame that does not decode; the next frame
+/// may.
 ///
 /// # Errors
-/// When the stream ends inside a frame, or the frame is too large.
+/// If the stream ends inside a frame, or the frame is too large.
 pub fn read<T: DeserializeOwned>(reader: &mut impl Read) -> io::Result<Option<serde_json::Result<T>>> {
     let mut length = [0u8; 4];
     match reader.read_exact(&mut length) {
@@ -405,6 +360,7 @@ pub fn read<T: DeserializeOwned>(reader: &mut impl Read) -> io::Result<Option<se
             format!("a frame of {length} bytes is too large"),
         ));
     }
+    // Grown while reading: a broken length must not allocate a quarter of a gigabyte.
     let mut bytes = Vec::new();
     reader.take(length as u64).read_to_end(&mut bytes)?;
     if bytes.len() != length {

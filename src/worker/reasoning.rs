@@ -1,31 +1,29 @@
-//! Where in its answer a model is: before, inside or after its reasoning. Pure.
+//! Tracking of a model's place in its answer: before, inside or after its reasoning. Pure.
 //!
 //! Constraints rest while a model reasons, and a budget may end the reasoning for it.
 
 use super::protocol::ReasoningSyntax;
 
-/// Follows the text of one answer.
+/// Tracker of the reasoning in one answer.
 #[derive(Clone, Debug)]
 pub(super) struct ReasoningTracker {
     syntax: ReasoningSyntax,
     inside: bool,
-    /// Tokens written since the reasoning began.
+    /// Number of tokens since the reasoning began.
     spent: u32,
-    /// Tokens of all reasoning, its end included.
+    /// Number of tokens of all reasoning, its end included.
     total: u32,
-    /// The end of the text, long enough for the longest tag.
+    /// End of the text, long enough for the longest tag.
     tail: Vec<u8>,
     longest: usize,
 }
 
-/// What a token did.
+/// Effect of a token on the reasoning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReasoningStep {
-    /// Nothing that matters here.
     Nothing,
-    /// The reasoning ended, with this one of the syntax's end tags.
+    /// End of the reasoning, by the end tag of this index.
     Ended {
-        /// Index of the tag.
         tag: usize,
     },
 }
@@ -49,22 +47,21 @@ impl ReasoningTracker {
         }
     }
 
-    /// Whether the model is reasoning.
+    /// True while the model is reasoning.
     pub(super) fn inside(&self) -> bool {
         self.inside
     }
 
-    /// Tokens that were written while the model was reasoning.
+    /// Returns the number of tokens that were written while the model was reasoning.
     pub(super) fn tokens(&self) -> u32 {
         self.total
     }
 
-    /// The tags.
     pub(super) fn syntax(&self) -> &ReasoningSyntax {
         &self.syntax
     }
 
-    /// Whether the budget is spent, and the text so far is whole UTF-8, so that the end may be written for the model.
+    /// True when the budget is spent and the text so far is whole UTF-8, so that the end may be written for the model.
     pub(super) fn must_end(&self) -> bool {
         self.inside && self.syntax.budget.is_some_and(|budget| self.spent >= budget) && is_whole(&self.tail)
     }
@@ -100,7 +97,7 @@ impl ReasoningTracker {
     fn look_for_end(&mut self) -> ReasoningStep {
         let ends = self.syntax.ends.iter().enumerate();
         let found = ends.filter_map(|(tag, end)| find(&self.tail, end.as_bytes()).map(|at| (at, tag, end.len())));
-        // Of two that begin at different places the first; the longer of two at one place has the smaller index.
+        // The tag that begins first counts. Of two at one place the longer counts, which has the smaller index.
         let Some((at, tag, length)) = found.min_by_key(|&(at, tag, _)| (at, tag)) else {
             return ReasoningStep::Nothing;
         };
@@ -117,7 +114,7 @@ fn find(text: &[u8], tag: &[u8]) -> Option<usize> {
     memchr::memmem::find(text, tag)
 }
 
-/// Whether no code point is cut at the end.
+/// True if no code point is cut at the end.
 fn is_whole(bytes: &[u8]) -> bool {
     match std::str::from_utf8(bytes) {
         Ok(_) => true,

@@ -1,4 +1,7 @@
-//! From logits to a token, as the request wants it.
+//! Choice of an answer's next token: samplers, constraint and reasoning budget together.
+//!
+//! While the model reasons, a schema or a lazy grammar rests. When the budget of the reasoning is spent, or the model
+//! would end its answer inside the reasoning without having given what it must, the end tag is written for it.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -11,15 +14,15 @@ use super::{
 };
 use crate::llama::{LlamaSampler, Model, SamplerChain, TokenCandidates, TokenId, logit_bias};
 
-/// The sampler of one answer.
+/// Sampler of one answer.
 #[derive(Debug)]
 pub(super) struct TokenSampler {
     model: Arc<Model>,
-    /// `None` is plain greedy: the best logit, no chain needed.
+    /// Samplers that the settings need; `None` is plain greedy.
     chain: Option<SamplerChain>,
     reasoning: Option<ReasoningTracker>,
     constraint: Option<AnswerConstraint>,
-    /// Tokens that are written for the model.
+    /// Tokens that are written for the model, before it chooses again.
     forced: VecDeque<TokenId>,
 }
 
@@ -29,7 +32,7 @@ const RANDOM_SEED: u32 = u32::MAX;
 const MIN_KEEP: usize = 1;
 
 impl TokenSampler {
-    /// A sampler that has seen the prompt's last tokens.
+    /// Makes a sampler whose penalties know the prompt's last tokens.
     pub(super) fn new(
         model: &Arc<Model>,
         settings: &SamplerSettings,
@@ -47,7 +50,7 @@ impl TokenSampler {
         }
     }
 
-    /// Chooses the next token. The second value is `false` when a constraint says that the answer is complete with it.
+    /// Chooses the next token. The second value is false when a constraint says that the answer is complete with it.
     pub(super) fn sample(
         &mut self,
         logits: &[f32],
@@ -66,7 +69,7 @@ impl TokenSampler {
         };
         let mut token = token.ok_or(WorkerError::NoTokenLeft)?;
         if self.model.is_end_of_generation(token) && self.rests() && self.owes() {
-            // A model that would end its answer in the middle of its reasoning has not given what it has to.
+            // A model that would end its answer inside its reasoning has not given what it must.
             self.end_reasoning();
             token = self.forced.pop_front().unwrap_or(token);
         }
@@ -74,12 +77,12 @@ impl TokenSampler {
         Ok((token, goes_on))
     }
 
-    /// Tokens of the answer so far that were reasoning.
+    /// Returns the number of tokens of the answer so far that were reasoning.
     pub(super) fn reasoning_tokens(&self) -> u32 {
         self.reasoning.as_ref().map_or(0, ReasoningTracker::tokens)
     }
 
-    /// Whether the constraint is not in force just now.
+    /// True when there is a constraint that is not in force now.
     fn rests(&self) -> bool {
         self.reasoning.as_ref().is_some_and(ReasoningTracker::inside)
             && self
@@ -88,7 +91,7 @@ impl TokenSampler {
                 .is_some_and(AnswerConstraint::rests_while_reasoning)
     }
 
-    /// Whether the answer has to hold something that has not come.
+    /// True when the answer has to hold something that has not come.
     fn owes(&self) -> bool {
         self.constraint.as_ref().is_some_and(AnswerConstraint::is_led)
     }
@@ -148,7 +151,8 @@ fn chain(model: &Model, settings: &SamplerSettings, context_length: u32, prompt:
     if !biases.is_empty() {
         stages.push(logit_bias(model.vocab_size(), &biases));
     }
-    // A negative number is the whole context. A window beyond the context would only be memory that a client makes us allocate.
+    // A negative number is the whole context. A window beyond the context would only be memory that a client makes us
+    // allocate.
     let last_n = u32::try_from(settings.repeat_last_n).map_or(context_length, |n| n.min(context_length)) as i32;
     if penalized {
         stages.push(LlamaSampler::penalties(

@@ -1,4 +1,4 @@
-//! One sequence: what its KV cache holds, and the job that uses it.
+//! Slot: one sequence of the generating context, the tokens in its KV cache, and the job that uses it.
 
 use std::time::Instant;
 
@@ -14,35 +14,36 @@ use crate::{
     llama::{Model, TokenId, log_softmax_of},
 };
 
-/// One sequence of the context.
+/// Sequence of the context. Its index is the sequence's id in llama.cpp.
 #[derive(Debug, Default)]
 pub(super) struct SequenceSlot {
     /// Tokens in the KV cache, from position 0 on.
     pub(super) cached: Vec<TokenId>,
-    /// When it was used last, in jobs.
+    /// Time of the last use, in jobs.
     pub(super) last_used: u64,
-    /// The job that uses it.
     pub(super) active: Option<ActiveJob>,
 }
 
-/// A job in a slot.
+/// Job that has a slot.
 #[derive(Debug)]
 pub(super) struct ActiveJob {
     pub(super) job: Job,
-    /// Prompt tokens that still have to be decoded, last first.
+    /// Prompt tokens that still have to be decoded, the last one first so that the next can be popped.
     pub(super) prompt_left: Vec<TokenId>,
     pub(super) prompt_tokens: u32,
     pub(super) cached_tokens: u32,
-    /// Sampled and not decoded yet.
+    /// Token that was sampled and is not decoded yet.
     pub(super) next: Option<TokenId>,
     pub(super) output: Vec<TokenId>,
-    /// Prompt as tokens, kept only where the answer returns its context.
+    /// Tokens of the prompt, kept only if the answer returns its context.
     pub(super) prompt: Vec<TokenId>,
     pub(super) sampler: TokenSampler,
     pub(super) answer: AnswerReader,
+    /// Control tokens whose text is part of the answer.
     pub(super) preserved: Vec<TokenId>,
+    /// Log-probabilities of tokens whose text was not sent yet.
     pub(super) logprobs: Vec<TokenLogprob>,
-    /// Events that may still be sent before the reader takes some.
+    /// Number of events that may be sent before the reader takes some.
     pub(super) credit: u32,
     pub(super) arrival: u64,
     pub(super) started: Instant,
@@ -50,7 +51,8 @@ pub(super) struct ActiveJob {
 }
 
 impl SequenceSlot {
-    /// What this slot wants of the next step. A job whose reader is behind wants nothing: it is parked.
+    /// Returns the tokens that this slot could use in the next step: none for a job whose reader is behind, which is
+    /// parked.
     pub(super) fn demand(&self) -> SlotDemand {
         match &self.active {
             Some(active) if active.credit > 0 => SlotDemand {
@@ -63,7 +65,7 @@ impl SequenceSlot {
     }
 }
 
-/// What became of a slot after a token.
+/// State of an answer after a token.
 #[derive(Debug, PartialEq)]
 pub(super) enum AnswerProgress {
     Continues,
@@ -71,7 +73,7 @@ pub(super) enum AnswerProgress {
 }
 
 impl ActiveJob {
-    /// A new job in a slot whose cache has the first `cached` tokens of the prompt.
+    /// Starts a job in a slot whose cache has the first `cached` tokens of the prompt.
     pub(super) fn new(prepared: PreparedJob, cached: usize, model: &Model, arrival: u64) -> Self {
         let PreparedJob {
             job,
@@ -107,7 +109,8 @@ impl ActiveJob {
         }
     }
 
-    /// Takes a sampled token: shows its text, decides whether the answer goes on.
+    /// Adds a sampled token to the answer. Returns the text that can be sent now, and whether the answer goes on.
+    /// `goes_on` is false when a constraint says that the answer is complete.
     pub(super) fn take(
         &mut self,
         token: TokenId,
@@ -150,7 +153,7 @@ impl ActiveJob {
         (self.with_logprobs(delta), progress)
     }
 
-    /// The last events of the answer.
+    /// Ends the answer and returns its last events.
     pub(super) fn finish(mut self, reason: FinishReason) -> Vec<Event> {
         let now = Instant::now();
         let delta = self.answer.finish(reason == FinishReason::Length);
@@ -178,7 +181,7 @@ impl ActiveJob {
         events
     }
 
-    /// Attaches the log-probabilities that wait for a piece of text; `None` if there is nothing to show.
+    /// Attaches the log-probabilities that wait for a piece of text; `None` if there is nothing to send.
     fn with_logprobs(&mut self, mut delta: Delta) -> Option<Delta> {
         delta.logprobs = std::mem::take(&mut self.logprobs);
         (delta != Delta::default()).then_some(delta)

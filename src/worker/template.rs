@@ -1,4 +1,5 @@
-//! What a chat template makes of a conversation, for `hubllama template`. Runs in a process of its own, never in the daemon.
+//! Rendering of probe conversations with a chat template, for `hubllama template`. Runs in the process of the command
+//! line, never in the daemon.
 
 use std::{path::Path, thread};
 
@@ -7,71 +8,67 @@ use serde_json::{Map, Value, json};
 use super::{ENGINE_STACK_BYTES, WorkerError};
 use crate::llama::{ChatTemplate, LlamaError, Model, RenderedChat, TokenId};
 
-/// Tokens that are shown before and after a difference.
+/// Number of tokens that are shown before and after a difference.
 const AROUND: usize = 6;
-/// Both templates see the same date.
+/// Date that templates see (1 January 2026, in seconds since 1970). It is fixed so that two renderings can be compared.
 const NOW: u64 = 1_767_225_600;
 
-/// What common/chat makes of a template.
+/// Properties of a template, and the probe conversations that it rendered.
 #[derive(Clone, Debug)]
 pub struct TemplateReport {
-    /// What it can do, as llama.cpp's map of flags.
+    /// Capabilities, as llama.cpp's map of flags.
     pub flags: Map<String, Value>,
-    /// What opens a thought; empty if the template has none.
+    /// Tag that opens the reasoning; empty if the template has none.
     pub thinking_start_tag: String,
-    /// What ends one.
+    /// Tags that end the reasoning.
     pub thinking_end_tags: Vec<String>,
-    /// The end of a prompt that belongs to the answer already.
+    /// End of a prompt that belongs to the answer already.
     pub generation_prompt: String,
-    /// Stop strings beside the request's.
+    /// Stop strings of the format.
     pub stops: Vec<String>,
-    /// What was rendered.
     pub conversations: Vec<ProbeReport>,
 }
 
-/// A conversation under the template.
+/// Probe conversation under the template.
 #[derive(Clone, Debug)]
 pub struct ProbeReport {
-    /// What it is made of.
+    /// Description of the conversation.
     pub name: &'static str,
-    /// The prompt, or the template's sentence.
+    /// Prompt, or the template's reason for refusing the conversation.
     pub prompt: Result<String, LlamaError>,
-    /// Tokens of the prompt.
+    /// Number of tokens of the prompt.
     pub tokens: usize,
-    /// How the other template renders it, where there is one.
+    /// Comparison with the other template, if there is one.
     pub comparison: Option<PromptComparison>,
 }
 
-/// One prompt beside another.
+/// Comparison of the prompts that two templates render.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PromptComparison {
-    /// Token by token the same.
+    /// Equal token by token.
     Identical,
     /// Neither template renders the conversation.
     BothRefuse,
-    /// Only one of them does.
-    OneRefuses {
-        /// The sentence of the one that does not.
-        reason: String,
-    },
-    /// The first difference, with the tokens around it.
+    /// Only one of the templates renders the conversation; the other gives a reason.
+    OneRefuses { reason: String },
+    /// First difference, with the tokens around it.
     Differs {
-        /// Tokens that are the same.
+        /// Number of equal tokens at the front.
         same: usize,
-        /// The last of those.
+        /// Last tokens before the difference.
         before: Vec<String>,
-        /// What follows in this prompt.
+        /// Tokens of this prompt from the difference on.
         ours: Vec<String>,
-        /// What follows in the other.
+        /// Tokens of the other prompt from the difference on.
         theirs: Vec<String>,
     },
 }
 
-/// Renders probe conversations with a template and, where there is one, with another; `model` is the GGUF whose vocabulary
-/// counts the tokens.
+/// Renders probe conversations with a template and, if one is given, with another. The vocabulary of the GGUF file
+/// `model` counts the tokens.
 ///
 /// # Errors
-/// A sentence if the vocabulary cannot be loaded or the template does not compile.
+/// If the vocabulary cannot be loaded or the template does not compile.
 pub fn template_report(
     model: &Path,
     template: &str,
@@ -79,7 +76,7 @@ pub fn template_report(
     bos: &str,
     eos: &str,
 ) -> Result<TemplateReport, WorkerError> {
-    // Template engines recurse over what strangers wrote.
+    // Template engines recurse over untrusted text.
     thread::scope(|scope| {
         thread::Builder::new()
             .stack_size(ENGINE_STACK_BYTES)
@@ -99,7 +96,7 @@ fn report(
 ) -> Result<TemplateReport, WorkerError> {
     let vocabulary = Model::load_vocabulary(model)?;
     let template = ChatTemplate::new(template, bos, eos)?;
-    // Another template that does not compile refuses every conversation.
+    // The other template counts as refusing every conversation if it does not compile.
     let other = other.map(|source| ChatTemplate::new(source, bos, eos));
     let mut known = None;
     let mut conversations = Vec::new();
@@ -224,7 +221,7 @@ fn compare(
     })
 }
 
-/// How many tokens are the same at the beginning of two prompts; `None` if all are.
+/// Returns the number of equal tokens at the beginning of two prompts; `None` if the prompts are equal.
 fn first_difference(ours: &[TokenId], theirs: &[TokenId]) -> Option<usize> {
     let same = ours.iter().zip(theirs).take_while(|(a, b)| a == b).count();
     (same < ours.len() || same < theirs.len()).then_some(same)

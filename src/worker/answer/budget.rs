@@ -1,14 +1,15 @@
-//! How often, and how deep, a text may be parsed. The parser reads from the beginning each time and recurses over brackets.
+//! Bounds on parsing: how often, since the parser reads the text from the beginning each time, and how deep, since it
+//! recurses over brackets.
 
-/// Bytes that may be parsed whatever the length of the answer.
+/// Number of bytes that may be parsed independently of the answer's length.
 const FREE_BYTES: usize = 64 << 10;
-/// Bytes that may be parsed for each byte of the answer.
+/// Number of bytes that may be parsed for each byte of the answer.
 const BYTES_PER_BYTE: usize = 32;
-/// Brackets inside each other. serde_json refuses arguments that are nested deeper than 128, so that no call is lost;
-/// the parser needs about 5 KiB of stack for each.
+/// Largest depth of nested brackets. serde_json refuses arguments that are nested deeper than 128, so no call is lost
+/// by this; the parser needs about 5 KiB of stack for each level.
 const MAX_DEPTH: usize = 256;
 
-/// What parsing has cost so far.
+/// Budget of parsed bytes in one answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct ParseBudget {
     spent: usize,
@@ -16,8 +17,8 @@ pub(super) struct ParseBudget {
 }
 
 impl ParseBudget {
-    /// Whether a text of this length may be parsed now. A long one has to wait until it has grown by a part of itself, so
-    /// that all parses together cost what a fixed number of them over the whole answer would.
+    /// True if a text of this length may be parsed now. A long one has to wait until it has grown by a part of itself,
+    /// so that all parses together cost as much as a fixed number of parses of the whole answer.
     pub(super) fn allows(self, length: usize) -> bool {
         self.spent + length <= FREE_BYTES + BYTES_PER_BYTE * length
     }
@@ -27,14 +28,14 @@ impl ParseBudget {
         self.parses += 1;
     }
 
-    /// Bytes and calls so far.
+    /// Returns the number of bytes and of parses so far.
     #[cfg(test)]
     pub(super) fn spent(self) -> (usize, usize) {
         (self.spent, self.parses)
     }
 }
 
-/// Finds the place where a text is nested too deep. Brackets inside strings count too: it is a bound, no grammar.
+/// Counter of nested brackets. Brackets inside strings count too: this is a bound, not a grammar.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct NestingLimit {
     depth: usize,
@@ -42,7 +43,8 @@ pub(super) struct NestingLimit {
 }
 
 impl NestingLimit {
-    /// Looks at what is new in `whole`; returns the length of the part that may be parsed, if that is not all of it.
+    /// Counts the brackets in the new part of `whole`; returns the length of the part that may be parsed, if that is
+    /// not all of it.
     pub(super) fn limit(&mut self, whole: &str) -> Option<usize> {
         for byte in &whole.as_bytes()[self.seen..] {
             match byte {

@@ -1,8 +1,9 @@
-//! A model's text as content, reasoning and tool calls, piece by piece.
+//! Reader of a model's text as content, reasoning and tool calls, while it is written.
 //!
-//! What comes out depends on the text alone, never on how it was cut into pieces: a piece is shown only where nothing
-//! that may follow can take it back. A text that leaves its template's format gets through as content, from the place
-//! where it was last understood; nothing of it is lost and nothing shown twice.
+//! The result depends on the text alone, never on how it was cut into pieces: a piece is sent only when nothing that
+//! may follow can take it back. A text that leaves its template's format goes out as content, from the place where it
+//! was last understood; nothing of it is lost and nothing sent twice. `reader` parses, with the parser that
+//! `common/chat` made for the template, and `budget` bounds how often.
 
 mod budget;
 mod reader;
@@ -13,7 +14,7 @@ use self::reader::FormatReader;
 use super::{output::TextStream, protocol::ChatSyntax};
 use crate::{inference::Delta, llama::LlamaError};
 
-/// Reads one answer as it is written.
+/// Reader of one answer.
 #[derive(Debug)]
 pub struct AnswerReader {
     text: TextStream,
@@ -22,17 +23,17 @@ pub struct AnswerReader {
 
 #[derive(Debug)]
 enum AnswerFormat {
-    /// All of it is content.
+    /// Text that is all content.
     Plain,
-    /// In a chat template's format.
+    /// Text in a chat template's format.
     Chat(Box<FormatReader>),
 }
 
 impl AnswerReader {
-    /// A reader of an answer that ends at the first of `stops`; without `chat` all of it is content.
+    /// Makes the reader of an answer that ends at the first of `stops`; without `chat` all of it is content.
     ///
     /// # Errors
-    /// A sentence if the output parser that came with the rendered prompt is unreadable.
+    /// If the output parser that came with the rendered prompt is unreadable.
     pub fn new(stops: &[String], chat: Option<&ChatSyntax>) -> Result<Self, LlamaError> {
         let format = match chat {
             None => AnswerFormat::Plain,
@@ -44,18 +45,18 @@ impl AnswerReader {
         })
     }
 
-    /// Whether a stop string was found.
+    /// True when a stop string was found.
     #[must_use]
     pub fn stopped(&self) -> bool {
         self.text.stopped()
     }
 
-    /// The stop string that was found.
+    /// Returns the stop string that was found.
     pub(super) fn stopped_by(&self) -> Option<&str> {
         self.text.stopped_by()
     }
 
-    /// Adds the bytes of one token; returns what can be shown now.
+    /// Adds the bytes of one token; returns what can be sent now.
     pub fn push(&mut self, bytes: &[u8]) -> Delta {
         let text = self.text.push(bytes);
         match &mut self.format {
@@ -65,8 +66,8 @@ impl AnswerReader {
         }
     }
 
-    /// Ends the answer; returns what was held back. `cut` is an answer that a limit ended: a call that it ends in is no
-    /// call, and no text either.
+    /// Ends the answer; returns what was held back. `cut` is set when a limit ended the answer: an incomplete call at
+    /// its end is dropped then, instead of being sent as text.
     pub fn finish(&mut self, cut: bool) -> Delta {
         let text = self.text.finish();
         match &mut self.format {

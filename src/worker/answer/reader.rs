@@ -1,4 +1,8 @@
-//! An answer in a chat template's format.
+//! Reader of an answer in a chat template's format.
+//!
+//! The whole text so far is parsed again and again, and what the parser has beyond what was sent goes out. Three things
+//! keep that cheap and safe: running text needs no parser until one of its delimiters comes ([`ReadMode::Running`]),
+//! the number of parsed bytes is bounded, and a text that leaves the format is not parsed any more.
 
 use std::{
     collections::{HashSet, hash_map::RandomState},
@@ -16,43 +20,47 @@ use crate::{
     llama::{ChatParser, LlamaError, ParseState, ParsedCall, ParsedMessage, PartKind},
 };
 
-/// Bytes behind a call that are searched for its closing marker; the longest in llama.cpp's templates has 30.
+/// Number of bytes behind a call that are searched for its closing marker; the longest in llama.cpp's templates has 30.
 const MAX_MARKER_BYTES: usize = 64;
 
-/// Reads an answer in a chat template's format.
+/// Reader of one answer in a chat template's format.
 #[derive(Debug)]
 pub(super) struct FormatReader {
     parser: ChatParser,
     thinking_end_tags: Vec<String>,
     control_tokens: Vec<String>,
     hides_thinking: bool,
-    /// The raw text.
+    /// Raw text of the answer.
     whole: String,
-    mode: Mode,
+    mode: ReadMode,
     budget: ParseBudget,
     nesting: NestingLimit,
-    /// A length up to which the text is known to be in the format.
+    /// Length up to which the text is known to be in the format.
     good: usize,
-    /// Up to here the text was shown, as whatever it is.
+    /// Position up to which the text was sent, as content, reasoning or calls.
     settled: usize,
-    /// What stands right before `settled`.
+    /// Part that stands right before `settled`.
     last: PartKind,
-    /// Content and thinking as the parser has them; all of it was shown, less the blanks around a thought.
+    /// Content as the parser has it; all of it was sent, except blanks between the reasoning and the content.
     content: String,
+    /// Reasoning as the parser has it; all of it was sent, except blanks before it.
     thinking: String,
-    /// Calls that were shown.
+    /// Number of calls that were sent.
     calls: usize,
+    /// Ids of the conversation's calls and of those in this answer.
     ids: HashSet<String>,
-    shows_content: bool,
-    shows_thinking: bool,
+    /// True when some content was sent.
+    sent_content: bool,
+    /// True when some reasoning was sent, or hidden.
+    sent_thinking: bool,
 }
 
-/// How the next piece of text is read.
+/// Way in which the next piece of text is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
-    /// With the parser.
+enum ReadMode {
+    /// The text is parsed.
     Parse,
-    /// Running text of one kind goes on up to a delimiter, and up to this place there is none: no parser is needed.
+    /// Text of one kind runs on up to a delimiter, and there is none before this position: no parser is needed.
     Running(PartKind, usize),
     /// The text has left the format: all of it is content.
     Text,
@@ -61,12 +69,14 @@ enum Mode {
 impl FormatReader {
     pub(super) fn new(syntax: &ChatSyntax) -> Result<Self, LlamaError> {
         let parser = ChatParser::new(&syntax.rendered)?;
-        // Where the prompt ends in the assistant's own words, they are in the parser's view and were not written now.
+        // A prompt that continues an assistant's message ends in that message's words. The parser returns them with
+        // every parse, but they are not part of this answer.
         let before = parser.parse("").unwrap_or_default();
         Ok(Self {
             parser,
             thinking_end_tags: syntax.rendered.thinking_end_tags.clone(),
-            // By their spelling: others, as `<tool_call>`, are words that a text may be about.
+            // Told by their spelling. Others, such as `<tool_call>`, are words that a text may be about, and stay in
+            // it.
             control_tokens: syntax
                 .rendered
                 .preserved_tokens
@@ -76,14 +86,14 @@ impl FormatReader {
                 .collect(),
             hides_thinking: syntax.hides_thinking,
             whole: String::new(),
-            mode: Mode::Parse,
+            mode: ReadMode::Parse,
             budget: ParseBudget::default(),
             nesting: NestingLimit::default(),
             good: 0,
             settled: 0,
             last: before.last,
-            shows_content: !before.content.trim().is_empty(),
-            shows_thinking: !before.thinking.is_empty(),
+            sent_content: !before.content.trim().is_empty(),
+            sent_thinking: !before.thinking.is_empty(),
             content: before.content,
             thinking: before.thinking,
             calls: before.tool_calls.len(),
@@ -91,18 +101,18 @@ impl FormatReader {
         })
     }
 
-    /// Adds text; returns what can be shown now.
+    /// Adds text; returns what can be sent now.
     pub(super) fn push(&mut self, text: &str) -> Delta {
         let mut delta = Delta::default();
         self.add(text, &mut delta);
-        if let Mode::Running(kind, from) = self.mode {
+        if let ReadMode::Running(kind, from) = self.mode {
             self.run_on(kind, from, &mut delta);
         }
-        if self.mode == Mode::Parse && self.budget.allows(self.whole.len()) {
+        if self.mode == ReadMode::Parse && self.budget.allows(self.whole.len()) {
             match self.parse(self.whole.len()) {
                 Some(now) => {
                     self.good = self.whole.len();
-                    self.show(&now, false, &mut delta);
+                    self.send(&now, false, &mut delta);
                 }
                 None => self.leave(self.whole.len(), &mut delta),
             }
@@ -114,30 +124,30 @@ impl FormatReader {
     pub(super) fn finish(&mut self, text: &str, cut: bool) -> Delta {
         let mut delta = Delta::default();
         self.add(text, &mut delta);
-        if self.mode == Mode::Text {
+        if self.mode == ReadMode::Text {
             return delta;
         }
         let Some(now) = self.parse(self.whole.len()) else {
             self.leave(self.whole.len(), &mut delta);
             return delta;
         };
-        if self.show(&now, true, &mut delta) {
+        if self.send(&now, true, &mut delta) {
             self.flush(&now, cut, &mut delta);
         }
-        self.mode = Mode::Text;
+        self.mode = ReadMode::Text;
         delta
     }
 
     fn add(&mut self, text: &str, delta: &mut Delta) {
         self.whole.push_str(text);
-        if self.mode == Mode::Text {
-            self.show_content(text, delta);
+        if self.mode == ReadMode::Text {
+            self.send_content(text, delta);
         } else if let Some(limit) = self.nesting.limit(&self.whole) {
             self.leave(limit + 1, delta);
         }
     }
 
-    /// The first `length` bytes as a message; `None` if they are not the beginning of one.
+    /// Parses the first `length` bytes; `None` if they are not the beginning of a message.
     fn parse(&mut self, length: usize) -> Option<ParsedMessage> {
         let text = self.whole.get(..length)?;
         self.budget.spend(length);
@@ -151,7 +161,7 @@ impl FormatReader {
         match now.state {
             ParseState::Failed => None,
             ParseState::Open => Some(now),
-            // Some formats have no end: what does not fit is not looked at.
+            // The parsers of some formats match a beginning of the text and ignore the rest, however little it fits.
             ParseState::Matched => {
                 let rest = &text[now.end..];
                 let mut delimiters = self.parser.delimiters().iter();
@@ -161,19 +171,19 @@ impl FormatReader {
         }
     }
 
-    /// Shows running text up to the next delimiter.
+    /// Sends running text up to the next delimiter.
     fn run_on(&mut self, kind: PartKind, from: usize, delta: &mut Delta) {
         let delimiters = self.parser.delimiters();
         let rest = &self.whole[from..];
         let to = match delimiters.iter().filter_map(|delimiter| rest.find(delimiter)).min() {
             Some(at) => {
-                self.mode = Mode::Parse;
+                self.mode = ReadMode::Parse;
                 from + at
             }
             None => {
                 let held = delimiters.iter().map(|delimiter| overlap(rest, delimiter)).max();
                 let to = self.whole.len() - held.unwrap_or(0);
-                self.mode = Mode::Running(kind, to);
+                self.mode = ReadMode::Running(kind, to);
                 to
             }
         };
@@ -181,21 +191,21 @@ impl FormatReader {
         (self.good, self.settled, self.last) = (to, to, kind);
         if kind == PartKind::Thinking {
             self.thinking.push_str(&piece);
-            self.show_thinking(&piece, delta);
+            self.send_thinking(&piece, delta);
         } else {
             self.content.push_str(&piece);
-            self.show_content(&piece, delta);
+            self.send_content(&piece, delta);
         }
     }
 
-    /// Shows what `now` has beyond what was shown; `false` if that was the last thing in the format.
-    fn show(&mut self, now: &ParsedMessage, end: bool, delta: &mut Delta) -> bool {
-        // Where the text stops being a message.
+    /// Sends what `now` has beyond what was sent; false if the text leaves the format there.
+    fn send(&mut self, now: &ParsedMessage, end: bool, delta: &mut Delta) -> bool {
+        // Position at which the text leaves the format.
         let mut leaves_at = None;
         let mut calls = Vec::new();
         let mut content = now.content.as_str();
         for (index, call) in now.tool_calls.iter().enumerate().skip(self.calls) {
-            // As long as nothing follows it, a call in some formats may get another argument.
+            // In some formats a call that is closed may get another argument as long as nothing follows it.
             let is_whole = call.closed && (end || index + 1 < now.tool_calls.len() || now.end > call.end);
             if !is_whole {
                 break;
@@ -213,7 +223,7 @@ impl FormatReader {
         if self.grow(content, &now.thinking, delta) {
             if end || leaves_at.is_some() {
                 let skipped = self.without_markers(&now.skipped);
-                self.show_content(&skipped, delta);
+                self.send_content(&skipped, delta);
             }
             for (call, arguments) in calls {
                 self.calls += 1;
@@ -224,30 +234,30 @@ impl FormatReader {
                 });
             }
         } else {
-            // The parser took back what was shown. It stays; what follows it is text.
+            // The parser took back what was sent. That stays, and what follows it is text.
             leaves_at = Some(self.settled);
         }
         if let Some(at) = leaves_at {
             self.give_up(at);
-            self.show_rest(at, delta);
+            self.send_rest(at, delta);
             return false;
         }
         (self.settled, self.last) = (now.settled, now.last);
-        // A thought of blanks only is not in `thinking` yet, and will be when more follows.
+        // The parser leaves out reasoning that is only blanks, and returns it with the blanks when more follows.
         let runs_on = match now.tail {
             PartKind::Content => true,
             PartKind::Thinking => !now.thinking.is_empty(),
             PartKind::None | PartKind::Call => false,
         };
         self.mode = if runs_on {
-            Mode::Running(now.tail, self.whole.len())
+            ReadMode::Running(now.tail, self.whole.len())
         } else {
-            Mode::Parse
+            ReadMode::Parse
         };
         true
     }
 
-    /// Shows how content and thinking have grown; `false` if they are not what they were.
+    /// Sends what was added to content and reasoning; false if they are no continuations of what was sent.
     fn grow(&mut self, content: &str, thinking: &str, delta: &mut Delta) -> bool {
         let (Some(more_content), Some(more_thinking)) = (
             content.strip_prefix(self.content.as_str()),
@@ -257,15 +267,16 @@ impl FormatReader {
         };
         self.thinking.push_str(more_thinking);
         self.content.push_str(more_content);
-        self.show_thinking(more_thinking, delta);
-        self.show_content(more_content, delta);
+        self.send_thinking(more_thinking, delta);
+        self.send_content(more_content, delta);
         true
     }
 
-    /// The first `bad` bytes are not in the format: shows what is, and the rest as content.
+    /// Leaves the format, in which the first `bad` bytes are not: sends the part that is in it as such, and the rest as
+    /// content.
     ///
-    /// A text that is not in the format is not the beginning of one that is, so that the place where it leaves the format
-    /// does not depend on when the parser was asked.
+    /// Every continuation of a text that is not in the format is not in it either. So a binary search finds the place
+    /// where the text leaves the format, and that place does not depend on when the text was parsed.
     fn leave(&mut self, mut bad: usize, delta: &mut Delta) {
         let mut good = self.good.min(bad);
         let mut message = None;
@@ -286,9 +297,9 @@ impl FormatReader {
         }
         self.give_up(good);
         let Some(now) = message.or_else(|| self.parse(good)) else {
-            return self.show_rest(self.settled, delta);
+            return self.send_rest(self.settled, delta);
         };
-        if !self.show(&now, true, delta) {
+        if !self.send(&now, true, delta) {
             return;
         }
         let from = match now.last {
@@ -296,11 +307,11 @@ impl FormatReader {
             PartKind::Thinking => self.behind_tag(now.settled, bad, &self.thinking_end_tags),
             PartKind::Content | PartKind::None => self.behind_tag(now.settled, bad, &self.control_tokens),
         };
-        self.show_rest(from, delta);
+        self.send_rest(from, delta);
     }
 
     fn give_up(&mut self, at: usize) {
-        self.mode = Mode::Text;
+        self.mode = ReadMode::Text;
         tracing::warn!(
             counter.answers_out_of_format = 1,
             at,
@@ -309,13 +320,13 @@ impl FormatReader {
         );
     }
 
-    fn show_rest(&mut self, from: usize, delta: &mut Delta) {
-        self.mode = Mode::Text;
+    fn send_rest(&mut self, from: usize, delta: &mut Delta) {
+        self.mode = ReadMode::Text;
         let rest = self.whole.get(from..).unwrap_or_default().to_owned();
-        self.show_content(&rest, delta);
+        self.send_content(&rest, delta);
     }
 
-    /// The end of the closing marker of the call that ends at `from`; `from` if there is none before `limit`.
+    /// Returns the end of the closing marker of the call that ends at `from`; `from` if there is none before `limit`.
     fn behind_call(&mut self, from: usize, limit: usize) -> usize {
         let limit = limit.min(from + MAX_MARKER_BYTES);
         let found = (from..=limit).find(|&at| {
@@ -326,7 +337,7 @@ impl FormatReader {
         found.unwrap_or(from)
     }
 
-    /// The end of the tag at `from`; `from` if none of `tags` is there, whole, before `limit`.
+    /// Returns the end of the tag at `from`; `from` if none of `tags` is there, whole, before `limit`.
     fn behind_tag(&self, from: usize, limit: usize, tags: &[String]) -> usize {
         let rest = self.whole.get(from..limit).unwrap_or_default().trim_start();
         tags.iter()
@@ -334,7 +345,7 @@ impl FormatReader {
             .map_or(from, |rest| limit - rest.len())
     }
 
-    /// Shows what is left of a whole answer that is in its format, or of one that was cut off.
+    /// Sends the rest of an answer that ends in its format, or that a limit cut off.
     fn flush(&mut self, now: &ParsedMessage, cut: bool, delta: &mut Delta) {
         if now.state == ParseState::Matched {
             return;
@@ -344,7 +355,7 @@ impl FormatReader {
                 tracing::info!(tool = call.name, "the answer was cut off inside a tool call");
             } else {
                 self.give_up(call.begin);
-                self.show_rest(call.begin, delta);
+                self.send_rest(call.begin, delta);
             }
             return;
         }
@@ -359,13 +370,13 @@ impl FormatReader {
             // Nothing but markers stands between a call and the next one's name.
             PartKind::Call => {}
             _ if is_fragment || rest.trim().is_empty() => {}
-            // Part of the tag that would have ended the thought.
-            PartKind::Thinking => self.show_thinking(&rest, delta),
-            PartKind::Content | PartKind::None => self.show_content(&rest, delta),
+            // The rest is a part of the tag that would have ended the reasoning.
+            PartKind::Thinking => self.send_thinking(&rest, delta),
+            PartKind::Content | PartKind::None => self.send_content(&rest, delta),
         }
     }
 
-    /// Text that stands outside a message, without the control tokens of the format.
+    /// Removes the control tokens of the format from text that stands outside a message.
     fn without_markers(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for token in &self.control_tokens {
@@ -374,26 +385,28 @@ impl FormatReader {
         if text.trim().is_empty() { String::new() } else { text }
     }
 
-    fn show_content(&mut self, text: &str, delta: &mut Delta) {
-        let after_thought = self.shows_thinking && !self.shows_content;
+    fn send_content(&mut self, text: &str, delta: &mut Delta) {
+        // Templates put blank lines between the reasoning and the content, which belong to neither.
+        let after_thought = self.sent_thinking && !self.sent_content;
         let text = if after_thought { text.trim_start() } else { text };
-        self.shows_content |= !text.is_empty();
+        self.sent_content |= !text.is_empty();
         delta.content.push_str(text);
     }
 
-    fn show_thinking(&mut self, text: &str, delta: &mut Delta) {
-        let text = if self.shows_thinking { text } else { text.trim_start() };
-        self.shows_thinking |= !text.is_empty();
+    fn send_thinking(&mut self, text: &str, delta: &mut Delta) {
+        let text = if self.sent_thinking { text } else { text.trim_start() };
+        self.sent_thinking |= !text.is_empty();
         if !self.hides_thinking {
             delta.thinking.push_str(text);
         }
     }
 
-    /// The model's own id if the conversation does not have it yet, or one in Ollama's form: `call_` and eight of `[a-z0-9]`.
+    /// Returns the model's own id if the conversation does not have it yet, or one in Ollama's form: `call_` and eight
+    /// of `[a-z0-9]`.
     fn call_id(&mut self, given: &str) -> String {
         let mut id = given.to_owned();
         while id.is_empty() || self.ids.contains(&id) {
-            // std's per-instance random keys: unique enough for ids, and no generator to carry around.
+            // The hasher's random keys are unique enough for ids, and need no generator.
             let mut random = RandomState::new().build_hasher().finish();
             id = String::from("call_");
             for _ in 0..8 {
@@ -407,7 +420,7 @@ impl FormatReader {
         id
     }
 
-    /// Bytes that were parsed, and how often.
+    /// Returns the number of bytes that were parsed, and of parses.
     #[cfg(test)]
     pub(super) fn spent(&self) -> (usize, usize) {
         self.budget.spent()

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::*;
 use crate::llama::ChatTemplate;
 
-/// A family of formats: its template, and pieces of text that mean something in it.
+/// Family of formats: its template, and pieces of text that mean something in it.
 #[derive(Clone, Copy, Debug)]
 struct Family {
     template: &'static str,
@@ -154,7 +154,7 @@ fn read(family: Family, text: &str) -> Delta {
     read_as(&syntax(family), [text.as_bytes()], false)
 }
 
-/// Name, arguments and, where the model gave one, the id.
+/// Returns the name, the arguments and, if the model gave one, the id of each call.
 fn calls(delta: &Delta) -> Vec<String> {
     let call = |call: &crate::inference::ToolCall| {
         let id = if call.id.starts_with("call_") {
@@ -175,7 +175,7 @@ fn parts(delta: &Delta) -> (&str, &str, Vec<String>) {
     (&delta.content, &delta.thinking, calls(delta))
 }
 
-/// Family, text, content, thinking, calls.
+/// Known answer: family, text, content, thinking, calls.
 type Known = (
     Family,
     &'static str,
@@ -271,7 +271,7 @@ const IN_FORMAT: &[Known] = &[
     (PLAIN, "<think>{} [x]", "<think>{} [x]", "", &[]),
 ];
 
-/// What is a call is never text, and what is none gets through once.
+/// Answers that leave their formats: a call never appears as text, and everything else appears once.
 const OUT_OF_FORMAT: &[Known] = &[
     (
         TAGGED_JSON,
@@ -367,7 +367,7 @@ fn answers_are_read_in_every_format() {
     }
 }
 
-// Trap 66
+// common/chat throws for text that is not in the template's format, in the middle of a good stream (trap 66).
 #[test]
 fn text_in_no_format_gets_through_once_and_calls_never_leak() {
     for &(family, text, content, thinking, expected) in OUT_OF_FORMAT {
@@ -392,7 +392,7 @@ fn one_byte_at_a_time_is_the_same() {
     }
 }
 
-// Trap 66
+// Clients show a call's text to users if it is streamed as content (trap 66).
 #[test]
 fn nothing_of_a_call_is_shown_while_it_is_written() {
     for &(family, text, content, _, expected) in IN_FORMAT {
@@ -404,7 +404,7 @@ fn nothing_of_a_call_is_shown_while_it_is_written() {
         }
         let rest = answer.finish(false);
         assert!(rest.content.is_empty(), "{:?} was held back of {text}", rest.content);
-        // A call is there as soon as something follows it; in these formats its marker does.
+        // A call is sent as soon as something follows it; in these formats its marker does.
         if matches!(family.template, t if t == TAGGED_JSON.template || t == TAGGED_PARAMETERS.template) {
             assert!(rest.tool_calls.is_empty(), "{text}");
         }
@@ -433,12 +433,12 @@ fn a_call_that_a_limit_cut_off_is_neither_call_nor_text() {
         let all = read_as(&syntax(family), [text.as_bytes()], true);
         assert_eq!((all.content.trim_end(), all.tool_calls.len()), ("So:", 0), "{text}");
     }
-    // What is not the beginning of a call yet is text.
+    // A tag that is not complete is text.
     let all = read_as(&syntax(TAGGED_JSON), [b"So: <tool".as_slice()], true);
     assert_eq!(all.content, "So: <tool");
 }
 
-// Trap 43
+// A model that reasons although the request says no must not leak its reasoning (trap 43).
 #[test]
 fn a_thought_that_nobody_wants_is_thrown_away() {
     let mut syntax = syntax(OPENED_THOUGHT);
@@ -447,7 +447,7 @@ fn a_thought_that_nobody_wants_is_thrown_away() {
     assert_eq!(parts(&all), ("Hello.", "", Vec::new()));
 }
 
-// Trap 8
+// Clients match results to calls by id (trap 8).
 #[test]
 fn ids_are_unique_in_the_conversation() {
     let call = |id: &str| format!("{{\"name\": \"weather\", \"arguments\": {{\"city\": \"Rome\"}}, \"id\": \"{id}\"}}");
@@ -497,7 +497,7 @@ fn a_long_answer_is_parsed_a_bounded_number_of_times() {
         }
         (content, reader)
     };
-    // Running text needs no parser, whatever it is full of.
+    // Running text needs no parser, however many brackets it has.
     let prose = "Some text with <b>tags</b>, {braces} and [brackets]. ".repeat(2000);
     let (content, read) = reader(TAGGED_JSON, &prose);
     assert_eq!(content, prose);
@@ -529,7 +529,7 @@ fn cuttings() -> impl Strategy<Value = Vec<usize>> {
     proptest::collection::vec(1usize..12, 1..8)
 }
 
-/// Cuts `text` into pieces of these lengths, over and over.
+/// Cuts `text` into pieces of these lengths, which are repeated.
 fn cut_up<'a>(text: &'a str, lengths: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
     let mut rest = text.as_bytes();
     let mut lengths = lengths.iter().cycle();

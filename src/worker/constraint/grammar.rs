@@ -1,4 +1,4 @@
-//! GBNF of well-formed tool calls, as `common/chat` writes it for a template.
+//! Grammar (GBNF) of well-formed tool calls, as `common/chat` writes it for a template.
 
 use std::sync::Arc;
 
@@ -8,13 +8,13 @@ use crate::llama::{
     TokenId,
 };
 
-/// llama.cpp's numbers of the kinds of triggers.
+// `common_grammar_trigger_type` of llama.cpp.
 const TOKEN: u8 = 0;
 const WORD: u8 = 1;
 const PATTERN: u8 = 2;
 const PATTERN_FULL: u8 = 3;
 
-/// The state of one answer's grammar.
+/// Grammar of one answer, with its state.
 #[derive(Debug)]
 pub(super) struct CallGrammar {
     model: Arc<Model>,
@@ -22,25 +22,28 @@ pub(super) struct CallGrammar {
     awake: Awake,
 }
 
-/// Whether a grammar is in force.
+/// State of a grammar with triggers.
 #[derive(Debug)]
 enum Awake {
-    /// From the first token on, or since a trigger came.
+    /// The grammar is in force.
     Always,
-    /// llama.cpp looks for the triggers in the whole text at each token.
+    /// llama.cpp looks for the triggers, and does so in the whole text at each token.
     Searching,
-    /// All triggers are words, which are looked for here, in the end of the text only.
+    /// All triggers are words, which are looked for here: in the end of the text only, so that a long answer costs no
+    /// more.
     Listening {
         words: Vec<String>,
-        /// The last tokens, with the length of each one's text.
+        /// Last tokens, with the length of each one's text in bytes.
         tokens: Vec<(TokenId, usize)>,
+        /// Text of those tokens.
         text: Vec<u8>,
+        /// Length of the longest word in bytes.
         longest: usize,
     },
 }
 
 impl CallGrammar {
-    /// The grammar of a rendered conversation; `None` if it has none.
+    /// Compiles the grammar of a rendered conversation; `None` if it has none.
     pub(super) fn new(model: &Arc<Model>, rendered: &RenderedChat) -> Result<Option<Self>, LlamaError> {
         if rendered.grammar.is_empty() {
             return Ok(None);
@@ -73,7 +76,7 @@ impl CallGrammar {
             (GrammarSampler::new(model, &rendered.grammar, Some(&triggers))?, awake)
         } else {
             let mut grammar = GrammarSampler::new(model, &rendered.grammar, None)?;
-            // The template has written the beginning of what the grammar describes.
+            // The grammar describes the assistant's whole turn, of which the template has written the beginning.
             for token in prefill(model, &rendered.generation_prompt)? {
                 grammar.accept(token)?;
             }
@@ -86,8 +89,8 @@ impl CallGrammar {
         }))
     }
 
-    /// Whether a token may come next. Looking at the one that was chosen is a hundred times cheaper than ruling out all the
-    /// others first, and it is nearly always right.
+    /// True if a token may come next. To check the chosen token is a hundred times cheaper than to rule out all the
+    /// others first.
     pub(super) fn admits(&mut self, token: TokenId, candidates: &mut TokenCandidates) -> bool {
         if matches!(self.awake, Awake::Listening { .. }) {
             return true;
@@ -111,7 +114,7 @@ impl CallGrammar {
 
     /// Advances by a token that was written.
     pub(super) fn accept(&mut self, token: TokenId) -> Result<(), LlamaError> {
-        // An end of the answer is not part of the text, and llama.cpp would abort where the grammar is not at its end.
+        // An end of the answer is not part of the text, and llama.cpp would abort if the grammar is not at its end.
         if self.model.is_end_of_generation(token) {
             return Ok(());
         }
@@ -131,7 +134,7 @@ impl CallGrammar {
             .iter()
             .any(|word| memchr::memmem::find(text, word.as_bytes()).is_some());
         if heard {
-            // llama.cpp finds the word again, in these few tokens instead of the whole answer.
+            // llama.cpp's sampler sees these few tokens instead of the whole answer, and finds the word again.
             let replay = std::mem::take(tokens);
             self.awake = Awake::Always;
             return replay.into_iter().try_for_each(|(token, _)| self.grammar.accept(token));
@@ -146,14 +149,14 @@ impl CallGrammar {
         Ok(())
     }
 
-    /// Tokens that begin a call, where a call can be told from other text by its first token.
+    /// Returns the tokens that begin a call, for formats that mark a call's beginning.
     pub(super) fn openings(&self) -> Vec<Vec<TokenId>> {
         let Awake::Listening { words, .. } = &self.awake else {
             return Vec::new();
         };
         words
             .iter()
-            // A bare object could be the answer itself.
+            // A bare object could be the answer itself, which a schema describes.
             .filter(|word| !word.starts_with(['{', '[', '"']))
             .filter_map(|word| self.model.tokenize(word, false, true).ok())
             .filter(|tokens| !tokens.is_empty())
@@ -161,7 +164,8 @@ impl CallGrammar {
     }
 }
 
-/// A trigger in the form that llama.cpp's sampler takes; a word that is one control token is told by its id.
+/// Converts a trigger to the form that llama.cpp's sampler takes; a word that is one control token becomes its id. The
+/// same as `common_sampler_init` does.
 fn read_trigger(model: &Model, rendered: &RenderedChat, trigger: &GrammarTrigger) -> Option<SamplerTrigger> {
     let value = &trigger.value;
     let single = |text: &str| match model.tokenize(text, false, true).ok()?.as_slice() {
@@ -184,7 +188,7 @@ fn read_trigger(model: &Model, rendered: &RenderedChat, trigger: &GrammarTrigger
     }
 }
 
-/// A word as a pattern of ECMAScript, which `std::regex` speaks.
+/// Escapes a word for a pattern of ECMAScript, the dialect of `std::regex`.
 fn escape(word: &str) -> String {
     let mut out = String::with_capacity(word.len());
     for letter in word.chars() {
@@ -196,10 +200,11 @@ fn escape(word: &str) -> String {
     out
 }
 
-/// The tokens of the prompt's tail that belong to the answer.
+/// Returns the tokens of the prompt's tail that belong to the answer.
 fn prefill(model: &Model, generation_prompt: &str) -> Result<Vec<TokenId>, LlamaError> {
     let mut tokens = model.tokenize(generation_prompt, false, true)?;
-    // Some tokenizers put a blank in front of the first control token, which the template did not write.
+    // SentencePiece vocabularies put a blank in front of a text, which the template did not write and the grammar does
+    // not admit.
     if let Some(&first) = tokens.first() {
         let piece = model.detokenize(&[first], true);
         let blank = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_whitespace);

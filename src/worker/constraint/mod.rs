@@ -1,7 +1,11 @@
-//! What an answer must look like: JSON of a schema, well-formed tool calls, or either.
+//! Constraint on an answer: JSON of a schema, well-formed tool calls, or either.
 //!
-//! A schema begins with the answer's text, so it rests while the model reasons. A grammar of calls is `common/chat`'s own: a
-//! lazy one sleeps until the model begins a call, any other describes the whole answer with its reasoning.
+//! A schema describes the answer's text, so it rests while the model reasons. A grammar of calls is `common/chat`'s
+//! own: a lazy one sleeps until the model begins a call, any other describes the whole answer with its reasoning.
+//!
+//! An answer that is *led* has every token chosen under a mask, because it must satisfy the schema or begin with a
+//! call. In place of JSON it may then begin with an opening, the tokens that start the reasoning or a call; once one
+//! has begun, the rest of it is written for the model.
 
 mod grammar;
 mod schema;
@@ -19,31 +23,31 @@ use super::{
 };
 use crate::llama::{Model, SamplerChain, TokenCandidates, TokenId};
 
-/// The constraint of one answer and how far the answer is.
+/// Constraint of one answer, with the answer's state.
 #[derive(Debug)]
 pub(super) struct AnswerConstraint {
     schema: Option<SchemaMask>,
     calls: Option<CallGrammar>,
-    /// Whether the grammar of calls is one of the whole answer.
+    /// True if the grammar of calls describes the whole answer.
     whole: bool,
-    /// Whether a call has to come, and has not begun.
+    /// True if a call has to come, and has not begun.
     must_call: bool,
     place: ConstraintPosition,
     openings: Vec<Opening>,
 }
 
-/// How far an answer is that must satisfy a schema.
+/// Position in an answer that is led.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ConstraintPosition {
-    /// Nothing was written yet: a way around the schema may be taken.
+    /// Before the first token: an opening may come.
     Start,
-    /// This many tokens of an opening were written; the rest of it follows.
+    /// Inside an opening, of which this many tokens were written.
     Opening { index: usize, written: usize },
-    /// In the text that the schema describes.
+    /// Inside the text that the schema describes.
     Body,
 }
 
-/// What may come in the place of JSON.
+/// Tokens that may come in place of JSON.
 #[derive(Debug)]
 struct Opening {
     tokens: Vec<TokenId>,
@@ -57,7 +61,7 @@ enum LeadsTo {
 }
 
 impl AnswerConstraint {
-    /// What a job asks for; `None` if it may write what it likes.
+    /// Makes the constraint of a job; `None` if the answer is free.
     pub(super) fn new(
         model: &Arc<Model>,
         schema: Option<SchemaMask>,
@@ -101,12 +105,12 @@ impl AnswerConstraint {
         }))
     }
 
-    /// Whether it lets the model write what it likes while it reasons.
+    /// True if the constraint is not in force while the model reasons.
     pub(super) fn rests_while_reasoning(&self) -> bool {
         self.schema.is_some() || !self.whole
     }
 
-    /// Chooses the next token; `None` if none is left.
+    /// Chooses the next token; `None` if no token is left.
     pub(super) fn choose(
         &mut self,
         logits: &[f32],
@@ -116,6 +120,8 @@ impl AnswerConstraint {
         if self.is_led() {
             return self.choose_led(logits, chain, candidates);
         }
+        // The free choice is checked first: it is nearly always right, and a mask over the vocabulary costs a hundred
+        // times as much.
         let free = pick_from_all(logits, chain.as_deref_mut(), candidates);
         let (Some(calls), Some(token)) = (&mut self.calls, free) else {
             return Ok(free);
@@ -126,7 +132,8 @@ impl AnswerConstraint {
         Ok(calls.choose(logits, chain, candidates))
     }
 
-    /// Whether each token comes from a schema or an opening: the answer has to hold what they describe.
+    /// True if each token is chosen under the mask of a schema or an opening, so that the answer has to hold what they
+    /// describe.
     pub(super) fn is_led(&self) -> bool {
         self.schema.is_some() || self.must_call
     }
@@ -156,7 +163,7 @@ impl AnswerConstraint {
         Ok(pick_from(candidates, chain))
     }
 
-    /// Advances by a written token; `false` when the answer is complete with it.
+    /// Advances by a written token; false when the answer is complete with it.
     pub(super) fn accept(&mut self, token: TokenId) -> Result<bool, WorkerError> {
         if self.is_led() {
             let (index, written) = match self.place {
@@ -186,21 +193,22 @@ impl AnswerConstraint {
             return;
         }
         match opening.leads_to {
-            // The tokens that began the call are told to the grammar one by one, as they come.
+            // The schema ends here. The grammar of calls has seen the tokens of the opening one by one, as they came.
             LeadsTo::Call => (self.schema, self.must_call) = (None, false),
             LeadsTo::Reasoning => self.openings.retain(|opening| opening.leads_to != LeadsTo::Reasoning),
         }
         self.place = ConstraintPosition::Start;
     }
 
-    /// The reasoning has ended with these tokens, which may also begin a call.
+    /// Tells the constraint that the reasoning has ended with these tokens, which may also begin a call.
     pub(super) fn after_reasoning(&mut self, end: &[TokenId]) {
         if self.rests_while_reasoning() {
             self.tell_calls(end);
         }
     }
 
-    /// A model that leaves the format of calls keeps its words: the grammar gives up, not the answer.
+    /// Advances the grammar of calls. A model that leaves the format of calls keeps its words: the grammar gives up,
+    /// not the answer.
     fn tell_calls(&mut self, tokens: &[TokenId]) {
         let Some(calls) = &mut self.calls else { return };
         if let Err(error) = tokens.iter().try_for_each(|&token| calls.accept(token)) {

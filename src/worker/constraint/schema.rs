@@ -1,7 +1,8 @@
 //! JSON schemas as token masks.
 //!
-//! llguidance's `Matcher` is driven directly: the adapters that make it a llama.cpp sampler fail open (a mask error
-//! would let every token through).
+//! llguidance's `Matcher` is driven directly. llama-cpp-2 can make it a llama.cpp sampler (`From<Matcher> for
+//! LlamaSampler`), but that one fails open: after an error its `llg_apply` leaves all logits as they are, and
+//! `llg_accept` ignores errors, so an answer would go on without its schema. Here an error ends the answer.
 
 use std::sync::Arc;
 
@@ -14,10 +15,10 @@ use serde_json::Value;
 
 use crate::llama::{Model, TokenId};
 
-/// Bytes of a schema's text; compiling takes time that grows faster than this.
+/// Largest size of a schema's text in bytes; the time to compile one grows faster than its size.
 const MAX_SCHEMA_BYTES: usize = 64 << 10;
 
-/// Keywords of a schema that only narrow what is allowed, and that may be left out where they cannot be enforced.
+/// Keywords of a schema that only narrow what is allowed, and that may be left out if they cannot be enforced.
 const DROPPABLE: [&str; 2] = ["pattern", "patternProperties"];
 
 /// Schema that cannot be compiled, or an answer that has left it.
@@ -42,13 +43,14 @@ impl SchemaError {
     }
 }
 
-/// Compiler of JSON schemas for one model. It is made for the first schema, since reading the vocabulary takes some 100 ms.
+/// Compiler of JSON schemas for one model. It is made for the first schema, since reading the vocabulary takes some 100
+/// ms.
 pub(in crate::worker) struct SchemaCompiler {
     factory: ParserFactory,
 }
 
 impl SchemaCompiler {
-    /// Reads the vocabulary.
+    /// Builds the compiler from a model's vocabulary.
     pub(in crate::worker) fn new(model: &Model) -> Result<Self, SchemaError> {
         let eos = model.eos().ok_or(SchemaError::NoEndToken)?;
         let mut words: Vec<Vec<u8>> = Vec::with_capacity(model.vocab_size());
@@ -56,7 +58,7 @@ impl SchemaCompiler {
             let mut word = Vec::new();
             model.append_piece(token, false, &mut word);
             if word.is_empty() {
-                // A control token: its text must never be mistaken for text that the grammar wants.
+                // The text of a control token must never be mistaken for text that the grammar wants.
                 word.push(TokTrie::SPECIAL_TOKEN_MARKER);
                 model.append_piece(token, true, &mut word);
             }
@@ -77,8 +79,8 @@ impl SchemaCompiler {
         Ok(Self { factory })
     }
 
-    /// Compiles a schema; `{}` admits any JSON value. What cannot be enforced is refused if `strict`, else left out and named
-    /// in the log.
+    /// Compiles a schema; `{}` admits any JSON value. A part that cannot be enforced is refused if `strict` is set;
+    /// otherwise it is left out, with a warning in the log.
     pub(in crate::worker) fn compile(&self, schema: &str, strict: bool) -> Result<SchemaMask, SchemaError> {
         if schema.len() > MAX_SCHEMA_BYTES {
             return Err(SchemaError::TooLong);
@@ -86,7 +88,7 @@ impl SchemaCompiler {
         let schema: Value = serde_json::from_str(schema)?;
         match self.compile_value(schema.clone(), strict) {
             Err(error) if !strict => {
-                // Patterns with look-around, for one, are no regular language.
+                // Patterns with look-around, for example, are no regular language.
                 let mut looser = schema;
                 if !drop_keywords(&mut looser) {
                     return Err(error);
@@ -109,7 +111,7 @@ impl SchemaCompiler {
         if schema.is_object() {
             options.apply_to(&mut schema);
         }
-        // What a stranger wrote is compiled here; a panic over it must not take the model from everybody.
+        // The schema is untrusted, and a panic over it must not end the worker.
         let compile = || self.factory.create_parser(TopLevelGrammar::from_json_schema(schema));
         let parser = std::panic::catch_unwind(std::panic::AssertUnwindSafe(compile)).map_err(|_| SchemaError::Panic)?;
         let mut matcher = Matcher::new(parser);
@@ -123,7 +125,7 @@ impl SchemaCompiler {
     }
 }
 
-/// Takes the keywords out that may be left out; `false` if there are none. Names of properties are no keywords.
+/// Removes the keywords that may be left out; false if there are none. Names of properties are no keywords.
 fn drop_keywords(schema: &mut Value) -> bool {
     match schema {
         Value::Object(members) => {
@@ -165,7 +167,7 @@ impl std::fmt::Debug for SchemaCompiler {
     }
 }
 
-/// The state of one constrained answer.
+/// State of one answer under a schema.
 pub(in crate::worker) struct SchemaMask {
     matcher: Matcher,
 }
@@ -177,12 +179,12 @@ impl std::fmt::Debug for SchemaMask {
 }
 
 impl SchemaMask {
-    /// The tokens that may come next; only end-of-generation ones where the answer is complete.
+    /// Returns the tokens that may come next; only end-of-generation ones if the answer is complete.
     pub(super) fn mask(&mut self) -> Result<SimpleVob, SchemaError> {
         self.matcher.compute_mask_or_eos().map_err(SchemaError::engine)
     }
 
-    /// Advances by the chosen token; `false` when the answer is complete.
+    /// Advances by the chosen token; false when the answer is complete.
     pub(super) fn accept(&mut self, token: TokenId) -> Result<bool, SchemaError> {
         self.matcher.consume_token(token as u32).map_err(SchemaError::engine)?;
         Ok(!self.matcher.is_stopped())
