@@ -219,7 +219,7 @@ fn doctor_says_what_this_build_is_and_what_is_wrong() {
         let found = lines.any(|line| line.trim_start_matches(['!', ' ']).starts_with(start) && line.contains(end));
         assert!(found, "{start} {end}: {}", said.stdout);
     };
-    has("hub token", "found, of loopback");
+    has("hub token", "found, belongs to loopback");
     has("hub mirror", "answers");
     has("hub mirror", "cannot reach");
     has("extra cache", "/nowhere/hub cannot be read");

@@ -9,8 +9,6 @@ use super::{
 
 /// Words that begin a sentence without a subject, or refer to something that was not named yet.
 const HEADLESS: &[&str] = &[
-    "Also",
-    "Another",
     "Anybody",
     "As",
     "Everybody",
@@ -22,9 +20,7 @@ const HEADLESS: &[&str] = &[
     "Nobody",
     "Of",
     "She",
-    "So",
     "Somebody",
-    "Such",
     "That",
     "The same",
     "Their",

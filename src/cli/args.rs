@@ -1,4 +1,4 @@
-//! What can be typed. Types only; nothing happens here.
+//! Arguments of the command line, as types for clap. The doc comments of commands and options are their help texts.
 
 use std::path::PathBuf;
 
@@ -6,17 +6,20 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::TypedValueParser as _};
 
 use crate::{config::ConfigInputs, convert::FAMILIES, inference::WeightType};
 
-/// Makes every existing Ollama client speak Hugging Face.
+/// Use models of the Hugging Face Hub from any Ollama client.
 ///
-/// hubllama listens on a port of its own (11435) and speaks the Ollama, OpenAI and Anthropic APIs. A plain model name goes, byte
-/// for byte, to the Ollama beside it; a name that begins with hf: is served from the Hugging Face Hub by hubllama
-/// itself. Point a client at the port and use hf:ORG/REPO or hf:ORG/REPO:Q4_K_M as a model name.
+/// hubllama listens on port 11435 and speaks the Ollama, OpenAI and Anthropic APIs. A request for a model name that
+/// begins with hf: is answered by hubllama itself, with weights from the Hugging Face Hub. A request for any other name
+/// is forwarded to Ollama byte for byte. Point a client at the port and use a model name such as hf:ORG/REPO or
+/// hf:ORG/REPO:Q4_K_M.
 #[derive(Debug, Parser)]
 #[command(version, about, propagate_version = true, max_term_width = 100)]
-#[command(
-    after_help = "Settings come from the command line, the environment (HUBLLAMA_*, HF_*, OLLAMA_*), the \
-                        configuration file and defaults, in this order. `hubllama config check` shows all of them."
-)]
+#[command(after_help = "Examples:\n  \
+                  hubllama pull hf:bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M\n  \
+                  hubllama serve --listen 127.0.0.1:11435\n\n\
+                  Settings are read from the command line, the environment (HUBLLAMA_*, HF_*, OLLAMA_*), the \
+                  configuration file, and built-in defaults, in this order of precedence. `hubllama config check` \
+                  prints all of them.")]
 pub(super) struct Arguments {
     /// Configuration file [default: /etc/hubllama/config.toml or ~/.config/hubllama/config.toml]
     #[arg(long, short, global = true, value_name = "FILE")]
@@ -29,98 +32,98 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Run the daemon (this is what happens without a command)
+    /// Run the daemon (the default if no command is given)
     Serve(ServeArguments),
-    /// Look at the configuration
+    /// Check the configuration
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Download a model, through the running daemon where there is one
+    /// Download a model, through the running daemon if there is one
     Pull {
-        /// As hf:ORG/REPO, hf:ORG/REPO:Q4_K_M or hf:ORG/REPO@REVISION:FILE.gguf
+        /// Model name, for example hf:ORG/REPO, hf:ORG/REPO:Q4_K_M or hf:ORG/REPO@REVISION:FILE.gguf
         name: String,
     },
-    /// List models, through the running daemon where there is one
+    /// List models, through the running daemon if there is one
     #[command(visible_alias = "ls")]
     List,
-    /// Say what a model is and where it is from
+    /// Show the details and the provenance of a model
     Show {
-        /// As `hubllama list` prints it
+        /// Model name as printed by `hubllama list`
         name: String,
-        /// Ask the Hub whether it has other files by now; downloads nothing
+        /// Ask the Hub whether it has newer files, without downloading them
         #[arg(long)]
         updates: bool,
     },
-    /// Remove a model; files of other programs stay, and are only not listed any more
+    /// Remove a model; files that other programs downloaded are kept, but no longer listed
     Rm {
-        /// As `hubllama list` prints it
+        /// Model name as printed by `hubllama list`
         name: String,
-        /// Remove the files too that another program put into the cache
+        /// Also remove files that another program downloaded
         #[arg(long)]
         files: bool,
     },
-    /// Look for models on the Hub: quantisations, sizes, licences, and whether they fit this machine
+    /// Search for models on the Hub and show their quantizations, sizes, licenses, and whether they fit this machine
     Search {
-        /// Words of a repository's name
+        /// Words in the name of a repository
         #[arg(required = true)]
         words: Vec<String>,
-        /// Repositories to show
+        /// Number of repositories to show
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=100).map(usize::from))]
         limit: usize,
     },
-    /// Hash the files of models again, of all without a name
+    /// Check the hashes of downloaded files
     Verify {
-        /// As `hubllama list` prints them
+        /// Model names as printed by `hubllama list` [default: all models]
         names: Vec<String>,
     },
-    /// Show what is of no use in the cache: broken-off downloads, superseded commits, unused content
+    /// List files in the cache that are no longer needed: partial downloads, superseded commits, unused content
     Prune {
-        /// Remove it
+        /// Remove the listed files
         #[arg(long)]
         apply: bool,
     },
-    /// Copy a GGUF file into the cache under a name of its own
+    /// Copy a GGUF file into the cache under a model name
     Import {
-        /// The file; of several parts, the first
+        /// GGUF file; if it is split into several parts, the first one
         file: PathBuf,
-        /// As hf:ORG/REPO or hf:ORG/REPO:Q4_K_M
+        /// Model name, for example hf:ORG/REPO or hf:ORG/REPO:Q4_K_M
         #[arg(long = "as", value_name = "NAME")]
         name: String,
     },
-    /// Make a GGUF file from a safetensors checkpoint; needs no daemon
+    /// Convert a safetensors checkpoint to a GGUF file; needs no daemon
     #[command(after_help = convertible())]
     Convert {
-        /// The folder of a checkpoint, or hf:ORG/REPO where its files are in the cache
+        /// Folder of a checkpoint, or hf:ORG/REPO if its files are in the cache
         checkpoint: String,
         /// Type of the weights: auto (as they are stored), F32, F16, BF16, Q8_0, Q4_K_M, Q6_K and others of llama.cpp
         #[arg(long = "type", value_name = "TYPE", default_value_t)]
         target: WeightType,
-        /// Where to write [default: NAME-TYPE.gguf in this folder]
+        /// Output file [default: NAME-TYPE.gguf in the current folder]
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
-        /// Convert also where the engine would cut texts into other tokens than the model learned with
+        /// Convert even if llama.cpp tokenizes sample texts differently than the model's own tokenizer
         #[arg(long)]
         any_tokenizer: bool,
-        /// Make the projector of a model that sees, the file that goes beside the model's
+        /// Convert the projector of a vision model instead of its language model
         #[arg(long)]
         mmproj: bool,
     },
-    /// Show what a model's chat template makes of a conversation, and whether its repository has the same one
+    /// Render sample conversations with a model's chat template and compare it with the repository's template
     Template(TemplateArguments),
-    /// Say what this build and this machine can do, and what is wrong
+    /// Check this build, this machine, the configuration and the servers, and report problems
     Doctor,
-    /// Hold one model (started by the daemon)
+    /// Run a worker process (started by the daemon)
     #[command(hide = true)]
     Worker {
         #[arg(long, value_enum)]
-        role: Role,
+        role: WorkerRoleArgument,
     },
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Read and validate everything; print every value and where it comes from
+    /// Validate the configuration and print every value with its source
     Check,
 }
 
@@ -130,42 +133,42 @@ pub(super) struct ServeArguments {
     #[arg(
         long,
         value_name = "ADDRESS",
-        help = "Where to listen: host:port or unix:/path, several with commas [default: 127.0.0.1:11435,[::1]:11435]"
+        help = "Listen addresses, host:port or unix:/path, separated by commas [default: 127.0.0.1:11435,[::1]:11435]"
     )]
     listen: Option<String>,
-    /// Base URL of the Ollama that answers plain names [default: http://127.0.0.1:11434]
+    /// Base URL of the Ollama server that plain names are forwarded to [default: http://127.0.0.1:11434]
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
-    /// Log filter, as info or hubllama=debug
+    /// Log filter, for example info or hubllama=debug
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
 }
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct TemplateArguments {
-    /// A model in the cache, as hf:ORG/REPO:Q4_K_M, or the path of a GGUF file
+    /// Name of a model in the cache, for example hf:ORG/REPO:Q4_K_M, or path of a GGUF file
     pub(super) name: String,
-    /// Repository to compare with [default: the model's own, then the one that its file names as its base]
+    /// Repository to compare with [default: the model's own, or else that of its base model]
     #[arg(long, value_name = "ORG/REPO")]
     pub(super) against: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Role {
+pub(super) enum WorkerRoleArgument {
     Model,
     Helper,
     Converter,
 }
 
 impl Arguments {
-    /// What the configuration is made from.
+    /// Returns the inputs of the configuration: the path of its file, and the keys that options set.
     pub(super) fn inputs(&self) -> ConfigInputs {
         let mut overrides = Vec::new();
         let after = match &self.command {
             Some(Command::Serve(serve)) => Some(serve),
             _ => None,
         };
-        // What stands after the command is nearer than what stands before it.
+        // An option after the command wins over the same option before it.
         let mut add = |key: &str, pick: fn(&ServeArguments) -> &Option<String>| {
             if let Some(value) = after
                 .and_then(|serve| pick(serve).clone())
@@ -181,10 +184,11 @@ impl Arguments {
     }
 }
 
-/// What `convert` can convert.
+/// Returns the help text about supported checkpoints.
 fn convertible() -> String {
     format!(
-        "Checkpoints of {}; also where their weights are fp8, and gpt-oss with MXFP4.",
+        "Supported architectures: {}. Weights may also be stored as fp8, and those of gpt-oss as MXFP4.\n\n\
+         Example:\n  hubllama convert ./Llama-3.2-1B-Instruct --type Q4_K_M",
         FAMILIES.join(", ")
     )
 }

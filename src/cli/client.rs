@@ -1,4 +1,4 @@
-//! A running daemon, asked over its own API.
+//! Client of a running daemon, for commands that leave the work to it.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use anyhow::{Context, anyhow};
 
 use crate::config::Config;
 
-/// Time to find out whether a daemon answers.
+/// Time limit for detecting a daemon.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The daemon of this configuration.
+/// A running daemon.
 #[derive(Debug)]
 pub(super) struct Daemon {
     client: reqwest::Client,
@@ -17,10 +17,14 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    /// The daemon that listens where the configuration says; `None` if nobody answers there.
+    /// Looks for a daemon at the configured listen addresses; `None` if none answers.
+    ///
+    /// # Errors
+    ///
+    /// If no HTTP client can be built.
     pub(super) async fn find(config: &Config) -> anyhow::Result<Option<Self>> {
         crate::http::client::install_tls();
-        // Never through a proxy: it is on this machine.
+        // The daemon is on this machine, so a configured proxy must not be used.
         let client = reqwest::Client::builder()
             .no_proxy()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -35,7 +39,7 @@ impl Daemon {
                 "http://{}",
                 address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
             );
-            // `/health` is ours alone: an Ollama that was moved to this port does not have it.
+            // An Ollama that listens on this port instead has no `/health`.
             match client
                 .get(format!("{base}/health"))
                 .timeout(CONNECT_TIMEOUT)
@@ -68,7 +72,7 @@ impl Daemon {
         decode(reply).await
     }
 
-    /// Success has no body.
+    /// Sends a DELETE request; a successful response has no body.
     pub(super) async fn delete(&self, path: &str, body: &serde_json::Value) -> anyhow::Result<()> {
         let reply = self
             .client
@@ -82,7 +86,11 @@ impl Daemon {
         decode(reply).await.map(drop)
     }
 
-    /// Posts JSON and hands over each line of the reply until one is an error.
+    /// Posts JSON and passes each line of the response to `line`.
+    ///
+    /// # Errors
+    ///
+    /// If the connection fails, or a line holds an error.
     pub(super) async fn post_lines(
         &self,
         path: &str,
@@ -99,7 +107,7 @@ impl Daemon {
             return decode(reply).await.map(drop);
         }
         let mut buffer = Vec::new();
-        while let Some(chunk) = reply.chunk().await.context("the daemon broke off")? {
+        while let Some(chunk) = reply.chunk().await.context("the connection to the daemon was lost")? {
             buffer.extend_from_slice(&chunk);
             while let Some(end) = buffer.iter().position(|&byte| byte == b'\n') {
                 let frame: serde_json::Value = serde_json::from_slice(&buffer[..end])?;

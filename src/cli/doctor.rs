@@ -1,4 +1,4 @@
-//! `hubllama doctor`: what this build and this machine can do, and what is wrong.
+//! `hubllama doctor`: checks the build, the machine, the configuration, and the servers that it names.
 
 use std::{collections::BTreeMap, fs, path::Path, process::ExitCode, sync::Arc, time::Instant};
 
@@ -12,9 +12,9 @@ use crate::{
 };
 
 pub(super) async fn run(inputs: &ConfigInputs) -> anyhow::Result<ExitCode> {
-    let mut troubles = 0;
+    let mut problems_found = 0;
     let mut row = |good: bool, what: &str, text: String| {
-        troubles += u32::from(!good);
+        problems_found += u32::from(!good);
         println!("{} {what:12} {text}", if good { " " } else { "!" });
     };
     row(true, "version", format!("hubllama {}", env!("CARGO_PKG_VERSION")));
@@ -81,7 +81,7 @@ pub(super) async fn run(inputs: &ConfigInputs) -> anyhow::Result<ExitCode> {
             Err(error) => row(
                 false,
                 "ollama",
-                format!("{url} does not answer ({error}); plain names will get a 502"),
+                format!("{url} does not answer ({error}); requests for plain names will fail with 502"),
             ),
         }
     }
@@ -89,19 +89,19 @@ pub(super) async fn run(inputs: &ConfigInputs) -> anyhow::Result<ExitCode> {
         hub_rows(&config, &mut row).await;
     }
     println!();
-    match troubles {
-        0 => println!("Everything is as it should be."),
-        1 => println!("One thing needs attention: the line marked with !"),
-        _ => println!("{troubles} things need attention: the lines marked with !"),
+    match problems_found {
+        0 => println!("No problems found."),
+        1 => println!("1 problem found; see the line marked with !"),
+        _ => println!("{problems_found} problems found; see the lines marked with !"),
     }
-    Ok(if troubles == 0 {
+    Ok(if problems_found == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     })
 }
 
-/// The Hub, its mirrors, what it thinks of the token, and other people's caches.
+/// Prints the rows about the Hub, its mirrors, the token and further caches.
 async fn hub_rows(config: &Config, row: &mut impl FnMut(bool, &str, String)) {
     let endpoint = &config.hub.endpoint;
     let mut answer = None;
@@ -117,7 +117,7 @@ async fn hub_rows(config: &Config, row: &mut impl FnMut(bool, &str, String)) {
             Err(error) => row(false, "hub", error.to_string()),
         }
         for mirror in &config.hub.mirrors {
-            // As an endpoint of its own, without the token that is not for it.
+            // The mirror becomes the endpoint, so that it is checked alone. It must not see the tokens.
             let alone = HubConfig {
                 endpoint: mirror.clone(),
                 mirrors: Vec::new(),
@@ -141,7 +141,7 @@ async fn hub_rows(config: &Config, row: &mut impl FnMut(bool, &str, String)) {
             );
         }
         (Some(_), answer) => match answer.and_then(|answer| answer.user) {
-            Some(user) => row(true, "hub token", format!("found, of {user}")),
+            Some(user) => row(true, "hub token", format!("found, belongs to {user}")),
             None => row(true, "hub token", "found".into()),
         },
     }
@@ -157,7 +157,7 @@ async fn hub_rows(config: &Config, row: &mut impl FnMut(bool, &str, String)) {
     }
 }
 
-/// The nearest folder that exists: what a new one would be made in.
+/// Returns the nearest ancestor that exists, in which a new folder would be created.
 fn existing(path: &Path) -> &Path {
     path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
 }

@@ -1,4 +1,7 @@
-//! The command line: reads arguments, calls the library, prints for people. No other module prints.
+//! Command line: parses arguments, calls the module that does the work, and prints for people. No other module prints.
+//!
+//! `serve` runs the daemon in this process. `pull`, `list`, `show` and `rm` ask a running daemon over its own API, and
+//! work on the cache directly if there is none. Each of the other commands has a file of its own.
 
 mod args;
 mod client;
@@ -14,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use self::args::{Arguments, Command, ConfigCommand, Role};
+use self::args::{Arguments, Command, ConfigCommand, WorkerRoleArgument};
 use crate::{
     config::{self, ConfigInputs},
     convert::GgufRole,
@@ -22,10 +25,10 @@ use crate::{
     worker::{self, WorkerRole},
 };
 
-/// Wrong usage or configuration, as in sysexits.h.
+/// Exit status for a wrong configuration: `EX_CONFIG` of sysexits.h.
 const EXIT_CONFIG: u8 = 78;
 
-/// Parses the command line and runs what it names.
+/// Parses the command line and runs its command.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -92,24 +95,24 @@ fn serve(inputs: ConfigInputs) -> ExitCode {
     match daemon::run(inputs) {
         Ok(()) => ExitCode::SUCCESS,
         Err(daemon::StartError::Config(problems)) => {
-            eprintln!("error: the configuration is wrong\n{problems}");
+            eprintln!("error: the configuration has problems\n{problems}");
             ExitCode::from(EXIT_CONFIG)
         }
         Err(error) => fail(&error.into()),
     }
 }
 
-fn run_worker(role: Role) -> ExitCode {
+fn run_worker(role: WorkerRoleArgument) -> ExitCode {
     let log = config::LogConfig {
         level: std::env::var("HUBLLAMA_LOG").unwrap_or_else(|_| "info".into()),
         ..config::LogConfig::default()
     };
-    // A worker without a log is still a worker.
+    // A failure only means that the worker does not log.
     let _ = observability::init(&log);
     let role = match role {
-        Role::Model => WorkerRole::Model,
-        Role::Helper => WorkerRole::Helper,
-        Role::Converter => WorkerRole::Converter,
+        WorkerRoleArgument::Model => WorkerRole::Model,
+        WorkerRoleArgument::Helper => WorkerRole::Helper,
+        WorkerRoleArgument::Converter => WorkerRole::Converter,
     };
     match worker::run(role) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,4 +1,5 @@
-//! `hubllama template`: what a model's chat template makes of a conversation, and whether its repository has the same one.
+//! `hubllama template`: renders sample conversations with a model's chat template, and compares it with the template in
+//! the repository.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,16 +18,16 @@ use crate::{
     worker::{ProbeReport, PromptComparison, template_report},
 };
 
-/// Where the Hub's pages are, in the links of GGUF files.
+/// Prefixes of links to repositories in the metadata of GGUF files.
 const HUB_URLS: [&str; 2] = ["https://huggingface.co/", "https://hf.co/"];
 
-/// A template and where it was found.
-struct Found {
+/// A chat template and its source.
+struct FoundTemplate {
     place: String,
     source: String,
 }
 
-/// Exit status 1 where the two templates are not the same.
+/// Runs the command. The exit status is 1 if the two templates render differently.
 pub(super) async fn run(inputs: &ConfigInputs, arguments: &TemplateArguments) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     let hub = Library::new(&config.state_dir);
@@ -36,7 +37,7 @@ pub(super) async fn run(inputs: &ConfigInputs, arguments: &TemplateArguments) ->
         bail!("{} cannot be loaded: {refusal}", path.display());
     }
     row("file", &path.display().to_string());
-    let own = gguf::chat_template(&header).map(|source| Found {
+    let own = gguf::chat_template(&header).map(|source| FoundTemplate {
         place: "the file's key tokenizer.chat_template".into(),
         source: source.to_owned(),
     });
@@ -55,8 +56,8 @@ pub(super) async fn run(inputs: &ConfigInputs, arguments: &TemplateArguments) ->
     };
     row("template", &format!("{}, {} bytes", shown.place, shown.source.len()));
     match &other {
-        Some(other) => row("beside", &format!("{}, {} bytes", other.place, other.source.len())),
-        None => row("beside", "no other template was found"),
+        Some(other) => row("other", &format!("{}, {} bytes", other.place, other.source.len())),
+        None => row("other", "no other template was found"),
     }
     let (bos, eos) = (
         gguf::bos_token(&header).unwrap_or_default(),
@@ -99,7 +100,7 @@ fn row(what: &str, text: &str) {
     println!("{what:9} {text}");
 }
 
-/// A file as it was named, or the first file of a model in the cache.
+/// Returns the path of a GGUF file: `name` itself, or the first file of the model in the cache with that name.
 async fn locate(hub: &Library, config: &Config, name: &str) -> anyhow::Result<(PathBuf, Option<HfName>)> {
     let path = Path::new(name);
     if path
@@ -124,7 +125,7 @@ async fn locate(hub: &Library, config: &Config, name: &str) -> anyhow::Result<(P
     Ok((path, Some(name)))
 }
 
-/// Repositories that may have the template, in the order in which they are asked.
+/// Returns the repositories that may have a template, in the order in which they are asked.
 fn repositories(against: Option<&str>, own: Option<HfName>, header: &GgufHeader) -> anyhow::Result<Vec<HfName>> {
     if let Some(against) = against {
         let name = match against
@@ -144,8 +145,8 @@ fn repositories(against: Option<&str>, own: Option<HfName>, header: &GgufHeader)
     Ok(own.into_iter().chain(base).collect())
 }
 
-/// The template of the first repository that has one.
-async fn of_repository(hub: &Library, config: &Config, repositories: &[HfName]) -> Option<Found> {
+/// Returns the template of the first repository that has one.
+async fn of_repository(hub: &Library, config: &Config, repositories: &[HfName]) -> Option<FoundTemplate> {
     for name in repositories {
         let repository = name.repo_id();
         for file in ["chat_template.jinja", "tokenizer_config.json"] {
@@ -162,14 +163,14 @@ async fn of_repository(hub: &Library, config: &Config, repositories: &[HfName]) 
             };
             if let Some(source) = source {
                 let place = format!("{file} of {repository}");
-                return Some(Found { place, source });
+                return Some(FoundTemplate { place, source });
             }
         }
     }
     None
 }
 
-/// `chat_template` of a tokenizer configuration: a text, or a list of named ones.
+/// Returns `chat_template` of a tokenizer configuration: a text, or the default one of a list of named texts.
 fn template_of(tokenizer_config: &str) -> Option<String> {
     let config: Value = serde_json::from_str(tokenizer_config).ok()?;
     match config.get("chat_template")? {
@@ -190,20 +191,22 @@ fn print_conversation(conversation: &ProbeReport) {
             println!("{prompt}");
             println!("---");
         }
-        Err(reason) => println!("the template refuses it: {reason}"),
+        Err(reason) => println!("the template rejects it: {reason}"),
     }
     match &conversation.comparison {
         None => {}
         Some(PromptComparison::Identical) => println!("identical"),
-        Some(PromptComparison::BothRefuse) => println!("the other template refuses it too"),
-        Some(PromptComparison::OneRefuses { reason }) => println!("different: only one template renders it ({reason})"),
+        Some(PromptComparison::BothRefuse) => println!("the other template rejects it, too"),
+        Some(PromptComparison::OneRefuses { reason }) => {
+            println!("different: only one of the templates renders it ({reason})")
+        }
         Some(PromptComparison::Differs {
             same,
             before,
             ours,
             theirs,
         }) => {
-            println!("different after {same} tokens, behind {before:?}");
+            println!("different after {same} tokens, after {before:?}");
             println!("  this one goes on with  {ours:?}");
             println!("  the other goes on with {theirs:?}");
         }

@@ -1,7 +1,7 @@
 //! Reader of the TOML file: turns it into settings, each with its line.
 //!
-//! The document is walked by hand instead of deserialized with serde, so that one mistake does not hide the next and each
-//! problem has a line.
+//! The document is walked by hand instead of deserialized with serde, so that one mistake does not hide the next and
+//! each problem has a line.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -51,8 +51,8 @@ const fn name(name: &'static str, key: &'static str, form: Form) -> Name {
     Name { name, key, form }
 }
 
-/// All variables, from the least to the most specific: Ollama's, those of Hugging Face's libraries, those of the original
-/// design, hubllama's own. If several set the same key, the last one wins.
+/// All variables, from the least to the most specific: Ollama's, those of Hugging Face's libraries, those of the
+/// original design, hubllama's own. If several set the same key, the last one wins.
 const NAMES: &[Name] = &[
     name("OLLAMA_ORIGINS", "server.origins", Form::Plain),
     name("OLLAMA_KEEP_ALIVE", "engine.keep_alive", Form::Plain),
@@ -122,7 +122,8 @@ pub(super) struct Setting {
     pub name: &'static str,
     pub key: &'static str,
     pub text: Result<String, String>,
-    /// If set, a value that cannot be parsed is a warning and not an error, as in the program that defines the variable.
+    /// If set, a value that cannot be parsed is a warning and not an error, as in the program that defines the
+    /// variable.
     pub lenient: bool,
 }
 

@@ -1,5 +1,5 @@
-//! Merges the sources of the configuration: file, environment, command line. All problems are collected, so that one run
-//! of `hubllama config check` shows every mistake.
+//! Merges the sources of the configuration: file, environment, command line. All problems are collected, so that one
+//! run of `hubllama config check` shows every mistake.
 
 use std::{
     collections::BTreeMap,

@@ -1,7 +1,7 @@
 //! Configuration as plain data: every setting, the sources it can come from, and the checks it has to pass.
 //!
-//! Four sources are laid over one another; a later one wins: defaults, the TOML file, environment variables, the command
-//! line. The table in `keys` lists every key once. Reading, comparing, describing and the tests over
+//! Four sources are laid over one another; a later one wins: defaults, the TOML file, environment variables, the
+//! command line. The table in `keys` lists every key once. Reading, comparing, describing and the tests over
 //! `config.toml.example` walk that table, so a key cannot be known to one of them and missing in another.
 //!
 //! * [`load`] reads all sources and returns a [`LoadedConfig`], or every problem at once ([`ConfigProblems`]).

@@ -34,7 +34,8 @@ pub struct ReloadRequest {
     pub reply: Option<oneshot::Sender<ReloadOutcome>>,
 }
 
-/// Requests that may wait. A waiting request reads the files when its turn comes, so further ones would find nothing new.
+/// Requests that may wait. A waiting request reads the files when its turn comes, so further ones would find nothing
+/// new.
 const MAX_WAITING: usize = 8;
 
 /// Sending end of the channel to the reload task.

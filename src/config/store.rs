@@ -174,8 +174,8 @@ impl ConfigStore {
         let running = self.current();
         let ConfigDiff { changed, restart } = ConfigDiff::between(&running, &loaded.config);
         let live = without_restart_keys(&running, &loaded.config);
-        // Each configuration is good alone, but the mixture that runs until the restart may not be: the new upstream may
-        // be the address of the old listener.
+        // Each configuration is good alone, but the mixture that runs until the restart may not be: the new upstream
+        // may be the address of the old listener.
         let problems = validate(&live).problems;
         if !problems.is_empty() {
             let waits = format!("together with what runs until a restart ({})", restart.join(", "));

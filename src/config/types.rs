@@ -1,4 +1,5 @@
-//! The settings as plain types, with their defaults. The keys that write them are in `keys`, their limits in `validate`.
+//! The settings as plain types, with their defaults. The keys that write them are in `keys`, their limits in
+//! `validate`.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -34,9 +35,11 @@ pub struct ServerConfig {
     pub shutdown_timeout: Duration,
     pub max_connections: usize,
     pub max_header_bytes: usize,
-    /// Bytes of a request body that are buffered in memory while its model name is read; the rest goes to an unlinked file.
+    /// Bytes of a request body that are buffered in memory while its model name is read; the rest goes to an unlinked
+    /// file.
     pub body_memory_bytes: u64,
-    /// Bytes of a request body that has to be buffered to read its model name. Uploads of blobs are streamed without limit.
+    /// Bytes of a request body that has to be buffered to read its model name. Uploads of blobs are streamed without
+    /// limit.
     pub max_body_bytes: u64,
 }
 
@@ -86,7 +89,8 @@ pub struct HubConfig {
     pub auto_pull: bool,
     /// If set, a chat that waits for a download reports its progress as thinking text.
     pub progress_in_thinking: bool,
-    /// If set, `hf.co/…` and `huggingface.co/…` are served here; otherwise they are forwarded, since Ollama knows them too.
+    /// If set, `hf.co/…` and `huggingface.co/…` are served here; otherwise they are forwarded, since Ollama knows them
+    /// too.
     pub claim_hf_co: bool,
     pub connect_timeout: Duration,
     /// Time without a byte after which a transfer is retried.
@@ -197,7 +201,8 @@ pub enum JsonSchemas {
     Strict,
 }
 
-/// Treatment of a checkpoint for which llama.cpp's tokenizer and the repository's `tokenizer.json` disagree on sample texts.
+/// Treatment of a checkpoint for which llama.cpp's tokenizer and the repository's `tokenizer.json` disagree on sample
+/// texts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TokenizerMismatch {

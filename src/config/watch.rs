@@ -1,8 +1,9 @@
 //! Watcher of the configuration's files: asks for a reload when their content changes.
 //!
-//! Folders are watched and not files, because editors write a new file and rename it, and mounted volumes swap a link in
-//! the path. An event only starts a scan; a reload is requested when the hash of the content differs. If a folder cannot be
-//! watched, because it does not exist or the system is out of watches, the files are scanned every few seconds instead.
+//! Folders are watched and not files, because editors write a new file and rename it, and mounted volumes swap a link
+//! in the path. An event only starts a scan; a reload is requested when the hash of the content differs. If a folder
+//! cannot be watched, because it does not exist or the system is out of watches, the files are scanned every few
+//! seconds instead.
 
 use std::{
     collections::BTreeSet,
@@ -221,8 +222,8 @@ impl FileScanner {
     }
 }
 
-/// Returns the folders in which a change can change the content of `file`: its own, and that of each symbolic link in its
-/// path.
+/// Returns the folders in which a change can change the content of `file`: its own, and that of each symbolic link in
+/// its path.
 fn folders(file: &Path) -> BTreeSet<PathBuf> {
     let mut folders = BTreeSet::new();
     let mut paths = vec![file.to_owned()];

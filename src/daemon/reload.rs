@@ -1,7 +1,7 @@
 //! The reload task: loads the configuration again when a file changes or a signal asks for it.
 //!
-//! All requests take one path, one after another: load, validate, compare, swap the snapshot, apply. Components that take
-//! a snapshot with each request need nothing more; a setting that has to be applied is given to a callback.
+//! All requests take one path, one after another: load, validate, compare, swap the snapshot, apply. Components that
+//! take a snapshot with each request need nothing more; a setting that has to be applied is given to a callback.
 
 use std::{io, sync::Arc};
 
@@ -24,7 +24,8 @@ pub(super) fn watch(store: &Arc<ConfigStore>, reload: ReloadHandle) -> io::Resul
     ConfigWatcher::start(Box::new(move || store.files()), reload, WatchTiming::default())
 }
 
-/// Handles reload requests until `stop`, or until no sender is left. Calls `apply` with each new configuration in force.
+/// Handles reload requests until `stop`, or until no sender is left. Calls `apply` with each new configuration in
+/// force.
 pub(super) async fn run(
     store: Arc<ConfigStore>,
     mut requests: mpsc::Receiver<ReloadRequest>,

@@ -9,7 +9,8 @@ use crate::{
     server::ShutdownSignal,
 };
 
-/// Handlers of the daemon's signals. From [`SignalHandlers::install`] on the signals no longer end the process by themselves.
+/// Handlers of the daemon's signals. From [`SignalHandlers::install`] on the signals no longer end the process by
+/// themselves.
 #[derive(Debug)]
 pub(super) struct SignalHandlers {
     terminate: Signal,

@@ -11,8 +11,8 @@ pub(super) fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-/// Reports that a reload has begun; [`ready`] has to follow. systemd requires the monotonic time, to tell this reload from an
-/// earlier one (sd_notify(3)).
+/// Reports that a reload has begun; [`ready`] has to follow. systemd requires the monotonic time, to tell this reload
+/// from an earlier one (sd_notify(3)).
 pub(super) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
@@ -25,7 +25,8 @@ pub(super) fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// Sends watchdog pings at twice the rate of the unit's `WatchdogSec`, until `stop`. Returns at once if the unit has none.
+/// Sends watchdog pings at twice the rate of the unit's `WatchdogSec`, until `stop`. Returns at once if the unit has
+/// none.
 ///
 /// The task runs on the runtime that serves requests: if that hangs, the pings stop and systemd restarts the daemon.
 pub(super) async fn watchdog(stop: CancellationToken) {

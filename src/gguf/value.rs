@@ -2,7 +2,6 @@
 
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum GgufValue {
     U8(u8),
     I8(i8),
@@ -22,7 +21,6 @@ pub enum GgufValue {
 
 /// A list of values of one type. GGUF's nested arrays are not accepted; llama.cpp refuses them too.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum GgufArray {
     U8(Vec<u8>),
     I8(Vec<i8>),

@@ -1,9 +1,9 @@
 //! Pooled HTTP/1.1 client for Ollama: no proxy, no redirects, no limit of the total time.
 //!
-//! A connection is driven by the task that uses it and not by a task of its own: polling the response body also reads the
-//! socket. A relayed frame then costs no switch of tasks, and frames that arrive in one read leave in one write. (With a
-//! task for each connection, as in hyper-util's client, every frame is handed over separately; that cost a quarter of a
-//! relay's throughput when it was measured.)
+//! A connection is driven by the task that uses it and not by a task of its own: polling the response body also reads
+//! the socket. A relayed frame then costs no switch of tasks, and frames that arrive in one read leave in one write.
+//! (With a task for each connection, as in hyper-util's client, every frame is handed over separately; that cost a
+//! quarter of a relay's throughput when it was measured.)
 
 use std::{
     fmt,
@@ -85,8 +85,8 @@ impl HttpClient {
 
     /// Sends a request with an absolute URI and a `Host` header; resolves at the head of the response.
     ///
-    /// The request is repeated only if a pooled connection turns out to be closed before any byte was written. Dropping the
-    /// future or the response body closes the connection, by which Ollama notices that the client is gone.
+    /// The request is repeated only if a pooled connection turns out to be closed before any byte was written. Dropping
+    /// the future or the response body closes the connection, by which Ollama notices that the client is gone.
     ///
     /// # Errors
     ///
@@ -109,7 +109,7 @@ impl HttpClient {
                 Ok(response) => {
                     let pool = Arc::clone(&self.pool);
                     return Ok(response.map(|incoming| {
-                        body::boxed(Driven {
+                        body::boxed(DrivenBody {
                             incoming,
                             connection: Some(connection),
                             address,
@@ -184,8 +184,8 @@ impl Connection {
         })
     }
 
-    /// Moves bytes as far as possible without waiting. An error of the connection reaches the future of the response or of its
-    /// body, so it is ignored here.
+    /// Moves bytes as far as possible without waiting. An error of the connection reaches the future of the response or
+    /// of its body, so it is ignored here.
     fn drive(driver: &mut Option<Driver>, context: &mut Context<'_>) {
         if let Some(running) = driver
             && running.as_mut().poll(context).is_ready()
@@ -249,7 +249,7 @@ impl Pool {
 }
 
 /// Response body that drives its connection and returns it to the pool at its end.
-struct Driven {
+struct DrivenBody {
     incoming: Incoming,
     connection: Option<Connection>,
     address: Address,
@@ -258,7 +258,7 @@ struct Driven {
     broken: Option<hyper::Error>,
 }
 
-impl Driven {
+impl DrivenBody {
     fn give_back(&mut self) {
         if let Some(mut connection) = self.connection.take()
             && connection.is_idle()
@@ -268,7 +268,7 @@ impl Driven {
     }
 }
 
-impl HttpBody for Driven {
+impl HttpBody for DrivenBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -288,8 +288,8 @@ impl HttpBody for Driven {
         }
         match frame {
             Poll::Ready(None) => self.give_back(),
-            // The server drops its socket on a body's error, with the frames that are not written yet. Yield once before the
-            // error, so that they are written.
+            // The server drops its socket on a body's error, with the frames that are not written yet. Yield once
+            // before the error, so that they are written.
             Poll::Ready(Some(Err(error))) => {
                 self.connection = None;
                 self.broken = Some(error);
@@ -310,7 +310,7 @@ impl HttpBody for Driven {
     }
 }
 
-impl Drop for Driven {
+impl Drop for DrivenBody {
     fn drop(&mut self) {
         // hyper does not poll a body of known length again after its last byte, so the end may only be seen here.
         if self.incoming.is_end_stream() {

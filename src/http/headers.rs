@@ -52,8 +52,8 @@ pub fn remove(headers: &mut HeaderMap, names: &[HeaderName]) {
     keep(headers, |name, _| !names.contains(name));
 }
 
-/// Keeps the headers for which `wanted` returns true. (`HeaderMap::remove` would move the last entry into the gap, and the
-/// order of headers has to stay.)
+/// Keeps the headers for which `wanted` returns true. (`HeaderMap::remove` would move the last entry into the gap, and
+/// the order of headers has to stay.)
 fn keep(headers: &mut HeaderMap, wanted: impl Fn(&HeaderName, &HeaderValue) -> bool) {
     if headers.iter().all(|(name, value)| wanted(name, value)) {
         return;

@@ -1,4 +1,5 @@
-//! HTTP building blocks for the server and for the client of Ollama: bodies, headers, the pooled client, stream framing.
+//! HTTP building blocks for the server and for the client of Ollama: bodies, headers, the pooled client, stream
+//! framing.
 //!
 //! Nothing here knows a route, a model or a setting.
 

@@ -54,8 +54,8 @@ impl LineReader {
         }
     }
 
-    /// Returns the next line that is not blank, without its line feed; `None` at the end of the body. The last line may lack
-    /// a line feed.
+    /// Returns the next line that is not blank, without its line feed; `None` at the end of the body. The last line may
+    /// lack a line feed.
     ///
     /// # Errors
     ///

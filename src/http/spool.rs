@@ -1,5 +1,5 @@
-//! Spooling of a request body that has to be read completely before it can be routed: in memory up to a limit, beyond that
-//! in a temporary file.
+//! Spooling of a request body that has to be read completely before it can be routed: in memory up to a limit, beyond
+//! that in a temporary file.
 //!
 //! The file has no name, so nothing is left behind even if the process is killed. File work runs on blocking threads.
 

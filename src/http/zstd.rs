@@ -1,7 +1,7 @@
 //! ZstdDecoder of compressed request bodies (`Content-Encoding: zstd`).
 //!
-//! A few compressed bytes can stand for gigabytes, so the window and the decoded length are limited. The error texts are those
-//! of the decoder that Ollama uses (klauspost/compress), as far as it has the same errors.
+//! A few compressed bytes can stand for gigabytes, so the window and the decoded length are limited. The error texts
+//! are those of the decoder that Ollama uses (klauspost/compress), as far as it has the same errors.
 
 use std::{
     fmt,
@@ -17,7 +17,7 @@ use ruzstd::decoding::{
 const MAX_WINDOW_BYTES: u64 = 8 << 20;
 
 /// Largest decoded body in bytes; the same limit as Ollama's.
-pub const MAX_DECODED_BYTES: u64 = 20 << 20;
+const MAX_DECODED_BYTES: u64 = 20 << 20;
 
 /// Failure to decode a body. The reader returns it inside an [`io::Error`]; any other I/O error is one of the source.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +85,8 @@ impl<R: BufRead> ZstdDecoder<R> {
         }
     }
 
-    /// Begins the next frame, or skips one without content (RFC 8878, skippable frames). Returns false at the end of the body.
+    /// Begins the next frame, or skips one without content (RFC 8878, skippable frames). Returns false at the end of
+    /// the body.
     fn begin(&mut self) -> io::Result<bool> {
         if self.source.fill_buf()?.is_empty() {
             return Ok(false);

@@ -165,7 +165,6 @@ pub enum ThinkMode {
 /// How much to reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "the names say it")]
 pub enum ThinkLevel {
     Low,
     Medium,

@@ -84,8 +84,8 @@ pub fn init(config: &LogConfig) -> Result<LogControl, String> {
     Ok(LogControl { filter: handle })
 }
 
-/// Crates of the Hub that log every request and every retry, also those that succeed in the end. `hub` logs what matters of it.
-/// A filter that names one of them still shows it.
+/// Crates of the Hub that log every request and every retry, also those that succeed in the end. `hub` logs what
+/// matters of it. A filter that names one of them still shows it.
 const QUIET: &str = "hf_hub=off,xet_client=off,xet_core_structures=off,xet_data=off,xet_runtime=off";
 
 fn parse(level: &str) -> Result<EnvFilter, String> {
@@ -94,8 +94,9 @@ fn parse(level: &str) -> Result<EnvFilter, String> {
         .map_err(|error| format!("{level:?} is no log filter: {error}"))
 }
 
-/// Returns true when standard error is connected to systemd's journal. systemd names the stream in `JOURNAL_STREAM`, but child
-/// processes with another standard error inherit the variable, so device and inode are compared (systemd.exec(5)).
+/// Returns true when standard error is connected to systemd's journal. systemd names the stream in `JOURNAL_STREAM`,
+/// but child processes with another standard error inherit the variable, so device and inode are compared
+/// (systemd.exec(5)).
 fn stderr_is_journal() -> bool {
     let Some(named) = std::env::var_os("JOURNAL_STREAM").and_then(|named| named.into_string().ok()) else {
         return false;

@@ -21,8 +21,8 @@ use tokio_util::sync::CancellationToken;
 use super::dispatch::Dispatcher;
 use crate::http::body;
 
-/// Time limit for the head of a request, from the end of the previous request. Bodies and responses have no limit, since a
-/// model may take minutes.
+/// Time limit for the head of a request, from the end of the previous request. Bodies and responses have no limit,
+/// since a model may take minutes.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Smallest buffer that hyper accepts; it panics below.

@@ -35,7 +35,8 @@ pub(super) struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// Answers one request. The order of the checks is Ollama's: redirects first, then CORS, then the host, then the method.
+    /// Answers one request. The order of the checks is Ollama's: redirects first, then CORS, then the host, then the
+    /// method.
     pub(super) async fn dispatch(&self, mut request: Request<Body>, check_host: bool) -> Response<Body> {
         let routed = self.routes.route(request.method(), request.uri());
         if let Routed::Redirect { status, location } = routed {
@@ -352,7 +353,8 @@ mod tests {
         assert!(headers.contains(&("allow".into(), "POST".into())), "{headers:?}");
     }
 
-    // A base URL that ends with a slash leads to a doubled one. Ollama redirects it with 301, which turns POST into GET (trap 28).
+    // A base URL that ends with a slash leads to a doubled one. Ollama redirects it with 301, which turns POST into GET
+    // (trap 28).
     #[tokio::test]
     async fn doubled_slashes_are_read_as_one() {
         let (_, _, text) = send("POST", "//api//chat?a//b", &[]).await;

@@ -1,7 +1,7 @@
 //! Check of the `Host` header on loopback listeners, with Ollama's rules.
 //!
-//! A web page can point its own domain at 127.0.0.1 (DNS rebinding). Its requests are then same-origin, so the CORS check
-//! does not see them; only the host name shows where they come from.
+//! A web page can point its own domain at 127.0.0.1 (DNS rebinding). Its requests are then same-origin, so the CORS
+//! check does not see them; only the host name shows where they come from.
 
 use std::net::{IpAddr, UdpSocket};
 

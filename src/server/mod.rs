@@ -1,8 +1,8 @@
 //! HTTP server: listeners, connections and their limits, the checks of origin and host, the route table, and the drain.
 //!
-//! [`HttpServer::bind`] opens the sockets, [`HttpServer::run`] serves until a [`ShutdownSignal`]. Each connection is a task; each
-//! request passes the `dispatch` module, which routes it to the [`Handler`] of the layer below. Nothing here knows a model
-//! or reads a body.
+//! [`HttpServer::bind`] opens the sockets, [`HttpServer::run`] serves until a [`ShutdownSignal`]. Each connection is a
+//! task; each request passes the `dispatch` module, which routes it to the [`Handler`] of the layer below. Nothing here
+//! knows a model or reads a body.
 
 mod connection;
 mod cors;
@@ -121,7 +121,8 @@ impl HttpServer {
         self.listeners.iter().map(|listener| listener.address.clone()).collect()
     }
 
-    /// Serves until `stop`, and returns when the last connection has ended. `settings` is the cell of the live configuration.
+    /// Serves until `stop`, and returns when the last connection has ended. `settings` is the cell of the live
+    /// configuration.
     ///
     /// # Errors
     ///

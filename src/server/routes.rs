@@ -1,7 +1,8 @@
 //! The table of routes. Requests for any other path are forwarded to Ollama.
 //!
-//! Paths are matched like in Ollama's router (gin): decoded, case-sensitive, with a redirect for a trailing slash. Only a
-//! doubled slash differs: it is read as one, where Ollama redirects, because clients do not follow redirects of a POST.
+//! Paths are matched like in Ollama's router (gin): decoded, case-sensitive, with a redirect for a trailing slash. Only
+//! a doubled slash differs: it is read as one, where Ollama redirects, because clients do not follow redirects of a
+//! POST.
 
 use std::borrow::Cow;
 
@@ -10,7 +11,8 @@ use percent_encoding::percent_decode_str;
 
 use crate::api::Endpoint;
 
-/// Methods in the form of the `Allow` header, path pattern, and a function from the text that `{…}` matched to the endpoint.
+/// Methods in the form of the `Allow` header, path pattern, and a function from the text that `{…}` matched to the
+/// endpoint.
 type Route = (&'static str, &'static str, fn(&str) -> Endpoint);
 
 const TABLE: [Route; 28] = [

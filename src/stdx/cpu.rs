@@ -2,9 +2,9 @@
 
 use std::{collections::HashSet, fs, num::NonZero, path::Path, thread};
 
-/// Returns the default number of compute threads: one for each physical core that this process may use. Two threads on one
-/// core would spin against each other. With one or two logical processors all are used, since such a machine is mostly a
-/// small virtual one that reports its cores as siblings.
+/// Returns the default number of compute threads: one for each physical core that this process may use. Two threads on
+/// one core would spin against each other. With one or two logical processors all are used, since such a machine is
+/// mostly a small virtual one that reports its cores as siblings.
 #[must_use]
 pub fn compute_threads() -> u32 {
     let logical = thread::available_parallelism().map_or(1, NonZero::get);

@@ -34,7 +34,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// Those of [`write_atomic`].
+/// The errors of [`write_atomic`].
 pub fn write_private_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_durably(path, bytes, MODE_PRIVATE)
 }
@@ -43,7 +43,7 @@ pub fn write_private_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// Those of [`write_atomic`].
+/// The errors of [`write_atomic`].
 pub fn write_unsynced_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace(path, |temporary| fs::write(temporary, bytes))
 }
@@ -52,7 +52,7 @@ pub fn write_unsynced_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// Those of [`write_atomic`].
+/// The errors of [`write_atomic`].
 pub fn symlink_atomic(path: &Path, target: impl AsRef<Path>) -> io::Result<()> {
     replace(path, |temporary| symlink(target, temporary))
 }
@@ -88,15 +88,16 @@ fn replace(path: &Path, create: impl FnOnce(&Path) -> io::Result<()>) -> io::Res
 /// Returns a name for a temporary file in the folder of `path`, because a rename does not cross file systems. No other
 /// writer, in this process or another one, uses the name.
 ///
-/// It is hidden, so that scans of the folder skip it, and begins with `.hubllama.`, by which a file that a killed process
-/// left in a shared folder is known to be hubllama's.
+/// It is hidden, so that scans of the folder skip it, and begins with `.hubllama.`, by which a file that a killed
+/// process left in a shared folder is known to be hubllama's.
 ///
 /// # Errors
 ///
 /// If `path` has no file name.
 pub fn temporary_name(path: &Path) -> io::Result<PathBuf> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
-    // In a container every run has the same process id, so that the id alone would meet the leftovers of an earlier run.
+    // In a container every run has the same process id, so that the id alone would meet the leftovers of an earlier
+    // run.
     static STARTED: LazyLock<u64> = LazyLock::new(|| {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(time.as_micros()).unwrap_or_default()

@@ -13,7 +13,8 @@ pub fn encode(bytes: impl AsRef<[u8]>) -> String {
     text
 }
 
-/// Returns true when `text` consists of exactly `digits` lowercase hexadecimal digits. Such a text is safe as a file name.
+/// Returns true when `text` consists of exactly `digits` lowercase hexadecimal digits. Such a text is safe as a file
+/// name.
 #[must_use]
 pub fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))

@@ -9,8 +9,8 @@ use std::{
 
 use super::fs::{folder_of, temporary_name};
 
-/// A new file without a name until it is complete, so that even a killed process leaves nothing behind. On a file system without
-/// unnamed files it has a hidden temporary name.
+/// A new file without a name until it is complete, so that even a killed process leaves nothing behind. On a file
+/// system without unnamed files it has a hidden temporary name.
 #[derive(Debug)]
 pub struct NewFile {
     file: File,
@@ -59,7 +59,8 @@ impl NewFile {
         &self.file
     }
 
-    /// Writes bytes at an offset and lets the disk begin at once, so that [`NewFile::finish`] need not wait for all of them.
+    /// Writes bytes at an offset and lets the disk begin at once, so that [`NewFile::finish`] need not wait for all of
+    /// them.
     ///
     /// # Errors
     ///
@@ -68,7 +69,8 @@ impl NewFile {
         self.file.write_all_at(bytes, offset)?;
         #[cfg(target_os = "linux")]
         if let Some(length) = std::num::NonZeroU64::new(bytes.len() as u64) {
-            // For pages that are not on the disk yet, DontNeed starts their write-back instead of dropping them. Only a hint.
+            // For pages that are not on the disk yet, DontNeed starts their write-back instead of dropping them. Only a
+            // hint.
             let _ = rustix::fs::fadvise(&self.file, offset, Some(length), rustix::fs::Advice::DontNeed);
         }
         Ok(())

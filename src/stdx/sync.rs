@@ -1,7 +1,8 @@
 //! Locks that survive a panic.
 //!
-//! The standard library poisons a mutex when a thread panics while it holds it. Every value that is locked here is whole
-//! between two statements, so the next thread may go on with it, and one failed request does not fail all later ones.
+//! The standard library poisons a mutex when a thread panics while it holds it. Every value that is locked here is
+//! whole between two statements, so the next thread may go on with it, and one failed request does not fail all later
+//! ones.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 

@@ -8,14 +8,15 @@ use jiff::tz::TimeZone;
 /// 3 January of the year 1: no time zone moves it to the year 0.
 const EARLIEST: Timestamp = Timestamp::constant(-62_135_424_000, 0);
 
-/// Formats a time as RFC 3339 in UTC, with up to nine fractional digits and without trailing zeros. Times outside the years
-/// 1 to 9999 are clamped.
+/// Formats a time as RFC 3339 in UTC, with up to nine fractional digits and without trailing zeros. Times outside the
+/// years 1 to 9999 are clamped.
 #[must_use]
 pub fn rfc3339_utc(time: SystemTime) -> String {
     format(time, &TimeZone::UTC)
 }
 
-/// Formats a time as RFC 3339 with the offset of the machine's time zone, `Z` if that is zero. Clamped like [`rfc3339_utc`].
+/// Formats a time as RFC 3339 with the offset of the machine's time zone, `Z` if that is zero. Clamped like
+/// [`rfc3339_utc`].
 #[must_use]
 pub fn rfc3339_local(time: SystemTime) -> String {
     format(time, &TimeZone::system())
