@@ -1,4 +1,4 @@
-//! What the daemon says of itself: health and configuration. The documents are made elsewhere.
+//! `GET /health` and `GET /config`. The daemon builds the documents.
 
 use hyper::{Response, StatusCode};
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::http::body::Body;
 
-/// A status document, with a line feed for those who read it in a terminal.
+/// Returns a status document, with a line feed for terminals.
 pub(crate) fn status(document: &Status) -> Response<Body> {
     let mut bytes = document().to_string().into_bytes();
     bytes.push(b'\n');

@@ -1,19 +1,17 @@
-//! One error for every dialect: a status and a sentence for the user. How it is put on the wire is the dialect's matter.
+//! Error of every dialect: a status and a sentence for the user. `envelope` puts it on the wire.
 
 use hyper::StatusCode;
 
 use crate::{go::decode::DecodeError, inference::Failure, provider::UpstreamError};
 
-/// Status of a request that its client gave up; not in the registry, but what Ollama sends.
+/// Status of a request that its client has canceled. It is not registered, but Ollama sends it, as nginx does.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// An answer that is an error.
+/// Error as an answer to the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct ApiError {
-    /// HTTP status.
     pub(crate) status: StatusCode,
-    /// One sentence for the user.
     pub(crate) message: String,
 }
 
@@ -33,12 +31,12 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
-    /// Ollama's sentence for a request that names nobody.
+    /// Returns Ollama's error for a request without a model.
     pub(crate) fn model_required() -> Self {
         Self::bad_request("model is required")
     }
 
-    /// Ollama's sentence for a model that is not there; clients look for `not found` in it.
+    /// Returns Ollama's error for an unknown model. Clients look for `not found` in it, and pull the model then.
     pub(crate) fn model_not_found(requested: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, format!("model '{requested}' not found"))
     }

@@ -1,4 +1,5 @@
-//! Lists that hold upstream's entries and ours. Upstream's are copied byte for byte: whatever fields they have stay.
+//! Merged lists of Ollama's models and ours. Ollama's entries are copied byte for byte, so that fields unknown here
+//! stay.
 
 use std::collections::HashSet;
 
@@ -14,18 +15,17 @@ use crate::{
     provider::{CallContext, NameOrigin, NameOwner, PlainName, prefers_ollama},
 };
 
-/// One entry of a list.
+/// Entry of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// What it is told apart by.
     pub(crate) name: String,
-    /// What the list is sorted by, in whole seconds since 1970.
+    /// Sort key in whole seconds since 1970.
     pub(crate) seconds: i64,
-    /// The entry as it is sent.
+    /// Encoded entry.
     pub(crate) json: Vec<u8>,
 }
 
-/// The keys of an upstream entry that are looked at.
+/// Members of one of Ollama's entries that matter here.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Keys {
@@ -42,7 +42,7 @@ struct Envelope<'a> {
     models: Option<Vec<&'a RawValue>>,
 }
 
-/// Upstream's entries; none while it is away, so that our models stay visible.
+/// Fetches Ollama's entries; none while it is away, so that our models stay visible.
 pub(crate) async fn of_upstream(api: &Api, call: &CallContext, path: &str, received: &HeaderMap) -> Vec<Entry> {
     match api.upstream.get(call, path, received).await {
         Ok((StatusCode::OK, bytes)) => parse(&bytes),
@@ -89,7 +89,8 @@ fn parse(bytes: &[u8]) -> Vec<Entry> {
         .collect()
 }
 
-/// Upstream's list at `path` and our models, merged; `encode` spells one of ours under the name it is listed by.
+/// Returns Ollama's list at `path` merged with our models. `encode` encodes one of ours under the name that it is
+/// listed by.
 pub(crate) async fn of_both(
     api: &Api,
     call: &CallContext,
@@ -109,15 +110,15 @@ pub(crate) async fn of_both(
     merge(&call.config, upstream, ours)
 }
 
-/// Whether Ollama itself lists a model of this name.
+/// Returns true if Ollama itself lists a model of this name.
 pub(crate) async fn upstream_has(api: &Api, call: &CallContext, name: &str, received: &HeaderMap) -> bool {
     let name = PlainName::parse(name).map_or_else(|| with_tag(name.trim()), |name| name.to_string());
     let listed = of_upstream(api, call, "/api/tags", received).await;
     listed.iter().any(|entry| entry.name.eq_ignore_ascii_case(&name))
 }
 
-/// Both lists, newest first as Ollama sorts. Where both have a name (an alias of ours), the one stays that a request
-/// reaches.
+/// Merges both lists, newest first as Ollama sorts. Of two entries of one name (ours is an alias then), the one stays
+/// that a request reaches.
 pub(crate) fn merge(config: &Config, upstream: Vec<Entry>, ours: Vec<Entry>) -> Vec<Entry> {
     let (mut merged, weaker) = if prefers_ollama(config) {
         (upstream, ours)
@@ -134,7 +135,7 @@ pub(crate) fn merge(config: &Config, upstream: Vec<Entry>, ours: Vec<Entry>) -> 
     merged
 }
 
-/// The entries as a JSON list.
+/// Returns the entries as a JSON list.
 pub(crate) fn list(entries: &[Entry]) -> Vec<u8> {
     let mut json = vec![b'['];
     for (index, entry) in entries.iter().enumerate() {
@@ -172,7 +173,7 @@ pub(crate) async fn our_cards(api: &Api, call: &CallContext) -> Vec<(String, Mod
         }
     }
     for alias in api.registry.aliases().all() {
-        // One that the configuration gives the same name hides it.
+        // An alias of the configuration with the same name hides this one.
         if let NameOwner::Serve {
             origin: NameOrigin::Made,
             ..
@@ -185,8 +186,9 @@ pub(crate) async fn our_cards(api: &Api, call: &CallContext) -> Vec<(String, Mod
     cards
 }
 
-/// The listed model that a name means. It is looked for among what is listed, not asked of the provider: a listing must
-/// not begin a download. A name without a selector means the usual one, else any.
+/// Returns the listed model that a name means; without a selector, the one with Q4_K_M if there is one, else any.
+///
+/// It is searched for in the list and not asked of the provider, since a listing must not begin a download.
 pub(crate) fn find_listed<'a>(cards: impl Iterator<Item = &'a ModelCard>, name: &str) -> Option<&'a ModelCard> {
     let name = name.to_ascii_lowercase();
     let (name, adapters) = without_adapters(name.strip_suffix(":latest").unwrap_or(&name));
@@ -206,7 +208,7 @@ pub(crate) fn find_listed<'a>(cards: impl Iterator<Item = &'a ModelCard>, name: 
         .map(|(_, card)| card)
 }
 
-/// A name's base, and what it has behind it.
+/// Splits a name into its base and its adapters.
 fn without_adapters(name: &str) -> (&str, &str) {
     let adapters = HfName::parse(name).map_or(0, |name| {
         let written = name.adapters.iter().map(|adapter| adapter.to_string().len() + 1);
@@ -215,7 +217,7 @@ fn without_adapters(name: &str) -> (&str, &str) {
     name.split_at(name.len() - adapters)
 }
 
-/// A plain name as Ollama lists it: always with a tag.
+/// Returns a plain name as Ollama lists it: always with a tag.
 fn with_tag(name: &str) -> String {
     let last = name.rsplit('/').next().unwrap_or(name);
     if last.contains(':') {
@@ -225,7 +227,7 @@ fn with_tag(name: &str) -> String {
     }
 }
 
-/// A time in whole seconds since 1970.
+/// Returns a time in whole seconds since 1970.
 pub(crate) fn unix_seconds(time: std::time::SystemTime) -> i64 {
     match time.duration_since(std::time::UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
@@ -264,7 +266,7 @@ mod tests {
         }
     }
 
-    // Trap 56
+    // Clients sort nothing themselves: the merged list is in Ollama's order (trap 56).
     #[test]
     fn lists_are_merged_newest_first_and_names_are_unique() {
         let merged = |priority: [ProviderName; 2]| {
@@ -289,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_name_without_a_selector_finds_the_usual_one() {
-        let cards = ["hf:o/r:Q8_0", "hf:o/r:Q4_K_M", "hf:o/r2:Q4_K_M"].map(crate::api::fake::card);
+        let cards = ["hf:o/r:Q8_0", "hf:o/r:Q4_K_M", "hf:o/r2:Q4_K_M"].map(crate::api::tests::fake::card);
         for (name, expected) in [
             ("hf:O/R", Some("hf:o/r:Q4_K_M")),
             ("hf:o/r:latest", Some("hf:o/r:Q4_K_M")),
@@ -308,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_model_with_adapters_is_another_one() {
-        let cards = ["hf:o/r:Q8_0+a/b", "hf:o/r:Q8_0", "hf:o/r:x+y.gguf"].map(crate::api::fake::card);
+        let cards = ["hf:o/r:Q8_0+a/b", "hf:o/r:Q8_0", "hf:o/r:x+y.gguf"].map(crate::api::tests::fake::card);
         for (name, expected) in [
             ("hf:o/r", Some("hf:o/r:Q8_0")),
             ("hf:o/r+A/b:latest", Some("hf:o/r:Q8_0+a/b")),

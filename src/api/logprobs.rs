@@ -1,10 +1,10 @@
-//! Log-probabilities as both the native and the OpenAI dialect show them.
+//! Log-probabilities in the shape of both the native and the OpenAI dialect.
 
 use serde::Serialize;
 
 use crate::inference::{TokenLogprob, TopLogprob};
 
-/// One token.
+/// Log-probability of a token.
 #[derive(Debug, Serialize)]
 pub(crate) struct Logprob {
     token: String,
@@ -23,13 +23,13 @@ struct Alternative {
     bytes: Vec<u8>,
 }
 
-/// The wire form of a list.
+/// Returns the wire form of a list.
 pub(crate) fn wire(entries: Vec<TokenLogprob>) -> Vec<Logprob> {
     entries
         .into_iter()
         .map(|TokenLogprob { bytes, logprob, top }| Logprob {
             token: String::from_utf8_lossy(&bytes).into_owned(),
-            // Widened first, as there: the digits are those of the 64-bit number.
+            // Ollama widens the number first, which shows in its digits.
             logprob: f64::from(logprob),
             bytes,
             top_logprobs: top.into_iter().map(alternative).collect(),

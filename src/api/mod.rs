@@ -9,14 +9,10 @@
 //! Each dialect has its folder and knows no other; what they share lies next to them.
 
 mod admin;
-#[cfg(test)]
-mod alias_tests;
 mod anthropic;
 mod dispatch;
 mod envelope;
 mod error;
-#[cfg(test)]
-mod fake;
 mod listing;
 mod logprobs;
 mod missing_model;
@@ -26,12 +22,11 @@ mod ollama;
 mod openai;
 mod options;
 mod peek;
-#[cfg(test)]
-mod recorded;
 mod reply;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod tools;
 mod values;
 
 use std::{fmt, sync::Arc, time::Instant};
@@ -101,10 +96,7 @@ pub enum Endpoint {
     /// `GET /v1/models`
     OpenAiModels,
     /// `GET /v1/models/{id}`, slashes included.
-    OpenAiModel {
-        /// The rest of the path.
-        id: String,
-    },
+    OpenAiModel { id: String },
     /// `POST /v1/messages`
     AnthropicMessages,
     /// `POST /v1/messages/count_tokens`
@@ -117,7 +109,7 @@ pub enum Endpoint {
     Forward,
 }
 
-/// Answers requests that the server has routed.
+/// Handler of requests that the server has routed.
 pub trait Handler: Send + Sync {
     /// Answers one request. Dropping the future, or later the body, ends the work for it.
     fn handle(&self, endpoint: Endpoint, request: Request<Body>) -> BoxFuture<'_, Response<Body>>;
@@ -130,7 +122,7 @@ pub type Status = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 pub struct Api {
     pub registry: Registry,
     pub upstream: Arc<Ollama>,
-    /// The configuration in force; each request takes one snapshot.
+    /// Configuration in force, of which each request takes one snapshot.
     pub config: Arc<ArcSwap<Config>>,
     /// `GET /health`
     pub health: Status,

@@ -1,48 +1,34 @@
-//! What is known of a model before it is asked, and the checks that need only that.
+//! Model that a request has named: its card, and the checks that need no more than that.
 
 use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture};
-use serde_json::value::RawValue;
 
 use super::{dispatch::RoutedModel, error::ApiError, stream::Steps};
 use crate::{
-    config::UnsupportedTools,
     go::quote,
     inference::{Failure, InferenceRequest, ModelCapability, ThinkMode},
     provider::{CallContext, Provider},
 };
 
-/// A model that one of our providers serves.
+/// Model of a provider, as far as it is known before it is loaded.
 #[derive(Debug)]
 pub(crate) struct Model {
-    /// Who serves it.
     pub(crate) provider: Arc<dyn Provider>,
-    /// What the provider calls it.
+    /// Name to ask the provider for.
     pub(crate) name: String,
-    /// What the client calls it; echoed as it is.
+    /// Name as the client sent it, which answers repeat.
     pub(crate) requested: String,
-    /// The canonical name, as listed.
     canonical: String,
-    /// What it can do; `None` as long as its files are not there to tell.
+    /// Capabilities; `None` if they are unknown, since its files are not downloaded.
     capabilities: Option<Vec<ModelCapability>>,
 }
 
-/// Tools after the check, with whether some were left out.
-#[derive(Debug, Default)]
-pub(crate) struct CheckedTools {
-    /// What the model is shown.
-    pub(crate) tools: Vec<Box<RawValue>>,
-    /// Whether the client's tools were left out.
-    pub(crate) ignored: bool,
-}
-
-/// Reasoning after the check, with whether the wish for it was left out.
+/// Reasoning after the check of the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CheckedThink {
-    /// What the model is told.
     pub(crate) think: ThinkMode,
-    /// Whether the client's wish was left out.
+    /// True when the client asked for reasoning that the model lacks.
     pub(crate) ignored: bool,
 }
 
@@ -52,7 +38,7 @@ impl Model {
         let RoutedModel { provider, name, .. } = routed;
         let (canonical, capabilities) = match provider.card_now(call, &name).await {
             Ok(card) => (card.name, Some(card.facts.capabilities).filter(|list| !list.is_empty())),
-            // It is pulled on first use; until then nothing is known of it.
+            // The model is pulled on its first use; until then nothing is known of it.
             Err(Failure::NotFound(_)) if call.config.hub.auto_pull => (name.clone(), None),
             Err(failure) => return Err(failure_of(failure, &requested)),
         };
@@ -65,22 +51,22 @@ impl Model {
         })
     }
 
-    /// An error of the provider, in terms of the name that the client used.
+    /// Converts a failure of the provider, with the name that the client used.
     pub(crate) fn failure(&self, failure: Failure) -> ApiError {
         failure_of(failure, &self.requested)
     }
 
-    /// Adds what the provider has no way to honour to what has no effect in any case.
-    pub(crate) fn note_dropped(&self, request: &InferenceRequest, ignored: &mut Vec<&'static str>) {
-        for part in self.provider.drops(request) {
-            if !ignored.contains(&part) {
-                ignored.push(part);
+    /// Adds the parameters that the provider has no way to honor to those that are ignored anyway.
+    pub(crate) fn note_unsupported(&self, request: &InferenceRequest, ignored: &mut Vec<&'static str>) {
+        for parameter in self.provider.unsupported_parameters(request) {
+            if !ignored.contains(&parameter) {
+                ignored.push(parameter);
             }
         }
     }
 
-    /// Starts an answer; resolves when its first event is there. The future owns all that it needs: it may go on inside a
-    /// response body.
+    /// Starts an answer. The future resolves at its first event, and owns all that it needs: it may outlive the handler
+    /// inside a response body.
     pub(crate) fn start(
         &self,
         call: &CallContext,
@@ -97,7 +83,7 @@ impl Model {
         .boxed()
     }
 
-    /// Refuses a model that does not hear.
+    /// Fails for a model without audio input.
     pub(crate) fn require_audio(&self) -> Result<(), ApiError> {
         if self.lacks(ModelCapability::Audio) {
             return Err(ApiError::bad_request(format!(
@@ -108,7 +94,7 @@ impl Model {
         Ok(())
     }
 
-    /// Refuses a model that only makes vectors.
+    /// Fails for a model that only computes embeddings.
     pub(crate) fn require_text(&self, route: &str) -> Result<(), ApiError> {
         let only_vectors = self.has(ModelCapability::Embedding) && !self.has(ModelCapability::Completion);
         if only_vectors {
@@ -120,7 +106,7 @@ impl Model {
         Ok(())
     }
 
-    /// Refuses a model that cannot fill in the middle.
+    /// Fails for a model without fill in the middle.
     pub(crate) fn require_insert(&self) -> Result<(), ApiError> {
         if self.lacks(ModelCapability::Insert) {
             return Err(ApiError::bad_request(format!(
@@ -131,7 +117,10 @@ impl Model {
         Ok(())
     }
 
-    /// Whether the model is to reason: a model that can does so unless told otherwise.
+    /// Returns the reasoning to ask the model for. A model that can reason does so unless told otherwise, as in Ollama.
+    ///
+    /// # Errors
+    /// If reasoning is asked of a model that lacks it.
     pub(crate) fn think(&self, asked: ThinkMode) -> Result<ThinkMode, ApiError> {
         match asked {
             ThinkMode::On | ThinkMode::Level(_) if self.lacks(ModelCapability::Thinking) => Err(ApiError::bad_request(
@@ -142,7 +131,7 @@ impl Model {
         }
     }
 
-    /// The same for a wire on which a model that cannot reason simply does not.
+    /// Returns the reasoning to ask the model for, on a wire where a model that lacks it is no error.
     pub(crate) fn think_if_able(&self, asked: ThinkMode) -> CheckedThink {
         match self.think(asked) {
             Ok(think) => CheckedThink { think, ignored: false },
@@ -153,28 +142,8 @@ impl Model {
         }
     }
 
-    /// Tools that the model is to see. `required` says that an answer without a call would be wrong.
-    pub(crate) fn tools(
-        &self,
-        call: &CallContext,
-        tools: Vec<Box<RawValue>>,
-        required: bool,
-    ) -> Result<CheckedTools, ApiError> {
-        let policy = call.config.engine.unsupported_tools;
-        if tools.is_empty() || !self.lacks(ModelCapability::Tools) || policy == UnsupportedTools::Prompt {
-            return Ok(CheckedTools { tools, ignored: false });
-        }
-        if required || policy == UnsupportedTools::Refuse {
-            return Err(ApiError::bad_request(format!(
-                "{} does not support tools",
-                self.canonical
-            )));
-        }
-        tracing::warn!(model.name = %self.canonical, tools = tools.len(), "the model knows no tools: leaving them out");
-        Ok(CheckedTools {
-            tools: Vec::new(),
-            ignored: true,
-        })
+    pub(crate) fn canonical(&self) -> &str {
+        &self.canonical
     }
 
     fn has(&self, capability: ModelCapability) -> bool {
@@ -183,14 +152,15 @@ impl Model {
             .is_some_and(|list| list.contains(&capability))
     }
 
-    fn lacks(&self, capability: ModelCapability) -> bool {
+    /// Returns true if the model is known not to have a capability.
+    pub(crate) fn lacks(&self, capability: ModelCapability) -> bool {
         self.capabilities
             .as_ref()
             .is_some_and(|list| !list.contains(&capability))
     }
 }
 
-/// An error in terms of the name that the client used: an alias must not be answered with what it stands for.
+/// Converts a failure, with the name that the client used: the error for an alias must not name its target.
 pub(crate) fn failure_of(failure: Failure, requested: &str) -> ApiError {
     match failure {
         Failure::NotFound(_) => ApiError::model_not_found(requested),

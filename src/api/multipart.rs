@@ -1,32 +1,31 @@
-//! Multipart forms (RFC 7578), as Go's reader takes them: the `model` field of one that is still being read, which decides
-//! who answers it, and the parts of one that is in memory.
+//! Multipart forms (RFC 7578), read as leniently as Go's `mime/multipart` reads them.
+//!
+//! [`model`] finds the field that decides who answers a form, without keeping the form in memory; [`parts`] returns the
+//! parts of a form that is in memory.
 
 use std::io::{self, BufRead};
 
-/// Bytes of one part's headers.
+/// Largest headers of one part in bytes.
 const MAX_PART_HEADER_BYTES: usize = 8 << 10;
 
-/// Bytes of a model name.
+/// Longest model name in bytes.
 const MAX_NAME_BYTES: usize = 4 << 10;
 
-/// Bytes of a line that are looked at together; a longer one comes in pieces.
+/// Most bytes of a line that are read at once; a longer line comes in pieces.
 const MAX_LINE_BYTES: usize = 8 << 10;
 
-/// Parts of one form.
+/// Most parts of one form.
 const MAX_PARTS: usize = 1000;
 
-/// One part of a form.
+/// Part of a form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Part<'a> {
-    /// The field's name.
     pub(crate) name: String,
-    /// Whether it is a file.
     pub(crate) is_file: bool,
-    /// What it holds.
     pub(crate) bytes: &'a [u8],
 }
 
-/// The boundary that a content type names.
+/// Returns the boundary that a content type names; `None` if it is no form.
 pub(crate) fn boundary(content_type: &str) -> Option<String> {
     let (kind, _) = content_type.split_once(';')?;
     if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
@@ -36,12 +35,13 @@ pub(crate) fn boundary(content_type: &str) -> Option<String> {
     parameter(content_type, |name| name == "boundary").filter(|value| (1..=70).contains(&value.len()))
 }
 
-/// The value of the field `model`, wherever in the form it is. Memory is the same for any form: a file may precede it.
+/// Returns the value of the field `model`, wherever in the form it stands. Memory is bounded, although a file of any
+/// size may precede the field.
 pub(crate) fn model(reader: impl BufRead, boundary: &str) -> Option<String> {
     Form::new(reader, boundary).model()
 }
 
-/// The parts of a whole form; `None` if it breaks off, or has more than anybody sends.
+/// Returns the parts of a form; `None` if it breaks off or has more than [`MAX_PARTS`].
 pub(crate) fn parts<'a>(form: &'a [u8], boundary: &str) -> Option<Vec<Part<'a>>> {
     let mut reader = Form::new(form, boundary);
     let mut parts = Vec::new();
@@ -53,7 +53,7 @@ pub(crate) fn parts<'a>(form: &'a [u8], boundary: &str) -> Option<Vec<Part<'a>>>
         let Disposition { name, is_file } = reader.disposition()?;
         let start = form.len() - reader.reader.len();
         follows = reader.skip_part()?;
-        // The delimiter has been read, and the end of the line before it is no content.
+        // The reader stands behind the delimiter, and the line end before the delimiter is no content.
         let behind = reader.reader.len() + reader.line.len() + reader.line_end().len();
         let bytes = &form[start..form.len().saturating_sub(behind).max(start)];
         parts.extend(name.map(|name| Part { name, is_file, bytes }));
@@ -61,30 +61,30 @@ pub(crate) fn parts<'a>(form: &'a [u8], boundary: &str) -> Option<Vec<Part<'a>>>
     Some(parts)
 }
 
-/// A form that is read line by line.
+/// Reader of a form, line by line.
 struct Form<R> {
     reader: R,
     delimiter: Vec<u8>,
-    /// The line, or the piece of one, that was read last.
+    /// Last line, or piece of one, that was read.
     line: Vec<u8>,
-    /// The last two bytes that were read: a line may come in pieces, and so may its end.
+    /// Last two bytes that were read: a line may come in pieces, and so may its end.
     tail: [u8; 2],
-    /// How lines end here, as the first delimiter has it.
+    /// Line end of this form, as the first delimiter has it.
     line_end: Option<&'static [u8]>,
 }
 
-/// What a line is to a form.
+/// Kind of a line.
 enum Line {
     Content,
     Delimiter,
     LastDelimiter,
 }
 
-/// What the headers of a part say.
+/// `Content-Disposition` of a part.
 #[derive(Default)]
 struct Disposition {
     name: Option<String>,
-    /// A part with the name of a file is a file, whatever else it is called.
+    /// True when the part has a file name, whatever its other parameters.
     is_file: bool,
 }
 
@@ -113,7 +113,7 @@ impl<R: BufRead> Form<R> {
         self.line_end.unwrap_or(b"\n")
     }
 
-    /// Reads on to the next line or piece of a line; `None` at the end of the form.
+    /// Reads the next line or piece of a line; `None` at the end of the form.
     fn next(&mut self) -> Option<Line> {
         let starts = self.tail.ends_with(self.line_end());
         self.line.clear();
@@ -127,7 +127,7 @@ impl<R: BufRead> Form<R> {
         Some(self.kind(starts))
     }
 
-    /// What the line is; `starts` says whether it begins where a delimiter may.
+    /// Returns the kind of the line. `starts` is true if it begins at a place where a delimiter may.
     fn kind(&mut self, starts: bool) -> Line {
         let Some(rest) = self.line.strip_prefix(&self.delimiter[..]).filter(|_| starts) else {
             return Line::Content;
@@ -144,7 +144,7 @@ impl<R: BufRead> Form<R> {
         }
     }
 
-    /// Skips to the next delimiter; says whether a part follows it.
+    /// Skips to the next delimiter; returns true if a part follows it.
     fn skip_part(&mut self) -> Option<bool> {
         loop {
             match self.next()? {
@@ -155,7 +155,7 @@ impl<R: BufRead> Form<R> {
         }
     }
 
-    /// Reads the headers of a part. Where they are too long, nothing is known of it.
+    /// Reads the headers of a part. Headers that are too long count as none.
     fn disposition(&mut self) -> Option<Disposition> {
         let (mut found, mut read) = (Disposition::default(), 0);
         loop {
@@ -181,7 +181,7 @@ impl<R: BufRead> Form<R> {
         }
     }
 
-    /// Reads the content of a part.
+    /// Reads the content of a part as text.
     fn value(&mut self) -> Option<String> {
         let mut value = Vec::new();
         while let Line::Content = self.next()? {
@@ -195,7 +195,8 @@ impl<R: BufRead> Form<R> {
     }
 }
 
-/// The value of the first parameter whose name, in lower case, is `wanted`: `…; name=value; name="quoted; value"`.
+/// Returns the value of the first parameter of a header (`…; name=value; name="quoted; value"`) whose lower-case name
+/// is `wanted`.
 fn parameter(header: &str, wanted: impl Fn(&str) -> bool) -> Option<String> {
     let (_, mut rest) = header.split_once(';')?;
     loop {
@@ -215,14 +216,14 @@ fn parameter(header: &str, wanted: impl Fn(&str) -> bool) -> Option<String> {
     }
 }
 
-/// The text up to the closing quote, and what follows that.
+/// Returns the text up to the closing quote, and the rest behind it.
 fn unquote(quoted: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut characters = quoted.char_indices().peekable();
     while let Some((at, character)) = characters.next() {
         match character {
             '"' => return Some((value, &quoted[at + 1..])),
-            // Other backslashes are kept: old browsers send the paths of Windows.
+            // Other backslashes are kept, as in Go: old browsers send paths of Windows unescaped.
             '\\' => value.push(match characters.next_if(|(_, next)| matches!(next, '"' | '\\')) {
                 Some((_, escaped)) => escaped,
                 None => '\\',
@@ -268,7 +269,7 @@ mod tests {
         model(form, "XY")
     }
 
-    // Trap 62
+    // The field is found without keeping the form in memory (trap 62).
     #[test]
     fn the_model_is_found_before_and_behind_a_file_of_any_size() {
         for file_bytes in [
@@ -335,7 +336,7 @@ mod tests {
         }
         let tail = b"--XYZ\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nfake\r\n--XYZ";
         assert_eq!(find(&form(&[file(tail), named("b")])).as_deref(), Some("b"));
-        // A preamble, blanks behind the delimiter, lines that end as Unix has it, a name of two lines.
+        // A preamble, blanks behind the delimiter, Unix line ends, a name of two lines.
         let odd = b"preamble\r\n--XY \t\r\nContent-Disposition: form-data; name=model\r\n\r\na\r\nb\r\n--XY--";
         assert_eq!(find(odd).as_deref(), Some("a\r\nb"));
         let unix = b"--XY\nContent-Disposition: form-data; name=model\n\na\n--XY--";

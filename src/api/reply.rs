@@ -1,4 +1,4 @@
-//! Responses that are made here, in the byte forms of each dialect. Forwarded ones never come through this module.
+//! Replies of hubllama's own, in the byte forms of each dialect. Forwarded replies never come through this module.
 
 use hyper::{
     HeaderMap, Response, StatusCode,
@@ -15,30 +15,29 @@ use crate::{
     },
 };
 
-/// A native answer in one piece.
+/// Content type of a native answer in one piece, written by gin.
 pub(crate) const JSON_UTF8: &str = "application/json; charset=utf-8";
 
-/// What Ollama's streaming code and its OpenAI shim send.
+/// Content type that Ollama's streaming code and its shims set themselves.
 pub(crate) const JSON: &str = "application/json";
 
-/// Says which parts of a request had no effect.
+/// Header that names the parts of a request which had no effect.
 const IGNORED: HeaderName = HeaderName::from_static("x-hubllama-ignored");
 
-/// A value in Go's JSON.
+/// Encodes a value as Go's JSON.
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     go::encode::to_vec(value).unwrap_or_else(|error| {
-        // Only a map whose keys are no strings could do that, and no reply has one.
+        // Only a map with keys that are no strings fails, and no reply has one.
         tracing::error!(error = %error, "a reply could not be encoded");
         b"{\"error\":\"the reply could not be encoded\"}".to_vec()
     })
 }
 
-/// A body with its content type.
 pub(crate) fn bytes(status: StatusCode, content_type: &'static str, bytes: Vec<u8>) -> Response<Body> {
     with_type(status, content_type, body::full(bytes))
 }
 
-/// A native answer in one piece: no line feed at its end.
+/// Returns a native answer in one piece, without a line feed at its end.
 pub(crate) fn native<T: Serialize + ?Sized>(value: &T) -> Response<Body> {
     bytes(StatusCode::OK, JSON_UTF8, encode(value))
 }
@@ -50,48 +49,48 @@ pub(crate) fn json_line<T: Serialize + ?Sized>(value: &T) -> Response<Body> {
     bytes(StatusCode::OK, JSON, line)
 }
 
-/// A native stream.
+/// Returns a native stream.
 pub(crate) fn ndjson(body: Body) -> Response<Body> {
     with_type(StatusCode::OK, ndjson::CONTENT_TYPE, body)
 }
 
-/// A stream of server-sent events.
+/// Returns a stream of server-sent events.
 pub(crate) fn events(body: Body) -> Response<Body> {
     with_type(StatusCode::OK, sse::CONTENT_TYPE, body)
 }
 
-/// Status 200 and nothing else.
+/// Returns status 200 without a body.
 pub(crate) fn empty() -> Response<Body> {
     Response::new(body::full(Vec::new()))
 }
 
-/// What Ollama's router says to a path that it does not know.
+/// Returns the reply of Ollama's router (gin) to an unknown path.
 pub(crate) fn page_not_found() -> Response<Body> {
     bytes(StatusCode::NOT_FOUND, "text/plain", b"404 page not found".to_vec())
 }
 
-/// A native error.
+/// Returns a native error.
 pub(crate) fn native_error(error: &ApiError) -> Response<Body> {
     bytes(error.status, JSON_UTF8, encode(&NativeError { error: &error.message }))
 }
 
-/// A native error that came up where a stream would have begun.
+/// Returns a native error that came up where a stream would have begun: only its content type differs.
 pub(crate) fn native_stream_error(error: &ApiError) -> Response<Body> {
     bytes(error.status, JSON, encode(&NativeError { error: &error.message }))
 }
 
-/// The frame that ends a native stream which broke off.
+/// Appends the frame that ends a native stream which broke off.
 pub(crate) fn native_error_frame(error: &ApiError, out: &mut Vec<u8>) {
     push_line(&NativeError { error: &error.message }, out);
 }
 
-/// One line of a native stream.
+/// Appends one line of a native stream.
 pub(crate) fn push_line<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) {
     out.extend_from_slice(&encode(value));
     out.push(b'\n');
 }
 
-/// Names parts of the request that had no effect, in a header: nothing is cut silently.
+/// Names the parts of a request that had no effect in a header, so that nothing is dropped silently.
 pub(crate) fn mark_ignored(headers: &mut HeaderMap, parts: &[&str]) {
     if let Ok(value) = HeaderValue::from_str(&parts.join(", "))
         && !parts.is_empty()

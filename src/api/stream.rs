@@ -1,6 +1,6 @@
-//! Neutral events to the frames of a response body, and to one whole answer.
+//! Response bodies: neutral events encoded to frames, or joined to a whole answer.
 //!
-//! The body owns the event stream, and with it the lease on the model: whoever drops the body ends the work.
+//! A body owns the event stream, and with it the lease on the model: dropping the body ends the work in the worker.
 
 use std::{
     future::{Future, ready},
@@ -25,19 +25,19 @@ use crate::{
     provider::EventStream,
 };
 
-/// Events that are written at once where that many are ready already. Nothing ever waits for a second one.
+/// Most events that are written at once if they are ready already. An event never waits for another.
 const MAX_EVENTS_PER_WRITE: usize = 64;
 
-/// Silence after which a stream of server-sent events gets a comment: proxies and clients give up connections on which
-/// nothing comes, many of them after 30 seconds, and a long prompt takes longer.
+/// Silence after which a stream of server-sent events gets a comment. Proxies and clients close silent connections,
+/// many of them after 30 seconds, and a long prompt takes longer.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// What is streamed: the steps of one answer, or of several at once.
+/// Stream of steps: the events of one answer, or of several at once.
 pub(crate) type Steps<T = Event> = BoxStream<'static, Result<T, ApiError>>;
 
-/// One step of what is streamed.
+/// Item of a stream that is encoded.
 pub(crate) trait Step: Send + 'static {
-    /// Whether nothing comes after it.
+    /// Returns true if nothing comes after the step.
     fn is_last(&self) -> bool;
 }
 
@@ -47,7 +47,7 @@ impl Step for Event {
     }
 }
 
-/// Puts steps on a wire.
+/// Encoder of steps for one wire.
 pub(crate) trait Encoder<T = Event>: Send + 'static {
     /// Appends the frames of one step; may append nothing.
     fn event(&mut self, event: T, out: &mut Vec<u8>);
@@ -56,15 +56,19 @@ pub(crate) trait Encoder<T = Event>: Send + 'static {
     fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>);
 }
 
-/// A response body that writes each event as soon as it is there.
+/// Returns a body that writes each event as soon as it is ready.
 pub(crate) fn body<E: Encoder>(events: EventStream, encoder: E) -> Body {
     let steps = events.map_err(ApiError::from).boxed();
     body::stream(frames(steps, encoder, None).map(Ok))
 }
 
-/// A response of server-sent events. `pending` resolves when the first step is there; as long as nothing is sent, its
-/// error is given back, to be answered with its status. When it takes longer than [`KEEP_ALIVE_INTERVAL`] the headers go
-/// out with a comment, and an error after that is the stream's last event. Comments also fill later silences.
+/// Returns a response of server-sent events. `pending` resolves at the first step.
+///
+/// If `pending` takes longer than [`KEEP_ALIVE_INTERVAL`], the headers are sent with a comment, and a later error is
+/// the stream's last event. Comments also fill later silences.
+///
+/// # Errors
+/// That of `pending`, as long as nothing has been sent: it keeps its status.
 pub(crate) async fn sse_response<T, E>(
     pending: impl Future<Output = Result<Steps<T>, ApiError>> + Send + 'static,
     encoder: E,
@@ -86,7 +90,7 @@ where
     Ok(reply::events(body::stream(frames.map(Ok))))
 }
 
-/// What is written, one item for each write. With `silence`, comments are written where nothing else is for so long.
+/// Returns the bytes of each write. If `silence` is set, a comment fills each silence of that length.
 fn frames<T, E>(steps: Steps<T>, encoder: E, silence: Option<Duration>) -> impl Stream<Item = Bytes> + Send
 where
     T: Step,
@@ -122,7 +126,7 @@ where
     })
 }
 
-/// Encodes what is ready; says whether that was the end.
+/// Encodes steps that are ready; returns true if the last one is among them.
 fn encode_batch<T: Step, E: Encoder<T>>(batch: Vec<Result<T, ApiError>>, encoder: &mut E, out: &mut Vec<u8>) -> bool {
     for item in batch {
         match item {
@@ -143,7 +147,7 @@ fn encode_batch<T: Step, E: Encoder<T>>(batch: Vec<Result<T, ApiError>>, encoder
     false
 }
 
-/// An answer in one piece.
+/// Answer in one piece.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Answer {
     pub(crate) content: String,
@@ -153,7 +157,7 @@ pub(crate) struct Answer {
     pub(crate) finish: AnswerSummary,
 }
 
-/// The pieces of an answer so far. Their length is bounded by the token limit of the request.
+/// Answer that is being joined from events. Its length is bounded by the token limit of the request.
 #[derive(Debug, Default)]
 pub(crate) struct Pieces {
     content: String,
@@ -164,7 +168,6 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Adds a piece.
     pub(crate) fn add(&mut self, event: Event) {
         match event {
             Event::Delta(delta) => {
@@ -177,7 +180,7 @@ impl Pieces {
         }
     }
 
-    /// The answer, if its last event was there.
+    /// Returns the answer; fails if its last event is missing.
     pub(crate) fn join(self) -> Result<Answer, ApiError> {
         Ok(Answer {
             content: self.content,
@@ -207,7 +210,7 @@ where
     pieces.join()
 }
 
-/// The error of an answer that has no last event.
+/// Returns the error for an answer without its last event.
 pub(crate) fn unfinished() -> ApiError {
     ApiError::internal("the answer ended without its last event; try again")
 }
@@ -219,11 +222,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::fake::{finish, text},
+        api::tests::fake::{finish, text},
         inference::FinishReason,
     };
 
-    /// Writes a letter for each event.
+    /// Encoder that writes a letter for each event.
     struct Letters;
 
     impl Encoder for Letters {
@@ -243,14 +246,14 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(seconds)).map(move |()| value)
     }
 
-    /// Events, each with the seconds that it takes.
+    /// Stream of events, each with the seconds that it takes.
     fn steps(events: Vec<(u64, Result<Event, ApiError>)>) -> Steps {
         stream::iter(events)
             .then(|(seconds, event)| after(seconds, event))
             .boxed()
     }
 
-    /// What a response writes, and when.
+    /// Writes of a response, each with its second.
     async fn writes(response: Response<Body>) -> Vec<(u64, String)> {
         let began = Instant::now();
         let mut body = response.into_body();

@@ -1,24 +1,27 @@
-//! Request values that several dialects share: keep_alive, think, format, images and tools.
+//! Request values that several dialects share: `keep_alive`, `think`, `format`, `options`, images and tools.
 
 use serde_json::value::RawValue;
 
-use super::error::ApiError;
+use super::{error::ApiError, options::Options, tools};
 use crate::{
     go::{
         decode::{DecodeError, Field, Node, decode_base64},
         duration::GoDuration,
         quote,
     },
-    inference::{AnswerFormat, KeepAlive, ThinkLevel, ThinkMode},
+    inference::{AnswerFormat, KeepAlive, Message, ThinkLevel, ThinkMode, ToolDefinition},
 };
 
-/// Images or audio that one message may carry.
+/// Most images or audio clips of one message.
 const MAX_MEDIA: usize = 256;
 
-/// Tools that one request may define.
-const MAX_TOOLS: usize = 1024;
+/// Most messages in one request.
+const MAX_MESSAGES: usize = 1 << 16;
 
-/// `keep_alive`: seconds as a number, or a Go duration; negative is forever.
+/// Most strings that can end an answer.
+pub(crate) const MAX_STOPS: usize = 256;
+
+/// Reads `keep_alive`: seconds as a number, or a Go duration; negative is forever.
 pub(crate) fn keep_alive(node: &Node<'_>) -> Result<Option<KeepAlive>, DecodeError> {
     match node {
         Node::Null => Ok(None),
@@ -26,7 +29,7 @@ pub(crate) fn keep_alive(node: &Node<'_>) -> Result<Option<KeepAlive>, DecodeErr
             let seconds: f64 = digits.parse().unwrap_or(f64::INFINITY);
             Ok(Some(match std::time::Duration::try_from_secs_f64(seconds) {
                 Ok(duration) => KeepAlive::For(duration),
-                // Negative, or longer than anything runs.
+                // The number is negative, or longer than a duration can be.
                 Err(_) => KeepAlive::Forever,
             }))
         }
@@ -38,7 +41,7 @@ pub(crate) fn keep_alive(node: &Node<'_>) -> Result<Option<KeepAlive>, DecodeErr
     }
 }
 
-/// `think`: a boolean or an effort.
+/// Reads `think`: a boolean or an effort.
 pub(crate) fn think(node: &Node<'_>) -> Result<ThinkMode, DecodeError> {
     match node {
         Node::Null => Ok(ThinkMode::Unset),
@@ -62,17 +65,15 @@ pub(crate) fn think(node: &Node<'_>) -> Result<ThinkMode, DecodeError> {
     }
 }
 
-/// `format` as it came. It is judged late, since Ollama answers a bad one with 500 after all other checks.
+/// `format` as the client sent it. It is judged late: Ollama answers a bad one with 500, after all other checks.
 #[derive(Debug, Default)]
 pub(crate) enum FormatField {
     /// Absent, `null` or an empty string.
     #[default]
     Unset,
-    /// `"json"`
     Json,
-    /// A JSON schema.
     Schema(Box<RawValue>),
-    /// Something else, as JSON text.
+    /// Any other value, as JSON text.
     Bad(String),
 }
 
@@ -100,7 +101,23 @@ impl FormatField {
     }
 }
 
-/// A list of base64 texts.
+/// `options` as the client sent it. It is judged late: Ollama answers a bad option after the checks of the model.
+#[derive(Debug, Default)]
+pub(crate) struct OptionsField(Option<Result<Options, ApiError>>);
+
+impl OptionsField {
+    pub(crate) fn read(node: Node<'_>, root: &'static str) -> Result<Self, DecodeError> {
+        let entries = node.read_object(Field(root, "options"), "map[string]interface {}")?;
+        Ok(Self(Some(Options::read(entries))))
+    }
+
+    /// Returns the options, or the error in them.
+    pub(crate) fn into_options(self) -> Result<Options, ApiError> {
+        self.0.unwrap_or_else(|| Ok(Options::default()))
+    }
+}
+
+/// Reads a list of base64 texts.
 pub(crate) fn media(node: Node<'_>, field: Field) -> Result<Vec<Vec<u8>>, DecodeError> {
     let items = node.read_array(field, "[]api.ImageData")?;
     if items.len() > MAX_MEDIA {
@@ -118,29 +135,64 @@ pub(crate) fn media(node: Node<'_>, field: Field) -> Result<Vec<Vec<u8>>, Decode
         .collect()
 }
 
-/// Tool definitions as they came.
-pub(crate) fn tools(node: Node<'_>, field: Field) -> Result<Vec<Box<RawValue>>, DecodeError> {
+/// Reads tool definitions in OpenAI's shape, which is Ollama's, too.
+pub(crate) fn tools(node: Node<'_>, field: Field) -> Result<Vec<ToolDefinition>, DecodeError> {
     let items = node.read_array(field, "api.Tools")?;
-    if items.len() > MAX_TOOLS {
-        return Err(DecodeError::new(format!(
-            "the request defines more than {MAX_TOOLS} tools"
-        )));
-    }
+    tools::check_count(items.len())?;
     items
         .iter()
         .map(|item| match item {
-            Node::Object(_) => item.to_raw(),
+            Node::Object(_) => item.to_raw().map(ToolDefinition::new),
             other => Err(other.mismatch(field, "api.Tool")),
         })
         .collect()
 }
 
-/// A value as plain JSON.
+/// Fails for a request with more than [`MAX_MESSAGES`] messages.
+pub(crate) fn check_message_count(messages: usize) -> Result<(), DecodeError> {
+    if messages > MAX_MESSAGES {
+        return Err(DecodeError::new(format!(
+            "the request holds more than {MAX_MESSAGES} messages"
+        )));
+    }
+    Ok(())
+}
+
+/// Returns the name of the tool in the latest call with this id; empty if there is none.
+///
+/// Templates want a result to name its tool. OpenAI's and Anthropic's wires give only the id of the call.
+pub(crate) fn tool_of_call(messages: &[Message], id: &str) -> String {
+    messages
+        .iter()
+        .rev()
+        .flat_map(|message| &message.tool_calls)
+        .find(|call| call.id == id)
+        .map(|call| call.name.clone())
+        .unwrap_or_default()
+}
+
+/// Converts a number of a wire to the 32 bits that samplers count in.
+#[expect(clippy::cast_possible_truncation, reason = "samplers count in 32 bits")]
+pub(crate) fn to_f32(number: f64) -> f32 {
+    number as f32
+}
+
+/// Converts `top_k`; a count beyond 32 bits is no limit either.
+pub(crate) fn top_k(count: i64) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// Converts `num_ctx`, a number of tokens; `None`, which is the model's default, for one that makes no sense.
+pub(crate) fn context_length(tokens: i64) -> Option<u32> {
+    u32::try_from(tokens).ok().filter(|tokens| *tokens > 0)
+}
+
+/// Converts a value to plain JSON.
 pub(crate) fn plain_value(node: &Node<'_>) -> Result<serde_json::Value, DecodeError> {
     serde_json::from_str(&node.to_json()).map_err(|error| DecodeError::new(error.to_string()))
 }
 
-/// `top_logprobs` within its range.
+/// Checks the range of `top_logprobs`.
 pub(crate) fn top_logprobs(wanted: i64) -> Result<u8, ApiError> {
     u8::try_from(wanted)
         .ok()

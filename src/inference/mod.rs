@@ -18,6 +18,7 @@ mod keep_alive;
 mod model;
 mod options;
 mod request;
+mod tool;
 mod weight_type;
 
 pub use capability::ModelCapability;
@@ -30,4 +31,5 @@ pub use options::{AutoSwitch, KvCacheType, LoadOptions, SamplingOptions, SplitMo
 pub use request::{
     AnswerFormat, InferencePrompt, InferenceRequest, Message, MessageRole, ThinkLevel, ThinkMode, ToolChoice,
 };
+pub use tool::ToolDefinition;
 pub use weight_type::{QuantizationMix, WeightType};

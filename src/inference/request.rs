@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::ToolDefinition;
+
 use super::{KeepAlive, LoadOptions, SamplingOptions};
 
 /// One request for generated text, free of any wire's spelling.
@@ -39,8 +41,7 @@ pub enum InferencePrompt {
     Chat {
         /// Oldest first.
         messages: Vec<Message>,
-        /// Tool definitions as the client sent them (OpenAI's shape), order of keys kept.
-        tools: Vec<Box<RawValue>>,
+        tools: Vec<ToolDefinition>,
         /// Whether the model may, must or must not call one of them.
         tool_choice: ToolChoice,
         /// Whether one answer may hold more than one call.

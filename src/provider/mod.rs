@@ -99,7 +99,7 @@ pub trait Provider: fmt::Debug + Send + Sync {
 
     /// Parts of a request that [`Self::infer`] has no way to honour, by the names that they have on the wires. A dialect
     /// tells them to the client.
-    fn drops(&self, request: &InferenceRequest) -> Vec<&'static str> {
+    fn unsupported_parameters(&self, request: &InferenceRequest) -> Vec<&'static str> {
         let _ = request;
         Vec::new()
     }

@@ -1,4 +1,4 @@
-//! Messages of `/v1/messages`: blocks of text, images, thinking, calls of tools and their results.
+//! Messages of `/v1/messages`: blocks of text, images, thinking, tool calls and their results.
 
 use std::borrow::Cow;
 
@@ -10,16 +10,13 @@ use crate::{
 
 const ROOT: &str = "MessagesRequest";
 
-/// Messages in one request.
-const MAX_MESSAGES: usize = 1 << 16;
-
-/// Images in one message.
+/// Most images in one message.
 const MAX_IMAGES: usize = 256;
 
-/// What the braces and keys of a call or result take in the estimate of a prompt's length.
+/// Bytes that the braces and keys of a call count for in the estimate of a prompt's length.
 const FRAME_BYTES: usize = 40;
 
-/// The system prompt, if there is one: a text, or blocks whose texts are joined.
+/// Returns the system prompt, if there is one: a text, or blocks whose texts are joined.
 pub(super) fn system(node: &Node<'_>) -> Option<Message> {
     let text = match node {
         Node::String(text) => text.clone().into_owned(),
@@ -29,13 +26,9 @@ pub(super) fn system(node: &Node<'_>) -> Option<Message> {
     (!text.is_empty()).then(|| Message::text("system", text))
 }
 
-/// Reads the list.
+/// Reads the messages of a request.
 pub(super) fn messages(items: Vec<Node<'_>>) -> Result<Vec<Message>, DecodeError> {
-    if items.len() > MAX_MESSAGES {
-        return Err(DecodeError::new(format!(
-            "the request holds more than {MAX_MESSAGES} messages"
-        )));
-    }
+    values::check_message_count(items.len())?;
     let mut messages = Vec::with_capacity(items.len());
     for item in items {
         Turn::read(item)?.append(&mut messages);
@@ -43,8 +36,8 @@ pub(super) fn messages(items: Vec<Node<'_>>) -> Result<Vec<Message>, DecodeError
     Ok(messages)
 }
 
-/// Ollama's guess at the tokens of a conversation, a quarter of its bytes: the first event of a stream is sent before
-/// the prompt was counted.
+/// Returns Ollama's estimate of the tokens of a conversation, a quarter of its bytes: the first event of a stream has
+/// the count, and is sent before the prompt is tokenized.
 pub(super) fn estimated_tokens(messages: &[Message], tool_bytes: usize) -> u32 {
     let of_message = |message: &Message| {
         let calls: usize = message
@@ -61,11 +54,11 @@ pub(super) fn estimated_tokens(messages: &[Message], tool_bytes: usize) -> u32 {
     u32::try_from(bytes / 4).unwrap_or(u32::MAX).max(1)
 }
 
-/// One message of the request.
+/// Message of the request, which may become several.
 struct Turn {
-    /// What it says itself.
+    /// Message without the results of tools in it.
     own: Message,
-    /// Results of tools in it: messages of their own.
+    /// Results of tools in it, each a separate message.
     results: Vec<Message>,
 }
 
@@ -89,7 +82,7 @@ impl Turn {
             results: Vec::new(),
         };
         match content {
-            // What Go says when it is to parse nothing.
+            // Ollama decodes the raw content, and this is Go's error for an empty one.
             None => return Err(DecodeError::new("unexpected end of JSON input")),
             Some(Node::Null) => {}
             Some(Node::String(text)) => turn.own.content = text.into_owned(),
@@ -114,7 +107,7 @@ impl Turn {
         Ok(turn)
     }
 
-    /// Takes a block in; one of an unknown kind says nothing to these models.
+    /// Adds a block; one of an unknown type is skipped.
     fn add(&mut self, block: Block<'_>) -> Result<(), DecodeError> {
         match block.kind.as_str() {
             "text" => self.own.content.push_str(&block.text),
@@ -153,7 +146,8 @@ impl Turn {
         Ok(())
     }
 
-    /// Results stand before what the user says to them, and behind what anybody else says.
+    /// Appends the messages. Results of tools stand before the text of a user, which refers to them, and behind that of
+    /// any other role.
     fn append(self, messages: &mut Vec<Message>) {
         let Self { own, results } = self;
         let results_first = own.role.0 == "user";
@@ -166,25 +160,14 @@ impl Turn {
         };
         messages.extend(first);
         for mut result in results {
-            result.tool_name = name_of_call(messages, &result.tool_call_id);
+            result.tool_name = values::tool_of_call(messages, &result.tool_call_id);
             messages.push(result);
         }
         messages.extend(last);
     }
 }
 
-/// The tool that the latest call with this id named.
-fn name_of_call(messages: &[Message], id: &str) -> String {
-    messages
-        .iter()
-        .rev()
-        .flat_map(|message| &message.tool_calls)
-        .find(|call| call.id == id)
-        .map(|call| call.name.clone())
-        .unwrap_or_default()
-}
-
-/// The members of a block, whatever its kind.
+/// Members of a block of any type.
 struct Block<'a> {
     kind: String,
     text: String,
@@ -250,7 +233,7 @@ impl<'a> Block<'a> {
 
 type Members<'a> = [(Cow<'a, str>, Node<'a>)];
 
-/// A member of a free-form object; the last one wins.
+/// Returns a member of a free-form object; the last of several.
 fn member<'n, 'a>(members: &'n Members<'a>, name: &str) -> Option<&'n Node<'a>> {
     members
         .iter()
@@ -258,7 +241,7 @@ fn member<'n, 'a>(members: &'n Members<'a>, name: &str) -> Option<&'n Node<'a>> 
         .find_map(|(key, node)| (key == name).then_some(node))
 }
 
-/// A text in a free-form object; empty if there is none.
+/// Returns a text in a free-form object; empty if there is none.
 fn text<'n>(members: &'n Members<'_>, name: &str) -> &'n str {
     match member(members, name) {
         Some(Node::String(text)) => text,
@@ -273,7 +256,7 @@ fn text_of_block<'n>(block: &'n Node<'_>) -> Option<&'n str> {
     }
 }
 
-/// The bytes of an image.
+/// Decodes an image.
 fn image(source: &Members<'_>) -> Result<Vec<u8>, DecodeError> {
     match text(source, "type") {
         "base64" => decode_base64(text(source, "data"))
@@ -284,7 +267,7 @@ fn image(source: &Members<'_>) -> Result<Vec<u8>, DecodeError> {
     }
 }
 
-/// Text and images of a tool's result.
+/// Returns text and images of a tool's result.
 fn result_content(node: &Node<'_>) -> Result<(String, Vec<Vec<u8>>), DecodeError> {
     let blocks = match node {
         Node::String(text) => return Ok((text.clone().into_owned(), Vec::new())),
@@ -310,7 +293,7 @@ fn result_content(node: &Node<'_>) -> Result<(String, Vec<Vec<u8>>), DecodeError
     Ok((content, media))
 }
 
-/// The result of a search on the web, as text for the model.
+/// Returns the result of Anthropic's web search as text for the model.
 fn search_result(node: &Node<'_>) -> String {
     const ERROR: &str = "web_search_tool_result_error";
     let failed = |members: &Members<'_>| match text(members, "error_code") {
@@ -352,7 +335,7 @@ mod tests {
         messages(items)
     }
 
-    /// Role, content, name of the tool.
+    /// Returns role, content and tool name of each message.
     fn outline(messages: &[Message]) -> Vec<(&str, &str, &str)> {
         messages
             .iter()

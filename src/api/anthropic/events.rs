@@ -1,4 +1,4 @@
-//! Events of a stream and whole messages. Field order is the wire's.
+//! Events of a stream, and whole messages. The order of fields is the wire's.
 
 use std::collections::HashSet;
 
@@ -17,37 +17,38 @@ use crate::{
     inference::{AnswerSummary, AnswerUsage, Delta, Event, FinishReason, ToolCall},
 };
 
-/// Makes one message, in pieces or whole.
+/// Encoder of one message, streamed or whole.
 #[derive(Debug)]
 pub(super) struct MessageWriter {
     id: String,
-    /// As the client sent it.
+    /// Name as the client sent it.
     model: String,
-    /// Those of the request: only they are told of, not those that the model has of its own.
+    /// Stop strings of the request. The client is told which of them ended the message, but not about stop strings of
+    /// the model itself.
     stop_sequences: Vec<String>,
-    /// What the first event says of the prompt, which is not counted by then.
+    /// Estimate of the prompt's tokens for the first event, which is sent before they are counted.
     estimated_tokens: u32,
     began: bool,
-    /// The block that takes more text.
+    /// Block that further text is added to.
     open: Option<Kind>,
-    /// Number of the open block, or of the next one.
+    /// Index of the open block, or of the next one.
     index: usize,
     calls: Calls,
 }
 
-/// A block that comes in pieces.
+/// Kind of a block that comes in pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Thinking,
     Text,
 }
 
-/// Ids of the calls so far. Clients match results by them, and drop a call whose id they have seen.
+/// Ids of the calls so far. Clients match results by them, and drop a call whose id they have seen before.
 #[derive(Debug, Default)]
 struct Calls(HashSet<String>);
 
 impl Calls {
-    /// The id of a call, or a new one where it has none of its own.
+    /// Returns the id of a call, or a new one if it is empty or taken.
     fn unique(&mut self, id: String) -> String {
         let unique = match id.is_empty() || self.0.contains(&id) {
             true => new_id("toolu"),
@@ -98,7 +99,7 @@ struct Message<'a> {
     r#type: &'static str,
     role: &'static str,
     model: &'a str,
-    /// `null` where nothing was said.
+    /// Blocks; `None`, encoded as `null` like Go's nil slice, if there are none.
     content: Option<Vec<Block>>,
     #[serde(flatten)]
     stop: Stop<'a>,
@@ -169,7 +170,7 @@ impl MessageWriter {
         }
     }
 
-    /// A whole message.
+    /// Returns a whole message.
     pub(super) fn whole(mut self, answer: Answer) -> Vec<u8> {
         let Answer {
             content: text,
@@ -253,7 +254,6 @@ impl MessageWriter {
         }
     }
 
-    /// Ends the open block, if there is one.
     fn close(&mut self, out: &mut Vec<u8>) {
         if self.open.take().is_some() {
             StreamEvent::ContentBlockStop { index: self.index }.write(out);
@@ -261,7 +261,7 @@ impl MessageWriter {
         }
     }
 
-    /// Adds text to the open block, or to a new one where that is of another kind.
+    /// Appends text to the open block, or to a new one if that is of another kind.
     fn write_text(&mut self, kind: Kind, text: &str, out: &mut Vec<u8>) {
         if text.is_empty() {
             return;
@@ -289,7 +289,7 @@ impl MessageWriter {
         .write(out);
     }
 
-    /// A call is complete when it comes: a block of its own, its arguments in one piece.
+    /// Writes a call as a complete block, its arguments in one piece: providers send whole calls.
     fn write_call(&mut self, call: ToolCall, out: &mut Vec<u8>) {
         self.close(out);
         let index = self.index;
@@ -353,7 +353,7 @@ impl Encoder for MessageWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::fake::{calls, delta, finish, text, thinking};
+    use crate::api::tests::fake::{calls, delta, finish, text, thinking};
 
     fn writer() -> MessageWriter {
         MessageWriter {
@@ -362,7 +362,7 @@ mod tests {
         }
     }
 
-    /// Events as name and data, those of every message at its start and end taken off.
+    /// Returns name and data of each event.
     fn stream(events: Vec<Event>) -> Vec<(String, String)> {
         let mut writer = writer();
         let mut out = Vec::new();
@@ -385,7 +385,7 @@ mod tests {
             .collect()
     }
 
-    /// Checks what lies between `message_start` and `message_delta`, and the reason why it ended.
+    /// Checks the events between `message_start` and `message_delta`, and the reason of the end.
     fn check(events: Vec<Event>, expected: &[(&str, &str)], stop: &str) {
         let all = stream(events);
         let all: Vec<(&str, &str)> = all.iter().map(|(name, data)| (name.as_str(), data.as_str())).collect();

@@ -17,7 +17,7 @@ use crate::{
         stream,
     },
     http::body::Body,
-    inference::{InferenceRequest, ToolChoice},
+    inference::InferenceRequest,
     provider::{CallContext, TokenizeRequest},
 };
 
@@ -55,11 +55,11 @@ pub(crate) async fn count_tokens(call: &CallContext, request: RoutedRequest) -> 
     Ok(count(call, routed, request).await?)
 }
 
-/// A request after the checks of its model.
+/// Request that has passed the checks of its model.
 struct Checked {
     model: Model,
     inference: InferenceRequest,
-    /// What was asked for and has no effect.
+    /// Names of parts of the request without effect.
     ignored: Vec<&'static str>,
 }
 
@@ -67,21 +67,14 @@ async fn check(call: &CallContext, routed: RoutedModel, mut request: MessagesReq
     let model = Model::find(call, routed, request.model.clone()).await?;
     model.require_text("chat")?;
     let mut ignored = std::mem::take(&mut request.ignored);
-    let offered = std::mem::take(&mut request.tools);
-    let tools = match &request.tool_choice {
-        ToolChoice::None => model.tools(call, Vec::new(), false)?,
-        choice => model.tools(call, offered, *choice != ToolChoice::Auto)?,
-    };
-    if tools.ignored {
-        ignored.push("tools");
-    }
-    // Agents ask every model to think: here, and only here, one that cannot is not an error.
+    let tools = std::mem::take(&mut request.tools).shown_to(&model, call, &mut ignored)?;
+    // Agents ask every model to think, so on this wire, unlike on the others, a model that cannot is no error.
     let think = model.think_if_able(request.think);
     if think.ignored {
         ignored.push("thinking");
     }
-    let inference = request.into_inference(tools.tools, think.think)?;
-    model.note_dropped(&inference, &mut ignored);
+    let inference = request.into_inference(tools, think.think)?;
+    model.note_unsupported(&inference, &mut ignored);
     Ok(Checked {
         model,
         inference,
@@ -134,7 +127,7 @@ async fn count(call: &CallContext, routed: RoutedModel, request: MessagesRequest
         .tokenize(call, &model.name, request)
         .await
         .map_err(|failure| model.failure(failure))?;
-    // A template that writes the first token (BOS) itself does not get it twice when it is asked for an answer.
+    // A template may write the first token (BOS) itself. The worker does not add it again then, so it is counted once.
     let doubled = matches!(&tokens[..], [first, second, ..] if first.id == second.id);
     let mut response = reply::json_line(&TokenCount {
         input_tokens: tokens.len() - usize::from(doubled),

@@ -1,6 +1,4 @@
-//! The body of `/v1/messages` and `/v1/messages/count_tokens`.
-
-use serde_json::value::RawValue;
+//! Body of `/v1/messages` and `/v1/messages/count_tokens`.
 
 use super::{
     content,
@@ -11,21 +9,19 @@ use crate::{
         envelope::shim_error,
         error::ApiError,
         options::Options,
-        values::{self, FormatField},
+        tools::OfferedTools,
+        values::{self, FormatField, MAX_STOPS, OptionsField},
     },
     go::decode::{DecodeError, Field, Node, entries_of},
-    inference::{InferencePrompt, InferenceRequest, KeepAlive, Message, ThinkLevel, ThinkMode, ToolChoice},
+    inference::{InferencePrompt, InferenceRequest, KeepAlive, Message, ThinkLevel, ThinkMode},
 };
 
 const ROOT: &str = "MessagesRequest";
 
-/// Strings that can end an answer.
-const MAX_STOPS: usize = 256;
-
-/// Members that change what Anthropic's own models do, and nothing here.
+/// Members that have an effect on Anthropic's servers, and none here.
 const WITHOUT_EFFECT: [&str; 3] = ["container", "context_management", "mcp_servers"];
 
-/// A body as it came, its messages and tools not looked into yet: they are judged after the fields that have to be there.
+/// Decoded body, except for its messages and tools: errors in them come after those of required fields, as in Ollama.
 struct Fields<'a> {
     model: String,
     max_tokens: Option<i64>,
@@ -42,7 +38,7 @@ struct Fields<'a> {
     effort: String,
     format: FormatField,
     keep_alive: Option<KeepAlive>,
-    options: Option<Result<Options, ApiError>>,
+    options: OptionsField,
     num_ctx: Option<i64>,
     ignored: Vec<&'static str>,
 }
@@ -54,22 +50,18 @@ struct Thinking {
     budget_tokens: Option<i64>,
 }
 
-/// A request that was read to its end. What Ollama's shim does not know but an hf: model can honour (`keep_alive`,
-/// `options`, `num_ctx`, a schema for the answer) is in it too.
+/// Decoded request. It has fields that Ollama's shim drops and an hf: model honors, too (`keep_alive`, `options`,
+/// `num_ctx`, a schema for the answer).
 #[derive(Debug)]
 pub(super) struct MessagesRequest {
     pub(super) model: String,
     pub(super) stream: bool,
     pub(super) stop_sequences: Vec<String>,
-    /// Whether the model is asked to reason.
     pub(super) think: ThinkMode,
-    /// What the model may do with the tools.
-    pub(super) tool_choice: ToolChoice,
-    /// What the model is shown of tools.
-    pub(super) tools: Vec<Box<RawValue>>,
-    /// A guess at the prompt's tokens.
+    pub(super) tools: OfferedTools,
+    /// Estimate of the prompt's tokens.
     pub(super) estimated_tokens: u32,
-    /// What was asked for and has no effect.
+    /// Names of parts of the request without effect.
     pub(super) ignored: Vec<&'static str>,
     messages: Vec<Message>,
     parallel_tool_calls: bool,
@@ -80,13 +72,12 @@ pub(super) struct MessagesRequest {
     top_k: Option<i64>,
     format: FormatField,
     keep_alive: Option<KeepAlive>,
-    /// A bad option is answered late, after the checks of the model.
-    options: Option<Result<Options, ApiError>>,
+    options: OptionsField,
     num_ctx: Option<i64>,
 }
 
 impl MessagesRequest {
-    /// Reads the body of `/v1/messages`.
+    /// Decodes the body of `/v1/messages`.
     pub(super) fn decode(body: &[u8]) -> Result<Self, ApiError> {
         let fields = Fields::decode(body)?;
         fields.require_model()?;
@@ -96,42 +87,35 @@ impl MessagesRequest {
         fields.finish()
     }
 
-    /// Reads the body of `/v1/messages/count_tokens`: the same without a limit on the answer.
+    /// Decodes the body of `/v1/messages/count_tokens`, which needs no `max_tokens`.
     pub(super) fn decode_uncounted(body: &[u8]) -> Result<Self, ApiError> {
         let fields = Fields::decode(body)?;
         fields.require_model()?;
         fields.finish()
     }
 
-    /// The neutral request, with the tools that are left after the check of the model.
-    pub(super) fn into_inference(
-        self,
-        tools: Vec<Box<RawValue>>,
-        think: ThinkMode,
-    ) -> Result<InferenceRequest, ApiError> {
+    /// Converts to the neutral request, with the tools that the model is shown.
+    pub(super) fn into_inference(self, tools: OfferedTools, think: ThinkMode) -> Result<InferenceRequest, ApiError> {
         let Options {
             mut sampling,
             mut load,
             thinking_budget,
-        } = self.options.unwrap_or_else(|| Ok(Options::default()))?;
+        } = self.options.into_options()?;
         sampling.num_predict = self.max_tokens.or(sampling.num_predict);
-        sampling.temperature = self.temperature.map(narrow).or(sampling.temperature);
-        sampling.top_p = self.top_p.map(narrow).or(sampling.top_p);
-        sampling.top_k = self
-            .top_k
-            .map(|count| i32::try_from(count).unwrap_or(i32::MAX))
-            .or(sampling.top_k);
+        sampling.temperature = self.temperature.map(values::to_f32).or(sampling.temperature);
+        sampling.top_p = self.top_p.map(values::to_f32).or(sampling.top_p);
+        sampling.top_k = self.top_k.map(values::top_k).or(sampling.top_k);
         if !self.stop_sequences.is_empty() {
             sampling.stop = Some(self.stop_sequences);
         }
         if let Some(tokens) = self.num_ctx {
-            load.context_length = u32::try_from(tokens).ok().filter(|tokens| *tokens > 0);
+            load.context_length = values::context_length(tokens);
         }
         Ok(InferenceRequest {
             prompt: InferencePrompt::Chat {
                 messages: self.messages,
-                tools,
-                tool_choice: self.tool_choice,
+                tools: tools.definitions,
+                tool_choice: tools.choice,
                 parallel_tool_calls: self.parallel_tool_calls,
                 context: Vec::new(),
             },
@@ -168,7 +152,7 @@ impl<'a> Fields<'a> {
             effort: String::new(),
             format: FormatField::Unset,
             keep_alive: None,
-            options: None,
+            options: OptionsField::default(),
             num_ctx: None,
             ignored: Vec::new(),
         };
@@ -203,10 +187,7 @@ impl<'a> Fields<'a> {
             }
             "output_format" => self.format = output_format(node, Field(ROOT, "output_format"))?,
             "keep_alive" => self.keep_alive = values::keep_alive(&node)?,
-            "options" => {
-                let entries = node.read_object(Field(ROOT, "options"), "map[string]interface {}")?;
-                self.options = Some(Options::read(entries));
-            }
+            "options" => self.options = OptionsField::read(node, ROOT)?,
             "num_ctx" => node.read_int(&mut self.num_ctx, Field(ROOT, "num_ctx"))?,
             other => {
                 if let Some(name) = WITHOUT_EFFECT.iter().find(|name| **name == other)
@@ -227,7 +208,7 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// Reads messages and tools.
+    /// Decodes messages and tools.
     fn finish(self) -> Result<MessagesRequest, ApiError> {
         if self.messages.is_empty() {
             return Err(ApiError::bad_request("messages is required"));
@@ -240,23 +221,17 @@ impl<'a> Fields<'a> {
                 "messages hold no content: give at least one of them a text, an image or a tool result",
             ));
         }
-        let Tools {
-            definitions,
-            left_out,
-            names,
-        } = Tools::read(self.tools)?;
-        let tool_choice = self.tool_choice.choose(&names)?;
+        let Tools { definitions, left_out } = Tools::read(self.tools)?;
         let mut ignored = self.ignored;
         ignored.extend(left_out);
-        let tool_bytes = definitions.iter().map(|tool| tool.get().len()).sum();
+        let tool_bytes = definitions.iter().map(|tool| tool.raw.get().len()).sum();
         Ok(MessagesRequest {
             model: self.model,
             stream: self.stream,
             stop_sequences: self.stop_sequences,
             think,
-            tool_choice,
             estimated_tokens: content::estimated_tokens(&messages, tool_bytes),
-            tools: definitions,
+            tools: OfferedTools::choose(definitions, self.tool_choice.choice()?, None)?,
             ignored,
             messages,
             parallel_tool_calls: self.tool_choice.allows_parallel(),
@@ -276,7 +251,8 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// A word of `thinking` goes before an effort; words that are not known say nothing.
+    /// Returns the reasoning that is asked for. `thinking` goes before an effort; unknown words are ignored, as in
+    /// Ollama.
     fn think(&self) -> ThinkMode {
         match self.thinking.kind.as_str() {
             "enabled" => return ThinkMode::On,
@@ -307,11 +283,6 @@ impl Thinking {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "samplers count in 32 bits")]
-fn narrow(number: f64) -> f32 {
-    number as f32
-}
-
 fn stop_sequences(node: Node<'_>) -> Result<Vec<String>, DecodeError> {
     let field = Field(ROOT, "stop_sequences");
     let items = node.read_array(field, "[]string")?;
@@ -331,7 +302,7 @@ fn stop_sequences(node: Node<'_>) -> Result<Vec<String>, DecodeError> {
         .collect()
 }
 
-/// Anthropic's structured output: a schema that the answer has to satisfy.
+/// Reads Anthropic's structured output: a schema that the answer has to satisfy.
 fn output_format(node: Node<'_>, field: Field) -> Result<FormatField, DecodeError> {
     let mut kind = String::new();
     let mut schema = FormatField::Unset;
@@ -459,7 +430,7 @@ mod tests {
     fn nothing_is_sampled_otherwise_than_asked() {
         let request = decode("")
             .unwrap()
-            .into_inference(Vec::new(), ThinkMode::Unset)
+            .into_inference(OfferedTools::default(), ThinkMode::Unset)
             .unwrap();
         let sampling = &request.sampling;
         assert_eq!(
@@ -472,7 +443,7 @@ mod tests {
             r#","temperature":0.5,"top_p":0.25,"top_k":7,"stop_sequences":["a",""],"num_ctx":99,"keep_alive":-1,"options":{"seed":3,"temperature":2,"thinking_budget":4}"#,
         )
         .unwrap()
-        .into_inference(Vec::new(), ThinkMode::On)
+        .into_inference(OfferedTools::default(), ThinkMode::On)
         .unwrap();
         let sampling = &request.sampling;
         assert_eq!(
@@ -494,7 +465,7 @@ mod tests {
         ] {
             let request = decode(fields)
                 .unwrap()
-                .into_inference(Vec::new(), ThinkMode::Unset)
+                .into_inference(OfferedTools::default(), ThinkMode::Unset)
                 .unwrap();
             assert!(
                 matches!(request.format, Some(AnswerFormat::Schema(schema)) if schema.get() == r#"{"type":"object"}"#)

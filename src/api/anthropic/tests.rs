@@ -1,4 +1,4 @@
-//! The routes as a whole, over a provider with a script.
+//! Tests of the routes as a whole, over a scripted provider.
 
 use std::sync::Arc;
 
@@ -7,8 +7,11 @@ use http_body_util::BodyExt;
 use crate::{
     api::{
         Endpoint,
-        fake::{FakeProvider, calls, finish, text, thinking},
-        tests::{NO_CAPABILITY, THINKER, UTF8, VECTORS, alone, body, read, send},
+        tests::{
+            NO_CAPABILITY, THINKER, UTF8, VECTORS, alone, body,
+            fake::{FakeProvider, calls, finish, text, thinking},
+            read, send,
+        },
     },
     inference::{Event, Failure, FinishReason, InferencePrompt, ThinkMode, ToolChoice},
 };
@@ -21,7 +24,7 @@ fn simple() -> Vec<Event> {
     vec![text("Hi"), finish(FinishReason::Stop, &[])]
 }
 
-/// The text with every generated id replaced by its word.
+/// Replaces every generated id by its prefix.
 fn mask(text: &str) -> String {
     let mut out = text.to_owned();
     for word in ["req_", "msg_"] {
@@ -227,7 +230,7 @@ async fn a_request_maps_to_the_neutral_vocabulary() {
     let roles: Vec<&str> = messages.iter().map(|message| message.role.0.as_str()).collect();
     assert_eq!(roles, ["system", "user"]);
     assert_eq!(
-        tools[0].get(),
+        tools[0].raw.get(),
         r#"{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}"#
     );
     assert_eq!(
@@ -268,7 +271,7 @@ async fn tokens_are_counted_without_an_answer() {
     let (provider, api) = alone(FakeProvider::new(Vec::new()));
     let request = body(r#","system":"ab","messages":[{"role":"user","content":"cde"}]"#);
     let (status, kind, text) = read(send(&api, Endpoint::AnthropicCountTokens, &request).await).await;
-    // Two texts, a line each, one token a byte.
+    // Two texts, one line each, one token per byte.
     assert_eq!(
         (status, kind.as_str(), text.as_str()),
         (200, JSON, "{\"input_tokens\":7}\n")

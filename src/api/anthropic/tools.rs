@@ -1,22 +1,17 @@
-//! Tools of a request and what it says about their use.
+//! Tools of a request, converted to OpenAI's shape, and `tool_choice`.
 
 use std::borrow::Cow;
 
-use serde_json::value::RawValue;
-
 use crate::{
-    api::error::ApiError,
+    api::{error::ApiError, tools::check_count},
     go::{
         decode::{DecodeError, Field, Node},
         quote,
     },
-    inference::ToolChoice,
+    inference::{ToolChoice, ToolDefinition},
 };
 
-/// Tools that one request may define.
-const MAX_TOOLS: usize = 1024;
-
-/// Beginnings of the types of tools that Anthropic's servers run themselves. Nobody runs them here.
+/// Prefixes of the types of tools that Anthropic's servers run, and that cannot run here.
 const RUN_BY_ANTHROPIC: [&str; 5] = [
     "web_search",
     "web_fetch",
@@ -25,25 +20,17 @@ const RUN_BY_ANTHROPIC: [&str; 5] = [
     "mcp_toolset",
 ];
 
-/// The tools of a request.
+/// Tools of a request.
 #[derive(Debug, Default)]
 pub(super) struct Tools {
-    /// In OpenAI's shape, which the neutral request has; order of keys kept.
-    pub(super) definitions: Vec<Box<RawValue>>,
-    /// Their names.
-    pub(super) names: Vec<String>,
-    /// Types that were left out, without their dates.
+    pub(super) definitions: Vec<ToolDefinition>,
+    /// Types of tools that were left out, without their dates.
     pub(super) left_out: Vec<&'static str>,
 }
 
 impl Tools {
-    /// Reads the list.
     pub(super) fn read(items: Vec<Node<'_>>) -> Result<Self, DecodeError> {
-        if items.len() > MAX_TOOLS {
-            return Err(DecodeError::new(format!(
-                "the request defines more than {MAX_TOOLS} tools"
-            )));
-        }
+        check_count(items.len())?;
         let mut tools = Self::default();
         for item in items {
             tools.add(item)?;
@@ -74,7 +61,8 @@ impl Tools {
             return Err(DecodeError::new("a tool has no name"));
         }
         let parameters = match schema {
-            // A tool whose schema Anthropic's models know by heart (`bash_20250124`) is only a name to others.
+            // Anthropic's models have learned the schema of a tool such as `bash_20250124`; requests give only its
+            // name.
             Node::Null => object(vec![
                 ("type", Node::String("object".into())),
                 ("properties", object(Vec::new())),
@@ -97,8 +85,8 @@ impl Tools {
             ("type", Node::String("function".into())),
             ("function", object(function)),
         ]);
-        self.definitions.push(definition.to_raw()?);
-        self.names.push(name);
+        let raw = definition.to_raw()?;
+        self.definitions.push(ToolDefinition { name, raw });
         Ok(())
     }
 }
@@ -112,7 +100,7 @@ fn object<'a>(members: Vec<(&'static str, Node<'a>)>) -> Node<'a> {
     )
 }
 
-/// `tool_choice` as it came.
+/// `tool_choice` as the client sent it.
 #[derive(Debug, Default)]
 pub(super) struct ToolChoiceField {
     kind: String,
@@ -138,25 +126,18 @@ impl ToolChoiceField {
         Ok(choice)
     }
 
-    /// Whether one answer may hold more than one call.
+    /// Returns true if one answer may have several calls.
     pub(super) fn allows_parallel(&self) -> bool {
         !self.disable_parallel
     }
 
-    /// What it asks for, given the names of the tools that are there. Ollama ignores it; what cannot be kept is refused here.
-    pub(super) fn choose(&self, names: &[String]) -> Result<ToolChoice, ApiError> {
+    /// Returns the choice in the neutral vocabulary; fails for an unknown type.
+    pub(super) fn choice(&self) -> Result<ToolChoice, ApiError> {
         match self.kind.as_str() {
             "" | "auto" => Ok(ToolChoice::Auto),
             "none" => Ok(ToolChoice::None),
-            "any" if names.is_empty() => Err(ApiError::bad_request(
-                "tool_choice asks for a tool, and the request defines none",
-            )),
             "any" => Ok(ToolChoice::Required),
-            "tool" if names.contains(&self.name) => Ok(ToolChoice::Function(self.name.clone())),
-            "tool" => Err(ApiError::bad_request(format!(
-                "tool_choice names the tool {}, which the request does not define",
-                quote(&self.name)
-            ))),
+            "tool" => Ok(ToolChoice::Function(self.name.clone())),
             other => Err(ApiError::bad_request(format!(
                 "invalid tool_choice type {} (must be \"auto\", \"any\", \"tool\", or \"none\")",
                 quote(other)
@@ -197,7 +178,7 @@ mod tests {
             r#"[{"name":"f","description":"d","input_schema":{"type":"object","properties":{"b":{"type":"string"},"a":{}},"required":["b"]},"cache_control":{"type":"ephemeral"}},{"type":"bash_20250124","name":"bash"}]"#,
         )
         .unwrap();
-        let definitions: Vec<&str> = tools.definitions.iter().map(|tool| tool.get()).collect();
+        let definitions: Vec<&str> = tools.definitions.iter().map(|tool| tool.raw.get()).collect();
         assert_eq!(
             definitions,
             [
@@ -237,8 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_is_kept_or_refused() {
-        let defined = tools(r#"[{"name":"f"}]"#).unwrap();
+    fn a_choice_has_its_neutral_form() {
         for (json, expected) in [
             ("null", ToolChoice::Auto),
             (r#"{"type":"auto"}"#, ToolChoice::Auto),
@@ -246,25 +226,15 @@ mod tests {
             (r#"{"type":"any"}"#, ToolChoice::Required),
             (r#"{"type":"tool","name":"f"}"#, ToolChoice::Function("f".into())),
         ] {
-            assert_eq!(choice(json).choose(&defined.names).unwrap(), expected, "{json}");
+            assert_eq!(choice(json).choice().unwrap(), expected, "{json}");
         }
-        for (json, expected) in [
-            (
-                r#"{"type":"tool","name":"g"}"#,
-                "tool_choice names the tool \"g\", which the request does not define",
-            ),
-            (
-                r#"{"type":"some"}"#,
-                "invalid tool_choice type \"some\" (must be \"auto\", \"any\", \"tool\", or \"none\")",
-            ),
-        ] {
-            let error = choice(json).choose(&defined.names).unwrap_err();
-            assert_eq!((error.status.as_u16(), error.message.as_str()), (400, expected));
-        }
-        let error = choice(r#"{"type":"any"}"#).choose(&[]).unwrap_err();
+        let error = choice(r#"{"type":"some"}"#).choice().unwrap_err();
         assert_eq!(
-            error.message,
-            "tool_choice asks for a tool, and the request defines none"
+            (error.status.as_u16(), error.message.as_str()),
+            (
+                400,
+                "invalid tool_choice type \"some\" (must be \"auto\", \"any\", \"tool\", or \"none\")"
+            )
         );
         assert!(!choice(r#"{"type":"auto","disable_parallel_tool_use":true}"#).allows_parallel());
         assert!(choice("null").allows_parallel());

@@ -1,4 +1,4 @@
-//! `POST /api/chat`
+//! `POST /api/chat`, and the steps that it shares with `/api/generate`.
 
 use hyper::{Response, StatusCode};
 
@@ -10,22 +10,23 @@ use crate::{
     api::{
         dispatch::RoutedRequest,
         error::ApiError,
-        model::{CheckedTools, Model},
+        model::Model,
         options::Options,
         reply::{self, JSON_UTF8},
         stream,
+        tools::OfferedTools,
     },
     http::body::Body,
-    inference::{Failure, InferencePrompt, InferenceRequest, KeepAlive, LoadOptions, ThinkMode, ToolChoice},
+    inference::{Failure, InferencePrompt, InferenceRequest, KeepAlive, LoadOptions, ThinkMode},
     provider::CallContext,
 };
 
-/// The checks that need no model.
+/// Makes the checks that need no model.
 pub(crate) fn check(body: &[u8]) -> Result<(), ApiError> {
     ChatRequest::decode(body)?.common.check_range()
 }
 
-/// Answers for a model of ours.
+/// Answers `POST /api/chat` for a model of a provider.
 pub(crate) async fn chat(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, mut request) = request.decode(ChatRequest::decode)?;
     request.common.check_range()?;
@@ -33,7 +34,7 @@ pub(crate) async fn chat(call: &CallContext, request: RoutedRequest) -> Result<R
     if request.messages.is_empty() && request.common.unloads() {
         return unload(call, &model, Route::Chat).await;
     }
-    let checked = Checked::new(call, &model, &mut request)?;
+    let mut checked = Checked::new(call, &model, &mut request)?;
     if request.messages.is_empty() {
         return load(
             call,
@@ -45,47 +46,49 @@ pub(crate) async fn chat(call: &CallContext, request: RoutedRequest) -> Result<R
         .await;
     }
     let (streams, only_renders) = (request.common.streams(), request.common.debug_render_only);
-    let ignored = checked.ignored();
+    let ignored = checked.take_ignored();
     let inference = checked.into_inference(request)?;
     let mut response = if only_renders {
         render(call, &model, inference, Route::Chat).await?
     } else {
         answer(call, &model, inference, Route::Chat, streams).await?
     };
-    reply::mark_ignored(response.headers_mut(), ignored);
+    reply::mark_ignored(response.headers_mut(), &ignored);
     Ok(response)
 }
 
-/// What the checks of the model leave of a chat.
+/// Parts of a chat request that have passed the checks of the model.
 pub(super) struct Checked {
     think: ThinkMode,
-    tools: CheckedTools,
+    tools: OfferedTools,
+    ignored: Vec<&'static str>,
     options: Options,
 }
 
 impl Checked {
     pub(super) fn new(call: &CallContext, model: &Model, request: &mut ChatRequest) -> Result<Self, ApiError> {
         model.require_text("chat")?;
+        let think = model.think(request.common.think)?;
+        let mut ignored = Vec::new();
+        let offered = OfferedTools::optional(std::mem::take(&mut request.tools));
         Ok(Self {
-            think: model.think(request.common.think)?,
-            tools: model.tools(call, std::mem::take(&mut request.tools), false)?,
+            think,
+            tools: offered.shown_to(model, call, &mut ignored)?,
+            ignored,
             options: request.common.take_options()?,
         })
     }
 
-    /// What was asked for and has no effect.
-    pub(super) fn ignored(&self) -> &'static [&'static str] {
-        match self.tools.ignored {
-            true => &["tools"],
-            false => &[],
-        }
+    /// Takes the names of the parts of the request that have no effect.
+    pub(super) fn take_ignored(&mut self) -> Vec<&'static str> {
+        std::mem::take(&mut self.ignored)
     }
 
     pub(super) fn into_inference(self, request: ChatRequest) -> Result<InferenceRequest, ApiError> {
         let prompt = InferencePrompt::Chat {
             messages: request.messages,
-            tools: self.tools.tools,
-            tool_choice: ToolChoice::Auto,
+            tools: self.tools.definitions,
+            tool_choice: self.tools.choice,
             parallel_tool_calls: true,
             context: Vec::new(),
         };
@@ -93,7 +96,7 @@ impl Checked {
     }
 }
 
-/// Makes a model resident.
+/// Loads a model: the meaning of a request without messages or prompt.
 pub(super) async fn load(
     call: &CallContext,
     model: &Model,
@@ -109,7 +112,7 @@ pub(super) async fn load(
     Ok(residency(model, route, "load"))
 }
 
-/// Unloads a model; fine if it is not loaded.
+/// Unloads a model; succeeds if it is not loaded.
 pub(super) async fn unload(call: &CallContext, model: &Model, route: Route) -> Result<Response<Body>, ApiError> {
     model
         .provider
@@ -119,13 +122,13 @@ pub(super) async fn unload(call: &CallContext, model: &Model, route: Route) -> R
     Ok(residency(model, route, "unload"))
 }
 
-/// One object even where a stream was asked for.
+/// Returns the reply to a load or unload: one object even if a stream was asked for, as in Ollama.
 fn residency(model: &Model, route: Route, reason: &'static str) -> Response<Body> {
     let bytes = Frames::new(route, model.requested.clone()).residency(reason);
     reply::bytes(StatusCode::OK, JSON_UTF8, bytes)
 }
 
-/// Runs a request and puts the answer on the wire.
+/// Runs a request and returns its answer, streamed or whole.
 pub(super) async fn answer(
     call: &CallContext,
     model: &Model,
@@ -148,7 +151,7 @@ pub(super) async fn answer(
     Ok(reply::bytes(StatusCode::OK, JSON_UTF8, frames.whole(answer)))
 }
 
-/// Shows the prompt that the model would be given.
+/// Returns the rendered prompt instead of an answer (`_debug_render_only`).
 pub(super) async fn render(
     call: &CallContext,
     model: &Model,
@@ -168,7 +171,8 @@ pub(super) async fn render(
     Ok(reply::bytes(StatusCode::OK, JSON_UTF8, bytes))
 }
 
-/// Failures that Ollama's streaming code reports, with its own content type; scheduling reports the others.
+/// Returns true for failures that Ollama reports from its streaming code, which has another content type. Its scheduler
+/// reports the others, before a stream begins.
 fn is_of_the_engine(failure: &Failure) -> bool {
     matches!(
         failure,

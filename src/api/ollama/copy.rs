@@ -37,7 +37,7 @@ impl CopyRequest {
     }
 }
 
-/// Gives a model of ours another name. Success has no body.
+/// Answers `POST /api/copy`: gives a model of a provider another name. Success has no body.
 pub(crate) async fn copy(api: &Api, call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let headers = request.headers.clone();
     let (_, request) = request.decode(CopyRequest::decode)?;
@@ -54,7 +54,7 @@ pub(crate) async fn copy(api: &Api, call: &CallContext, request: RoutedRequest) 
         .card(call, &name)
         .await
         .map_err(|failure| not_found(failure, &source))?;
-    // A copy of a model that a client made is all that it is; one of any other model adds nothing to it.
+    // A copy of an alias has all of its settings; a copy of any other model adds none to it.
     let copied = api.registry.aliases().get(&name);
     if copied.as_ref().is_some_and(|alias| alias.name == to.to_string()) {
         return Ok(reply::empty());
@@ -77,7 +77,7 @@ pub(crate) async fn copy(api: &Api, call: &CallContext, request: RoutedRequest) 
     Ok(reply::empty())
 }
 
-/// This route quotes its names otherwise than the others.
+/// Converts a failure. Ollama quotes the name with double quotes on this route, with single quotes on the others.
 fn not_found(failure: Failure, source: &str) -> ApiError {
     match failure {
         Failure::NotFound(_) => ApiError::new(StatusCode::NOT_FOUND, format!("model {} not found", quote(source))),

@@ -14,7 +14,7 @@ use crate::{
     provider::CallContext,
 };
 
-/// Removes a model of ours. Success has no body.
+/// Answers `DELETE /api/delete`: removes a model of a provider. Success has no body.
 pub(crate) async fn delete(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, all) = request.decode(wants_files)?;
     let RoutedModel {
@@ -37,7 +37,8 @@ pub(crate) async fn delete(call: &CallContext, request: RoutedRequest) -> Result
     Ok(reply::empty())
 }
 
-/// Our own addition to Ollama's request: remove files too that another program put into the cache.
+/// Reads `files`, an extension of Ollama's request: if set, files that other programs put into the cache are removed,
+/// too.
 fn wants_files(body: &[u8]) -> Result<bool, DecodeError> {
     let mut files = false;
     for (key, node) in entries_of(body, "api.DeleteRequest")? {

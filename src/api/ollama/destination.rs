@@ -1,4 +1,4 @@
-//! What a client may call a model of its own making.
+//! Names that a client may give a model which it creates or copies.
 
 use hyper::HeaderMap;
 
@@ -7,7 +7,10 @@ use crate::{
     provider::{CallContext, NameOrigin, NameOwner, PlainName, prefers_ollama},
 };
 
-/// The name that `requested` is, or why no model can be made under it; `invalid` is Ollama's sentence for what is no name.
+/// Checks the name of a new model. `invalid` is Ollama's sentence for a malformed one, which depends on the route.
+///
+/// # Errors
+/// If the name is malformed, or another model answers under it.
 pub(super) async fn destination(
     api: &Api,
     call: &CallContext,
@@ -39,7 +42,7 @@ pub(super) async fn destination(
     Ok(name)
 }
 
-/// What is said to a client that would let Ollama make a model whose name is one of ours.
+/// Returns the error for a request that would make Ollama create a model under a name that is taken here.
 pub(super) fn is_taken(requested: &str, api: &Api) -> ApiError {
     let model = api.registry.aliases().get(requested);
     let model = model.as_ref().map_or("an hf: model", |alias| alias.model.as_str());

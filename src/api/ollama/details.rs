@@ -1,4 +1,4 @@
-//! The `details` object of listings, and the full entry of a model.
+//! The `details` object of listings, and the entry of a model in `/api/tags`.
 
 use serde::Serialize;
 
@@ -7,7 +7,7 @@ use crate::{
     stdx::timestamp,
 };
 
-/// `details` as `/api/ps` and `/api/show` have it.
+/// `details` in `/api/ps` and `/api/show`.
 #[derive(Serialize)]
 pub(super) struct Details<'a> {
     parent_model: &'a str,
@@ -18,7 +18,7 @@ pub(super) struct Details<'a> {
     quantization_level: &'a str,
 }
 
-/// `details` as `/api/tags` has it.
+/// `details` in `/api/tags`.
 #[derive(Serialize)]
 struct LongDetails<'a> {
     parent_model: &'a str,
@@ -33,7 +33,7 @@ struct LongDetails<'a> {
     embedding_length: u32,
 }
 
-/// An entry of `/api/tags`.
+/// Entry of `/api/tags`.
 #[derive(Serialize)]
 pub(super) struct TagsEntry<'a> {
     name: &'a str,
@@ -105,7 +105,7 @@ fn parameter_size(parameters: u64) -> String {
     }
 }
 
-/// The words of a model's capabilities.
+/// Returns the words for a model's capabilities.
 pub(super) fn capabilities(facts: &ModelFacts) -> Vec<&'static str> {
     facts
         .capabilities
@@ -114,7 +114,7 @@ pub(super) fn capabilities(facts: &ModelFacts) -> Vec<&'static str> {
         .collect()
 }
 
-/// `null` where there are none, as a nil slice of Go.
+/// Returns the families; `None`, encoded as `null` like a nil slice of Go, if there are none.
 fn families(facts: &ModelFacts) -> Option<&[String]> {
     Some(facts.families.as_slice()).filter(|families| !families.is_empty())
 }

@@ -9,8 +9,8 @@ use crate::{
         dispatch::{RoutedModel, RoutedRequest},
         error::ApiError,
         model::Model,
-        options::Options,
-        reply, values,
+        reply,
+        values::{self, OptionsField},
     },
     go::{
         decode::{DecodeError, Field, Node, entries_of},
@@ -24,7 +24,7 @@ use crate::{
 const TOO_LONG: &str = "the input length exceeds the context length";
 const NOT_A_NUMBER: &str = "embedding contains NaN or Inf values";
 
-/// The body of either route.
+/// Body of either route.
 #[derive(Debug, Default)]
 struct Fields {
     model: String,
@@ -32,14 +32,13 @@ struct Fields {
     truncate: Option<bool>,
     dimensions: Option<i64>,
     keep_alive: Option<KeepAlive>,
-    /// A bad option is answered late, after the model was found.
-    options: Option<Result<Options, ApiError>>,
+    options: OptionsField,
 }
 
 #[derive(Serialize)]
 struct EmbedReply<'a> {
     model: &'a str,
-    /// 32-bit numbers: their digits are fewer than those of the older route.
+    /// 32-bit numbers, so their digits are fewer than those of the older route.
     embeddings: Vec<Vec<f32>>,
     #[serde(skip_serializing_if = "is_zero")]
     total_duration: u64,
@@ -51,25 +50,25 @@ struct EmbedReply<'a> {
 
 #[derive(Serialize)]
 struct EmbeddingsReply {
-    /// Widened first, as there: the digits are those of the 64-bit numbers.
+    /// Numbers widened to 64 bits first, as Ollama does, which shows in their digits.
     embedding: Vec<f64>,
 }
 
-/// The checks of `/api/embed` that need no model.
+/// Makes the checks of `/api/embed` that need no model.
 pub(crate) fn check_embed(body: &[u8]) -> Result<(), ApiError> {
     Fields::of_embed(body).map(drop)
 }
 
-/// The checks of `/api/embeddings` that need no model.
+/// Makes the checks of `/api/embeddings` that need no model.
 pub(crate) fn check_embeddings(body: &[u8]) -> Result<(), ApiError> {
     Fields::of_embeddings(body).map(drop)
 }
 
-/// Answers `/api/embed` for a model of ours.
+/// Answers `POST /api/embed` for a model of a provider.
 pub(crate) async fn embed(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, fields) = request.decode(Fields::of_embed)?;
     let model = find(call, routed, fields.model).await?;
-    let load = load_options(fields.options)?;
+    let load = fields.options.into_options()?.load;
     if fields.inputs.is_empty() {
         make_resident(call, &model, load, fields.keep_alive).await?;
         return Ok(reply::native(&EmbedReply {
@@ -98,11 +97,11 @@ pub(crate) async fn embed(call: &CallContext, request: RoutedRequest) -> Result<
     }))
 }
 
-/// Answers `/api/embeddings` for a model of ours.
+/// Answers `POST /api/embeddings` for a model of a provider.
 pub(crate) async fn embeddings(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, fields) = request.decode(Fields::of_embeddings)?;
     let model = find(call, routed, fields.model).await?;
-    let load = load_options(fields.options)?;
+    let load = fields.options.into_options()?.load;
     let vectors = if fields.inputs.is_empty() {
         make_resident(call, &model, load, fields.keep_alive).await?;
         Vec::new()
@@ -116,7 +115,7 @@ pub(crate) async fn embeddings(call: &CallContext, request: RoutedRequest) -> Re
             keep_alive: fields.keep_alive,
         };
         let made = run(call, &model, request).await;
-        // What its runner refuses is no fault of the client's on the older route.
+        // On the older route Ollama answers whatever its runner refuses with 500.
         made.map_err(|error| match error.status {
             StatusCode::BAD_REQUEST => ApiError::internal(error.message),
             _ => error,
@@ -150,7 +149,7 @@ impl Fields {
                 _ => {}
             }
         }
-        // After what is wrong with any other field, as there.
+        // Ollama looks at the type of `input` only after Go has decoded all fields.
         match is_wrong {
             true => Err(ApiError::bad_request("invalid input type")),
             false => Ok(fields),
@@ -173,22 +172,19 @@ impl Fields {
         Ok(fields)
     }
 
-    /// Takes a field that both routes have; gives back any other.
+    /// Reads a field of both routes; returns the node of any other.
     fn read<'a>(&mut self, root: &'static str, key: &str, node: Node<'a>) -> Result<Option<Node<'a>>, DecodeError> {
         match key {
             "model" => node.read_string(&mut self.model, Field(root, "model"))?,
             "keep_alive" => self.keep_alive = values::keep_alive(&node)?,
-            "options" => {
-                let entries = node.read_object(Field(root, "options"), "map[string]interface {}")?;
-                self.options = Some(Options::read(entries));
-            }
+            "options" => self.options = OptionsField::read(node, root)?,
             _ => return Ok(Some(node)),
         }
         Ok(None)
     }
 }
 
-/// A text or a list of texts, `None` if it is neither; an empty text alone is no input, one in a list is.
+/// Reads a text or a list of texts; `None` for anything else. An empty text alone is no input, one in a list is.
 fn inputs(node: Node<'_>) -> Option<Vec<String>> {
     match node {
         Node::Null => Some(Vec::new()),
@@ -211,18 +207,15 @@ fn some_text(text: String) -> Vec<String> {
     }
 }
 
-fn load_options(options: Option<Result<Options, ApiError>>) -> Result<LoadOptions, ApiError> {
-    Ok(options.transpose()?.unwrap_or_default().load)
-}
-
-/// Finds the model. These routes have words of their own for one that is not there.
+/// Finds the model. These routes word an unknown one differently.
 async fn find(call: &CallContext, routed: RoutedModel, requested: String) -> Result<Model, ApiError> {
     let not_found = ApiError::model_not_found(&requested);
     let found = Model::find(call, routed, requested.clone()).await;
     found.map_err(|error| in_their_words(error, &not_found, &requested))
 }
 
-/// The scheduler's sentence for a model that is not there, with double quotes and an advice.
+/// Replaces the error for an unknown model by the sentence of Ollama's scheduler, with double quotes and advice. The
+/// others look the model up before they schedule.
 fn in_their_words(error: ApiError, not_found: &ApiError, requested: &str) -> ApiError {
     if error != *not_found {
         return error;

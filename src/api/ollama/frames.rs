@@ -1,4 +1,4 @@
-//! Frames and whole answers of `/api/chat` and `/api/generate`. Field order is the wire's.
+//! Frames and whole answers of `/api/chat` and `/api/generate`. The order of fields is the wire's.
 
 use std::time::{Duration, SystemTime};
 
@@ -17,22 +17,22 @@ use crate::{
     stdx::timestamp,
 };
 
-/// Which of the two routes a frame is for.
+/// Route that a frame is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
-    /// `message`
+    /// `/api/chat`: the text is in `message`.
     Chat,
-    /// `response`
+    /// `/api/generate`: the text is in `response`.
     Generate,
 }
 
-/// Makes the frames of one answer.
+/// Encoder of the frames of one answer.
 #[derive(Debug)]
 pub(crate) struct Frames {
     route: Route,
-    /// As the client sent it.
+    /// Name as the client sent it.
     model: String,
-    /// Tool calls are counted over the whole answer.
+    /// Number of tool calls so far, over the whole answer: each has its index.
     tool_calls: usize,
 }
 
@@ -94,7 +94,7 @@ struct GenerateFrame<'a> {
     logprobs: Vec<Logprob>,
 }
 
-/// What a model would have been given.
+/// Prompt that the model would be given.
 #[derive(Serialize)]
 struct DebugInfo {
     rendered_template: String,
@@ -126,7 +126,7 @@ struct WireFunction {
     arguments: Map<String, Value>,
 }
 
-/// What a frame says, before the route gives it its shape.
+/// Content of a frame, before it takes the shape of its route.
 #[derive(Default)]
 struct Frame {
     content: String,
@@ -139,7 +139,7 @@ struct Frame {
     context: Vec<i32>,
 }
 
-/// Counts, and durations in nanoseconds; zero is left out.
+/// Counts, and durations in nanoseconds. Zeros are left out on the wire.
 #[derive(Default)]
 struct Metrics {
     total_duration: u64,
@@ -159,7 +159,7 @@ impl Frames {
         }
     }
 
-    /// The reply to a request that only loads or unloads.
+    /// Returns the reply to a request that only loads or unloads.
     pub(crate) fn residency(self, reason: &'static str) -> Vec<u8> {
         self.encode(Frame {
             done_reason: Some(reason),
@@ -167,7 +167,7 @@ impl Frames {
         })
     }
 
-    /// The reply to a request that only wants to see its prompt.
+    /// Returns the reply to a request that only asks for its rendered prompt.
     pub(crate) fn rendered(self, prompt: String, images: usize) -> Vec<u8> {
         self.encode(Frame {
             debug_info: Some(DebugInfo {
@@ -178,7 +178,7 @@ impl Frames {
         })
     }
 
-    /// A whole answer.
+    /// Returns a whole answer.
     pub(crate) fn whole(mut self, answer: Answer) -> Vec<u8> {
         let Answer {
             content,
@@ -241,7 +241,7 @@ impl Frames {
                 model: &self.model,
                 created_at,
                 message: WireMessage {
-                    // Nobody spoke where only the prompt was asked for.
+                    // Ollama leaves the role empty when it only shows the prompt.
                     role: if debug_info.is_some() { "" } else { "assistant" },
                     content,
                     thinking,
@@ -318,7 +318,7 @@ fn last_frame(finish: AnswerSummary) -> Frame {
         reason, usage, context, ..
     } = finish;
     Frame {
-        // A finished tool call is a stop like any other on this wire.
+        // A tool call ends an answer with `stop` on this wire; `tool_calls` is OpenAI's.
         done_reason: Some(match reason {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
@@ -336,7 +336,7 @@ fn last_frame(finish: AnswerSummary) -> Frame {
     }
 }
 
-/// At least one: a zero would be left out, and clients divide by it.
+/// Returns a duration in nanoseconds, at least 1: a zero would be left out, and clients divide by it.
 pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).max(1)
 }
@@ -350,7 +350,7 @@ pub(super) fn is_zero(number: &u64) -> bool {
 mod tests {
     use super::*;
     use crate::{
-        api::fake::{calls, delta, finish, mask, text, thinking},
+        api::tests::fake::{calls, delta, finish, mask, text, thinking},
         inference::{Delta, TokenLogprob, TopLogprob},
     };
 
@@ -376,7 +376,7 @@ mod tests {
         assert_eq!(encode(Route::Chat, vec![text("")]), "");
     }
 
-    // Traps 10, 11
+    // Durations are whole nanoseconds and never 0, and the last frame has its reason and counts (traps 10, 11).
     #[test]
     fn the_last_frame_of_a_chat_has_all_metrics() {
         assert_eq!(
@@ -393,7 +393,7 @@ mod tests {
         );
     }
 
-    // Trap 7
+    // Arguments are an object on this wire, not a string (trap 7).
     #[test]
     fn tool_calls_are_numbered_over_the_whole_answer() {
         let frames = encode(

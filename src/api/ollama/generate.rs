@@ -15,12 +15,12 @@ use crate::{
     provider::{CallContext, ConversationPreset},
 };
 
-/// The checks that need no model.
+/// Makes the checks that need no model.
 pub(crate) fn check(body: &[u8]) -> Result<(), ApiError> {
     GenerateRequest::decode(body)?.common.check_range()
 }
 
-/// Answers for a model of ours.
+/// Answers `POST /api/generate` for a model of a provider.
 pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, mut request) = request.decode(GenerateRequest::decode)?;
     request.common.check_range()?;
@@ -44,7 +44,7 @@ pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Resu
         return load(call, &model, options.load, request.common.keep_alive, Route::Generate).await;
     }
     let (streams, only_renders) = (request.common.streams(), request.common.debug_render_only);
-    // A model that fills a gap is told nothing else.
+    // A prompt for fill in the middle has no place for a system prompt, so the reply names it as ignored.
     let ignores_system = !request.suffix.is_empty() && !request.system.is_empty() && request.template.is_empty();
     let earlier = earlier(call, &model, &mut request).await?;
     let return_context = !request.raw;
@@ -60,7 +60,7 @@ pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Resu
     } = request;
     let mut preset = model.provider.preset().unwrap_or_default();
     if !earlier.is_empty() {
-        // A conversation that goes on has had them.
+        // A conversation that continues has had the preset messages already.
         preset.messages = &[];
     }
     let mut prompt = Parts {
@@ -88,8 +88,8 @@ pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Resu
     Ok(response)
 }
 
-/// What goes before a prompt of the request's own template: the text of an earlier answer, where that was given as
-/// token ids.
+/// Returns the text of an earlier answer that the request gives as token ids (`context`), to be put before the prompt
+/// of the request's own template.
 async fn earlier(call: &CallContext, model: &Model, request: &mut GenerateRequest) -> Result<String, ApiError> {
     if request.template.is_empty() || request.context.is_empty() {
         return Ok(String::new());
@@ -101,7 +101,7 @@ async fn earlier(call: &CallContext, model: &Model, request: &mut GenerateReques
         .map_err(|failure| model.failure(failure))
 }
 
-/// What a prompt is made of.
+/// Parts of the request that a prompt is built from.
 struct Parts {
     prompt: String,
     suffix: String,
@@ -113,7 +113,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// `preset` is what stands before the prompt where the request's template takes the place of the model's.
+    /// Builds the prompt. `preset` has the system prompt and messages of an alias, for a template of the request.
     fn into_prompt(self, preset: ConversationPreset<'_>, think: ThinkMode) -> Result<InferencePrompt, ApiError> {
         let Self {
             prompt,
@@ -174,7 +174,8 @@ impl Parts {
     }
 }
 
-/// What Ollama cannot parse either is its 500; what only we do not know is the client's to change.
+/// Converts an error of a template. A template that Ollama cannot parse either is a 500, as there; one that only
+/// exceeds what is understood here is a 400.
 fn template_error(error: TemplateError) -> ApiError {
     match &error {
         TemplateError::Syntax(_) | TemplateError::Execution(_) => ApiError::internal(error.to_string()),

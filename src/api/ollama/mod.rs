@@ -1,4 +1,8 @@
-//! The native dialect (`/api/*`): shapes, order of checks and error texts of Ollama.
+//! Native dialect (`/api/*`), Ollama's own.
+//!
+//! Clients depend on more than the documented shapes: on the order in which Ollama checks a request (which decides the
+//! error they see), on its error texts, and on fields that are left out when they are empty. Each route has its file;
+//! `request` decodes the bodies of chat and generate, `frames` encodes their answers.
 
 mod chat;
 mod copy;

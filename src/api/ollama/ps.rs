@@ -18,7 +18,8 @@ use crate::{
     stdx::timestamp,
 };
 
-/// "For ever" as Ollama has it: the longest time that Go can count, some 292 years.
+/// Time to live of a model that stays forever: the longest duration of Go, some 292 years. Ollama shows a date then,
+/// never a null.
 const FOREVER: Duration = Duration::from_nanos(i64::MAX as u64);
 
 #[derive(Serialize)]
@@ -33,7 +34,7 @@ struct PsEntry<'a> {
     context_length: u32,
 }
 
-/// Upstream's resident models and ours, the one that stays longest first.
+/// Answers `GET /api/ps`: the resident models of Ollama and of providers, the one that stays longest first.
 pub(crate) async fn ps(api: &Api, call: &CallContext, received: &HeaderMap) -> Response<Body> {
     let (upstream, ours) = futures_util::join!(
         listing::of_upstream(api, call, "/api/ps", received),
@@ -84,9 +85,9 @@ fn entry(resident: &ResidentModel, now: SystemTime) -> Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::fake::card;
+    use crate::api::tests::fake::card;
 
-    // Traps 53, 54, 55
+    // Clients parse the date, show the share of device memory and the context length (traps 53, 54, 55).
     #[test]
     fn an_entry_has_the_golden_form() {
         let resident = ResidentModel {

@@ -18,7 +18,7 @@ use crate::{
     provider::{CallContext, PullStream},
 };
 
-/// Hex digits of a digest that a status line shows.
+/// Number of hex digits of a digest in a status line.
 const SHORT_DIGEST: usize = 12;
 
 #[derive(Serialize)]
@@ -32,7 +32,7 @@ struct Progress<'a> {
     completed: u64,
 }
 
-/// Downloads a model of ours. The download goes on only as long as somebody reads.
+/// Answers `POST /api/pull` for a model of a provider. The download is canceled when the client goes away.
 pub(crate) async fn pull(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, streams) = request.decode(wants_stream)?;
     let RoutedModel {
@@ -84,7 +84,7 @@ fn frames(progress: PullStream, requested: String) -> Body {
     }))
 }
 
-/// Waits for the end; only the last object is sent.
+/// Waits for the end and returns the last object only, as Ollama does without a stream.
 async fn last(mut progress: PullStream, requested: &str) -> Result<Response<Body>, ApiError> {
     let mut line = Vec::new();
     while let Some(event) = progress.next().await {

@@ -1,35 +1,34 @@
 //! Bodies of `/api/chat` and `/api/generate`.
-
-use serde_json::value::RawValue;
+//!
+//! They are decoded from a [`Node`] and not with serde, since Ollama's clients rely on how Go reads JSON; see
+//! [`crate::go::decode`].
 
 use crate::{
     api::{
         error::ApiError,
         options::Options,
-        values::{self, FormatField},
+        values::{self, FormatField, OptionsField},
     },
     go::decode::{DecodeError, Field, Node, entries_of},
-    inference::{InferencePrompt, InferenceRequest, KeepAlive, Message, MessageRole, ThinkMode, ToolCall},
+    inference::{
+        InferencePrompt, InferenceRequest, KeepAlive, Message, MessageRole, ThinkMode, ToolCall, ToolDefinition,
+    },
 };
 
-/// Messages in one request.
-const MAX_MESSAGES: usize = 1 << 16;
-
-/// Token ids in one list.
+/// Most token ids in one list.
 const MAX_CONTEXT: usize = 1 << 20;
 
-/// What Ollama says to `arguments` that are no object, the string that OpenAI's API has there among them.
+/// Ollama's sentence for `arguments` that are no object. OpenAI's API has a string of JSON there, which Ollama refuses.
 const NO_ARGUMENTS: &str = "Value looks like object, but can't find closing '}' symbol";
 
-/// Fields that both routes have.
+/// Fields of both routes.
 #[derive(Debug, Default)]
 pub(crate) struct Common {
     pub(crate) model: String,
     pub(crate) stream: Option<bool>,
     pub(crate) format: FormatField,
     pub(crate) keep_alive: Option<KeepAlive>,
-    /// A bad option is answered late, after the checks of the model.
-    options: Option<Result<Options, ApiError>>,
+    options: OptionsField,
     pub(crate) think: ThinkMode,
     truncate: Option<bool>,
     shift: Option<bool>,
@@ -38,7 +37,7 @@ pub(crate) struct Common {
     pub(crate) debug_render_only: bool,
 }
 
-/// `POST /api/generate`
+/// Body of `POST /api/generate`.
 #[derive(Debug, Default)]
 pub(crate) struct GenerateRequest {
     pub(crate) common: Common,
@@ -51,26 +50,23 @@ pub(crate) struct GenerateRequest {
     pub(crate) images: Vec<Vec<u8>>,
 }
 
-/// `POST /api/chat`
+/// Body of `POST /api/chat`.
 #[derive(Debug, Default)]
 pub(crate) struct ChatRequest {
     pub(crate) common: Common,
     pub(crate) messages: Vec<Message>,
-    pub(crate) tools: Vec<Box<RawValue>>,
+    pub(crate) tools: Vec<ToolDefinition>,
 }
 
 impl Common {
-    /// Takes a field that is one of these; gives back any other.
+    /// Reads a field of both routes; returns the node of any other.
     fn read<'a>(&mut self, root: &'static str, key: &str, node: Node<'a>) -> Result<Option<Node<'a>>, DecodeError> {
         match key {
             "model" => node.read_string(&mut self.model, Field(root, "model"))?,
             "stream" => node.read_optional_bool(&mut self.stream, Field(root, "stream"))?,
             "format" => self.format = FormatField::read(&node)?,
             "keep_alive" => self.keep_alive = values::keep_alive(&node)?,
-            "options" => {
-                let entries = node.read_object(Field(root, "options"), "map[string]interface {}")?;
-                self.options = Some(Options::read(entries));
-            }
+            "options" => self.options = OptionsField::read(node, root)?,
             "think" => self.think = values::think(&node)?,
             "truncate" => node.read_optional_bool(&mut self.truncate, Field(root, "truncate"))?,
             "shift" => node.read_optional_bool(&mut self.shift, Field(root, "shift"))?,
@@ -84,27 +80,27 @@ impl Common {
         Ok(None)
     }
 
-    /// The check that comes before the model is looked up.
+    /// Makes the check that Ollama makes before it looks the model up.
     pub(crate) fn check_range(&self) -> Result<(), ApiError> {
         values::top_logprobs(self.top_logprobs.unwrap_or(0)).map(drop)
     }
 
-    /// Whether the client wants frames; it does unless it says no.
+    /// Returns true unless the client asks for an answer in one piece: streaming is the default here.
     pub(crate) fn streams(&self) -> bool {
         self.stream != Some(false)
     }
 
-    /// Whether the model is to be unloaded.
+    /// Returns true if the request, should it have nothing to answer, unloads the model.
     pub(crate) fn unloads(&self) -> bool {
         self.keep_alive.is_some_and(KeepAlive::is_zero)
     }
 
-    /// The options, or the error that they are.
+    /// Takes the options, or the error in them.
     pub(crate) fn take_options(&mut self) -> Result<Options, ApiError> {
-        self.options.take().unwrap_or_else(|| Ok(Options::default()))
+        std::mem::take(&mut self.options).into_options()
     }
 
-    /// The neutral request.
+    /// Converts to the neutral request.
     pub(crate) fn into_inference(
         self,
         prompt: InferencePrompt,
@@ -172,7 +168,7 @@ impl ChatRequest {
     }
 }
 
-/// A list of token ids.
+/// Reads a list of token ids.
 pub(super) fn token_ids(node: Node<'_>, field: Field) -> Result<Vec<i32>, DecodeError> {
     let items = node.read_array(field, "[]int")?;
     if items.len() > MAX_CONTEXT {
@@ -192,14 +188,10 @@ pub(super) fn token_ids(node: Node<'_>, field: Field) -> Result<Vec<i32>, Decode
         .collect()
 }
 
-/// Turns of a conversation; `root` is what Go calls the request.
+/// Reads the messages of a conversation. `root` is the name of the request's struct in Go.
 pub(super) fn messages(root: &'static str, node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
     let items = node.read_array(Field(root, "messages"), "[]api.Message")?;
-    if items.len() > MAX_MESSAGES {
-        return Err(DecodeError::new(format!(
-            "the request holds more than {MAX_MESSAGES} messages"
-        )));
-    }
+    values::check_message_count(items.len())?;
     items
         .into_iter()
         .enumerate()
@@ -267,7 +259,8 @@ fn tool_call(root: &'static str, message: usize, index: usize, node: Node<'_>) -
         }
     }
     if call.id.is_empty() {
-        // Older servers gave none. Counted, not random: the rendered prompt has to be the same on every turn.
+        // Older versions of Ollama gave calls no id. It is counted, not random: the rendered prompt has to be the same
+        // on every turn, or the prefix cache is of no use.
         call.id = format!("call_{message}_{index}");
     }
     Ok(call)

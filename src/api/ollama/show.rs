@@ -23,13 +23,14 @@ use crate::{
     stdx::timestamp,
 };
 
-/// Column at which the value of a parameter begins.
+/// Column of a parameter's value in `parameters`, as Ollama pads it.
 const PARAMETER_WIDTH: usize = 30;
 
-/// Ollama's template for a model that has none.
+/// Template that Ollama shows for a model without one.
 const NO_TEMPLATE: &str = "{{ .Prompt }}";
 
-/// Copilot tells models apart by this key, and expects the name that it asked for.
+/// User agent of GitHub Copilot, which tells models apart by `general.basename` and expects the name there that it
+/// asked for. Ollama does this, too.
 const COPILOT: &str = "GitHubCopilotChat/";
 
 #[derive(Serialize)]
@@ -63,7 +64,7 @@ struct Tensor<'a> {
     shape: &'a [u64],
 }
 
-/// What a request asks for beside the name; the last three replace what the model has, in the reply only.
+/// Fields of a request besides the name. The last three replace those of the model in the reply.
 #[derive(Debug, Default)]
 struct ShowRequest {
     verbose: bool,
@@ -95,7 +96,7 @@ impl ShowRequest {
     }
 }
 
-/// One line for each value; strings in quotes.
+/// Returns a parameter as lines, one for each value, with strings in quotes.
 fn spell(key: &str, value: Node<'_>) -> Vec<(String, String)> {
     match value {
         Node::Array(items) => items.iter().map(|item| (key.to_owned(), item.to_json())).collect(),
@@ -104,7 +105,7 @@ fn spell(key: &str, value: Node<'_>) -> Vec<(String, String)> {
     }
 }
 
-/// Everything that is known of a model of ours.
+/// Answers `POST /api/show` for a model of a provider.
 pub(crate) async fn show(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let headers = request.headers.clone();
     let (routed, request) = request.decode(ShowRequest::decode)?;
@@ -130,7 +131,7 @@ pub(crate) async fn show(call: &CallContext, request: RoutedRequest) -> Result<R
     Ok(reply::native(&wire(&details)))
 }
 
-/// Puts what the request says in the place of what the model has.
+/// Replaces details of the model by those of the request.
 fn override_with(details: &mut ModelDetails, request: ShowRequest) {
     let ShowRequest {
         verbose: _,
@@ -197,7 +198,7 @@ fn wire(details: &ModelDetails) -> ShowReply<'_> {
     }
 }
 
-/// A turn as requests have it.
+/// Returns a message in the shape that requests have.
 fn turn(message: &Message) -> Map<String, Value> {
     let Message {
         role,
@@ -263,7 +264,7 @@ fn modelfile(details: &ModelDetails) -> String {
     text
 }
 
-/// Quotes as a Modelfile does: only where line breaks or outer blanks make it necessary.
+/// Quotes an argument as a Modelfile does: only if line breaks or outer blanks make it necessary.
 fn quote(argument: &str) -> String {
     let needs_quotes = argument.contains('\n') || argument.starts_with(' ') || argument.ends_with(' ');
     match (needs_quotes, argument.contains('"')) {
@@ -276,7 +277,7 @@ fn quote(argument: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::fake::{card, details};
+    use crate::api::tests::fake::{card, details};
 
     #[test]
     fn fields_come_in_the_order_of_the_wire() {

@@ -14,13 +14,13 @@ use crate::{
     provider::CallContext,
 };
 
-/// Upstream's models and ours, newest first.
+/// Answers `GET /api/tags`: the models of Ollama and of providers, newest first.
 pub(crate) async fn tags(api: &Api, call: &CallContext, received: &HeaderMap) -> Response<Body> {
     let encode = |name: &str, card: &ModelCard| reply::encode(&TagsEntry::of(name, card));
     models(&listing::of_both(api, call, "/api/tags", received, encode).await)
 }
 
-/// The envelope of both native listings; always a list.
+/// Returns the reply of a native listing. It has a list even if that is empty: clients iterate over it without a check.
 pub(super) fn models(entries: &[Entry]) -> Response<Body> {
     let mut json = b"{\"models\":".to_vec();
     json.extend_from_slice(&listing::list(entries));

@@ -1,12 +1,15 @@
-//! Vectors, tokens and prompts as a whole, over a provider with a script.
+//! Tests of the embedding and token routes as a whole, over a scripted provider.
 
 use std::sync::Arc;
 
 use crate::{
     api::{
         Api, Endpoint,
-        fake::{FakeProvider, finish},
-        tests::{CHAT, NO_CAPABILITY, THINKER, UTF8, alone, body, check, read, send},
+        tests::{
+            CHAT, NO_CAPABILITY, THINKER, UTF8, alone, body, check,
+            fake::{FakeProvider, finish},
+            read, send,
+        },
     },
     inference::{Event, Failure, FinishReason, InferencePrompt, KeepAlive, VectorNormalization},
 };

@@ -1,5 +1,6 @@
-//! `POST /api/tokenize`, `POST /api/detokenize` and `POST /api/apply_template`: what a model makes of a text. Ollama has
-//! none of them; they are small, and prompts are debugged with them.
+//! `POST /api/tokenize`, `POST /api/detokenize` and `POST /api/apply_template`: the tokens and the prompt of a model.
+//!
+//! Ollama has none of these routes. They are for debugging prompts.
 
 use hyper::Response;
 use serde::Serialize;
@@ -37,7 +38,7 @@ struct Tokenized<'a, T> {
     tokens: Vec<T>,
 }
 
-/// A token with what it stands for, as llama-server shows it.
+/// Token with its text, in the shape of llama-server.
 #[derive(Serialize)]
 struct Token {
     id: i32,
@@ -48,7 +49,7 @@ struct Token {
 #[serde(untagged)]
 enum Piece {
     Text(String),
-    /// A part of a character.
+    /// Bytes that are only a part of a character.
     Bytes(Vec<u8>),
 }
 
@@ -64,7 +65,7 @@ struct Rendered<'a> {
     prompt: String,
 }
 
-/// Cuts a text into tokens.
+/// Answers `POST /api/tokenize`.
 pub(crate) async fn tokenize(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, fields) = request.decode(TokenizeFields::decode)?;
     let TokenizeFields {
@@ -95,7 +96,7 @@ pub(crate) async fn tokenize(call: &CallContext, request: RoutedRequest) -> Resu
     })
 }
 
-/// Joins tokens to their text.
+/// Answers `POST /api/detokenize`.
 pub(crate) async fn detokenize(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, fields) = request.decode(DetokenizeFields::decode)?;
     let model = Model::find(call, routed, fields.model).await?;
@@ -110,7 +111,7 @@ pub(crate) async fn detokenize(call: &CallContext, request: RoutedRequest) -> Re
     }))
 }
 
-/// Shows the prompt that a chat becomes.
+/// Answers `POST /api/apply_template`: renders the prompt of a chat.
 pub(crate) async fn apply_template(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, mut request) = request.decode(ChatRequest::decode)?;
     request.common.check_range()?;
@@ -118,8 +119,8 @@ pub(crate) async fn apply_template(call: &CallContext, request: RoutedRequest) -
         return Err(ApiError::bad_request("messages is required"));
     }
     let model = Model::find(call, routed, request.common.model.clone()).await?;
-    let checked = Checked::new(call, &model, &mut request)?;
-    let ignored = checked.ignored();
+    let mut checked = Checked::new(call, &model, &mut request)?;
+    let ignored = checked.take_ignored();
     let inference = checked.into_inference(request)?;
     let prompt = model
         .provider
@@ -130,7 +131,7 @@ pub(crate) async fn apply_template(call: &CallContext, request: RoutedRequest) -
         model: &model.requested,
         prompt,
     });
-    reply::mark_ignored(response.headers_mut(), ignored);
+    reply::mark_ignored(response.headers_mut(), &ignored);
     Ok(response)
 }
 
@@ -148,7 +149,7 @@ impl TokenizeFields {
             match key.to_ascii_lowercase().as_str() {
                 "model" => node.read_string(&mut fields.model, Field(ROOT, "model"))?,
                 "text" => node.read_string(&mut fields.text, Field(ROOT, "text"))?,
-                // llama-server's word for it.
+                // Name of the field in llama-server's API.
                 "content" => node.read_string(&mut fields.text, Field(ROOT, "content"))?,
                 "add_special" => node.read_bool(&mut fields.add_special, Field(ROOT, "add_special"))?,
                 "parse_special" => node.read_bool(&mut fields.parse_special, Field(ROOT, "parse_special"))?,

@@ -17,7 +17,7 @@ struct Version<'a> {
     version: &'a str,
 }
 
-/// The heartbeat of every client: answered at once, whatever else is going on.
+/// Answers `GET /`, the heartbeat of every client. It depends on nothing, so that it is answered at once.
 pub(crate) fn root() -> Response<Body> {
     reply::bytes(
         StatusCode::OK,
@@ -26,7 +26,8 @@ pub(crate) fn root() -> Response<Body> {
     )
 }
 
-/// Upstream's version, since clients decide by it what they may ask; a fixed one while upstream is away.
+/// Answers `GET /api/version` with Ollama's version, by which clients decide what they may ask; with
+/// `ollama.fallback_version` while Ollama is away.
 pub(crate) async fn version(api: &Api, call: &CallContext, received: &HeaderMap) -> Response<Body> {
     if let Ok((StatusCode::OK, bytes)) = api.upstream.get(call, "/api/version", received).await {
         return reply::bytes(StatusCode::OK, JSON_UTF8, bytes.to_vec());

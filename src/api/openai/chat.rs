@@ -3,13 +3,8 @@
 use std::time::SystemTime;
 
 use hyper::{Response, StatusCode};
-use serde_json::value::RawValue;
 
-use super::{
-    choices,
-    chunks::Chunks,
-    request::{ChatCompletionRequest, Tools},
-};
+use super::{choices, chunks::Chunks, request::ChatCompletionRequest};
 use crate::{
     api::{
         dispatch::{RoutedModel, RoutedRequest},
@@ -19,9 +14,10 @@ use crate::{
         model::Model,
         reply::{self, JSON},
         stream,
+        tools::OfferedTools,
     },
     http::body::Body,
-    inference::{InferencePrompt, InferenceRequest, ToolChoice},
+    inference::{InferencePrompt, InferenceRequest},
     provider::CallContext,
 };
 
@@ -36,7 +32,7 @@ pub(crate) async fn chat(call: &CallContext, request: RoutedRequest) -> Result<R
     Ok(answer(call, routed, request, tools).await?)
 }
 
-fn decode(body: &[u8]) -> Result<(ChatCompletionRequest, Tools), ApiError> {
+fn decode(body: &[u8]) -> Result<(ChatCompletionRequest, OfferedTools), ApiError> {
     let mut request = ChatCompletionRequest::decode(body).map_err(shim_error)?;
     request.check()?;
     let tools = request.take_tools()?;
@@ -47,18 +43,18 @@ async fn answer(
     call: &CallContext,
     routed: RoutedModel,
     mut request: ChatCompletionRequest,
-    tools: Tools,
+    tools: OfferedTools,
 ) -> Result<Response<Body>, ApiError> {
     request.check_range()?;
     let model = Model::find(call, routed, request.common.model.clone()).await?;
     model.require_text("chat")?;
     let think = request.common.thinking(&model)?;
     let mut ignored = std::mem::take(&mut request.common.ignored);
-    let tools = shown_tools(&model, call, tools, &mut ignored)?;
+    let tools = tools.shown_to(&model, call, &mut ignored)?;
     let (streams, include_usage) = (request.common.stream, request.common.include_usage);
     let (count, only_renders) = (request.common.choices()?, request.only_renders);
     let inference = request.into_inference(tools, think)?;
-    model.note_dropped(&inference, &mut ignored);
+    model.note_unsupported(&inference, &mut ignored);
     let created = listing::unix_seconds(SystemTime::now());
     let chunks = Chunks::new(model.requested.clone(), include_usage, created, count);
     let mut response = if only_renders {
@@ -76,7 +72,7 @@ async fn answer(
     Ok(response)
 }
 
-/// The prompt that the model would be given, in one piece also where a stream was asked for.
+/// Returns the rendered prompt (`_debug_render_only`), in one piece even if a stream was asked for.
 async fn render(
     call: &CallContext,
     model: &Model,
@@ -93,28 +89,4 @@ async fn render(
         .await
         .map_err(|failure| model.failure(failure))?;
     Ok(reply::bytes(StatusCode::OK, JSON, chunks.rendered(prompt, images)))
-}
-
-/// The tools that this model is shown. Where it knows none and they are left out, there is nothing to choose either.
-pub(super) fn shown_tools(
-    model: &Model,
-    call: &CallContext,
-    tools: Tools,
-    ignored: &mut Vec<&'static str>,
-) -> Result<Tools, ApiError> {
-    let required = tools.are_required();
-    let offered: Vec<Box<RawValue>> = tools.tools;
-    let checked = model.tools(call, offered, required)?;
-    let choice = if checked.ignored {
-        if !ignored.contains(&"tools") {
-            ignored.push("tools");
-        }
-        ToolChoice::Auto
-    } else {
-        tools.choice
-    };
-    Ok(Tools {
-        tools: checked.tools,
-        choice,
-    })
 }

@@ -1,4 +1,7 @@
-//! Several answers to one request, side by side.
+//! Several answers to one request (`n`, or several prompts), generated at the same time.
+//!
+//! Ollama ignores `n`. Here each answer is an inference of its own; the prompt is evaluated once, since the answers
+//! after the first find it in the prefix cache.
 
 use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt, future::BoxFuture, stream};
 
@@ -12,20 +15,19 @@ use crate::{
     provider::CallContext,
 };
 
-/// Answers to one prompt.
+/// Most answers to one prompt.
 pub(super) const MAX_CHOICES: usize = 8;
 
-/// Answers of one request that are made at the same time; more wait.
+/// Most answers of one request that are generated at the same time; more wait.
 const MAX_AT_ONCE: usize = 8;
 
-/// One step of one answer.
+/// Event of one of the answers.
 #[derive(Debug)]
 pub(super) struct ChoiceEvent {
-    /// Which answer.
+    /// Index of the answer.
     pub(super) index: usize,
-    /// The step.
     pub(super) event: Event,
-    /// Whether every answer is complete with it.
+    /// True when every answer is complete with this event.
     is_last: bool,
 }
 
@@ -34,7 +36,7 @@ impl ChoiceEvent {
         Self { index, event, is_last }
     }
 
-    /// Whether every answer is complete with it.
+    /// True when every answer is complete with this event.
     pub(super) fn ends_all(&self) -> bool {
         self.is_last
     }
@@ -46,7 +48,8 @@ impl Step for ChoiceEvent {
     }
 }
 
-/// The same request as often as answers are wanted. A seed is counted up; without one, each answer is random by itself.
+/// Repeats a request `count` times. A seed is incremented for each, so that the answers differ; a negative one stays
+/// random.
 pub(super) fn repeat(request: InferenceRequest, count: usize) -> Vec<InferenceRequest> {
     let mut requests = vec![request; count];
     for (index, request) in requests.iter_mut().enumerate() {
@@ -59,8 +62,8 @@ pub(super) fn repeat(request: InferenceRequest, count: usize) -> Vec<InferenceRe
     requests
 }
 
-/// Starts answers. The first goes ahead until its first event, so that what cannot be answered fails once and with its
-/// status. Those that wait for a place find their prompt in the cache of whoever left it.
+/// Starts answers. The first runs alone until its first event, so that a request that fails does so once and with its
+/// status, and the others find their prompt in the prefix cache.
 pub(super) fn start(
     model: &Model,
     call: &CallContext,
@@ -92,7 +95,7 @@ pub(super) fn start(
     .boxed()
 }
 
-/// Waits for all answers.
+/// Waits for all answers to be complete.
 pub(super) async fn collect(mut steps: Steps<ChoiceEvent>, count: usize) -> Result<Vec<Answer>, ApiError> {
     let mut answers: Vec<Pieces> = std::iter::repeat_with(Pieces::default).take(count).collect();
     while let Some(step) = steps.next().await {
@@ -108,14 +111,14 @@ pub(super) async fn collect(mut steps: Steps<ChoiceEvent>, count: usize) -> Resu
     answers.into_iter().map(Pieces::join).collect()
 }
 
-/// What several answers cost together. A prompt is counted once, however many answers it got.
+/// Usage of several answers together. A prompt is counted once, however many answers it got.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bill {
+pub(super) struct UsageTotals {
     answers_per_prompt: usize,
     total: AnswerUsage,
 }
 
-impl Bill {
+impl UsageTotals {
     pub(super) fn new(answers_per_prompt: usize) -> Self {
         Self {
             answers_per_prompt,
@@ -131,7 +134,7 @@ impl Bill {
         }
     }
 
-    pub(super) fn total(&self) -> &AnswerUsage {
+    pub(super) fn usage(&self) -> &AnswerUsage {
         &self.total
     }
 }
@@ -140,7 +143,7 @@ impl Bill {
 mod tests {
     use super::*;
     use crate::{
-        api::fake::{finish, text},
+        api::tests::fake::{finish, text},
         inference::{FinishReason, InferencePrompt, SamplingOptions, ThinkMode},
     };
 
@@ -177,11 +180,11 @@ mod tests {
         let Event::Finished(finish) = finish(FinishReason::Stop, &[]) else {
             panic!()
         };
-        let mut bill = Bill::new(2);
+        let mut totals = UsageTotals::new(2);
         for index in 0..4 {
-            bill.add(index, &finish);
+            totals.add(index, &finish);
         }
-        assert_eq!((bill.total().prompt_tokens, bill.total().output_tokens), (20, 8));
+        assert_eq!((totals.usage().prompt_tokens, totals.usage().output_tokens), (20, 8));
     }
 
     #[tokio::test]

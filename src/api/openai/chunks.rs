@@ -1,9 +1,9 @@
-//! Chunks and whole answers of `/v1/chat/completions`. Field order is the wire's.
+//! Chunks and whole answers of `/v1/chat/completions`. The order of fields is the wire's.
 
 use serde::Serialize;
 
 use super::{
-    choices::{Bill, ChoiceEvent},
+    choices::{ChoiceEvent, UsageTotals},
     envelope,
 };
 use crate::{
@@ -20,24 +20,24 @@ use crate::{
 
 pub(super) const FINGERPRINT: &str = "fp_ollama";
 
-/// What all chunks of a reply share, and what was sent of its answers so far.
+/// Encoder of a reply: the fields that its chunks share, and the progress of its answers.
 #[derive(Debug)]
 pub(super) struct Chunks {
     id: String,
-    /// Unix seconds; the same in every chunk.
+    /// Unix seconds, the same in every chunk.
     created: i64,
     model: String,
     include_usage: bool,
     choices: Vec<Sent>,
-    bill: Bill,
+    totals: UsageTotals,
 }
 
-/// What was sent of one answer.
+/// Progress of one answer.
 #[derive(Clone, Debug, Default)]
 struct Sent {
-    /// Whether the role was: only the first chunk has it.
+    /// True when a chunk has been sent: only the first has the role.
     began: bool,
-    /// Tool calls are counted over the whole answer.
+    /// Number of tool calls so far, over the whole answer.
     tool_calls: usize,
 }
 
@@ -87,7 +87,7 @@ struct Completion<'a> {
     debug_info: Option<DebugInfo>,
 }
 
-/// What a model would have been given.
+/// Prompt that the model would be given.
 #[derive(Serialize)]
 struct DebugInfo {
     rendered_template: String,
@@ -125,7 +125,7 @@ struct WireToolCall {
 #[derive(Serialize)]
 struct WireFunction {
     name: String,
-    /// A JSON object as text.
+    /// JSON object as text, which OpenAI's wire has instead of an object.
     arguments: String,
 }
 
@@ -134,7 +134,7 @@ struct WireLogprobs {
     content: Vec<Logprob>,
 }
 
-/// Counts of a whole reply.
+/// Token counts of a reply.
 #[derive(Default, Serialize)]
 pub(super) struct WireUsage {
     prompt_tokens: u32,
@@ -143,9 +143,9 @@ pub(super) struct WireUsage {
 }
 
 impl Chunks {
-    /// For so many answers to one prompt.
+    /// Creates the encoder for `count` answers to one prompt.
     pub(super) fn new(model: String, include_usage: bool, created: i64, count: usize) -> Self {
-        // Ids have three digits there; nobody depends on more.
+        // Ollama's ids have up to three digits, and clients do not depend on unique ones.
         let id = format!("chatcmpl-{}", rand::random_range(0..999));
         Self {
             id,
@@ -153,15 +153,15 @@ impl Chunks {
             model,
             include_usage,
             choices: vec![Sent::default(); count],
-            bill: Bill::new(count),
+            totals: UsageTotals::new(count),
         }
     }
 
-    /// Whole answers.
+    /// Returns the whole answers as one reply.
     pub(super) fn whole(mut self, answers: Vec<Answer>) -> Vec<u8> {
         let mut choices = Vec::with_capacity(answers.len());
         for (index, answer) in answers.into_iter().enumerate() {
-            self.bill.add(index, &answer.finish);
+            self.totals.add(index, &answer.finish);
             let tool_calls = self.choices[index].number(answer.tool_calls);
             choices.push(Choice {
                 index,
@@ -178,7 +178,7 @@ impl Chunks {
         self.encode_whole(choices, None)
     }
 
-    /// The prompt instead of an answer to it.
+    /// Returns a rendered prompt instead of an answer.
     pub(super) fn rendered(self, prompt: String, images: usize) -> Vec<u8> {
         let choice = Choice {
             index: 0,
@@ -206,14 +206,14 @@ impl Chunks {
             model: &self.model,
             system_fingerprint: FINGERPRINT,
             choices,
-            usage: usage(self.bill.total()),
+            usage: usage(self.totals.usage()),
             debug_info,
         });
         bytes.push(b'\n');
         bytes
     }
 
-    /// Thinking never shares a chunk with what follows it.
+    /// Encodes a delta. Reasoning never shares a chunk with the text behind it: clients show one or the other.
     fn delta(&mut self, index: usize, delta: Delta, out: &mut Vec<u8>) {
         let Delta {
             content,
@@ -265,7 +265,7 @@ impl Chunks {
     }
 
     fn finish(&mut self, index: usize, finish: &AnswerSummary, out: &mut Vec<u8>) {
-        self.bill.add(index, finish);
+        self.totals.add(index, finish);
         let last = ChunkChoice {
             index,
             delta: WireDelta::default(),
@@ -277,7 +277,7 @@ impl Chunks {
 
     fn end(&self, out: &mut Vec<u8>) {
         if self.include_usage {
-            self.push(Vec::new(), Some(usage(self.bill.total())), out);
+            self.push(Vec::new(), Some(usage(self.totals.usage())), out);
         }
         out.extend_from_slice(&sse::DONE);
     }
@@ -296,7 +296,7 @@ impl Chunks {
     }
 }
 
-/// A delta in the wire's types.
+/// Delta in the types of the wire.
 #[derive(Default)]
 struct Piece {
     content: String,
@@ -325,7 +325,7 @@ impl Sent {
     }
 }
 
-/// A call's arguments as this dialect has them: a JSON object in a string.
+/// Returns the arguments of a call as this dialect has them: a JSON object in a string.
 pub(super) fn arguments_text(arguments: serde_json::Map<String, serde_json::Value>) -> String {
     let bytes = reply::encode(&encode::tool_arguments(arguments));
     String::from_utf8_lossy(&bytes).into_owned()
@@ -378,7 +378,7 @@ pub(super) fn usage(usage: &AnswerUsage) -> WireUsage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::fake::{calls, delta, finish, text, thinking};
+    use crate::api::tests::fake::{calls, delta, finish, text, thinking};
 
     const HEAD: &str = "{\"id\":\"chatcmpl-7\",\"object\":\"chat.completion.chunk\",\"created\":9,\"model\":\"m\",\"system_fingerprint\":\"fp_ollama\",";
 
@@ -389,7 +389,7 @@ mod tests {
         }
     }
 
-    /// The steps of a single answer.
+    /// Steps of a single answer.
     fn steps(events: Vec<Event>) -> Vec<ChoiceEvent> {
         let step = |event: Event| {
             let is_last = matches!(event, Event::Finished(_));
@@ -419,7 +419,7 @@ mod tests {
     fn answers_side_by_side_have_their_own_roles_calls_and_reasons_and_one_end() {
         let chunks = Chunks {
             choices: vec![Sent::default(); 2],
-            bill: Bill::new(2),
+            totals: UsageTotals::new(2),
             ..chunks(true)
         };
         let step = |index, event| ChoiceEvent::new(index, event, false);
@@ -521,7 +521,8 @@ mod tests {
         );
     }
 
-    // Trap 65
+    // What goes wrong before the first byte is a status, not a broken stream: the prompt is shown in one piece (trap
+    // 65).
     #[test]
     fn a_rendered_prompt_is_shown_as_debug_information() {
         assert_eq!(

@@ -1,10 +1,16 @@
-//! Fields that the text routes of this dialect share: sampling, length, reasoning, residency, and how many answers.
+//! Fields that the text routes of this dialect share: sampling, length, reasoning, residency, number of answers.
 //!
-//! Ollama's shim drops most of them in silence. An hf: model honours them; what has no effect all the same is named.
+//! Ollama's shim silently drops most of them. An hf: model honors them; a field that still has no effect is collected
+//! in `ignored`, and the reply names it.
 
 use super::choices::MAX_CHOICES;
 use crate::{
-    api::{error::ApiError, model::Model, options::Options, values},
+    api::{
+        error::ApiError,
+        model::Model,
+        options::Options,
+        values::{self, MAX_STOPS, OptionsField},
+    },
     go::{
         decode::{DecodeError, Field, Node},
         quote,
@@ -13,16 +19,13 @@ use crate::{
     provider::CallContext,
 };
 
-/// Strings that can end an answer.
-const MAX_STOPS: usize = 256;
-
-/// Tokens whose logits one request may shift.
+/// Most tokens whose logits one request may bias.
 const MAX_LOGIT_BIASES: usize = 1024;
 
-/// What a shift of a logit may be: these ban and force a token.
+/// Range of a logit bias, from OpenAI's reference: its ends ban and force a token.
 const LOGIT_BIAS_RANGE: std::ops::RangeInclusive<f32> = -100.0..=100.0;
 
-/// The shared fields as they came.
+/// Shared fields of a request.
 #[derive(Debug, Default)]
 pub(super) struct Common {
     pub(super) model: String,
@@ -34,15 +37,14 @@ pub(super) struct Common {
     pub(super) frequency_penalty: Option<f64>,
     pub(super) presence_penalty: Option<f64>,
     pub(super) stop: Option<Vec<String>>,
-    /// What was asked for and has no effect.
+    /// Names of fields without effect.
     pub(super) ignored: Vec<&'static str>,
     effort: Option<String>,
     think: ThinkMode,
     template_thinks: Option<bool>,
     thinking_budget: Option<u32>,
     keep_alive: Option<KeepAlive>,
-    /// A bad option is answered late, after the checks of the model.
-    options: Option<Result<Options, ApiError>>,
+    options: OptionsField,
     max_completion_tokens: Option<i64>,
     num_ctx: Option<i64>,
     seed: Option<i64>,
@@ -53,7 +55,7 @@ pub(super) struct Common {
 }
 
 impl Common {
-    /// Takes a field that is one of these, its key in lower case; gives back any other.
+    /// Reads a shared field by its lower-case key; returns the node of any other.
     pub(super) fn read<'a>(
         &mut self,
         root: &'static str,
@@ -75,7 +77,7 @@ impl Common {
             "thinking_budget_tokens" => {
                 let mut tokens = None;
                 node.read_int(&mut tokens, Field(root, "thinking_budget_tokens"))?;
-                // Negative is llama-server's word for no limit.
+                // In llama-server's API a negative budget is no limit.
                 self.thinking_budget = tokens.and_then(|tokens| match tokens {
                     ..0 => None,
                     tokens => Some(u32::try_from(tokens).unwrap_or(u32::MAX)),
@@ -83,10 +85,7 @@ impl Common {
             }
             "chat_template_kwargs" => self.read_template_kwargs(root, node)?,
             "keep_alive" => self.keep_alive = values::keep_alive(&node)?,
-            "options" => {
-                let entries = node.read_object(Field(root, "options"), "map[string]interface {}")?;
-                self.options = Some(Options::read(entries));
-            }
+            "options" => self.options = OptionsField::read(node, root)?,
             "max_tokens" => node.read_int(&mut self.max_tokens, Field(root, "max_tokens"))?,
             "max_completion_tokens" => {
                 node.read_int(&mut self.max_completion_tokens, Field(root, "max_completion_tokens"))?;
@@ -106,7 +105,7 @@ impl Common {
         Ok(None)
     }
 
-    /// `reasoning_effort`, or what stands for it.
+    /// Reads `reasoning_effort`, or the field that has it on another route.
     pub(super) fn set_effort(&mut self, node: Node<'_>, field: Field) -> Result<(), DecodeError> {
         let mut effort = String::new();
         node.read_string(&mut effort, field)?;
@@ -116,12 +115,12 @@ impl Common {
         Ok(())
     }
 
-    /// The effort as it was sent.
+    /// Returns the effort as the client sent it.
     pub(super) fn effort(&self) -> Option<&str> {
         self.effort.as_deref()
     }
 
-    /// Variables of the chat template: the one that clients of llama-server send is honoured.
+    /// Reads variables of the chat template. Only `enable_thinking`, which clients of llama-server send, is honored.
     fn read_template_kwargs(&mut self, root: &'static str, node: Node<'_>) -> Result<(), DecodeError> {
         let field = Field(root, "chat_template_kwargs");
         for (key, node) in node.read_object(field, "map[string]interface {}")? {
@@ -134,20 +133,19 @@ impl Common {
         Ok(())
     }
 
-    /// Notes that a field has no effect.
     pub(super) fn note_ignored(&mut self, name: &'static str) {
         if !self.ignored.contains(&name) {
             self.ignored.push(name);
         }
     }
 
-    /// The checks of the shim on fields that could be read.
+    /// Makes the checks of the shim on decoded fields.
     pub(super) fn check(&self) -> Result<(), ApiError> {
         self.level()?;
         self.choices().map(drop)
     }
 
-    /// Answers wanted to one prompt.
+    /// Returns the number of answers to one prompt.
     pub(super) fn choices(&self) -> Result<usize, ApiError> {
         let count = self.count.unwrap_or(1);
         usize::try_from(count)
@@ -156,7 +154,8 @@ impl Common {
             .ok_or_else(|| ApiError::bad_request(format!("n must be between 1 and {MAX_CHOICES}")))
     }
 
-    /// The effort's meaning; what Ollama reads goes before what it does not.
+    /// Returns the reasoning that is asked for. `reasoning_effort`, which Ollama reads, goes before `think`, which it
+    /// does not.
     fn level(&self) -> Result<ThinkMode, ApiError> {
         let Some(effort) = &self.effort else {
             return Ok(self.think);
@@ -176,22 +175,22 @@ impl Common {
         })
     }
 
-    /// Whether the client said anything about reasoning.
+    /// Returns true if the request has any field about reasoning.
     pub(super) fn speaks_of_thinking(&self) -> bool {
         self.effort.is_some() || self.think != ThinkMode::Unset || self.template_thinks.is_some()
     }
 
-    /// Whether this model is to reason.
+    /// Returns the reasoning to ask this model for.
     pub(super) fn thinking(&self, model: &Model) -> Result<ThinkMode, ApiError> {
         match (self.level()?, self.template_thinks) {
             (ThinkMode::Unset, Some(false)) => Ok(ThinkMode::Off),
-            // A variable that a template does not know is no error.
+            // A template ignores variables that it does not use, so this is no error for a model without reasoning.
             (ThinkMode::Unset, Some(true)) => Ok(model.think_if_able(ThinkMode::On).think),
             (asked, _) => model.think(asked),
         }
     }
 
-    /// The neutral request. `top_p` is the wire's default, which goes before the model's.
+    /// Converts to the neutral request. `top_p` is the default of the route, which goes before the model's.
     pub(super) fn into_inference(
         self,
         prompt: InferencePrompt,
@@ -202,24 +201,29 @@ impl Common {
             mut sampling,
             mut load,
             thinking_budget,
-        } = self.options.unwrap_or_else(|| Ok(Options::default()))?;
+        } = self.options.into_options()?;
         if let Some(tokens) = self.max_completion_tokens.or(self.max_tokens) {
             sampling.num_predict = Some(tokens);
         }
         if let Some(tokens) = self.num_ctx {
-            load.context_length = u32::try_from(tokens).ok().filter(|tokens| *tokens > 0);
+            load.context_length = values::context_length(tokens);
         }
         sampling.seed = self.seed.or(sampling.seed);
-        sampling.top_k = self
-            .top_k
-            .map(|count| i32::try_from(count).unwrap_or(i32::MAX))
-            .or(sampling.top_k);
-        sampling.min_p = self.min_p.map(narrow).or(sampling.min_p);
-        sampling.frequency_penalty = self.frequency_penalty.map(narrow).or(sampling.frequency_penalty);
-        sampling.presence_penalty = self.presence_penalty.map(narrow).or(sampling.presence_penalty);
+        sampling.top_k = self.top_k.map(values::top_k).or(sampling.top_k);
+        sampling.min_p = self.min_p.map(values::to_f32).or(sampling.min_p);
+        sampling.frequency_penalty = self
+            .frequency_penalty
+            .map(values::to_f32)
+            .or(sampling.frequency_penalty);
+        sampling.presence_penalty = self.presence_penalty.map(values::to_f32).or(sampling.presence_penalty);
         sampling.stop = self.stop.or(sampling.stop);
-        sampling.temperature = Some(self.temperature.map(narrow).or(sampling.temperature).unwrap_or(1.0));
-        sampling.top_p = self.top_p.map(narrow).or(sampling.top_p).or(top_p);
+        sampling.temperature = Some(
+            self.temperature
+                .map(values::to_f32)
+                .or(sampling.temperature)
+                .unwrap_or(1.0),
+        );
+        sampling.top_p = self.top_p.map(values::to_f32).or(sampling.top_p).or(top_p);
         sampling.logit_bias = self.logit_bias;
         Ok(InferenceRequest {
             prompt,
@@ -236,12 +240,13 @@ impl Common {
         })
     }
 
-    /// Whether the model is to be unloaded, should there be nothing to answer.
+    /// Returns true if the request, should it have nothing to answer, unloads the model.
     pub(super) fn unloads(&self) -> bool {
         self.keep_alive.is_some_and(KeepAlive::is_zero)
     }
 
-    /// What a request without anything to answer asks for: loads the model or unloads it. Gives back the word for that.
+    /// Loads or unloads the model, which a request without anything to answer asks for. Returns the finish reason for
+    /// that.
     pub(super) async fn settle(self, call: &CallContext, model: &Model) -> Result<&'static str, ApiError> {
         let (done, word) = if self.unloads() {
             (model.provider.unload(call, &model.name).await, "unload")
@@ -256,12 +261,7 @@ impl Common {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "samplers count in 32 bits")]
-fn narrow(number: f64) -> f32 {
-    number as f32
-}
-
-/// A string or a list. `wrong` says what to do with an item that is no string.
+/// Reads stop strings, a string or a list. `wrong` is called for an item that is no string: the routes differ there.
 pub(super) fn stops(
     node: Node<'_>,
     wrong: impl Fn(&Node<'_>) -> Result<(), DecodeError>,
@@ -285,7 +285,7 @@ pub(super) fn stops(
     }
 }
 
-/// Token ids as keys, shifts as values.
+/// Reads `logit_bias`, a map from token id to bias.
 fn logit_bias(node: Node<'_>) -> Result<Vec<(i32, f32)>, DecodeError> {
     let wrong = || DecodeError::new("logit_bias must map token ids to numbers from -100 to 100");
     let entries = match node {

@@ -1,4 +1,5 @@
-//! Chunks and whole answers of `/v1/completions`. Field order is the wire's; chunks have another one than whole answers.
+//! Chunks and whole answers of `/v1/completions`. The order of fields is the wire's; that of chunks differs from that
+//! of whole answers.
 
 use std::fmt::Write;
 
@@ -6,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
-    choices::{Bill, ChoiceEvent},
+    choices::{ChoiceEvent, UsageTotals},
     chunks::{FINGERPRINT, WireUsage, usage},
     envelope,
 };
@@ -22,17 +23,17 @@ use crate::{
 
 const OBJECT: &str = "text_completion";
 
-/// What all chunks of a reply share.
+/// Encoder of a reply: the fields that its chunks share, and the progress of its answers.
 #[derive(Debug)]
 pub(super) struct CompletionChunks {
     id: String,
-    /// Unix seconds; the same in every chunk.
+    /// Unix seconds, the same in every chunk.
     created: i64,
     model: String,
     include_usage: bool,
-    /// Characters of each text so far.
+    /// Number of characters of each text so far.
     lengths: Vec<usize>,
-    bill: Bill,
+    totals: UsageTotals,
 }
 
 #[derive(Serialize)]
@@ -63,26 +64,26 @@ struct Choice {
     text: String,
     index: usize,
     finish_reason: Option<&'static str>,
-    /// Not OpenAI's: its route knows no reasoning. It comes only where the request asked for it, and must go somewhere.
+    /// Reasoning, which OpenAI's route has no field for. There is some only if the request asked for it.
     #[serde(skip_serializing_if = "String::is_empty")]
     reasoning: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<WireLogprobs>,
 }
 
-/// Log-probabilities in OpenAI's older form: lists side by side.
+/// Log-probabilities in OpenAI's older form: parallel lists.
 #[derive(Serialize)]
 struct WireLogprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<f64>,
-    /// `null` where no alternatives were asked for.
+    /// Alternatives; `None`, encoded as `null`, if none were asked for.
     top_logprobs: Option<Vec<Map<String, Value>>>,
-    /// Where each token begins, in characters of the text.
+    /// Offset of each token in characters of the text.
     text_offset: Vec<usize>,
 }
 
 impl CompletionChunks {
-    /// For so many answers to each of so many prompts.
+    /// Creates the encoder for a number of answers to each of several prompts.
     pub(super) fn new(model: String, include_usage: bool, created: i64, prompts: usize, answers: usize) -> Self {
         let id = format!("cmpl-{}", rand::random_range(0..999));
         Self {
@@ -91,15 +92,15 @@ impl CompletionChunks {
             model,
             include_usage,
             lengths: vec![0; prompts * answers],
-            bill: Bill::new(answers),
+            totals: UsageTotals::new(answers),
         }
     }
 
-    /// Whole answers.
+    /// Returns the whole answers as one reply.
     pub(super) fn whole(mut self, answers: Vec<Answer>) -> Vec<u8> {
         let mut choices = Vec::with_capacity(answers.len());
         for (index, answer) in answers.into_iter().enumerate() {
-            self.bill.add(index, &answer.finish);
+            self.totals.add(index, &answer.finish);
             choices.push(Choice {
                 text: answer.content,
                 index,
@@ -111,7 +112,7 @@ impl CompletionChunks {
         self.encode_whole(choices)
     }
 
-    /// The reply to a request that only loads or unloads.
+    /// Returns the reply to a request that only loads or unloads.
     pub(super) fn residency(self, reason: &'static str, streams: bool) -> Vec<u8> {
         let choice = Choice {
             text: String::new(),
@@ -137,7 +138,7 @@ impl CompletionChunks {
             model: &self.model,
             system_fingerprint: FINGERPRINT,
             choices,
-            usage: usage(self.bill.total()),
+            usage: usage(self.totals.usage()),
         });
         bytes.push(b'\n');
         bytes
@@ -170,7 +171,7 @@ impl CompletionChunks {
         Some(wire)
     }
 
-    /// With usage asked for, every chunk has one that counts nothing; the last one counts.
+    /// Appends a chunk of one choice. If usage is asked for, Ollama puts zeros into every chunk but the last.
     fn push(&self, choice: Choice, out: &mut Vec<u8>) {
         let usage = self.include_usage.then(WireUsage::default);
         self.push_chunk(vec![choice], usage, out);
@@ -178,7 +179,7 @@ impl CompletionChunks {
 
     fn end(&self, out: &mut Vec<u8>) {
         if self.include_usage {
-            self.push_chunk(Vec::new(), Some(usage(self.bill.total())), out);
+            self.push_chunk(Vec::new(), Some(usage(self.totals.usage())), out);
         }
         out.extend_from_slice(&sse::DONE);
     }
@@ -209,7 +210,7 @@ impl Encoder<ChoiceEvent> for CompletionChunks {
                 logprobs: self.logprobs(index, &delta.logprobs),
             },
             Event::Finished(finish) => {
-                self.bill.add(index, &finish);
+                self.totals.add(index, &finish);
                 Choice {
                     text: String::new(),
                     index,
@@ -243,20 +244,20 @@ fn reason(reason: FinishReason) -> &'static str {
     }
 }
 
-/// A token as a key: what is no text on its own is spelled out byte by byte, as OpenAI does, so that two such tokens
-/// stay two.
+/// Returns a token as a key. One that is no text by itself is spelled out in bytes, as OpenAI does, so that two such
+/// tokens have two keys.
 fn token(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
         Err(_) => bytes.iter().fold("bytes:".to_owned(), |mut text, byte| {
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = write!(text, "\\x{byte:02x}");
             text
         }),
     }
 }
 
-/// Characters that begin in these bytes.
+/// Returns the number of characters that begin in these bytes: all but UTF-8 continuation bytes.
 fn characters(bytes: &[u8]) -> usize {
     bytes.iter().filter(|byte| (**byte & 0xc0) != 0x80).count()
 }
@@ -265,7 +266,7 @@ fn characters(bytes: &[u8]) -> usize {
 mod tests {
     use super::*;
     use crate::{
-        api::fake::{delta, finish, text, thinking},
+        api::tests::fake::{delta, finish, text, thinking},
         inference::{Delta, TopLogprob},
     };
 

@@ -1,4 +1,4 @@
-//! The body of `/v1/completions`.
+//! Body of `/v1/completions`.
 
 use super::common::{Common, stops};
 use crate::{
@@ -9,25 +9,24 @@ use crate::{
 
 const ROOT: &str = "CompletionRequest";
 
-/// Prompts in one request.
+/// Most prompts in one request.
 const MAX_PROMPTS: usize = 32;
 
-/// `top_p` where the request does not say, or says 0.
+/// `top_p` of requests that do not set it, or set it to 0: Ollama's shim sends 1 then, over the model's own default.
 const DEFAULT_TOP_P: Option<f32> = Some(1.0);
 
-/// A request as it came.
+/// Body of `POST /v1/completions`.
 #[derive(Debug, Default)]
 pub(super) struct CompletionRequest {
     pub(super) common: Common,
-    /// At least one once it is checked.
     prompts: Vec<String>,
     pub(super) suffix: String,
-    /// Alternatives to each token; asked for with 0, the log-probabilities of the chosen ones come alone.
+    /// Number of alternatives to each token; with 0, only the log-probabilities of the chosen tokens are returned.
     logprobs: Option<i64>,
 }
 
 impl CompletionRequest {
-    /// Reads a body. The errors are those of the shim.
+    /// Decodes a body, with the errors of the shim.
     pub(super) fn decode(body: &[u8]) -> Result<Self, DecodeError> {
         let mut request = Self::default();
         for (key, node) in entries_of(body, "openai.CompletionRequest")? {
@@ -74,7 +73,7 @@ impl CompletionRequest {
         Ok(())
     }
 
-    /// The checks of the shim on a body that could be read.
+    /// Makes the checks of the shim on a decoded body.
     pub(super) fn check(&self) -> Result<(), ApiError> {
         if self.prompts.len() > MAX_PROMPTS {
             return Err(ApiError::bad_request(format!(
@@ -84,7 +83,7 @@ impl CompletionRequest {
         self.common.check()
     }
 
-    /// The check of the native handler that comes before the model is looked up.
+    /// Makes the check that the native handler makes before it looks the model up.
     pub(super) fn check_range(&self) -> Result<(), ApiError> {
         self.wanted_logprobs().map(drop)
     }
@@ -93,12 +92,12 @@ impl CompletionRequest {
         self.logprobs.map(values::top_logprobs).transpose()
     }
 
-    /// Whether there is nothing to answer.
+    /// Returns true if there is nothing to answer.
     pub(super) fn is_empty(&self) -> bool {
         self.prompts.iter().all(String::is_empty)
     }
 
-    /// A neutral request for each prompt.
+    /// Returns a neutral request for each prompt.
     pub(super) fn into_inferences(self, think: ThinkMode) -> Result<Vec<InferenceRequest>, ApiError> {
         let logprobs = self.wanted_logprobs()?;
         let Self {
@@ -118,7 +117,8 @@ impl CompletionRequest {
     }
 }
 
-/// As on the native route: the chat template is applied, unless there is a gap to fill.
+/// Builds a prompt. As on Ollama's native route, to which its shim leads, the chat template is applied, unless there is
+/// a suffix.
 fn prompt(text: String, suffix: &str) -> InferencePrompt {
     if !suffix.is_empty() {
         return InferencePrompt::Infill {
@@ -135,7 +135,7 @@ fn prompt(text: String, suffix: &str) -> InferencePrompt {
     }
 }
 
-/// A text, or a list of them.
+/// Reads a text, or a list of them.
 fn prompts(node: Node<'_>) -> Result<Vec<String>, DecodeError> {
     match node {
         Node::Null => Ok(Vec::new()),

@@ -47,7 +47,7 @@ async fn answer(
     if request.is_empty() && request.common.unloads() {
         return residency(call, model, request.common).await;
     }
-    // Reasoning has no place on this route: a model that reasons does not, unless the request speaks of it.
+    // OpenAI's route has no field for reasoning, so a model only reasons here if the request mentions it.
     let think = if request.common.speaks_of_thinking() {
         request.common.thinking(&model)?
     } else {
@@ -65,7 +65,7 @@ async fn answer(
     let answers = request.common.choices()?;
     let requests = request.into_inferences(think)?;
     for request in &requests {
-        model.note_dropped(request, &mut ignored);
+        model.note_unsupported(request, &mut ignored);
     }
     let prompts = requests.len();
     let requests: Vec<InferenceRequest> = requests
@@ -90,7 +90,7 @@ fn chunks(model: Model, include_usage: bool, prompts: usize, answers: usize) -> 
     CompletionChunks::new(model.requested, include_usage, created, prompts, answers)
 }
 
-/// Loads or unloads the model: an empty prompt asks for nothing else.
+/// Loads or unloads the model, which is the meaning of an empty prompt in Ollama.
 async fn residency(call: &CallContext, model: Model, common: Common) -> Result<Response<Body>, ApiError> {
     let (streams, include_usage) = (common.stream, common.include_usage);
     let reason = common.settle(call, &model).await?;

@@ -1,4 +1,4 @@
-//! Messages of `/v1/chat/completions`: text, content parts, images as data URIs, calls and results of tools.
+//! Messages of `/v1/chat/completions`: text, content parts, images as data URIs, tool calls and their results.
 
 use crate::{
     api::values,
@@ -8,40 +8,22 @@ use crate::{
 
 const ROOT: &str = "ChatCompletionRequest";
 
-/// Messages in one request.
-const MAX_MESSAGES: usize = 1 << 16;
-
-/// Image types that a data URI may name; none at all is fine too.
+/// Image types that Ollama accepts in a data URI; the empty one stands for no type.
 const IMAGE_TYPES: [&str; 5] = ["image/jpeg", "image/jpg", "image/png", "image/webp", ""];
 
-/// Reads the list.
+/// Reads the messages of a request.
 pub(super) fn messages(node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
     let items = node.read_array(Field(ROOT, "messages"), "[]openai.Message")?;
-    if items.len() > MAX_MESSAGES {
-        return Err(DecodeError::new(format!(
-            "the request holds more than {MAX_MESSAGES} messages"
-        )));
-    }
+    values::check_message_count(items.len())?;
     let mut messages = Vec::with_capacity(items.len());
     for (index, item) in items.into_iter().enumerate() {
         let mut message = message(index, item)?;
         if message.tool_name.is_empty() && !message.tool_call_id.is_empty() {
-            message.tool_name = name_of_call(&messages, &message.tool_call_id);
+            message.tool_name = values::tool_of_call(&messages, &message.tool_call_id);
         }
         messages.push(message);
     }
     Ok(messages)
-}
-
-/// The tool that the latest call with this id named.
-pub(super) fn name_of_call(messages: &[Message], id: &str) -> String {
-    messages
-        .iter()
-        .rev()
-        .flat_map(|message| &message.tool_calls)
-        .find(|call| call.id == id)
-        .map(|call| call.name.clone())
-        .unwrap_or_default()
 }
 
 fn message(index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
@@ -65,7 +47,7 @@ fn message(index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
         }
     }
     if message.role.0 != "tool" {
-        // A user's own name is no tool.
+        // Outside results of tools, `name` is that of the speaker.
         message.tool_name.clear();
     }
     match content {
@@ -82,8 +64,8 @@ fn message(index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
     Ok(message)
 }
 
-/// Parts become one message: texts one below the other, images in order. (A message for each part, as Ollama makes them,
-/// breaks templates that want user and assistant to alternate.)
+/// Joins content parts to one message: texts with line feeds between them, images in order. Ollama makes a message of
+/// each part, which breaks templates that want user and assistant to alternate.
 fn read_parts(parts: Vec<Node<'_>>, message: &mut Message) -> Result<(), DecodeError> {
     for part in parts {
         let Node::Object(members) = part else {
@@ -105,13 +87,13 @@ fn read_parts(parts: Vec<Node<'_>>, message: &mut Message) -> Result<(), DecodeE
                 message.content.push_str(&text);
             }
             ("image_url", Some(Node::String(url))) => message.media.push(image(&url)?),
-            ("image_url", Some(Node::Object(members))) => {
-                let url = member(members, "url").ok_or_else(bad_part)?;
-                message.media.push(image(&url)?);
+            ("image_url", Some(image_url @ Node::Object(_))) => {
+                let url = image_url.text_member("url").ok_or_else(bad_part)?;
+                message.media.push(image(url)?);
             }
-            ("input_audio", Some(Node::Object(members))) => {
-                let data = member(members, "data").ok_or_else(bad_part)?;
-                message.media.push(decode_base64(&data).map_err(|_| bad_part())?);
+            ("input_audio", Some(audio @ Node::Object(_))) => {
+                let data = audio.text_member("data").ok_or_else(bad_part)?;
+                message.media.push(decode_base64(data).map_err(|_| bad_part())?);
             }
             _ => return Err(bad_part()),
         }
@@ -123,14 +105,7 @@ fn bad_part() -> DecodeError {
     DecodeError::new("invalid message format")
 }
 
-fn member<'a>(members: Vec<(std::borrow::Cow<'a, str>, Node<'a>)>, name: &str) -> Option<std::borrow::Cow<'a, str>> {
-    members.into_iter().rev().find_map(|(key, node)| match node {
-        Node::String(text) if key == name => Some(text),
-        _ => None,
-    })
-}
-
-/// The bytes behind a data URI.
+/// Returns the bytes in a data URI.
 pub(super) fn image(url: &str) -> Result<Vec<u8>, DecodeError> {
     if url.starts_with("http://") || url.starts_with("https://") {
         return Err(DecodeError::new(
@@ -179,13 +154,13 @@ fn tool_call(message: usize, index: usize, node: Node<'_>) -> Result<ToolCall, D
         }
     }
     if call.id.is_empty() {
-        // Counted, not random: the rendered prompt has to be the same on every turn.
+        // Counted, not random: the rendered prompt has to be the same on every turn, or the prefix cache is of no use.
         call.id = format!("call_{message}_{index}");
     }
     Ok(call)
 }
 
-/// A JSON object in a string; an object as it is does no harm.
+/// Reads the arguments of a call: a JSON object in a string, or, as some clients send it, the object itself.
 fn arguments(node: &Node<'_>) -> Result<serde_json::Map<String, serde_json::Value>, DecodeError> {
     let bad = || DecodeError::new("invalid tool call arguments");
     match node {

@@ -10,8 +10,8 @@ use crate::{
         envelope::{LayeredError, shim_error},
         error::ApiError,
         model::Model,
-        options::Options,
-        reply, values,
+        reply,
+        values::{self, OptionsField},
     },
     go::{
         decode::{DecodeError, Field, Node, entries_of},
@@ -24,10 +24,11 @@ use crate::{
 
 const ROOT: &str = "EmbedRequest";
 
-/// Texts in one request.
+/// Most texts in one request.
 const MAX_INPUTS: usize = 1 << 16;
 
-/// A request as it came. `keep_alive`, `options`, `num_ctx` and `truncate` are Ollama's own, which its shim does not read.
+/// Body of `POST /v1/embeddings`. `keep_alive`, `options`, `num_ctx` and `truncate` are fields of Ollama's native
+/// route, which its shim does not read.
 #[derive(Debug, Default)]
 struct Request {
     model: String,
@@ -36,7 +37,7 @@ struct Request {
     as_base64: bool,
     dimensions: Option<i64>,
     keep_alive: Option<KeepAlive>,
-    options: Option<Result<Options, ApiError>>,
+    options: OptionsField,
     num_ctx: Option<i64>,
     truncate: Option<bool>,
 }
@@ -47,7 +48,7 @@ enum Input {
     #[default]
     Nothing,
     Texts(Vec<String>),
-    /// Something else. Ollama finds that out behind the shim.
+    /// Any other type. It is the native handler that refuses it.
     Wrong,
 }
 
@@ -108,9 +109,9 @@ pub(crate) async fn embeddings(call: &CallContext, request: RoutedRequest) -> Re
 async fn embed(call: &CallContext, routed: RoutedModel, request: Request) -> Result<EmbeddingResult, ApiError> {
     let inputs = request.input.into_texts()?;
     let model = Model::find(call, routed, request.model).await?;
-    let mut load = request.options.unwrap_or_else(|| Ok(Options::default()))?.load;
+    let mut load = request.options.into_options()?.load;
     if let Some(tokens) = request.num_ctx {
-        load.context_length = u32::try_from(tokens).ok().filter(|tokens| *tokens > 0);
+        load.context_length = values::context_length(tokens);
     }
     let wanted = EmbedRequest {
         inputs,
@@ -155,10 +156,7 @@ impl Request {
                 "encoding_format" => node.read_string(&mut request.encoding, Field(ROOT, "encoding_format"))?,
                 "dimensions" => node.read_int(&mut request.dimensions, Field(ROOT, "dimensions"))?,
                 "keep_alive" => request.keep_alive = values::keep_alive(&node)?,
-                "options" => {
-                    let entries = node.read_object(Field(ROOT, "options"), "map[string]interface {}")?;
-                    request.options = Some(Options::read(entries));
-                }
+                "options" => request.options = OptionsField::read(node, ROOT)?,
                 "num_ctx" => node.read_int(&mut request.num_ctx, Field(ROOT, "num_ctx"))?,
                 "truncate" => node.read_optional_bool(&mut request.truncate, Field(ROOT, "truncate"))?,
                 _ => {}
@@ -178,7 +176,7 @@ impl Input {
             Node::Array(items) => {
                 let texts = items.into_iter().map(|item| match item {
                     Node::String(text) => Some(text.into_owned()),
-                    // Token ids among them: which tokens those are, only the client's own tokeniser knows.
+                    // Token ids, for example: only the client's tokenizer knows what they stand for.
                     _ => None,
                 });
                 texts.collect::<Option<_>>().map_or(Self::Wrong, Self::Texts)
@@ -245,7 +243,7 @@ mod tests {
     #[test]
     fn base64_holds_little_endian_floats() {
         let text = crate::go::encode::to_string(&list("m", embedded(), true)).unwrap();
-        // 0.1, -1e-7 and 1.0 in IEEE 754, least byte first.
+        // 0.1, -1e-7 and 1.0 in IEEE 754, little-endian.
         let bytes = [0xcd, 0xcc, 0xcc, 0x3d, 0x95, 0xbf, 0xd6, 0xb3, 0x00, 0x00, 0x80, 0x3f];
         assert!(
             text.contains(&format!("\"embedding\":\"{}\",\"index\":0", STANDARD.encode(bytes))),

@@ -1,24 +1,23 @@
-//! The body of `/v1/chat/completions`.
-
-use serde_json::value::RawValue;
+//! Body of `/v1/chat/completions`.
 
 use super::{
     common::{Common, stops},
     content,
-    tools::Choice,
+    tools::ToolChoiceField,
 };
 use crate::{
     api::{
         error::ApiError,
+        tools::OfferedTools,
         values::{self, FormatField},
     },
     go::decode::{DecodeError, Field, Node, entries_of},
-    inference::{InferencePrompt, InferenceRequest, Message, ThinkMode, ToolChoice},
+    inference::{InferencePrompt, InferenceRequest, Message, ThinkMode, ToolDefinition},
 };
 
 const ROOT: &str = "ChatCompletionRequest";
 
-/// Fields of OpenAI's that would change the answer and have no meaning here.
+/// Fields of OpenAI's API that would change the answer there and have no effect here.
 const WITHOUT_EFFECT: [&str; 6] = [
     "audio",
     "function_call",
@@ -28,46 +27,32 @@ const WITHOUT_EFFECT: [&str; 6] = [
     "web_search_options",
 ];
 
-/// `top_p` where the request does not say: this wire's default, which goes before the model's.
+/// `top_p` of requests that do not set it: Ollama's shim sends 1 then, over the model's own default.
 const DEFAULT_TOP_P: Option<f32> = Some(1.0);
 
-/// A request as it came.
+/// Body of `POST /v1/chat/completions`.
 #[derive(Debug)]
 pub(super) struct ChatCompletionRequest {
     pub(super) common: Common,
     messages: Vec<Message>,
-    tools: Vec<Box<RawValue>>,
-    tool_choice: Choice,
+    tools: Vec<ToolDefinition>,
+    tool_choice: ToolChoiceField,
     parallel_tool_calls: bool,
     format: FormatField,
     logprobs: bool,
     top_logprobs: Option<i64>,
-    /// Show the rendered prompt instead of answering it.
+    /// If set, the rendered prompt is returned instead of an answer (`_debug_render_only`, as on the native route).
     pub(super) only_renders: bool,
 }
 
-/// Tools as the model is to see them.
-#[derive(Debug, Default)]
-pub(super) struct Tools {
-    pub(super) tools: Vec<Box<RawValue>>,
-    pub(super) choice: ToolChoice,
-}
-
-impl Tools {
-    /// Whether an answer without a call would be wrong.
-    pub(super) fn are_required(&self) -> bool {
-        matches!(self.choice, ToolChoice::Required | ToolChoice::Function(_))
-    }
-}
-
 impl ChatCompletionRequest {
-    /// Reads a body. The errors are those of the shim.
+    /// Decodes a body, with the errors of the shim.
     pub(super) fn decode(body: &[u8]) -> Result<Self, DecodeError> {
         let mut request = Self {
             common: Common::default(),
             messages: Vec::new(),
             tools: Vec::new(),
-            tool_choice: Choice::default(),
+            tool_choice: ToolChoiceField::default(),
             parallel_tool_calls: true,
             format: FormatField::Unset,
             logprobs: false,
@@ -87,7 +72,7 @@ impl ChatCompletionRequest {
         match key {
             "messages" => self.messages = content::messages(node)?,
             "tools" => self.tools = values::tools(node, Field(ROOT, "tools"))?,
-            "tool_choice" => self.tool_choice = Choice::read(&node)?,
+            "tool_choice" => self.tool_choice = ToolChoiceField::read(&node)?,
             "parallel_tool_calls" => {
                 node.read_bool(&mut self.parallel_tool_calls, Field(ROOT, "parallel_tool_calls"))?
             }
@@ -99,7 +84,7 @@ impl ChatCompletionRequest {
                 }
             }
             "response_format" => self.format = response_format(node)?,
-            // What is no string in a list is passed over.
+            // Ollama's shim skips items of the list that are no strings.
             "stop" => self.common.stop = stops(node, |_| Ok(()))?,
             "logprobs" => node.read_bool(&mut self.logprobs, Field(ROOT, "logprobs"))?,
             "top_logprobs" => node.read_int(&mut self.top_logprobs, Field(ROOT, "top_logprobs"))?,
@@ -115,7 +100,7 @@ impl ChatCompletionRequest {
         Ok(())
     }
 
-    /// The checks of the shim on a body that could be read.
+    /// Makes the checks of the shim on a decoded body.
     pub(super) fn check(&self) -> Result<(), ApiError> {
         if self.messages.is_empty() {
             return Err(ApiError::bad_request("[] is too short - 'messages'"));
@@ -123,23 +108,21 @@ impl ChatCompletionRequest {
         self.common.check()
     }
 
-    /// The check of the native handler that comes before the model is looked up.
+    /// Makes the check that the native handler makes before it looks the model up.
     pub(super) fn check_range(&self) -> Result<(), ApiError> {
         values::top_logprobs(self.top_logprobs.unwrap_or(0)).map(drop)
     }
 
-    /// The tools that are left by `tool_choice`.
-    pub(super) fn take_tools(&mut self) -> Result<Tools, ApiError> {
-        let choice = std::mem::take(&mut self.tool_choice);
-        let (choice, tools) = choice.apply(std::mem::take(&mut self.tools))?;
-        Ok(Tools { tools, choice })
+    /// Takes the tools that are left by `tool_choice`.
+    pub(super) fn take_tools(&mut self) -> Result<OfferedTools, ApiError> {
+        std::mem::take(&mut self.tool_choice).apply(std::mem::take(&mut self.tools))
     }
 
-    /// The neutral request, with the tools that are left after the check of the model.
-    pub(super) fn into_inference(self, tools: Tools, think: ThinkMode) -> Result<InferenceRequest, ApiError> {
+    /// Converts to the neutral request, with the tools that the model is shown.
+    pub(super) fn into_inference(self, tools: OfferedTools, think: ThinkMode) -> Result<InferenceRequest, ApiError> {
         let prompt = InferencePrompt::Chat {
             messages: self.messages,
-            tools: tools.tools,
+            tools: tools.definitions,
             tool_choice: tools.choice,
             parallel_tool_calls: self.parallel_tool_calls,
             context: Vec::new(),
@@ -178,7 +161,7 @@ fn response_format(node: Node<'_>) -> Result<FormatField, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inference::{AnswerFormat, KeepAlive};
+    use crate::inference::{AnswerFormat, KeepAlive, ToolChoice};
 
     fn decode(json: &str) -> ChatCompletionRequest {
         ChatCompletionRequest::decode(json.as_bytes()).unwrap()
@@ -190,7 +173,7 @@ mod tests {
         request.into_inference(tools, ThinkMode::Unset).unwrap()
     }
 
-    // Trap 39
+    // OpenAI's defaults for both are 1, whatever the model's file says (trap 39).
     #[test]
     fn absent_temperature_and_top_p_are_one_on_this_wire() {
         let sampling = inference("{}").sampling;

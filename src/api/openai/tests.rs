@@ -1,4 +1,4 @@
-//! The routes of this dialect over a provider with a script: checks in their order, statuses, headers, several answers.
+//! Tests of the routes of this dialect over a scripted provider: order of checks, statuses, headers, several answers.
 
 use std::sync::{Arc, atomic::Ordering};
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     api::{
         Api, Endpoint, Handler,
-        fake::{FakeProvider, calls, finish, text, thinking},
+        tests::fake::{FakeProvider, calls, finish, text, thinking},
     },
     config::Config,
     http::body,
@@ -35,7 +35,7 @@ const CHAT: &str = r#","messages":[{"role":"user","content":"x"}]"#;
 const TOOLS: &str = r#","tools":[{"type":"function","function":{"name":"f"}}]"#;
 const IGNORED: &str = "x-hubllama-ignored";
 
-/// What came back.
+/// Reply of a route.
 struct Reply {
     status: u16,
     headers: HeaderMap,
@@ -57,7 +57,7 @@ impl Reply {
             .map_or("", |value| value.to_str().unwrap_or("?"))
     }
 
-    /// Data of every event; `[DONE]` is a text.
+    /// Returns the data of every event; that of `[DONE]` as a string.
     fn events(&self) -> Vec<Value> {
         assert_eq!(self.kind(), "text/event-stream", "{}", self.body);
         self.body
@@ -112,7 +112,7 @@ impl House {
         }
     }
 
-    /// Sends a body with these fields behind the model's name.
+    /// Sends a body with the model's name and these fields.
     async fn ask(&self, endpoint: Endpoint, fields: &str) -> Reply {
         let body = format!("{{\"model\":\"hf:o/r\"{fields}}}");
         self.send(endpoint, "application/json", body).await
@@ -209,7 +209,7 @@ async fn errors_have_the_shape_of_whoever_found_them() {
             r#","messages":[{"role":"user","content":"x"}],"tool_choice":"required""#,
             400,
             SHIM,
-            "tool_choice \"required\" needs tools, and the request has none",
+            "tool_choice requires a call, and the request has no tools",
         ),
         (
             missing(),

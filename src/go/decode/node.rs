@@ -26,6 +26,22 @@ pub(crate) enum Node<'a> {
 }
 
 impl Node<'_> {
+    /// Returns the member of a free-form object by its exact name; the last of several.
+    pub(crate) fn member(&self, name: &str) -> Option<&Self> {
+        match self {
+            Self::Object(entries) => entries.iter().rev().find(|(key, _)| key == name).map(|(_, node)| node),
+            _ => None,
+        }
+    }
+
+    /// Returns the member of a free-form object if it is a string.
+    pub(crate) fn text_member(&self, name: &str) -> Option<&str> {
+        match self.member(name) {
+            Some(Self::String(text)) => Some(text),
+            _ => None,
+        }
+    }
+
     /// Returns the word that Go's `UnmarshalTypeError` uses for the value.
     pub(crate) fn kind(&self) -> &'static str {
         match self {

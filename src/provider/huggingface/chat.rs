@@ -1,7 +1,5 @@
 //! A conversation as what a worker needs: the prompt, how to read the answer, and what the answer must look like.
 
-use serde_json::value::RawValue;
-
 use super::{
     headers::ModelHeader,
     prompt::{self, Rendering, Thinking},
@@ -11,6 +9,7 @@ use crate::{
     config::{Config, JsonSchemas, UnsupportedTools},
     inference::{
         AnswerFormat, Failure, InferencePrompt, InferenceRequest, Message, ModelCapability, ThinkMode, ToolChoice,
+        ToolDefinition,
     },
     lifecycle::TemplateHelper,
     worker::protocol::{ChatSyntax, GrammarTrigger, JsonSchema, ReasoningSyntax, RenderedChat},
@@ -31,7 +30,7 @@ pub(super) struct Conversation {
 /// What a chat request says of tools.
 #[derive(Clone, Copy, Debug)]
 struct Tools<'a> {
-    definitions: &'a [Box<RawValue>],
+    definitions: &'a [ToolDefinition],
     choice: &'a ToolChoice,
     parallel: bool,
     /// Whether they have to be taught, since the template knows none.
@@ -138,8 +137,14 @@ async fn render(
         };
         helper.render(job).await
     };
-    let chosen = match tools.choice {
-        ToolChoice::Function(name) => vec![find(tools.definitions, name)?],
+    let chosen: Vec<ToolDefinition> = match tools.choice {
+        // `api` has refused a choice that is not among the tools.
+        ToolChoice::Function(name) => tools
+            .definitions
+            .iter()
+            .filter(|tool| tool.name == *name)
+            .cloned()
+            .collect(),
         _ => Vec::new(),
     };
     // The model sees all tools and may write one: the grammar is that of a conversation that has no other.
@@ -182,19 +187,6 @@ fn begins_with_a_mark(rendered: &RenderedChat) -> bool {
     rendered.grammar_lazy
         && rendered.grammar_triggers.iter().all(GrammarTrigger::is_word)
         && rendered.grammar_triggers.iter().any(is_mark)
-}
-
-/// The definition of one tool.
-fn find(definitions: &[Box<RawValue>], name: &str) -> Result<Box<RawValue>, Failure> {
-    let called = |definition: &RawValue| {
-        serde_json::from_str::<serde_json::Value>(definition.get())
-            .is_ok_and(|tool| tool["function"]["name"].as_str() == Some(name))
-    };
-    definitions
-        .iter()
-        .find(|definition| called(definition))
-        .cloned()
-        .ok_or_else(|| Failure::Invalid(format!("tool_choice names {name:?}, which is not among the tools")))
 }
 
 fn schema(config: &Config, format: Option<&AnswerFormat>) -> Option<JsonSchema> {
@@ -260,12 +252,5 @@ mod tests {
             (false, false)
         );
         assert!(reasoning(&RenderedChat::default(), prompt::thinking(ThinkMode::On), None).is_none());
-    }
-
-    #[test]
-    fn a_tool_is_found_by_its_name() {
-        let tools = [RawValue::from_string(r#"{"type":"function","function":{"name":"f"}}"#.into()).unwrap()];
-        assert!(find(&tools, "f").is_ok());
-        assert!(matches!(find(&tools, "g"), Err(Failure::Invalid(reason)) if reason.contains("\"g\"")));
     }
 }

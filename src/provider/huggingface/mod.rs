@@ -258,7 +258,7 @@ fn prompt_lengths(prompt: &InferencePrompt) -> Vec<usize> {
     match prompt {
         InferencePrompt::Chat { messages, tools, .. } => {
             let texts = messages.iter().map(|message| message.content.len());
-            texts.chain(tools.iter().map(|tool| tool.get().len())).collect()
+            texts.chain(tools.iter().map(|tool| tool.raw.get().len())).collect()
         }
         InferencePrompt::Raw { text } => vec![text.len()],
         InferencePrompt::Infill { prefix, suffix } => vec![prefix.len(), suffix.len()],

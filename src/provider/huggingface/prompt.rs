@@ -1,10 +1,10 @@
 //! A conversation in the shape that the template helper wants.
 
-use serde_json::{Map, Value, json, value::RawValue};
+use serde_json::{Map, Value, json};
 
 use super::headers::ModelHeader;
 use crate::{
-    inference::{Failure, InferencePrompt, Message, ThinkLevel, ThinkMode},
+    inference::{Failure, InferencePrompt, Message, ThinkLevel, ThinkMode, ToolDefinition},
     worker::protocol::RenderJob,
 };
 
@@ -70,7 +70,7 @@ pub(super) fn thinking(think: ThinkMode) -> Thinking {
 /// What a conversation is rendered with.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rendering<'a> {
-    pub(super) tools: &'a [Box<RawValue>],
+    pub(super) tools: &'a [ToolDefinition],
     /// Whether the answer must hold a call.
     pub(super) call_required: bool,
     pub(super) parallel_calls: bool,

@@ -1,11 +1,9 @@
 //! Tools for a model whose chat template knows none: taught in the system prompt, in the words and tags of Hermes' format, which
 //! many models have seen, and read from the answer by the parser of a template that has that format.
 
-use serde_json::value::RawValue;
-
 use super::prompt::{self, Rendering};
 use crate::{
-    inference::{Failure, Message},
+    inference::{Failure, Message, ToolDefinition},
     worker::protocol::RenderJob,
 };
 
@@ -30,12 +28,12 @@ pub(super) fn format_job(rendering: Rendering<'_>) -> Result<RenderJob, Failure>
 }
 
 /// The conversation with the tools in its system prompt, and with earlier calls and results as plain text.
-pub(super) fn teach(messages: &[Message], tools: &[Box<RawValue>], call_required: bool) -> Vec<Message> {
+pub(super) fn teach(messages: &[Message], tools: &[ToolDefinition], call_required: bool) -> Vec<Message> {
     let mut lesson = String::from(
         "You may call functions to help with the user's request. The functions are described here as JSON schemas:\n<tools>\n",
     );
     for tool in tools {
-        lesson.push_str(tool.get());
+        lesson.push_str(tool.raw.get());
         lesson.push('\n');
     }
     lesson.push_str(
@@ -82,7 +80,8 @@ mod tests {
 
     #[test]
     fn calls_and_results_become_text_and_the_system_prompt_stays() {
-        let tool = RawValue::from_string(r#"{"type":"function","function":{"name":"f"}}"#.into()).unwrap();
+        let definition = r#"{"type":"function","function":{"name":"f"}}"#.to_owned();
+        let tool = ToolDefinition::new(serde_json::value::RawValue::from_string(definition).unwrap());
         let mut call = Message::text("assistant", "");
         call.tool_calls.push(ToolCall {
             id: "c".into(),

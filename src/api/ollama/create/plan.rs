@@ -1,4 +1,4 @@
-//! What a creation has to do, worked out before anything is kept.
+//! Plan of a creation, worked out before anything is stored.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -16,28 +16,28 @@ use crate::{
     provider::{Alias, AliasSettings, Aliases, CallContext, NameOrigin, PlainName, Provider, PullStream},
 };
 
-/// The types that Ollama quantises to.
+/// Quantizations that Ollama creates.
 const QUANTIZATIONS: [&str; 5] = ["F32", "F16", "Q4_K_S", "Q4_K_M", "Q8_0"];
 
-/// A creation.
+/// Creation with all that it needs.
 pub(super) struct Plan {
     call: CallContext,
     provider: Arc<dyn Provider>,
     aliases: Aliases,
     name: PlainName,
-    /// The hf: name to make it of.
+    /// Canonical hf: name of the base model.
     model: String,
-    /// The name as the client wrote it.
+    /// Name of the base model as the client wrote it.
     pub(super) from: String,
-    /// The model of a client's making that it is made of.
+    /// Alias that the new one is derived from.
     base: Option<Arc<Alias>>,
-    /// What `from` is called in listings, where that is a plain name.
+    /// Name of `from` in listings, if that is a plain name.
     parent: Option<String>,
     request: CreateRequest,
 }
 
 impl Plan {
-    /// `base` is an hf: name, or the name of a model that a client made.
+    /// Plans a creation from `base`, which is an hf: name or the name of an alias.
     pub(super) fn new(
         api: &Api,
         call: &CallContext,
@@ -74,7 +74,8 @@ impl Plan {
         })
     }
 
-    /// Whether the model's files are there. They are looked for without beginning a download, which is done with progress.
+    /// Returns true if the model's files are on this machine. The check begins no download: that is done later, with
+    /// progress.
     pub(super) async fn is_there(&self) -> Result<bool, ApiError> {
         let cards = self.provider.list(&self.call).await;
         match find_listed(cards.iter(), &self.model) {
@@ -93,12 +94,12 @@ impl Plan {
         pull.map_err(|failure| failure_of(failure, &self.from))
     }
 
-    /// What can be said without the model: there is no point in downloading it first.
+    /// Makes the checks that need no model, so that a bad request does not download one first.
     pub(super) fn check(&self) -> Result<(), ApiError> {
         self.options().map(drop)
     }
 
-    /// Keeps the model, and says what was done in Ollama's words.
+    /// Stores the alias, and returns Ollama's statuses for the steps of that.
     pub(super) async fn keep(&self) -> Result<Vec<String>, ApiError> {
         let card = self.provider.card(&self.call, &self.model).await;
         let card = card.map_err(|failure| failure_of(failure, &self.from))?;
@@ -130,8 +131,8 @@ impl Plan {
         Ok(statuses)
     }
 
-    /// What the base has, with what the request says: as in Ollama, licences add up, parameters are replaced one by one,
-    /// and messages as a whole.
+    /// Merges the settings of the base and of the request. As in Ollama, licenses add up, parameters are replaced one
+    /// by one, and messages as a whole.
     async fn settings(&self) -> Result<AliasSettings, ApiError> {
         let request = &self.request;
         let options = self.options()?;
@@ -166,14 +167,15 @@ impl Plan {
         parameters
     }
 
-    /// Parameters that mean something, or the sentence about one that is wrong: now, not when the model is asked.
+    /// Decodes the parameters, so that a wrong one is reported at the creation and not at the first request.
     fn options(&self) -> Result<Options, ApiError> {
         let text = Value::Object(self.parameters()).to_string();
         let entries = entries_of(text.as_bytes(), "map[string]interface {}")?;
         Options::read(entries).map_err(|error| ApiError::bad_request(error.message))
     }
 
-    /// A Modelfile that was printed for an hf: model holds the template of its file, which is Jinja.
+    /// Returns true for the template of the base model itself. A Modelfile that was printed for an hf: model has it,
+    /// and it is Jinja, which this field is not.
     async fn is_the_models_own(&self, template: &str) -> Result<bool, ApiError> {
         let details = self.provider.show(&self.call, &self.model, false).await;
         let details = details.map_err(|failure| failure_of(failure, &self.from))?;
@@ -181,7 +183,7 @@ impl Plan {
     }
 }
 
-/// The model with the adapters that are names of the Hub.
+/// Returns the model's name with adapters, all of which must be names of the Hub.
 fn with_adapters(model: &str, adapters: &[(String, String)]) -> Result<String, ApiError> {
     if adapters.is_empty() {
         return Ok(model.to_owned());
@@ -205,7 +207,7 @@ fn with_adapters(model: &str, adapters: &[(String, String)]) -> Result<String, A
     }
 }
 
-/// Files of the Hub are taken as they are.
+/// Fails if another quantization is asked for: files of the Hub are used as they are.
 fn check_quantization(wanted: &str, card: &ModelCard) -> Result<(), ApiError> {
     let has = &card.facts.quantization;
     let wanted = wanted.to_ascii_uppercase();
@@ -224,7 +226,7 @@ fn check_quantization(wanted: &str, card: &ModelCard) -> Result<(), ApiError> {
     )))
 }
 
-/// Refuses a template that would fail the first request.
+/// Fails for a template that would fail the first request.
 fn check_template(source: &str) -> Result<(), ApiError> {
     let conversation = [
         Message::text("system", "s"),
@@ -233,7 +235,7 @@ fn check_template(source: &str) -> Result<(), ApiError> {
         Message::text("user", "u"),
     ];
     let tried = Template::parse(source).and_then(|template| {
-        // One that knows only a suffix is asked with one.
+        // A template for fill in the middle only makes sense with a suffix.
         let is_for_gaps = template.uses("suffix") && !template.uses("messages");
         match is_for_gaps {
             true => template.render_infill("p", "s", ThinkMode::Unset).map(drop),
@@ -251,7 +253,7 @@ fn check_template(source: &str) -> Result<(), ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::fake::card;
+    use crate::api::tests::fake::card;
 
     #[test]
     fn files_of_the_hub_are_not_quantized() {

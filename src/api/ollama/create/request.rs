@@ -1,4 +1,4 @@
-//! The body of `/api/create`.
+//! Body of `/api/create`.
 
 use serde_json::{Map, Value};
 
@@ -10,10 +10,10 @@ use crate::{
 
 const ROOT: &str = "CreateRequest";
 
-/// Licences, adapters or files that one request may name.
+/// Most licenses, adapters or files in one request.
 const MAX_ITEMS: usize = 256;
 
-/// What a client wants made.
+/// Body of `POST /api/create`.
 #[derive(Debug, Default)]
 pub(super) struct CreateRequest {
     model: String,
@@ -25,14 +25,14 @@ pub(super) struct CreateRequest {
     pub(super) license: Vec<String>,
     pub(super) parameters: Map<String, Value>,
     pub(super) messages: Vec<Message>,
-    /// File names and digests, or names of the Hub.
+    /// Pairs of file name and digest, or names of the Hub.
     pub(super) adapters: Vec<(String, String)>,
     pub(super) quantize: String,
-    /// Parts of Ollama itself.
+    /// Name of a renderer that is built into Ollama.
     pub(super) renderer: String,
     pub(super) parser: String,
     has_files: bool,
-    /// Members that have no effect on a model of ours.
+    /// Members without effect on an hf: model.
     pub(super) ignored: Vec<&'static str>,
 }
 
@@ -67,18 +67,18 @@ impl CreateRequest {
         Ok(request)
     }
 
-    /// What the model is to be called.
+    /// Returns the name of the new model; `name` is the older spelling of `model`.
     pub(super) fn name(&self) -> &str {
         if self.model.is_empty() { &self.name } else { &self.model }
     }
 
-    /// Whether there is nothing to make a model of.
+    /// Returns true if the request names nothing to create a model from.
     pub(super) fn names_no_source(&self) -> bool {
         self.from.is_empty() && !self.has_files
     }
 }
 
-/// One text or a list of them.
+/// Reads one text or a list of them.
 fn license(node: &Node<'_>) -> Result<Vec<String>, DecodeError> {
     let items = match node {
         Node::Array(items) => items.as_slice(),
@@ -96,7 +96,7 @@ fn license(node: &Node<'_>) -> Result<Vec<String>, DecodeError> {
     Ok(texts.into_iter().filter(|text| !text.is_empty()).collect())
 }
 
-/// Sorted by name, so that the same parameters are the same model; `null` is no parameter.
+/// Reads parameters, sorted by name so that equal parameters have equal digests. `null` is no parameter.
 fn parameters(node: Node<'_>) -> Result<Map<String, Value>, DecodeError> {
     let entries = node.read_object(Field(ROOT, "parameters"), "map[string]interface {}")?;
     let mut parameters = Map::new();

@@ -1,4 +1,5 @@
-//! The response object of `/v1/responses`: what the request said, and what came of it. Field order is the wire's.
+//! Response object of `/v1/responses`: fields repeated from the request, and the result. The order of fields is the
+//! wire's.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -6,11 +7,10 @@ use serde_json::{Map, Value};
 use super::items::Item;
 use crate::{go::encode, inference::AnswerUsage};
 
-/// What a reply repeats of its request.
+/// Fields that a reply repeats from its request.
 #[derive(Clone, Debug)]
 pub(super) struct Echo {
     pub(super) model: String,
-    /// Empty if there are none.
     pub(super) instructions: String,
     pub(super) tools: Vec<Value>,
     pub(super) tool_choice: Value,
@@ -22,20 +22,20 @@ pub(super) struct Echo {
     pub(super) presence_penalty: f64,
     pub(super) frequency_penalty: f64,
     pub(super) temperature: f64,
-    /// `reasoning.effort`; empty if there is none.
+    /// `reasoning.effort`; empty if not set.
     pub(super) effort: String,
-    /// `reasoning.summary`; empty if there is none.
+    /// `reasoning.summary`; empty if not set.
     pub(super) summary: String,
     pub(super) max_output_tokens: Option<i64>,
 }
 
-/// How a response stands.
+/// State of a response at an event.
 #[derive(Clone, Debug, Default)]
 pub(super) struct State<'a> {
     pub(super) id: &'a str,
     /// Unix seconds.
     pub(super) created_at: i64,
-    /// Unix seconds; `None` until it is complete.
+    /// Unix seconds; `None` until the response is complete.
     pub(super) completed_at: Option<i64>,
     pub(super) status: &'static str,
     pub(super) output: &'a [Item],
@@ -43,7 +43,7 @@ pub(super) struct State<'a> {
     pub(super) usage: Option<&'a AnswerUsage>,
 }
 
-/// Why a response failed.
+/// Reason why a response failed.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct Problem<'a> {
     pub(super) code: &'static str,
@@ -106,7 +106,7 @@ struct InputDetails {
 
 #[derive(Serialize)]
 struct OutputDetails {
-    /// Nobody counts them apart; Ollama says 0 too.
+    /// Reasoning is not counted separately; Ollama sends 0, too.
     reasoning_tokens: u32,
 }
 
@@ -132,7 +132,7 @@ impl Default for Echo {
 }
 
 impl Echo {
-    /// The object of a reply in one piece.
+    /// Returns the object of a reply in one piece.
     pub(super) fn whole(&self, state: &State<'_>) -> Vec<u8> {
         let reasoning = self.reasoning(|text| (!text.is_empty()).then(|| text.into()));
         let mut bytes = crate::api::reply::encode(&self.object(state, &self.tools, reasoning));
@@ -140,7 +140,8 @@ impl Echo {
         bytes
     }
 
-    /// The object inside an event. It is a map there, so that what is empty is `null`, and namespaces have no members.
+    /// Returns the object inside an event. In Ollama it is a map there, not the struct of the whole reply: empty fields
+    /// are `null`, and namespaces have no members.
     pub(super) fn streamed(&self, state: &State<'_>) -> Value {
         let tools: Vec<Value> = self.tools.iter().cloned().map(without_members).collect();
         let reasoning = self.reasoning(|text| {
@@ -149,7 +150,7 @@ impl Echo {
                 text => text.into(),
             })
         });
-        // Nothing in it can fail: all keys are strings.
+        // All keys are strings, so this does not fail.
         serde_json::to_value(self.object(state, &tools, reasoning)).unwrap_or_default()
     }
 
@@ -176,7 +177,7 @@ impl Echo {
             created_at: state.created_at,
             completed_at: state.completed_at,
             status: state.status,
-            // Ollama calls an answer complete that the token limit ended, and its clients know no other word.
+            // Ollama calls an answer complete even if the token limit ended it.
             incomplete_details: None,
             model: &self.model,
             previous_response_id: None,
@@ -230,7 +231,7 @@ fn without_members(mut tool: Value) -> Value {
     tool
 }
 
-/// An event's data: keys sorted, as Go writes maps.
+/// Encodes the data of an event with sorted keys, as Go writes maps.
 pub(super) fn sorted(data: Value) -> Vec<u8> {
     crate::api::reply::encode(&encode::sorted(data))
 }

@@ -1,4 +1,4 @@
-//! The events of a streamed response: named, numbered, and with sorted keys.
+//! Events of a streamed response: named, numbered, and with sorted keys.
 
 use std::time::SystemTime;
 
@@ -14,7 +14,7 @@ use crate::{
     inference::{AnswerSummary, Event},
 };
 
-/// Makes the events of one response.
+/// Encoder of the events of one response.
 #[derive(Debug)]
 pub(super) struct Events {
     echo: Echo,
@@ -22,11 +22,11 @@ pub(super) struct Events {
     writer: Writer,
     /// Unix seconds.
     created_at: i64,
-    /// Whether the first events were sent.
+    /// True when the first events have been sent.
     began: bool,
 }
 
-/// Counts events.
+/// Writer that numbers the events.
 #[derive(Debug, Default)]
 struct Writer {
     sequence_number: u64,
@@ -120,7 +120,7 @@ impl Encoder for Events {
     }
 }
 
-/// OpenAI's word for an error of this route.
+/// Returns OpenAI's code for an error of this route.
 fn code(error: &ApiError) -> &'static str {
     match error.status {
         hyper::StatusCode::BAD_REQUEST => "invalid_prompt",

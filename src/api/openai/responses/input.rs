@@ -1,9 +1,9 @@
-//! `input` of `/v1/responses`: a text, or items that together are a conversation.
+//! `input` of `/v1/responses`: a text, or items that together form a conversation.
 
 use std::borrow::Cow;
 
 use crate::{
-    api::openai::content,
+    api::{openai::content, values},
     go::{
         decode::{DecodeError, Node, entries_of},
         quote,
@@ -11,15 +11,15 @@ use crate::{
     inference::{Message, ToolCall},
 };
 
-/// Items in one request.
+/// Most items in one request.
 const MAX_ITEMS: usize = 1 << 16;
 
-/// One item, all kinds in one.
+/// Item with the members of every type.
 #[derive(Debug, Default)]
 struct Item<'a> {
     kind: String,
     role: String,
-    /// Of a message, or what a tool gave back.
+    /// Content of a message, or output of a tool.
     parts: Vec<Part>,
     call_id: String,
     name: String,
@@ -28,16 +28,16 @@ struct Item<'a> {
     summary: Option<Node<'a>>,
 }
 
-/// A part of a message or of a tool's result.
+/// Part of a message or of a tool's result.
 #[derive(Debug)]
 enum Part {
     Text(String),
-    /// Its URL.
+    /// URL of an image.
     Image(String),
     File,
 }
 
-/// Reads the conversation.
+/// Reads the conversation of a request.
 pub(super) fn messages(node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
     match node {
         Node::Null => Ok(Vec::new()),
@@ -90,7 +90,7 @@ impl<'a> Item<'a> {
             }
         }
         if item.kind.is_empty() && !item.role.is_empty() {
-            // The short form of a message.
+            // OpenAI allows a message without a type.
             item.kind = "message".to_owned();
         }
         match item.kind.as_str() {
@@ -100,8 +100,8 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// The reasoning that an item carries. Ours is in `encrypted_content`, in the clear; clients that leave that out keep
-    /// the summary, which says the same.
+    /// Returns the reasoning in an item. Replies carry it in `encrypted_content`, unencrypted; clients that drop that
+    /// field keep the summary, which has the same text.
     fn into_thinking(self) -> String {
         if !self.encrypted_content.is_empty() {
             return self.encrypted_content;
@@ -130,11 +130,11 @@ fn text(node: Node<'_>, key: &str) -> Result<String, DecodeError> {
     }
 }
 
-/// The conversation as far as it was read.
+/// Conversation while its items are read.
 #[derive(Debug, Default)]
 struct Conversation {
     messages: Vec<Message>,
-    /// Reasoning that waits for the assistant's turn that it belongs to.
+    /// Reasoning that belongs to the next message of the assistant.
     thinking: String,
 }
 
@@ -159,7 +159,7 @@ impl Conversation {
         Ok(self.messages)
     }
 
-    /// Adds an item. `answered` is the call whose result comes next, if one does.
+    /// Adds an item. `answered` is the id of the call whose result is the next item, or empty.
     fn add(&mut self, item: Item<'_>, answered: &str) -> Result<(), DecodeError> {
         match item.kind.as_str() {
             "reasoning" => self.thinking = item.into_thinking(),
@@ -174,7 +174,7 @@ impl Conversation {
             "function_call" => self.add_call(item)?,
             "function_call_output" => {
                 let (text, media) = join(item.parts)?;
-                let tool_name = content::name_of_call(&self.messages, &item.call_id);
+                let tool_name = values::tool_of_call(&self.messages, &item.call_id);
                 self.messages.push(Message {
                     media,
                     tool_name,
@@ -182,7 +182,7 @@ impl Conversation {
                     ..Message::text("tool", text)
                 });
             }
-            // What a search found is in the turn after it.
+            // A search of the web is not repeated: the message behind it has what was found.
             _ => {}
         }
         Ok(())
@@ -191,8 +191,8 @@ impl Conversation {
     fn add_message(&mut self, mut message: Message, answered: &str) {
         if message.role.0 == "assistant" {
             message.thinking = std::mem::take(&mut self.thinking);
-            // Some clients put the turn's text between a call and its result. Templates want the result right behind the
-            // call, so all of it is one turn.
+            // Some clients put the turn's text between a call and its result. Templates want the result right behind
+            // the call, so text and call become one message.
             let calls = self.messages.last_mut().filter(|last| {
                 !answered.is_empty()
                     && last.role.0 == "assistant"
@@ -213,7 +213,7 @@ impl Conversation {
         self.messages.push(message);
     }
 
-    /// Calls belong to the assistant's turn before them, if there is one.
+    /// Adds a call to the assistant's message before it, or to a new one.
     fn add_call(&mut self, item: Item<'_>) -> Result<(), DecodeError> {
         let call = ToolCall {
             arguments: arguments(&item.arguments)?,
@@ -233,18 +233,18 @@ impl Conversation {
     }
 }
 
-/// A JSON object in a string; nothing at all is no arguments.
+/// Reads the arguments of a call, a JSON object in a string; an empty string is no arguments.
 fn arguments(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, DecodeError> {
     if text.is_empty() {
         return Ok(serde_json::Map::new());
     }
-    // Go's reader words what is wrong with it.
+    // The first decoder is only there for Go's error text.
     entries_of(text.as_bytes(), "api.ToolCallFunctionArguments")
         .and_then(|_| serde_json::from_str(text).map_err(|error| DecodeError::new(error.to_string())))
         .map_err(|error| DecodeError::new(format!("failed to parse function call arguments: {error}")))
 }
 
-/// A string, or a list of parts.
+/// Reads a string, or a list of parts.
 fn parts(node: Node<'_>, place: &str) -> Result<Vec<Part>, DecodeError> {
     match node {
         Node::String(text) => Ok(vec![Part::Text(text.into_owned())]),
@@ -284,7 +284,7 @@ fn part(node: Node<'_>) -> Result<Part, DecodeError> {
     }
 }
 
-/// The text of all parts, and their images.
+/// Joins the texts of all parts, and decodes their images.
 fn join(parts: Vec<Part>) -> Result<(String, Vec<Vec<u8>>), DecodeError> {
     let (mut joined, mut images) = (String::new(), Vec::new());
     for part in parts {
@@ -312,7 +312,7 @@ mod tests {
         messages(node).map_err(|error| error.to_string())
     }
 
-    /// Role, text and calls of each turn.
+    /// Returns role, text and calls of each message.
     fn turns(json: &str) -> Vec<(String, String, Vec<String>)> {
         let turn = |message: Message| {
             let calls = message.tool_calls.into_iter().map(|call| call.name).collect();

@@ -1,4 +1,4 @@
-//! Neutral events to the items of a response, one after the other: thoughts, messages, calls.
+//! Output items of a response: neutral deltas become reasoning, messages and function calls, one after the other.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 use super::super::chunks::arguments_text;
 use crate::inference::{Delta, ToolCall};
 
-/// Upper end of the numbers in ids, which Ollama draws at random too.
+/// Range of the random numbers in ids, the same as in Ollama.
 const ID_RANGE: std::ops::Range<u32> = 0..999_999;
 
-/// One item of the output. Field order is the wire's; which fields there are depends on its type.
+/// Item of the output. The order of fields is the wire's; the type decides which of them are set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Item {
     id: String,
@@ -46,27 +46,29 @@ struct Summary {
     text: String,
 }
 
-/// Takes the name of an event and its data.
+/// Receiver of events: their name and data.
 pub(super) type Emit<'a> = dyn FnMut(&'static str, Value) + 'a;
 
-/// The items of one response as they grow.
+/// Items of one response while they grow.
 #[derive(Debug)]
 pub(super) struct Items {
     ids: Ids,
     done: Vec<Item>,
     open: Option<Open>,
-    /// Blanks that no text has followed yet. Templates leave some around thoughts and calls; they make no message.
+    /// Whitespace that no text has followed yet. Templates leave some around reasoning and calls, which must not become
+    /// a message.
     blanks: String,
 }
 
-/// An item that is not complete.
+/// Incomplete item.
 #[derive(Debug)]
 enum Open {
     Thoughts { id: String, text: String },
     Message { id: String, text: String },
 }
 
-/// Makes ids. Those of a whole response are made from its own, those of a streamed one from chance, as in Ollama.
+/// Generator of item ids. As in Ollama, those of a whole response are derived from its id, those of a streamed one are
+/// random.
 #[derive(Debug)]
 struct Ids {
     response: String,
@@ -89,17 +91,15 @@ impl Items {
         }
     }
 
-    /// The id of the response.
     pub(super) fn response_id(&self) -> &str {
         &self.ids.response
     }
 
-    /// Items that are complete.
+    /// Returns the complete items.
     pub(super) fn done(&self) -> &[Item] {
         &self.done
     }
 
-    /// Adds a piece of the answer.
     pub(super) fn add(&mut self, delta: Delta, emit: &mut Emit<'_>) {
         if !delta.thinking.is_empty() {
             self.think(&delta.thinking, emit);
@@ -115,7 +115,6 @@ impl Items {
         }
     }
 
-    /// Completes the last item.
     pub(super) fn finish(&mut self, emit: &mut Emit<'_>) {
         let says_nothing_else = self.open.is_none() && !self.done.iter().any(|item| item.r#type != "reasoning");
         if says_nothing_else && !self.blanks.is_empty() {
@@ -124,7 +123,8 @@ impl Items {
         self.close(emit);
     }
 
-    /// An answer without a word is an empty message where it comes in one piece.
+    /// Completes a response in one piece. An answer without text is an empty message there, as in Ollama; a stream has
+    /// none.
     pub(super) fn finish_whole(&mut self) {
         self.finish(&mut |_, _| {});
         if self.done.iter().all(|item| item.r#type == "reasoning") {
@@ -177,7 +177,7 @@ impl Items {
         self.go_on(piece, emit);
     }
 
-    /// Begins a message with the blanks that waited for it.
+    /// Begins a message with the whitespace that was held back.
     fn open_message(&mut self, emit: &mut Emit<'_>) {
         let held = std::mem::take(&mut self.blanks);
         self.close(emit);
@@ -243,7 +243,7 @@ impl Items {
         self.complete(item, emit);
     }
 
-    /// Completes what is open. Blanks that nothing followed are dropped.
+    /// Completes the open item. Whitespace that nothing has followed is dropped.
     fn close(&mut self, emit: &mut Emit<'_>) {
         self.blanks.clear();
         let index = self.done.len();
@@ -304,7 +304,7 @@ impl Ids {
     }
 }
 
-/// A random number for an id.
+/// Returns a random number for an id.
 pub(super) fn random() -> u32 {
     rand::random_range(ID_RANGE)
 }
@@ -329,8 +329,8 @@ fn message(id: String, text: String) -> Item {
     }
 }
 
-/// Thoughts go back to the client in the clear, also where it expects them encrypted: it sends them back with the next
-/// turn, and no state need be kept here.
+/// Returns a reasoning item. The text stands unencrypted in `encrypted_content`, too: the client sends it back with the
+/// next turn, so that no state is kept here.
 fn thoughts(id: String, text: String) -> Item {
     Item {
         id,

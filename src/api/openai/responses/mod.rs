@@ -1,4 +1,4 @@
-//! `POST /v1/responses`
+//! `POST /v1/responses`, OpenAI's stateless form: each request has the whole conversation.
 
 mod echo;
 mod events;
@@ -21,7 +21,6 @@ use self::{
     items::{Items, random},
     request::ResponsesRequest,
 };
-use super::{chat::shown_tools, request::Tools};
 use crate::{
     api::{
         dispatch::{RoutedModel, RoutedRequest},
@@ -30,6 +29,7 @@ use crate::{
         model::Model,
         reply::{self, JSON},
         stream::{Steps, sse_response, unfinished},
+        tools::OfferedTools,
     },
     http::body::Body,
     inference::{AnswerSummary, AnswerUsage, Event, FinishReason, ThinkMode},
@@ -47,7 +47,7 @@ pub(crate) async fn responses(call: &CallContext, request: RoutedRequest) -> Res
     Ok(answer(call, routed, request, tools).await?)
 }
 
-fn decode(body: &[u8]) -> Result<(ResponsesRequest, Tools), ApiError> {
+fn decode(body: &[u8]) -> Result<(ResponsesRequest, OfferedTools), ApiError> {
     let mut request = ResponsesRequest::decode(body).map_err(shim_error)?;
     request.check()?;
     let tools = request.take_tools()?;
@@ -58,7 +58,7 @@ async fn answer(
     call: &CallContext,
     routed: RoutedModel,
     mut request: ResponsesRequest,
-    tools: Tools,
+    tools: OfferedTools,
 ) -> Result<Response<Body>, ApiError> {
     let model = Model::find(call, routed, request.common.model.clone()).await?;
     let streams = request.common.stream;
@@ -70,7 +70,7 @@ async fn answer(
     } else {
         model.require_text("chat")?;
         let think = request.common.thinking(&model)?;
-        let tools = shown_tools(&model, call, tools, &mut ignored)?;
+        let tools = tools.shown_to(&model, call, &mut ignored)?;
         if is_empty {
             settled(call, &model, request).await?
         } else {
@@ -96,16 +96,16 @@ fn started(
     call: &CallContext,
     model: &Model,
     request: ResponsesRequest,
-    tools: Tools,
+    tools: OfferedTools,
     think: ThinkMode,
     ignored: &mut Vec<&'static str>,
 ) -> Result<(Pending, Echo), ApiError> {
     let (inference, echo) = request.into_inference(tools, think)?;
-    model.note_dropped(&inference, ignored);
+    model.note_unsupported(&inference, ignored);
     Ok((model.start(call, inference), echo))
 }
 
-/// Loads or unloads the model, which is all that a request without input asks for; its answer is empty.
+/// Loads or unloads the model, which is the meaning of a request without input; its answer is empty.
 async fn settled(call: &CallContext, model: &Model, request: ResponsesRequest) -> Result<(Pending, Echo), ApiError> {
     let ResponsesRequest { common, echo, .. } = request;
     common.settle(call, model).await?;
@@ -119,7 +119,7 @@ async fn settled(call: &CallContext, model: &Model, request: ResponsesRequest) -
     Ok((Box::pin(std::future::ready(Ok(steps))), echo))
 }
 
-/// Waits for the whole answer.
+/// Waits for the whole answer and encodes it.
 async fn whole(mut steps: Steps, echo: &Echo, id: String) -> Result<Vec<u8>, ApiError> {
     let (mut items, created_at) = (Items::new(id, false), now());
     while let Some(step) = steps.next().await {

@@ -1,4 +1,4 @@
-//! The body of `/v1/responses`.
+//! Body of `/v1/responses`.
 
 use serde_json::Value;
 
@@ -8,9 +8,9 @@ use crate::{
         error::ApiError,
         openai::{
             common::{Common, stops},
-            request::Tools,
-            tools::Choice,
+            tools::ToolChoiceField,
         },
+        tools::OfferedTools,
         values::{self, FormatField},
     },
     go::decode::{DecodeError, Field, Node, entries_of},
@@ -19,37 +19,36 @@ use crate::{
 
 const ROOT: &str = "ResponsesRequest";
 
-/// Fields of OpenAI's that have no effect.
+/// Fields of OpenAI's API without effect.
 const WITHOUT_EFFECT: [&str; 2] = ["max_tool_calls", "prompt"];
 
-/// What `include` may ask for that comes anyway.
+/// Value of `include` that asks for something which every reply has.
 const ALWAYS_INCLUDED: &str = "reasoning.encrypted_content";
 
-/// A request as it came.
+/// Body of `POST /v1/responses`.
 #[derive(Debug)]
 pub(super) struct ResponsesRequest {
     pub(super) common: Common,
-    /// What the reply repeats of the request.
     pub(super) echo: Echo,
     messages: Vec<Message>,
     tools: Declared,
-    tool_choice: Choice,
+    tool_choice: ToolChoiceField,
     format: FormatField,
-    /// The state that the request refers to, as it would be kept by OpenAI.
+    /// Name of the field that refers to state on OpenAI's servers, if the request has one.
     refers_to: Option<&'static str>,
-    /// Whether a conversation that is too long is to be refused.
+    /// If set, a conversation that is too long is an error and not shortened.
     forbids_truncation: bool,
 }
 
 impl ResponsesRequest {
-    /// Reads a body. The errors are those of the shim.
+    /// Decodes a body, with the errors of the shim.
     pub(super) fn decode(body: &[u8]) -> Result<Self, DecodeError> {
         let mut request = Self {
             common: Common::default(),
             echo: Echo::default(),
             messages: Vec::new(),
             tools: Declared::default(),
-            tool_choice: Choice::default(),
+            tool_choice: ToolChoiceField::default(),
             format: FormatField::Unset,
             refers_to: None,
             forbids_truncation: false,
@@ -57,7 +56,7 @@ impl ResponsesRequest {
         for (key, node) in entries_of(body, "openai.ResponsesRequest")? {
             let key = key.to_ascii_lowercase();
             if key == "n" {
-                // Not a field of this route.
+                // `n` is no field of this route.
                 continue;
             }
             if let Some(node) = request.common.read(ROOT, &key, node)? {
@@ -86,7 +85,7 @@ impl ResponsesRequest {
             }
             "tools" => self.tools = Declared::read(node)?,
             "tool_choice" => {
-                self.tool_choice = Choice::read(&node)?;
+                self.tool_choice = ToolChoiceField::read(&node)?;
                 if node != Node::Null {
                     self.echo.tool_choice = values::plain_value(&node)?;
                 }
@@ -136,7 +135,7 @@ impl ResponsesRequest {
         Ok(())
     }
 
-    /// `text.format`. Ollama knows only schemas here; plain JSON is OpenAI's other form.
+    /// Reads `text.format`. Ollama reads only schemas; `json_object` is OpenAI's other form.
     fn read_format(&mut self, node: Node<'_>) -> Result<(), DecodeError> {
         let (mut kind, mut name, mut schema, mut strict) = (String::new(), String::new(), None, None);
         for (key, node) in node.read_object(Field(ROOT, "text.format"), "openai.ResponsesTextFormat")? {
@@ -168,7 +167,7 @@ impl ResponsesRequest {
         Ok(())
     }
 
-    /// What is known only when all fields were read.
+    /// Completes the request when all fields have been read.
     fn finish(&mut self) {
         if !self.echo.instructions.is_empty() {
             self.messages
@@ -187,10 +186,10 @@ impl ResponsesRequest {
         self.echo.max_output_tokens = self.common.max_tokens;
     }
 
-    /// The checks of the shim on a body that could be read.
+    /// Makes the checks of the shim on a decoded body.
     pub(super) fn check(&self) -> Result<(), ApiError> {
-        // Ollama ignores these, and its model then answers as if nothing had been said before. No state is kept here
-        // either, but a wrong answer that looks right is worse than an error that says what to do.
+        // Ollama ignores these fields, so its model answers as if the conversation had just begun. No state is kept
+        // here either, but an error that says what to do is better than a wrong answer that looks right.
         if let Some(field) = self.refers_to {
             return Err(ApiError::bad_request(format!(
                 "{field} is not supported: no responses are kept here; send the whole conversation as input"
@@ -199,28 +198,30 @@ impl ResponsesRequest {
         self.common.check()
     }
 
-    /// Whether there is nothing to answer.
+    /// Returns true if there is nothing to answer.
     pub(super) fn is_empty(&self) -> bool {
         self.messages.is_empty()
     }
 
-    /// The tools that are left by `tool_choice`.
-    pub(super) fn take_tools(&mut self) -> Result<Tools, ApiError> {
-        let choice = std::mem::take(&mut self.tool_choice);
-        let (choice, tools) = choice.apply(std::mem::take(&mut self.tools.functions))?;
-        Ok(Tools { tools, choice })
+    /// Takes the tools that are left by `tool_choice`.
+    pub(super) fn take_tools(&mut self) -> Result<OfferedTools, ApiError> {
+        std::mem::take(&mut self.tool_choice).apply(std::mem::take(&mut self.tools.functions))
     }
 
-    /// The neutral request and what the reply repeats, with the tools that are left after the check of the model.
-    pub(super) fn into_inference(self, tools: Tools, think: ThinkMode) -> Result<(InferenceRequest, Echo), ApiError> {
+    /// Converts to the neutral request, with the tools that the model is shown, and the fields that the reply repeats.
+    pub(super) fn into_inference(
+        self,
+        tools: OfferedTools,
+        think: ThinkMode,
+    ) -> Result<(InferenceRequest, Echo), ApiError> {
         let prompt = InferencePrompt::Chat {
             messages: self.messages,
-            tools: tools.tools,
+            tools: tools.definitions,
             tool_choice: tools.choice,
             parallel_tool_calls: self.echo.parallel_tool_calls,
             context: Vec::new(),
         };
-        // Other than for the temperature, the model's own default is kept for `top_p`, as Ollama does on this route.
+        // Unlike on the other routes, Ollama leaves `top_p` to the model here; only the temperature defaults to 1.
         let mut inference = self.common.into_inference(prompt, think, None)?;
         inference.format = self.format.into_format()?;
         inference.truncate = !self.forbids_truncation;

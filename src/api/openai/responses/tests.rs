@@ -1,4 +1,4 @@
-//! The order of events, and what whole responses hold.
+//! Tests of the order of events and the content of whole responses.
 
 use futures_util::{StreamExt, stream};
 use proptest::prelude::*;
@@ -8,8 +8,8 @@ use super::{echo::Echo, events::Events, whole};
 use crate::{
     api::{
         error::ApiError,
-        fake::{calls, delta, finish, text, thinking},
         stream::Encoder,
+        tests::fake::{calls, delta, finish, text, thinking},
     },
     inference::{Delta, Event, FinishReason},
 };
@@ -18,7 +18,7 @@ fn end() -> Event {
     finish(FinishReason::Length, &[])
 }
 
-/// Name and data of every event.
+/// Returns name and data of every event.
 fn events_of(events: Vec<Event>, failure: Option<ApiError>) -> Vec<(String, String)> {
     let mut encoder = Events::new(Echo::default(), "resp_7".into());
     let mut out = Vec::new();
@@ -43,7 +43,7 @@ fn json(data: &str) -> Value {
     serde_json::from_str(data).unwrap()
 }
 
-/// The names without what all begin with, each with its `output_index`.
+/// Returns the names without their common prefix, each with its `output_index`.
 fn order(events: &[(String, String)]) -> Vec<String> {
     let name = |(name, data): &(String, String)| {
         let name = name.trim_start_matches("response.").to_owned();
@@ -55,7 +55,7 @@ fn order(events: &[(String, String)]) -> Vec<String> {
     events.iter().map(name).collect()
 }
 
-/// Types of the items of the last event's response.
+/// Returns the items of the last event's response.
 fn output(events: &[(String, String)]) -> Vec<Value> {
     let (_, data) = events.last().unwrap();
     json(data)["response"]["output"].as_array().unwrap().clone()
@@ -314,7 +314,7 @@ async fn a_whole_response_that_breaks_off_is_an_error() {
     assert!(whole(steps, &Echo::default(), "resp_7".into()).await.is_err());
 }
 
-/// Thoughts, text and calls of the last event's response, ids left out.
+/// Returns reasoning, text and calls of the last event's response, without ids.
 fn content(events: &[(String, String)]) -> Vec<String> {
     output(events)
         .into_iter()
@@ -331,7 +331,7 @@ proptest! {
         parts in proptest::collection::vec((0..3u8, "[ \n]{0,2}[a-zé]{0,4}[ \n]{0,2}"), 0..8),
         cuts in proptest::collection::vec(any::<bool>(), 64),
     ) {
-        // Neighbours of one kind are one, whoever cut them.
+        // Neighbors of one kind are one, however the stream was cut.
         let mut joined: Vec<(u8, String)> = Vec::new();
         for (kind, words) in parts {
             match joined.last_mut() {
@@ -364,7 +364,7 @@ proptest! {
         let whole = events_of(whole.chain([end()]).collect(), None);
         let cut = events_of(cut.into_iter().chain([end()]).collect(), None);
         prop_assert_eq!(content(&whole), content(&cut));
-        // What the deltas say is what the items hold in the end.
+        // The deltas add up to the final items.
         let said: String = cut
             .iter()
             .filter(|(name, _)| name == "response.output_text.delta")

@@ -1,28 +1,27 @@
-//! `tools` of `/v1/responses`: flat definitions, and namespaces of them, to the nested form that templates know.
+//! `tools` of `/v1/responses`: flat definitions and namespaces of them, converted to the nested form that templates
+//! expect.
 
-use serde_json::{Map, Value, json, value::RawValue};
+use serde_json::{Map, Value, json};
 
 use crate::{
-    api::values,
+    api::{tools, values},
     go::{
         decode::{DecodeError, Field, Node},
         encode,
     },
+    inference::ToolDefinition,
 };
 
 const ROOT: &str = "ResponsesRequest";
 
-/// Tools that one request may define, those in namespaces counted.
-const MAX_TOOLS: usize = 1024;
-
-/// Tools as the client declared them.
+/// Tools that a request declares.
 #[derive(Debug, Default)]
 pub(super) struct Declared {
-    /// What the model is shown.
-    pub(super) functions: Vec<Box<RawValue>>,
-    /// What the reply repeats.
+    pub(super) functions: Vec<ToolDefinition>,
+    /// Declarations as the reply repeats them.
     pub(super) echo: Vec<Value>,
-    /// Whether there are some that nobody serves here: the built-in ones, and custom ones, whose calls have another form.
+    /// True when there are tools of types that are not supported: OpenAI's built-in ones, and custom ones, whose calls
+    /// have another form.
     pub(super) has_others: bool,
 }
 
@@ -39,7 +38,7 @@ impl Declared {
         Ok(declared)
     }
 
-    /// Adds a tool that stands in a namespace, or in none.
+    /// Adds a tool. `prefix` is that of its namespace, or empty.
     fn add(&mut self, tool: &Map<String, Value>, prefix: &str) -> Result<(), DecodeError> {
         let name = text(tool, "name");
         match text(tool, "type") {
@@ -60,11 +59,7 @@ impl Declared {
     }
 
     fn add_function(&mut self, tool: &Map<String, Value>, name: &str) -> Result<(), DecodeError> {
-        if self.functions.len() == MAX_TOOLS {
-            return Err(DecodeError::new(format!(
-                "the request defines more than {MAX_TOOLS} tools"
-            )));
-        }
+        tools::check_count(self.functions.len() + 1)?;
         let mut function = Map::new();
         function.insert("name".into(), name.into());
         for key in ["description", "parameters", "strict"] {
@@ -75,14 +70,17 @@ impl Declared {
         if !function.contains_key("parameters") {
             function.insert("parameters".into(), json!({"type": "object", "properties": {}}));
         }
-        let definition = serde_json::value::to_raw_value(&json!({"type": "function", "function": function}));
-        self.functions
-            .push(definition.map_err(|error| DecodeError::new(error.to_string()))?);
+        let raw = serde_json::value::to_raw_value(&json!({"type": "function", "function": function}))
+            .map_err(|error| DecodeError::new(error.to_string()))?;
+        self.functions.push(ToolDefinition {
+            name: name.to_owned(),
+            raw,
+        });
         Ok(())
     }
 }
 
-/// A name in its namespace, unless it says that itself.
+/// Returns a name with the prefix of its namespace, unless it has that already.
 fn qualified(prefix: &str, name: &str) -> String {
     if name.starts_with(prefix) {
         name.to_owned()
@@ -95,7 +93,7 @@ fn text<'a>(tool: &'a Map<String, Value>, key: &str) -> &'a str {
     tool.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// A declaration as the reply repeats it: what is missing is `null`.
+/// Returns a declaration as the reply repeats it: missing members are `null`.
 fn echo(tool: &Map<String, Value>) -> Value {
     let or_null = |key: &str| tool.get(key).cloned().unwrap_or_default();
     let mut echo = Map::new();
@@ -129,7 +127,7 @@ mod tests {
             r#"[{"type":"function","name":"f","description":"w","parameters":{"type":"object","properties":{"b":{},"a":{}}},"strict":true},{"type":"function","name":"g"}]"#,
         )
         .unwrap();
-        let shown: Vec<&str> = declared.functions.iter().map(|tool| tool.get()).collect();
+        let shown: Vec<&str> = declared.functions.iter().map(|tool| tool.raw.get()).collect();
         assert_eq!(
             shown,
             [
@@ -153,7 +151,7 @@ mod tests {
         let names: Vec<Value> = declared
             .functions
             .iter()
-            .map(|tool| serde_json::from_str::<Value>(tool.get()).unwrap()["function"]["name"].clone())
+            .map(|tool| serde_json::from_str::<Value>(tool.raw.get()).unwrap()["function"]["name"].clone())
             .collect();
         assert_eq!(names, ["ns.f", "ns.g", "ns.sub.h"]);
         assert!(declared.has_others);

@@ -317,8 +317,8 @@ impl Provider for Native {
         self.load(call, name, LoadOptions::default(), Some(KeepAlive::ZERO))
     }
 
-    fn drops(&self, request: &InferenceRequest) -> Vec<&'static str> {
-        let mut drops = Vec::new();
+    fn unsupported_parameters(&self, request: &InferenceRequest) -> Vec<&'static str> {
+        let mut unsupported = Vec::new();
         if let InferencePrompt::Chat {
             tools,
             tool_choice,
@@ -327,19 +327,19 @@ impl Provider for Native {
         } = &request.prompt
         {
             if matches!(tool_choice, ToolChoice::Required | ToolChoice::Function(_)) {
-                drops.push("tool_choice");
+                unsupported.push("tool_choice");
             }
             if !parallel_tool_calls && !tools.is_empty() {
-                drops.push("parallel_tool_calls");
+                unsupported.push("parallel_tool_calls");
             }
         }
         if !request.sampling.logit_bias.is_empty() {
-            drops.push("logit_bias");
+            unsupported.push("logit_bias");
         }
         if request.thinking_budget.is_some() {
-            drops.push("thinking_budget");
+            unsupported.push("thinking_budget");
         }
-        drops
+        unsupported
     }
 
     fn infer<'a>(

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, value::RawValue};
 
 use crate::inference::{
     AnswerFormat, Failure, InferencePrompt, InferenceRequest, KeepAlive, LoadOptions, Message, SamplingOptions,
-    ThinkLevel, ThinkMode, ToolChoice,
+    ThinkLevel, ThinkMode, ToolChoice, ToolDefinition,
 };
 
 /// The longest time that fits Go's durations; more is forever.
@@ -21,7 +21,7 @@ pub(super) struct Ask<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     messages: Option<Vec<WireMessage<'a>>>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    tools: &'a [Box<RawValue>],
+    tools: &'a [ToolDefinition],
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -326,7 +326,7 @@ pub(super) struct WireOptions<'a> {
 
 impl<'a> WireOptions<'a> {
     fn new(sampling: &'a SamplingOptions, load: &LoadOptions) -> Self {
-        // Ollama has no logit_bias; `Native::drops` says so.
+        // Ollama has no logit_bias; `Native::unsupported_parameters` says so.
         let SamplingOptions {
             num_predict,
             num_keep,
@@ -412,7 +412,9 @@ mod tests {
     fn chat(messages: Vec<Message>, tool_choice: ToolChoice) -> InferencePrompt {
         InferencePrompt::Chat {
             messages,
-            tools: vec![raw(r#"{"type":"function","function":{"name":"f"}}"#)],
+            tools: vec![ToolDefinition::new(raw(
+                r#"{"type":"function","function":{"name":"f"}}"#,
+            ))],
             tool_choice,
             parallel_tool_calls: true,
             context: Vec::new(),

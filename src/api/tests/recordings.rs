@@ -1,5 +1,5 @@
-//! Requests that a real Ollama was recorded answering, sent to a model of ours: what was an error there has the same
-//! status, content type and bytes here; what was an answer has the same keys in the same order.
+//! Tests with requests that a real Ollama was recorded answering. An error there has the same status, content type and
+//! bytes here; an answer has the same keys in the same order.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -8,11 +8,9 @@ use http_body_util::BodyExt;
 use hyper::{Method, Request};
 use serde_json::Value;
 
-use super::{
-    Api, Endpoint, Handler,
-    fake::{FakeProvider, calls, finish, text, thinking},
-};
+use super::fake::{FakeProvider, calls, finish, text, thinking};
 use crate::{
+    api::{Api, Endpoint, Handler},
     config::{Config, UnsupportedTools},
     http::body,
     inference::{Event, FinishReason, ModelCapability},
@@ -21,7 +19,7 @@ use crate::{
 
 const FOLDER: &str = "fixtures/ollama-recordings";
 
-/// What the recorded model is called here, with the tag that Ollama adds in some sentences.
+/// Names of the recorded models, and those of the test; Ollama adds the tag in some sentences.
 const NAMES: [(&str, &str); 4] = [
     ("registry.ollama.ai/library/smollm2:latest", "hf:o/r:Q4_K_M"),
     ("smollm2", "hf:o/r"),
@@ -29,7 +27,7 @@ const NAMES: [(&str, &str); 4] = [
     ("minilm", "hf:o/r"),
 ];
 
-/// Recorded errors that do not depend on what the engine makes of a request.
+/// Recorded errors that do not depend on the engine.
 const ERRORS: [&str; 43] = [
     "anthropic-empty-body",
     "anthropic-no-max-tokens",

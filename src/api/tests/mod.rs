@@ -1,4 +1,8 @@
-//! The dialects as a whole, over a provider with a script: checks in their order, byte forms, leases.
+//! Tests of the dialects as a whole, over a scripted provider: order of checks, byte forms, leases.
+
+mod aliases;
+pub(super) mod fake;
+mod recordings;
 
 use std::{
     net::TcpListener,
@@ -12,10 +16,8 @@ use hyper::{Method, Request, Response};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{
-    Api, Endpoint, Handler,
-    fake::{FakeProvider, calls, finish, mask, text, thinking},
-};
+use self::fake::{FakeProvider, calls, finish, mask, text, thinking};
+use super::{Api, Endpoint, Handler};
 use crate::{
     config::{Config, UnsupportedTools},
     http::body::{self, Body},
@@ -32,7 +34,7 @@ pub(super) const THINKER: &[ModelCapability] = &[
 ];
 pub(super) const VECTORS: &[ModelCapability] = &[ModelCapability::Embedding];
 
-/// A port that nobody listens on.
+/// Returns the URL of a port without a listener.
 fn nowhere() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())
@@ -437,7 +439,7 @@ async fn tools_for_a_model_without_are_left_out_and_said_or_refused() {
     let response = send(&api, Endpoint::Chat, &body(&tools)).await;
     assert!(!response.headers().contains_key("x-hubllama-ignored"));
     assert!(
-        matches!(provider.last_request().prompt, InferencePrompt::Chat { tools, .. } if tools[0].get().contains("\"f\""))
+        matches!(provider.last_request().prompt, InferencePrompt::Chat { tools, .. } if tools[0].raw.get().contains("\"f\""))
     );
 }
 

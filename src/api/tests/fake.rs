@@ -1,4 +1,4 @@
-//! A provider with a script, and events to put into it.
+//! Scripted provider, and events to put into its script.
 
 use std::{
     sync::{
@@ -22,29 +22,29 @@ use crate::{
 
 /// Answers every request with the same events, and remembers what it was asked.
 #[derive(Debug)]
-pub(super) struct FakeProvider {
-    pub(super) card: Result<ModelCard, Failure>,
+pub(in crate::api) struct FakeProvider {
+    pub(in crate::api) card: Result<ModelCard, Failure>,
     /// What `infer` fails with before the first event.
-    pub(super) refusal: Option<Failure>,
-    pub(super) events: Vec<Result<Event, Failure>>,
+    pub(in crate::api) refusal: Option<Failure>,
+    pub(in crate::api) events: Vec<Result<Event, Failure>>,
     /// Whether the stream stays open after the last event.
-    pub(super) hangs: bool,
-    pub(super) asked: Mutex<Vec<InferenceRequest>>,
+    pub(in crate::api) hangs: bool,
+    pub(in crate::api) asked: Mutex<Vec<InferenceRequest>>,
     /// What `embed` was asked.
-    pub(super) embedded: Mutex<Vec<EmbedRequest>>,
+    pub(in crate::api) embedded: Mutex<Vec<EmbedRequest>>,
     /// What `embed` answers instead of a vector that depends on the text.
-    pub(super) vector: Option<Vec<f32>>,
+    pub(in crate::api) vector: Option<Vec<f32>>,
     /// What `tokenize` was asked.
-    pub(super) tokenized: Mutex<Vec<TokenizeRequest>>,
-    pub(super) loads: Mutex<Vec<(LoadOptions, Option<KeepAlive>)>>,
-    pub(super) unloads: AtomicUsize,
-    pub(super) deletes: AtomicUsize,
+    pub(in crate::api) tokenized: Mutex<Vec<TokenizeRequest>>,
+    pub(in crate::api) loads: Mutex<Vec<(LoadOptions, Option<KeepAlive>)>>,
+    pub(in crate::api) unloads: AtomicUsize,
+    pub(in crate::api) deletes: AtomicUsize,
     /// Held by every open stream.
-    pub(super) lease: Arc<()>,
+    pub(in crate::api) lease: Arc<()>,
 }
 
 impl FakeProvider {
-    pub(super) fn new(events: Vec<Event>) -> Self {
+    pub(in crate::api) fn new(events: Vec<Event>) -> Self {
         Self {
             card: Ok(card("hf:o/r:Q4_K_M")),
             refusal: None,
@@ -61,14 +61,14 @@ impl FakeProvider {
         }
     }
 
-    pub(super) fn with_capabilities(mut self, capabilities: &[ModelCapability]) -> Self {
+    pub(in crate::api) fn with_capabilities(mut self, capabilities: &[ModelCapability]) -> Self {
         let mut card = card("hf:o/r:Q4_K_M");
         card.facts.capabilities = capabilities.to_vec();
         self.card = Ok(card);
         self
     }
 
-    pub(super) fn last_request(&self) -> InferenceRequest {
+    pub(in crate::api) fn last_request(&self) -> InferenceRequest {
         self.asked.lock().unwrap().last().cloned().unwrap()
     }
 }
@@ -229,7 +229,7 @@ impl Provider for FakeProvider {
     }
 }
 
-pub(super) fn card(name: &str) -> ModelCard {
+pub(in crate::api) fn card(name: &str) -> ModelCard {
     ModelCard {
         name: name.to_owned(),
         modified_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_416_634),
@@ -248,7 +248,7 @@ pub(super) fn card(name: &str) -> ModelCard {
     }
 }
 
-pub(super) fn details(name: &str) -> ModelDetails {
+pub(in crate::api) fn details(name: &str) -> ModelDetails {
     let model_info = json!({"general.architecture": "llama", "general.basename": "r"});
     ModelDetails {
         card: card(name),
@@ -271,18 +271,18 @@ pub(super) fn details(name: &str) -> ModelDetails {
     }
 }
 
-pub(super) fn delta(delta: Delta) -> Event {
+pub(in crate::api) fn delta(delta: Delta) -> Event {
     Event::Delta(delta)
 }
 
-pub(super) fn text(content: &str) -> Event {
+pub(in crate::api) fn text(content: &str) -> Event {
     delta(Delta {
         content: content.to_owned(),
         ..Delta::default()
     })
 }
 
-pub(super) fn thinking(thinking: &str) -> Event {
+pub(in crate::api) fn thinking(thinking: &str) -> Event {
     delta(Delta {
         thinking: thinking.to_owned(),
         ..Delta::default()
@@ -290,7 +290,7 @@ pub(super) fn thinking(thinking: &str) -> Event {
 }
 
 /// Calls as id, name and arguments.
-pub(super) fn calls(calls: &[(&str, &str, &str)]) -> Event {
+pub(in crate::api) fn calls(calls: &[(&str, &str, &str)]) -> Event {
     let tool_calls = calls
         .iter()
         .map(|(id, name, arguments)| ToolCall {
@@ -305,7 +305,7 @@ pub(super) fn calls(calls: &[(&str, &str, &str)]) -> Event {
     })
 }
 
-pub(super) fn finish(reason: FinishReason, context: &[i32]) -> Event {
+pub(in crate::api) fn finish(reason: FinishReason, context: &[i32]) -> Event {
     let usage = AnswerUsage {
         prompt_tokens: 10,
         cached_tokens: 3,
@@ -325,7 +325,7 @@ pub(super) fn finish(reason: FinishReason, context: &[i32]) -> Event {
 }
 
 /// The text with every `created_at` replaced by `T`.
-pub(super) fn mask(bytes: &[u8]) -> String {
+pub(in crate::api) fn mask(bytes: &[u8]) -> String {
     let mut text = String::from_utf8(bytes.to_vec()).unwrap();
     let key = "\"created_at\":\"";
     let mut from = 0;

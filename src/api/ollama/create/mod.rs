@@ -1,4 +1,5 @@
-//! `POST /api/create`: a model made of one of ours. What it adds is kept here; the weights stay the Hub's.
+//! `POST /api/create`: a model created from one of a provider. Its settings are stored as an alias; the weights stay in
+//! the Hub's cache.
 
 mod plan;
 mod request;
@@ -26,7 +27,7 @@ use crate::{
     provider::{CallContext, NameOwner, PullStream},
 };
 
-/// The last word of a pull; a creation goes on, and says it itself.
+/// Last status of a pull. A creation continues after it, and sends it once at its own end.
 const SUCCESS: &str = "success";
 
 #[derive(Serialize)]
@@ -34,14 +35,14 @@ struct Status<'a> {
     status: &'a str,
 }
 
-/// Makes a model of one of ours.
+/// Answers `POST /api/create`.
 pub(crate) async fn create(api: &Api, call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let headers = request.headers.clone();
     let (_, request) = request.decode(CreateRequest::decode)?;
     let name = destination(api, call, request.name(), "invalid model name", &headers).await?;
     let ignored = request.ignored.clone();
     let streams = request.stream != Some(false);
-    // From here on, Ollama answers from its stream.
+    // From here on Ollama has begun its stream, so errors have the content type of one.
     let planned = match api.owner_of(call, &request.from, &headers).await {
         NameOwner::Forward if request.names_no_source() => {
             Err(ApiError::bad_request("neither 'from' or 'files' was specified"))
@@ -63,18 +64,18 @@ pub(crate) async fn create(api: &Api, call: &CallContext, request: RoutedRequest
     Ok(response)
 }
 
-/// How far a creation is.
+/// State of a creation.
 enum Work {
-    /// Its model is downloaded.
+    /// The base model is being downloaded.
     Pulling(PullStream, Box<Plan>),
-    /// Its model is there.
+    /// The base model is on this machine.
     Ready(Box<Plan>),
-    /// It is kept; this is left to be said.
+    /// The alias is stored; these statuses are still to be sent.
     Kept(std::vec::IntoIter<String>),
 }
 
 impl Work {
-    /// Does all that can fail before a frame is sent.
+    /// Takes the steps that can fail before a frame is sent, so that they fail with a status.
     async fn begin(plan: Plan) -> Result<Self, ApiError> {
         if plan.is_there().await? {
             return Ok(Self::Kept(plan.keep().await?.into_iter()));
@@ -84,7 +85,7 @@ impl Work {
         Ok(Self::Pulling(pull, Box::new(plan)))
     }
 
-    /// The next frame, and what is left to do.
+    /// Returns the next frame and the state behind it.
     async fn step(self) -> Result<Option<(Vec<u8>, Self)>, ApiError> {
         let mut out = Vec::new();
         let mut work = self;
@@ -127,7 +128,7 @@ fn frames(work: Work) -> Body {
     }))
 }
 
-/// Waits for the end; only the last object is sent.
+/// Waits for the end and returns the last object only.
 async fn last(mut work: Work) -> Result<Response<Body>, ApiError> {
     let mut line = Vec::new();
     while let Some((frame, rest)) = work.step().await? {

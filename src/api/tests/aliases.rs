@@ -1,15 +1,16 @@
-//! Models that clients make of others: over a provider with a script.
+//! Tests of the models that clients create from others, over a scripted provider.
 
 use std::sync::{Arc, atomic::Ordering};
 
 use serde_json::{Value, json};
 
 use super::{
-    Api, Endpoint,
+    UTF8, alone, api,
     fake::{FakeProvider, card},
-    tests::{UTF8, alone, api, read, send, simple, upstream},
+    read, send, simple, upstream,
 };
 use crate::{
+    api::{Api, Endpoint},
     config::{Config, ProviderName},
     inference::{Failure, InferencePrompt, ModelCapability},
 };
