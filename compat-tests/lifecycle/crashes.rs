@@ -20,7 +20,7 @@ fn assert_gone(pids: &[i32]) {
     assert!(gone.is_some(), "a process is left behind");
 }
 
-// Trap 65
+// Clients only see an error in a stream if it is a frame (trap 65).
 #[test]
 fn a_worker_that_is_killed_takes_its_own_answers_and_nothing_else() {
     let daemon = two_models(ENGINE).start();
@@ -197,7 +197,7 @@ fn assert_refused(daemon: &Hubllama, model: &str, reason: &str) {
     assert!(sentence.contains(reason), "{model}: {sentence}");
 }
 
-// Trap 30
+// Clients expect a status for a failed load, not a frame (trap 30).
 #[test]
 fn damaged_files_are_refused_with_a_sentence_and_harm_nobody() {
     let folder = tempfile::tempdir().expect("a folder");

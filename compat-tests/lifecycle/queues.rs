@@ -58,7 +58,7 @@ fn requests_that_wait_for_their_turn_on_a_model_are_bounded() {
     assert_answers(&daemon, MODEL);
 }
 
-// Trap 33
+// Work for a client that has disconnected must stop (trap 33).
 #[test]
 fn a_client_that_goes_away_in_the_middle_frees_its_place() {
     let daemon = one_slot("");

@@ -45,7 +45,7 @@ fn keep_alive_zero_unloads_as_soon_as_the_answer_is_out() {
     wait_unloaded(&daemon, worker);
 }
 
-// Traps 21, 22
+// Clients load and unload models with empty prompts (traps 21, 22).
 #[test]
 fn an_empty_prompt_loads_and_with_keep_alive_zero_unloads() {
     let daemon = one_model();
@@ -85,7 +85,7 @@ fn a_model_expires_after_its_keep_alive() {
     wait_unloaded(&daemon, worker);
 }
 
-// Traps 22, 53
+// Go cannot parse a year after 9999, so `expires_at` stays below it (traps 22, 53).
 #[test]
 fn a_negative_keep_alive_stays_for_ever() {
     let daemon = one_model();

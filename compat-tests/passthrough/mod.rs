@@ -115,7 +115,7 @@ fn echo() -> FakeOllama {
     })
 }
 
-// Traps 24, 60
+// Blobs and images make bodies of any size (traps 24, 60).
 #[test]
 fn bodies_of_every_size_arrive_as_they_were_sent() {
     let ollama = echo();
@@ -159,7 +159,7 @@ fn bodies_of_every_size_arrive_as_they_were_sent() {
     }
 }
 
-// Traps 29, 61
+// Ollama checks Host and Origin, so those of the client are not forwarded (traps 29, 61).
 #[test]
 fn headers_keep_their_spelling_and_order() {
     let ollama = FakeOllama::answering(
@@ -215,7 +215,7 @@ fn headers_keep_their_spelling_and_order() {
 }
 
 /// Ollama sends each frame only after the client has received the one before it, so no frame can have been held back.
-// Trap 31
+// A proxy that buffers delays every token (trap 31).
 #[test]
 fn no_frame_waits_for_the_next() {
     for (content_type, frames) in [
@@ -255,7 +255,7 @@ fn no_frame_waits_for_the_next() {
     }
 }
 
-// Trap 33
+// Ollama generates until its client disconnects (trap 33).
 #[test]
 fn a_client_that_leaves_ends_the_work_at_ollama() {
     let beginnings = ["", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"];

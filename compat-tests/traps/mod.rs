@@ -63,7 +63,7 @@ fn answer(daemon: &Hubllama, path: &str, request: &Value) -> Value {
     serde_json::from_str(&body).expect("JSON")
 }
 
-// Trap 24
+// Axum and other frameworks limit bodies to 2 MiB by default (trap 24).
 #[test]
 fn bodies_of_many_megabytes_are_read() {
     let daemon = Setup::with_model().config(ENGINE).start();
@@ -75,7 +75,7 @@ fn bodies_of_many_megabytes_are_read() {
     assert!(body.contains("invalid think value"), "{body}");
 }
 
-// Traps 4, 5, 35, 36
+// Clients parse every line as a frame, stop at `error` and wait for `done` (traps 4, 5, 35, 36).
 #[test]
 fn frames_are_short_and_hold_no_error_and_the_last_one_is_done() {
     let daemon = Setup::with_model().config(ENGINE).start();
@@ -102,7 +102,7 @@ fn frames_are_short_and_hold_no_error_and_the_last_one_is_done() {
     );
 }
 
-// Traps 7, 8, 66
+// Clients match results to calls by id, and show all content to the user (traps 7, 8, 66).
 #[test]
 fn calls_have_ids_of_their_own_in_every_dialect_and_none_of_their_text_gets_out() {
     let daemon = Setup::default().with_tools().config(ENGINE).start();
@@ -160,7 +160,7 @@ fn calls_have_ids_of_their_own_in_every_dialect_and_none_of_their_text_gets_out(
     assert_eq!((calls.len(), ids_of(&calls).len()), (2, 2), "{whole}");
 }
 
-// Trap 32
+// A model may load for minutes before Ollama sends its first byte (trap 32).
 #[test]
 fn a_silent_ollama_is_waited_for() {
     const SILENCE: Duration = Duration::from_millis(2500);
@@ -180,7 +180,7 @@ fn a_silent_ollama_is_waited_for() {
     assert_eq!((head.status(), &*body), (200, "halfhalf"));
 }
 
-// Traps 59, 62
+// Ollama would refuse an hf: name, or look for it in its own registry (traps 59, 62).
 #[test]
 fn no_request_with_an_hf_name_reaches_ollama() {
     let ollama = FakeOllama::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
@@ -228,7 +228,7 @@ fn no_request_with_an_hf_name_reaches_ollama() {
     }
 }
 
-// Trap 40
+// Without a request or setting there is no repeat penalty (trap 40).
 #[test]
 fn repetition_costs_nothing_unless_a_request_says_so() {
     let daemon = Setup::with_model().config(ENGINE).start();
@@ -244,7 +244,7 @@ fn repetition_costs_nothing_unless_a_request_says_so() {
     assert_ne!(plain, text(json!(1.9)), "a penalty has an effect");
 }
 
-// Trap 57
+// Clients offer only listed models for selection (trap 57).
 #[test]
 fn a_model_that_the_configuration_names_is_listed_before_it_is_there() {
     let named = "hf:nobody/later-GGUF:Q4_0";
@@ -264,7 +264,7 @@ fn a_model_that_the_configuration_names_is_listed_before_it_is_there() {
     );
 }
 
-// Trap 67
+// A chat repeats its whole history with every turn (trap 67).
 #[test]
 fn the_next_turn_evaluates_only_what_is_new() {
     let daemon = Setup::with_model().config(ENGINE).start();

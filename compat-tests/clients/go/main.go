@@ -113,16 +113,16 @@ func main() {
 	client := api.NewClient(base, &http.Client{Timeout: 5 * time.Minute})
 	think := &api.ThinkValue{Value: true}
 
-	// Trap 18
+	// The ollama command sends HEAD / before anything else (trap 18).
 	check("heartbeat", func() error { return client.Heartbeat(ctx) })
 
-	// Trap 17
+	// Clients compare versions and reject 0.0.0 (trap 17).
 	check("version", func() error {
 		version, err := client.Version(ctx)
 		return errors.Join(err, expect(version != "" && version != "0.0.0", version))
 	})
 
-	// Trap 58
+	// The ollama command waits for the status success (trap 58).
 	check("pull", func() error {
 		var statuses []string
 		err := client.Pull(ctx, &api.PullRequest{Model: pull}, func(frame api.ProgressResponse) error {
@@ -135,7 +135,7 @@ func main() {
 		return expect(statuses[len(statuses)-1] == "success", statuses)
 	})
 
-	// Traps 12, 13
+	// Go parses timestamps strictly, and the ollama command shortens digests to 12 digits (traps 12, 13).
 	check("list", func() error {
 		entry, err := listed(client, chat)
 		if err != nil || entry == nil {
@@ -152,7 +152,7 @@ func main() {
 		return expect(shown.ModelInfo["general.architecture"] == "llama" && len(shown.Tensors) > 0, shown.Details)
 	})
 
-	// Trap 10
+	// Go decodes durations as integers of nanoseconds (trap 10).
 	check("chat streamed", func() error {
 		answer, err := chatted(client, &api.ChatRequest{Model: chat, Messages: asked, Options: options})
 		if err != nil {
@@ -162,7 +162,7 @@ func main() {
 			expect(answer.EvalCount > 0 && answer.EvalDuration > 0 && answer.TotalDuration > 0, answer.Metrics))
 	})
 
-	// Trap 41
+	// The ollama command sends the context of the last frame with the next prompt (trap 41).
 	check("generate", func() error {
 		var last api.GenerateResponse
 		request := &api.GenerateRequest{Model: chat, Prompt: "Say hello.", Options: options}
@@ -173,7 +173,7 @@ func main() {
 		return errors.Join(err, expect(last.Done && len(last.Context) > 0, last))
 	})
 
-	// Traps 7, 9
+	// The package decodes arguments as an object (traps 7, 9).
 	check("tools", func() error {
 		var weather api.Tool
 		if err := json.Unmarshal([]byte(tool), &weather); err != nil {
@@ -220,7 +220,7 @@ func main() {
 		return expect(len(reply.Embeddings[0]) == 384 && math.Abs(square-1) < 1e-3, square)
 	})
 
-	// Traps 53, 54, 55
+	// The ollama command computes the share of the GPU and the remaining time (traps 53, 54, 55).
 	check("loaded models", func() error {
 		running, err := client.ListRunning(ctx)
 		if err != nil {
@@ -252,7 +252,7 @@ func main() {
 			client.Delete(ctx, &api.DeleteRequest{Model: "compat-go-copy"}))
 	})
 
-	// Traps 19, 20
+	// The ollama command pulls a model if the status is 404 (traps 19, 20).
 	check("not found", func() error {
 		_, err := client.Show(ctx, &api.ShowRequest{Model: "hf:nobody/nothing-GGUF:Q4_0"})
 		var status api.StatusError

@@ -10,7 +10,7 @@ const client = new Ollama({ host })
 const options = { temperature: 0, seed: 1, num_predict: 40 }
 const names = async () => (await client.list()).models.map((entry) => entry.model)
 
-// Traps 4, 58
+// The package rejects a stream that ends without a final frame (traps 4, 58).
 await check('pull', async () => {
   const frames = await all(await client.pull({ model: pull, stream: true }))
   assert.equal(frames.at(-1).status, 'success')
@@ -30,7 +30,7 @@ await check('show', async () => {
   assert.equal(shown.model_info['general.architecture'], 'llama')
 })
 
-// Traps 4, 5
+// The package throws if a frame has the key error (traps 4, 5).
 await check('chat streamed', async () => {
   const frames = await all(await client.chat({ model: chat, messages: MESSAGES, stream: true, options }))
   assert(isAboutGravity(frames.map((frame) => frame.message.content).join('')))
@@ -47,7 +47,7 @@ await check('generate', async () => {
   assert(reply.response.trim() && reply.context.length > 0)
 })
 
-// Trap 33
+// An aborted request must free the model (trap 33).
 await check('abort', async () => {
   const stream = await client.chat({ model: chat, messages: MESSAGES, stream: true, options: { num_predict: -1 } })
   let frames = 0
@@ -59,7 +59,7 @@ await check('abort', async () => {
   await client.chat({ model: chat, messages: MESSAGES, options: { num_predict: 1 } })
 })
 
-// Traps 7, 66
+// Arguments are an object, and no part of a call is content (traps 7, 66).
 await check('tools', async () => {
   const request = { model: tools, messages: history(CALL), tools: [TOOL], options }
   const reply = await client.chat(request)
@@ -104,7 +104,7 @@ await check('alias created and deleted', async () => {
   assert(!(await names()).includes('compat-js:latest'))
 })
 
-// Traps 6, 20
+// The package reads `error` from the body (traps 6, 20).
 await check('not found', async () => {
   const unknown = client.chat({ model: 'hf:nobody/nothing-GGUF:Q4_0', messages: MESSAGES })
   await assert.rejects(unknown, { status_code: 404, message: /not found/ })

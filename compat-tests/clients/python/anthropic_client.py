@@ -30,7 +30,7 @@ def message_streamed(client, names):
     assert reply.usage.output_tokens > 0 and reply.stop_reason, reply
 
 
-# Trap 8
+# Results of tools are matched to calls by id (trap 8).
 @check
 def tools(client, names):
     settings = SETTINGS | {"max_tokens": 90}
@@ -52,7 +52,7 @@ def tool_choice(client, names):
     assert call.name == "get_weather" and set(call.input) == {"city"}, reply
 
 
-# Trap 43
+# Reasoning has its own block (trap 43).
 @check
 def thinking(client, names):
     request = {"model": names.tools, "messages": history(THOUGHT), "thinking": {"type": "enabled", "budget_tokens": 1024}}
@@ -63,7 +63,7 @@ def thinking(client, names):
         assert "sunny" in blocks(reply, "text")[0].text, reply
 
 
-# Trap 44
+# Agents enable thinking for every model (trap 44).
 @check
 def thinking_ignored_without_support(client, names):
     reply = client.messages.create(

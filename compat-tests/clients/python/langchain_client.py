@@ -34,7 +34,7 @@ def history():
     return [*messages, HumanMessage("Weather in Paris?")]
 
 
-# Trap 11
+# LangChain reads counts and done_reason from the last frame (trap 11).
 @check
 def invoke(host, names):
     reply = chat_model(host, names.chat).invoke(QUESTION)

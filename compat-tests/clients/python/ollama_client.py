@@ -15,7 +15,7 @@ def listed(client):
     return {entry.model: entry for entry in client.list().models}
 
 
-# Traps 58, 59
+# The package reads the progress of each layer (traps 58, 59).
 @check
 def pull(client, names):
     frames = list(client.pull(names.pull, stream=True))
@@ -24,7 +24,7 @@ def pull(client, names):
     assert names.pull in listed(client), f"{names.pull} is not listed"
 
 
-# Trap 13
+# A digest has 64 hex digits and no prefix (trap 13).
 @check
 def list_models(client, names):
     entry = listed(client)[names.chat]
@@ -32,7 +32,7 @@ def list_models(client, names):
     assert entry.details.format == "gguf" and entry.details.family, entry.details
 
 
-# Traps 15, 16
+# Open WebUI reads capabilities and model_info (traps 15, 16).
 @check
 def show(client, names):
     shown = client.show(names.chat)
@@ -43,7 +43,7 @@ def show(client, names):
     assert client.show(names.embedder).capabilities == ["embedding"]
 
 
-# Traps 10, 11
+# Token rates are computed from counts and durations of the last frame (traps 10, 11).
 @check
 def chat(client, names):
     reply = client.chat(names.chat, MESSAGES, options=OPTIONS)
@@ -89,7 +89,7 @@ def async_client(client, names):
     assert all(map(is_about_gravity, asyncio.run(both())))
 
 
-# Traps 7, 9
+# The package calls the function with the arguments as keywords (traps 7, 9).
 @check
 def tools_from_function(client, names):
     def get_weather(city: str) -> str:
@@ -122,7 +122,7 @@ def structured_output(client, names):
     assert 1 <= answer.stars <= 5, reply
 
 
-# Trap 43
+# Reasoning must not appear in the content (trap 43).
 @check
 def thinking(client, names):
     reply = client.chat(names.tools, history(THOUGHT), think=True, options=OPTIONS)
@@ -130,14 +130,14 @@ def thinking(client, names):
     assert "sunny" in reply.message.content, reply
 
 
-# Trap 44
+# Clients learn from the error that a model does not think (trap 44).
 @check
 def thinking_refused_without_support(client, names):
     error = raises(ollama.ResponseError, lambda: client.chat(names.chat, MESSAGES, think=True))
     assert error.status_code == 400 and "does not support thinking" in error.error, error
 
 
-# Traps 46, 47
+# Vector stores expect unit vectors, one for each text (traps 46, 47).
 @check
 def embed(client, names):
     texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "Stock markets fell on Monday."]
@@ -151,7 +151,7 @@ def embed(client, names):
     assert similarity(old, cat) > 0.999, similarity(old, cat)
 
 
-# Traps 53, 54, 55
+# The package parses the expiry and the sizes of loaded models (traps 53, 54, 55).
 @check
 def loaded_models(client, names):
     client.generate(names.chat, "", keep_alive="5m")
@@ -161,7 +161,7 @@ def loaded_models(client, names):
     assert 2000 < entry.expires_at.year < 9999, entry
 
 
-# Traps 21, 22
+# An empty prompt loads or unloads the model (traps 21, 22).
 @check
 def unload(client, names):
     reply = client.generate(names.chat, "", keep_alive=0)
@@ -169,7 +169,7 @@ def unload(client, names):
     assert names.chat not in [entry.model for entry in client.ps().models], "still resident"
 
 
-# Traps 6, 19, 20
+# The package reads `error` from the body, and clients look for "not found" (traps 6, 19, 20).
 @check
 def not_found(client, _names):
     error = raises(ollama.ResponseError, lambda: client.chat("hf:nobody/nothing-GGUF:Q4_0", MESSAGES))
@@ -193,7 +193,7 @@ def alias_created_copied_and_deleted(client, names):
     assert client.chat(names.chat, MESSAGES, options=OPTIONS).done, "the original went with its alias"
 
 
-# Trap 51
+# The package sends a body with DELETE, and reads no body on success (trap 51).
 @check
 def delete(client, names):
     assert client.delete(names.pull).status == "success"

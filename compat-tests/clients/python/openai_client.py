@@ -15,7 +15,7 @@ class Answer(pydantic.BaseModel):
     stars: int = pydantic.Field(ge=1, le=5)
 
 
-# Trap 52
+# Ids of models contain slashes (trap 52).
 @check
 def models(client, names):
     ids = [entry.id for entry in client.models.list()]
@@ -34,7 +34,7 @@ def chat(client, names):
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens, usage
 
 
-# Traps 37, 38
+# The usage chunk has no choices and comes before [DONE] (traps 37, 38).
 @check
 def chat_streamed_with_usage(client, names):
     stream = client.chat.completions.create(
@@ -81,7 +81,7 @@ def logprobs(client, names):
     assert all(token.logprob <= 0 and len(token.top_logprobs) == 2 for token in tokens), tokens
 
 
-# Traps 7, 8
+# Arguments are a string on /v1, and ids are unique (traps 7, 8).
 @check
 def tools(client, names):
     reply = client.chat.completions.create(
