@@ -5,51 +5,28 @@
 //! [`HubClient`], because `hf-hub` has no deadlines, no mirrors and one token per client. Its downloads are not used at
 //! all: they store error pages as blobs, and neither resume nor verify.
 
-use std::time::Duration;
-
-use dashmap::DashMap;
 use futures_util::TryStreamExt as _;
 use hf_hub::{HFClient, HFError, HFResult, repository::ModelInfo};
-use reqwest::{StatusCode, redirect::Policy};
+use reqwest::StatusCode;
 use tokio::time::timeout;
 use url::Url;
 
 use super::{
     backoff::MAX_WAIT,
     cache,
-    client::{HubClient, MAX_REDIRECTS, Reachable, RepoInfo, RequestSubject, USER_AGENT, chain, host, origin},
+    client::{HubClient, HubReachability, RepoInfo, RequestSubject, host, origin},
     endpoints::Endpoint,
     error::HubError,
     name,
-    refusal::Refusal,
+    pool::{ApiClientKey, chain},
+    refusal::HubRefusal,
     wire::license_in,
 };
-use crate::stdx::Secret;
-
-/// Clients kept at once, one for each pair of endpoint and token. Reloads of the configuration can leave stale ones
-/// behind.
-const MAX_CLIENTS: usize = 32;
 /// Results requested for a tag. `gguf` is a second tag, which is filtered here.
 const TAG_RESULTS: usize = 100;
 /// Properties of a repository that are requested. The complete answer lists every file, which is megabytes for some
 /// repositories.
 const INFO_PROPERTIES: [&str; 2] = ["sha", "tags"];
-/// Stands for "no token" in `hf-hub`, which would otherwise read one from the environment and show it to mirrors. It is
-/// never sent, since a line feed cannot be part of a header.
-const NO_TOKEN: &str = "\n";
-
-/// Clients of the `hf-hub` crate, kept because building one loads the certificates of the system.
-#[derive(Debug, Default)]
-pub(crate) struct ApiClients(DashMap<ApiClientKey, HFClient>);
-
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct ApiClientKey {
-    endpoint: String,
-    token: Option<Secret<String>>,
-    /// Setting that is fixed in the connection pool which the client holds.
-    connect_timeout: Duration,
-}
-
 /// Condition on the repositories of a search.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum SearchFilter<'a> {
@@ -57,31 +34,6 @@ pub(crate) enum SearchFilter<'a> {
     Words(&'a str),
     /// Tag such as `base_model:quantized:ORG/REPO`.
     Tag(&'a str),
-}
-
-impl ApiClients {
-    fn get(&self, key: ApiClientKey, http: &reqwest::Client) -> Result<HFClient, HubError> {
-        if let Some(client) = self.0.get(&key) {
-            return Ok(client.clone());
-        }
-        let client = HFClient::builder()
-            .endpoint(&*key.endpoint)
-            .token(key.token.as_ref().map_or(NO_TOKEN, |token| token.expose()))
-            .client(http.clone())
-            .user_agent(USER_AGENT)
-            // Retries are the rotation's: other endpoints come first, and they honor `retry_attempts`.
-            .retry_max_attempts(0)
-            // An explicit folder keeps `hf-hub` from reading HF_HOME and the like.
-            .cache_enabled(false)
-            .cache_dir("")
-            .build()
-            .map_err(|error| HubError::Endpoint(error.to_string()))?;
-        if self.0.len() >= MAX_CLIENTS {
-            self.0.clear();
-        }
-        self.0.insert(key, client.clone());
-        Ok(client)
-    }
 }
 
 impl HubClient {
@@ -181,7 +133,7 @@ impl HubClient {
     }
 
     /// Asks the main endpoint for the account behind the token.
-    pub(crate) async fn reachable(&self) -> Result<Reachable, HubError> {
+    pub(crate) async fn reachable(&self) -> Result<HubReachability, HubError> {
         let endpoint = self.main_endpoint()?;
         let about = RequestSubject {
             repo: "",
@@ -189,7 +141,7 @@ impl HubClient {
             path: "",
         };
         let api = self.api(endpoint, "")?;
-        let answer = |user, token_refused| Reachable { user, token_refused };
+        let answer = |user, token_refused| HubReachability { user, token_refused };
         match self.timed(endpoint, api.whoami().send()).await? {
             Ok(account) => Ok(answer(Some(account.username), false)),
             Err(HFError::AuthRequired { .. } | HFError::Forbidden { .. }) => {
@@ -269,7 +221,7 @@ impl HubClient {
                 return self.refusal(response, about).await;
             }
         }
-        let refusal = Refusal {
+        let refusal = HubRefusal {
             status: context.status.as_u16(),
             code: context.error_code.as_deref().unwrap_or_default(),
             message: context.server_message.as_deref().unwrap_or_default(),
@@ -295,37 +247,6 @@ impl HubClient {
     }
 }
 
-/// Follows redirects of API questions, which `hf-hub` leaves to its HTTP client: renamed repositories redirect to their
-/// new name. `reqwest` drops the token where a redirect leaves the host.
-///
-/// Redirects of files are returned as they are: [`HubClient`] follows them by hand, because the headers that describe
-/// the content are on the first answer.
-pub(super) fn redirect_policy() -> Policy {
-    Policy::custom(|attempt| {
-        if !attempt.previous().first().is_some_and(is_api) {
-            return attempt.stop();
-        }
-        if attempt.previous().len() > MAX_REDIRECTS {
-            return attempt.error("it redirects in a circle");
-        }
-        // A step down from https would expose the question.
-        let from_https = attempt.previous().iter().any(|url| url.scheme() == "https");
-        match attempt.url().scheme() {
-            "https" => attempt.follow(),
-            "http" if !from_https => attempt.follow(),
-            _ => attempt.error("it redirects to an address that cannot be used"),
-        }
-    })
-}
-
-/// Tells API questions from files, whose path may contain anything after `/resolve/`. A mirror may have a path in
-/// front.
-fn is_api(url: &Url) -> bool {
-    let path = url.path();
-    let path = path.split_once("/resolve/").map_or(path, |(front, _)| front);
-    path.ends_with("/api/whoami-v2") || path.ends_with("/api/models") || path.contains("/api/models/")
-}
-
 fn is_json_error(error: &HFError) -> bool {
     match error {
         HFError::Json(_) => true,
@@ -341,7 +262,7 @@ fn caused_by_json(error: &reqwest::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{sync::Arc, time::Duration};
 
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -349,23 +270,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{config::HubConfig, hub::client::ConnectionPool};
-
-    #[test]
-    fn api_questions_are_told_from_files() {
-        for (url, expected) in [
-            ("https://h/api/models", true),
-            ("https://h/api/models/o/r/revision/main", true),
-            ("https://h/mirror/api/models/o/r/tree/main", true),
-            ("https://h/api/whoami-v2", true),
-            ("https://h/o/r/resolve/main/m.gguf", false),
-            ("https://h/o/r/resolve/main/api/models/m.gguf", false),
-            ("https://h/api/resolve-cache/models/o/r/1/m.gguf", false),
-            ("https://cdn/0123", false),
-        ] {
-            assert_eq!(is_api(&Url::parse(url).unwrap()), expected, "{url}");
-        }
-    }
+    use crate::{config::HubConfig, hub::pool::ConnectionPool, stdx::Secret};
 
     /// Asks a server that gives this answer to every request; returns the result and the head of the first request.
     async fn asked(answer: &'static str, token: Option<&str>) -> (Result<RepoInfo, HubError>, String) {

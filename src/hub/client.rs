@@ -1,11 +1,11 @@
-//! The client of the Hub: one HTTP connection pool, and requests for listings, locations of files and their bytes.
+//! Client of the Hub: requests for listings, locations of files and their bytes.
 //!
 //! [`HubClient`] is built for one operation from the current configuration and the shared [`ConnectionPool`]. Requests
 //! go to the endpoints in turn (see `endpoints`). Questions that the `hf-hub` crate answers well are in `api`; errors
 //! are classified in `refusal`. Nothing here writes files: `fetch` does.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,38 +16,22 @@ use reqwest::{
 use url::Url;
 
 use super::{
-    api::{ApiClients, redirect_policy},
     backoff::Backoff,
     endpoints::{Endpoint, EndpointHealth, EndpointRotation},
     error::HubError,
+    pool::{ApiClients, ConnectionPool, MAX_REDIRECTS, chain},
     resolve::RepoFile,
     throttle::Throttle,
     wire::{EntryWire, XetTokenWire, etag, next_page, number, redirect, xet_hash},
 };
-use crate::{
-    config::HubConfig,
-    stdx::{Secret, sync::lock},
-};
+use crate::{config::HubConfig, stdx::Secret};
 
-/// Upper limit of redirects in a row. huggingface.co uses two.
-pub(super) const MAX_REDIRECTS: usize = 10;
-pub(super) const USER_AGENT: &str = concat!("hubllama/", env!("CARGO_PKG_VERSION"));
 /// Upper limit of one JSON answer in bytes. A page of a listing has about 300 kB.
 const MAX_JSON_BYTES: usize = 32 << 20;
 /// Upper limit of pages of a listing. The Hub puts a thousand entries on each.
 const MAX_PAGES: usize = 200;
 /// Bytes that a download has to bring within the stall timeout. A connection with less only seems alive.
 pub(super) const MIN_BYTES: usize = 1 << 10;
-
-/// State that outlives an operation: connections, health of the endpoints, bandwidth in use.
-#[derive(Debug, Default)]
-pub(crate) struct ConnectionPool {
-    /// Rebuilt when `connect_timeout`, which is fixed at its construction, changes.
-    http: Mutex<Option<(Duration, reqwest::Client)>>,
-    api_clients: Arc<ApiClients>,
-    health: Arc<EndpointHealth>,
-    throttle: Arc<Throttle>,
-}
 
 /// Client of the Hub for one operation under one configuration.
 #[derive(Clone, Debug)]
@@ -98,7 +82,7 @@ pub(crate) struct FileLocation {
 
 /// Answer of the Hub to a plain question, for diagnosis.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reachable {
+pub struct HubReachability {
     /// Account behind the token; `None` without a token or with one that the Hub refuses.
     pub user: Option<String>,
     /// True when a token was sent and refused.
@@ -115,27 +99,6 @@ pub(crate) struct RequestSubject<'a> {
     pub(crate) path: &'a str,
 }
 
-impl ConnectionPool {
-    fn client(&self, connect_timeout: Duration) -> Result<reqwest::Client, HubError> {
-        let mut cached = lock(&self.http);
-        if let Some((_, client)) = cached.as_ref().filter(|(timeout, _)| *timeout == connect_timeout) {
-            return Ok(client.clone());
-        }
-        crate::http::client::install_tls();
-        // HTTP/1 gives each range its own connection, and so its own congestion window.
-        let client = reqwest::Client::builder()
-            .user_agent(USER_AGENT)
-            .redirect(redirect_policy())
-            .referer(false)
-            .connect_timeout(connect_timeout)
-            .http1_only()
-            .build()
-            .map_err(|error| HubError::Endpoint(chain(&error)))?;
-        *cached = Some((connect_timeout, client.clone()));
-        Ok(client)
-    }
-}
-
 impl HubClient {
     /// Creates a client from the current configuration. It is cheap: connections come from the pool.
     ///
@@ -144,7 +107,7 @@ impl HubClient {
     pub(crate) fn new(pool: &ConnectionPool, config: Arc<HubConfig>) -> Result<Self, HubError> {
         Ok(Self {
             endpoints: Endpoint::all(&config)?.into(),
-            http: pool.client(config.connect_timeout)?,
+            http: pool.http(config.connect_timeout)?,
             api_clients: Arc::clone(&pool.api_clients),
             health: Arc::clone(&pool.health),
             throttle: Arc::clone(&pool.throttle),
@@ -544,24 +507,6 @@ pub(crate) fn host(url: &Url) -> String {
 /// Returns scheme, host and port, without the path: signed links are secrets while they are valid.
 pub(super) fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
-}
-
-/// Joins the causes of an error in one line, without the URL that reqwest adds.
-pub(super) fn chain(error: &reqwest::Error) -> String {
-    let mut text = String::new();
-    let mut next = std::error::Error::source(error);
-    while let Some(cause) = next {
-        if !text.is_empty() {
-            text.push_str(": ");
-        }
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    if text.is_empty() {
-        "the request failed".into()
-    } else {
-        text
-    }
 }
 
 #[cfg(test)]

@@ -16,11 +16,12 @@ use url::Url;
 
 use super::{
     backoff::Backoff,
-    client::{FileLocation, HubClient, RequestSubject},
+    client::{FileLocation, HubClient},
     error::HubError,
     partial::PartialBlob,
     target::{BlobTarget, DownloadState},
     tasks::blocking,
+    transfer::{BlobTransfer, PROGRESS_BYTES, WRITE_BYTES},
     wire::content_range,
     xet::{self, XetFetch},
 };
@@ -30,21 +31,14 @@ use crate::config::XetUse;
 const MIN_PIECE_BYTES: u64 = 1 << 20;
 /// Upper limit of a ranged request in bytes. A larger one that fails late leaves the other connections idle.
 const MAX_PIECE_BYTES: u64 = 32 << 20;
-/// Bytes that are gathered before they are written. Times the connections, this is the memory of a download.
-pub(super) const WRITE_BYTES: usize = 1 << 20;
 /// Upper limit of the time between two writes. Bytes that are not written are lost when the download ends early.
 const WRITE_INTERVAL: Duration = Duration::from_millis(250);
-/// Bytes after which a try counts as progress and the retries start over.
-pub(super) const PROGRESS_BYTES: u64 = 64 << 10;
 /// Upper limit of a file that the Hub sends over plain HTTP, in bytes.
 const MAX_PLAIN_BYTES: u64 = 50_000_000_000;
 
 /// Download of one file, shared by its ranges.
 pub(crate) struct FileFetch<'a> {
-    pub(super) client: &'a HubClient,
-    target: &'a BlobTarget,
-    pub(super) partial: Arc<PartialBlob>,
-    state: &'a watch::Sender<DownloadState>,
+    transfer: BlobTransfer<'a>,
     /// Location of the content; renewed when the link expires or does not work.
     location: tokio::sync::Mutex<Option<FileLocation>>,
 }
@@ -72,22 +66,22 @@ impl<'a> FileFetch<'a> {
         state: &'a watch::Sender<DownloadState>,
     ) -> Self {
         Self {
-            client,
-            target,
-            partial,
-            state,
+            transfer: BlobTransfer {
+                client,
+                target,
+                partial,
+                state,
+            },
             location: tokio::sync::Mutex::new(None),
         }
     }
 
-    pub(super) fn size(&self) -> u64 {
-        self.target.size
-    }
-
     /// Downloads everything that is missing.
     pub(crate) async fn run(&self) -> Result<(), HubError> {
-        self.report(self.partial.completed());
-        if self.partial.missing().is_empty() || !wants_xet(self.client.config().xet, self.target.size) {
+        self.transfer.report(self.transfer.partial.completed());
+        if self.transfer.partial.missing().is_empty()
+            || !wants_xet(self.transfer.client.config().xet, self.transfer.target.size)
+        {
             return self.plain().await;
         }
         let Some(xet) = self.xet().await else {
@@ -95,11 +89,11 @@ impl<'a> FileFetch<'a> {
         };
         match xet.run().await {
             Err(error) if !xet::is_final(&error) => {
-                tracing::warn!(path = self.target.path, %error, "the download over xet failed; plain HTTP is tried");
+                tracing::warn!(path = self.transfer.target.path, %error, "the download over xet failed; plain HTTP is tried");
                 let plain = self.plain().await;
                 // Of a file that is too large for plain HTTP, the error of xet says more.
                 plain.map_err(|plain| {
-                    if wants_xet(XetUse::Auto, self.target.size) {
+                    if wants_xet(XetUse::Auto, self.transfer.target.size) {
                         error
                     } else {
                         plain
@@ -113,23 +107,23 @@ impl<'a> FileFetch<'a> {
     /// Prepares a download over xet; `None` if the Hub does not have the file there.
     async fn xet(&self) -> Option<XetFetch<'_>> {
         // An error is not fatal here: plain HTTP asks again, with all retries.
-        let found = self.locate().await.ok()?;
+        let found = self.transfer.locate().await.ok()?;
         let hash = found.xet_hash.clone();
         let endpoint = found.endpoint.clone();
         *self.location.lock().await = Some(found);
-        Some(XetFetch::new(self, hash?, endpoint))
+        Some(XetFetch::new(&self.transfer, hash?, endpoint))
     }
 
     /// Downloads everything that is missing over plain HTTP.
     async fn plain(&self) -> Result<(), HubError> {
         let mut pieces = pieces(
-            &self.partial.missing(),
-            self.target.size,
-            self.client.config().parallel_ranges,
+            &self.transfer.partial.missing(),
+            self.transfer.target.size,
+            self.transfer.client.config().parallel_ranges,
         );
         let Some(first) = pieces.pop() else { return Ok(()) };
         // Only a response tells whether the server honors ranges, so one connection starts before the others.
-        let mut backoff = self.client.backoff();
+        let mut backoff = self.transfer.client.backoff();
         let opened = loop {
             match self.open(Some(first)).await {
                 Ok(response) => break response,
@@ -144,14 +138,14 @@ impl<'a> FileFetch<'a> {
         let in_order = pieces.into_iter().rev();
         let mut transfers = stream::iter([(first, Some(opened))].into_iter().chain(in_order))
             .map(|(piece, response)| self.piece(piece, response))
-            .buffer_unordered(self.client.config().parallel_ranges.max(1));
+            .buffer_unordered(self.transfer.client.config().parallel_ranges.max(1));
         while let Some(()) = transfers.try_next().await? {}
         Ok(())
     }
 
     /// Downloads one range, over as many tries as make progress.
     async fn piece(&self, (start, end): (u64, u64), mut opened: Option<Response>) -> Result<(), HubError> {
-        let mut backoff = self.client.backoff();
+        let mut backoff = self.transfer.client.backoff();
         let mut at = start;
         while at < end {
             let before = at;
@@ -165,7 +159,9 @@ impl<'a> FileFetch<'a> {
                     Err(error) => FetchError::Failed(error),
                 },
                 // Other servers behind the same address honored ranges, and may do so again.
-                Err(FetchError::NoRanges(_)) => FetchError::Failed(self.interrupted("the server ignored a range")),
+                Err(FetchError::NoRanges(_)) => {
+                    FetchError::Failed(self.transfer.interrupted("the server ignored a range"))
+                }
                 Err(error) => error,
             };
             let has_progress = at - before >= PROGRESS_BYTES;
@@ -180,7 +176,7 @@ impl<'a> FileFetch<'a> {
 
     /// Downloads the whole file with one request. A try that breaks off starts over.
     async fn whole(&self, response: Response) -> Result<(), HubError> {
-        let mut backoff = self.client.backoff();
+        let mut backoff = self.transfer.client.backoff();
         let mut opened = Some(response);
         loop {
             let result = match opened.take() {
@@ -189,10 +185,10 @@ impl<'a> FileFetch<'a> {
             };
             let error = match result {
                 Ok(response) => {
-                    let partial = Arc::clone(&self.partial);
+                    let partial = Arc::clone(&self.transfer.partial);
                     blocking(move || partial.clear()).await?;
-                    self.report(0);
-                    match self.copy(response, &mut 0, self.target.size).await {
+                    self.transfer.report(0);
+                    match self.copy(response, &mut 0, self.transfer.target.size).await {
                         Ok(()) => return Ok(()),
                         Err(error) => FetchError::Failed(error),
                     }
@@ -213,7 +209,7 @@ impl<'a> FileFetch<'a> {
         if let Some(location) = self.location.lock().await.take()
             && !has_progress
         {
-            self.client.mark_unhealthy(&location.endpoint);
+            self.transfer.client.mark_unhealthy(&location.endpoint);
         }
     }
 
@@ -223,7 +219,7 @@ impl<'a> FileFetch<'a> {
             FetchError::Failed(error) => backoff.wait(error).await,
             FetchError::NoRanges(_) => {
                 backoff
-                    .wait(self.interrupted("the server stopped honoring ranges"))
+                    .wait(self.transfer.interrupted("the server stopped honoring ranges"))
                     .await
             }
             FetchError::LinkExpired(stale, error) => {
@@ -236,13 +232,14 @@ impl<'a> FileFetch<'a> {
     /// Sends one request and checks that the response is for the requested range.
     async fn open(&self, range: Option<(u64, u64)>) -> Result<Response, FetchError> {
         let url = self.link().await?;
-        let response = self.client.get(&url, range, &self.about()).await?;
+        let response = self.transfer.client.get(&url, range, &self.transfer.about()).await?;
         match (response.status(), range) {
             (StatusCode::PARTIAL_CONTENT, Some((start, _))) => {
-                if content_range(&response) == Some((start, self.target.size)) {
+                if content_range(&response) == Some((start, self.transfer.target.size)) {
                     return Ok(response);
                 }
                 Err(self
+                    .transfer
                     .client
                     .protocol(&url, "it sent another range than was asked for")
                     .into())
@@ -250,37 +247,46 @@ impl<'a> FileFetch<'a> {
             (StatusCode::OK, None) => Ok(response),
             (StatusCode::OK, Some(_)) => Err(FetchError::NoRanges(response)),
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::GONE, _) => {
-                let error = self.client.refusal(response, &self.about()).await;
+                let error = self.transfer.client.refusal(response, &self.transfer.about()).await;
                 Err(FetchError::LinkExpired(url, error))
             }
             (StatusCode::RANGE_NOT_SATISFIABLE, _) => Err(self
+                .transfer
                 .client
                 .protocol(&url, "its file is shorter than its listing says")
                 .into()),
-            _ => Err(self.client.refusal(response, &self.about()).await.into()),
+            _ => Err(self
+                .transfer
+                .client
+                .refusal(response, &self.transfer.about())
+                .await
+                .into()),
         }
     }
 
     /// Writes a body to `at..end`, and advances `at` with each write.
     async fn copy(&self, mut response: Response, at: &mut u64, end: u64) -> Result<(), HubError> {
         let mut buffer = Vec::with_capacity(WRITE_BYTES);
-        let mut drips = self.client.drip_detector();
+        let mut drips = self.transfer.client.drip_detector();
         let mut written = Instant::now();
         loop {
-            let mut received = self.client.content(&mut response).await;
+            let mut received = self.transfer.client.content(&mut response).await;
             let length = received
                 .as_ref()
                 .map_or(0, |chunk| chunk.as_ref().map_or(0, bytes::Bytes::len));
             let is_whole = *at + (buffer.len() + length) as u64 >= end;
             if drips.is_dripping(length) && matches!(received, Ok(Some(_))) && !is_whole {
-                received = Err(self.interrupted("the server sends almost nothing"));
+                received = Err(self.transfer.interrupted("the server sends almost nothing"));
             }
             let is_over = !matches!(received, Ok(Some(_)));
             if let Ok(Some(chunk)) = &received {
                 buffer.extend_from_slice(chunk);
             }
             if *at + buffer.len() as u64 > end {
-                return Err(self.client.protocol(response.url(), "it sent more than was asked for"));
+                return Err(self
+                    .transfer
+                    .client
+                    .protocol(response.url(), "it sent more than was asked for"));
             }
             // Bytes that arrived before an error are kept.
             let is_due = buffer.len() >= WRITE_BYTES || is_over || written.elapsed() >= WRITE_INTERVAL;
@@ -293,44 +299,30 @@ impl<'a> FileFetch<'a> {
             match received {
                 Ok(Some(_)) => {}
                 Ok(None) if *at == end => return Ok(()),
-                Ok(None) => return Err(self.interrupted("the server sent less than it promised")),
-                Err(HubError::Interrupted { reason, .. }) => return Err(self.interrupted(&reason)),
+                Ok(None) => return Err(self.transfer.interrupted("the server sent less than it promised")),
+                Err(HubError::Interrupted { reason, .. }) => return Err(self.transfer.interrupted(&reason)),
                 Err(error) => return Err(error),
             }
         }
     }
 
     async fn write(&self, offset: u64, mut bytes: Vec<u8>) -> Result<Vec<u8>, HubError> {
-        let partial = Arc::clone(&self.partial);
+        let partial = Arc::clone(&self.transfer.partial);
         let (bytes, completed) = blocking(move || {
             let completed = partial.write(offset, &bytes)?;
             bytes.clear();
             Ok((bytes, completed))
         })
         .await?;
-        self.report(completed);
+        self.transfer.report(completed);
         Ok(bytes)
-    }
-
-    pub(super) fn report(&self, completed: u64) {
-        // Ranges finish their writes in any order, so a smaller number is an older one. Zero means that the file starts
-        // over.
-        self.state.send_if_modified(|state| match state {
-            DownloadState::Fetching { completed: shown }
-                if *shown != completed && (completed > *shown || completed == 0) =>
-            {
-                *shown = completed;
-                true
-            }
-            _ => false,
-        });
     }
 
     async fn link(&self) -> Result<Url, HubError> {
         let mut location = self.location.lock().await;
         match &*location {
             Some(location) => Ok(location.url.clone()),
-            None => Ok(location.insert(self.locate().await?).url.clone()),
+            None => Ok(location.insert(self.transfer.locate().await?).url.clone()),
         }
     }
 
@@ -338,42 +330,9 @@ impl<'a> FileFetch<'a> {
     async fn renew(&self, stale: &Url) -> Result<(), HubError> {
         let mut location = self.location.lock().await;
         if location.as_ref().is_none_or(|location| location.url == *stale) {
-            *location = Some(self.locate().await?);
+            *location = Some(self.transfer.locate().await?);
         }
         Ok(())
-    }
-
-    async fn locate(&self) -> Result<FileLocation, HubError> {
-        let found = self.client.locate(&self.about()).await?;
-        let BlobTarget { size, etag, path, .. } = self.target;
-        if found.size.is_some_and(|announced| announced != *size) {
-            return Err(self
-                .client
-                .protocol(&found.url, "its listing and its file differ in size"));
-        }
-        match found.etag {
-            Some(announced) if announced.len() == etag.len() && announced != *etag => Err(HubError::HashMismatch {
-                path: path.clone(),
-                expected: etag.clone(),
-                actual: announced,
-            }),
-            _ => Ok(found),
-        }
-    }
-
-    pub(super) fn about(&self) -> RequestSubject<'_> {
-        RequestSubject {
-            repo: &self.target.repo,
-            revision: &self.target.commit,
-            path: &self.target.path,
-        }
-    }
-
-    pub(super) fn interrupted(&self, reason: &str) -> HubError {
-        HubError::Interrupted {
-            path: self.target.path.clone(),
-            reason: reason.to_owned(),
-        }
     }
 }
 

@@ -17,7 +17,7 @@ const MAX_ERROR_BYTES: usize = 4 << 10;
 const MAX_MESSAGE_CHARS: usize = 300;
 
 /// Response without success.
-pub(super) struct Refusal<'a> {
+pub(super) struct HubRefusal<'a> {
     pub(super) status: u16,
     /// Header `X-Error-Code`, or empty.
     pub(super) code: &'a str,
@@ -49,7 +49,7 @@ impl HubClient {
                 .map(|wire| wire.error)
                 .unwrap_or_default();
         }
-        let refusal = Refusal {
+        let refusal = HubRefusal {
             status,
             code: &code,
             message: &message,
@@ -59,8 +59,8 @@ impl HubClient {
         self.classify(&refusal, about)
     }
 
-    pub(super) fn classify(&self, refusal: &Refusal<'_>, about: &RequestSubject<'_>) -> HubError {
-        let Refusal {
+    pub(super) fn classify(&self, refusal: &HubRefusal<'_>, about: &RequestSubject<'_>) -> HubError {
+        let HubRefusal {
             status,
             code,
             message,
@@ -132,7 +132,7 @@ mod tests {
             path: "f.gguf",
         };
         let check = |status, code, message: &str| {
-            let refusal = Refusal {
+            let refusal = HubRefusal {
                 status,
                 code,
                 message,

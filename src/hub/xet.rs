@@ -38,11 +38,12 @@ use xet_runtime::{config::XetConfig, core::XetContext, utils::ByteSize};
 
 use super::{
     backoff::MAX_WAIT,
-    client::{self, HubClient, MIN_BYTES, RequestSubject, XetAccess, host},
+    client::{HubClient, MIN_BYTES, RequestSubject, XetAccess, host},
     endpoints::Endpoint,
     error::HubError,
-    fetch::{FileFetch, PROGRESS_BYTES, WRITE_BYTES},
+    pool,
     tasks::blocking,
+    transfer::{BlobTransfer, PROGRESS_BYTES, WRITE_BYTES},
 };
 use crate::config::HubConfig;
 
@@ -59,7 +60,7 @@ const ENGINE_RETRIES: usize = 2;
 
 /// Download of one file over xet.
 pub(super) struct XetFetch<'a> {
-    fetch: &'a FileFetch<'a>,
+    transfer: &'a BlobTransfer<'a>,
     /// Hash by which the store knows the file: 64 hex digits, not the sha256 of the content.
     hash: String,
     /// Endpoint that gives tokens for the store.
@@ -82,7 +83,7 @@ struct XetFailure {
 }
 
 /// Running engine. Dropping it ends all of its tasks.
-struct XetTransfer {
+struct RunningEngine {
     parts: mpsc::Receiver<Result<FilePart, XetFailure>>,
     session: Arc<FileDownloadSession>,
     /// Bytes that had arrived over the network at the last look.
@@ -105,20 +106,24 @@ struct HubTokens {
 }
 
 impl<'a> XetFetch<'a> {
-    pub(super) fn new(fetch: &'a FileFetch<'a>, hash: String, endpoint: Endpoint) -> Self {
-        Self { fetch, hash, endpoint }
+    pub(super) fn new(transfer: &'a BlobTransfer<'a>, hash: String, endpoint: Endpoint) -> Self {
+        Self {
+            transfer,
+            hash,
+            endpoint,
+        }
     }
 
     /// Downloads everything that is missing, over as many tries as make progress.
     pub(super) async fn run(&self) -> Result<(), HubError> {
-        let mut backoff = self.fetch.client.backoff();
+        let mut backoff = self.transfer.client.backoff();
         loop {
-            let before = self.fetch.partial.completed();
+            let before = self.transfer.partial.completed();
             let Err(error) = self.pass().await else { return Ok(()) };
             if is_final(&error) {
                 return Err(error);
             }
-            if self.fetch.partial.completed() >= before + PROGRESS_BYTES {
+            if self.transfer.partial.completed() >= before + PROGRESS_BYTES {
                 backoff.reset();
             }
             // Every kind of error is worth a retry: the next pass has a new token, new links and perhaps another
@@ -129,18 +134,17 @@ impl<'a> XetFetch<'a> {
 
     /// Tries once to download everything that is missing.
     async fn pass(&self) -> Result<(), HubError> {
-        let fetch = self.fetch;
-        let access = fetch.client.xet_access(&self.endpoint, &fetch.about()).await?;
+        let BlobTransfer { client, partial, .. } = self.transfer;
+        let access = client.xet_access(&self.endpoint, &self.transfer.about()).await?;
         let store = access.store.clone();
-        let missing = fetch.partial.missing();
-        let mut transfer = XetTransfer::start(self, access, missing).await?;
-        self.receive(&mut transfer, &store).await
+        let mut engine = RunningEngine::start(self, access, partial.missing()).await?;
+        self.receive(&mut engine, &store).await
     }
 
     /// Writes parts until all have arrived.
-    async fn receive(&self, transfer: &mut XetTransfer, store: &Url) -> Result<(), HubError> {
-        let FileFetch { client, partial, .. } = self.fetch;
-        while let Some(part) = self.next(transfer, store).await? {
+    async fn receive(&self, engine: &mut RunningEngine, store: &Url) -> Result<(), HubError> {
+        let BlobTransfer { client, partial, .. } = self.transfer;
+        while let Some(part) = self.next(engine, store).await? {
             let FilePart { mut offset, mut bytes } = part;
             // In pieces, so that progress and the bandwidth limit are smooth: a part can have 64 MiB.
             while !bytes.is_empty() {
@@ -148,7 +152,7 @@ impl<'a> XetFetch<'a> {
                 let (at, partial) = (offset, Arc::clone(partial));
                 offset += piece.len() as u64;
                 client.throttle(piece.len()).await;
-                self.fetch.report(blocking(move || partial.write(at, &piece)).await?);
+                self.transfer.report(blocking(move || partial.write(at, &piece)).await?);
             }
         }
         if partial.missing().is_empty() {
@@ -158,18 +162,18 @@ impl<'a> XetFetch<'a> {
     }
 
     /// Waits for the next part; `None` after the last one.
-    async fn next(&self, transfer: &mut XetTransfer, store: &Url) -> Result<Option<FilePart>, HubError> {
-        let after = self.fetch.client.config().stall_timeout;
+    async fn next(&self, engine: &mut RunningEngine, store: &Url) -> Result<Option<FilePart>, HubError> {
+        let after = self.transfer.client.config().stall_timeout;
         loop {
-            match timeout(after, transfer.parts.recv()).await {
+            match timeout(after, engine.parts.recv()).await {
                 Ok(None) => return Ok(None),
                 Ok(Some(Ok(part))) => return Ok(Some(part)),
                 Ok(Some(Err(failure))) if failure.is_protocol_error => {
-                    return Err(self.fetch.client.protocol(store, &failure.text));
+                    return Err(self.transfer.client.protocol(store, &failure.text));
                 }
-                Ok(Some(Err(failure))) => return Err(self.fetch.interrupted(&failure.text)),
+                Ok(Some(Err(failure))) => return Err(self.transfer.interrupted(&failure.text)),
                 // A part takes longer than the timeout on a slow network. It is a stall only if no bytes arrive either.
-                Err(_) if transfer.has_advanced() => {}
+                Err(_) if engine.has_advanced() => {}
                 Err(_) => {
                     return Err(HubError::Stalled {
                         host: host(store),
@@ -181,10 +185,10 @@ impl<'a> XetFetch<'a> {
     }
 }
 
-impl XetTransfer {
+impl RunningEngine {
     async fn start(xet: &XetFetch<'_>, access: XetAccess, missing: Vec<(u64, u64)>) -> Result<Self, HubError> {
-        let fetch = xet.fetch;
-        let failed = |error: &dyn Error| fetch.interrupted(&format!("the xet engine does not start: {error}"));
+        let transfer = xet.transfer;
+        let failed = |error: &dyn Error| transfer.interrupted(&format!("the xet engine does not start: {error}"));
         let runtime = Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("xet")
@@ -193,15 +197,15 @@ impl XetTransfer {
             .map_err(|error| failed(&error))?;
         let runtime = EngineRuntime(Some(runtime));
         let engine = runtime.handle();
-        let about = fetch.about();
+        let about = transfer.about();
         let tokens = HubTokens {
-            client: fetch.client.clone(),
+            client: transfer.client.clone(),
             endpoint: xet.endpoint.clone(),
             repo: about.repo.to_owned(),
             commit: about.revision.to_owned(),
             runtime: Handle::current(),
         };
-        let context = XetContext::from_external(engine.clone(), engine_config(fetch.client.config()));
+        let context = XetContext::from_external(engine.clone(), engine_config(transfer.client.config()));
         let config = Arc::new(translator_config(context, access, tokens));
         // Whatever the engine does has to begin on its runtime: it spawns tasks on the one that it finds itself on.
         let session = engine.spawn(FileDownloadSession::new(config, None)).await;
@@ -210,7 +214,7 @@ impl XetTransfer {
             .map_err(|error| failed(&error))?;
         // One part only: the engine counts its memory until the part is handed over.
         let (sender, parts) = mpsc::channel(1);
-        let file = XetFileInfo::new(xet.hash.clone(), fetch.size());
+        let file = XetFileInfo::new(xet.hash.clone(), transfer.target.size);
         let produced = Arc::clone(&session);
         engine.spawn(async move {
             if let Err(failure) = produce(&produced, &file, missing, &sender).await {
@@ -323,7 +327,7 @@ fn engine_config(config: &HubConfig) -> XetConfig {
 
 fn translator_config(ctx: XetContext, access: XetAccess, tokens: HubTokens) -> TranslatorConfig {
     let mut headers = HeaderMap::new();
-    headers.insert(USER_AGENT, HeaderValue::from_static(client::USER_AGENT));
+    headers.insert(USER_AGENT, HeaderValue::from_static(pool::USER_AGENT));
     // A literal instead of `TranslatorConfig::new`, which creates folders for uploads in the cache of huggingface_hub.
     TranslatorConfig {
         ctx,

@@ -65,11 +65,12 @@ use scan::ScanCache;
 use crate::{
     config::HubConfig,
     hub::{
-        HfName, HubError, Reachable, Selector,
+        HfName, HubError, HubReachability, Selector,
         cache::{self, CachedModel},
         client::{self, HubClient},
         download::BlobDownloads,
         ledger::Ledger,
+        pool,
     },
     inference::WeightType,
     lifecycle::WorkerCommand,
@@ -83,7 +84,7 @@ pub struct Library(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    pool: client::ConnectionPool,
+    pool: pool::ConnectionPool,
     downloads: BlobDownloads,
     ledger: Arc<Ledger>,
     conversions: ConversionStore,
@@ -104,7 +105,7 @@ impl Library {
     pub fn with_worker(state_dir: &Path, worker: WorkerCommand) -> Self {
         let conversions = ConversionStore::new(state_dir);
         Self(Arc::new(Shared {
-            pool: client::ConnectionPool::default(),
+            pool: pool::ConnectionPool::default(),
             downloads: BlobDownloads::default(),
             ledger: Arc::new(Ledger::load(state_dir)),
             converter: Converter::new(conversions.clone(), worker),
@@ -214,7 +215,7 @@ impl Library {
     ///
     /// # Errors
     /// If it cannot be asked.
-    pub async fn reachable(&self, config: &HubConfig) -> Result<Reachable, LibraryError> {
+    pub async fn reachable(&self, config: &HubConfig) -> Result<HubReachability, LibraryError> {
         Ok(self.client(config.clone().into())?.reachable().await?)
     }
 
