@@ -1,21 +1,28 @@
-//! hubllama makes every existing Ollama client speak Hugging Face.
+//! hubllama serves models of the Hugging Face Hub to the clients of Ollama.
 //!
-//! One daemon listens on a port of its own and speaks the Ollama API, OpenAI's beside it. A plain model name goes, byte
-//! for byte, to a real Ollama. A name that begins with `hf:` is served from weights of the Hugging Face Hub, run by
-//! llama.cpp in a worker process of its own. This page is the architecture document.
+//! One daemon listens on a port of its own and speaks the APIs of Ollama, OpenAI and Anthropic. Requests for a plain model
+//! name are forwarded, byte for byte, to a real Ollama. Requests for a name that begins with `hf:` are answered from
+//! weights of the Hugging Face Hub, which llama.cpp runs in a child process for each model.
+//!
+//! This page is the architecture document: processes, the path of a request, layers, errors and invariants. The page of
+//! each module tells the rest; [`library`] has the life of a checkpoint.
 //!
 //! # Processes
 //!
 //! ```text
-//!  clients ──HTTP──▶ hubllama serve (the daemon) ──HTTP──▶ Ollama               (plain names)
+//!  clients ──HTTP──▶ hubllama serve (the daemon) ──HTTP──▶ Ollama                   (plain names)
 //!                      │  holds no model, never calls llama.cpp
 //!                      │ Unix socket pair, length-delimited frames
-//!                      ├─▶ hubllama worker --role model   (model A: weights, KV cache, scheduler)
-//!                      ├─▶ hubllama worker --role model   (model B …)
-//!                      └─▶ hubllama worker --role helper  (renders chat templates; no weights)
+//!                      ├─▶ hubllama worker --role model      (model A: weights, KV cache, scheduler)
+//!                      ├─▶ hubllama worker --role model      (model B …)
+//!                      ├─▶ hubllama worker --role helper     (renders chat templates; no weights)
+//!                      └─▶ hubllama worker --role converter  (one checkpoint into a GGUF file, then ends)
 //! ```
 //!
-//! # The way of a request
+//! A malformed file, a failed assertion in llama.cpp or a lack of memory ends one child process and the requests that it
+//! was serving; the daemon and all other models go on.
+//!
+//! # The path of a request
 //!
 //! ```text
 //! socket → server (HTTP mechanics) → api (one wire dialect → neutral request) → provider (who answers this name)
@@ -26,11 +33,11 @@
 //!
 //! # Layers
 //!
-//! Imports go down only; `compat-tests/tidy.rs` fails on one that does not.
+//! A module imports modules of lower layers only. `compat-tests/tidy` checks that, and lists the exceptions with a reason.
 //!
 //! | layer | module | holds |
 //! |---|---|---|
-//! | 8 | [`cli`] | arguments, and everything that is printed for people |
+//! | 8 | [`cli`] | arguments, and everything that is printed for the user |
 //! | 7 | [`daemon`] | composition root, start and stop order, signals, reload, systemd |
 //! | 6 | [`server`] | listeners, connections, limits, CORS and host check, the one route table |
 //! | 5 | [`api`] | wire dialects: Ollama's, OpenAI's, Anthropic's; health and configuration pages |
@@ -38,27 +45,47 @@
 //! | 3 | [`library`] | the models on this machine: find, list, pull, convert, remove, verify, import, prune |
 //! | 2 | [`lifecycle`] | which models are resident: leases, keep-alive, eviction, worker supervision |
 //! | 2 | [`worker`] | the child process: scheduler, slots, prefix reuse, constraints, sampling, vectors; `protocol` is shared with lifecycle |
-//! | 1 | [`convert`] | safetensors into GGUF, as data: configuration, tokenizer, one file per architecture family |
-//! | 1 | [`hub`] | names, resolving, verified downloads, the layout of the shared cache |
+//! | 1 | [`convert`] | safetensors to GGUF, as a plan: configuration, tokenizer, one file per architecture family |
+//! | 1 | [`hub`] | names, selectors, verified downloads, the layout of the shared cache |
 //! | 1 | [`observability`] | logging |
 //! | 0 | [`config`] | plain data: types, load, validate, diff, watch |
-//! | 0 | [`go`] | Go's standard library where clients of Ollama see it: JSON, durations, templates |
+//! | 0 | [`go`] | Go's standard library as far as clients of Ollama see it: JSON, durations, templates |
 //! | 0 | [`inference`] | the neutral request and events |
-//! | 0 | [`gguf`], [`llama`], [`http`], [`stdx`] | container reader, llama.cpp's border, HTTP pieces, what std lacks |
+//! | 0 | [`gguf`], [`llama`], [`http`], [`stdx`] | GGUF files, the only calls of llama.cpp, HTTP parts, additions to the standard library |
+//!
+//! # Errors
+//!
+//! A variant exists if a caller acts on it; everything else is a sentence that says what is wrong and what to do. On its
+//! way up an error is converted at the border of a layer, with `From`, and never back:
+//!
+//! | error | of what | becomes |
+//! |---|---|---|
+//! | [`gguf::GgufError`], [`gguf::Refusal`] | a GGUF file that cannot be read, or that would crash llama.cpp | the next ones, as a sentence |
+//! | [`convert::ConvertError`] | a checkpoint or an adapter that cannot be converted; crosses the socket from the converter process | `LibraryError` |
+//! | [`hub::HubError`] | a name, the network, the cache; its clones go to all who wait for one download | `LibraryError` |
+//! | [`library::LibraryError`] | a model that cannot be found, pulled, converted, imported or removed | `Failure` |
+//! | [`llama::LlamaError`], `WorkerError` | inside a worker process: a call of llama.cpp, a prompt, a schema | `Failure` |
+//! | [`inference::Failure`] | a request that a provider cannot answer; crosses the socket from a worker | `ApiError` |
+//! | [`provider::UpstreamError`] | an Ollama that cannot be reached or breaks off | `ApiError` |
+//! | `ApiError` (in [`api`]) | an HTTP status and a sentence; each dialect puts it into its own envelope | the reply |
+//! | [`daemon::StartError`], [`config::ConfigProblem`] | a daemon that cannot start, a configuration that is not valid | the log, the exit status |
+//!
+//! The command line prints any of them with `anyhow`. A bug of this program is no error of these: it panics, which ends
+//! one connection or one worker.
 //!
 //! # Invariants
 //!
-//! * The daemon process never calls llama.cpp: only `worker` and `llama` do, and only `llama` names the sys crate.
+//! * The daemon process never calls llama.cpp: only `worker` and `llama` do, and only `llama` names its crates.
 //! * A pass-through reply has the status, headers (hop-by-hop and CORS aside) and bytes that Ollama sent; no frame is
 //!   held back. The request's bytes go out as they came in. (A request that is served by Ollama's native route instead,
 //!   as `ollama.v1_via_native` allows, is no pass-through.)
-//! * Whatever is downloaded is verified before it is opened; whatever is written is temp file, fsync, rename.
+//! * A download is verified before it becomes visible. A file is written under a temporary name, synced and renamed.
 //! * Everything that waits is bounded and cancellable. A client that goes away stops its work within one decode step.
 //! * One request sees one configuration snapshot from start to end. A bad configuration never takes effect.
-//! * The lease rides inside the response body: a model stays resident exactly as long as bytes are owed.
+//! * The response body owns the lease: a model stays resident exactly as long as bytes of an answer are owed.
 //! * Scheduling, eviction, prefix choice and name resolution are pure functions over plain data, tested without a model.
-//! * No dialect knows another; no HTTP type is below `api` but in `http`, `hub` and the proxying provider.
-//! * Nothing is cut silently: a parameter that was ignored is said in a header and in the log.
+//! * No dialect imports another. Below `api`, only `http`, `hub` and `provider::ollama` use types of HTTP.
+//! * Nothing is ignored silently: a header and the log name each parameter that had no effect.
 
 pub mod api;
 pub mod cli;

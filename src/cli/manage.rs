@@ -1,5 +1,7 @@
-//! `rm`, `verify`, `prune` and `import`: what is done to the cache. `rm` goes through the running daemon, so that a model
-//! that is in use is unloaded first; the others work on files, in the cache that the configuration names.
+//! The commands that change or check the cache: `rm`, `verify`, `prune` and `import`.
+//!
+//! `rm` goes through the running daemon, which unloads the model first. The others work on the files of the cache that the
+//! configuration names.
 
 use std::{path::Path, process::ExitCode};
 
@@ -15,13 +17,13 @@ use crate::{
     stdx::size::human_bytes,
 };
 
-/// What became of a model whose files are not ours.
-const UNLISTED: &str = "is not listed any more; its files are another program's or belong to other models, too, and stay (hubllama rm --files)";
+/// Predicate about a model whose files stay.
+const UNLISTED: &str = "is no longer listed; its files stay, because another program downloaded them or another model uses them (hubllama rm --files removes them)";
 
 pub(super) async fn remove(inputs: &ConfigInputs, name: &str, files: bool) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     if let Some(daemon) = Daemon::find(&config).await? {
-        // Asked before: afterwards nobody knows it. What cannot be shown can still be removed.
+        // Asked before the removal, after which the daemon no longer knows. A model that cannot be shown can be removed, too.
         let shown = daemon
             .post("/api/show", &json!({ "model": name }))
             .await
@@ -51,7 +53,7 @@ pub(super) async fn remove(inputs: &ConfigInputs, name: &str, files: bool) -> an
     match deleted {
         DeleteOutcome::Removed { bytes_freed } => println!("removed {name}, {} freed", human_bytes(bytes_freed)),
         DeleteOutcome::Unlisted if files => {
-            println!("{name} is not listed any more; other caches still hold its files")
+            println!("{name} is no longer listed; other caches still hold its files")
         }
         DeleteOutcome::Unlisted => println!("{name} {UNLISTED}"),
     }
@@ -78,7 +80,7 @@ pub(super) async fn verify(inputs: &ConfigInputs, names: &[String]) -> anyhow::R
             let path = file.path.display();
             match file.verdict {
                 FileVerdict::Good => {}
-                FileVerdict::Unknown => lines.push(format!("unknown  {name}: the cache holds no hash of {path}")),
+                FileVerdict::Unknown => lines.push(format!("unknown  {name}: the cache has no hash for {path}")),
                 FileVerdict::Corrupt { expected, actual } => {
                     is_good = false;
                     lines.push(format!(
@@ -100,26 +102,26 @@ pub(super) async fn verify(inputs: &ConfigInputs, names: &[String]) -> anyhow::R
 pub(super) async fn prune(inputs: &ConfigInputs, apply: bool) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     let library = Library::new(&config.state_dir);
-    let waste = library.prunable(&config.hub).await?;
-    for waste in &waste {
-        let kind = match waste.reason {
-            PruneReason::Partial => "broken off",
+    let items = library.prunable(&config.hub).await?;
+    for item in &items {
+        let kind = match item.reason {
+            PruneReason::Partial => "partial",
             PruneReason::Superseded => "superseded",
-            PruneReason::Unconverted => "no use",
+            PruneReason::Unconverted => "unusable",
             PruneReason::Orphan => "unused",
         };
-        println!("{kind:10}  {:>9}  {}", human_bytes(waste.bytes), waste.description);
+        println!("{kind:10}  {:>9}  {}", human_bytes(item.bytes), item.description);
     }
-    let bytes: u64 = waste.iter().map(|waste| waste.bytes).sum();
+    let bytes: u64 = items.iter().map(|item| item.bytes).sum();
     let cache = config.hub.cache_dir.display();
-    if waste.is_empty() {
+    if items.is_empty() {
         println!("nothing to remove in {cache}");
     } else if apply {
-        let freed = library.prune(waste).await?;
+        let freed = library.prune(items).await?;
         println!("{} freed in {cache}", human_bytes(freed));
     } else {
         println!(
-            "{} in {cache}; nothing was removed: hubllama prune --apply",
+            "{} in {cache} can be removed with hubllama prune --apply; nothing was removed",
             human_bytes(bytes)
         );
     }
@@ -129,7 +131,7 @@ pub(super) async fn prune(inputs: &ConfigInputs, apply: bool) -> anyhow::Result<
 pub(super) async fn import(inputs: &ConfigInputs, file: &Path, name: &str) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     let name = HfName::parse(name)?;
-    // llama.cpp is not the first to read what a stranger may have made.
+    // The file may come from a stranger. A malformed one should not be found out by the first load.
     let header = gguf::GgufHeader::open(file)
         .map_err(|error| anyhow::anyhow!("{} is no usable GGUF: {error}", file.display()))?;
     gguf::precheck(&header)?;
@@ -143,7 +145,7 @@ pub(super) async fn import(inputs: &ConfigInputs, file: &Path, name: &str) -> an
     Ok(ExitCode::SUCCESS)
 }
 
-/// Shows nothing where nobody looks.
+/// Returns a progress bar of `total` bytes; it is hidden without a terminal.
 fn bar(total: u64) -> ProgressBar {
     let style = "{wide_bar} {decimal_bytes:>10}/{decimal_total_bytes:10} {decimal_bytes_per_sec:>12} {eta:>4}";
     let bar = ProgressBar::new(total);

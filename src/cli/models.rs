@@ -1,5 +1,7 @@
-//! `pull` and `list`: through the running daemon, so that the service's cache is the one that fills; without one, in
-//! this process, in the cache that the configuration names.
+//! The commands `pull` and `list`.
+//!
+//! Both ask the running daemon, whose configuration may name another cache than the user's. Without a daemon they work in
+//! this process, on the cache that the configuration names.
 
 use std::{collections::HashMap, io::IsTerminal, process::ExitCode, time::Duration};
 
@@ -16,7 +18,7 @@ use crate::{
     stdx::size::human_bytes,
 };
 
-/// The longest that a screen waits to say which models are there in a newer commit; it asks once a day.
+/// Longest wait for the Hub to tell of newer commits. The answers are kept for a day, so that few commands wait.
 pub(super) const UPDATE_PATIENCE: Duration = Duration::from_secs(1);
 
 pub(super) async fn pull(inputs: &ConfigInputs, name: &str) -> anyhow::Result<ExitCode> {
@@ -133,7 +135,7 @@ pub(super) async fn list(inputs: &ConfigInputs) -> anyhow::Result<ExitCode> {
         );
     }
     let mut models = library.list(&config.hub).await;
-    // The daemon may use another cache than this user's configuration says; of its models nothing is known here.
+    // The daemon may use another cache, of whose models nothing is known here.
     models.retain(|model| names.as_ref().is_none_or(|names| names.contains(&model.canonical)));
     let updates = library
         .updates(&config.hub, &models, &config.state_dir, UPDATE_PATIENCE)
@@ -150,12 +152,12 @@ pub(super) async fn list(inputs: &ConfigInputs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Date and minute out of a timestamp, for people.
+/// Shortens an RFC 3339 timestamp to date and minute.
 fn minutes(timestamp: &str) -> String {
     timestamp.chars().take(16).collect::<String>().replace('T', " ")
 }
 
-/// One bar for each file; where nobody looks, a line for each step.
+/// Progress bars: one for each file with a terminal, else a line for each step.
 #[derive(Default)]
 struct Bars {
     all: MultiProgress,
@@ -165,7 +167,7 @@ struct Bars {
 impl Bars {
     fn status(&mut self, status: &str) {
         if std::io::stderr().is_terminal() {
-            // Beside the bars, not through them; a lost line is no harm.
+            // `println` of the bars keeps the text from being overwritten by them.
             let _ = self.all.println(status);
         } else {
             eprintln!("{status}");
@@ -175,14 +177,14 @@ impl Bars {
     fn file(&mut self, status: &str, digest: &str, total: u64, completed: u64) {
         let digest = digest.strip_prefix("sha256:").unwrap_or(digest);
         let bar = self.files.entry(digest.to_owned()).or_insert_with(|| {
-            // Decimal, as every other size that is printed.
+            // Decimal units, like all other sizes that hubllama prints.
             let style =
                 "{prefix} {wide_bar} {decimal_bytes:>10}/{decimal_total_bytes:10} {decimal_bytes_per_sec:>12} {eta:>4}";
             let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
-            // Complete before it is shown for the first time.
+            // Hidden until its length and prefix are set.
             let bar = ProgressBar::hidden().with_style(style);
             bar.set_length(total);
-            // What is downloaded has a digest that says something.
+            // The digest of a download is the hash of the file; that of a conversion means nothing to the user.
             let (first, name) = (status.split(' ').next().unwrap_or_default(), digest);
             let prefix = if first == "pulling" { name } else { first };
             bar.set_prefix(format!("{prefix:12.12}"));

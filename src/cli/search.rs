@@ -1,4 +1,4 @@
-//! `search`: what the Hub has, how large it is, and whether this machine can run it.
+//! The command `search`: prints models on the Hub with their sizes, and whether they fit into the memory of this machine.
 
 use std::{fmt::Write as _, process::ExitCode};
 
@@ -16,7 +16,7 @@ pub(super) async fn search(inputs: &ConfigInputs, words: &[String], limit: usize
         .search(&config.hub, &words, limit)
         .await?;
     if found.is_empty() {
-        eprintln!("nothing on the Hub with GGUF files matches \"{words}\"");
+        eprintln!("no repository with GGUF files on the Hub matches \"{words}\"");
         return Ok(ExitCode::FAILURE);
     }
     print!("{}", screen(&found, total_memory()));
@@ -26,7 +26,7 @@ pub(super) async fn search(inputs: &ConfigInputs, words: &[String], limit: usize
 fn screen(found: &[SearchHit], memory: u64) -> String {
     let mut text = String::new();
     for repo in found {
-        let license = repo.license.as_deref().unwrap_or("no licence named");
+        let license = repo.license.as_deref().unwrap_or("no license given");
         let gated = if repo.gated { ", terms to accept" } else { "" };
         // Writing to a string cannot fail.
         let _ = writeln!(
@@ -35,7 +35,7 @@ fn screen(found: &[SearchHit], memory: u64) -> String {
             repo.repository, repo.downloads
         );
         if repo.models.is_empty() {
-            let _ = writeln!(text, "  what it holds cannot be seen");
+            let _ = writeln!(text, "  its files cannot be listed");
         }
         let width = repo
             .models
@@ -51,7 +51,7 @@ fn screen(found: &[SearchHit], memory: u64) -> String {
     text.chars().filter(|c| *c == '\n' || !c.is_control()).collect()
 }
 
-/// The word for a fit in the last column.
+/// Returns the text of the last column.
 fn verdict(fit: MemoryFit) -> &'static str {
     match fit {
         MemoryFit::Fits => "fits",

@@ -1,4 +1,4 @@
-//! `show`: what a model is, where it is from, and whether the Hub has another by now.
+//! The command `show`: prints the properties of a model, its origin, and whether the Hub has an update.
 
 use std::process::ExitCode;
 
@@ -14,7 +14,7 @@ use crate::{
     stdx::size::human_bytes,
 };
 
-/// Columns before a value.
+/// Width of the labels in columns.
 const LABEL_WIDTH: usize = 14;
 
 pub(super) async fn show(inputs: &ConfigInputs, name: &str, updates: bool) -> anyhow::Result<ExitCode> {
@@ -42,7 +42,7 @@ pub(super) async fn show(inputs: &ConfigInputs, name: &str, updates: bool) -> an
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is newer on the Hub, if that is known or said at once; nothing of a model that is in no cache of this user's.
+/// Returns the update of a model if it is known or the Hub answers at once; `None` for a model outside of this user's caches.
 async fn known_update(library: &Library, config: &Config, name: &str) -> Option<AvailableUpdate> {
     let models = [library.locate(&config.hub, &HfName::parse(name).ok()?).await.ok()?];
     let updates = library.updates(&config.hub, &models, &config.state_dir, UPDATE_PATIENCE);
@@ -57,7 +57,7 @@ fn update_text(name: &str, update: &AvailableUpdate) -> String {
     )
 }
 
-/// What `/api/show` says, as far as files alone tell it.
+/// Returns the part of `/api/show`'s answer that can be read from the files alone.
 async fn local(library: &Library, model: &LocalModel) -> anyhow::Result<Value> {
     let headers: Result<Vec<gguf::GgufHeader>, _> = model
         .base
@@ -82,7 +82,7 @@ async fn local(library: &Library, model: &LocalModel) -> anyhow::Result<Value> {
     }))
 }
 
-/// The screen.
+/// Formats the answer of `/api/show` for the terminal.
 fn sheet(name: &str, shown: &Value) -> String {
     let text = |pointer: &str| {
         shown
@@ -159,12 +159,12 @@ fn sheet(name: &str, shown: &Value) -> String {
 }
 
 fn row(label: &str, value: &str) -> String {
-    // What strangers wrote must not move the cursor.
+    // The text comes from a model card or a GGUF file. Control characters in it could rewrite the screen.
     let value: String = value.chars().filter(|c| !c.is_control()).collect();
     format!("  {label:LABEL_WIDTH$} {value}")
 }
 
-/// 134515008 as `134.5M`.
+/// Formats a count with one decimal, for example 134515008 as `134.5M`.
 fn human_count(count: u64) -> String {
     #[expect(clippy::cast_precision_loss, reason = "one decimal is shown")]
     let number = count as f64;

@@ -1,4 +1,4 @@
-//! Content that another user's cache has already: linked into ours instead of downloaded.
+//! Adopting content from the caches of other users: a blob that one of them has is linked instead of downloaded.
 
 use std::{
     fs::{self, File},
@@ -11,8 +11,13 @@ use super::{
 };
 use crate::stdx::fs::symlink_atomic;
 
-/// Makes the blob of a target a link to the same blob in one of the caches that are only read, if one has it. The name of a
-/// blob is the hash of its content, and whoever put it there has checked that; the link is ours to remove.
+/// Makes the blob of a target a link to the same blob in one of the read-only caches, if one of them has it.
+///
+/// The content is not hashed again: a blob is named by the hash that the program which downloaded it has verified. The link,
+/// not the content, is recorded as ours.
+///
+/// # Errors
+/// If the link or the ledger cannot be written.
 pub(crate) fn adopt(target: &BlobTarget, extra_caches: &[PathBuf], ledger: &Ledger) -> Result<(), HubError> {
     if is_present(&target.blob, target.size) {
         return Ok(());
@@ -20,7 +25,7 @@ pub(crate) fn adopt(target: &BlobTarget, extra_caches: &[PathBuf], ledger: &Ledg
     let Some(found) = find(target, extra_caches) else {
         return Ok(());
     };
-    // Who holds the lock brings the content itself.
+    // The holder of the lock is downloading the content.
     let Some(_lock) = BlobLock::try_take(&target.lock)? else {
         return Ok(());
     };
@@ -32,7 +37,7 @@ pub(crate) fn adopt(target: &BlobTarget, extra_caches: &[PathBuf], ledger: &Ledg
     Ok(())
 }
 
-/// A whole blob that can be read, by its true path.
+/// Finds a complete, readable blob. Returns its real path: blobs of a read-only cache may be links themselves.
 fn find(target: &BlobTarget, extra_caches: &[PathBuf]) -> Option<PathBuf> {
     let (org, repo) = split_repo_id(&target.repo)?;
     let folders = extra_caches.iter().filter_map(|root| RepoFolder::find(root, org, repo));

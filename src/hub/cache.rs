@@ -1,5 +1,13 @@
-//! The cache that huggingface_hub, llama.cpp and others share: its layout, and which models are whole in it. Reads and
-//! links only; what is downloaded and what is deleted is decided elsewhere.
+//! The layout of the cache that huggingface_hub, llama.cpp and other programs share, and the models that are complete in it.
+//!
+//! ```text
+//! models--ORG--REPO/blobs/HASH              the contents of files, named by sha256 or git's sha1
+//!                   snapshots/COMMIT/PATH   links to blobs, with the file names of the repository
+//!                   refs/REVISION           the commit that a branch or tag pointed to
+//! .locks/models--ORG--REPO/HASH.lock        a lock for each blob
+//! ```
+//!
+//! This module reads, and writes links and references. Downloads write the blobs, and `library::remove` deletes.
 
 use std::{
     collections::HashSet,
@@ -13,18 +21,18 @@ use sha2::{Digest as _, Sha256};
 use super::{
     error::HubError,
     name::{HfName, Selector, is_safe_path, split_repo_id},
-    resolve::{self, RepoFile, Resolution, ResolveError},
+    resolve::{self, RepoFile, ResolveError, ResolvedModel},
 };
 use crate::stdx::{
     fs::{symlink_atomic, write_atomic},
     hex,
 };
 
-/// Entries of one snapshot that are looked at; the largest repositories have some thousands.
+/// Largest number of entries that are read of one folder or snapshot; the largest repositories have some thousands.
 const MAX_ENTRIES: usize = 50_000;
-/// Bytes of a text file that is read whole; tokenizer configurations with thousands of added tokens stay under it.
+/// Largest text file that is read, in bytes; tokenizer configurations with thousands of added tokens are smaller.
 const MAX_TEXT_BYTES: u64 = 32 << 20;
-/// Folders inside each other in a snapshot.
+/// Deepest nesting of folders that is followed.
 const MAX_DEPTH: usize = 16;
 
 /// Cached model: a model that is complete in a cache, without adapters. It was downloaded as GGUF files, or converted from
@@ -67,7 +75,7 @@ impl CachedModel {
     }
 }
 
-/// `models--ORG--REPO`.
+/// Repository folder: `models--ORG--REPO` in a cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RepoFolder {
     pub(crate) org: String,
@@ -75,18 +83,19 @@ pub(crate) struct RepoFolder {
     pub(crate) path: PathBuf,
 }
 
-/// `snapshots/COMMIT`.
+/// Snapshot folder: `snapshots/COMMIT` of a repository, with links to the files of one commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SnapshotFolder {
     pub(crate) commit: String,
     pub(crate) path: PathBuf,
 }
 
-/// Folders and references that a scan read, with their times: as long as none changes, the scan holds.
+/// Watched paths: the folders and references that a scan read, with their modification times. While none changes, the scan
+/// is valid.
 pub(crate) type WatchedPaths = Vec<(PathBuf, Option<SystemTime>)>;
 
 impl RepoFolder {
-    /// The folder of a repository, whether or not it exists.
+    /// Returns the folder of a repository, which need not exist.
     pub(crate) fn new(root: &Path, org: &str, repo: &str) -> Self {
         Self {
             org: org.to_owned(),
@@ -95,7 +104,7 @@ impl RepoFolder {
         }
     }
 
-    /// Reads a folder's name; the rule for repository names leaves only one reading of the dashes.
+    /// Parses the name of a folder. Repository names never contain `--`, so it can be read in one way only.
     fn parse(path: PathBuf) -> Option<Self> {
         let (org, repo) = path.file_name()?.to_str()?.strip_prefix("models--")?.split_once("--")?;
         split_repo_id(&format!("{org}/{repo}"))?;
@@ -106,7 +115,7 @@ impl RepoFolder {
         })
     }
 
-    /// Every repository in the cache, sorted.
+    /// Returns every repository in the cache, sorted by path.
     pub(crate) fn all(root: &Path) -> Vec<Self> {
         let mut folders: Vec<Self> = entries(root)
             .into_iter()
@@ -117,7 +126,7 @@ impl RepoFolder {
         folders
     }
 
-    /// The folder of a repository in whatever case it was spelled; the exact spelling first.
+    /// Finds the folder of a repository in any case; prefers the exact spelling.
     pub(crate) fn find(root: &Path, org: &str, repo: &str) -> Option<Self> {
         let exact = Self::new(root, org, repo);
         if exact.path.is_dir() {
@@ -132,8 +141,8 @@ impl RepoFolder {
         self.path.join("blobs").join(etag)
     }
 
-    /// Snapshots that answer to a revision, most wanted first. Without a revision that is `main`, then the newest: a
-    /// commit that moved on must not hide weights that are there.
+    /// Returns the snapshots that a revision means, most wanted first. Without a revision these are `main` and then all
+    /// others, the newest first: when the branch moves on, weights of the old commit must not disappear.
     pub(crate) fn snapshots(&self, revision: Option<&str>) -> Vec<SnapshotFolder> {
         let folder = self.path.join("snapshots");
         if let Some(revision) = revision {
@@ -182,7 +191,7 @@ impl RepoFolder {
         self.reference(revision).is_some()
     }
 
-    /// Every commit that a branch or tag points to.
+    /// Returns every commit that a branch or tag points to.
     pub(crate) fn referenced_commits(&self) -> HashSet<String> {
         let mut commits = HashSet::new();
         let refs = self.path.join("refs");
@@ -208,7 +217,8 @@ impl RepoFolder {
         write_atomic(&path, commit.as_bytes()).map_err(|error| HubError::io("write", &path, &error))
     }
 
-    /// Makes `snapshots/COMMIT/PATH` a relative link to a blob, as every program of the cache does.
+    /// Makes `snapshots/COMMIT/PATH` a link to a blob. The link is relative, as huggingface_hub makes it, so that the cache can
+    /// be moved.
     pub(crate) fn link(&self, commit: &str, path: &str, etag: &str) -> Result<(), HubError> {
         let link = self.path.join("snapshots").join(commit).join(path);
         let target = format!("{}../../blobs/{etag}", "../".repeat(path.matches('/').count()));
@@ -219,21 +229,22 @@ impl RepoFolder {
     }
 }
 
-/// One walk through a snapshot.
+/// Walk: the state of one walk through a snapshot.
 struct Walk<'a> {
     is_wanted: fn(&str) -> bool,
+    /// Entries that may still be read.
     left: usize,
     files: Vec<RepoFile>,
     watched: &'a mut WatchedPaths,
 }
 
 impl SnapshotFolder {
-    /// The GGUF files of a snapshot whose content is there.
+    /// Returns the GGUF files whose blobs exist.
     pub(crate) fn files(&self, watched: &mut WatchedPaths) -> Vec<RepoFile> {
         self.files_where(watched, |path| path.to_ascii_lowercase().ends_with(".gguf"))
     }
 
-    /// The files of a snapshot whose path is wanted and whose content is there.
+    /// Returns the files whose path passes a filter and whose blobs exist; appends the folders that were read to `watched`.
     pub(crate) fn files_where(&self, watched: &mut WatchedPaths, is_wanted: fn(&str) -> bool) -> Vec<RepoFile> {
         let mut walk = Walk {
             is_wanted,
@@ -262,7 +273,7 @@ impl SnapshotFolder {
                 format!("{prefix}/{name}")
             };
             let Ok(kind) = entry.file_type() else { continue };
-            // Links to folders are not followed: they could lead round in a circle.
+            // Links to folders are not followed: they could form a cycle.
             if kind.is_dir() && depth < MAX_DEPTH {
                 self.walk(path, depth + 1, walk);
             } else if !kind.is_dir() && (walk.is_wanted)(&path) {
@@ -283,7 +294,7 @@ impl SnapshotFolder {
         })
     }
 
-    fn model(&self, folder: &RepoFolder, resolution: Resolution) -> CachedModel {
+    fn model(&self, folder: &RepoFolder, resolution: ResolvedModel) -> CachedModel {
         let parts = || resolution.files.iter().chain(&resolution.mmproj);
         let full = |file: &RepoFile| self.path.join(&file.path);
         let modified = |file: &RepoFile| fs::metadata(full(file)).and_then(|meta| meta.modified()).ok();
@@ -304,8 +315,11 @@ impl SnapshotFolder {
     }
 }
 
-/// Finds a model in one of several caches. The first that has it wins, unless a later one got another commit afterwards: a
-/// pull must not stay hidden behind what somebody downloaded long ago.
+/// Finds a model in several caches. The first one that has it wins, unless a later one got another commit more recently: a
+/// pull must not stay hidden behind an old download in a read-only cache.
+///
+/// # Errors
+/// If the model is complete in none of them.
 pub(crate) fn locate_in(roots: &[PathBuf], name: &HfName) -> Result<CachedModel, HubError> {
     let mut found: Option<CachedModel> = None;
     let mut missing = HubError::NotCached(name.to_string());
@@ -323,12 +337,15 @@ pub(crate) fn locate_in(roots: &[PathBuf], name: &HfName) -> Result<CachedModel,
     found.ok_or(missing)
 }
 
-/// Whether a model of a later cache is to be taken instead of the same one in an earlier cache.
+/// Returns true if a model in a later cache is preferred to the same model in an earlier one, see [`locate_in`].
 pub(crate) fn supersedes(later: &CachedModel, earlier: &CachedModel) -> bool {
     later.commit != earlier.commit && later.modified_at > earlier.modified_at
 }
 
-/// Finds a model without the network.
+/// Finds a model in one cache.
+///
+/// # Errors
+/// If it is not complete there.
 pub(crate) fn locate(root: &Path, name: &HfName) -> Result<CachedModel, HubError> {
     let missing = || HubError::NotCached(name.to_string());
     let folder = RepoFolder::find(root, &name.org, &name.repo).ok_or_else(missing)?;
@@ -348,7 +365,7 @@ pub fn find_snapshot(root: &Path, name: &HfName) -> Option<PathBuf> {
     Some(folder.snapshots(Some(revision)).pop()?.path)
 }
 
-/// The content of a small text file, if a snapshot that answers to the name has it.
+/// Reads a small text file of the first snapshot that the name's revision means and that has the file.
 pub(crate) fn text(root: &Path, name: &HfName, path: &str) -> Option<String> {
     let folder = RepoFolder::find(root, &name.org, &name.repo)?;
     folder
@@ -359,7 +376,10 @@ pub(crate) fn text(root: &Path, name: &HfName, path: &str) -> Option<String> {
         .and_then(|path| fs::read_to_string(path).ok())
 }
 
-/// The model that a selector means in one snapshot.
+/// Resolves a selector in one snapshot.
+///
+/// # Errors
+/// If it selects no complete model.
 pub(crate) fn model_in(
     folder: &RepoFolder,
     snapshot: &SnapshotFolder,
@@ -369,7 +389,8 @@ pub(crate) fn model_in(
     Ok(snapshot.model(folder, resolution))
 }
 
-/// Every complete model of the cache, once for each repository and label; the same that [`locate`] finds.
+/// Returns every complete model of a cache, one for each repository and label: the one that [`locate`] finds. Also returns
+/// the paths that the scan depends on.
 pub(crate) fn scan(root: &Path) -> (Vec<CachedModel>, WatchedPaths) {
     let mut models = Vec::new();
     let mut watched = Vec::new();
@@ -390,27 +411,29 @@ pub(crate) fn scan(root: &Path) -> (Vec<CachedModel>, WatchedPaths) {
     (models, watched)
 }
 
-/// Notes the time of a folder or file.
+/// Appends a path and its modification time.
 fn watch(watched: &mut WatchedPaths, path: &Path) {
     watched.push((path.to_owned(), modified(path)));
 }
 
+/// Returns the modification time of a path, if it exists.
 pub(crate) fn modified(path: &Path) -> Option<SystemTime> {
     fs::metadata(path).and_then(|meta| meta.modified()).ok()
 }
 
-/// The blob that a snapshot's link leads to.
+/// Returns the path of the blob that a link in a snapshot leads to.
 pub(crate) fn blob_of(folder: &RepoFolder, link: &Path) -> Option<PathBuf> {
     blob_name(link).map(|etag| folder.blob(&etag))
 }
 
-/// The name of the blob that a snapshot's link leads to: the hash of the content.
+/// Returns the name of the blob that a link in a snapshot leads to, which is the hash of the content.
 pub(crate) fn blob_name(link: &Path) -> Option<String> {
     let target = fs::read_link(link).ok()?;
     Some(target.file_name()?.to_str()?.to_owned())
 }
 
-/// sha256 of the content where there is one file; of the names where there are several, or where the cache holds no hash.
+/// Returns the digest of a model, 64 hex digits: the sha256 of the content if there is one file with a known sha256, else the
+/// sha256 of the hashes, sizes and paths of all files.
 pub(crate) fn digest(files: &[RepoFile]) -> String {
     if let [
         RepoFile {
@@ -434,6 +457,7 @@ pub(crate) fn digest(files: &[RepoFile]) -> String {
     hex::encode(hasher.finalize())
 }
 
+/// Returns true if a revision is a commit, not a branch or tag.
 pub(crate) fn is_commit(text: &str) -> bool {
     hex::is_hex(text, 40)
 }

@@ -1,16 +1,19 @@
-//! Room on the disk for a download.
+//! Disk space for downloads.
 
 use std::path::Path;
 
 use super::error::HubError;
 
-/// Bytes that are left free on the disk.
+/// Bytes that a download leaves free on the disk.
 const SPARE_BYTES: u64 = 64 << 20;
 
-/// Refuses a download for which there is no room where `at` lies; `what` is what the error names.
+/// Checks that `needed` bytes fit on the file system of the path `at`; the error names the download `what`.
+///
+/// # Errors
+/// [`HubError::DiskFull`] if they do not.
 pub(crate) fn check_space(what: &str, at: &Path, needed: u64) -> Result<(), HubError> {
     let folder = folder_of(at);
-    // A file system that cannot tell is not a reason to refuse.
+    // Some file systems do not report their free space. The write will fail if there is none.
     let free = crate::stdx::fs::free_bytes(folder).unwrap_or(u64::MAX);
     if needed == 0 || free >= needed.saturating_add(SPARE_BYTES) {
         return Ok(());

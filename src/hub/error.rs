@@ -1,17 +1,18 @@
-//! What can go wrong with the Hub and its cache, in variants a caller acts on and sentences that say what to do.
+//! The error of the network, the cache and names, in variants that a caller acts on and sentences that say what to do.
 
 use std::{io, path::Path, time::Duration};
 
 use super::{name::NameError, resolve::ResolveError};
 use crate::{inference::Failure, stdx::task::UnfinishedWork};
 
-/// Why a name could not be located, pulled or deleted. Clones are shared by everybody who waits for one download.
+/// Hub error: the reason why a name could not be resolved, or a file not be downloaded, found or written. All pulls that wait
+/// for one download get a clone.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HubError {
     /// The name breaks the grammar or can never be on the Hub.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// Nothing in the cache answers to the name.
+    /// No complete model in the cache has the name.
     #[error("model '{0}' not found")]
     NotCached(String),
     /// The repository does not exist, or is private and the token may not see it.
@@ -30,7 +31,6 @@ pub enum HubError {
     RevisionNotFound {
         /// `ORG/REPO`.
         repo: String,
-        /// What was asked for.
         revision: String,
     },
     /// The commit has no such file.
@@ -55,7 +55,7 @@ pub enum HubError {
         /// Base URL of the Hub.
         endpoint: String,
     },
-    /// Any other refusal.
+    /// The Hub refuses access for another reason.
     #[error("the Hub refuses access to {repo}: {message}; choose another repository or token")]
     Forbidden {
         /// `ORG/REPO`.
@@ -66,117 +66,102 @@ pub enum HubError {
     /// Too many requests.
     #[error("the Hub limits the rate of requests: try again later, or set HF_TOKEN for a higher limit")]
     RateLimited {
-        /// What the Hub asked for.
+        /// Pause that the Hub asked for.
         retry_after: Option<Duration>,
     },
-    /// Not in the cache, and the Hub is switched off.
+    /// The model is not in the cache, and the Hub is switched off.
     #[error("{0} is not complete in the cache, and the Hub is switched off: unset HF_HUB_OFFLINE to download it")]
     Offline(String),
-    /// A question that only the Hub can answer, and it is switched off.
+    /// The question can only be answered by the Hub, and the Hub is switched off.
     #[error("the Hub is switched off: unset HF_HUB_OFFLINE, or hub.offline in the configuration, to ask it")]
     SwitchedOff,
-    /// No connection.
+    /// No connection could be made.
     #[error("cannot reach {endpoint}: {reason}; check the network, the proxy settings and HF_ENDPOINT")]
     Unreachable {
-        /// Who was asked.
         endpoint: String,
-        /// What the network said.
+        /// Message of the network stack.
         reason: String,
     },
-    /// A connection without data.
+    /// The connection stayed open but no data arrived.
     #[error("no data from {host} for {} s: check the network and pull again, which resumes", .after.as_secs_f32())]
-    Stalled {
-        /// Who was asked.
-        host: String,
-        /// The limit.
-        after: Duration,
-    },
-    /// A transfer that ended early.
+    Stalled { host: String, after: Duration },
+    /// The transfer ended early.
     #[error("the transfer of {path} broke off: {reason}; pull again, which resumes")]
     Interrupted {
         /// Path in the repository.
         path: String,
-        /// What the network said.
+        /// Message of the network stack.
         reason: String,
     },
-    /// Any other status.
+    /// The server answered with an unexpected HTTP status.
     #[error("{host} answered with status {status}{message}: try again later")]
     Status {
-        /// Who was asked.
         host: String,
-        /// HTTP status.
         status: u16,
-        /// The server's text with a separator in front, or empty.
+        /// Text of the answer with a separator in front, or empty.
         message: String,
     },
-    /// An answer that makes no sense.
+    /// The answer does not have the form of a Hub's answer.
     #[error("{host} does not behave like a Hub: {problem}; check HF_ENDPOINT and the proxy settings")]
-    Protocol {
-        /// Who was asked.
-        host: String,
-        /// What is wrong with the answer.
-        problem: String,
-    },
-    /// The address of the Hub cannot be used.
+    Protocol { host: String, problem: String },
+    /// The address of the Hub is not a URL that can be used.
     #[error("the address of the Hub cannot be used: {0}; set HF_ENDPOINT to one such as https://huggingface.co")]
     Endpoint(String),
-    /// The repository is there, but has not what the selector asks for.
+    /// The repository exists but has no model for the selector.
     #[error("{}", resolve_text(.repo, .error))]
     Resolve {
         /// `ORG/REPO`.
         repo: String,
-        /// Why.
         error: ResolveError,
     },
-    /// The content is not what the Hub said it would be.
+    /// The hash of the content is not the one that the Hub announced.
     #[error(
-        "{path} is corrupt: expected hash {expected}, got {actual}; the file was discarded, pull again to fetch it anew"
+        "{path} is corrupt: expected hash {expected}, got {actual}; the file was discarded, pull again to fetch it"
     )]
     HashMismatch {
         /// Path in the repository.
         path: String,
-        /// Hex digits that the Hub announced.
+        /// Announced hash, hex digits.
         expected: String,
-        /// Hex digits of what arrived.
+        /// Hash of the received content, hex digits.
         actual: String,
     },
-    /// Another process has the file under its lock and does not get on.
-    #[error("another program holds {lock} and brings nothing of {path}: end it, or wait and pull again")]
+    /// Another process holds the lock of the file and makes no progress.
+    #[error("another program holds {lock} and makes no progress with {path}: end it, or wait and pull again")]
     Locked {
         /// Path in the repository.
         path: String,
-        /// The lock's file.
+        /// Path of the lock file.
         lock: String,
     },
-    /// Not enough room.
+    /// The disk is too small.
     #[error("{path} needs {needed} more bytes, but {folder} has only {free} left: free space or move HF_HUB_CACHE")]
     DiskFull {
         /// Path in the repository.
         path: String,
-        /// The cache.
+        /// Folder of the cache.
         folder: String,
         /// Bytes that are missing.
         needed: u64,
         /// Bytes that are free.
         free: u64,
     },
-    /// The file system refused.
+    /// A file operation failed.
     #[error("cannot {action} {path}: {reason}; check the permissions and the space of the Hub's cache")]
     Io {
-        /// Verb and object, as `write`.
+        /// The failed operation as a verb, for example "write".
         action: &'static str,
-        /// What it was done to.
         path: String,
-        /// What the system said.
+        /// Message of the operating system.
         reason: String,
     },
-    /// The work was given up before it ended.
-    #[error("the download was given up")]
+    /// The work was cancelled.
+    #[error("the download was cancelled")]
     Cancelled,
 }
 
 impl HubError {
-    /// An error of the file system.
+    /// Wraps an error of a file operation.
     pub(crate) fn io(action: &'static str, path: &Path, error: &io::Error) -> Self {
         Self::Io {
             action,
@@ -185,7 +170,7 @@ impl HubError {
         }
     }
 
-    /// Whether the same request may well succeed a little later.
+    /// Returns true if the same request is likely to succeed a little later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
@@ -240,7 +225,7 @@ fn resolve_text(repo: &str, error: &ResolveError) -> String {
         }
         ResolveError::NoGguf { has_safetensors: true } => {
             format!(
-                "{repo} has no GGUF files, and its safetensors are no model with a config.json: choose a repository with GGUF files"
+                "{repo} has no GGUF files, and its safetensors are not a model with a config.json: choose a repository with GGUF files"
             )
         }
         ResolveError::NoGguf { has_safetensors: false } => {

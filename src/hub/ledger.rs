@@ -1,8 +1,9 @@
-//! What hubllama itself put into the shared cache, where it came from, and what it was asked not to list. Only files in
-//! the ledger are ever deleted unasked: the cache belongs to every program of the user.
+//! The ledger: a record of the files that hubllama put into the shared cache, the models that it pulled, and those that it
+//! was asked not to list. The cache belongs to every program of the user, so only files in the ledger are deleted without
+//! an explicit request.
 //!
-//! The file is shared by every process with the same state folder: each change is made under a lock, to what is on disk
-//! then, and each look notices that the file has changed.
+//! The daemon and the command line share the file `STATE/hub-ledger.json`. A change reads the file again under a lock before
+//! it writes, and a reader notices by the file's stamp that it was replaced.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,24 +19,26 @@ use serde::{Deserialize, Serialize};
 use super::error::HubError;
 use crate::stdx::{fs::write_atomic, sync::lock};
 
-/// Bytes of the file; a hundred thousand downloads fit.
+/// Largest size of the file in bytes; a hundred thousand downloads fit.
 const MAX_BYTES: u64 = 32 << 20;
 
-/// The ledger, kept in memory and written through.
+/// Ledger: the file and its content in memory.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     path: PathBuf,
-    kept: Mutex<LedgerState>,
+    state: Mutex<LedgerState>,
 }
 
+/// Ledger state: the entries in memory.
 #[derive(Debug, Default)]
 struct LedgerState {
     entries: Entries,
-    /// The file that the entries were read from.
+    /// Stamp of the file that the entries were read from.
     stamp: Option<Stamp>,
 }
 
-/// Tells one state of the file from another: it is replaced, never changed in place.
+/// Stamp of a file: inode, modification time and length. The file is replaced and never changed in place, so that each
+/// version has another inode.
 type Stamp = (u64, SystemTime, u64);
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -47,33 +50,34 @@ struct Entries {
     unlisted: BTreeSet<String>,
     /// Snapshots with a checkpoint that could not be converted when it was last tried.
     unconverted: BTreeSet<PathBuf>,
-    /// Where pulled models came from, by key.
+    /// Records of pulled models, by key.
     models: BTreeMap<String, PullRecord>,
 }
 
-/// What is known of a model only when it is pulled.
+/// Pull record: the facts about a model that only the Hub's answer to a pull tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct PullRecord {
     pub(crate) commit: String,
-    /// Base URL of the Hub.
+    /// Base URL of the Hub; empty for an imported file.
     pub(crate) endpoint: String,
-    /// As the model card has it.
+    /// License from the model card.
     pub(crate) license: Option<String>,
 }
 
 impl Ledger {
-    /// Reads `state_dir/hub-ledger.json`. A file that cannot be read is put aside: without it everything counts as
-    /// somebody else's, which only means that nothing is deleted.
+    /// Reads `state_dir/hub-ledger.json`. An unreadable file is renamed: without a ledger every file counts as another
+    /// program's, and nothing is deleted.
     pub(crate) fn load(state_dir: &Path) -> Self {
         let ledger = Self {
             path: state_dir.join("hub-ledger.json"),
-            kept: Mutex::default(),
+            state: Mutex::default(),
         };
         drop(ledger.current());
         ledger
     }
 
+    /// Returns true if hubllama downloaded a blob.
     pub(crate) fn owns(&self, blob: &Path) -> bool {
         self.current().entries.downloaded.contains(blob)
     }
@@ -86,12 +90,12 @@ impl Ledger {
         self.current().entries.models.get(key).cloned()
     }
 
-    /// Keys of all models that were pulled.
+    /// Returns the keys of all models that were pulled.
     pub(crate) fn keys(&self) -> Vec<String> {
         self.current().entries.models.keys().cloned().collect()
     }
 
-    /// Forgets that a model was pulled.
+    /// Removes the record of a pulled model.
     pub(crate) fn forget_model(&self, key: &str) -> Result<(), HubError> {
         self.change(|entries| entries.models.remove(key).is_some())
     }
@@ -101,7 +105,7 @@ impl Ledger {
         self.change(|entries| entries.downloaded.insert(blob))
     }
 
-    /// Forgets a blob that is gone, or a snapshot that has lost a link.
+    /// Removes a deleted file: a blob from the downloads, a link in a snapshot from the notes on unconverted checkpoints.
     pub(crate) fn forget(&self, path: &Path) -> Result<(), HubError> {
         self.change(|entries| {
             let count = entries.unconverted.len();
@@ -110,7 +114,7 @@ impl Ledger {
         })
     }
 
-    /// Hides a model from lists, or shows it again.
+    /// Hides a model from listings, or lists it again.
     pub(crate) fn set_unlisted(&self, key: &str, unlisted: bool) -> Result<(), HubError> {
         self.change(|entries| match unlisted {
             true => entries.unlisted.insert(key.to_owned()),
@@ -122,7 +126,7 @@ impl Ledger {
         self.current().entries.unconverted.contains(snapshot)
     }
 
-    /// Records whether a checkpoint could be converted.
+    /// Records whether the checkpoint in a snapshot failed to convert.
     pub(crate) fn set_unconverted(&self, snapshot: &Path, unconverted: bool) -> Result<(), HubError> {
         self.change(|entries| match unconverted {
             true => entries.unconverted.insert(snapshot.to_owned()),
@@ -130,7 +134,7 @@ impl Ledger {
         })
     }
 
-    /// Records that a model was pulled: it is listed from now on.
+    /// Records that a model was pulled, and lists it again.
     pub(crate) fn pulled(&self, key: &str, record: PullRecord) -> Result<(), HubError> {
         self.change(|entries| {
             let was_unlisted = entries.unlisted.remove(key);
@@ -149,56 +153,57 @@ impl Ledger {
             .append(true)
             .open(self.path.with_extension("lock"))
             .map_err(io_error)?;
-        // Held for a write of a small file, in this process and in others.
-        let mut kept = self.lock();
+        // The mutex orders the threads of this process, the file lock the processes. Both are held only for the write of a
+        // small file.
+        let mut state = self.lock();
         lock.lock().map_err(io_error)?;
-        self.refresh(&mut kept);
-        if !change(&mut kept.entries) {
+        self.refresh(&mut state);
+        if !change(&mut state.entries) {
             return Ok(());
         }
-        let written = serde_json::to_vec(&kept.entries)
+        let written = serde_json::to_vec(&state.entries)
             .map_err(io::Error::from)
             .and_then(|json| write_atomic(&self.path, &json));
-        // After a failure the file is what counts, so that it is read again.
-        kept.stamp = if written.is_ok() { stamp(&self.path).ok() } else { None };
+        // After a failed write, memory and file differ. Without a stamp, the file is read again.
+        state.stamp = if written.is_ok() { stamp(&self.path).ok() } else { None };
         written.map_err(io_error)
     }
 
     fn current(&self) -> MutexGuard<'_, LedgerState> {
-        let mut kept = self.lock();
-        self.refresh(&mut kept);
-        kept
+        let mut state = self.lock();
+        self.refresh(&mut state);
+        state
     }
 
-    /// Reads the file again if it is another one.
-    fn refresh(&self, kept: &mut LedgerState) {
+    /// Reads the file again if it was replaced.
+    fn refresh(&self, state: &mut LedgerState) {
         let now = stamp(&self.path);
-        if let (Ok(now), Some(then)) = (&now, &kept.stamp)
+        if let (Ok(now), Some(then)) = (&now, &state.stamp)
             && now == then
         {
             return;
         }
         match now.and_then(|stamp| Ok((stamp, read(&self.path)?))) {
             Ok((stamp, entries)) => {
-                *kept = LedgerState {
+                *state = LedgerState {
                     entries,
                     stamp: Some(stamp),
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => *kept = LedgerState::default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => *state = LedgerState::default(),
             Err(error) => {
                 let aside = self.path.with_extension("json.broken");
                 tracing::warn!(path = %self.path.display(), %error, "hub ledger is unreadable; it is put aside");
                 if let Err(error) = fs::rename(&self.path, &aside) {
                     tracing::warn!(path = %aside.display(), %error, "hub ledger cannot be put aside");
                 }
-                *kept = LedgerState::default();
+                *state = LedgerState::default();
             }
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, LedgerState> {
-        lock(&self.kept)
+        lock(&self.state)
     }
 }
 

@@ -1,61 +1,64 @@
-//! Names of models on the Hub, as users write them. Pure text: nothing here knows what exists.
+//! Parsing of model names such as `hf:ORG/REPO@REVISION:SELECTOR+ORG/ADAPTER`. It only looks at the text and knows nothing
+//! of what exists.
+//!
+//! [`HfName`] is a name with its [`Selector`] and [`AdapterName`]s. The checks are strict, because parts of a name become
+//! parts of paths and URLs.
 
 use std::{fmt, str::FromStr};
 
 use crate::stdx::text::{strip_prefix_ignore_case, strip_suffix_ignore_case};
 
-/// Bytes of a whole name; file paths are the only part that is not bounded more tightly.
+/// Longest name in bytes. All parts but file paths have tighter bounds.
 const MAX_NAME_BYTES: usize = 1024;
-/// Characters of `ORG/REPO`, as llama.cpp bounds it.
+/// Longest `ORG/REPO` in bytes, the limit of llama.cpp.
 const MAX_REPO_ID_BYTES: usize = 256;
-/// Characters of an organisation's or a repository's name, the Hub's own limit.
+/// Longest name of an organization or a repository in bytes, the limit of the Hub.
 const MAX_PART_BYTES: usize = 96;
-/// Characters of a selector that is not a path, Ollama's limit for a tag.
+/// Longest label in bytes, Ollama's limit for a tag.
 const MAX_LABEL_BYTES: usize = 80;
-/// Characters of a branch, tag or commit.
+/// Longest name of a branch, tag or commit in bytes.
 const MAX_REVISION_BYTES: usize = 128;
-/// Adapters in one name.
+/// Largest number of adapters in one name.
 const MAX_ADAPTERS: usize = 8;
 const PREFIXES: [&str; 3] = ["hf:", "hf.co/", "huggingface.co/"];
 const GGUF: &str = ".gguf";
 
-/// A model on the Hub: `hf:ORG/REPO[/FOLDER][@REVISION][:SELECTOR][+ORG/ADAPTER[@REVISION]]…`.
+/// Name of a model on the Hub: `hf:ORG/REPO[/FOLDER][@REVISION][:SELECTOR][+ORG/ADAPTER[@REVISION]]…`.
 ///
-/// Its `Display` is that form and parses to the same value.
+/// `Display` writes this form, which parses to the same value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HfName {
-    /// User or organisation, spelled as in the text.
+    /// User or organization, spelled as in the text.
     pub org: String,
     /// Repository, spelled as in the text.
     pub repo: String,
     /// Branch, tag or commit; `None` is the branch `main`.
     pub revision: Option<String>,
-    /// Which of the repository's files; `None` lets the resolver choose.
+    /// Selector of the files; `None` lets the resolver choose.
     pub selector: Option<Selector>,
     /// LoRA adapters to apply, in order.
     pub adapters: Vec<AdapterName>,
 }
 
-/// Which of a repository's files is meant.
+/// Selector: the part of a name that chooses files of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Selector {
-    /// A quantisation or another word of a file name, as `Q4_K_M`.
+    /// A quantization or another word of a file name, for example `Q4_K_M`.
     Label(String),
     /// A path that ends in `.gguf`, or the last segment of one.
     File(String),
-    /// What is in a folder of the repository, or below it.
+    /// A folder of the repository, with the folders in it.
     Folder {
-        /// Path of the folder.
         path: String,
-        /// Which of its files; `None` lets the resolver choose.
+        /// Label of the files in it; `None` lets the resolver choose.
         label: Option<String>,
     },
 }
 
-/// A LoRA adapter on the Hub.
+/// Name of a LoRA adapter on the Hub.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct AdapterName {
-    /// User or organisation.
+    /// User or organization.
     pub org: String,
     /// Repository.
     pub repo: String,
@@ -70,29 +73,27 @@ impl AdapterName {
     }
 }
 
-/// Why a text is not the name of a model on the Hub.
+/// Name error: the reason why a text is not the name of a model on the Hub.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// It breaks the grammar.
+    /// The text breaks the grammar.
     #[error(
         "invalid model name \"{name}\": {reason}; write hf:ORG/REPO[/FOLDER][@REVISION][:SELECTOR][+ORG/ADAPTER[@REVISION]], \
-         where SELECTOR is a quantisation such as Q4_K_M or the path of a .gguf file"
+         where SELECTOR is a quantization such as Q4_K_M or the path of a .gguf file"
     )]
     Malformed {
         /// The text, shortened.
         name: String,
-        /// What is wrong with it.
+        /// A phrase about "it".
         reason: &'static str,
     },
-    /// It asks for a cloud model, which a Hub repository never is.
+    /// The name asks for a cloud model of Ollama, which is never on the Hub.
     #[error("model '{0}' not found")]
     Cloud(String),
 }
 
 impl HfName {
-    /// Reads a name; blanks around it and the prefix's case do not matter.
-    ///
-    /// `:latest` is no selector, `:local` is ignored.
+    /// Parses a name. Spaces around it and the case of the prefix do not matter; `:latest` and `:local` are ignored.
     ///
     /// # Errors
     /// If the text breaks the grammar or asks for a cloud model.
@@ -115,7 +116,7 @@ impl HfName {
             return Err(NameError::Cloud(shorten(name)));
         }
         let body = strip_suffix_ignore_case(body, ":local").unwrap_or(body);
-        // What clients put behind every name without a tag, also behind adapters.
+        // Ollama's clients append this to every name without a tag, even behind adapters.
         let body = strip_suffix_ignore_case(body, ":latest").unwrap_or(body);
         let (main, adapters) = body.split_at(end_of_main(body));
         let mut parsed = parse_main(main).map_err(malformed)?;
@@ -128,38 +129,27 @@ impl HfName {
         Ok(parsed)
     }
 
-    /// `ORG/REPO`.
+    /// Returns `ORG/REPO`.
     #[must_use]
     pub fn repo_id(&self) -> String {
         format!("{}/{}", self.org, self.repo)
     }
 
-    /// Whether it has the same adapters as another name, in the same order, however they are spelled.
+    /// Returns true if both names have the same adapters in the same order, in any case.
     #[must_use]
     pub fn has_adapters_of(&self, other: &Self) -> bool {
         let is_same = |(one, other): (&AdapterName, &AdapterName)| {
-            one.org.eq_ignore_ascii_case(&other.org)
-                && one.repo.eq_ignore_ascii_case(&other.repo)
-                && one.revision == other.revision
+            one.is_same_repository(other) && one.revision == other.revision
         };
         self.adapters.len() == other.adapters.len() && self.adapters.iter().zip(&other.adapters).all(is_same)
-    }
-
-    /// The same model with another selector, for lists and answers.
-    #[must_use]
-    pub fn with_selector(&self, selector: Selector) -> Self {
-        Self {
-            selector: Some(selector),
-            ..self.clone()
-        }
     }
 }
 
 impl Selector {
-    /// Reads a selector; the empty text and `latest` are none.
+    /// Parses the text after the colon; `latest` is no selector.
     ///
     /// # Errors
-    /// A phrase that says what is wrong.
+    /// A phrase about "it" that says what is wrong.
     pub fn parse(text: &str) -> Result<Option<Self>, &'static str> {
         if text.is_empty() {
             return Err("its selector is empty");
@@ -180,11 +170,11 @@ impl Selector {
         if is_label {
             Ok(Some(Self::Label(text.to_owned())))
         } else {
-            Err("its selector is neither a quantisation nor the path of a .gguf file")
+            Err("its selector is neither a quantization nor the path of a .gguf file")
         }
     }
 
-    /// The text after the colon; for a folder its path, which stands before the colon.
+    /// Returns the text after the colon, or for a folder its path, which stands before the colon.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -245,15 +235,16 @@ impl fmt::Display for Selector {
     }
 }
 
-/// Splits `ORG/REPO` and checks it by llama.cpp's rule: each of `/`, `.` and `-` stands between letters, digits or
-/// underscores. The rule also keeps folder names of the cache unambiguous, since it forbids `--`.
+/// Splits `ORG/REPO` and checks it by llama.cpp's rule: each `/`, `.` and `-` stands between letters, digits or underscores.
+///
+/// The rule forbids `--`, which separates the parts of a folder name in the cache, so these names stay unambiguous.
 #[must_use]
 pub fn split_repo_id(id: &str) -> Option<(&str, &str)> {
     let (org, repo) = id.split_once('/')?;
     (id.len() <= MAX_REPO_ID_BYTES && is_part(org) && is_part(repo)).then_some((org, repo))
 }
 
-/// Whether a path from the Hub or from a user stays inside the folder that it is joined to.
+/// Returns true if a path from the Hub or from a user stays inside the folder that it is joined to.
 #[must_use]
 pub fn is_safe_path(path: &str) -> bool {
     path.len() <= MAX_NAME_BYTES
@@ -295,7 +286,8 @@ fn is_revision(revision: &str) -> bool {
             .all(|byte| is_word(byte) || matches!(byte, b'.' | b'-' | b'/'))
 }
 
-/// Where the adapters begin. A file path may contain `+`, so that a `.gguf` right before a `+` or the end wins.
+/// Returns the position at which the adapters begin. A file path may contain `+`, so the last `.gguf` that is followed by a
+/// `+` or the end takes precedence over the first `+`.
 fn end_of_main(body: &str) -> usize {
     let lower = body.to_ascii_lowercase();
     let file_end = lower
@@ -314,10 +306,10 @@ fn parse_main(main: &str) -> Result<HfName, &'static str> {
     let (path, revision) = parse_revision(left)?;
     let mut segments = path.splitn(3, '/');
     let (Some(org), Some(repo)) = (segments.next(), segments.next()) else {
-        return Err("it lacks a slash between organisation and repository");
+        return Err("it lacks a slash between organization and repository");
     };
     if org.len() + repo.len() >= MAX_REPO_ID_BYTES || !is_part(org) || !is_part(repo) {
-        return Err("its organisation or repository is not one that the Hub allows");
+        return Err("its organization or repository is not one that the Hub allows");
     }
     let tag = tag.map(Selector::parse).transpose()?.flatten();
     let selector = match (segments.next(), tag) {
@@ -366,7 +358,7 @@ fn parse_revision(text: &str) -> Result<(&str, Option<String>), &'static str> {
     }
 }
 
-/// A name that is quoted in an error must not be a megabyte long.
+/// Shortens a name for an error message to 200 characters.
 fn shorten(name: &str) -> String {
     if name.chars().count() <= 200 {
         name.to_owned()

@@ -124,7 +124,7 @@ fn files(source: &Path, name: &HfName) -> Result<Vec<(PathBuf, String)>, Library
     if !base.to_ascii_lowercase().ends_with(".gguf") || !is_safe_path(base) {
         return Err(refuse("its name does not end in .gguf"));
     }
-    let shards = resolve::parts(base);
+    let shards = resolve::shards(base);
     let is_sharded = shards.len() > 1;
     // A selector in the name decides the path; the resolver has to find the file by it again.
     let target = |base: &str| match &name.selector {

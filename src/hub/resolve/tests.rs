@@ -14,7 +14,7 @@ fn listing(paths: &[&str]) -> Vec<RepoFile> {
         .collect()
 }
 
-fn ask(files: &[RepoFile], selector: &str) -> Result<Resolution, ResolveError> {
+fn ask(files: &[RepoFile], selector: &str) -> Result<ResolvedModel, ResolveError> {
     let selector = if selector.is_empty() {
         None
     } else {
@@ -378,8 +378,6 @@ mod published {
         model: &'static str,
         shards: usize,
         mmproj: &'static str,
-        /// In our order of preference.
-        drafts: &'static [&'static str],
     }
 
     const fn case(
@@ -388,7 +386,6 @@ mod published {
         model: &'static str,
         shards: usize,
         mmproj: &'static str,
-        drafts: &'static [&'static str],
     ) -> Case {
         Case {
             files,
@@ -396,76 +393,34 @@ mod published {
             model,
             shards,
             mmproj,
-            drafts,
         }
     }
 
     const CASES: &[Case] = &[
-        case(
-            FLAT,
-            "Q8_0",
-            "model-Q8_0.gguf",
-            1,
-            "mmproj-model-Q8_0.gguf",
-            &["mtp-model-Q8_0.gguf", "dflash-model-Q8_0.gguf"],
-        ),
-        case(
-            FLAT,
-            "",
-            "model-Q4_K_M.gguf",
-            1,
-            "mmproj-model-Q8_0.gguf",
-            &["mtp-model-Q4_0.gguf", "dflash-model-Q8_0.gguf"],
-        ),
-        case(SUFFIXED, "", "model-UD-Q8_K_XL.gguf", 1, "mmproj-BF16.gguf", &[]),
-        case(
-            FLAT,
-            "model-BF16.gguf",
-            "model-BF16.gguf",
-            1,
-            "mmproj-model-BF16.gguf",
-            &["mtp-model-BF16.gguf", "dflash-model-BF16.gguf"],
-        ),
-        case(FLAT, "nope.gguf", "", 0, "", &[]),
+        case(FLAT, "Q8_0", "model-Q8_0.gguf", 1, "mmproj-model-Q8_0.gguf"),
+        case(FLAT, "", "model-Q4_K_M.gguf", 1, "mmproj-model-Q8_0.gguf"),
+        case(SUFFIXED, "", "model-UD-Q8_K_XL.gguf", 1, "mmproj-BF16.gguf"),
+        case(FLAT, "model-BF16.gguf", "model-BF16.gguf", 1, "mmproj-model-BF16.gguf"),
+        case(FLAT, "nope.gguf", "", 0, ""),
         case(
             SHARDED,
             "Q3_K_M",
             "Q3_K_M/model-Q3_K_M-00001-of-00003.gguf",
             3,
             "mmproj-model-f16.gguf",
-            &["model-mtp-Q8_0.gguf"],
         ),
-        // A quantisation that only drafts have is no model.
-        case(HOLE, "Q4_0", "", 0, "", &[]),
-        case(
-            HOLE,
-            "",
-            "model-Q4_K_M.gguf",
-            1,
-            "",
-            &["mtp-model-Q4_0.gguf", "dflash-model-Q8_0.gguf"],
-        ),
-        // A draft is known by `mtp-` in lower case only; that -MTP- is no model either is ours.
-        case(SUFFIXED, "Q8_K_XL", "model-UD-Q8_K_XL.gguf", 1, "mmproj-BF16.gguf", &[]),
-        // Of two at the same quantisation llama.cpp takes the first listed, we the first of the alphabet.
-        case(VENDORS, "Q8_0", "BlackSheep-24B.Q8_0.gguf", 1, "", &[]),
-        case(
-            QUAD,
-            "Q8_0",
-            "model-Q8_0.gguf",
-            1,
-            "",
-            &[
-                "mtp-model-Q8_0.gguf",
-                "dspark-model-Q8_0.gguf",
-                "dflash-model-Q8_0.gguf",
-                "eagle3-model-Q8_0.gguf",
-            ],
-        ),
-        case(SPARK, "", "model-MXFP4.gguf", 1, "", &["dspark-model-MXFP4.gguf"]),
-        case(SPARK, "BF16", "", 0, "", &[]),
-        case(&["draft-model-Q4_K_M.gguf"], "", "draft-model-Q4_K_M.gguf", 1, "", &[]),
-        case(&["preset.ini", "model-Q8_0.gguf"], "", "model-Q8_0.gguf", 1, "", &[]),
+        // A quantization that only draft models have is no model.
+        case(HOLE, "Q4_0", "", 0, ""),
+        case(HOLE, "", "model-Q4_K_M.gguf", 1, ""),
+        // llama.cpp knows `mtp-` in lower case only and would take -MTP- for a model.
+        case(SUFFIXED, "Q8_K_XL", "model-UD-Q8_K_XL.gguf", 1, "mmproj-BF16.gguf"),
+        // Of two files of the same quantization llama.cpp takes the first listed; hubllama takes the first by name.
+        case(VENDORS, "Q8_0", "BlackSheep-24B.Q8_0.gguf", 1, ""),
+        case(QUAD, "Q8_0", "model-Q8_0.gguf", 1, ""),
+        case(SPARK, "", "model-MXFP4.gguf", 1, ""),
+        case(SPARK, "BF16", "", 0, ""),
+        case(&["draft-model-Q4_K_M.gguf"], "", "draft-model-Q4_K_M.gguf", 1, ""),
+        case(&["preset.ini", "model-Q8_0.gguf"], "", "model-Q8_0.gguf", 1, ""),
     ];
 
     #[test]
@@ -486,8 +441,6 @@ mod published {
                 assert_eq!(found.files.len(), case.shards, "{context}");
                 let mmproj = found.mmproj.as_ref().map_or("", |file| file.path.as_str());
                 assert_eq!(mmproj, case.mmproj, "{context}");
-                let drafts: Vec<&str> = found.drafts.iter().map(|draft| draft.file.path.as_str()).collect();
-                assert_eq!(drafts, case.drafts, "{context}");
             }
         }
     }
@@ -598,7 +551,7 @@ mod properties {
                 prop_assert_eq!(found.files.len(), 1);
             }
             let home: Vec<&str> = folders(&found.files[0].path).collect();
-            for beside in found.mmproj.iter().chain(found.drafts.iter().map(|draft| &draft.file)) {
+            if let Some(beside) = &found.mmproj {
                 prop_assert!(files.contains(beside) && !found.files.contains(beside));
                 prop_assert!(home.starts_with(&folders(&beside.path).collect::<Vec<_>>()));
             }

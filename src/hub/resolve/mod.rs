@@ -1,106 +1,94 @@
-//! Which files of a repository a name stands for. Pure over a listing, so that it is tested without a network, and so
-//! that the same rules hold for the Hub's listing and for what is in the cache.
+//! Resolving a selector: from the listing of a repository to the GGUF files that a name stands for.
+//!
+//! [`resolve`] chooses one model, [`all`] lists every model. Both are pure functions of a listing, so that the same rules
+//! hold for the Hub's listing and for a snapshot in the cache, and are tested without either. The rules are those of
+//! llama.cpp's `-hf` option and of the Hub's own pages.
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::LazyLock};
 
 use regex::Regex;
 
 use super::name::Selector;
+use crate::stdx::text::strip_suffix_ignore_case;
 
-/// Selectors that an error names at most; some repositories hold hundreds of files.
+/// Selectors that an error names at most: some repositories hold hundreds of files.
 const MAX_NAMED: usize = 40;
 
-/// One file of one commit.
+/// Repository file: one file of a repository at one commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepoFile {
-    /// Path in the repository, with `/`.
+    /// Path in the repository, separated by `/`.
     pub path: String,
     /// Bytes of the content.
     pub size: u64,
-    /// Hash of the git blob (40 hex digits); for large files that is the pointer's, not the content's.
+    /// Hash of the git blob, 40 hex digits. For a large file it is the hash of the LFS pointer, not of the content.
     pub oid: Option<String>,
-    /// sha256 of the content (64 hex digits); only large files have one.
+    /// Hash of the content by sha256, 64 hex digits; only large files have one.
     pub lfs_sha256: Option<String>,
 }
 
 impl RepoFile {
-    /// The hash of the content by which the cache names it.
+    /// Returns the hash by which the cache names the content.
     #[must_use]
     pub fn etag(&self) -> Option<&str> {
         self.lfs_sha256.as_deref().or(self.oid.as_deref())
     }
 }
 
-/// What a name stands for.
+/// Resolved model: the GGUF files of one model in a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resolution {
-    /// The selector to print: the label, or the path where the label would choose another file.
+pub struct ResolvedModel {
+    /// Canonical selector: the quantization, or the path if the quantization would choose another file.
     pub label: String,
-    /// The weights, first shard first.
+    /// Weights, first shard first.
     pub files: Vec<RepoFile>,
-    /// The projector for images or audio.
+    /// Projector for images or audio.
     pub mmproj: Option<RepoFile>,
-    /// Small models beside it that can guess its next tokens, the kind that guesses best first, one of each.
-    pub drafts: Vec<Draft>,
 }
 
-/// A model that guesses what another will say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Draft {
-    /// What its file's name has in front: `mtp`, `dspark`, `dflash` or `eagle3`.
-    pub kind: &'static str,
-    /// The weights.
-    pub file: RepoFile,
-}
+/// Marks in the names of GGUF files that are no model: importance matrices, and draft models for speculative decoding of the
+/// kinds that llama.cpp knows. Only their full path selects them.
+const NOT_MODELS: [&str; 5] = ["imatrix", "mtp-", "eagle3-", "dflash-", "dspark-"];
 
-/// Kinds of drafts in the order of preference, and how llama.cpp knows them; in this case only.
-const DRAFTS: [(&str, &str); 4] = [
-    ("mtp", "mtp-"),
-    ("dspark", "dspark-"),
-    ("dflash", "dflash-"),
-    ("eagle3", "eagle3-"),
-];
-
-/// Why a listing has no answer.
+/// Resolve error: the reason why a listing has no model for a selector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ResolveError {
-    /// Nothing matches the selector.
+    /// No file matches the selector.
     NoSuchSelector {
-        /// What was asked for.
         selector: String,
-        /// What could be asked for.
+        /// Selectors that would match, at most 40.
         available: Vec<String>,
     },
-    /// There is no GGUF file at all.
+    /// The listing has no GGUF file.
     NoGguf {
-        /// Whether there are safetensors, which could be converted.
+        /// True if there are safetensors, which may be a checkpoint that can be converted.
         has_safetensors: bool,
     },
-    /// The set of shards is not whole.
+    /// Some shards of the model are missing.
     IncompleteShards {
-        /// The set that was asked for.
+        /// Selector of the model.
         label: String,
         /// Shards in the listing.
         present: usize,
-        /// Shards that there should be.
+        /// Shards that the file names announce.
         expected: usize,
     },
 }
 
-/// Chooses files by llama.cpp's and the Hub's rules.
+/// Chooses the model that a selector means.
 ///
-/// A path is taken as it is; a label first by equality (`UD-` may be left out), then wherever it ends a word of the path,
-/// then as a folder's name; without a selector the preferred quantisation is taken. A folder leaves only what is in it. The
-/// order of `files` does not matter.
+/// A path selects that file. A label selects, in this order: an equal quantization (`UD-` may be left out), a file in whose
+/// path it ends a word, a folder of that name. No selector selects the preferred quantization. A folder restricts the
+/// choice to the files in it. The order of `files` does not matter.
 ///
 /// # Errors
-/// If nothing, or only an incomplete set of shards, answers to the selector.
-pub fn resolve(files: &[RepoFile], selector: Option<&Selector>) -> Result<Resolution, ResolveError> {
+/// If no file matches the selector, or shards of the model are missing.
+pub fn resolve(files: &[RepoFile], selector: Option<&Selector>) -> Result<ResolvedModel, ResolveError> {
     let groups = groups(files);
     if !groups.iter().any(|group| group.is_candidate) {
         let has_safetensors = files
             .iter()
-            .any(|file| ends_with_ignore_case(&file.path, ".safetensors"));
+            .any(|file| strip_suffix_ignore_case(&file.path, ".safetensors").is_some());
         return Err(ResolveError::NoGguf { has_safetensors });
     }
     let Some(group) = pick(&groups, selector) else {
@@ -120,9 +108,9 @@ pub fn resolve(files: &[RepoFile], selector: Option<&Selector>) -> Result<Resolu
     Ok(resolution(files, &groups, group))
 }
 
-/// Every model of a listing, in the order in which a list shows them; incomplete sets are left out.
+/// Returns every complete model of a listing, sorted by path.
 #[must_use]
-pub fn all(files: &[RepoFile]) -> Vec<Resolution> {
+pub fn all(files: &[RepoFile]) -> Vec<ResolvedModel> {
     let groups = groups(files);
     groups
         .iter()
@@ -131,14 +119,16 @@ pub fn all(files: &[RepoFile]) -> Vec<Resolution> {
         .collect()
 }
 
-/// A model's file, or all shards of one.
+/// File group: a GGUF file, or all shards of a sharded one.
 #[derive(Debug)]
 struct Group<'a> {
     /// First shard first, no index twice.
     files: Vec<&'a RepoFile>,
+    /// Number of shards that the file names announce.
     shards: usize,
+    /// Quantization in the path.
     label: Option<String>,
-    /// Drafts and importance matrices are GGUF files, but nobody means them unless by their path.
+    /// False for [`NOT_MODELS`], which only their path selects.
     is_candidate: bool,
 }
 
@@ -156,33 +146,22 @@ impl Group<'_> {
     }
 }
 
-fn resolution(files: &[RepoFile], groups: &[Group<'_>], group: &Group<'_>) -> Resolution {
-    Resolution {
+fn resolution(files: &[RepoFile], groups: &[Group<'_>], group: &Group<'_>) -> ResolvedModel {
+    ResolvedModel {
         label: selector_of(groups, group),
         files: group.files.iter().map(|&file| file.clone()).collect(),
-        mmproj: companion(files, group, |file| is_mmproj(&file.path)).cloned(),
-        drafts: DRAFTS
-            .iter()
-            .filter_map(|(kind, word)| {
-                let is_kind = |file: &&RepoFile| !is_mmproj(&file.path) && file_name(&file.path).contains(word);
-                let is_other = |file: &RepoFile| !group.files.iter().any(|own| own.path == file.path);
-                let file = companion(files, group, |file| is_kind(&file) && is_other(file))?;
-                Some(Draft {
-                    kind,
-                    file: file.clone(),
-                })
-            })
-            .collect(),
+        mmproj: projector(files, group).cloned(),
     }
 }
 
 fn groups(files: &[RepoFile]) -> Vec<Group<'_>> {
     let mut sorted: Vec<&RepoFile> = files
         .iter()
-        .filter(|file| ends_with_ignore_case(&file.path, ".gguf") && !is_mmproj(&file.path))
+        .filter(|file| strip_suffix_ignore_case(&file.path, ".gguf").is_some() && !is_mmproj(&file.path))
         .collect();
     sorted.sort_by(|a, b| a.path.cmp(&b.path));
-    // A map keeps the order of paths, which makes every choice below independent of the listing's order.
+    // Sorted by path, so that no choice below depends on the order of the listing, which differs between the Hub and the
+    // file system.
     let mut groups: BTreeMap<(String, usize), Group<'_>> = BTreeMap::new();
     for file in sorted {
         let (key, (prefix, index, shards)) = match shard_of(&file.path) {
@@ -195,7 +174,8 @@ fn groups(files: &[RepoFile]) -> Vec<Group<'_>> {
             label: label_of(prefix),
             is_candidate: is_candidate(&file.path),
         });
-        // Sorted by path, so by index; a set that lacks a shard in the middle stays incomplete by its count.
+        // Files that differ only in case have the same index; the second one is left out. A missing shard leaves the count
+        // short.
         if group
             .files
             .last()
@@ -208,7 +188,7 @@ fn groups(files: &[RepoFile]) -> Vec<Group<'_>> {
     groups.into_values().collect()
 }
 
-/// Prefix, index and count of `prefix-00001-of-00003.gguf`.
+/// Splits `prefix-00001-of-00003.gguf` into prefix, index and count.
 fn shard_of(path: &str) -> Option<(&str, usize, usize)> {
     static SHARD: LazyLock<Regex> = LazyLock::new(|| pattern(r"(?i)^(.+)-([0-9]{5})-of-([0-9]{5})\.gguf$"));
     let captures = SHARD.captures(path)?;
@@ -218,25 +198,25 @@ fn shard_of(path: &str) -> Option<(&str, usize, usize)> {
     (1..=count).contains(&index).then_some((prefix, index, count))
 }
 
-/// The names of all parts of a file: itself, where it is whole.
-pub(crate) fn parts(file: &str) -> Vec<String> {
-    /// More parts than any model has; their number comes from a file's name.
-    const MAX_PARTS: usize = 10_000;
+/// Returns the names of all shards of a file; the file itself if it is not sharded.
+pub(crate) fn shards(file: &str) -> Vec<String> {
+    /// Largest number of shards. It comes from a file name, so it must not decide how much memory is used.
+    const MAX_SHARDS: usize = 10_000;
     match shard_of(file) {
-        Some((prefix, _, count)) if count <= MAX_PARTS => (1..=count)
+        Some((prefix, _, count)) if count <= MAX_SHARDS => (1..=count)
             .map(|index| format!("{prefix}-{index:05}-of-{count:05}.gguf"))
             .collect(),
         _ => vec![file.to_owned()],
     }
 }
 
-/// Whether a file has this label, in whatever case.
+/// Returns true if the quantization in a file's name is `label`, in any case.
 pub(crate) fn has_label(file: &str, label: &str) -> bool {
     let prefix = shard_of(file).map_or_else(|| stem(file), |(prefix, ..)| prefix);
     label_of(prefix).is_some_and(|own| own.eq_ignore_ascii_case(label))
 }
 
-/// The label of a path without its suffix: the last quantisation in the file's name, else in the folder's.
+/// Returns the last quantization in a file's name, else in the name of its folder; `stem` is the path without `.gguf`.
 fn label_of(stem: &str) -> Option<String> {
     let mut segments = stem.rsplit('/');
     let name = segments.next()?;
@@ -255,7 +235,7 @@ fn label_in(name: &str) -> Option<String> {
     let name = name.to_ascii_uppercase();
     let mut last = None;
     let mut at = 0;
-    // `find_iter` would eat the separator between two neighbours.
+    // `find_iter` would consume the separator between two neighbors, and miss the second.
     while let Some(found) = LABEL.captures_at(&name, at).and_then(|captures| captures.get(1)) {
         last = Some(found.as_str().to_owned());
         at = found.end();
@@ -273,7 +253,7 @@ fn pick<'g, 'f>(groups: &'g [Group<'f>], selector: Option<&Selector>) -> Option<
     }
 }
 
-/// Whether a path is in a folder, in whatever case that is spelled.
+/// Returns true if a path is below a folder, in any case.
 fn is_below(path: &str, folder: &str) -> bool {
     let head = path
         .get(..folder.len())
@@ -284,7 +264,7 @@ fn is_below(path: &str, folder: &str) -> bool {
 fn pick_from<'g, 'f>(groups: &[&'g Group<'f>], selector: Option<&Selector>) -> Option<&'g Group<'f>> {
     let candidates = || groups.iter().copied().filter(|group| group.is_candidate);
     match selector {
-        // A folder in a folder is not written.
+        // The caller has taken the label out of a folder.
         None | Some(Selector::Folder { .. }) => candidates().min_by_key(|group| {
             let label = group.label.as_deref().unwrap_or_default();
             (
@@ -327,19 +307,19 @@ fn best<'g, 'f: 'g>(groups: impl Iterator<Item = &'g Group<'f>>) -> Option<&'g G
     groups.min_by_key(|group| (!group.is_complete(), place(group)))
 }
 
-/// Ties go to the file nearer to the root, then to the alphabet.
+/// Returns the key that breaks ties: the file nearest to the root comes first, then the alphabet decides.
 fn place<'g>(group: &'g Group<'_>) -> (usize, &'g str) {
     (group.path().split('/').count(), group.path())
 }
 
-/// llama.cpp's test: the tag, followed by a dot or a dash, anywhere in the path.
+/// Returns true if `needle`, followed by a dot or a dash, is anywhere in the path. This is llama.cpp's rule for tags.
 fn ends_word(path: &str, needle: &str) -> bool {
     let path = path.to_ascii_lowercase();
     path.match_indices(needle)
         .any(|(start, found)| matches!(path.as_bytes().get(start + found.len()), Some(b'.' | b'-')))
 }
 
-/// The selector that finds exactly this group.
+/// Returns the shortest selector that selects exactly this group: its label, else its path.
 fn selector_of(groups: &[Group<'_>], group: &Group<'_>) -> String {
     group
         .label
@@ -366,7 +346,8 @@ fn available(groups: &[Group<'_>]) -> Vec<String> {
     named.into_iter().map(|(_, selector)| selector).collect()
 }
 
-/// Place of a label in the order in which a default is looked for; a trailing `*` stands for the rest.
+/// Returns the place of a quantization in the order of preference for a name without a selector. In the table, a trailing
+/// `*` matches any rest.
 fn rank(label: &str) -> usize {
     const ORDER: [&str; 20] = [
         "Q4_K_M", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_*", "Q4_K_XL", "Q4_K_S", "MXFP4*", "IQ4_*", "Q4_*", "Q8_*",
@@ -389,24 +370,18 @@ fn is_mmproj(path: &str) -> bool {
 
 fn is_candidate(path: &str) -> bool {
     let name = file_name(path).to_ascii_lowercase();
-    !["imatrix", "mtp-", "eagle3-", "dflash-", "dspark-"]
-        .iter()
-        .any(|word| name.contains(word))
+    !NOT_MODELS.iter().any(|word| name.contains(word))
 }
 
-/// The file of a kind that is nearest to the model: in its folder or one above, the deepest; then the one of the same label,
-/// then of the nearest width, then the float format that loses least.
-fn companion<'a>(
-    files: &'a [RepoFile],
-    group: &Group<'_>,
-    is_kind: impl Fn(&RepoFile) -> bool,
-) -> Option<&'a RepoFile> {
+/// Returns the projector that is nearest to a model: in its folder or in the deepest one above that has any, then the one
+/// of the same quantization, then of the most similar number of bits, then in the order F16, BF16, F32.
+fn projector<'a>(files: &'a [RepoFile], group: &Group<'_>) -> Option<&'a RepoFile> {
     let model_folder: Vec<&str> = folders(group.path()).collect();
     let label = group.label.clone().unwrap_or_default();
     let same_label = format!("-{}.", label.to_ascii_lowercase());
     files
         .iter()
-        .filter(|file| ends_with_ignore_case(&file.path, ".gguf") && is_kind(file))
+        .filter(|file| strip_suffix_ignore_case(&file.path, ".gguf").is_some() && is_mmproj(&file.path))
         .filter(|file| model_folder.starts_with(&folders(&file.path).collect::<Vec<_>>()))
         .min_by_key(|file| {
             let own = label_in(stem(file_name(&file.path))).unwrap_or_default();
@@ -426,14 +401,14 @@ fn companion<'a>(
         })
 }
 
-/// The first number in a label: 4 of `Q4_K_M`, 16 of `BF16`.
+/// Returns the first number in a label, for example 4 for `Q4_K_M` and 16 for `BF16`; 0 for an empty label.
 fn bits(label: &str) -> u32 {
     let digits: String = label
         .chars()
         .skip_while(|c| !c.is_ascii_digit())
         .take_while(char::is_ascii_digit)
         .collect();
-    // Labels come from a pattern, so that there are two digits at most; none means no label.
+    // The pattern of labels allows two digits at most, so that only the empty text fails to parse.
     digits.parse().unwrap_or(0)
 }
 
@@ -449,17 +424,9 @@ fn stem(path: &str) -> &str {
     path.get(..path.len().saturating_sub(".gguf".len())).unwrap_or(path)
 }
 
-fn ends_with_ignore_case(text: &str, suffix: &str) -> bool {
-    text.len()
-        .checked_sub(suffix.len())
-        .and_then(|at| text.get(at..))
-        .is_some_and(|tail| tail.eq_ignore_ascii_case(suffix))
-}
-
 fn pattern(text: &str) -> Regex {
     Regex::new(text).expect("a constant pattern compiles")
 }
 
 #[cfg(test)]
-#[path = "resolve_tests.rs"]
 mod tests;
