@@ -109,7 +109,7 @@ async fn an_organisation_has_its_own_token() {
     assert!(bench.pull(NAME).await.is_err());
     bench
         .config
-        .organisation_tokens
+        .organization_tokens
         .insert("test-org".into(), Secret::new(TOKEN.into()));
     bench.pull(NAME).await.unwrap();
     bench.assert_complete(&content).await;

@@ -96,7 +96,7 @@ pub(super) enum Command {
     Convert {
         /// Folder of a checkpoint, or hf:ORG/REPO if its files are in the cache
         checkpoint: String,
-        /// Type of the weights: auto (as they are stored), F32, F16, BF16, Q8_0, Q4_K_M, Q6_K and others of llama.cpp
+        /// Type of the weights: stored (unchanged), F32, F16, BF16, Q8_0, Q4_K_M, Q6_K and others of llama.cpp
         #[arg(long = "type", value_name = "TYPE", default_value_t)]
         target: WeightType,
         /// Output file [default: NAME-TYPE.gguf in the current folder]

@@ -122,7 +122,7 @@ async fn hub_rows(config: &Config, row: &mut impl FnMut(bool, &str, String)) {
                 endpoint: mirror.clone(),
                 mirrors: Vec::new(),
                 token: None,
-                organisation_tokens: BTreeMap::new(),
+                organization_tokens: BTreeMap::new(),
                 ..config.hub.clone()
             };
             match hub.reachable(&alone).await {

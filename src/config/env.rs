@@ -45,10 +45,17 @@ struct Name {
     name: &'static str,
     key: &'static str,
     form: Form,
+    /// Current name of a variable that has been renamed. The old name still works, with a warning.
+    replaced_by: Option<&'static str>,
 }
 
 const fn name(name: &'static str, key: &'static str, form: Form) -> Name {
-    Name { name, key, form }
+    Name {
+        name,
+        key,
+        form,
+        replaced_by: None,
+    }
 }
 
 /// All variables, from the least to the most specific: Ollama's, those of Hugging Face's libraries, those of the
@@ -86,7 +93,11 @@ const NAMES: &[Name] = &[
     name("RETRY_DELAY_MS", "hub.retry_delay", Form::Milliseconds),
     name("HUBLLAMA_LISTEN", "server.listen", Form::Plain),
     name("HUBLLAMA_UPSTREAM", "ollama.url", Form::Plain),
-    name("HUBLLAMA_ORGANISATION_TOKENS", "hub.organisation_tokens", Form::Plain),
+    Name {
+        replaced_by: Some("HUBLLAMA_ORGANIZATION_TOKENS"),
+        ..name("HUBLLAMA_ORGANISATION_TOKENS", "hub.organization_tokens", Form::Plain)
+    },
+    name("HUBLLAMA_ORGANIZATION_TOKENS", "hub.organization_tokens", Form::Plain),
     name("HUBLLAMA_STATE", "state_dir", Form::Plain),
     name("HUBLLAMA_LOG", "log.level", Form::Plain),
 ];
@@ -122,6 +133,8 @@ pub(super) struct Setting {
     pub name: &'static str,
     pub key: &'static str,
     pub text: Result<String, String>,
+    /// Current name of the variable, if this one is deprecated.
+    pub replaced_by: Option<&'static str>,
     /// If set, a value that cannot be parsed is a warning and not an error, as in the program that defines the
     /// variable.
     pub lenient: bool,
@@ -132,7 +145,13 @@ pub(super) fn settings(environment: &Environment) -> Vec<Setting> {
     // With this variable huggingface_hub sends a token only when a call asks for it.
     let no_token = lookup(environment, "HF_HUB_DISABLE_IMPLICIT_TOKEN").is_some_and(hub_flag);
     let mut settings = Vec::new();
-    for Name { name, key, form } in NAMES {
+    for Name {
+        name,
+        key,
+        form,
+        replaced_by,
+    } in NAMES
+    {
         let Some(text) = lookup(environment, name) else {
             continue;
         };
@@ -144,6 +163,7 @@ pub(super) fn settings(environment: &Environment) -> Vec<Setting> {
                 name,
                 key,
                 text,
+                replaced_by: *replaced_by,
                 lenient: name.starts_with("OLLAMA_"),
             });
         }
@@ -159,7 +179,8 @@ pub(super) fn without_effect(environment: &Environment) -> Vec<(String, String)>
             found.push((name.clone(), format!("has no effect here: {instead}")));
         } else if name.starts_with("HUBLLAMA_") && name != CONFIG_PATH && !NAMES.iter().any(|known| known.name == name)
         {
-            let ours = NAMES.iter().map(|known| known.name).chain([CONFIG_PATH]);
+            let current = NAMES.iter().filter(|known| known.replaced_by.is_none());
+            let ours = current.map(|known| known.name).chain([CONFIG_PATH]);
             let ours = ours.filter(|known| known.starts_with("HUBLLAMA_"));
             found.push((name.clone(), format!("is no setting{}", hint(name, ours))));
         }
@@ -172,7 +193,7 @@ pub(super) fn names_of(key: &str) -> Vec<&'static str> {
     NAMES
         .iter()
         .rev()
-        .filter(|name| name.key == key)
+        .filter(|name| name.key == key && name.replaced_by.is_none())
         .map(|name| name.name)
         .collect()
 }

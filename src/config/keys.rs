@@ -68,7 +68,7 @@ macro_rules! key {
 /// The Hub's access token, a secret.
 pub(super) const TOKEN: &str = "hub.token";
 /// Access tokens of single users and organizations, secrets.
-pub(super) const ORGANISATION_TOKENS: &str = "hub.organisation_tokens";
+pub(super) const ORGANIZATION_TOKENS: &str = "hub.organization_tokens";
 /// Path of a file that holds the Hub's access token.
 pub(super) const TOKEN_FILE: &str = "hub.token_file";
 
@@ -109,7 +109,7 @@ pub(super) const KEYS: &[SettingKey<Config>] = &[
         same: |_, _| true,
         copy: |_, _| (),
     },
-    key!("hub.organisation_tokens", hub.organisation_tokens, NamedSecretsCodec),
+    key!("hub.organization_tokens", hub.organization_tokens, NamedSecretsCodec),
     key!("hub.cache_dir", hub.cache_dir, PathCodec),
     key!("hub.extra_caches", hub.extra_caches, ListCodec<PathCodec>),
     key!("hub.offline", hub.offline, BoolCodec),
@@ -277,6 +277,10 @@ pub(super) const RENAMED_KEYS: &[RenamedKey] = &[
     RenamedKey {
         old: "ollama.honest_v1",
         new: "ollama.v1_via_native",
+    },
+    RenamedKey {
+        old: "hub.organisation_tokens",
+        new: "hub.organization_tokens",
     },
     RenamedKey {
         old: "hub.doubtful_tokenizers",

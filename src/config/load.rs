@@ -12,7 +12,7 @@ use std::{
 use super::{
     Config, ConfigProblem, ConfigProblems, document,
     env::{self, Environment},
-    keys::{self, ORGANISATION_TOKENS, SettingKey, TOKEN, TOKEN_FILE},
+    keys::{self, ORGANIZATION_TOKENS, SettingKey, TOKEN, TOKEN_FILE},
     paths::{self, ConfigPath},
     problem::{SettingOrigin, ShadowedValue},
     suggest::hint,
@@ -199,7 +199,7 @@ impl SourceMerge {
         let names: Vec<&str> = document.settings.iter().map(|(key, ..)| key.name).collect();
         let has = |name| names.contains(&name);
         let both_tokens = has(TOKEN) && has(TOKEN_FILE);
-        let secret = [TOKEN, ORGANISATION_TOKENS].into_iter().find(|key| has(key));
+        let secret = [TOKEN, ORGANIZATION_TOKENS].into_iter().find(|key| has(key));
         for (key, raw, origin) in document.settings {
             if key.name == TOKEN_FILE && both_tokens {
                 self.problem(origin, key.name, "is set in addition to hub.token; keep one of the two");
@@ -223,11 +223,20 @@ impl SourceMerge {
             name,
             key,
             text,
+            replaced_by,
             lenient,
         } in env::settings(environment)
         {
             let origin = SettingOrigin::Environment { name: name.to_owned() };
             let Some(key) = keys::find(key) else { continue };
+            if let Some(current) = replaced_by {
+                if env::lookup(environment, current).is_some() {
+                    let sentence = format!("is the old name of {current}, which is set too; remove {name}");
+                    self.problem(origin, "", sentence);
+                    continue;
+                }
+                self.warning(origin.clone(), "", format!("is deprecated; it is called {current} now"));
+            }
             let applied = text.and_then(|text| self.apply(key, &Raw::Word(text), origin.clone()));
             match applied {
                 Ok(()) => {}

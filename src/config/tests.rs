@@ -557,6 +557,25 @@ fn old_names_work_with_a_warning() {
         "4: ollama.honest_v1: is deprecated; it is called ollama.v1_via_native now",
     ];
     assert_eq!(warnings, expected);
+    let bench = bench.env("HUBLLAMA_ORGANISATION_TOKENS", "my-org=hf_x");
+    let loaded = bench.load();
+    assert!(loaded.config.hub.organization_tokens.contains_key("my-org"));
+    let sentence =
+        "environment HUBLLAMA_ORGANISATION_TOKENS: is deprecated; it is called HUBLLAMA_ORGANIZATION_TOKENS now";
+    assert_eq!(
+        loaded.warnings.last().map(ToString::to_string).as_deref(),
+        Some(sentence)
+    );
+    let both = Bench::new("")
+        .env("HUBLLAMA_ORGANISATION_TOKENS", "my-org=hf_x")
+        .env("HUBLLAMA_ORGANIZATION_TOKENS", "my-org=hf_y");
+    assert_eq!(
+        both.problems(),
+        [
+            "environment HUBLLAMA_ORGANISATION_TOKENS: is the old name of HUBLLAMA_ORGANIZATION_TOKENS, which is set \
+             too; remove HUBLLAMA_ORGANISATION_TOKENS"
+        ]
+    );
     let report = check_report(&bench.inputs);
     assert!(
         report.good && expected.iter().all(|line| report.text.contains(line)),
@@ -738,7 +757,7 @@ fn example_with_every_key_is_good_and_shows_the_defaults() {
     let examples = [
         "hub.token",
         "hub.mirrors",
-        "hub.organisation_tokens",
+        "hub.organization_tokens",
         "hub.cache_dir",
         "hub.extra_caches",
         "server.origins",

@@ -78,7 +78,7 @@ pub struct HubConfig {
     pub mirrors: Vec<String>,
     pub token: Option<Secret<String>>,
     /// Access tokens for the repositories of one user or organization, by its lowercase name.
-    pub organisation_tokens: BTreeMap<String, Secret<String>>,
+    pub organization_tokens: BTreeMap<String, Secret<String>>,
     /// Root of the cache that is shared with huggingface_hub: the folder that holds `models--org--repo`.
     pub cache_dir: PathBuf,
     /// Roots of further caches, which are searched first and never written to.
@@ -278,7 +278,7 @@ impl Default for HubConfig {
             endpoint: "https://huggingface.co".into(),
             mirrors: Vec::new(),
             token: None,
-            organisation_tokens: BTreeMap::new(),
+            organization_tokens: BTreeMap::new(),
             cache_dir: PathBuf::new(),
             extra_caches: Vec::new(),
             offline: false,

@@ -193,19 +193,19 @@ fn hub(hub: &HubConfig, findings: &mut Findings) {
             findings.problem("hub.mirrors", format!("names {mirror:?}, which is asked already"));
         }
     }
-    for (organisation, token) in &hub.organisation_tokens {
+    for (organization, token) in &hub.organization_tokens {
         let is_name = |text: &str| {
             text.bytes()
                 .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         };
-        if organisation.is_empty() || organisation.len() > 96 || !is_name(organisation) {
-            let sentence = format!("{organisation:?} is no user or organisation of the Hub");
-            findings.problem("hub.organisation_tokens", sentence);
+        if organization.is_empty() || organization.len() > 96 || !is_name(organization) {
+            let sentence = format!("{organization:?} is no user or organization of the Hub");
+            findings.problem("hub.organization_tokens", sentence);
         }
         let token = token.expose();
         if token.is_empty() || token.len() > 1024 || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            let sentence = format!("holds for {organisation:?} something that is no token");
-            findings.problem("hub.organisation_tokens", sentence);
+            let sentence = format!("holds for {organization:?} something that is no token");
+            findings.problem("hub.organization_tokens", sentence);
         }
     }
     for extra in &hub.extra_caches {

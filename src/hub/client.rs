@@ -417,7 +417,7 @@ impl HubClient {
             .first()
             .filter(|main| main.url.origin() == url.origin())?;
         let org = repo.split('/').next().unwrap_or_default().to_ascii_lowercase();
-        self.config.organisation_tokens.get(&org).or(self.config.token.as_ref())
+        self.config.organization_tokens.get(&org).or(self.config.token.as_ref())
     }
 
     pub(super) fn main_endpoint(&self) -> Result<&Endpoint, HubError> {
