@@ -1,5 +1,8 @@
 //! Compiles `src/llama/chat_shim.cpp` against llama.cpp's own `common/chat`, which llama-cpp-sys-2 builds and links
 //! (`libllama-common.a`) but does not bind.
+//!
+//! The headers must be those that the sys crate was built from. It exports its output folder only, but CMake's cache in there
+//! names the source folder.
 
 use std::{env, fs, path::PathBuf};
 
@@ -19,6 +22,7 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .file("src/llama/chat_shim.cpp")
+        // llama.cpp's headers are full of them.
         .warnings(false);
     for include in ["common", "include", "ggml/include", "vendor"] {
         build.include(source.join(include));

@@ -2,33 +2,31 @@
 
 use std::{path::Path, ptr::NonNull};
 
-use llama_cpp_2::model::LlamaLoraAdapter;
+use llama_cpp_2::model::{LlamaLoraAdapter, LlamaModel};
 use llama_cpp_sys_2 as sys;
 
-use super::{LlamaError, Model, backend, layout};
+use super::{LlamaError, backend, layout};
 
-/// Adapter with the strength that it is applied with. It stays in its [`Model`], because llama.cpp frees it with the
-/// model and [`LlamaLoraAdapter`] has no lifetime that says so.
+/// Adapter with the strength that it is applied with. It stays in its [`Model`](super::Model), because llama.cpp frees it
+/// with the model and [`LlamaLoraAdapter`] has no lifetime that says so.
 #[derive(Debug)]
 pub(super) struct ScaledAdapter {
     adapter: LlamaLoraAdapter,
     scale: f32,
 }
 
-impl Model {
-    /// Loads an adapter from a GGUF file. Contexts that are made of the model from now on apply it, `scale` times as
-    /// strongly as its file says.
+impl ScaledAdapter {
+    /// Loads an adapter for a model from a GGUF file.
     ///
     /// # Errors
     /// [`LlamaError::Adapter`] if llama.cpp cannot load the file or it does not fit the model.
-    pub fn add_adapter(&mut self, path: &Path, scale: f32) -> Result<(), LlamaError> {
+    pub(super) fn load(model: &mut LlamaModel, path: &Path, scale: f32) -> Result<Self, LlamaError> {
         backend::forget_errors();
-        let adapter = self.inner.lora_adapter_init(path).map_err(|_| {
+        let adapter = model.lora_adapter_init(path).map_err(|_| {
             let reason = backend::first_error("llama.cpp could not load the adapter");
             LlamaError::Adapter(reason)
         })?;
-        self.adapters.push(ScaledAdapter { adapter, scale });
-        Ok(())
+        Ok(Self { adapter, scale })
     }
 }
 

@@ -1,7 +1,9 @@
-// A plain C surface over llama.cpp's `common/chat`: templates, tool grammars, and the parsing of what a model writes.
+// C interface to llama.cpp's `common/chat`: templates, tool grammars, and the parsing of a model's output. Only
+// `chat.rs` calls it.
 //
-// Everything crosses as UTF-8 JSON text. No exception leaves this file: each call returns NULL and hands back the
-// exception's text through `error`. Strings that are handed out are freed with `hubllama_chat_free_string`.
+// Everything crosses as UTF-8 JSON text. No exception leaves this file, because one that unwinds into Rust is undefined
+// behavior: each call returns NULL and hands back the exception's text through `error`. Strings that are handed out are
+// freed with `hubllama_chat_free_string`.
 
 #include "chat.h"
 #include "chat-peg-parser.h"
@@ -22,6 +24,7 @@
 
 namespace {
 
+// Copies a text into memory from malloc; NULL if there is none.
 char * copy(const std::string & text) {
     char * out = static_cast<char *>(std::malloc(text.size() + 1));
     if (out != nullptr) {
@@ -31,7 +34,7 @@ char * copy(const std::string & text) {
     return out;
 }
 
-// Runs `work`, turning whatever it throws into text.
+// Runs `work`. Whatever it throws becomes text, and `failed` the result.
 template <typename T, typename F>
 T guarded(char ** error, T failed, F && work) {
     try {
@@ -52,8 +55,9 @@ common_json strings(const std::vector<std::string> & list) {
     return out;
 }
 
-// Whether the format puts the answer's text between markers of its own, so that a constraint on the text alone does not fit.
-// The markers are those by which `common/chat` tells these formats (gpt-oss and its kin, Muse, Command, Functionary, Kimi K3).
+// True if the format puts the answer's text between markers, so that a JSON schema cannot describe the whole answer.
+// The markers are those by which `common_chat_templates_apply` recognizes these formats: gpt-oss and its variants,
+// Muse, Command, Functionary and Kimi K3.
 bool wraps_content(const std::string & source) {
     for (const char * marker : {"<|channel|>", "<atem:function_calls>", "<|START_TEXT|>", ">>>all", "<|end_of_msg|>"}) {
         if (source.find(marker) != std::string::npos) {
@@ -63,14 +67,14 @@ bool wraps_content(const std::string & source) {
     return false;
 }
 
-// A parser as `apply` returned it, and what of it lets a reader go without it for a while.
+// Parser as `apply` returned it, and the delimiters of its running text, with which a reader needs it less often.
 struct parser_state {
     common_peg_arena         parser;
     common_chat_format       format;
     std::string              generation_prompt;
     // Strings of which one must come before running text can turn into anything else.
     std::vector<std::string> delimiters;
-    // Whether all content and all reasoning is text up to one of those.
+    // True if all content and all reasoning is text up to one of those.
     bool                     scannable = true;
 };
 
@@ -78,7 +82,8 @@ bool is_text_tag(const std::string & tag) {
     return tag == common_chat_peg_builder::CONTENT || tag == common_chat_peg_builder::REASONING;
 }
 
-// Whether a parser ends in text up to a delimiter, with nothing before it that could still be waiting for input.
+// True if a parser ends in text up to a delimiter, with nothing before it that could still be waiting for input. Adds
+// the delimiters to the list.
 bool ends_in_until(const common_peg_arena & arena, common_peg_parser_id id, std::vector<std::string> & delimiters) {
     const auto & parser = arena.get(id);
     if (const auto * until = std::get_if<common_peg_until_parser>(&parser)) {
@@ -110,6 +115,7 @@ bool ends_in_until(const common_peg_arena & arena, common_peg_parser_id id, std:
     return false;
 }
 
+// Collects the delimiters of everything that is tagged as content or reasoning.
 void find_delimiters(parser_state & state) {
     for (common_peg_parser_id id = 0; id < state.parser.size(); id++) {
         const auto * tag = std::get_if<common_peg_tag_parser>(&state.parser.get(id));
@@ -121,7 +127,8 @@ void find_delimiters(parser_state & state) {
     state.delimiters.erase(std::unique(state.delimiters.begin(), state.delimiters.end()), state.delimiters.end());
 }
 
-// Where in the text the parts of a message were found. Positions are bytes behind the generation prompt.
+// Places of a message's parts in the text, which `common_chat_peg_mapper` does not keep. Positions are bytes behind the
+// generation prompt.
 struct outline {
     struct call {
         size_t begin;
@@ -134,13 +141,15 @@ struct outline {
     size_t                       prefix;
     size_t                       length;
     std::vector<call>            calls;
-    // Up to here the text is in the message: as content, as reasoning, as calls that are closed, or skipped.
+    // Position up to which the text is in the message: as content, as reasoning, as calls that are closed, or skipped.
     size_t                       settled = 0;
+    // Kind of the part right before `settled`.
     const char *                 last    = "";
-    // The kind of the text that runs on at the end.
+    // Kind of the text that runs on at the end.
     const char *                 tail    = "";
+    // Bytes of content so far.
     size_t                       content = 0;
-    // Text that the parser skipped: on its way to a call, or a call of what is no tool of the request.
+    // Text that the parser skipped: on its way to a call, or a call of a tool that the request does not have.
     std::string                  skipped;
 
     size_t place(size_t at) const { return at > prefix ? at - prefix : 0; }
@@ -157,6 +166,7 @@ struct outline {
         const auto & node = nodes.get(id);
         tail              = "";
         if (node.tag == common_chat_peg_builder::TOOL_NAME) {
+            // Some formats do not mark a call's end; the next call ends it.
             if (!calls.empty() && !calls.back().closed) {
                 close(node.start);
             }
@@ -173,6 +183,7 @@ struct outline {
             }
             return;
         } else if (node.rule == "scan-to-toolcall" || node.rule == "unsolicited") {
+            // Rules of the parsers for Gemma 4 and gpt-oss, whose text the mapper drops.
             skipped += node.text;
             settle(node.end, "content");
         }
@@ -213,7 +224,7 @@ void hubllama_chat_templates_free(void * templates) {
     common_chat_templates_free(static_cast<common_chat_templates *>(templates));
 }
 
-// {"supports_tools": true, …}
+// Returns {"supports_tools": true, …}.
 char * hubllama_chat_describe(const void * templates, char ** error) {
     return guarded<char *>(error, nullptr, [&]() {
         const auto * tmpls = static_cast<const common_chat_templates *>(templates);
@@ -227,8 +238,9 @@ char * hubllama_chat_describe(const void * templates, char ** error) {
 }
 
 // input: {"messages": […OpenAI…], "tools": […OpenAI…], "tool_choice": "auto", "parallel_tool_calls": bool,
-//         "enable_thinking": bool, "kwargs": {"name": "json text"}, "now": seconds since 1970,
-//         "json_schema": "json text", which is put into the grammar of formats that wrap the answer's text and ignored else}
+//         "enable_thinking": bool, "add_generation_prompt": bool, "continue_final_message": bool,
+//         "kwargs": {"name": "json text"}, "now": seconds since 1970, "json_schema": "json text"}
+// The schema is put into the grammar of formats that wrap the answer's text, and ignored for all others.
 char * hubllama_chat_apply(const void * templates, const char * input, char ** error) {
     return guarded<char *>(error, nullptr, [&]() {
         const auto * tmpls = static_cast<const common_chat_templates *>(templates);
@@ -241,9 +253,12 @@ char * hubllama_chat_apply(const void * templates, const char * input, char ** e
         inputs.tool_choice = common_chat_tool_choice_parse_oaicompat(in.value("tool_choice", "auto"));
         inputs.parallel_tool_calls = in.value("parallel_tool_calls", true);
         inputs.enable_thinking = in.value("enable_thinking", true);
+        // The format that splits reasoning from content. The serialized parser depends on it.
         inputs.reasoning_format = COMMON_REASONING_FORMAT_DEEPSEEK;
         inputs.use_jinja = true;
         inputs.add_generation_prompt = in.value("add_generation_prompt", true);
+        // With AUTO, `common_chat_templates_apply` renders all messages but the last and continues that one, as content
+        // or as reasoning. No other turn of the assistant is opened behind it.
         if (in.value("continue_final_message", false)) {
             inputs.continue_final_message = COMMON_CHAT_CONTINUATION_AUTO;
             inputs.add_generation_prompt = false;
@@ -296,6 +311,7 @@ void * hubllama_chat_parser_new(int format, const char * parser, const char * ge
             state->generation_prompt = generation_prompt;
             state->parser.load(parser);
         } else {
+            // A template without tools and reasoning has no parser: everything is content.
             state->parser = build_chat_peg_parser([](common_chat_peg_builder & p) { return p.content(p.rest()) + p.end(); });
         }
         find_delimiters(*state);
@@ -307,7 +323,7 @@ void hubllama_chat_parser_free(void * parser) {
     delete static_cast<parser_state *>(parser);
 }
 
-// {"delimiters": ["…"]}
+// Returns {"delimiters": ["…"]}.
 char * hubllama_chat_parser_describe(const void * parser, char ** error) {
     return guarded<char *>(error, nullptr, [&]() {
         const auto * state  = static_cast<const parser_state *>(parser);
@@ -317,10 +333,15 @@ char * hubllama_chat_parser_describe(const void * parser, char ** error) {
     });
 }
 
-// What `common_chat_parse` does, without its exception for text in another format, and with the places in the text.
+// Parses as `common_chat_parse` does, but without its exception for text in another format, and with the places of the
+// parts in the text.
 //
-// {"state": "failed" | "open" | "matched", "end": 0, "settled": 0, "last": "", "tail": "", "content": "", "thinking": "",
-//  "skipped": "", "tool_calls": [{"id": "", "name": "", "arguments": "{…}", "closed": bool, "begin": 0, "end": 0, "content": 0}]}
+// Returns
+// {"state": "failed" | "open" | "matched", "end": 0, "settled": 0, "last": "", "tail": "",
+//  "content": "", "thinking": "", "skipped": "",
+//  "tool_calls": [{"id": "", "name": "", "arguments": "{…}", "closed": bool, "begin": 0, "end": 0, "content": 0}]}
+//
+// `llama::ParsedMessage` documents the fields.
 char * hubllama_chat_parse(const void * parser, const char * text, size_t length, char ** error) {
     return guarded<char *>(error, nullptr, [&]() {
         const auto * state = static_cast<const parser_state *>(parser);
@@ -349,7 +370,7 @@ char * hubllama_chat_parse(const void * parser, const char * text, size_t length
         for (const auto node : result.nodes) {
             found.visit(node);
         }
-        // Some formats do not mark a call's end; a whole message has only whole calls.
+        // In formats that do not mark a call's end, the end of a whole message ends the last call.
         if (!result.need_more_input() && !found.calls.empty() && !found.calls.back().closed) {
             found.close(result.end);
         }

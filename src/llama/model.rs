@@ -176,6 +176,17 @@ impl Model {
         })
     }
 
+    /// Loads an adapter from a GGUF file. Contexts that are made of the model from now on apply it, `scale` times as
+    /// strongly as its file says.
+    ///
+    /// # Errors
+    /// [`LlamaError::Adapter`] if llama.cpp cannot load the file or it does not fit the model.
+    pub fn add_adapter(&mut self, path: &Path, scale: f32) -> Result<(), LlamaError> {
+        let adapter = ScaledAdapter::load(&mut self.inner, path, scale)?;
+        self.adapters.push(adapter);
+        Ok(())
+    }
+
     /// Returns the size of all weights in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
