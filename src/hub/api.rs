@@ -3,7 +3,9 @@
 //!
 //! `hf-hub` knows the routes and the JSON. Connections, endpoint rotation, tokens, deadlines and retries stay with
 //! [`HubClient`], because `hf-hub` has no deadlines, no mirrors and one token per client. Its downloads are not used at
-//! all: they store error pages as blobs, and neither resume nor verify.
+//! all: they store error pages as blobs, and neither resume nor verify. Nor is its scan of the cache, which follows
+//! symbolic links to folders, blocks the thread that it is polled on, and reads the whole cache each time; `cache`
+//! reads what has changed.
 
 use futures_util::TryStreamExt as _;
 use hf_hub::{HFClient, HFError, HFResult, repository::ModelInfo};

@@ -41,12 +41,13 @@ pub(crate) struct ConnectionPool {
 #[derive(Debug, Default)]
 pub(super) struct ApiClients(DashMap<ApiClientKey, HFClient>);
 
+/// Properties by which the clients of the `hf-hub` crate differ.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct ApiClientKey {
     /// Base URL.
     pub(super) endpoint: String,
     pub(super) token: Option<Secret<String>>,
-    /// Setting that is fixed in the HTTP client on which the client stands.
+    /// Setting of the underlying HTTP client.
     pub(super) connect_timeout: Duration,
 }
 

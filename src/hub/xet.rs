@@ -1,10 +1,11 @@
-//! Files over the Hub's xet protocol: a content-addressed store gives a file as chunks of larger objects (xorbs), which
-//! lie on a content network. Plain HTTP gives the same bytes in a simpler way, but no files that are too large for it.
+//! Downloads over the Hub's xet protocol: a content-addressed store describes a file as chunks of larger objects
+//! (xorbs), which are fetched from a content network. Plain HTTP is simpler and delivers the same bytes, but the Hub
+//! does not offer it for files of more than 50 GB.
 //!
-//! The protocol is spoken by `xet-data`, the engine of the `hf-xet` crate that `hf-hub` uses. It is driven directly,
-//! because the download calls of `hf-hub` take their settings from the environment, cannot be told where to write, and
-//! send telemetry; and because the sessions of `hf-xet` hide how many bytes have arrived, so that a stall could not be
-//! told from a large chunk.
+//! The protocol is implemented by `xet-data`, the engine of the `hf-xet` crate that `hf-hub` uses. It is driven
+//! directly, because the download calls of `hf-hub` take their settings from the environment, cannot be told where to
+//! write, and send telemetry; and because the sessions of `hf-xet` hide how many bytes have arrived, so that a stall
+//! could not be told from a large chunk.
 //!
 //! The engine delivers parts of the file in any order. [`XetFetch`] writes them into the partial file like ranges of a
 //! plain download: they can be resumed over either protocol, and the file is verified as a whole before it becomes
@@ -386,5 +387,44 @@ fn is_network_error(error: &ClientError) -> bool {
         // A body that breaks off in the middle of a chunk.
         ClientError::FormatError(cause) => cause.source().is_some_and(<dyn Error>::is::<io::Error>),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engine_takes_our_settings() {
+        let config = HubConfig {
+            parallel_ranges: 3,
+            retry_attempts: 1,
+            stall_timeout: Duration::from_secs(7),
+            ..HubConfig::default()
+        };
+        let xet = engine_config(&config);
+        assert!(!xet.telemetry.enabled);
+        assert_eq!(xet.client.ac_max_download_concurrency, 3);
+        assert_eq!(xet.client.retry_max_attempts, 1);
+        assert_eq!(xet.client.read_timeout, Duration::from_secs(7));
+        assert_eq!(xet.reconstruction.download_buffer_limit.as_u64(), BUFFER_BYTES);
+        let many = engine_config(&HubConfig {
+            retry_attempts: 100,
+            ..config
+        });
+        assert_eq!(many.client.retry_max_attempts, ENGINE_RETRIES);
+    }
+
+    #[test]
+    fn a_broken_connection_is_no_protocol_error() {
+        let is_protocol_error = |error: ClientError| XetFailure::from(DataError::from(error)).is_protocol_error;
+        let broken = io::Error::from(io::ErrorKind::UnexpectedEof);
+        assert!(!is_protocol_error(ClientError::IOError(broken)));
+        assert!(!is_protocol_error(ClientError::AuthError(
+            AuthError::token_refresh_failure("expired")
+        )));
+        assert!(is_protocol_error(ClientError::InvalidRange));
+        let corrupt = FileReconstructionError::CorruptedReconstruction("no such xorb".into());
+        assert!(XetFailure::from(corrupt).is_protocol_error);
     }
 }
