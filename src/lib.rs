@@ -60,7 +60,7 @@
 //!
 //! | error | of what | becomes |
 //! |---|---|---|
-//! | [`gguf::GgufError`], [`gguf::Refusal`] | a GGUF file that cannot be read, or that would crash llama.cpp | the next ones, as a sentence |
+//! | [`gguf::GgufError`], [`gguf::GgufRefusal`] | a GGUF file that cannot be read, or that would crash llama.cpp | the next ones, as a sentence |
 //! | [`convert::ConvertError`] | a checkpoint or an adapter that cannot be converted; crosses the socket from the converter process | `LibraryError` |
 //! | [`hub::HubError`] | a name, the network, the cache; its clones go to all who wait for one download | `LibraryError` |
 //! | [`library::LibraryError`] | a model that cannot be found, pulled, converted, imported or removed | `Failure` |

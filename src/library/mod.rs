@@ -27,6 +27,7 @@
 //! A checkpoint that cannot be converted is noted in the ledger and offered for pruning.
 
 mod adapter;
+mod blobs;
 mod checkpoint;
 mod conversions;
 mod error;
@@ -52,14 +53,13 @@ pub use model::LocalModel;
 pub use provenance::{AdapterProvenance, FileProvenance, ModelProvenance};
 pub use prune::{PrunableItem, PruneReason};
 pub use pull::PullProgress;
-pub use remove::DeleteOutcome;
 pub use search::{MemoryFit, total_memory};
 pub use updates::AvailableUpdate;
 pub use verify::{FileVerdict, VerifiedFile};
 
 use adapter::PreparedAdapters;
-use conversions::{ConversionStore, Converter};
-use remove::Removal;
+use conversions::{CheckpointConverter, ConversionStore};
+use remove::ModelRemoval;
 use scan::ScanCache;
 
 use crate::{
@@ -77,6 +77,18 @@ use crate::{
     stdx,
 };
 
+/// Delete outcome: whether the files of a deleted model are gone, or the model is only hidden.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeleteOutcome {
+    /// The files were removed.
+    Removed {
+        /// Bytes of removed content; files that another model uses stay.
+        bytes_freed: u64,
+    },
+    /// The files belong to another program and stay. The model is not listed until it is pulled again.
+    Unlisted,
+}
+
 /// Library: a handle on the models of this machine. Clones share the downloads in download and all caches. The
 /// configuration comes with each call, so that a change of it takes effect at once.
 #[derive(Clone, Debug)]
@@ -88,7 +100,7 @@ struct Shared {
     downloads: BlobDownloads,
     ledger: Arc<Ledger>,
     conversions: ConversionStore,
-    converter: Converter,
+    converter: CheckpointConverter,
     prepared: PreparedAdapters,
     scans: ScanCache,
 }
@@ -108,7 +120,7 @@ impl Library {
             pool: pool::ConnectionPool::default(),
             downloads: BlobDownloads::default(),
             ledger: Arc::new(Ledger::load(state_dir)),
-            converter: Converter::new(conversions.clone(), worker),
+            converter: CheckpointConverter::new(conversions.clone(), worker),
             conversions,
             prepared: PreparedAdapters::new(state_dir),
             scans: ScanCache::default(),
@@ -202,7 +214,7 @@ impl Library {
             Err(error) if all && error.is_not_cached() => self.find(config, name).await?,
             located => located?,
         };
-        let removal = Removal {
+        let removal = ModelRemoval {
             library: self.clone(),
             config: config.clone(),
             all,
@@ -263,7 +275,7 @@ impl Library {
     }
 
     fn local(&self, model: CachedModel, revision: Option<&str>) -> LocalModel {
-        let owned = remove::is_owned(&self.0.ledger, &model);
+        let owned = blobs::is_owned(&self.0.ledger, &model);
         LocalModel::new(model, revision, owned)
     }
 

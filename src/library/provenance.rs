@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Library, LocalModel, blocking, ledger_key, remove};
+use super::{Library, LocalModel, blobs, blocking, ledger_key};
 use crate::{
     hub::{
         cache::{self, RepoFolder},
@@ -85,7 +85,7 @@ impl ModelProvenance {
         let folder = RepoFolder::new(&base.root, &base.org, &base.repo);
         let snapshot = folder.path.join("snapshots").join(&base.commit);
         // A conversion is always ours, but the question is who downloaded its checkpoint.
-        let owned = model.owned && base.sources.iter().all(|file| remove::is_ours(ledger, &folder, file));
+        let owned = model.owned && base.sources.iter().all(|file| blobs::is_ours(ledger, &folder, file));
         let adapters = model.adapters.iter().map(|adapter| AdapterProvenance {
             repository: format!("{}/{}", adapter.name.org, adapter.name.repo),
             commit: adapter.commit.clone(),

@@ -8,10 +8,10 @@ use std::{
 };
 
 use super::{
-    Library, blocking, checkpoint,
+    Library, blobs, blocking, checkpoint,
     conversions::{ConversionStore, occupied_bytes},
     error::LibraryError,
-    remove, roots,
+    roots,
 };
 use crate::{
     config::HubConfig,
@@ -115,7 +115,7 @@ impl PrunableItem {
                 Err(error) => return Err(HubError::io("remove", path, &error)),
             }
             for folder in ["snapshots", "converted"] {
-                remove::remove_empty_folders(path, folder);
+                blobs::remove_empty_folders(path, folder);
             }
         }
         Ok(self.bytes)
@@ -131,7 +131,7 @@ fn find(root: &Path, ledger: &Ledger, min_age: Duration) -> Vec<PrunableItem> {
     let mut items = Vec::new();
     for folder in RepoFolder::all(root) {
         items.extend(superseded_models(&folder, ledger));
-        let used = remove::referenced(&folder).unwrap_or_default();
+        let used = blobs::referenced(&folder).unwrap_or_default();
         for entry in fs::read_dir(folder.path.join("blobs")).into_iter().flatten().flatten() {
             let (path, name) = (entry.path(), entry.file_name());
             let (Some(name), Ok(meta)) = (name.to_str(), entry.metadata()) else {
@@ -267,7 +267,7 @@ fn checkpoints(folder: &RepoFolder, ledger: &Ledger, store: &ConversionStore) ->
 fn removable(folder: &RepoFolder, ledger: &Ledger, links: Vec<PathBuf>) -> Option<(Vec<PathBuf>, u64)> {
     let blobs: Option<Vec<PathBuf>> = links.iter().map(|link| cache::blob_of(folder, link)).collect();
     let blobs = blobs.filter(|blobs| blobs.iter().all(|blob| ledger.owns(blob)))?;
-    let shared = remove::referenced_except(folder, &links).unwrap_or_default();
+    let shared = blobs::referenced_except(folder, &links).unwrap_or_default();
     let lone: HashSet<PathBuf> = blobs.into_iter().filter(|blob| !shared.contains(blob)).collect();
     let bytes = lone
         .iter()

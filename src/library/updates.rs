@@ -17,9 +17,9 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Library, LocalModel, adapter, blocking,
+    Library, LocalModel, blocking,
     error::LibraryError,
-    pull::{PullPlan, blob_hashes},
+    pull::{PullPlan, blob_hashes, plan_adapter},
 };
 use crate::{
     config::HubConfig,
@@ -104,7 +104,7 @@ impl Library {
         if model.adapters.is_empty() {
             return Ok(of_base);
         }
-        let of_adapters = adapter::find_update(self, &Arc::new(config.clone()), &model).await?;
+        let of_adapters = adapter_update(self, &Arc::new(config.clone()), &model).await?;
         Ok(match (of_base, of_adapters) {
             (Some(base), Some(adapters)) => Some(AvailableUpdate {
                 bytes: base.bytes.saturating_add(adapters.bytes),
@@ -229,6 +229,34 @@ impl Library {
             Ok(Err(_)) | Err(_) => UpdateState::NoAnswer,
         }
     }
+}
+
+/// Asks the Hub for newer files of a model's adapters.
+///
+/// # Errors
+/// If the Hub cannot be asked, or an adapter can no longer be applied.
+async fn adapter_update(
+    library: &Library,
+    config: &Arc<HubConfig>,
+    model: &LocalModel,
+) -> Result<Option<AvailableUpdate>, LibraryError> {
+    let mut found: Option<AvailableUpdate> = None;
+    for adapter in &model.adapters {
+        let (info, files) = plan_adapter(library, Arc::clone(config), &adapter.name).await?;
+        let here: Vec<Option<String>> = adapter.files.iter().map(|file| cache::blob_name(file)).collect();
+        let new = files
+            .iter()
+            .filter(|file| !here.contains(&file.etag().map(str::to_owned)));
+        let bytes = new.fold(0_u64, |sum, file| sum.saturating_add(file.size));
+        if bytes > 0 {
+            let before = found.map_or(0, |update| update.bytes);
+            found = Some(AvailableUpdate {
+                commit: info.commit,
+                bytes: bytes.saturating_add(before),
+            });
+        }
+    }
+    Ok(found)
 }
 
 fn read(path: &Path) -> KnownAnswers {

@@ -6,14 +6,13 @@
 //! adapter belongs on which base. PEFT adapters are converted for the base by [`PreparedAdapters`].
 
 mod prepared;
-mod pull;
 
 use std::{
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use super::remove::is_ours;
+use super::blobs::is_ours;
 use crate::hub::{
     HfName, HubError, Selector,
     cache::{self, RepoFolder, SnapshotFolder},
@@ -23,10 +22,9 @@ use crate::hub::{
 };
 
 pub(super) use prepared::PreparedAdapters;
-pub(super) use pull::{find_update, plan_all, pull_all};
 
 /// The files of PEFT: settings, weights, and weights in the old format.
-const CONFIG: &str = "adapter_config.json";
+pub(super) const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLE: &str = "adapter_model.bin";
 
@@ -76,7 +74,7 @@ impl LocalAdapter {
 ///
 /// # Errors
 /// The reason why there are none, as a sentence about "it".
-fn resolve(listing: &[RepoFile]) -> Result<Vec<RepoFile>, &'static str> {
+pub(super) fn resolve(listing: &[RepoFile]) -> Result<Vec<RepoFile>, &'static str> {
     let find = |path: &str| listing.iter().find(|file| file.path == path).cloned();
     match (find(CONFIG), find(WEIGHTS), find(PICKLE)) {
         (Some(config), Some(weights), _) => Ok(vec![config, weights]),
@@ -136,7 +134,8 @@ pub(super) fn find_all(roots: &[PathBuf], ledger: &Ledger, name: &HfName) -> Res
         .collect()
 }
 
-fn find(roots: &[PathBuf], ledger: &Ledger, name: &AdapterName) -> Option<LocalAdapter> {
+/// Finds an adapter in the caches; the first one that has it wins.
+pub(super) fn find(roots: &[PathBuf], ledger: &Ledger, name: &AdapterName) -> Option<LocalAdapter> {
     let (folder, snapshot, files) = roots.iter().find_map(|root| snapshots(root, name).into_iter().next())?;
     let paths: Vec<PathBuf> = files.iter().map(|file| snapshot.path.join(&file.path)).collect();
     let modified = paths.iter().filter_map(|path| cache::modified(path)).max();

@@ -17,7 +17,7 @@ use crate::{
     convert::{self, AdapterBase, ConvertError},
     gguf::GgufHeader,
     hub::{HubError, cache::RepoFolder, name::AdapterName},
-    library::{Library, LocalModel, blocking, error::LibraryError, remove},
+    library::{Library, LocalModel, blobs, blocking, error::LibraryError},
 };
 
 /// Models whose files are remembered.
@@ -116,7 +116,7 @@ impl PreparedAdapters {
         if written.is_err() {
             // Fails if files for other bases are in it, as it should.
             let _ = fs::remove_dir(&folder);
-            remove::remove_empty_folders(&folder, "adapters");
+            blobs::remove_empty_folders(&folder, "adapters");
         }
         written.map_err(|error| LibraryError::adapter(&repo, error))?;
         Ok(path)
@@ -128,7 +128,7 @@ impl PreparedAdapters {
         let files = fs::read_dir(&folder).into_iter().flatten().flatten();
         let bytes = files.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum();
         if fs::remove_dir_all(&folder).is_ok() {
-            remove::remove_empty_folders(&folder, "adapters");
+            blobs::remove_empty_folders(&folder, "adapters");
         }
         self.checked.clear();
         bytes

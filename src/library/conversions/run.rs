@@ -24,9 +24,9 @@ pub(super) type OnProgress = Box<dyn FnMut(ConversionProgress) + Send>;
 /// Progress of the running conversion; `None` while none runs.
 type RunningConversion = Option<(ConversionKey, ConversionProgress)>;
 
-/// Converter: makes the missing files of a [`ConversionStore`].
+/// Checkpoint converter: makes the missing files of a [`ConversionStore`].
 #[derive(Debug)]
-pub(crate) struct Converter {
+pub(crate) struct CheckpointConverter {
     store: ConversionStore,
     worker: WorkerCommand,
     /// Held during a conversion. It uses all cores, so that two at once would only slow each other down; a second request
@@ -38,7 +38,7 @@ pub(crate) struct Converter {
 /// Conversion guard: cleans up when a conversion ends in any way, including the drop of its future. It withdraws the
 /// progress and removes a folder in which no model came to be.
 struct ConversionGuard<'a> {
-    converter: &'a Converter,
+    converter: &'a CheckpointConverter,
     key: &'a ConversionKey,
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn progress_of(running: &RunningConversion, key: &ConversionKey) -> O
     (running == key && advance.total > 0).then_some(*advance)
 }
 
-impl Converter {
+impl CheckpointConverter {
     /// Makes a converter that runs `worker` for each conversion.
     pub(crate) fn new(store: ConversionStore, worker: WorkerCommand) -> Self {
         Self {

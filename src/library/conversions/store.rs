@@ -24,7 +24,7 @@ use crate::{
         ledger::Ledger,
     },
     inference::WeightType,
-    library::{DeleteOutcome, blocking, checkpoint, error::LibraryError, remove},
+    library::{DeleteOutcome, blobs, blocking, checkpoint, error::LibraryError},
     stdx::hex,
     worker::protocol::ConversionOutput,
 };
@@ -215,7 +215,7 @@ impl ConversionStore {
     pub(super) fn remove_empty(&self, of: &RepoFolder, commit: &str) -> bool {
         let folder = self.folder(of, commit);
         let is_removed = fs::remove_dir(&folder).is_ok();
-        remove::remove_empty_folders(&folder, "converted");
+        blobs::remove_empty_folders(&folder, "converted");
         is_removed
     }
 }
@@ -231,9 +231,9 @@ fn release_checkpoint(
     let sources = checkpoint::files(&listing).unwrap_or_default();
     let links = sources.iter().map(|file| snapshot.path.join(&file.path));
     let links: Vec<PathBuf> = links
-        .filter(|link| all || remove::is_ours(ledger, folder, link))
+        .filter(|link| all || blobs::is_ours(ledger, folder, link))
         .collect();
-    remove::release(folder, ledger, &links)
+    blobs::release(folder, ledger, &links)
 }
 
 /// Looks up the conversion to a type; returns the name of the type, which for the stored one is where the link leads.

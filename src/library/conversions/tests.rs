@@ -25,7 +25,7 @@ use crate::{
 /// Conversions whose converter writes a word instead of starting a process, and counts how often.
 struct Bench {
     store: ConversionStore,
-    converter: Converter,
+    converter: CheckpointConverter,
     runs: AtomicUsize,
 }
 
@@ -33,7 +33,7 @@ impl Bench {
     fn new(state_dir: &Path) -> Self {
         let store = ConversionStore::new(state_dir);
         Self {
-            converter: Converter::new(store.clone(), WorkerCommand::default()),
+            converter: CheckpointConverter::new(store.clone(), WorkerCommand::default()),
             store,
             runs: AtomicUsize::default(),
         }

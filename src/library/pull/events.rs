@@ -24,7 +24,7 @@ use crate::{
 pub(super) const EVENT_INTERVAL: Duration = Duration::from_millis(60);
 
 /// Pull events: the sending half of the progress stream of one pull.
-pub(in crate::library) struct PullEvents(mpsc::Sender<Result<PullEvent, LibraryError>>);
+pub(super) struct PullEvents(mpsc::Sender<Result<PullEvent, LibraryError>>);
 
 impl PullEvents {
     pub(super) fn new(sender: mpsc::Sender<Result<PullEvent, LibraryError>>) -> Self {
@@ -32,7 +32,7 @@ impl PullEvents {
     }
 
     /// Reports the begin of a step.
-    pub(in crate::library) async fn status(&self, status: &'static str) -> Result<(), LibraryError> {
+    pub(super) async fn status(&self, status: &'static str) -> Result<(), LibraryError> {
         self.send(PullEvent::Status(status)).await
     }
 
@@ -46,7 +46,7 @@ impl PullEvents {
     }
 
     /// Reports files that are complete on disk.
-    pub(in crate::library) async fn complete_files(&self, paths: &[PathBuf]) -> Result<(), LibraryError> {
+    pub(super) async fn complete_files(&self, paths: &[PathBuf]) -> Result<(), LibraryError> {
         for path in paths {
             let path = path.clone();
             let (digest, size) = blocking(move || {

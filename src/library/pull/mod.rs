@@ -3,8 +3,11 @@
 //! [`PullProgress::start`] spawns a [`PullJob`], which asks the Hub for a [`plan`](PullPlan), downloads the missing files,
 //! converts a checkpoint, and reports each step through [`PullEvents`] in the order in which Ollama reports its own.
 
+mod adapters;
+mod base;
+mod convert;
+mod download;
 mod events;
-mod job;
 mod plan;
 
 use std::{
@@ -17,16 +20,17 @@ use std::{
 use futures_util::Stream;
 use tokio::{sync::mpsc, task::AbortHandle, time::timeout};
 
-use super::{Library, error::LibraryError};
+use super::{Library, blocking, error::LibraryError};
 use crate::{
     config::HubConfig,
-    hub::{HfName, HubError},
+    hub::{HfName, HubError, ledger::PullRecord},
     inference::PullEvent,
 };
 
-pub(super) use events::PullEvents;
-pub(super) use job::PullJob;
+pub(super) use adapters::plan as plan_adapter;
 pub(super) use plan::{PullPlan, blob_hashes};
+
+use events::PullEvents;
 
 /// Longest wait for the Hub's answer when there is a cached model to fall back to.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,6 +62,48 @@ impl PullProgress {
     }
 }
 
+/// Pull job: one pull from its name to its links in the cache.
+struct PullJob {
+    library: Library,
+    config: Arc<HubConfig>,
+    name: HfName,
+    /// The name without its adapters.
+    base: HfName,
+    events: PullEvents,
+}
+
+impl PullJob {
+    fn new(library: Library, config: Arc<HubConfig>, name: HfName, events: PullEvents) -> Self {
+        let base = HfName {
+            adapters: Vec::new(),
+            ..name.clone()
+        };
+        Self {
+            library,
+            config,
+            name,
+            base,
+            events,
+        }
+    }
+
+    async fn run(&self) -> Result<(), LibraryError> {
+        self.events.status("pulling manifest").await?;
+        let adapters = self.plan_adapters().await?;
+        self.pull_base().await?;
+        if !adapters.is_empty() {
+            self.pull_adapters(adapters).await?;
+        }
+        self.events.status("success").await
+    }
+
+    /// Records in the ledger where a model was pulled from.
+    async fn record(&self, key: String, record: PullRecord) -> Result<(), LibraryError> {
+        let library = self.library.clone();
+        blocking(move || Ok(library.0.ledger.pulled(&key, record)?)).await
+    }
+}
+
 impl Stream for PullProgress {
     type Item = Result<PullEvent, LibraryError>;
 
@@ -77,7 +123,7 @@ impl Drop for PullProgress {
 ///
 /// # Errors
 /// The error of `ask`, or [`HubError::Stalled`] when the time is over.
-pub(super) async fn with_short_timeout<T, E: From<HubError>, F: Future<Output = Result<T, E>>>(
+async fn with_short_timeout<T, E: From<HubError>, F: Future<Output = Result<T, E>>>(
     config: &Arc<HubConfig>,
     ask: impl FnOnce(Arc<HubConfig>) -> F,
 ) -> Result<T, E> {
