@@ -505,7 +505,11 @@ fn import_verify_and_prune_look_after_the_cache() {
     fs::write(&broken, "GGUF but not really").expect("written");
     let refused = caller.run(&["import", &broken.display().to_string(), "--as", "hf:me/broken"]);
     assert_eq!(refused.code, Some(1), "{}", refused.stdout);
-    assert!(refused.stderr.contains("is no usable GGUF"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("is not a usable GGUF file"),
+        "{}",
+        refused.stderr
+    );
 
     let verified = caller.run(&["verify"]);
     assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);

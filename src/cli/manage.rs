@@ -133,7 +133,7 @@ pub(super) async fn import(inputs: &ConfigInputs, file: &Path, name: &str) -> an
     let name = HfName::parse(name)?;
     // The file may come from a stranger. A malformed one should not be found out by the first load.
     let header = gguf::GgufHeader::open(file)
-        .map_err(|error| anyhow::anyhow!("{} is no usable GGUF: {error}", file.display()))?;
+        .map_err(|error| anyhow::anyhow!("{} is not a usable GGUF file: {error}", file.display()))?;
     gguf::precheck(&header)?;
     let bar = bar(std::fs::metadata(file)?.len());
     let copied = bar.clone();

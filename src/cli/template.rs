@@ -32,7 +32,7 @@ pub(super) async fn run(inputs: &ConfigInputs, arguments: &TemplateArguments) ->
     let config = config::load(inputs)?.config;
     let hub = Library::new(&config.state_dir);
     let (path, name) = locate(&hub, &config, &arguments.name).await?;
-    let header = GgufHeader::open(&path).with_context(|| format!("{} is no usable GGUF", path.display()))?;
+    let header = GgufHeader::open(&path).with_context(|| format!("{} is not a usable GGUF file", path.display()))?;
     if let Err(refusal) = gguf::precheck(&header) {
         bail!("{} cannot be loaded: {refusal}", path.display());
     }

@@ -182,7 +182,7 @@ pub(super) fn without_effect(environment: &Environment) -> Vec<(String, String)>
             let current = NAMES.iter().filter(|known| known.replaced_by.is_none());
             let ours = current.map(|known| known.name).chain([CONFIG_PATH]);
             let ours = ours.filter(|known| known.starts_with("HUBLLAMA_"));
-            found.push((name.clone(), format!("is no setting{}", hint(name, ours))));
+            found.push((name.clone(), format!("is not a setting{}", hint(name, ours))));
         }
     }
     found
@@ -338,7 +338,7 @@ mod tests {
         ];
         let found = without_effect(&environment(&set));
         assert_eq!(found.len(), 2);
-        assert_eq!(found[0].1, "is no setting (did you mean \"HUBLLAMA_LISTEN\"?)");
+        assert_eq!(found[0].1, "is not a setting (did you mean \"HUBLLAMA_LISTEN\"?)");
         assert!(found[1].1.starts_with("has no effect here"));
     }
 }

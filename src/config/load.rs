@@ -254,7 +254,7 @@ impl SourceMerge {
             let applied = match keys::find(name) {
                 Some(key) => self.apply(key, &Raw::Word(text.clone()), SettingOrigin::CommandLine),
                 None => Err(format!(
-                    "is no setting{}",
+                    "is not a setting{}",
                     hint(name, keys::KEYS.iter().map(|key| key.name))
                 )),
             };

@@ -214,7 +214,7 @@ fn problems_of_files() {
         ),
         (
             "[ollama]\nurl = \"nonsense\"\n",
-            &["2: ollama.url: \"nonsense\" is no URL"],
+            &["2: ollama.url: \"nonsense\" is not a URL"],
         ),
         (
             "[ollama]\nurl = \"http://u:p@h\"\n",
@@ -235,7 +235,7 @@ fn problems_of_files() {
         ),
         (
             "[ollama]\nfallback_version = \"new\"\n",
-            &["2: ollama.fallback_version: \"new\" is no version"],
+            &["2: ollama.fallback_version: \"new\" is not a version"],
         ),
         (
             "[ollama]\npriority = [\"ollama\", \"ollama\"]\n",
@@ -247,7 +247,7 @@ fn problems_of_files() {
         ),
         (
             "[hub]\ntoken = \"hf_a b\"\n",
-            &["2: hub.token: holds characters that no token has"],
+            &["2: hub.token: has characters that no token has"],
         ),
         (
             "[hub]\ntoken = \"a\"\ntoken_file = \"/b\"\n",
@@ -294,16 +294,19 @@ fn problems_of_files() {
             "state_dir = \"relative\"\n",
             &["1: state_dir: \"relative\" is not absolute"],
         ),
-        ("[log]\nlevel = \"verbos\"\n", &["2: log.level: \"verbos\" is no level"]),
+        (
+            "[log]\nlevel = \"verbos\"\n",
+            &["2: log.level: \"verbos\" is not a level"],
+        ),
         (
             "[log]\nlevel = \"inof\"\n",
             &[
-                "2: log.level: \"inof\" is no level; set one of off, error, warn, info, debug, trace (did you mean \"info\"?)",
+                "2: log.level: \"inof\" is not a level; set one of off, error, warn, info, debug, trace (did you mean \"info\"?)",
             ],
         ),
         (
             "[log]\nlevel = \"hubllama=loud\"\n",
-            &["2: log.level: \"hubllama=loud\" is no filter"],
+            &["2: log.level: \"hubllama=loud\" is not a filter"],
         ),
         (
             "[log]\nlevel = \"info,hubllama=debug\"\nformat = \"xml\"\n",
@@ -343,11 +346,11 @@ fn problems_of_files() {
         ),
         (
             "[models.llama3]\n",
-            &["1: models.llama3: \"llama3\" is no name of a Hub model"],
+            &["1: models.llama3: \"llama3\" is not the name of a Hub model"],
         ),
         (
             "[models.\"hf:llama3\"]\n",
-            &["1: models.\"hf:llama3\": \"hf:llama3\" is no name"],
+            &["1: models.\"hf:llama3\": \"hf:llama3\" is not"],
         ),
         (
             "[models.\"hf:a/b\"]\n[models.\"HF:a/b\"]\n",
@@ -355,7 +358,7 @@ fn problems_of_files() {
         ),
         (
             "[models.\"hf.co/a/b\"]\n",
-            &["1: models.\"hf.co/a/b\": \"hf.co/a/b\" is no name"],
+            &["1: models.\"hf.co/a/b\": \"hf.co/a/b\" is not"],
         ),
         (
             "[hub]\nclaim_hf_co = true\n[models.\"hf:a/b:Q4_0\"]\n[models.\"HF.co/a/b:Q4_0\"]\n[models.\"hf.co/a/c:Q4_0\"]\n",
@@ -364,14 +367,14 @@ fn problems_of_files() {
         ("[models]\n\"hf:a/b\" = 1\n", &["2: models.\"hf:a/b\": is a table"]),
         (
             "[aliases]\nsmall = \"llama3\"\n",
-            &["2: aliases.small: \"llama3\" is no name"],
+            &["2: aliases.small: \"llama3\" is not"],
         ),
         ("[aliases]\nsmall = 3\n", &["2: aliases.small: expected the name"]),
         (
             "[aliases]\n\"hf:a/b\" = \"hf:c/d\"\n",
             &["2: aliases.\"hf:a/b\": already means"],
         ),
-        ("[aliases]\n\"a b\" = \"hf:c/d\"\n", &["2: aliases.\"a b\": is no name"]),
+        ("[aliases]\n\"a b\" = \"hf:c/d\"\n", &["2: aliases.\"a b\": is not"]),
         (
             "[aliases]\nSmall = \"hf:c/d\"\n\"small:latest\" = \"hf:c/d\"\n",
             &["3: aliases.\"small:latest\": is the same name as \"Small\""],
@@ -520,9 +523,9 @@ fn mistakes_outside_the_file() {
     assert_eq!(
         bench.problems(),
         [
-            "environment HUBLLAMA_UPSTREAM: ollama.url: \"nonsense\" is no URL; write it as \"http://127.0.0.1:11434\"",
+            "environment HUBLLAMA_UPSTREAM: ollama.url: \"nonsense\" is not a URL; write it as \"http://127.0.0.1:11434\"",
             "environment RETRY_DELAY_MS: hub.retry_delay: expected whole milliseconds, found \"soon\"",
-            "command line: engine.max_queu: is no setting (did you mean \"engine.max_queue\"?)",
+            "command line: engine.max_queu: is not a setting (did you mean \"engine.max_queue\"?)",
             "command line: engine.max_queue: expected a whole number, found \"x\"",
         ]
     );
@@ -534,7 +537,7 @@ fn mistakes_outside_the_file() {
     assert_eq!(
         warnings,
         [
-            "environment HUBLLAMA_LOGS: is no setting (did you mean \"HUBLLAMA_LOG\"?)",
+            "environment HUBLLAMA_LOGS: is not a setting (did you mean \"HUBLLAMA_LOG\"?)",
             "environment OLLAMA_NUM_PARALLEL: engine.parallel: expected a whole number, found \"many\"; it is ignored",
         ]
     );

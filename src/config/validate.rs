@@ -149,7 +149,7 @@ fn ollama(config: &Config, findings: &mut Findings) {
     if !good || !version.bytes().all(|byte| byte.is_ascii_graphic()) || version.len() > 64 {
         findings.problem(
             "ollama.fallback_version",
-            format!("{version:?} is no version; write it as \"0.13.5\""),
+            format!("{version:?} is not a version; write it as \"0.13.5\""),
         );
     }
     if ollama.priority.is_empty() {
@@ -181,7 +181,7 @@ fn hub(hub: &HubConfig, findings: &mut Findings) {
         if !token.bytes().all(|byte| byte.is_ascii_graphic()) || token.len() > 1024 {
             findings.problem(
                 "hub.token",
-                "holds characters that no token has; is it the content of another file?",
+                "has characters that no token has; is it the content of another file?",
             );
         }
     }
@@ -199,12 +199,12 @@ fn hub(hub: &HubConfig, findings: &mut Findings) {
                 .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
         };
         if organization.is_empty() || organization.len() > 96 || !is_name(organization) {
-            let sentence = format!("{organization:?} is no user or organization of the Hub");
+            let sentence = format!("{organization:?} is not a user or organization of the Hub");
             findings.problem("hub.organization_tokens", sentence);
         }
         let token = token.expose();
         if token.is_empty() || token.len() > 1024 || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            let sentence = format!("holds for {organization:?} something that is no token");
+            let sentence = format!("holds for {organization:?} a value that is not a token");
             findings.problem("hub.organization_tokens", sentence);
         }
     }
@@ -368,7 +368,7 @@ fn aliases(aliases: &BTreeMap<String, String>, hub: &HubConfig, findings: &mut F
             findings.problem(&path, sentence);
         }
         if alias.is_empty() || alias.contains(char::is_whitespace) {
-            findings.problem(&path, "is no name of a model; a name is not empty and has no blanks");
+            findings.problem(&path, "is not a model name; a name is not empty and has no blanks");
         } else if hf_name(alias, hub).is_ok() {
             findings.problem(&path, "already means a model of the Hub; an alias is a plain name");
         }
@@ -395,7 +395,7 @@ fn hf_name(name: &str, hub: &HubConfig) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "{name:?} is no name of a Hub model; write it as \"hf:org/repo\" or \"hf:org/repo:Q4_K_M\""
+        "{name:?} is not the name of a Hub model; write it as \"hf:org/repo\" or \"hf:org/repo:Q4_K_M\""
     ))
 }
 
@@ -406,7 +406,7 @@ fn log_level(level: &str, findings: &mut Findings) {
         let is_level = LEVELS.iter().any(|known| known.eq_ignore_ascii_case(part));
         if !is_level && !part.contains(['=', '[']) {
             let sentence = format!(
-                "{part:?} is no level; set one of {}{}",
+                "{part:?} is not a level; set one of {}{}",
                 LEVELS.join(", "),
                 hint(part, LEVELS)
             );
@@ -417,7 +417,7 @@ fn log_level(level: &str, findings: &mut Findings) {
     if level.trim().is_empty() {
         findings.problem("log.level", "is empty; set a level such as \"info\"");
     } else if let Err(error) = tracing_subscriber::EnvFilter::builder().parse(level) {
-        findings.problem("log.level", format!("{level:?} is no filter: {error}"));
+        findings.problem("log.level", format!("{level:?} is not a filter: {error}"));
     }
 }
 
@@ -438,7 +438,7 @@ fn folder(key: &str, path: &Path, variable: &str, findings: &mut Findings) {
 fn base_url(text: &str, example: &str) -> Result<Url, String> {
     let wrong = |why: &str| Err(format!("{text:?} {why}; write it as {example:?}"));
     let Ok(url) = Url::parse(text) else {
-        return wrong("is no URL");
+        return wrong("is not a URL");
     };
     if !matches!(url.scheme(), "http" | "https") {
         return wrong("does not begin with http:// or https://");

@@ -91,7 +91,7 @@ const QUIET: &str = "hf_hub=off,xet_client=off,xet_core_structures=off,xet_data=
 fn parse(level: &str) -> Result<EnvFilter, String> {
     EnvFilter::builder()
         .parse(format!("{QUIET},{level}"))
-        .map_err(|error| format!("{level:?} is no log filter: {error}"))
+        .map_err(|error| format!("{level:?} is not a log filter: {error}"))
 }
 
 /// Returns true when standard error is connected to systemd's journal. systemd names the stream in `JOURNAL_STREAM`,
