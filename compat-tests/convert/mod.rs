@@ -216,7 +216,7 @@ fn a_tokenizer_that_the_engine_does_not_follow_is_refused() {
     assert!(!good && said.contains("into other tokens than"), "{said}");
     assert_eq!(names(home.path()), Vec::<String>::new());
     let (good, said) = convert(home.path(), &[text(folder.path()), "-o", "out.gguf", "--any-tokenizer"]);
-    assert!(good && said.contains("note: the engine cuts"), "{said}");
+    assert!(good && said.contains("note: llama.cpp tokenizes"), "{said}");
 }
 
 /// Killed at any moment, it leaves a whole file or none, and no process.

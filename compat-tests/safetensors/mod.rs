@@ -303,7 +303,7 @@ fn a_tokenizer_mismatch_is_refused_or_reported() {
     let daemon = Setup::default().hub(hub.url()).start();
     pull(&daemon, "hf:Example-Org/Tiny");
     // The engine does not know its normalisation of accents.
-    assert!(check(&daemon, "hf:Example-Org/Tiny").starts_with("tolerable: the engine cuts 1 of "));
+    assert!(check(&daemon, "hf:Example-Org/Tiny").starts_with("tolerable: llama.cpp tokenizes 1 of "));
     let body = json!({"model": "hf:Example-Org/Doubtful", "stream": false});
     let (status, reply) = post(&daemon, "/api/pull", &body);
     let error = reply["error"].as_str().unwrap_or_default();
@@ -314,7 +314,7 @@ fn a_tokenizer_mismatch_is_refused_or_reported() {
         .config("[engine]\nthreads = 1\n[hub]\ntokenizer_mismatch = \"warn\"\n")
         .start();
     pull(&daemon, "hf:Example-Org/Doubtful");
-    assert!(check(&daemon, "hf:Example-Org/Doubtful").starts_with("doubtful: the engine cuts "));
+    assert!(check(&daemon, "hf:Example-Org/Doubtful").starts_with("mismatch: llama.cpp tokenizes "));
     assert_eq!(generate(&daemon, "hf:Example-Org/Doubtful").0, 200);
 }
 

@@ -1,7 +1,7 @@
 //! `config.json`, in the spellings of transformers 4 and 5.
 //!
-//! The transformers library fills what a file leaves out from the defaults of a class, so a converter must know them.
-//! Every default that is used is noted, since a newer library may have another.
+//! transformers fills missing settings with the defaults of the configuration's class, so a converter must know these
+//! defaults. Each one that is used becomes a note for the user, since another version of transformers may have another.
 
 use std::{cell::RefCell, path::Path};
 
@@ -9,31 +9,32 @@ use serde_json::{Map, Value};
 
 use super::{ConvertError, files, stored::ScaleBlock};
 
-/// Sizes are stored in 32 bits.
+/// Largest integer setting. GGUF stores sizes in 32 bits.
 const MAX_SIZE: u64 = i32::MAX as u64;
 
-/// `config.json`.
+/// Contents of `config.json`, or of one of its objects.
 #[derive(Debug)]
 pub(super) struct CheckpointConfig {
     values: Map<String, Value>,
-    /// What is before the keys of a part, as `vision_config.`.
+    /// Path of the object in the file, for example `vision_config.`; empty for the root.
     prefix: String,
+    /// `architectures[0]`.
     architecture: String,
-    packing: Option<StoredQuantization>,
+    quantization: Option<StoredQuantization>,
     notes: RefCell<Vec<String>>,
 }
 
-/// How weights were quantised by whoever made the checkpoint, as far as it can be converted.
+/// Quantization of the stored weights, of the kinds that can be converted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StoredQuantization {
-    /// Experts in blocks of four bits.
+    /// Experts in MXFP4.
     Mxfp4,
-    /// Matrices of eight bits; the rows and columns that share a scale, if it is not all of them.
+    /// Matrices of E4M3 floats, with the size of the blocks that share a scale, if the configuration has one.
     Fp8(Option<ScaleBlock>),
 }
 
 impl StoredQuantization {
-    /// Reads `quantization_config`.
+    /// Reads `quantization_config`. Any other method is refused.
     fn read(quantization: &Value) -> Result<Self, ConvertError> {
         match quantization.get("quant_method").and_then(Value::as_str) {
             Some("mxfp4") => Ok(Self::Mxfp4),
@@ -54,12 +55,12 @@ impl StoredQuantization {
     }
 }
 
-/// How positions are rotated.
+/// RoPE parameters, in the spelling of transformers 5.
 #[derive(Debug)]
 pub(super) struct RopeConfig {
-    /// Of layers with full attention.
+    /// Parameters of layers with full attention.
     values: Map<String, Value>,
-    /// Base frequency of layers with a sliding window, where it is another.
+    /// Base frequency of layers with a sliding window, if it differs.
     pub(super) sliding_theta: Option<f64>,
 }
 
@@ -95,54 +96,55 @@ impl CheckpointConfig {
             return Err(ConvertError::Config("it names no architecture".to_owned()));
         };
         let mut values = root;
+        // Multimodal models keep the language model's settings in an object of their own (`load_hparams` in the converter).
         if let Some(Value::Object(text)) = values.remove("text_config") {
             values.extend(text);
         }
         let quantization = values.get("quantization_config").filter(|value| !value.is_null());
-        let packing = quantization.map(StoredQuantization::read).transpose()?;
+        let quantization = quantization.map(StoredQuantization::read).transpose()?;
         Ok(Self {
             values,
             prefix: String::new(),
             architecture,
-            packing,
+            quantization,
             notes: RefCell::default(),
         })
     }
 
-    /// How weights are quantised.
-    pub(super) fn packing(&self) -> Option<StoredQuantization> {
-        self.packing
+    pub(super) fn quantization(&self) -> Option<StoredQuantization> {
+        self.quantization
     }
 
-    /// The configuration of another model inside of this one, as `vision_config`.
+    /// Returns the configuration of a part of the model, for example `vision_config`.
     pub(super) fn part(&self, key: &str) -> Result<Self, ConvertError> {
         let values = self.find(&[key]).and_then(Value::as_object);
         Ok(Self {
             values: values.ok_or_else(|| self.missing(&[key]))?.clone(),
             prefix: format!("{}{key}.", self.prefix),
             architecture: self.architecture.clone(),
-            packing: self.packing,
+            quantization: self.quantization,
             notes: RefCell::default(),
         })
     }
 
-    /// The class that the checkpoint is of, as `LlamaForCausalLM`.
+    /// Returns the class of the model, for example `LlamaForCausalLM`.
     pub(super) fn architecture(&self) -> &str {
         &self.architecture
     }
 
-    /// The first of these keys that is there and not null.
+    /// Returns the first of these settings that is present and not null. Families and versions of transformers name settings
+    /// differently.
     pub(super) fn find(&self, keys: &[&str]) -> Option<&Value> {
         let present = |key: &&str| self.values.get(*key).filter(|value| !value.is_null());
         keys.iter().find_map(present)
     }
 
-    /// Whether the file says that there is no such thing, so that the class's default does not stand in.
+    /// Returns true for an explicit `null`, which switches a feature off where a missing key means the class's default.
     pub(super) fn is_null(&self, key: &str) -> bool {
         self.values.get(key).is_some_and(Value::is_null)
     }
 
-    /// Notes that the class's default stands in for what the file does not say.
+    /// Notes that the class's default was used.
     fn note(&self, keys: &[&str], default: impl std::fmt::Display) {
         self.notes.borrow_mut().push(format!(
             "config.json has no {}: the default of its class, {default}, was used",
@@ -150,12 +152,12 @@ impl CheckpointConfig {
         ));
     }
 
-    /// Something else that the caller of the conversion should know.
+    /// Adds another note for the user.
     pub(super) fn remark(&self, sentence: String) {
         self.notes.borrow_mut().push(sentence);
     }
 
-    /// What the caller of the conversion should know.
+    /// Returns the notes for the user, and forgets them.
     pub(super) fn take_notes(&self) -> Vec<String> {
         self.notes.take()
     }
@@ -181,7 +183,7 @@ impl CheckpointConfig {
         self.optional_integer(keys)?.ok_or_else(|| self.missing(keys))
     }
 
-    /// A number of things of which there is at least one.
+    /// Returns an integer that must be at least 1.
     pub(super) fn count(&self, keys: &[&str]) -> Result<u64, ConvertError> {
         match self.integer(keys)? {
             0 => Err(ConvertError::Config(format!("{} is 0", self.name(keys)))),
@@ -213,7 +215,7 @@ impl CheckpointConfig {
         }))
     }
 
-    /// A key for people: the name that most files have for it.
+    /// Returns the name of a setting for messages: the one that most files use.
     fn name(&self, keys: &[&str]) -> String {
         format!("{}{}", self.prefix, keys.first().copied().unwrap_or_default())
     }
@@ -244,7 +246,8 @@ impl CheckpointConfig {
         })
     }
 
-    /// How positions are rotated; `theta` is the class's default.
+    /// Returns the RoPE parameters. `theta` is the class's default base frequency. transformers 4 has them in the root and
+    /// `rope_scaling`, transformers 5 in `rope_parameters`, possibly one object for each kind of attention.
     pub(super) fn rope(&self, theta: f64) -> Result<RopeConfig, ConvertError> {
         let stored = self.find(&["rope_parameters"]).or_else(|| self.find(&["rope_scaling"]));
         let stored = stored.and_then(Value::as_object).cloned().unwrap_or_default();
@@ -286,11 +289,12 @@ impl CheckpointConfig {
 }
 
 impl RopeConfig {
-    /// `default`, `linear`, `yarn`, `llama3`, `longrope`, `dynamic`, …
+    /// Returns the `rope_type`: `default`, `linear`, `yarn`, `llama3`, `longrope`, `dynamic` or another.
     pub(super) fn kind(&self) -> &str {
         match self.values.get("rope_type").and_then(Value::as_str) {
-            // Positions in pictures have several dimensions; each is rotated as any other position.
+            // Multimodal RoPE (Qwen2-VL) rotates by several dimensions, but each of them in the default way.
             None | Some("mrope") => "default",
+            // The name of LongRoPE in the first checkpoints of Phi 3.
             Some("su") => "longrope",
             Some(kind) => kind,
         }
@@ -300,11 +304,11 @@ impl RopeConfig {
         self.values.get(key).and_then(Value::as_f64)
     }
 
-    /// A number without which this kind of rotation cannot be.
+    /// Returns a parameter that this type requires.
     pub(super) fn needed(&self, key: &str) -> Result<f64, ConvertError> {
         self.number(key)
             .filter(|number| number.is_finite())
-            .ok_or_else(|| ConvertError::Config(format!("the rotation {:?} lacks {key}", self.kind())))
+            .ok_or_else(|| ConvertError::Config(format!("the RoPE type {:?} lacks {key}", self.kind())))
     }
 
     pub(super) fn numbers(&self, key: &str) -> Option<Vec<f64>> {

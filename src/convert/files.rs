@@ -1,4 +1,5 @@
-//! Small files of a checkpoint, read with a bound.
+//! Reading of the small files of a checkpoint, with limits: the files are not trusted, and a conversion must not run out of
+//! memory because of one.
 
 use std::{fs::File, io::Read, path::Path};
 
@@ -6,12 +7,12 @@ use serde_json::{Map, Value};
 
 use super::ConvertError;
 
-/// `config.json` and its like are a few kilobytes, cards below a megabyte.
+/// Limit for configuration files, which have a few kilobytes, and model cards, which have less than a megabyte.
 pub(super) const MAX_SMALL_BYTES: u64 = 16 << 20;
-/// The largest published `tokenizer.json` files are about 40 MB.
+/// Limit for tokenizers. The largest published `tokenizer.json` files have about 40 MB.
 pub(super) const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
-/// The bytes of a file of at most `limit` bytes.
+/// Reads a file of at most `limit` bytes.
 pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ConvertError> {
     let file = File::open(path).map_err(ConvertError::io(path, "opened"))?;
     let mut bytes = Vec::new();
@@ -24,7 +25,7 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ConvertError> {
     Ok(bytes)
 }
 
-/// The bytes of a file, or `None` if there is none.
+/// Reads a file of at most `limit` bytes; `None` if it does not exist.
 pub(super) fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, ConvertError> {
     if path.is_file() {
         read(path, limit).map(Some)
@@ -33,12 +34,12 @@ pub(super) fn read_if_there(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, 
     }
 }
 
-/// The bytes of a small file, or `None` if there is none.
+/// Reads a small file; `None` if it does not exist.
 pub(super) fn bytes_if_there(path: &Path) -> Result<Option<Vec<u8>>, ConvertError> {
     read_if_there(path, MAX_SMALL_BYTES)
 }
 
-/// A text, or `None` if there is no such file.
+/// Reads a small UTF-8 file; `None` if it does not exist.
 pub(super) fn text_if_there(path: &Path) -> Result<Option<String>, ConvertError> {
     let Some(bytes) = read_if_there(path, MAX_SMALL_BYTES)? else {
         return Ok(None);
@@ -48,7 +49,7 @@ pub(super) fn text_if_there(path: &Path) -> Result<Option<String>, ConvertError>
         .map_err(|_| ConvertError::damaged(path, "it is not UTF-8"))
 }
 
-/// Any JSON, or `None` if there is no such file.
+/// Reads a JSON file of at most `limit` bytes; `None` if it does not exist.
 pub(super) fn json_if_there(path: &Path, limit: u64) -> Result<Option<Value>, ConvertError> {
     let Some(bytes) = read_if_there(path, limit)? else {
         return Ok(None);
@@ -58,7 +59,7 @@ pub(super) fn json_if_there(path: &Path, limit: u64) -> Result<Option<Value>, Co
         .map_err(|error| ConvertError::damaged(path, error.to_string()))
 }
 
-/// A JSON object, or `None` if there is no such file.
+/// Reads a small file that holds a JSON object; `None` if it does not exist.
 pub(super) fn object_if_there(path: &Path) -> Result<Option<Map<String, Value>>, ConvertError> {
     match json_if_there(path, MAX_SMALL_BYTES)? {
         None => Ok(None),

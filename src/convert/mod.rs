@@ -1,13 +1,24 @@
-//! From a safetensors checkpoint to a GGUF file, planned before a weight is read.
+//! Conversion of safetensors checkpoints to GGUF, planned before a weight is read.
 //!
-//! `safetensors` reads the headers of the weights. A [`VirtualGguf`] is metadata and a [`TensorRecipe`] for each tensor: which
-//! stored rows it is made from, in which order and in which type. Its size and layout are known at once; whoever
-//! consumes it asks for rows. One consumer writes a file, in one pass for every type: rows of mixes as `Q4_K_M` are quantised
-//! by a function that whoever may call the engine passes in. Another, [`GgufStream`], answers whoever reads a file that is not
-//! there.
+//! [`plan()`] reads a checkpoint's folder and returns a [`VirtualGguf`]: the metadata of the file, and a [`TensorRecipe`] for
+//! each tensor, which says from which stored rows it is made, in which order and in which type. Size and layout are then
+//! known, and rows can be made in any order. Two modules do so: `write` makes a file, and [`GgufStream`] answers reads of a
+//! file that does not exist, so that a model can be loaded without one. Quantized types such as Q4_K are made by llama.cpp,
+//! through a function that only processes which may call it pass in.
 //!
-//! [`plan()`] makes one from a folder: `config` reads `config.json`, `arch` knows what each architecture family calls its
-//! tensors, `tokenizer` reads the tokenizer's files.
+//! The result is meant to be identical, byte for byte, to that of llama.cpp's own converter (`convert_hf_to_gguf.py`) and
+//! quantizer; the module `golden` tests it. Where it differs on purpose, a comment says why.
+//!
+//! | modules | what they do |
+//! |---|---|
+//! | `config`, `files`, `card` | read `config.json` and the model card |
+//! | `safetensors`, `stored`, `dtype`, `fp8` | find the stored tensors and read their elements |
+//! | `arch` | names and shapes of each architecture family, as tables of weights |
+//! | `recipe`, `parts`, `mxfp4`, `cast`, `encode` | make rows of the file from stored rows |
+//! | `tokenizer` | turns the tokenizer's files into metadata and compares the result with the original |
+//! | `plan`, `mix`, `replan`, `model` | choose types and lay out the file |
+//! | `write`, `stream` | make the bytes of the file |
+//! | `adapter` | converts LoRA adapters |
 
 mod adapter;
 mod arch;
@@ -50,7 +61,9 @@ pub use stream::GgufStream;
 pub use tokenizer::TokenizerCheck;
 pub use write::WriteProgress;
 
-/// Whether this platform lets llama.cpp read a [`GgufStream`]; elsewhere a file must be made.
+/// True on platforms where llama.cpp can read a [`GgufStream`]. On others every conversion must be a file: there is no
+/// `fopencookie` to make a `FILE*` of it.
 pub const CAN_STREAM: bool = cfg!(target_os = "linux");
-/// Changes when a conversion makes something else of the same checkpoint, so that what is kept is made again.
+/// Version of the conversion. It is increased when the same checkpoint is converted differently, so that stored results are
+/// made again.
 pub const VERSION: u32 = 3;

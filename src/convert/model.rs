@@ -1,4 +1,5 @@
-//! A GGUF file that exists only as a plan: its header, and how each of its tensors is made.
+//! The GGUF file as a plan: its header and a recipe for each tensor. `write` makes a file of it, `stream` answers reads as if
+//! there were one.
 
 use std::path::Path;
 
@@ -10,7 +11,7 @@ use crate::{
     stdx::new_file::NewFile,
 };
 
-/// A GGUF file that exists only as a plan. Its size and every offset are known; no weight has been read.
+/// GGUF file that exists only as a plan. Its size and all offsets are known, but no weight has been read.
 #[derive(Debug)]
 pub struct VirtualGguf {
     plan: GgufLayout,
@@ -23,7 +24,7 @@ impl VirtualGguf {
         recipes.iter().try_for_each(TensorRecipe::check)?;
         let specs: Vec<TensorSpec> = recipes.iter().map(|recipe| recipe.spec().clone()).collect();
         let plan = GgufLayout::new(metadata, specs)?;
-        // What our own writer makes goes through the same door as a stranger's file.
+        // Files made here pass the same check as downloaded ones: a checkpoint can ask for what llama.cpp crashes on.
         gguf::precheck(&GgufHeader::read(plan.header(), plan.file_len())?)?;
         Ok(Self {
             plan,
@@ -32,77 +33,77 @@ impl VirtualGguf {
         })
     }
 
-    /// Says who makes rows of the types that only the engine knows.
+    /// Sets the function that makes rows of block types other than Q8_0.
     #[must_use]
     pub fn with_quantizer(mut self, quantize: RowQuantizer) -> Self {
         self.quantize = Some(quantize);
         self
     }
 
-    /// What each thread needs that makes rows of this file.
+    /// Returns the buffers that a thread needs to make rows of this file.
     #[must_use]
     pub fn scratch(&self) -> Scratch {
         Scratch::new(self.quantize)
     }
 
-    /// The file's first bytes, up to where tensor data begins.
+    /// Returns the file's first bytes, up to the beginning of tensor data.
     #[must_use]
     pub fn header(&self) -> &[u8] {
         self.plan.header()
     }
 
-    /// Bytes of the whole file.
+    /// Returns the bytes of the whole file.
     #[must_use]
     pub fn file_len(&self) -> u64 {
         self.plan.file_len()
     }
 
-    /// How each tensor is made, in the order of the file.
+    /// Returns the recipes in the order of the file.
     #[must_use]
     pub fn recipes(&self) -> &[TensorRecipe] {
         &self.recipes
     }
 
-    /// Where a tensor's data begins, from the start of the file.
+    /// Returns the offset of a tensor's data from the start of the file.
     #[must_use]
     pub fn data_offset(&self, tensor: usize) -> u64 {
         self.plan.header().len() as u64 + self.plan.tensors()[tensor].offset
     }
 
-    /// Bytes of a tensor's data, without what aligns the next one.
+    /// Returns the bytes of a tensor's data without padding.
     pub(super) fn tensor_bytes(&self, tensor: usize) -> u64 {
         let recipe = &self.recipes[tensor];
         recipe.row_count() * recipe.row_bytes()
     }
 
-    /// The tensor whose data begins last at or before a position, from the start of the file.
+    /// Returns the last tensor whose data begins at or before an offset from the start of the file.
     pub(super) fn tensor_at(&self, offset: u64) -> Option<usize> {
         let within = offset.checked_sub(self.plan.header().len() as u64)?;
         let behind = self.plan.tensors().partition_point(|tensor| tensor.offset <= within);
         behind.checked_sub(1)
     }
 
-    /// Begins the file with its header; where the weights would be is a hole. Enough for whoever wants the vocabulary, or what
-    /// a header says.
+    /// Creates the file with its header and a hole (no disk blocks) in place of the weights. That is enough to load the
+    /// vocabulary, to list the model, and to plan it again for a load.
     ///
     /// # Errors
-    /// If the file system refuses.
+    /// If the file cannot be written.
     pub fn create_header(&self, path: &Path) -> Result<NewFile, ConvertError> {
         write::create_header(self, path)
     }
 
-    /// The same, but only where there is room for all of the file.
+    /// Creates the file with its header, after checking that there is disk space for the weights too.
     ///
     /// # Errors
-    /// If the disk is too small, or the file system refuses.
+    /// If there is too little space, or the file cannot be written.
     pub fn create(&self, path: &Path) -> Result<NewFile, ConvertError> {
         write::create(self, path)
     }
 
-    /// Writes the weights into a file that [`VirtualGguf::create`] began, on all cores and in any order.
+    /// Writes the weights into a file that [`VirtualGguf::create`] created, on all cores and in any order.
     ///
     /// # Errors
-    /// As [`VirtualGguf::write`].
+    /// Those of [`VirtualGguf::write`].
     pub fn fill(
         &self,
         new: &NewFile,
@@ -112,10 +113,11 @@ impl VirtualGguf {
         write::fill(self, new, progress, cancel)
     }
 
-    /// Writes the file, on all cores and in any order, but so that `path` holds all of it or is untouched.
+    /// Writes the whole file. It is renamed to `path` when it is complete: `path` is never a partial file.
     ///
     /// # Errors
-    /// If the disk is too small, the checkpoint cannot be read, a number does not fit, or the caller cancels.
+    /// If there is too little space, the checkpoint cannot be read, a type cannot represent an element, or the caller
+    /// cancels.
     pub fn write(
         &self,
         path: &Path,

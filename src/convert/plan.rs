@@ -1,4 +1,4 @@
-//! From a folder to a plan: which type each tensor gets, and what the file says of itself.
+//! Planning of a conversion: reads a checkpoint's folder, chooses the type of each tensor and assembles the metadata.
 
 use std::path::Path;
 
@@ -19,41 +19,49 @@ use crate::{
 
 /// `GGML_QNT_VERSION`.
 const QUANTIZATION_VERSION: u32 = 2;
-/// Matrices that the engine wants in full precision: small, and much depends on them.
+/// Matrices that llama.cpp's converter keeps in F32: routers, position embeddings and token types (`prepare_tensors`).
 const FULL_PRECISION: [&str; 4] = ["ffn_gate_inp", "ffn_gate_inp_shexp", "position_embd", "token_types"];
-/// Kernels of a convolution, of which ggml knows those of F16 and F32.
+/// Patch embedding of a vision encoder. ggml's convolutions take only F16 and F32 kernels.
 const PATCH_KERNEL: &str = "v.patch_embd.weight";
-/// What the engine demands of the vocabulary of a model with Phi 3's name.
+/// Tokens that llama.cpp requires of a model with Phi 3's name.
 const PHI3_TOKENS: [&str; 4] = ["</s>", "<unk>", "<s>", "<|endoftext|>"];
 
-/// Which file is made of a checkpoint.
+/// Role of a GGUF file that is made from a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GgufRole {
-    /// The model; of one that sees, the language model.
+    /// The language model.
     Model,
-    /// What makes embeddings of pictures.
+    /// The vision encoder and projector (`mmproj`).
     Projector,
 }
 
 impl GgufRole {
-    /// Plans the file, as [`plan_checked`] or [`plan_projector`]; a projector has no vocabulary to be cut with.
+    /// Plans the file with [`plan_checked`] or [`plan_projector`]. A projector has no vocabulary to compare.
     ///
     /// # Errors
-    /// As these.
+    /// Those of these functions.
     pub fn plan(
         self,
         folder: &Path,
         name: &str,
         target: WeightType,
-        cut: &mut EngineTokenizer<'_>,
+        tokenize: &mut EngineTokenizer<'_>,
     ) -> Result<ConversionPlan, ConvertError> {
         match self {
-            Self::Model => plan_checked(folder, name, target, cut),
+            Self::Model => plan_checked(folder, name, target, tokenize),
             Self::Projector => plan_projector(folder, name, target),
         }
     }
 
-    /// What the file is called where nobody says: pairs of both are found by these names.
+    /// Returns the value of `general.type`.
+    fn general_type(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Projector => "mmproj",
+        }
+    }
+
+    /// Returns the default name of the file. llama.cpp's tools find the projector of a model by the prefix `mmproj-`.
     #[must_use]
     pub fn file_name(self, name: &str, file_type: &str) -> String {
         match self {
@@ -63,24 +71,23 @@ impl GgufRole {
     }
 }
 
-/// A plan, and what its maker should know.
+/// Result of planning: the file, and findings that the user should see.
 #[derive(Debug)]
 pub struct ConversionPlan {
-    /// The file.
     pub model: VirtualGguf,
-    /// As `BF16`.
+    /// Name of the weight type, for example `BF16`. It tells what `stored` turned out to be.
     pub file_type: &'static str,
-    /// How the engine compares with the checkpoint's own tokenizer, if it was asked and there is one.
+    /// Comparison of llama.cpp's tokenizer with the checkpoint's own, if it was made.
     pub check: Option<TokenizerCheck>,
-    /// Sentences: defaults that were used, doubts.
+    /// Sentences for the user, for example about defaults that were used.
     pub notes: Vec<String>,
 }
 
-/// The type of a whole file.
+/// Plain type of a whole file, and its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileType {
     element: GgmlType,
-    /// llama.cpp's number.
+    /// Value of `enum llama_ftype`.
     number: u32,
 }
 
@@ -95,7 +102,7 @@ impl FileType {
         Self { element, number }
     }
 
-    /// The type of a file whose experts are MXFP4 while all else is not quantised.
+    /// Returns the type of a file whose experts stay MXFP4 while all else is not quantized (`LLAMA_FTYPE_MOSTLY_MXFP4_MOE`).
     fn with_packed(self) -> Self {
         const MXFP4_MOE: u32 = 38;
         match self.element {
@@ -117,7 +124,7 @@ impl FileType {
         })
     }
 
-    /// The type of one tensor, by the rules of llama.cpp's converter.
+    /// Returns the type of one tensor by the rules of llama.cpp's converter (`prepare_tensors`, `tensor_force_quant`).
     fn of_tensor(self, recipe: &TensorRecipe) -> GgmlType {
         let spec = recipe.spec();
         if spec.name.starts_with(PATCH_KERNEL) {
@@ -143,7 +150,8 @@ impl FileType {
     }
 }
 
-/// The type that most numbers of matrices have.
+/// Returns the type that most elements of stored matrices have. llama.cpp's converter asks only the
+/// first matrix (`--outtype auto`).
 fn most_stored(recipes: &[TensorRecipe]) -> GgmlType {
     let mut counts = [(GgmlType::BF16, 0u64), (GgmlType::F16, 0), (GgmlType::F32, 0)];
     for source in recipes
@@ -152,7 +160,7 @@ fn most_stored(recipes: &[TensorRecipe]) -> GgmlType {
         .flat_map(TensorRecipe::sources)
     {
         let kind = match source.dtype {
-            // The scales have no more bits in the models that were made so.
+            // Eight-bit floats times scales, which in published models have no more bits than BF16.
             _ if source.scales.is_some() => 0,
             TensorDtype::BF16 => 0,
             TensorDtype::F16 => 1,
@@ -167,34 +175,36 @@ fn most_stored(recipes: &[TensorRecipe]) -> GgmlType {
     most.map_or(GgmlType::F16, |(kind, _)| kind)
 }
 
-/// Whether the checkpoint that a `config.json` describes can be planned, as far as that file shows: worth asking before
-/// gigabytes of weights are fetched.
+/// Checks whether a checkpoint with this `config.json` can be converted, as far as that file tells. A pull asks before it
+/// downloads gigabytes of weights.
 ///
 /// # Errors
-/// If its architecture is unknown, or the weights are quantised already.
+/// If the architecture is unknown, or the weights are quantized already.
 pub fn check_config(json: &str) -> Result<(), ConvertError> {
     let config = CheckpointConfig::parse(json)?;
     arch::family_of(&config).map(drop)
 }
 
-/// Whether a checkpoint has a projector that can be planned, as far as its `config.json` shows.
+/// Returns true if the checkpoint has a projector that can be converted, as far as its `config.json` tells.
 #[must_use]
 pub fn has_projector(folder: &Path) -> bool {
     CheckpointConfig::read(folder).is_ok_and(|config| arch::vision_config(&config).is_ok())
 }
 
-/// What the engine makes of texts with the vocabulary of a file, given as bytes, that has no weights.
+/// Function that tokenizes texts with llama.cpp. It gets the bytes of a GGUF file that has a vocabulary but no weights, and
+/// returns the token ids of each text.
 pub type EngineTokenizer<'a> = dyn FnMut(&[u8], &[String]) -> Result<Vec<Vec<i32>>, ConvertError> + 'a;
 
-/// Plans the file of a checkpoint. Reads configuration, tokenizer and the headers of the weights, but no weight.
+/// Plans the file of a checkpoint named `name`. Reads configuration, tokenizer and the headers of the weights, but no weight.
 ///
 /// # Errors
-/// If the folder holds no complete checkpoint of a known architecture.
+/// If the folder holds no complete checkpoint of a known architecture, or llama.cpp has no pre-tokenizer with the structure
+/// of the checkpoint's.
 pub fn plan(folder: &Path, name: &str, target: WeightType) -> Result<ConversionPlan, ConvertError> {
     let draft = Draft::new(folder, name, target)?;
     if !draft.tokenizer.is_known {
         return Err(ConvertError::Tokenizer(
-            "llama.cpp has no pre-tokenizer that is known to cut texts as this one does; choose a repository with GGUF \
+            "llama.cpp has no pre-tokenizer that is known to split texts like this one; choose a repository with GGUF \
              files"
                 .to_owned(),
         ));
@@ -202,16 +212,16 @@ pub fn plan(folder: &Path, name: &str, target: WeightType) -> Result<ConversionP
     draft.finish(None)
 }
 
-/// As [`plan`], and compares the engine with the checkpoint's own tokenizer on some texts. Of several ways in which the
-/// engine could cut them, it takes the first that is right, or the best.
+/// Plans the file like [`plan`], and compares llama.cpp's tokenizer with the checkpoint's own on sample texts. If several
+/// pre-tokenizers are possible, takes the first that agrees, or the one that agrees on most texts.
 ///
 /// # Errors
-/// As [`plan`], and those of `cut`.
+/// If the folder holds no complete checkpoint of a known architecture, and those of `tokenize`.
 pub fn plan_checked(
     folder: &Path,
     name: &str,
     target: WeightType,
-    cut: &mut EngineTokenizer<'_>,
+    tokenize: &mut EngineTokenizer<'_>,
 ) -> Result<ConversionPlan, ConvertError> {
     let mut draft = Draft::new(folder, name, target)?;
     let texts = draft.tokenizer.texts();
@@ -222,9 +232,9 @@ pub fn plan_checked(
     for candidate in 0..draft.tokenizer.candidates() {
         draft.tokenizer.choose(candidate);
         let vocabulary = gguf::GgufLayout::new(draft.metadata(), Vec::new())?;
-        let check = draft.tokenizer.check(&cut(vocabulary.header(), &texts)?);
+        let check = draft.tokenizer.check(&tokenize(vocabulary.header(), &texts)?);
         let is_better = best.as_ref().is_none_or(|(_, best)| check.wrong < best.wrong);
-        let is_enough = !check.is_doubtful();
+        let is_enough = !check.is_mismatch();
         if is_better {
             best = Some((candidate, check));
         }
@@ -238,12 +248,11 @@ pub fn plan_checked(
     draft.finish(best.map(|(_, check)| check))
 }
 
-/// Plans the file with the part of a checkpoint that makes embeddings of pictures, which the engine reads beside the
-/// model's: the encoder and the projector behind it. llama.cpp makes no mix of such a file; where one is asked for, the
-/// plan is that of the stored type.
+/// Plans the file with the vision encoder and projector of a checkpoint, which llama.cpp loads next to the model's. Its
+/// quantizer makes no mixes of such files, so a mix becomes the stored type.
 ///
 /// # Errors
-/// If the folder holds no complete checkpoint of an architecture whose projector is known.
+/// If the folder holds no complete checkpoint of an architecture whose projector can be converted.
 pub fn plan_projector(folder: &Path, name: &str, target: WeightType) -> Result<ConversionPlan, ConvertError> {
     let config = CheckpointConfig::read(folder)?;
     let vision = arch::vision_config(&config)?;
@@ -255,8 +264,13 @@ pub fn plan_projector(folder: &Path, name: &str, target: WeightType) -> Result<C
     let build = arch::build_projector(folder, name, &config, &vision, tensors)?;
     let mut notes = config.take_notes();
     notes.extend(vision.take_notes());
-    let (none, notes) = (TokenizerMetadata::default(), sorted(notes));
-    Draft::of(folder, build, "mmproj", name, target, none, notes)?.finish(None)
+    let request = PlanRequest {
+        folder,
+        name,
+        target,
+        role: GgufRole::Projector,
+    };
+    Draft::of(&request, build, TokenizerMetadata::default(), sorted(notes))?.finish(None)
 }
 
 fn sorted(mut notes: Vec<String>) -> Vec<String> {
@@ -265,7 +279,16 @@ fn sorted(mut notes: Vec<String>) -> Vec<String> {
     notes
 }
 
-/// A plan whose tokenizer may still change.
+/// Request of a plan: the checkpoint, its name, and what to make of it.
+#[derive(Clone, Copy, Debug)]
+struct PlanRequest<'a> {
+    folder: &'a Path,
+    name: &'a str,
+    target: WeightType,
+    role: GgufRole,
+}
+
+/// Draft of a plan. Its pre-tokenizer may still change.
 struct Draft {
     general: Vec<(String, GgufValue)>,
     keys: Vec<(String, GgufValue)>,
@@ -282,24 +305,33 @@ impl Draft {
         let build = arch::build(folder, name, &config, tensors)?;
         let mut notes = sorted(config.take_notes());
         let tokenizer = tokenizer::read(folder, build.vocabulary, &mut notes)?;
-        Self::of(folder, build, "model", name, target, tokenizer, notes)
+        let request = PlanRequest {
+            folder,
+            name,
+            target,
+            role: GgufRole::Model,
+        };
+        Self::of(&request, build, tokenizer, notes)
     }
 
-    /// Chooses the types of the tensors, and says what the file is.
+    /// Chooses the types of the tensors, and assembles the `general.*` keys.
     fn of(
-        folder: &Path,
+        request: &PlanRequest<'_>,
         build: arch::ModelBuilder<'_>,
-        file: &str,
-        name: &str,
-        target: WeightType,
         tokenizer: TokenizerMetadata,
         notes: Vec<String>,
     ) -> Result<Self, ConvertError> {
+        let PlanRequest {
+            folder,
+            name,
+            target,
+            role,
+        } = *request;
         let arch = build.arch_name();
         let mut recipes = build.recipes;
         let mut kind = FileType::of(target, &recipes);
         for recipe in &mut recipes {
-            // What is packed stays so, unless all is to be packed in another way.
+            // MXFP4 experts are repacked without loss, whatever plain type the rest gets. Only a mix requantizes them.
             if recipe.is_packed() && !matches!(target, WeightType::Mix(_)) {
                 kind = kind.with_packed();
                 continue;
@@ -319,7 +351,10 @@ impl Draft {
             _ => (file_type_name(kind.number.into()).unwrap_or("F32"), kind.number),
         };
         let text = |key: &str, text: &str| (key.to_owned(), GgufValue::String(text.to_owned()));
-        let mut general = vec![text("general.architecture", arch), text("general.type", file)];
+        let mut general = vec![
+            text("general.architecture", arch),
+            text("general.type", role.general_type()),
+        ];
         general.push(("general.file_type".to_owned(), GgufValue::U32(number)));
         general.push((
             "general.quantization_version".to_owned(),
@@ -341,7 +376,7 @@ impl Draft {
     }
 
     fn metadata(&self) -> Vec<(String, GgufValue)> {
-        // What an architecture says of its tokenizer stands above what the tokenizer's files say.
+        // Tokenizer keys that an architecture sets take precedence over those from the tokenizer's files.
         let is_free = |key: &str| self.keys.iter().all(|(other, _)| other != key);
         let tokenizer = self.tokenizer.keys().iter().filter(|(key, _)| is_free(key));
         self.general
@@ -374,7 +409,8 @@ impl Draft {
     }
 }
 
-/// The engine takes a model of this name for Phi 3, and throws where it lacks Phi 3's tokens.
+/// Returns false for a name with which llama.cpp would crash: it takes a model whose name contains `phi-3` for Phi 3, and
+/// throws if the vocabulary lacks Phi 3's tokens.
 fn is_safe_name(name: &str, metadata: &[(String, GgufValue)]) -> bool {
     let lower = name.to_ascii_lowercase();
     if !lower.contains("phi-3") && !lower.contains("phi3") {

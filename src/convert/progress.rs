@@ -1,27 +1,26 @@
-//! How far a conversion is.
+//! Progress of a conversion, as the converter process reports it to the daemon and the command line.
 
 use serde::{Deserialize, Serialize};
 
-/// What is done at the moment.
+/// Stage of a conversion.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConversionStage {
-    /// Configuration, headers and tokenizer are read and tried; nothing is counted.
+    /// Configuration, headers and tokenizer are read and the tokenizer is compared with llama.cpp's. Bytes are not counted.
     #[default]
     Planning,
-    /// The file is written.
+    /// Weights are converted and written.
     Writing,
-    /// What was written is made durable.
+    /// The file is flushed to disk.
     Syncing,
 }
 
-/// How far a conversion is.
+/// Progress of a conversion.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConversionProgress {
-    /// What is done at the moment.
     pub stage: ConversionStage,
-    /// Bytes of the file that are written.
+    /// Bytes written.
     pub done: u64,
-    /// Bytes of the whole file; 0 before they are known.
+    /// Bytes of the whole file; 0 while planning.
     pub total: u64,
 }

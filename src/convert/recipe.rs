@@ -1,4 +1,4 @@
-//! How one tensor of the GGUF file is made from the checkpoint, any range of its rows at a time.
+//! Recipes: how one tensor of the GGUF file is made from the checkpoint, any range of its rows at a time.
 //!
 //! A row is the fastest dimension of a tensor. Every change that an architecture needs (permuting the rows of heads,
 //! stacking experts, splitting fused matrices, transposing) moves whole rows to new places, or reads columns as rows, so
@@ -31,7 +31,7 @@ pub struct TensorRecipe {
     /// Elements of a row. It is the fastest dimension, unless the tensor was reshaped and its pieces are shorter.
     row: u64,
     content: Content,
-    /// True when the engine requires the type, so that [`TensorRecipe::set_type`] does not change it.
+    /// True when llama.cpp requires the type, so that [`TensorRecipe::set_type`] does not change it.
     is_pinned: bool,
     add: f32,
     times: f32,

@@ -1,26 +1,27 @@
-//! A plan made again from its header, which was kept: the tokenizer is not read a second time.
+//! Planning from a stored header, before each load of a model whose weights are streamed. The metadata comes from the
+//! header, so the tokenizer, which takes seconds to read and compare, is not read again.
 
 use std::{fs::File, io::Read, path::Path};
 
 use super::{ConvertError, VirtualGguf, arch, config::CheckpointConfig, safetensors};
 use crate::gguf::{GgufHeader, GgufValue};
 
-/// Plans the file of a checkpoint whose header was kept. Reads configuration and headers of the weights, and finds out
-/// whether they still are what the kept header was made of.
+/// Plans the file of a checkpoint whose header was stored at `kept`. Reads the configuration and the headers of the weights,
+/// and checks that the stored header was made from them.
 ///
 /// # Errors
-/// If the folder does not hold that checkpoint any more.
+/// If the folder no longer holds that checkpoint.
 pub fn replan(folder: &Path, kept: &Path) -> Result<VirtualGguf, ConvertError> {
     let changed = |what: String| {
         ConvertError::Incomplete(format!(
-            "the checkpoint in {} is not the one that {} was made of ({what}); delete the model and pull it again",
+            "the checkpoint in {} is not the one that {} was made from ({what}); delete the model and pull it again",
             folder.display(),
             kept.display()
         ))
     };
     let header = GgufHeader::open(kept)?;
     let config = CheckpointConfig::read(folder)?;
-    // A family may be told by it.
+    // Qwen 3 rerankers are recognized by the name of the model.
     let name = header
         .get("general.name")
         .and_then(GgufValue::as_str)

@@ -1,4 +1,8 @@
-//! Reads the headers of a safetensors checkpoint, from bytes that nobody vouches for. No weight is touched.
+//! Headers of the safetensors files of a checkpoint. The files are not trusted: every offset is checked here, so that later
+//! reads stay within their file. No weight is read.
+//!
+//! A file is the length of its header (u64, little endian), the header as JSON, and the data of its tensors. Each entry of the
+//! header has a dtype, a shape and offsets from the end of the header.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -21,22 +25,23 @@ use super::{
     stored::{ShardFile, StoredTensor},
 };
 
-/// The format's own limit.
+/// Limit of the reference implementation (`MAX_HEADER_SIZE`).
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// A mixture of experts with every expert in a tensor of its own stays below 100,000.
+/// Sanity limit. Mixtures of experts that store every matrix of every expert separately have fewer than 100,000 tensors.
 const MAX_TENSORS: usize = 1 << 18;
-/// The largest published checkpoints have fewer than 400.
+/// Sanity limit. The largest published checkpoints have fewer than 400 files.
 const MAX_SHARDS: usize = 4096;
 const MAX_DIMENSIONS: usize = 8;
 const MAX_NAME_BYTES: usize = 512;
-/// The map of a checkpoint's tensors to its shards.
+/// File that maps tensors to shards.
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
-/// The tensors of all shards, by name.
+/// Tensors of all shards, by name.
 pub(super) type StoredTensors = BTreeMap<String, StoredTensor>;
 
-/// Reads the headers of all weights in a folder: `model.safetensors`, or the shards that an index names.
+/// Reads the headers of all weights in a folder: `model.safetensors`, or the shards that an index names, or a complete set of
+/// numbered shards without an index. `library::checkpoint` downloads by the same precedence.
 pub(super) fn open(folder: &Path) -> Result<StoredTensors, ConvertError> {
     let single = folder.join(SINGLE);
     if single.is_file() {
@@ -62,6 +67,7 @@ pub(super) fn open_file(folder: &Path, name: &str) -> Result<StoredTensors, Conv
     read_shards(folder, &[name.to_owned()], None)
 }
 
+/// Name of the shard of each tensor.
 type WeightMap = HashMap<String, String>;
 
 fn read_index(path: &Path) -> Result<(Vec<String>, WeightMap), ConvertError> {
@@ -77,7 +83,7 @@ fn read_index(path: &Path) -> Result<(Vec<String>, WeightMap), ConvertError> {
     if names.is_empty() || names.len() > MAX_SHARDS {
         return Err(ConvertError::damaged(path, format!("it names {} files", names.len())));
     }
-    // The index was written by a stranger: nothing outside the folder is opened.
+    // The index is not trusted: no file outside of the folder is opened.
     if let Some(name) = names.iter().find(|name| !is_plain(name)) {
         return Err(ConvertError::damaged(
             path,
@@ -87,11 +93,12 @@ fn read_index(path: &Path) -> Result<(Vec<String>, WeightMap), ConvertError> {
     Ok((names, index.weight_map))
 }
 
+/// Returns true for the name of a safetensors file without any folder.
 fn is_plain(name: &str) -> bool {
     name.ends_with(".safetensors") && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
 }
 
-/// `model-00001-of-00003.safetensors` and its like without an index: all of one set, or an error.
+/// Returns the names of numbered shards (`model-00001-of-00003.safetensors`) that have no index. An incomplete set is an error.
 fn unlisted_shards(folder: &Path) -> Result<Vec<String>, ConvertError> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(ConvertError::io(folder, "read"))? {
@@ -118,6 +125,7 @@ fn unlisted_shards(folder: &Path) -> Result<Vec<String>, ConvertError> {
     Ok(names)
 }
 
+/// Returns the number of shards in the name of a shard.
 fn shard_total(name: &str) -> Option<usize> {
     let total = name.strip_suffix(".safetensors")?.rsplit_once("-of-")?.1;
     total.parse().ok().filter(|total| (1..=MAX_SHARDS).contains(total))
@@ -163,13 +171,13 @@ fn read_shards(
     {
         return Err(ConvertError::damaged(
             &folder.join(shard),
-            format!("the index says that it has the tensor {tensor:?}, which it has not"),
+            format!("the index says that it has the tensor {tensor:?}, which it does not have"),
         ));
     }
     Ok(all)
 }
 
-/// What a header says of a tensor.
+/// Entry of a header.
 #[derive(Deserialize)]
 struct Entry {
     dtype: String,
@@ -177,7 +185,8 @@ struct Entry {
     data_offsets: (u64, u64),
 }
 
-/// A header's entries in the order of the file, its free-form metadata left out.
+/// Entries of a header in the order of the file, without its free-form metadata. Parsed by hand, because a map would hide names
+/// that occur twice.
 struct Entries(Vec<(String, Entry)>);
 
 impl<'de> Deserialize<'de> for Entries {
@@ -254,7 +263,8 @@ fn read_header(path: &Path) -> Result<Vec<StoredTensor>, ConvertError> {
     Ok(tensors)
 }
 
-/// Every byte behind the header belongs to exactly one tensor, and each tensor has as many as its shape needs.
+/// Checks that every byte after the header belongs to exactly one tensor, and that each tensor has as many bytes as its shape
+/// requires. The reference implementation demands the same.
 fn check_layout(entries: &[(String, Entry)], data_bytes: u64) -> Result<(), String> {
     let mut names = HashSet::with_capacity(entries.len());
     let mut spans = Vec::with_capacity(entries.len());
@@ -312,7 +322,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A file with this header text and this many bytes of data.
+    /// Returns the bytes of a file with this header and data.
     pub(in crate::convert) fn file(header: &str, data: &[u8]) -> Vec<u8> {
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
         bytes.extend(header.as_bytes());
@@ -386,7 +396,7 @@ pub(super) mod tests {
         }
     }
 
-    /// A folder whose files hold the named one-element tensors.
+    /// Writes files that hold the named tensors of one element each.
     fn sharded(shards: &[(&str, &[&str])], index: Option<&str>) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for (name, tensors) in shards {
@@ -428,7 +438,7 @@ pub(super) mod tests {
             (sharded(&[], None), "has no model.safetensors".to_owned()),
             (
                 sharded(&[(ONE, &["a"]), (TWO, &[])], Some(&map)),
-                "which it has not".to_owned(),
+                "which it does not have".to_owned(),
             ),
             (
                 sharded(&[(ONE, &["a", "x"]), (TWO, &["b"])], Some(&map)),
@@ -451,7 +461,7 @@ pub(super) mod tests {
     }
 
     proptest! {
-        /// Whatever the bytes are, reading them ends in tensors that lie inside the file, or in an error.
+        /// Any bytes give either tensors that lie within the file, or an error.
         #[test]
         fn arbitrary_bytes(mut bytes in proptest::collection::vec(any::<u8>(), 0..64), flip in any::<proptest::sample::Index>(), with: u8) {
             let _ = read(&bytes);

@@ -1,4 +1,5 @@
-//! The consumer that makes a file: all cores, positioned writes, and either the whole file or none.
+//! Writing of a planned file: on all cores, with positioned writes, and either the whole file or none. It is written under a
+//! temporary name and renamed when it is complete.
 
 use std::{
     io,
@@ -17,19 +18,19 @@ use tokio_util::sync::CancellationToken;
 use super::{ConvertError, TensorRecipe, VirtualGguf};
 use crate::stdx::{fs::free_bytes, new_file::NewFile, sync::lock};
 
-/// Bytes of memory for the steps of all threads, about.
+/// Bytes of memory that the steps of all threads may use, about.
 const MEMORY_BYTES: u64 = 160 << 20;
 
-/// Is called from several threads with the bytes written so far and those of the whole file.
+/// Callback for progress: the bytes written so far, and the bytes of the whole file. It is called from several threads.
 pub type WriteProgress<'a> = &'a (dyn Fn(u64, u64) + Sync);
 
-/// Some rows of a tensor.
+/// Unit of work: a range of rows of a tensor.
 struct RowBatch {
     tensor: usize,
     rows: Range<u64>,
 }
 
-/// Steps in the order of the file, given out to whoever asks.
+/// Work that is left, in the order of the file. Threads take batches from it.
 struct RowBatches<'a> {
     recipes: &'a [TensorRecipe],
     next: Mutex<(usize, u64)>,
@@ -53,7 +54,7 @@ impl RowBatches<'_> {
     }
 }
 
-/// Writes the file and gives it its name.
+/// Writes the whole file; see [`VirtualGguf::write`].
 pub(super) fn write(
     model: &VirtualGguf,
     path: &Path,
@@ -68,7 +69,7 @@ pub(super) fn write(
     new.finish().map_err(ConvertError::io(path, "written"))
 }
 
-/// Begins the file, unless it would fill the disk.
+/// Creates the file with its header; see [`VirtualGguf::create`].
 pub(super) fn create(model: &VirtualGguf, path: &Path) -> Result<NewFile, ConvertError> {
     let failed = || ConvertError::io(path, "written");
     let (needed, free) = (model.file_len(), free_bytes(path).map_err(failed())?);
@@ -82,17 +83,17 @@ pub(super) fn create(model: &VirtualGguf, path: &Path) -> Result<NewFile, Conver
     create_header(model, path)
 }
 
-/// Begins the file: all of it but the tensors' data.
+/// Creates the file with its header; see [`VirtualGguf::create_header`].
 pub(super) fn create_header(model: &VirtualGguf, path: &Path) -> Result<NewFile, ConvertError> {
     let failed = || ConvertError::io(path, "written");
     let new = NewFile::create(path).map_err(failed())?;
-    // The padding between tensors is never written: a file that grows is zero.
+    // Padding between tensors is never written: the system fills a file that is extended with zeros.
     new.file().set_len(model.file_len()).map_err(failed())?;
     new.file().write_all_at(model.header(), 0).map_err(failed())?;
     Ok(new)
 }
 
-/// Writes the weights.
+/// Writes the weights; see [`VirtualGguf::fill`].
 pub(super) fn fill(
     model: &VirtualGguf,
     new: &NewFile,
@@ -140,7 +141,7 @@ pub(super) fn fill(
             .collect();
         let mut result = work();
         for other in others {
-            // A thread that could not be started is only missed.
+            // A thread that could not be started is no error: the others do its work.
             let Ok(other) = other else { continue };
             let other = other.join().unwrap_or_else(|_| {
                 let error = io::Error::other("a thread of the conversion panicked");
@@ -237,7 +238,7 @@ mod tests {
         );
         let path = folder.path().join("model.safetensors");
         fs::write(&path, file(&header, &[])).unwrap();
-        // A hole of 8 TiB takes no space.
+        // A sparse file: the hole of 8 TiB takes no space.
         let weights = fs::OpenOptions::new().write(true).open(&path).unwrap();
         weights.set_len(8 + header.len() as u64 + rows * 256).unwrap();
         let source = open(folder.path()).unwrap().remove("t").unwrap();
@@ -273,7 +274,7 @@ mod tests {
                 .is_err()
         );
         assert!(model.write(Path::new("/"), &quiet, &CancellationToken::new()).is_err());
-        // The checkpoint shrinks under the conversion.
+        // The checkpoint was truncated after it was planned.
         fs::write(folder.path().join("model.safetensors"), "x").unwrap();
         assert!(model.write(&out, &quiet, &CancellationToken::new()).is_err());
         assert_eq!(names(folder.path()), ["model.safetensors"]);

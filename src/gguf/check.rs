@@ -1,8 +1,8 @@
-//! Refuses files on which llama.cpp aborts or dereferences a wild pointer instead of returning an error.
+//! Refusal of files on which llama.cpp aborts or crashes instead of returning an error.
 //!
-//! Each rule mirrors an assertion or a crash of the pinned engine version. What the engine itself refuses cleanly
-//! (missing keys, unknown architectures, wrong shapes) is left to it. This is defence, not a proof: models still run
-//! in a process of their own.
+//! Each rule mirrors an assertion or a crash of the pinned version. Files that llama.cpp itself refuses with an error (missing keys,
+//! unknown architectures, wrong shapes) are left to it. The rules are not complete: models run in separate processes all the same,
+//! but a refusal here has a useful message.
 
 use std::collections::HashSet;
 
@@ -14,12 +14,12 @@ use super::{ALIGNMENT_KEY, GgmlType, GgufHeader, GgufValue, StringArray, TensorI
 const MAX_BLOCKS: u64 = 512;
 /// `LLAMA_MAX_EXPERTS`.
 const MAX_EXPERTS: u64 = 1024;
-/// Smaller alignments end in an assertion when the file is mapped.
+/// Smallest alignment. Smaller ones fail an assertion when the file is mapped.
 const MIN_ALIGNMENT: u64 = 8;
-/// The values of `rope.scaling.type`; any other is an assertion.
+/// Values of `rope.scaling.type`. Any other fails an assertion.
 const ROPE_SCALING_TYPES: &[&str] = &["none", "linear", "yarn", "longrope"];
-/// Architectures in which every layer has attention, so that no layer may have zero key-value heads. Others (recurrent,
-/// hybrid, pruned) say so with zeros.
+/// Architectures in which every layer has attention, so that no layer may have 0 key-value heads. In others (recurrent, hybrid,
+/// pruned) a 0 marks a layer without attention.
 const ATTENTION_ONLY: &[&str] = &[
     "command-r",
     "gemma",
@@ -46,10 +46,10 @@ const ATTENTION_ONLY: &[&str] = &[
     "stablelm",
     "starcoder2",
 ];
-/// Some writers put -1 where they mean that there is no such token.
+/// Token id -1, which some converters write for "no such token".
 const NO_TOKEN: u64 = u32::MAX as u64;
 
-/// Why a file must not reach the engine.
+/// Reason why a file must not be given to llama.cpp.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("the model file is damaged or was converted wrongly: {0}; choose another conversion")]
 pub struct GgufRefusal(String);
@@ -65,7 +65,7 @@ pub fn precheck(header: &GgufHeader) -> Result<(), GgufRefusal> {
             header.alignment
         ));
     }
-    // A projector is loaded by other code, with names and types of its own.
+    // Projectors are loaded by other code (`mtmd`), to which the rules below do not apply.
     if header.architecture() == "clip" {
         return Ok(());
     }
@@ -163,7 +163,7 @@ fn tokenizer(header: &GgufHeader) -> Result<(), GgufRefusal> {
         return Ok(());
     };
     let mut seen = HashSet::with_capacity(tokens.len());
-    // Empty tokens are given names of their own by the engine.
+    // llama.cpp renames empty tokens, so they may occur several times.
     if let Some(twice) = tokens
         .iter()
         .filter(|token| !token.is_empty())
@@ -192,7 +192,7 @@ fn in_vocabulary(tokens: &StringArray, id: u64) -> bool {
     id < tokens.len() as u64
 }
 
-/// `<0x0A>` and its like, or the raw byte, which is the engine's second choice.
+/// Returns true for a byte token: `<0x0A>`, or the raw byte, which llama.cpp looks for next.
 fn is_byte_token(token: &[u8]) -> bool {
     token.len() == 1 || (token.len() == 6 && token.starts_with(b"<0x") && token.ends_with(b">"))
 }
@@ -212,11 +212,11 @@ fn tensor_type(tensor: &TensorInfo) -> Result<(), GgufRefusal> {
         element_type,
         GgmlType::I8 | GgmlType::I16 | GgmlType::I32 | GgmlType::I64 | GgmlType::F64 | GgmlType::Q8_1 | GgmlType::Q8_K
     );
-    // A table from token to expert, not a matrix.
+    // DeepSeek 4's table from tokens to experts. It is looked up, not multiplied.
     let is_table = name.ends_with("ffn_gate_tid2eid.weight");
     if name.ends_with(".weight") && cannot_multiply && !is_table {
         return refuse(format!(
-            "the weights {name:?} are {}, with which nothing can be computed",
+            "the weights {name:?} are {}, which llama.cpp cannot multiply",
             element_type.name()
         ));
     }
@@ -238,7 +238,7 @@ mod tests {
         GgufValue::Array(GgufArray::String(list.iter().collect()))
     }
 
-    /// A sound header of this architecture, with some keys replaced or added.
+    /// Checks a valid header of this architecture with some keys replaced or added.
     fn check(architecture: &str, changes: Keys, extra: Option<TensorSpec>) -> Result<(), GgufRefusal> {
         let mut metadata = vec![
             ("general.architecture".to_owned(), text(architecture)),
@@ -417,7 +417,7 @@ mod tests {
         let cases = [
             ("blk.1.attn_norm.weight", GgmlType::BF16, vec![256], false),
             ("blk.1.attn_norm.weight", GgmlType::F16, vec![256, 1], false),
-            // A matrix that is only called a norm.
+            // A matrix whose name only looks like that of a norm.
             ("blk.1.ssm_norm.weight", GgmlType::F16, vec![256, 4], true),
             ("output.weight", GgmlType::I8, vec![256, 5], false),
             ("output.weight", GgmlType::Q8_K, vec![256, 5], false),

@@ -1,7 +1,7 @@
-//! The GGUF container: reading and writing headers.
+//! The GGUF file format (`ggml/docs/gguf.md`): reading and writing of headers.
 //!
-//! Nothing here touches tensor data or llama.cpp; a header is enough for listings, for `/api/show` and for refusing
-//! a file that would crash the engine.
+//! [`GgufHeader`] is a parsed header, [`GgufLayout`] lays out a new file, [`precheck`] refuses files on which llama.cpp would
+//! crash. Nothing here touches tensor data or llama.cpp: a header is enough for listings and `/api/show`.
 
 pub mod check;
 mod error;
@@ -19,12 +19,12 @@ pub use types::{GgmlType, file_type_name};
 pub use value::{GgufArray, GgufMetadata, GgufValue, StringArray};
 pub use writer::{GgufLayout, TensorSpec};
 
-/// Where tensor data begins, and each tensor in it, unless the file's `general.alignment` says otherwise.
+/// Alignment in bytes of the tensor data and of each tensor in it, unless the file has [`ALIGNMENT_KEY`].
 pub const DEFAULT_ALIGNMENT: u64 = 32;
-/// The key that changes [`DEFAULT_ALIGNMENT`].
+/// Metadata key of the alignment.
 pub const ALIGNMENT_KEY: &str = "general.alignment";
-/// Every token that ends an answer, where there are more than the container has keys for: ids as text with commas between,
-/// since llama.cpp tells no lists.
+/// Metadata key of all end-of-generation tokens, if there are more than the format has keys for. The value is their ids with
+/// commas between, as a string, because llama.cpp's API returns only strings.
 pub const END_TOKENS_KEY: &str = "hubllama.end_token_ids";
-/// What a comparison of the engine with the checkpoint's own tokenizer said, in a file that hubllama made.
+/// Metadata key of the result of comparing llama.cpp's tokenizer with the checkpoint's own, in files that hubllama converted.
 pub const TOKENIZER_CHECK_KEY: &str = "hubllama.tokenizer_check";

@@ -1,6 +1,5 @@
-//! Reads a GGUF header (versions 2 and 3, little endian) from bytes that nobody vouches for.
-//!
-//! Every count is checked against a bound and against the bytes that are left before memory is reserved for it.
+//! Reading of GGUF headers, versions 2 and 3, little endian. The bytes are not trusted: every count is checked against a limit
+//! and against the bytes that are left, before memory is reserved for it.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -11,74 +10,72 @@ use super::types::elements;
 use super::value::type_id;
 use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, GgmlType, GgufArray, GgufError, GgufMetadata, GgufValue, StringArray};
 
-/// Real models have 20 to 80 keys.
+/// Limit on keys. Real models have 20 to 80.
 const MAX_KEYS: u64 = 16_384;
-/// The format's own limit for a key.
+/// Limit on the length of a key, set by the format.
 const MAX_KEY_BYTES: u64 = 65_535;
-/// The longest real strings are chat templates and licence texts, below 1 MiB.
+/// Limit on strings. The longest real ones are chat templates and license texts of less than 1 MiB.
 const MAX_STRING_BYTES: u64 = 16 << 20;
-/// The longest real arrays are vocabularies and merges, below one million.
+/// Limit on arrays. The longest real ones are vocabularies and merges of less than a million.
 const MAX_ARRAY_ELEMENTS: u64 = 16 << 20;
-/// A mixture of experts with each expert in a tensor of its own stays below 60,000.
+/// Limit on tensors. Mixtures of experts with a tensor for each expert have fewer than 60,000.
 const MAX_TENSORS: u64 = 131_072;
-/// ggml keeps names in 64 bytes, the final zero included.
+/// Limit on names of tensors: `GGML_MAX_NAME` is 64 bytes with the final zero.
 pub(super) const MAX_TENSOR_NAME_BYTES: u64 = 63;
-/// ggml has four dimensions.
+/// `GGML_MAX_DIMS`.
 pub(super) const MAX_DIMENSIONS: u32 = 4;
-/// The largest real headers (vocabularies of 262,144 tokens) are about 16 MiB.
+/// Limit on headers. The largest real ones, with vocabularies of 262,144 tokens, have about 16 MiB.
 const MAX_HEADER_BYTES: u64 = 128 << 20;
-/// Initial capacity of a list, whatever length its header announces.
+/// Limit on the initial capacity of a list, whatever its announced length.
 const INITIAL_CAPACITY: u64 = 4096;
 
-/// A GGUF file without its tensor data.
+/// Header of a GGUF file: everything but tensor data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GgufHeader {
-    /// 2 or 3.
+    /// Version of the format, 2 or 3.
     pub version: u32,
-    /// In the order of the file.
     pub metadata: GgufMetadata,
-    /// In the order of the file.
+    /// Tensors in the order of the file.
     pub tensors: Vec<TensorInfo>,
-    /// A power of two.
+    /// Alignment in bytes, a power of two.
     pub alignment: u64,
-    /// Where tensor data begins, in bytes from the start of the file.
+    /// Offset of tensor data in bytes from the start of the file.
     pub data_start: u64,
-    /// Bytes in the whole file.
+    /// Bytes of the whole file.
     pub file_len: u64,
 }
 
-/// A tensor, and where its data lies.
+/// Entry of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// As `blk.0.attn_q.weight`.
+    /// Name, for example `blk.0.attn_q.weight`.
     pub name: String,
-    /// How its elements are stored.
     pub element_type: GgmlType,
-    /// Elements in each dimension, fastest first.
+    /// Dimensions, fastest first.
     pub dims: Vec<u64>,
-    /// Bytes from [`GgufHeader::data_start`].
+    /// Offset of the data in bytes from [`GgufHeader::data_start`].
     pub offset: u64,
 }
 
-/// The place of a file among the shards of one model.
+/// Place of a file among the shards of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GgufSplit {
-    /// `split.no`, counted from zero.
+    /// `split.no`, counted from 0.
     pub number: u64,
     /// `split.count`.
     pub count: u64,
-    /// `split.tensors.count`: tensors in all shards together.
+    /// `split.tensors.count`: tensors of all shards together.
     pub tensors: u64,
 }
 
 impl TensorInfo {
-    /// Number of elements.
+    /// Returns the number of elements.
     #[must_use]
     pub fn elements(&self) -> u64 {
         elements(&self.dims).unwrap_or(u64::MAX)
     }
 
-    /// Bytes of data; `None` for dimensions that the type cannot have (never in a header that was read).
+    /// Returns the bytes of data; `None` for dimensions that the type cannot have, which no parsed header contains.
     #[must_use]
     pub fn byte_len(&self) -> Option<u64> {
         self.element_type.tensor_bytes(&self.dims)
@@ -96,10 +93,10 @@ impl GgufHeader {
         Self::read(file, file_len)
     }
 
-    /// Reads a header from the beginning of a file that has `file_len` bytes. The reader may end behind the header.
+    /// Reads a header from the beginning of a file of `file_len` bytes. The reader may end after the header.
     ///
     /// # Errors
-    /// As [`GgufHeader::open`]. [`GgufError::Truncated`] if the reader ended inside the header.
+    /// Those of [`GgufHeader::open`]; [`GgufError::Truncated`] if the reader ends inside the header.
     pub fn read(reader: impl Read, file_len: u64) -> Result<Self, GgufError> {
         let mut source = Source {
             reader: BufReader::with_capacity(1 << 16, reader),
@@ -137,13 +134,13 @@ impl GgufHeader {
         })
     }
 
-    /// The value of a key.
+    /// Returns the value of a key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&GgufValue> {
         self.metadata.get(key)
     }
 
-    /// `general.architecture`; empty if the file does not say (shards behind the first, some adapters).
+    /// Returns `general.architecture`; empty if it is missing, as in all shards but the first and in some adapters.
     #[must_use]
     pub fn architecture(&self) -> &str {
         self.get("general.architecture")
@@ -151,13 +148,13 @@ impl GgufHeader {
             .unwrap_or_default()
     }
 
-    /// The value of `<architecture>.<suffix>`.
+    /// Returns the value of `<architecture>.<suffix>`.
     #[must_use]
     pub fn hyperparameter(&self, suffix: &str) -> Option<&GgufValue> {
         self.get(&format!("{}.{suffix}", self.architecture()))
     }
 
-    /// The file's place among shards; `None` for a file that is whole.
+    /// Returns the place of the file among shards; `None` for a file that is not split.
     #[must_use]
     pub fn split(&self) -> Option<GgufSplit> {
         let number = |key| self.get(key).and_then(GgufValue::as_u64);
@@ -170,7 +167,7 @@ impl GgufHeader {
     }
 }
 
-/// The alignment that the value of [`ALIGNMENT_KEY`] asks for.
+/// Returns the alignment that a value of [`ALIGNMENT_KEY`] sets.
 pub(super) fn alignment(value: Option<&GgufValue>) -> Result<u64, GgufError> {
     match value {
         None => Ok(DEFAULT_ALIGNMENT),
@@ -184,7 +181,7 @@ pub(super) fn alignment(value: Option<&GgufValue>) -> Result<u64, GgufError> {
     }
 }
 
-/// The next multiple of a power of two.
+/// Rounds up to a multiple of a power of two; `None` on overflow.
 pub(super) fn align_up(position: u64, alignment: u64) -> Option<u64> {
     position.checked_next_multiple_of(alignment)
 }
@@ -325,7 +322,7 @@ impl<R: Read> Source<R> {
             type_id::F64 => GgufArray::F64(self.list(count, f64::from_le_bytes)?),
             type_id::BOOL => GgufArray::Bool(self.list(count, |byte| byte != [0])?),
             type_id::STRING => {
-                // Each string has at least its own length.
+                // Each string takes at least the 8 bytes of its length.
                 self.claim(count.saturating_mul(8))?;
                 let mut strings = StringArray::default();
                 let mut buffer = Vec::new();
@@ -361,7 +358,7 @@ impl<R: Read> Source<R> {
         })
     }
 
-    /// Reads a length and that many bytes to the end of `into`.
+    /// Reads a length and appends that many bytes to `into`.
     fn string(&mut self, what: &'static str, limit: u64, into: &mut Vec<u8>) -> Result<(), GgufError> {
         let length = bounded(what, self.u64()?, limit)?;
         self.claim(length)?;
@@ -399,7 +396,7 @@ impl<R: Read> Source<R> {
         Ok(buffer)
     }
 
-    /// Whether this many bytes can follow in the file and in a header of legal size.
+    /// Checks that the file and the limit on headers allow for this many more bytes.
     fn claim(&self, bytes: u64) -> Result<(), GgufError> {
         let end = self.position.saturating_add(bytes);
         if end > self.file_len {
@@ -464,7 +461,7 @@ mod tests {
         GgufHeader::read(bytes, bytes.len() as u64)
     }
 
-    /// The first place of `needle`, plus `skip`.
+    /// Returns the first position of `needle`, plus `skip`.
     fn find(bytes: &[u8], needle: &[u8], skip: usize) -> usize {
         bytes.windows(needle.len()).position(|window| window == needle).unwrap() + skip
     }

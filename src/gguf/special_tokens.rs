@@ -2,7 +2,7 @@
 
 use super::{GgufHeader, GgufValue};
 
-/// GgufMetadata key of the default chat template.
+/// Metadata key of the default chat template.
 pub const CHAT_TEMPLATE_KEY: &str = "tokenizer.chat_template";
 
 /// Returns the default chat template (Jinja source).

@@ -1,8 +1,9 @@
-//! Element types of tensors and file types, as numbered by ggml 0.26 (`ggml.h`, `ggml-common.h`, `llama.h`).
+//! Element types and file types with their numbers and block sizes, as of ggml 0.26 (`enum ggml_type` in `ggml.h`,
+//! `ggml-common.h`, `enum llama_ftype` in `llama.h`).
 
 macro_rules! ggml_types {
     ($($variant:ident = $id:literal, $name:literal, $block:literal, $bytes:literal;)*) => {
-        /// The element type of a tensor.
+        /// Element type of a tensor.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[expect(non_camel_case_types, missing_docs, reason = "ggml's own spelling")]
         pub enum GgmlType {
@@ -10,10 +11,10 @@ macro_rules! ggml_types {
         }
 
         impl GgmlType {
-            /// Every type, by rising id.
+            /// All types by ascending id.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
-            /// The type with this number in a file; `None` for removed and unknown ones.
+            /// Returns the type with this number; `None` for removed and unknown ones.
             #[must_use]
             pub fn from_id(id: u32) -> Option<Self> {
                 match id {
@@ -22,7 +23,7 @@ macro_rules! ggml_types {
                 }
             }
 
-            /// The number in a file.
+            /// Returns the number in a file.
             #[must_use]
             pub fn id(self) -> u32 {
                 match self {
@@ -30,7 +31,7 @@ macro_rules! ggml_types {
                 }
             }
 
-            /// The name in listings, as `Q4_K`.
+            /// Returns the name, for example `Q4_K`.
             #[must_use]
             pub fn name(self) -> &'static str {
                 match self {
@@ -38,7 +39,7 @@ macro_rules! ggml_types {
                 }
             }
 
-            /// Elements in one block.
+            /// Returns the elements of one block; 1 for types without blocks.
             #[must_use]
             pub fn block_elements(self) -> u64 {
                 match self {
@@ -46,7 +47,7 @@ macro_rules! ggml_types {
                 }
             }
 
-            /// Bytes of one block.
+            /// Returns the bytes of one block.
             #[must_use]
             pub fn block_bytes(self) -> u64 {
                 match self {
@@ -96,8 +97,8 @@ ggml_types! {
 }
 
 impl GgmlType {
-    /// Bytes of a tensor with these dimensions, fastest first. `None` if a row is not a whole number of blocks or the
-    /// size is not representable.
+    /// Returns the bytes of a tensor with these dimensions, fastest first; `None` if a row is not a whole number of blocks, or the
+    /// size overflows.
     #[must_use]
     pub fn tensor_bytes(self, dims: &[u64]) -> Option<u64> {
         if !dims.first().copied().unwrap_or(1).is_multiple_of(self.block_elements()) {
@@ -109,9 +110,9 @@ impl GgmlType {
     }
 }
 
-/// Elements of a tensor; `None` beyond 2^63-1, which is ggml's own limit.
+/// Returns the elements of a tensor; `None` above 2^63 - 1, the limit of ggml.
 pub(super) fn elements(dims: &[u64]) -> Option<u64> {
-    // ggml multiplies a zero as if it were one when it looks for overflow; here any zero makes the product zero.
+    // Checked first, so that a zero after dimensions whose product overflows gives zero, too.
     if dims.contains(&0) {
         return Some(0);
     }
@@ -119,7 +120,7 @@ pub(super) fn elements(dims: &[u64]) -> Option<u64> {
     i64::try_from(product).is_ok().then_some(product)
 }
 
-/// The name of a file type (`general.file_type`, llama.cpp's `llama_ftype`), as listings show it.
+/// Returns the name of a file type (`general.file_type`, `enum llama_ftype`); `None` for unknown ones.
 #[must_use]
 pub fn file_type_name(id: u64) -> Option<&'static str> {
     Some(match id {

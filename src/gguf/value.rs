@@ -1,6 +1,6 @@
-//! Metadata values. Integer widths are kept, because llama.cpp demands the width it expects.
+//! Metadata values. The widths of integers are kept, because llama.cpp refuses a key of another width than it expects.
 
-/// A metadata value.
+/// Metadata value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GgufValue {
     U8(u8),
@@ -14,12 +14,12 @@ pub enum GgufValue {
     F32(f32),
     F64(f64),
     Bool(bool),
-    /// Invalid UTF-8 was replaced when it was read.
+    /// Text. Invalid UTF-8 was replaced when it was read.
     String(String),
     Array(GgufArray),
 }
 
-/// A list of values of one type. GGUF's nested arrays are not accepted; llama.cpp refuses them too.
+/// List of values of one type. GGUF's nested arrays are not accepted: llama.cpp refuses them, too.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GgufArray {
     U8(Vec<u8>),
@@ -36,7 +36,7 @@ pub enum GgufArray {
     String(StringArray),
 }
 
-/// Type numbers in a file.
+/// Type numbers of the format (`enum gguf_type`).
 pub(super) mod type_id {
     pub(in crate::gguf) const U8: u32 = 0;
     pub(in crate::gguf) const I8: u32 = 1;
@@ -54,7 +54,7 @@ pub(super) mod type_id {
 }
 
 impl GgufValue {
-    /// Any integer that is not negative.
+    /// Returns an integer of any width that is not negative.
     #[must_use]
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
@@ -70,7 +70,7 @@ impl GgufValue {
         }
     }
 
-    /// A floating-point number.
+    /// Returns a floating-point number.
     #[must_use]
     pub fn as_f64(&self) -> Option<f64> {
         match *self {
@@ -80,7 +80,6 @@ impl GgufValue {
         }
     }
 
-    /// A string.
     #[must_use]
     pub fn as_str(&self) -> Option<&str> {
         match self {
@@ -89,7 +88,6 @@ impl GgufValue {
         }
     }
 
-    /// A flag.
     #[must_use]
     pub fn as_bool(&self) -> Option<bool> {
         match *self {
@@ -98,7 +96,6 @@ impl GgufValue {
         }
     }
 
-    /// A list.
     #[must_use]
     pub fn as_array(&self) -> Option<&GgufArray> {
         match self {
@@ -107,7 +104,6 @@ impl GgufValue {
         }
     }
 
-    /// A list of strings.
     #[must_use]
     pub fn as_strings(&self) -> Option<&StringArray> {
         match self {
@@ -116,8 +112,8 @@ impl GgufValue {
         }
     }
 
-    /// An integer, or each integer of a list: hyperparameters may be given once or per layer. Empty for other types;
-    /// negative numbers are left out.
+    /// Returns a single integer, or the integers of a list: hyperparameters may be given once or for each layer. Empty for other
+    /// types; negative numbers are left out.
     #[must_use]
     pub fn integers(&self) -> Vec<u64> {
         match self {
@@ -128,7 +124,6 @@ impl GgufValue {
 }
 
 impl GgufArray {
-    /// Number of elements.
     #[must_use]
     pub fn len(&self) -> usize {
         match self {
@@ -147,7 +142,6 @@ impl GgufArray {
         }
     }
 
-    /// Whether there are no elements.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -171,28 +165,25 @@ impl GgufArray {
     }
 }
 
-/// A list of byte strings in one buffer: a vocabulary has hundreds of thousands, and its tokens need not be UTF-8.
+/// List of byte strings in one buffer: a vocabulary has hundreds of thousands, and its tokens need not be UTF-8.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StringArray {
     bytes: Vec<u8>,
-    /// Where each string ends in `bytes`.
+    /// End of each string in `bytes`.
     ends: Vec<usize>,
 }
 
 impl StringArray {
-    /// Number of strings.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// The bytes of one string.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&[u8]> {
         let end = *self.ends.get(index)?;
@@ -200,12 +191,10 @@ impl StringArray {
         self.bytes.get(start..end)
     }
 
-    /// The bytes of each string.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         (0..self.len()).filter_map(|index| self.get(index))
     }
 
-    /// Appends a string.
     pub fn push(&mut self, string: &[u8]) {
         self.bytes.extend_from_slice(string);
         self.ends.push(self.bytes.len());
@@ -222,34 +211,31 @@ impl<S: AsRef<[u8]>> FromIterator<S> for StringArray {
     }
 }
 
-/// Keys and values in the order of the file. Keys are unique.
+/// Metadata: unique keys with values, in the order of the file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GgufMetadata(Vec<(String, GgufValue)>);
 
 impl GgufMetadata {
-    /// Wraps pairs whose keys the caller found to be unique.
+    /// Wraps pairs whose keys the caller has checked to be unique.
     pub(super) fn from_unique(pairs: Vec<(String, GgufValue)>) -> Self {
         Self(pairs)
     }
 
-    /// The value of a key. A search through the list: headers have a few dozen keys.
+    /// Returns the value of a key, by linear search: headers have a few dozen keys.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&GgufValue> {
         self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value)
     }
 
-    /// Every pair.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &GgufValue)> {
         self.0.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// Number of pairs.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are no pairs.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

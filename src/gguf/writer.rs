@@ -1,6 +1,5 @@
-//! Writes GGUF version 3: first a plan (metadata and tensors, which fixes every offset), then the data.
-//!
-//! Tensors lie in the order of the plan, without gaps other than alignment, as llama.cpp demands.
+//! Layout of new GGUF files, version 3. Metadata and tensors determine the header and every offset; the data is written later.
+//! Tensors follow one another in the given order, without gaps other than for alignment: llama.cpp refuses others.
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -11,19 +10,17 @@ use super::{ALIGNMENT_KEY, GgmlType, GgufArray, GgufError, GgufValue, StringArra
 
 const VERSION: u32 = 3;
 
-/// A tensor before its place in the file is known.
+/// Tensor whose place in the file is not known yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
-    /// At most 63 bytes; ggml has no room for more.
+    /// Name of at most 63 bytes, the limit of ggml.
     pub name: String,
-    /// How its elements are stored.
     pub element_type: GgmlType,
-    /// Elements in each dimension, fastest first.
+    /// Dimensions, fastest first.
     pub dims: Vec<u64>,
 }
 
 impl TensorSpec {
-    /// Describes a tensor.
     pub fn new(name: impl Into<String>, element_type: GgmlType, dims: impl Into<Vec<u64>>) -> Self {
         Self {
             name: name.into(),
@@ -33,7 +30,7 @@ impl TensorSpec {
     }
 }
 
-/// A file whose header is final and whose data is still to come.
+/// Layout of a file: its final header, and the offsets of data that is still to be written.
 #[derive(Clone, Debug)]
 pub struct GgufLayout {
     header: Vec<u8>,
@@ -46,7 +43,7 @@ impl GgufLayout {
     /// Lays out a file.
     ///
     /// # Errors
-    /// If a name occurs twice, or a tensor's dimensions do not go with its type.
+    /// If a name occurs twice, or a tensor's type cannot have its dimensions.
     pub fn new(metadata: Vec<(String, GgufValue)>, tensors: Vec<TensorSpec>) -> Result<Self, GgufError> {
         let alignment = alignment(
             metadata
@@ -130,19 +127,19 @@ impl GgufLayout {
         })
     }
 
-    /// The file's first bytes, up to where tensor data begins.
+    /// Returns the file's first bytes, up to the beginning of tensor data.
     #[must_use]
     pub fn header(&self) -> &[u8] {
         &self.header
     }
 
-    /// Where each tensor's data goes, counted from the end of [`GgufLayout::header`].
+    /// Returns the tensors with the offsets of their data, counted from the end of [`GgufLayout::header`].
     #[must_use]
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 
-    /// Bytes of the whole file, final padding included.
+    /// Returns the bytes of the whole file, final padding included.
     #[must_use]
     pub fn file_len(&self) -> u64 {
         self.file_len
@@ -271,7 +268,7 @@ mod tests {
     use super::*;
     use crate::gguf::GgufHeader;
 
-    /// Not NaN: a NaN is not equal to itself.
+    /// Generates numbers other than NaN, which is not equal to itself.
     fn f32s() -> impl Strategy<Value = f32> {
         any_f32::NORMAL | any_f32::SUBNORMAL | any_f32::ZERO | any_f32::INFINITE | any_f32::NEGATIVE
     }

@@ -88,7 +88,7 @@ fn convert(request: ConversionRequest, progress: &ProgressReporter<'_>) -> Resul
         .part
         .plan(&request.checkpoint, &request.name, request.weight_type, &mut tokenize)?;
     if let Some(check) = check.filter(|check| check.wrong > 0) {
-        if check.is_doubtful() && !request.allow_tokenizer_mismatch {
+        if check.is_mismatch() && !request.allow_tokenizer_mismatch {
             return Err(ConvertError::Tokenizer(check.sentence()));
         }
         notes.push(check.sentence());

@@ -1,5 +1,5 @@
-//! The model that an adapter is for, known from the header of its file: of which class it is, how large, and which adapters
-//! the engine can apply to it.
+//! Base model of an adapter, as its GGUF header describes it: the class and sizes that its `config.json` would have, and which
+//! adapters llama.cpp can apply to it.
 
 use std::collections::HashMap;
 
@@ -13,19 +13,19 @@ use crate::{
     stdx::hex,
 };
 
-/// How the factors of a matrix are called in a file: behind its own name.
+/// Suffixes of the two factors of a matrix in a GGUF file, after the matrix's name.
 pub(super) const FACTORS: [&str; 2] = [".lora_a", ".lora_b"];
 const OUTPUT: &str = "output.weight";
 pub(super) const EMBEDDING: &str = "token_embd.weight";
-/// Matrices that the engine looks into or folds with, but does not multiply by: adapters do not reach them.
+/// Tensors that llama.cpp does not use in `ggml_mul_mat` (it looks up rows or convolves), so that it ignores adapters for them.
 const OUT_OF_REACH: [&str; 3] = ["position_embd.weight", "token_types.weight", "shortconv.conv.weight"];
-/// The mark of attention from compressed keys, whose matrices the engine multiplies by in a way of its own.
+/// Tensor that only layers with multi-head latent attention have. llama.cpp's code for them ignores adapters.
 const COMPRESSED_KEYS: &str = "attn_kv_a_mqa.weight";
-/// Digits that tell two bases apart.
+/// Hexadecimal digits of a fingerprint.
 const FINGERPRINT_DIGITS: usize = 16;
 
-/// llama.cpp's names of architectures and the classes of the transformers library whose tensors they have. Where a mixture
-/// of experts has no name of its own, the second is its class.
+/// llama.cpp's architectures, and the classes of transformers with their tensors. The second class is for models with experts,
+/// if the architecture covers both.
 const CLASSES: &[(&str, &str, Option<&str>)] = &[
     ("bert", "BertModel", None),
     ("cohere2", "Cohere2ForCausalLM", None),
@@ -49,7 +49,7 @@ const CLASSES: &[(&str, &str, Option<&str>)] = &[
     ("phi3", "Phi3ForCausalLM", None),
     ("qwen2", "Qwen2ForCausalLM", None),
     ("qwen2moe", "Qwen2MoeForCausalLM", None),
-    // Its language model has the same tensors.
+    // The language model of Qwen2-VL has the tensors of Qwen 2.
     ("qwen2vl", "Qwen2ForCausalLM", None),
     ("qwen3", "Qwen3ForCausalLM", None),
     ("qwen3moe", "Qwen3MoeForCausalLM", None),
@@ -57,7 +57,7 @@ const CLASSES: &[(&str, &str, Option<&str>)] = &[
     ("smollm3", "SmolLM3ForCausalLM", None),
     ("starcoder2", "Starcoder2ForCausalLM", None),
 ];
-/// Sizes: where the file says them, and where `config.json` does.
+/// Sizes: the key in the GGUF file after the architecture, and the key in `config.json`.
 const SIZES: &[(&str, &str)] = &[
     ("block_count", "num_hidden_layers"),
     ("context_length", "max_position_embeddings"),
@@ -77,18 +77,18 @@ const SIZES: &[(&str, &str)] = &[
     ("shortconv.l_cache", "conv_L_cache"),
 ];
 
-/// The model that an adapter is for.
+/// Base model of an adapter.
 #[derive(Debug)]
 pub struct AdapterBase {
     architecture: String,
-    /// What `config.json` would say; `None` if no class is known.
+    /// Reconstructed `config.json`; `None` if no class is known for the architecture.
     config: Option<String>,
-    /// By name, the fastest dimension first.
+    /// Dimensions of the tensors by name, fastest first.
     dims: HashMap<String, Vec<u64>>,
 }
 
 impl AdapterBase {
-    /// The base whose file, or files, have these headers.
+    /// Describes the base whose file, or shards, have these headers.
     #[must_use]
     pub fn of(shards: &[GgufHeader]) -> Self {
         let architecture = shards
@@ -120,14 +120,14 @@ impl AdapterBase {
             "vocab_size": self.dims.get(EMBEDDING).and_then(|dims| dims.get(1)),
             "type_vocab_size": self.dims.get("token_types.weight").and_then(|dims| dims.get(1)),
             "tie_word_embeddings": self.is_tied(),
-            // What is rotated how changes no name and no size.
+            // Any valid value: RoPE parameters change neither names nor shapes.
             "rope_parameters": {"rope_type": "default"},
-            // What the engine takes for granted of each architecture.
+            // The only values that conversion accepts for the architecture.
             "norm_topk_prob": self.architecture == "qwen3moe",
             "block_auto_adjust_ff_dim": false,
         });
         for (from, to) in SIZES {
-            // Where layers differ, it is the size of those that have the thing at all.
+            // A list with one size for each layer has 0 for layers without the part, for example without attention.
             if let Some(size) = sizes(from).into_iter().max() {
                 config[*to] = Json::from(size);
             }
@@ -143,12 +143,12 @@ impl AdapterBase {
         Some(config.to_string())
     }
 
-    /// Whether the output matrix is the embedding.
+    /// Returns true if the output matrix is tied to the embedding.
     fn is_tied(&self) -> bool {
         !self.dims.contains_key(OUTPUT)
     }
 
-    /// Tells apart the bases for which one adapter becomes different files.
+    /// Returns a fingerprint that is equal for bases for which an adapter is converted to the same file.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let text = self.config.as_deref().unwrap_or(&self.architecture);
@@ -166,21 +166,21 @@ impl AdapterBase {
         match &self.config {
             Some(json) => CheckpointConfig::parse(json),
             None => refuse(format!(
-                "its tensors' names are not known for the architecture {:?} of the base; choose an adapter that is a GGUF file",
+                "adapters cannot be converted for the architecture {:?} of the base; choose an adapter that is a GGUF file",
                 self.architecture
             )),
         }
     }
 
-    /// Names of matrices that only some models of a class have, and this one has.
+    /// Returns the optional matrices of the class that this base has.
     pub(super) fn optional_matrices(&self) -> impl Iterator<Item = &'static str> {
         (!self.is_tied()).then_some("lm_head").into_iter()
     }
 
-    /// Refuses an adapter that the engine would refuse, or that would end its process.
+    /// Refuses an adapter that llama.cpp would refuse, ignore in part, or crash on.
     ///
     /// # Errors
-    /// What does not fit.
+    /// [`ConvertError::Adapter`] with the reason.
     pub fn check(&self, adapter: &GgufHeader) -> Result<(), ConvertError> {
         let text = |key: &str| adapter.get(key).and_then(GgufValue::as_str).unwrap_or_default();
         if (text("general.type"), text("adapter.type")) != ("adapter", "lora") {
@@ -194,10 +194,10 @@ impl AdapterBase {
             ));
         }
         if !matches!(adapter.get("adapter.lora.alpha"), Some(GgufValue::F32(alpha)) if alpha.is_finite()) {
-            return refuse("its GGUF file does not say how strong it is".to_owned());
+            return refuse("its GGUF file has no adapter.lora.alpha".to_owned());
         }
         if adapter.get("adapter.alora.invocation_tokens").is_some() {
-            return refuse("it is an aLoRA, which begins in the midst of a text".to_owned());
+            return refuse("it is an aLoRA, which applies only to a part of the text".to_owned());
         }
         gguf::precheck(adapter)?;
         if adapter.tensors.is_empty() {
@@ -208,7 +208,7 @@ impl AdapterBase {
         for tensor in &adapter.tensors {
             let name = tensor.name.as_str();
             let Some(matrix) = name.strip_suffix(first).or_else(|| name.strip_suffix(second)) else {
-                return refuse(format!("{name:?} is none of two factors of a matrix"));
+                return refuse(format!("{name:?} is not a factor of a matrix"));
             };
             let factor = |suffix: &str| named.get(format!("{matrix}{suffix}").as_str()).copied();
             let (Some(a), Some(b)) = (factor(first), factor(second)) else {
@@ -219,7 +219,7 @@ impl AdapterBase {
         Ok(())
     }
 
-    /// Whether the engine would take no notice of a change.
+    /// Returns true if llama.cpp would ignore an adapter for this matrix.
     fn is_out_of_reach(&self, matrix: &str) -> bool {
         let Some((layer, part)) = matrix.rsplit_once(".attn_") else {
             return OUT_OF_REACH.iter().any(|end| matrix.ends_with(end));
@@ -236,7 +236,7 @@ impl AdapterBase {
         };
         if self.is_out_of_reach(matrix) {
             return refuse(format!(
-                "it changes {matrix:?}, where the engine does not apply adapters to the architecture {:?}",
+                "it changes {matrix:?}, to which llama.cpp does not apply adapters for the architecture {:?}",
                 self.architecture
             ));
         }
@@ -244,7 +244,7 @@ impl AdapterBase {
         if is_embedding && self.is_tied() {
             return refuse("it changes the embedding, which in this base is the output matrix, too".to_owned());
         }
-        // The embedding is looked up by rows, so that its first factor lies the other way round.
+        // The first factor of an embedding is stored transposed, because llama.cpp looks up its rows (`build_inp_embd`).
         let fits = match (dims.as_slice(), a, b) {
             ([inner, outer], [rank, rows], [columns, height]) if is_embedding => {
                 rank == columns && rows == outer && height == inner
@@ -265,11 +265,11 @@ impl AdapterBase {
     }
 }
 
-/// Refuses an adapter that can never be applied, as far as its `adapter_config.json` shows: worth asking before weights are
-/// fetched.
+/// Refuses an adapter that can never be applied, as far as its `adapter_config.json` tells. A pull asks before it downloads
+/// weights.
 ///
 /// # Errors
-/// What about it cannot be applied.
+/// [`ConvertError::Adapter`] with the reason.
 pub fn check_adapter_config(json: &str) -> Result<(), ConvertError> {
     AdapterConfig::parse(json).map(drop)
 }

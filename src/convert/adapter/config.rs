@@ -1,4 +1,4 @@
-//! `adapter_config.json`, as the PEFT library writes it: what was trained, and how strongly it is applied.
+//! `adapter_config.json` of the PEFT library (`LoraConfig`): which kind of LoRA was trained, and the scale of its factors.
 
 use std::path::Path;
 
@@ -9,35 +9,38 @@ use super::{ConvertError, refuse};
 use crate::convert::files;
 
 const FILE: &str = "adapter_config.json";
-/// Patterns in one file, and bytes of what one compiles to: a stranger wrote them.
+/// Limits on the regular expressions of one file, and on the compiled size of one: the file is not trusted.
 const MAX_PATTERNS: usize = 256;
 const MAX_PATTERN_BYTES: usize = 1 << 20;
 const MERGE: &str = "merge it into its base and serve that";
-/// Kinds of training whose result is more than two factors for each matrix, and what they are called.
+/// Settings of LoRA variants that add more than two factors for each matrix, which llama.cpp cannot apply.
 const VARIANTS: [(&str, &str); 11] = [
     ("use_dora", "DoRA, which rescales whole matrices"),
-    ("lora_bias", "with biases beside the factors"),
-    ("use_qalora", "QA-LoRA, which pools what goes in"),
+    ("lora_bias", "with biases in addition to the factors"),
+    ("use_qalora", "QA-LoRA, which pools its inputs"),
     ("layer_replication", "on layers that are repeated"),
-    ("trainable_token_indices", "with new vectors for some tokens"),
-    ("modules_to_save", "with whole matrices beside the factors"),
+    ("trainable_token_indices", "with new embeddings for some tokens"),
+    ("modules_to_save", "with whole matrices in addition to the factors"),
     ("target_parameters", "on experts that are stored as one tensor"),
-    ("alora_invocation_tokens", "aLoRA, which begins in the midst of a text"),
+    (
+        "alora_invocation_tokens",
+        "aLoRA, which applies only to a part of the text",
+    ),
     ("use_bdlora", "as block-diagonal factors"),
     ("arrow_config", "as one of several that are routed by Arrow"),
     ("kasa_config", "KaSA, which changes the base first"),
 ];
-/// Ways to begin training that take the factors out of the base's matrices: what is left there is not the base any more.
+/// Initializations that subtract the initial product from the base's matrices: such an adapter fits only the changed base.
 const BASE_CHANGING_STARTS: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
-/// The file.
+/// Settings that conversion needs.
 #[derive(Debug)]
 pub(super) struct AdapterConfig {
-    /// What the product of the factors is multiplied with, before it is divided by the rank.
+    /// `lora_alpha`: the product of the factors is multiplied with `alpha / rank`.
     pub(super) alpha: f64,
-    /// Whether it is divided by the root of the rank instead.
-    is_root_scaled: bool,
-    /// Other numbers for some modules; the first that matches counts.
+    /// `use_rslora`: the divisor is the square root of the rank instead.
+    is_rank_stabilized: bool,
+    /// `alpha_pattern`: alphas of modules whose names match. The first match counts.
     alphas: Vec<(Regex, f64)>,
 }
 
@@ -50,7 +53,7 @@ impl AdapterConfig {
         }
     }
 
-    /// Reads the file's text.
+    /// Parses the file's text.
     pub(super) fn parse(json: &str) -> Result<Self, ConvertError> {
         match serde_json::from_str(json) {
             Ok(Value::Object(root)) => Self::new(&root),
@@ -88,24 +91,25 @@ impl AdapterConfig {
         };
         Ok(Self {
             alpha,
-            is_root_scaled: root.get("use_rslora") == Some(&Value::Bool(true)),
+            is_rank_stabilized: root.get("use_rslora") == Some(&Value::Bool(true)),
             alphas: alphas(root.get("alpha_pattern"))?,
         })
     }
 
-    /// What a module's product of factors of this rank is multiplied with, times the rank: as the engine wants it.
+    /// Returns the alpha of a module with factors of this rank, so that llama.cpp's scale `alpha / rank` is PEFT's. For
+    /// rank-stabilized LoRA it is `alpha * sqrt(rank)`.
     pub(super) fn strength(&self, module: &str, rank: u64) -> f64 {
         let own = self.alphas.iter().find(|(pattern, _)| pattern.is_match(module));
         self.scaled(own.map_or(self.alpha, |(_, alpha)| *alpha), rank)
     }
 
-    /// The same for most modules.
+    /// Returns the alpha of modules that no pattern matches.
     pub(super) fn usual_strength(&self, rank: u64) -> f64 {
         self.scaled(self.alpha, rank)
     }
 
     fn scaled(&self, alpha: f64, rank: u64) -> f64 {
-        if self.is_root_scaled {
+        if self.is_rank_stabilized {
             alpha * (rank as f64).sqrt()
         } else {
             alpha
@@ -113,7 +117,7 @@ impl AdapterConfig {
     }
 }
 
-/// Whether a setting is more than its default of no, none or nothing.
+/// Returns true if a setting is more than its default: `null`, `false` or empty.
 fn is_used(value: Option<&Value>) -> bool {
     match value {
         None | Some(Value::Null | Value::Bool(false)) => false,
@@ -128,12 +132,12 @@ fn number(value: Option<&Value>) -> Result<Option<f64>, ConvertError> {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_f64().filter(|number| number.is_finite()) {
             Some(number) => Ok(Some(number)),
-            None => refuse(format!("its {FILE} has no number where lora_alpha is said")),
+            None => refuse(format!("lora_alpha in its {FILE} is not a number")),
         },
     }
 }
 
-/// `alpha_pattern`: a regular expression for the end of a module's name, and the number for it.
+/// Reads `alpha_pattern`: regular expressions for the end of a module's name, each with an alpha.
 fn alphas(value: Option<&Value>) -> Result<Vec<(Regex, f64)>, ConvertError> {
     let Some(Value::Object(map)) = value else {
         return Ok(Vec::new());
@@ -187,7 +191,7 @@ mod tests {
             (json!({"peft_type": "LOHA"}), "\"LOHA\""),
             (json!({"peft_type": null}), "only \"LORA\""),
             (json!({"use_dora": true}), "DoRA"),
-            (json!({"lora_bias": true}), "biases beside"),
+            (json!({"lora_bias": true}), "biases in addition"),
             (json!({"bias": "lora_only"}), "biases (\"lora_only\")"),
             (json!({"modules_to_save": ["lm_head"]}), "whole matrices"),
             (
@@ -198,7 +202,7 @@ mod tests {
             (json!({"alora_invocation_tokens": [1]}), "aLoRA"),
             (json!({"init_lora_weights": "pissa_niter_4"}), "changes the base"),
             (json!({"lora_alpha": 0}), "no lora_alpha"),
-            (json!({"lora_alpha": "x"}), "no number"),
+            (json!({"lora_alpha": "x"}), "is not a number"),
             (json!({"alpha_pattern": {"(": 1}}), "cannot be read"),
             (json!({"alpha_pattern": {"a": null}}), "cannot be read"),
         ] {

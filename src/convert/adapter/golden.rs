@@ -1,5 +1,5 @@
-//! Adapters for the tiny checkpoints against what llama.cpp's own converter made of them, and against the numbers that
-//! transformers and PEFT computed. `fixtures/convert/make/adapters.py` says how all were made.
+//! Golden tests of adapters for the tiny checkpoints: the files against those of llama.cpp's own converter, and the logits
+//! against those of transformers and PEFT. All were made by `fixtures/convert/make/adapters.py`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +22,7 @@ struct GoldenCheckpoint {
     checkpoint: String,
     prompt: Vec<i32>,
     logits: Vec<f32>,
-    /// What llama.cpp's converter made, where it is right.
+    /// Output of llama.cpp's converter; `None` where it is wrong.
     made: Option<Made>,
 }
 
@@ -30,7 +30,7 @@ struct GoldenCheckpoint {
 struct Made {
     architecture: String,
     alpha: f32,
-    /// Dimensions, type and the beginning of the content's sha256.
+    /// Dimensions, type and the beginning of the SHA-256 of the data.
     tensors: BTreeMap<String, (Vec<u64>, String, String)>,
 }
 
@@ -42,7 +42,7 @@ fn read(name: &str) -> GoldenCheckpoint {
     serde_json::from_str(&fs::read_to_string(folder_of(name).join("golden.json")).unwrap()).unwrap()
 }
 
-/// The checkpoint in a folder with its tokenizer, and the header of the file that is made of it.
+/// Assembles a checkpoint, and plans its file for the header.
 fn base(checkpoint: &str) -> (tempfile::TempDir, GgufHeader) {
     let folder = golden::assemble(checkpoint, &golden::read(checkpoint));
     let planned = plan(folder.path(), "test", WeightType::F32).unwrap().model;
@@ -66,7 +66,7 @@ fn check_bytes(name: &str) {
     let header = make(&folder_of(name), &AdapterBase::of(&[header]), &path);
     let bytes = fs::read(&path).unwrap();
     assert_eq!(header.architecture(), made.architecture);
-    // It takes no notice of the root of the rank, nor of modules with a strength of their own.
+    // llama.cpp's converter ignores `use_rslora` and `alpha_pattern`: its files have the wrong scale. Ours do not.
     let root = if name == "qwen2" { 2.0 } else { 1.0 };
     assert_eq!(
         header.get("adapter.lora.alpha"),
@@ -154,9 +154,9 @@ golden! {
     smollm3 "smollm3" 2e-5;
 }
 
-/// A family asks for the same tensors, whether it is given a checkpoint or only the sizes that are left in a file's header.
+/// A family asks for the same tensors, whether it is given a checkpoint or only the sizes from a file's header.
 #[test]
-fn what_is_imagined_is_what_is_planned() {
+fn traced_tensors_are_those_of_a_checkpoint() {
     let checkpoints = fs::read_dir(golden::FIXTURES)
         .unwrap()
         .map(|entry| entry.unwrap().path());
@@ -193,7 +193,7 @@ fn what_is_imagined_is_what_is_planned() {
     assert!(seen > 20, "{seen}");
 }
 
-/// Architectures that are converted, but whose adapters are not.
+/// Architectures that can be converted, but not their adapters.
 const UNKNOWN: [&str; 5] = [
     "deepseek2",
     "gemma-embedding",
@@ -201,16 +201,16 @@ const UNKNOWN: [&str; 5] = [
     "nomic-bert-moe",
     "stablelm",
 ];
-/// What classifiers and rerankers have beyond the model that an adapter is for.
+/// Prefix of the heads of classifiers and rerankers, which adapters do not change.
 const HEAD: &str = "cls.";
-/// Tensors that are computed of settings which a header does not keep.
+/// Tensors that are computed from settings which a header does not have.
 const COMPUTED: [&str; 3] = [
     "rope_freqs.weight",
     "rope_factors_long.weight",
     "rope_factors_short.weight",
 ];
 
-/// llama.cpp's converter turns the factors along with the matrix, though PEFT does not store them turned.
+/// llama.cpp's converter transposes the factors of GPT-2 along with the matrix, although PEFT does not store them transposed.
 #[test]
 fn a_matrix_that_is_stored_the_other_way_round() {
     assert!(read("gpt2").made.is_none());

@@ -1,8 +1,9 @@
-//! LoRA adapters of the PEFT library as GGUF files: two small factors for each matrix that they change.
+//! Conversion of LoRA adapters of the PEFT library to GGUF: two low-rank factors A `[rank, in]` and B `[out, rank]` for each
+//! matrix `[out, in]`, whose product is added to it.
 //!
-//! Which tensors a file calls what, and in which order it wants their rows, is known from the same families that convert
-//! whole checkpoints: a family is run on the base's sizes without weights, and what it does with the rows of a matrix is
-//! done with the rows of its second factor. The first has the matrix's columns, which no family changes.
+//! Names and row orders come from the architecture families that convert whole checkpoints: [`arch::trace`] runs a family on
+//! the sizes of the base without weights, and the rows of B are permuted like the rows of its matrix. The columns of A are
+//! those of the matrix, which no family changes. llama.cpp's `convert_lora_to_gguf.py` does the same with symbolic tensors.
 
 mod base;
 mod config;
@@ -30,32 +31,32 @@ use super::{
 };
 use crate::gguf::{GgmlType, GgufValue, TensorSpec};
 
-/// The weights of an adapter.
+/// File with the weights of an adapter.
 const WEIGHTS: &str = "adapter_model.safetensors";
-/// What PEFT puts in front of every name.
+/// Prefix of all names in PEFT's files.
 const PREFIX: &str = "base_model.model.";
-/// What it calls an adapter of which nobody has said the name.
+/// PEFT's default adapter name, which some tools leave in the names of tensors.
 const NAMELESS: &str = ".default";
-/// What classes put in front of names that they share with others.
+/// Prefixes of classes before names that they share with others.
 const CLASS_PREFIXES: [&str; 4] = ["model.", "transformer.", "bert.", "roberta."];
 
-/// The factors of a matrix: their product is what is added to it.
+/// Factors of a matrix.
 #[derive(Debug)]
-struct Pair {
-    /// As PEFT calls it, for the patterns of its settings.
+struct FactorPair {
+    /// PEFT's name of the module, which the patterns of its settings match.
     module: String,
     /// `[rank, columns]`.
     a: StoredTensor,
     /// `[rows, rank]`.
     b: StoredTensor,
-    /// Of a table that is looked up by rows, and so stored the other way round.
+    /// True for the factors of an embedding (`lora_embedding_A`), which PEFT stores transposed.
     is_embedding: bool,
 }
 
-/// Factors by the name of their matrix.
-type Pairs = BTreeMap<String, Pair>;
+/// Factors by the stem of their matrix.
+type FactorPairs = BTreeMap<String, FactorPair>;
 
-/// Plans the GGUF file of the adapter in a folder, for this base. Reads its configuration and the header of its weights.
+/// Plans the GGUF file of the adapter in a folder for a base. Reads its configuration and the header of its weights.
 ///
 /// # Errors
 /// If the folder holds no LoRA adapter, or one that cannot be applied to the base.
@@ -75,7 +76,7 @@ pub fn plan_adapter(folder: &Path, name: &str, base: &AdapterBase) -> Result<Vir
     let mut recipes = Vec::new();
     for recipe in &traced {
         let stems: Vec<String> = recipe.sources().map(|source| stem(&source.name)).collect();
-        let found: Vec<&Pair> = stems.iter().filter_map(|stem| pairs.get(stem)).collect();
+        let found: Vec<&FactorPair> = stems.iter().filter_map(|stem| pairs.get(stem)).collect();
         if found.is_empty() {
             continue;
         }
@@ -108,11 +109,11 @@ fn refuse<T>(reason: String) -> Result<T, ConvertError> {
     Err(ConvertError::Adapter(reason))
 }
 
-fn rank(pair: &Pair) -> u64 {
+fn rank(pair: &FactorPair) -> u64 {
     pair.a.shape.first().copied().unwrap_or(0)
 }
 
-/// The name of a matrix without what differs from class to class.
+/// Returns the name of a matrix without prefixes and suffixes that differ between classes.
 fn stem(name: &str) -> String {
     let name = name.strip_suffix(".weight").unwrap_or(name);
     let name = name.replace("language_model.", "").replace("text_model.", "");
@@ -123,18 +124,18 @@ fn stem(name: &str) -> String {
     rest.to_owned()
 }
 
-/// Sorts the tensors of a file.
-fn pairs(tensors: safetensors::StoredTensors) -> Result<Pairs, ConvertError> {
+/// Pairs the factors of a file.
+fn pairs(tensors: safetensors::StoredTensors) -> Result<FactorPairs, ConvertError> {
     let mut halves: BTreeMap<(String, bool), [Option<StoredTensor>; 2]> = BTreeMap::new();
     for (name, tensor) in tensors {
-        // What some tools copy out of the base.
+        // Some tools store the base's own weights next to the factors.
         if name.contains(".base_layer.") {
             continue;
         }
         let Some((module, half, is_embedding)) = factor_of(&name) else {
             return refuse(format!(
-                "it holds {name:?}, which is none of two factors of a matrix and cannot be applied; merge it into its base \
-                 and serve that"
+                "it holds {name:?}, which is not a factor of a matrix and cannot be applied; merge the adapter into its base and \
+                 serve that"
             ));
         };
         let pair = halves.entry((module, is_embedding)).or_default();
@@ -142,7 +143,7 @@ fn pairs(tensors: safetensors::StoredTensors) -> Result<Pairs, ConvertError> {
             return refuse(format!("it holds {name:?} twice"));
         }
     }
-    let mut pairs = Pairs::new();
+    let mut pairs = FactorPairs::new();
     for ((module, is_embedding), halves) in halves {
         let [Some(a), Some(b)] = halves else {
             return refuse(format!("one of the factors of {module:?} is missing"));
@@ -158,7 +159,7 @@ fn pairs(tensors: safetensors::StoredTensors) -> Result<Pairs, ConvertError> {
             ));
         }
         let stem = stem(&module);
-        let pair = Pair {
+        let pair = FactorPair {
             module,
             a,
             b,
@@ -171,7 +172,7 @@ fn pairs(tensors: safetensors::StoredTensors) -> Result<Pairs, ConvertError> {
     Ok(pairs)
 }
 
-/// The module of a tensor, which of its factors it is, and whether of an embedding.
+/// Returns the module of a factor, its index (0 is A), and whether it belongs to an embedding.
 fn factor_of(name: &str) -> Option<(String, usize, bool)> {
     const ENDS: [(&str, usize, bool); 4] = [
         (".lora_A", 0, false),
@@ -188,28 +189,25 @@ fn factor_of(name: &str) -> Option<(String, usize, bool)> {
     Some((module.to_owned(), half, is_embedding))
 }
 
-/// The two tensors that change the one that a recipe makes.
+/// Makes the factors for the tensor that a recipe makes. `alpha` is that of the whole file.
 fn factors(
     recipe: &TensorRecipe,
-    pairs: &[&Pair],
+    pairs: &[&FactorPair],
     config: &AdapterConfig,
     alpha: f64,
 ) -> Result<[TensorRecipe; 2], ConvertError> {
     let name = recipe.spec().name.as_str();
     let [name_a, name_b] = FACTORS.map(|suffix| format!("{name}{suffix}"));
-    let unsuited = || {
-        refuse(format!(
-            "it changes {name:?}, which the engine does not let adapters change"
-        ))
-    };
+    let unsuited = || refuse(format!("it changes {name:?}, to which llama.cpp cannot apply adapters"));
     let Some(first) = pairs.first() else {
         return unsuited();
     };
-    let is_same_size = |pair: &&Pair| pair.a.shape == first.a.shape && pair.b.shape == first.b.shape;
+    let is_same_size = |pair: &&FactorPair| pair.a.shape == first.a.shape && pair.b.shape == first.b.shape;
     if !pairs.iter().all(is_same_size) {
         return refuse(format!("its factors of the parts of {name:?} have different sizes"));
     }
-    let strength = |pair: &Pair| (config.strength(&pair.module, rank(pair)) / alpha) as f32;
+    // The file has one alpha. A module with another one gets its B scaled.
+    let strength = |pair: &FactorPair| (config.strength(&pair.module, rank(pair)) / alpha) as f32;
     if pairs.iter().any(|pair| strength(pair) != strength(first)) {
         return refuse(format!(
             "its factors of the parts of {name:?} are of different strength"
@@ -218,11 +216,11 @@ fn factors(
     let columns = first.a.row_elements();
     let (rank, dims) = (rank(first), recipe.spec().dims.as_slice());
     let (a, b) = match (dims, recipe.row_parts()) {
-        // Looked up by rows: the first factor is turned.
+        // llama.cpp looks up rows of the embedding's A, so it is transposed.
         (_, Some([_])) if first.is_embedding && name == EMBEDDING => {
             let spec = TensorSpec::new(name_a, GgmlType::F32, [rank, columns]);
-            let turned = TensorRecipe::columns(spec, vec![StoredColumns::all(&first.a, 0..first.a.rows())]);
-            (turned, plain(name_b, &first.b))
+            let transposed = TensorRecipe::columns(spec, vec![StoredColumns::all(&first.a, 0..first.a.rows())]);
+            (transposed, plain(name_b, &first.b))
         }
         _ if first.is_embedding => return unsuited(),
         ([_, rows], Some([part])) => {
@@ -236,10 +234,10 @@ fn factors(
             let spec = TensorSpec::new(name_b, GgmlType::F32, [rank, *rows]);
             (plain(name_a, &first.a), TensorRecipe::rows(spec, vec![same]))
         }
-        // A matrix that is stored the other way round; its factors are not.
+        // GPT-2 stores matrices transposed, but PEFT does not store their factors so.
         ([_, _], None) if recipe.is_transposed() => (plain(name_a, &first.a), plain(name_b, &first.b)),
         ([_, rows, experts], Some(parts)) if parts.len() as u64 == *experts && parts.len() == pairs.len() => {
-            let stacked = |name: String, dims: [u64; 2], of: fn(&Pair) -> &StoredTensor| {
+            let stacked = |name: String, dims: [u64; 2], of: fn(&FactorPair) -> &StoredTensor| {
                 let spec = TensorSpec::new(name, GgmlType::F32, [dims[0], dims[1], *experts]);
                 TensorRecipe::rows(spec, pairs.iter().map(|pair| StoredRows::all(of(pair))).collect())
             };
@@ -253,6 +251,7 @@ fn factors(
     Ok([typed(a, &first.a, 1.0), typed(b, &first.b, strength(first))])
 }
 
+/// Makes a tensor of a whole stored factor.
 fn plain(name: String, source: &StoredTensor) -> TensorRecipe {
     let dims: Vec<u64> = source.shape.iter().rev().copied().collect();
     TensorRecipe::rows(
@@ -261,7 +260,7 @@ fn plain(name: String, source: &StoredTensor) -> TensorRecipe {
     )
 }
 
-/// In the stored type, unless the numbers are changed.
+/// Gives a factor its stored type, or F32 if its elements are scaled.
 fn typed(mut recipe: TensorRecipe, source: &StoredTensor, times: f32) -> TensorRecipe {
     let kind = match source.dtype {
         TensorDtype::F16 if times == 1.0 => GgmlType::F16,

@@ -1,4 +1,4 @@
-//! What is refused, each with a sentence.
+//! Tests of refusals: each has a sentence that names the reason.
 
 use std::{fs, path::Path};
 
@@ -10,7 +10,7 @@ use crate::{
     gguf::{GgufHeader, GgufLayout},
 };
 
-/// Name and shape.
+/// Name and shape of a tensor.
 type Tensor<'a> = (&'a str, &'a [u64]);
 
 const Q: &str = "base_model.model.model.layers.0.self_attn.q_proj";
@@ -28,7 +28,7 @@ fn header(architecture: &str, more: &[(&str, GgufValue)], tensors: &[Tensor]) ->
     GgufHeader::read(plan.header(), plan.file_len()).unwrap()
 }
 
-/// One layer of a Llama: 8 wide, two heads of which one has keys, an inner size of 16, 20 tokens.
+/// Returns a Llama of one layer: 8 wide, two query heads with one key-value head, feed-forward length 16, 20 tokens.
 fn llama(is_tied: bool) -> AdapterBase {
     let sizes = [
         ("block_count", 1),
@@ -57,7 +57,7 @@ fn llama(is_tied: bool) -> AdapterBase {
     AdapterBase::of(&[header("llama", &keys, &tensors)])
 }
 
-/// An adapter in a folder, all numbers one.
+/// Writes an adapter whose elements are all one.
 fn write(folder: &Path, more: &Json, tensors: &[Tensor]) {
     let mut config = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 4});
     config
@@ -170,7 +170,7 @@ fn weights_that_are_refused() {
                 ("model.norm.lora_A.weight", &[2, 8]),
                 ("model.norm.lora_B.weight", &[8, 2]),
             ],
-            "does not let adapters change",
+            "cannot apply adapters",
         ),
         (
             &[
@@ -256,7 +256,7 @@ fn pairings_that_are_refused() {
             &untied,
             "llama",
             &[("blk.0.attn_q.weight", &[8, 8])],
-            "none of two factors",
+            "is not a factor of a matrix",
         ),
         (&untied, "llama", &[], "changes nothing"),
     ] {
@@ -268,5 +268,5 @@ fn pairings_that_are_refused() {
         untied.check(&header("llama", &left, q)).unwrap_err().to_string()
     };
     assert!(missing("general.type").contains("but a model"));
-    assert!(missing("adapter.lora.alpha").contains("how strong"));
+    assert!(missing("adapter.lora.alpha").contains("no adapter.lora.alpha"));
 }

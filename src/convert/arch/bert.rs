@@ -1,4 +1,5 @@
-//! BERT and RoBERTa, as models of vectors or as classifiers: heads for other tasks are left out.
+//! BERT, RoBERTa and XLM-RoBERTa, as embedding models or as classifiers and rerankers. Heads for other tasks, such as masked
+//! language modeling, are left out.
 
 use super::{ModelBuilder, classifier, pooling, spec};
 use crate::{
@@ -6,7 +7,7 @@ use crate::{
     gguf::GgufValue,
 };
 
-/// Names of the checkpoint and of the file. Both have a weight and a bias.
+/// Names in the checkpoint and in the file. Each has a weight and a bias.
 const LAYER: &[(&str, &str)] = &[
     ("attention.self.query", "attn_q"),
     ("attention.self.key", "attn_k"),
@@ -18,7 +19,7 @@ const LAYER: &[(&str, &str)] = &[
     ("output.LayerNorm", "layer_output_norm"),
 ];
 
-/// The layer of a classifier before its last. Its class calls BERT's a pooler.
+/// Layer before the last of a classifier. BERT's class calls it a pooler.
 const BERT_HEAD: &str = "pooler.dense";
 const ROBERTA_HEAD: &str = "classifier.dense";
 
@@ -26,7 +27,8 @@ pub(super) fn bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     encoder(build, 0, BERT_HEAD, "classifier")
 }
 
-/// RoBERTa, whose positions begin behind the number of its padding token.
+/// RoBERTa. Its positions begin after the id of the padding token, so the rows of the position embedding before that are
+/// unused and the context is shorter by as many (`RobertaModel` of the converter).
 pub(super) fn roberta(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let padding = build.config.integer_or(&["pad_token_id"], 1)?;
     encoder(build, padding + 1, ROBERTA_HEAD, "classifier.out_proj")
@@ -40,7 +42,7 @@ fn encoder(build: &mut ModelBuilder<'_>, first_position: u64, head: &str, output
         .filter(|kind| *kind != "absolute")
     {
         return Err(ConvertError::Config(format!(
-            "positions are embedded by {kind:?}, not \"absolute\""
+            "position_embedding_type is {kind:?}, not \"absolute\""
         )));
     }
     let hidden = config.count(&["hidden_size"])?;
@@ -62,7 +64,7 @@ fn encoder(build: &mut ModelBuilder<'_>, first_position: u64, head: &str, output
     build.put_integer("attention.head_count", heads)?;
     build.put_number("attention.layer_norm_epsilon", epsilon);
     build.put("attention.causal", GgufValue::Bool(false));
-    let is_classifier = classifier::is_one(config);
+    let is_classifier = classifier::is_classifier(config);
     if !is_classifier {
         pooling::keys(build)?;
     }
@@ -102,7 +104,8 @@ fn encoder(build: &mut ModelBuilder<'_>, first_position: u64, head: &str, output
     Ok(())
 }
 
-/// Removes all heads but this and the class's name, and spells norms in the new way.
+/// Removes all heads but `head` and the prefix of the class, and renames `gamma` and `beta` of old checkpoints to `weight`
+/// and `bias`.
 pub(super) fn headless(build: &mut ModelBuilder<'_>, head: Option<&str>) {
     let tensors = std::mem::take(&mut build.tensors);
     for (name, tensor) in tensors {
@@ -123,7 +126,7 @@ pub(super) fn headless(build: &mut ModelBuilder<'_>, head: Option<&str>) {
     }
 }
 
-/// Takes a weight of this shape, and the bias beside it.
+/// Takes a weight of this shape and its bias.
 pub(super) fn both(build: &mut ModelBuilder<'_>, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
     for (part, shape) in [("weight", shape), ("bias", &shape[..1])] {
         let source = build.take(&format!("{from}.{part}"), shape)?;

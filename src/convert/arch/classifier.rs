@@ -1,4 +1,4 @@
-//! What classifiers and rerankers have beyond their model: a number for each label instead of a vector.
+//! Heads of classifiers and rerankers: a score for each label instead of a vector.
 
 use serde_json::Value as Json;
 
@@ -8,15 +8,15 @@ use crate::{
     gguf::{GgufArray, GgufValue},
 };
 
-/// llama.cpp's number of the pooling that ends in a head.
+/// `LLAMA_POOLING_TYPE_RANK`.
 const RANK: u64 = 4;
 
-/// Whether the checkpoint's class has such a head.
-pub(super) fn is_one(config: &CheckpointConfig) -> bool {
+/// Returns true if the checkpoint's class has such a head.
+pub(super) fn is_classifier(config: &CheckpointConfig) -> bool {
     config.architecture().ends_with("ForSequenceClassification")
 }
 
-/// The keys of a head with these labels: the engine takes the size of its output from them.
+/// Puts the keys of a head. llama.cpp takes the number of its outputs from the number of labels.
 pub(super) fn keys<'a>(
     build: &mut ModelBuilder<'_>,
     labels: impl IntoIterator<Item = &'a str>,
@@ -27,7 +27,7 @@ pub(super) fn keys<'a>(
     Ok(())
 }
 
-/// Takes the last layer of the head, which has a row for each label, and puts the keys.
+/// Takes the last layer of the head, `[labels, hidden]`, and puts the keys.
 pub(super) fn take(build: &mut ModelBuilder<'_>, from: &str, hidden: u64) -> Result<(), ConvertError> {
     let weight = build.take_any(&format!("{from}.weight"))?;
     let [count, columns] = weight.shape[..] else {
@@ -49,7 +49,7 @@ pub(super) fn take(build: &mut ModelBuilder<'_>, from: &str, hidden: u64) -> Res
     keys(build, labels.iter().map(String::as_str))
 }
 
-/// The names of so many labels.
+/// Returns the names of the labels, by default `LABEL_0` and so on, like transformers.
 fn labels(config: &CheckpointConfig, count: u64) -> Result<Vec<String>, ConvertError> {
     let Some(said) = config.find(&["id2label"]).and_then(Json::as_object) else {
         return Ok((0..count).map(|label| format!("LABEL_{label}")).collect());
@@ -58,7 +58,7 @@ fn labels(config: &CheckpointConfig, count: u64) -> Result<Vec<String>, ConvertE
     let labels: Option<Vec<String>> = (0..count).map(name).collect();
     labels.filter(|labels| labels.len() == said.len()).ok_or_else(|| {
         ConvertError::Config(format!(
-            "it has {} labels, but the weights have {count}, numbered from 0",
+            "id2label has {} labels, but the weights have {count}, numbered from 0",
             said.len()
         ))
     })

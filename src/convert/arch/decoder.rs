@@ -1,4 +1,6 @@
-//! What nearly all decoders share: a stack of equal layers, named as Llama's.
+//! Decoders as most families define them: a stack of equal layers, with tensors named as in Llama. A family lists the
+//! weights of one layer as [`LayerWeight`]s; [`DecoderLayout::build`] takes them from every layer and writes the common keys
+//! (`TextModel.set_gguf_parameters` in llama.cpp's converter).
 
 use super::{
     ModelBuilder,
@@ -12,30 +14,31 @@ use crate::{
     gguf::GgufValue,
 };
 
-/// How a tensor's rows or numbers are changed.
+/// Change of a weight on its way into the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WeightChange {
     None,
-    /// The halves of every head are interleaved.
+    /// The two halves of every head are interleaved; see [`RowOrder::Interleaved`](crate::convert::parts::RowOrder).
     Interleaved,
+    /// One is added to every element: the norms of Gemma are stored as the difference from one.
     PlusOne,
 }
 
-/// Whether there is a bias beside a weight.
+/// Rule for the bias next to a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Bias {
     IfStored,
     Always,
 }
 
-/// A tensor of every layer.
+/// Weight that every layer has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LayerWeight {
-    /// Below the layer's name in the checkpoint, without `.weight`.
+    /// Name in the checkpoint after `model.layers.N.`, without `.weight`.
     from: &'static str,
-    /// Below `blk.N`, without `.weight`.
+    /// Name in the file after `blk.N.`, without `.weight`.
     to: &'static str,
-    /// Slowest dimension first.
+    /// Shape, slowest dimension first.
     dims: &'static [WeightDim],
     change: WeightChange,
     bias: Bias,
@@ -65,14 +68,16 @@ impl LayerWeight {
 
 use WeightDim::{FeedForward, Head, Hidden, Key, Query};
 
-/// As llama.cpp rotates pairs that are half a head apart, like the checkpoint.
+/// Attention of architectures for which llama.cpp rotates elements that are half a head apart (`LLAMA_ROPE_TYPE_NEOX`), as
+/// transformers does.
 pub(super) const ATTENTION: &[LayerWeight] = &[
     LayerWeight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]),
     LayerWeight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]),
     LayerWeight::new("self_attn.v_proj", "attn_v", &[Key, Hidden]),
     LayerWeight::new("self_attn.o_proj", "attn_output", &[Hidden, Query]),
 ];
-/// As llama.cpp rotates neighbours.
+/// Attention of architectures for which llama.cpp rotates neighboring elements (`LLAMA_ROPE_TYPE_NORM`): the rows of
+/// queries and keys are permuted, so that the rotated pairs become neighbors.
 pub(super) const INTERLEAVED_ATTENTION: &[LayerWeight] = &[
     LayerWeight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]).changed(WeightChange::Interleaved),
     LayerWeight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]).changed(WeightChange::Interleaved),
@@ -93,22 +98,22 @@ pub(super) const MLP: &[LayerWeight] = &[
     LayerWeight::new("mlp.down_proj", "ffn_down", &[Hidden, FeedForward]),
 ];
 
-/// A whole decoder.
+/// Description of a decoder: its class, and the weights of one layer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DecoderLayout<'a> {
     pub(super) class: ModelClass,
-    /// Tensors of every layer.
+    /// Weights of every layer, in groups that families share.
     pub(super) layer: &'a [&'a [LayerWeight]],
-    /// Experts of every layer.
+    /// Experts of every layer, if it has some.
     pub(super) experts: Option<ExpertWeights>,
-    /// What is added to the last norm.
+    /// Change of the norm after the last layer.
     pub(super) last_norm: WeightChange,
-    /// Whether a stored output matrix is used.
+    /// False if the output matrix is always the embedding, even when the checkpoint stores one.
     pub(super) output: bool,
 }
 
 impl DecoderLayout<'_> {
-    /// All keys and tensors that decoders have in common.
+    /// Takes all weights and puts all keys that decoders have in common.
     pub(super) fn build(&self, build: &mut ModelBuilder<'_>) -> Result<DecoderSizes, ConvertError> {
         build.arch = self.class.arch;
         let sizes = DecoderSizes::read(build, &self.class)?;
@@ -166,7 +171,7 @@ impl DecoderLayout<'_> {
     }
 
     fn tensors(&self, build: &mut ModelBuilder<'_>, sizes: &DecoderSizes) -> Result<(), ConvertError> {
-        // Classes without a head leave out the model's name.
+        // A class without a head (`LlamaModel`) has no `model.` before its names.
         let prefix = if build.has("embed_tokens.weight") { "" } else { "model." };
         build.take_embedding(&format!("{prefix}embed_tokens.weight"), sizes.hidden)?;
         for block in 0..sizes.blocks {
@@ -196,6 +201,7 @@ impl DecoderLayout<'_> {
     }
 }
 
+/// Takes one weight of a layer and its bias. `layer` is the beginning of its name in the checkpoint.
 pub(super) fn take_weight(
     build: &mut ModelBuilder<'_>,
     sizes: &DecoderSizes,
@@ -236,7 +242,7 @@ fn changed(source: &StoredTensor, name: &str, change: WeightChange, sizes: &Deco
     }
 }
 
-/// A bias is one row; what happens to the rows of its matrix happens to its elements.
+/// Makes a bias. Its elements are permuted like the rows of its weight.
 fn changed_bias(source: &StoredTensor, name: &str, change: WeightChange, sizes: &DecoderSizes) -> TensorRecipe {
     if change != WeightChange::Interleaved {
         return changed(source, name, change, sizes);

@@ -1,4 +1,5 @@
-//! DeepSeek 2 and 3: attention from compressed keys and values, and a mixture of experts behind a few dense layers.
+//! DeepSeek 2 and 3: multi-head latent attention (MLA), whose KV cache holds compressed keys and values, and a mixture of
+//! experts after a few dense layers.
 
 use super::{ModelBuilder, experts::ExpertWeights, rope, sizes::DecoderSizes, spec};
 use crate::{
@@ -9,24 +10,26 @@ use crate::{
     gguf::GgufValue,
 };
 
-/// What a class takes for granted.
+/// Defaults of a class that only this family has.
 #[derive(Clone, Copy, Debug)]
-struct ModelClass {
+struct DeepseekClass {
     experts: u64,
-    /// `None`: the configuration must say it.
+    /// Experts that a token uses. `None` if the configuration must say it.
     used: Option<u64>,
     expert_feed_forward: u64,
     shared: u64,
-    /// Leading layers without experts.
+    /// Leading dense layers.
     dense: u64,
+    /// Groups of experts, and how many of them a token may use.
     groups: Option<(u64, u64)>,
     scale: f64,
-    normalises: bool,
+    /// True when the weights of the chosen experts are scaled to a sum of one.
+    normalizes: bool,
     gating: &'static str,
     context: u64,
 }
 
-const V2: ModelClass = ModelClass {
+const V2: DeepseekClass = DeepseekClass {
     experts: 64,
     used: None,
     expert_feed_forward: 1407,
@@ -34,11 +37,11 @@ const V2: ModelClass = ModelClass {
     dense: 0,
     groups: None,
     scale: 1.0,
-    normalises: false,
+    normalizes: false,
     gating: "softmax",
     context: 2048,
 };
-const V3: ModelClass = ModelClass {
+const V3: DeepseekClass = DeepseekClass {
     experts: 256,
     used: Some(8),
     expert_feed_forward: 2048,
@@ -46,24 +49,27 @@ const V3: ModelClass = ModelClass {
     dense: 3,
     groups: Some((8, 4)),
     scale: 2.5,
-    normalises: true,
+    normalizes: true,
     gating: "sigmoid",
     context: 4096,
 };
 const THETA: f64 = 1e4;
-/// The engine takes models of so many layers for those that do not compress queries, and asks all others for a rank.
+/// Numbers of layers of the Lite models, which do not compress queries. llama.cpp requires `attention.q_lora_rank` for all
+/// others (`is_lite` in `models/deepseek2.cpp`).
 const NEVER_COMPRESSED: [u64; 2] = [26, 27];
 
-/// Sizes of one head and of what keys and values are compressed to.
+/// Sizes of latent attention.
 #[derive(Clone, Copy, Debug)]
 struct Latent {
-    /// `None`: queries are not compressed.
+    /// Rank of compressed queries (`q_lora_rank`); `None` if they are not compressed.
     query_rank: Option<u64>,
+    /// Rank of compressed keys and values (`kv_lora_rank`).
     rank: u64,
-    /// The part of a head's query and key that is rotated.
+    /// Elements of a head's query and key that are rotated (`qk_rope_head_dim`).
     rotated: u64,
-    /// The part that is not.
+    /// Elements that are not rotated (`qk_nope_head_dim`).
     plain: u64,
+    /// Elements of a head's value (`v_head_dim`).
     value: u64,
 }
 
@@ -90,12 +96,12 @@ pub(super) fn v3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     deepseek(build, &V3)
 }
 
-fn deepseek(build: &mut ModelBuilder<'_>, class: &ModelClass) -> Result<(), ConvertError> {
+fn deepseek(build: &mut ModelBuilder<'_>, class: &DeepseekClass) -> Result<(), ConvertError> {
     build.arch = "deepseek2";
     let config = build.config;
     if config.flag("rope_interleave") == Some(false) {
         return Err(ConvertError::Config(
-            "rope_interleave is false, which the engine cannot".to_owned(),
+            "rope_interleave is false, which llama.cpp does not support for this architecture".to_owned(),
         ));
     }
     let latent = Latent::read(build)?;
@@ -172,7 +178,7 @@ fn attention_keys(
     build.put_integer("embedding_length", sizes.hidden)?;
     build.put_integer("feed_forward_length", sizes.feed_forward)?;
     build.put_integer("attention.head_count", sizes.heads)?;
-    // All heads share what was compressed, until it is decompressed for each.
+    // In compressed form MLA is multi-query attention: one latent key-value head for all query heads.
     build.put_integer("attention.head_count_kv", 1)?;
     let epsilon = config.number_or(&["rms_norm_eps"], 1e-6)?;
     build.put_number("attention.layer_norm_rms_epsilon", epsilon);
@@ -188,14 +194,16 @@ fn attention_keys(
     build.put_integer("attention.value_length_mla", latent.value)?;
     build.put_integer("rope.dimension_count", latent.rotated)?;
     rope::keys(build, THETA, context)?;
+    // Unlike other architectures (`mistral3`, for example), deepseek2 stores a tenth of the value, for historical reasons
+    // (`[TAG_DEEPSEEK2_YARN_LOG_MUL_FIX]` in llama.cpp).
     if let Some(scale) = config.rope(THETA)?.number("mscale_all_dim") {
         build.put_number("rope.scaling.yarn_log_multiplier", 0.1 * scale);
     }
     Ok(())
 }
 
-/// Returns the inner size of the experts that every token uses, taken together.
-fn expert_keys(build: &mut ModelBuilder<'_>, class: &ModelClass) -> Result<u64, ConvertError> {
+/// Puts the keys of the mixture; returns the inner size of all shared experts together.
+fn expert_keys(build: &mut ModelBuilder<'_>, class: &DeepseekClass) -> Result<u64, ConvertError> {
     let config = build.config;
     let used = match class.used {
         Some(default) => config.integer_or(&["num_experts_per_tok"], default)?,
@@ -210,10 +218,10 @@ fn expert_keys(build: &mut ModelBuilder<'_>, class: &ModelClass) -> Result<u64, 
     build.put_integer("expert_shared_count", shared)?;
     let scale = config.number_or(&["routed_scaling_factor"], class.scale)?;
     build.put_number("expert_weights_scale", scale);
-    if config.flag_or("norm_topk_prob", class.normalises) {
+    if config.flag_or("norm_topk_prob", class.normalizes) {
         build.put("expert_weights_norm", GgufValue::Bool(true));
     }
-    // Experts in groups that nobody chooses by are none.
+    // With greedy routing the groups of the configuration have no effect, but llama.cpp would use them.
     if config.text(&["topk_method"]) != Some("greedy") {
         let default = class.groups;
         group_key(build, "n_group", "expert_group_count", default.map(|(count, _)| count))?;
@@ -229,7 +237,7 @@ fn expert_keys(build: &mut ModelBuilder<'_>, class: &ModelClass) -> Result<u64, 
         "sigmoid" => 2,
         other => {
             return Err(ConvertError::Config(format!(
-                "experts are chosen by {other:?}, which the engine cannot"
+                "its scoring_func is {other:?}, which llama.cpp does not support"
             )));
         }
     };
@@ -237,6 +245,7 @@ fn expert_keys(build: &mut ModelBuilder<'_>, class: &ModelClass) -> Result<u64, 
     Ok(shared * inner)
 }
 
+/// Puts a number of groups. An explicit `null` means that there are none, unlike a missing key.
 fn group_key(build: &mut ModelBuilder<'_>, from: &str, to: &str, default: Option<u64>) -> Result<(), ConvertError> {
     let config = build.config;
     let number = match default.filter(|_| !config.is_null(from)) {
@@ -246,7 +255,7 @@ fn group_key(build: &mut ModelBuilder<'_>, from: &str, to: &str, default: Option
     number.map_or(Ok(()), |number| build.put_integer(to, number))
 }
 
-/// Removes the layers behind the last, which predict further tokens.
+/// Removes the layers after the last one: multi-token prediction (MTP), which is not used.
 fn without_predictors(build: &mut ModelBuilder<'_>, blocks: u64) {
     build.tensors.retain(|name, _| {
         let layer = name
@@ -257,6 +266,8 @@ fn without_predictors(build: &mut ModelBuilder<'_>, blocks: u64) {
     });
 }
 
+/// Takes the attention of a layer. `kv_b_proj` `[heads * (plain + value), rank]` is split into the keys of each head,
+/// transposed to `[heads, rank, plain]`, and the values `[heads, value, rank]`.
 fn attention(
     build: &mut ModelBuilder<'_>,
     sizes: &DecoderSizes,
@@ -284,7 +295,7 @@ fn attention(
     copy("kv_a_layernorm", "attn_kv_a_norm", &[latent.rank])?;
     copy("o_proj", "attn_output", &[hidden, heads * latent.value])?;
 
-    // The engine multiplies a query by the transposed key matrix of its head, so that keys stay compressed.
+    // llama.cpp multiplies queries with the transposed keys instead of decompressing keys (MLA's "absorb" trick).
     let each = latent.plain + latent.value;
     let both = build.take(&format!("{from}kv_b_proj.weight"), &[heads * each, latent.rank])?;
     let keys = (0..heads).map(|head| StoredColumns::all(&both, head * each..head * each + latent.plain));

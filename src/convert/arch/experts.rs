@@ -1,20 +1,21 @@
-//! Mixtures of experts: many small matrices that become one.
+//! Mixtures of experts: the matrices of all experts of a layer become one tensor `[experts, rows, columns]`, as
+//! `ggml_mul_mat_id` wants them.
 
 use super::{ModelBuilder, sizes::DecoderSizes, spec};
 use crate::convert::{ConvertError, TensorRecipe, parts::StoredRows};
 
-/// How a class stores the experts of a layer.
+/// Names of the router and the experts of a layer in the checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ExpertWeights {
-    /// The matrix that chooses experts, below the layer's name.
+    /// Name of the matrix that chooses experts, after the layer's.
     pub(super) router: &'static str,
-    /// What is before and behind an expert's number.
+    /// Name before the number of an expert.
     pub(super) folder: &'static str,
-    /// An expert's matrices: gate, up and down.
+    /// Names of an expert's gate, up and down projections.
     pub(super) names: [&'static str; 3],
-    /// Where the inner size of an expert is said.
+    /// Configuration keys of the inner size of an expert.
     pub(super) size_keys: &'static [&'static str],
-    /// Experts by default.
+    /// Default number of experts.
     pub(super) count: u64,
 }
 
@@ -27,7 +28,7 @@ impl ExpertWeights {
         }
     }
 
-    /// Takes the router and all experts of a layer.
+    /// Takes the router `[experts, hidden]` and all experts of a layer, stored one by one or fused.
     pub(super) fn take(
         &self,
         build: &mut ModelBuilder<'_>,
@@ -41,7 +42,7 @@ impl ExpertWeights {
         let router = build.take(&format!("{layer}{}.weight", self.router), &[count, hidden])?;
         build.add(&format!("blk.{block}.ffn_gate_inp.weight"), &router);
 
-        // transformers 5 can store all experts of a layer as one tensor.
+        // transformers 5 saves the experts of a layer as two fused tensors, older versions each matrix on its own.
         let fused = format!("{layer}{}.gate_up_proj", self.folder);
         if build.has(&fused) {
             let down = format!("{layer}{}.down_proj", self.folder);
@@ -65,7 +66,8 @@ impl ExpertWeights {
     }
 }
 
-/// Experts in two tensors: gate and up of each behind one another, and down.
+/// Takes fused experts: gate and up `[experts, 2 * inner, hidden]`, where the rows of the gate come first, and down
+/// `[experts, hidden, inner]`.
 pub(super) fn take_fused(
     build: &mut ModelBuilder<'_>,
     block: u64,

@@ -1,4 +1,5 @@
-//! Gemma 1, 2 and 3, and EmbeddingGemma. Norms are stored as the difference from one; the output matrix is always the embedding.
+//! Gemma 1, 2 and 3, and EmbeddingGemma. `GemmaRMSNorm` multiplies with `1 + weight`, so one is added to the norms; the
+//! output matrix is always the embedding.
 
 use super::{
     ModelBuilder,
@@ -31,13 +32,14 @@ const GEMMA3: ModelClass = ModelClass {
     theta: 1e6,
     ..GEMMA
 };
-/// Attends to both sides.
+/// EmbeddingGemma, an encoder: attention is not causal.
 const GEMMA_EMBEDDING: ModelClass = ModelClass {
     arch: "gemma-embedding",
     ..GEMMA3
 };
-/// Base frequency of Gemma 3's layers with a sliding window.
+/// RoPE base frequency of Gemma 3's layers with a sliding window.
 const GEMMA3_LOCAL_THETA: f64 = 1e4;
+/// Default sliding window of Gemma 2 and 3, in tokens.
 const WINDOW: u64 = 4096;
 
 const fn norm(from: &'static str, to: &'static str) -> LayerWeight {
@@ -96,24 +98,26 @@ pub(super) fn gemma2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
 }
 
 pub(super) fn gemma3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
-    third(build, GEMMA3)
+    build_gemma3(build, GEMMA3)
 }
 
 pub(super) fn embedding(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     if build.config.flag("use_bidirectional_attention") == Some(false) {
         return Err(ConvertError::Config(
-            "a Gemma3TextModel that attends to one side only is not something that the engine knows".to_owned(),
+            "a Gemma3TextModel with causal attention is not supported by llama.cpp".to_owned(),
         ));
     }
-    third(build, GEMMA_EMBEDDING)?;
+    build_gemma3(build, GEMMA_EMBEDDING)?;
     let hidden = build.config.count(&["hidden_size"])?;
     pooling::with_dense(build, hidden)
 }
 
-fn third(build: &mut ModelBuilder<'_>, class: ModelClass) -> Result<(), ConvertError> {
+fn build_gemma3(build: &mut ModelBuilder<'_>, class: ModelClass) -> Result<(), ConvertError> {
     let config = build.config;
     if config.find(&["attn_logit_softcapping"]).is_some() {
-        return Err(ConvertError::Config("Gemma 3 has no attn_logit_softcapping".to_owned()));
+        return Err(ConvertError::Config(
+            "attn_logit_softcapping is set, which Gemma 3 does not have".to_owned(),
+        ));
     }
     decode(build, class, &[FOUR_NORMS, ATTENTION, HEAD_NORMS, MLP])?;
     if let Some(cap) = config.optional_number(&["final_logit_softcapping"])? {
@@ -124,13 +128,14 @@ fn third(build: &mut ModelBuilder<'_>, class: ModelClass) -> Result<(), ConvertE
         build.put_number("rope.freq_base_swa", theta);
     }
     let pattern = config.optional_integer(&["sliding_window_pattern", "_sliding_window_pattern"])?;
+    // A period of 1 means that no layer has a window.
     if pattern != Some(1) {
         build.put_integer(
             "attention.sliding_window",
             config.integer_or(&["sliding_window"], WINDOW)?,
         )?;
     }
-    // Every sixth layer is the engine's own default.
+    // llama.cpp defaults to every sixth layer without a window; the key is written only for another period.
     if let Some(pattern) = pattern.filter(|pattern| !matches!(pattern, 1 | 6)) {
         build.put_integer("attention.sliding_window_pattern", pattern)?;
     }

@@ -1,4 +1,4 @@
-//! GPT-2, whose matrices are stored the other way round.
+//! GPT-2. Its `Conv1D` layers store matrices as `[in, out]`, the transpose of what all other models do.
 
 use super::{ModelBuilder, spec};
 use crate::convert::{ConvertError, TensorRecipe, parts::StoredColumns};
@@ -19,7 +19,7 @@ pub(super) fn gpt2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     build.put_integer("attention.head_count", heads)?;
     build.put_number("attention.layer_norm_epsilon", epsilon);
 
-    // Classes without a head leave out the model's name.
+    // A class without a head (`GPT2Model`) has no `transformer.` before its names.
     let prefix = if build.has("wte.weight") { "" } else { "transformer." };
     build.take_embedding(&format!("{prefix}wte.weight"), hidden)?;
     let positions = build.take(&format!("{prefix}wpe.weight"), &[context, hidden])?;

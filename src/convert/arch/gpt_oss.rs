@@ -1,4 +1,5 @@
-//! OpenAI's gpt-oss: a mixture of experts with biases, and attention that may look at nothing.
+//! OpenAI's gpt-oss: a mixture of experts with biases, in MXFP4 or plain, and attention with sinks: a logit for each head
+//! that takes part in the softmax but contributes no value.
 
 use super::{
     ModelBuilder,
@@ -35,14 +36,14 @@ const LAYER: &[LayerWeight] = &[
     LayerWeight::new("self_attn.o_proj", "attn_output", &[Hidden, Query]).biased(),
 ];
 
-/// A matrix for each expert.
+/// Selection of the rows of all experts of a layer from a stored tensor.
 #[derive(Clone, Copy, Debug)]
 struct Matrices {
     experts: u64,
-    /// Of one expert.
+    /// Stored rows of one expert.
     rows: u64,
     columns: u64,
-    /// Of every `step` rows the one at `first` is taken.
+    /// The rows `first`, `first + step`, ... are taken.
     first: u64,
     step: u64,
 }
@@ -50,9 +51,7 @@ struct Matrices {
 pub(super) fn gpt_oss(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let config = build.config;
     if config.find(&["rope_parameters", "rope_scaling"]).is_none() {
-        return Err(ConvertError::Config(
-            "it does not say how positions are rotated".to_owned(),
-        ));
+        return Err(ConvertError::Config("it has no RoPE parameters".to_owned()));
     }
     let decoder = DecoderLayout {
         class: GPT_OSS,
@@ -91,7 +90,7 @@ fn layer(build: &mut ModelBuilder<'_>, sizes: &DecoderSizes, experts: u64, block
         first,
         step,
     };
-    // Rows of gate and up take turns.
+    // Rows of gate and up alternate (`gate_up[..., ::2, :]` in the converter's `GptOssModel`).
     for (stem, name, matrices) in [
         (&both, "ffn_gate_exps", matrices(2 * inner, hidden, 0, 2)),
         (&both, "ffn_up_exps", matrices(2 * inner, hidden, 1, 2)),
@@ -108,7 +107,7 @@ fn layer(build: &mut ModelBuilder<'_>, sizes: &DecoderSizes, experts: u64, block
 }
 
 impl Matrices {
-    /// Adds the matrices and their biases, and leaves the tensors to whoever takes the other rows.
+    /// Adds the matrices and their biases. The stored tensors stay, because gate and up come from the same one.
     fn add(&self, build: &mut ModelBuilder<'_>, stem: &str, to: &str) -> Result<(), ConvertError> {
         let (experts, rows, columns) = (self.experts, self.rows, self.columns);
         let taken = rows / self.step;
@@ -130,7 +129,7 @@ impl Matrices {
             let recipe = TensorRecipe::mxfp4(spec_of(format!("{to}.weight")), vec![packed]);
             build.recipes.push(recipe);
         } else {
-            // Outside of blocks they are stored the other way round.
+            // Without MXFP4 each expert is stored transposed, `[columns, rows]`.
             let source = build.look(stem, &[experts, columns, rows])?;
             let parts = (0..experts).map(|expert| {
                 let of_expert = expert * columns..(expert + 1) * columns;

@@ -56,7 +56,7 @@ pub(super) fn granite_moe(build: &mut ModelBuilder<'_>) -> Result<(), ConvertErr
     multipliers(build)
 }
 
-/// The expert that every token uses, where there is one.
+/// Takes the shared expert, which every token uses, if there is one. Rows of the gate come before those of up.
 fn shared(build: &mut ModelBuilder<'_>, sizes: &DecoderSizes) -> Result<(), ConvertError> {
     let Some(inner) = build
         .config
@@ -80,6 +80,7 @@ fn shared(build: &mut ModelBuilder<'_>, sizes: &DecoderSizes) -> Result<(), Conv
     Ok(())
 }
 
+/// Puts the four multipliers (`GraniteModel.set_gguf_parameters`).
 fn multipliers(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     for (from, to) in [
         ("attention_multiplier", "attention.scale"),

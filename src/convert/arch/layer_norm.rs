@@ -1,4 +1,4 @@
-//! Decoders whose norms subtract a mean: StarCoder 2, StableLM, Phi 2, Command R.
+//! Decoders with LayerNorm instead of RMSNorm: StarCoder 2, StableLM, Phi 2, Command R and Cohere 2.
 
 use super::{
     ModelBuilder,
@@ -69,7 +69,7 @@ const COMMAND_R_NORMS: &[LayerWeight] = &[
     LayerWeight::new("self_attn.q_norm", "attn_q_norm", &[Heads, Head]),
     LayerWeight::new("self_attn.k_norm", "attn_k_norm", &[KeyHeads, Head]),
 ];
-/// The engine looks for norms of heads in models of at least so many layers, and only there.
+/// Number of layers from which on llama.cpp expects norms of heads (`models/command-r.cpp`): that of Command R+.
 const COMMAND_R_PLUS: u64 = 64;
 
 fn decode(
@@ -94,7 +94,7 @@ pub(super) fn starcoder2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertErro
 
 pub(super) fn phi2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let sizes = decode(build, PHI2, &[ONE_NORM, BIASED_ATTENTION, PHI2_LAYER], true)?;
-    rotated(build, &sizes, 0.5)?;
+    put_rotary_dimensions(build, &sizes, 0.5)?;
     let key = "tokenizer.ggml.add_bos_token".to_owned();
     build.keys.push((key, GgufValue::Bool(false)));
     Ok(())
@@ -112,10 +112,10 @@ pub(super) fn stablelm(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError>
             head_norms(build, &sizes, block, "k_layernorm", "attn_k_norm", sizes.kv_heads)?;
         }
     }
-    rotated(build, &sizes, 0.25)
+    put_rotary_dimensions(build, &sizes, 0.25)
 }
 
-/// A norm for each head becomes a row.
+/// Stacks the norms of all heads, `[head_dim]` each, into `[heads, head_dim]` (`StableLMModel._stack_qk_norm`).
 fn head_norms(
     build: &mut ModelBuilder<'_>,
     sizes: &DecoderSizes,
@@ -134,8 +134,8 @@ fn head_norms(
     Ok(())
 }
 
-/// How much of a head is rotated.
-fn rotated(build: &mut ModelBuilder<'_>, sizes: &DecoderSizes, default: f64) -> Result<(), ConvertError> {
+/// Puts the number of elements of a head that are rotated: `partial_rotary_factor * head_dim`.
+fn put_rotary_dimensions(build: &mut ModelBuilder<'_>, sizes: &DecoderSizes, default: f64) -> Result<(), ConvertError> {
     let said = build.config.rope(LLAMA.theta)?.number("partial_rotary_factor");
     let part = match said {
         Some(part) => part,
@@ -151,11 +151,11 @@ pub(super) fn command_r(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError
     let sizes = decode(build, COMMAND_R, &[ONE_NORM, ATTENTION, norms, MLP], false)?;
     if has_norms != (sizes.blocks >= COMMAND_R_PLUS) {
         return Err(ConvertError::Config(format!(
-            "use_qk_norm is {has_norms}, which the engine does not expect of {} layers",
+            "use_qk_norm is {has_norms}, which llama.cpp does not expect of a model with {} layers",
             sizes.blocks
         )));
     }
-    // It was trained with longer texts than the other key says.
+    // Command R was trained with longer texts than `max_position_embeddings` says (`CommandR2Model` of the converter).
     if let Some(context) = config.optional_integer(&["model_max_length"])? {
         let key = "command-r.context_length";
         build.keys.retain(|(name, _)| name != key);
@@ -175,6 +175,7 @@ pub(super) fn cohere2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> 
     unscaled(build)
 }
 
+/// Puts the logit scale. Positions are never scaled in this family.
 fn unscaled(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let scale = build.config.number_or(&["logit_scale"], 0.0625)?;
     build.put_number("logit_scale", scale);

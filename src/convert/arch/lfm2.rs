@@ -1,4 +1,4 @@
-//! LFM 2: layers of short convolutions between layers of attention.
+//! LFM 2: a hybrid of layers with short convolutions and layers with attention.
 
 use serde_json::Value as Json;
 
@@ -26,6 +26,7 @@ const LFM2: ModelClass = ModelClass {
     theta: 1e6,
     ..LLAMA
 };
+/// Weights of every layer.
 const EVERY: &[LayerWeight] = &[
     LayerWeight::new("operator_norm", "attn_norm", &[Hidden]),
     LayerWeight::new("ffn_norm", "ffn_norm", &[Hidden]),
@@ -33,6 +34,7 @@ const EVERY: &[LayerWeight] = &[
     LayerWeight::new("feed_forward.w3", "ffn_up", &[FeedForward, Hidden]),
     LayerWeight::new("feed_forward.w2", "ffn_down", &[Hidden, FeedForward]),
 ];
+/// Weights of a layer with attention.
 const ATTENTION: &[LayerWeight] = &[
     LayerWeight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]),
     LayerWeight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]),
@@ -55,7 +57,7 @@ pub(super) fn lfm2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     build.put_integer("embedding_length", sizes.hidden)?;
     build.put_integer("feed_forward_length", sizes.feed_forward)?;
     build.put_integer("attention.head_count", sizes.heads)?;
-    // None in layers without attention.
+    // An array with 0 for layers without attention: by it llama.cpp tells the two kinds.
     let heads = attends
         .iter()
         .map(|attends| if *attends { sizes.kv_heads as i32 } else { 0 });
@@ -89,6 +91,7 @@ pub(super) fn lfm2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     build.take_output("lm_head.weight", sizes.hidden)
 }
 
+/// Takes the weights of a layer with a convolution of `window` tokens.
 fn convolution(
     build: &mut ModelBuilder<'_>,
     sizes: &DecoderSizes,
@@ -101,7 +104,7 @@ fn convolution(
         let source = build.take(&format!("{layer}conv.{from}.weight"), &shape)?;
         build.add(&format!("blk.{block}.shortconv.{from}.weight"), &source);
     }
-    // One kernel for each channel; the dimension between is not the engine's.
+    // PyTorch's depthwise kernel `[hidden, 1, window]` is squeezed to `[hidden, window]`.
     let kernels = build.take(&format!("{layer}conv.conv.weight"), &[hidden, 1, window])?;
     let spec = spec(&format!("blk.{block}.shortconv.conv.weight"), &[hidden, window]);
     build
@@ -110,7 +113,7 @@ fn convolution(
     Ok(())
 }
 
-/// Which layers attend.
+/// Returns for each layer whether it has attention.
 fn attending(config: &CheckpointConfig, blocks: u64) -> Result<Vec<bool>, ConvertError> {
     let list = |key: &str| config.find(&[key]).and_then(Json::as_array);
     let attends: Vec<bool> = if let Some(types) = list("layer_types") {
@@ -127,14 +130,15 @@ fn attending(config: &CheckpointConfig, blocks: u64) -> Result<Vec<bool>, Conver
     };
     if attends.len() as u64 != blocks {
         return Err(ConvertError::Config(format!(
-            "it says of {} layers whether they attend, not of {blocks}",
+            "layer_types has {} entries, not one for each of the {blocks} layers",
             attends.len()
         )));
     }
     Ok(attends)
 }
 
-/// The inner size, which the class makes of the one that is said.
+/// Returns the inner size of the feed-forward network. The class shrinks the configured size to 2/3, scales it and rounds it
+/// up (`Lfm2MLP`, `_add_feed_forward_length` of the converter).
 fn feed_forward(config: &CheckpointConfig) -> Result<u64, ConvertError> {
     let said = config.count(&["block_ff_dim", "intermediate_size"])?;
     if config.flag("block_auto_adjust_ff_dim") == Some(false) {

@@ -1,5 +1,5 @@
-//! Llama, and what was made of it: Mistral, Ministral, Mixtral, SmolLM, SmolLM3, InternLM3, and the language model of
-//! SmolVLM.
+//! Llama and its derivatives: Mistral, Ministral, Mixtral, SmolLM, SmolLM3, InternLM3, and the language model of SmolVLM.
+//! llama.cpp rotates neighboring elements in all of them, so queries and keys are permuted.
 
 use super::{
     ModelBuilder,
@@ -27,7 +27,7 @@ const MISTRAL: ModelClass = ModelClass {
     context: 131_072,
     ..LLAMA
 };
-/// Mistral Small 3.1 and later, with eyes that are left out.
+/// Mistral Small 3.1 and later. Their vision encoder is left out.
 const MISTRAL3: ModelClass = ModelClass {
     arch: "mistral3",
     ..MISTRAL
@@ -55,7 +55,7 @@ const MIXTRAL: ModelClass = ModelClass {
     experts: Some((8, 2)),
     ..LLAMA
 };
-/// What is left out in SmolVLM2's configuration.
+/// SmolVLM2's `config.json` has no `num_attention_heads`.
 const IDEFICS3: ModelClass = ModelClass {
     heads: Some(32),
     ..LLAMA
@@ -68,7 +68,7 @@ const SMOLLM3: ModelClass = ModelClass {
     theta: 2e6,
     ..LLAMA
 };
-/// The vocabulary of small Granite and SmolLM models, whose texts begin without a token.
+/// Vocabulary size of small Granite and SmolLM models. llama.cpp's converter tells by it that no BOS token is added.
 const UNFRAMED_VOCABULARY: u64 = 49_152;
 
 pub(super) fn llama(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
@@ -94,7 +94,7 @@ pub(super) fn mistral3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError>
     let rope = config.rope(MINISTRAL3.theta)?;
     if rope.kind() != "yarn" {
         return Err(ConvertError::Config(format!(
-            "its positions are rotated by {:?}, not \"yarn\"",
+            "its RoPE scaling is {:?}, not \"yarn\"",
             rope.kind()
         )));
     }
@@ -109,7 +109,7 @@ pub(super) fn smollm3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> 
 
 /// The language model of Idefics 3 and SmolVLM.
 pub(super) fn idefics3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
-    // The configuration of the language model stands above that around it.
+    // `text_config` was merged over the root, so this is the type of the language model if there is one.
     match build.config.text(&["model_type"]) {
         None | Some("llama" | "idefics3" | "smolvlm") => dense(build, IDEFICS3).map(drop),
         Some(other) => Err(ConvertError::Architecture(format!(
@@ -138,7 +138,7 @@ pub(super) fn mixtral(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> 
     finish(build, &MIXTRAL, &sizes)
 }
 
-/// A decoder of Llama's make.
+/// Builds a dense decoder with Llama's layers.
 pub(super) fn dense(build: &mut ModelBuilder<'_>, class: ModelClass) -> Result<DecoderSizes, ConvertError> {
     let decoder = DecoderLayout {
         class,
@@ -152,7 +152,7 @@ pub(super) fn dense(build: &mut ModelBuilder<'_>, class: ModelClass) -> Result<D
     Ok(sizes)
 }
 
-/// The keys that this family has beyond the others, and the factors of the rotation.
+/// Puts the keys that only this family has, and the RoPE factors of Llama 3.1.
 pub(super) fn finish(
     build: &mut ModelBuilder<'_>,
     class: &ModelClass,

@@ -1,7 +1,9 @@
-//! What each architecture family calls its tensors and sizes, one file per family.
+//! Architecture families: how each names its tensors and sizes, one file for each family.
 //!
-//! A family takes tensors out of the checkpoint by name and shape and puts recipes and keys into the [`ModelBuilder`]. What it
-//! leaves is not part of the architecture, and refused.
+//! A family is a function that takes tensors out of a [`ModelBuilder`] by name and shape, and puts recipes and keys of the
+//! GGUF file into it. A tensor that is left in the end is unknown, and the checkpoint is refused: leaving out a weight would
+//! make a model that answers nonsense. [`build`] is called by `plan`, [`trace`] by `adapter`, which needs the tensors of a
+//! family without having a checkpoint.
 
 mod bert;
 mod classifier;
@@ -43,20 +45,20 @@ use super::{
 };
 use crate::gguf::{GgmlType, GgufValue, TensorSpec};
 
-/// llama.cpp's own limit.
+/// `LLAMA_MAX_LAYERS`.
 const MAX_BLOCKS: u64 = 512;
 
-/// Architectures for which the engine does not take the embedding where there is no output matrix.
+/// Architectures whose output matrix llama.cpp requires: tied embeddings are written a second time as `output.weight`.
 const NEVER_TIED: [&str; 6] = ["gpt-oss", "olmo2", "olmoe", "phi2", "qwen2moe", "stablelm"];
 
-/// A file in the making.
+/// Builder of a GGUF file: the tensors that are still to be taken, and the keys and recipes so far.
 #[derive(Debug)]
 pub(super) struct ModelBuilder<'a> {
     folder: &'a Path,
-    /// What the model is called.
+    /// Name of the model.
     name: &'a str,
     config: &'a CheckpointConfig,
-    /// Those that no recipe has taken yet, their names without what other modalities put in front.
+    /// Tensors that no recipe has taken yet, named as in a model of text alone.
     tensors: StoredTensors,
     /// llama.cpp's name of the architecture.
     arch: &'static str,
@@ -64,18 +66,18 @@ pub(super) struct ModelBuilder<'a> {
     pub(super) recipes: Vec<TensorRecipe>,
     /// Rows of the token embedding.
     pub(super) vocabulary: u64,
+    /// Token embedding, for an output matrix that is tied to it.
     embedding: Option<StoredTensor>,
-    /// Instead of a checkpoint, where there is none.
-    imagined: Option<ShapeOnly<'a>>,
+    /// If set, there is no checkpoint and every tensor that a family asks for exists.
+    shape_only: Option<ShapeOnly<'a>>,
 }
 
-/// Stands in for a checkpoint: every tensor that a family asks for is there, in the shape that it asks for, without
-/// numbers.
+/// Stand-in for a checkpoint: every tensor that a family asks for exists, in the shape that it asks for, without data.
 #[derive(Clone, Copy)]
 struct ShapeOnly<'a> {
-    /// Which of the tensors are there that some checkpoints do not have.
+    /// Returns true for the optional tensors (biases, for example) that the checkpoint has.
     has: &'a dyn Fn(&str) -> bool,
-    /// The file that they say they are in.
+    /// File that the tensors claim to be in. It is never read.
     shard: &'a Arc<ShardFile>,
 }
 
@@ -100,43 +102,46 @@ impl ShapeOnly<'_> {
     }
 }
 
-/// Reads the configuration and the tensors as the architecture wants them.
+/// Builds the keys and recipes of a checkpoint.
+///
+/// # Errors
+/// If the architecture is unknown, or the checkpoint does not fit it.
 pub(super) fn build<'a>(
     folder: &'a Path,
     name: &'a str,
     config: &'a CheckpointConfig,
     tensors: StoredTensors,
 ) -> Result<ModelBuilder<'a>, ConvertError> {
-    let tensors = renamed(unpacked(config, tensors)?)?;
+    let tensors = renamed(join_scales(config, tensors)?)?;
     let mut build = ModelBuilder::new(folder, name, config, tensors, None);
     family_of(config)?(&mut build)?;
     build.finish()
 }
 
-/// The tensors with their scales, where they have some.
-fn unpacked(config: &CheckpointConfig, tensors: StoredTensors) -> Result<StoredTensors, ConvertError> {
-    match config.packing() {
+/// Joins tensors with their scales, if the checkpoint has some.
+fn join_scales(config: &CheckpointConfig, tensors: StoredTensors) -> Result<StoredTensors, ConvertError> {
+    match config.quantization() {
         Some(StoredQuantization::Fp8(block)) => fp8::join(tensors, block),
         _ => Ok(tensors),
     }
 }
 
-/// What a family would make of a checkpoint with this configuration, and of which of its tensors. `has` says which of those
-/// are there that some checkpoints do not have; `shard` is the file that none of them is read from.
+/// Returns the recipes that a family would make of a checkpoint with this configuration, without data. `has` tells which
+/// optional tensors it has; `shard` is the file that its tensors claim to be in.
 pub(super) fn trace(
     config: &CheckpointConfig,
     shard: &Arc<ShardFile>,
     has: impl Fn(&str) -> bool,
 ) -> Result<Vec<TensorRecipe>, ConvertError> {
-    // There is nothing beside the weights, either.
+    // Families look for other files of the checkpoint (`modules.json`, the card) and find none here.
     let folder = shard.path.parent().unwrap_or(&shard.path);
-    let imagined = ShapeOnly { has: &has, shard };
-    let mut build = ModelBuilder::new(folder, "", config, StoredTensors::new(), Some(imagined));
+    let shape_only = ShapeOnly { has: &has, shard };
+    let mut build = ModelBuilder::new(folder, "", config, StoredTensors::new(), Some(shape_only));
     family_of(config)?(&mut build)?;
     Ok(build.recipes)
 }
 
-/// What can be converted, for people: the families of `family_of` by the names that their makers give them.
+/// Names of the families that can be converted, as their makers spell them, for `--help` and the documents.
 pub const FAMILIES: &[&str] = &[
     "Llama",
     "Mistral",
@@ -172,10 +177,10 @@ pub const FAMILIES: &[&str] = &[
     "Idefics 3",
 ];
 
-/// What plans the files of a family.
+/// Function that builds the files of a family.
 type Family = fn(&mut ModelBuilder<'_>) -> Result<(), ConvertError>;
 
-/// The family of an architecture.
+/// Returns the family of `architectures[0]`.
 pub(super) fn family_of(config: &CheckpointConfig) -> Result<Family, ConvertError> {
     let family: Family = match config.architecture() {
         "LlamaForCausalLM" | "LLaMAForCausalLM" | "LlamaModel" => llama::llama,
@@ -220,14 +225,15 @@ pub(super) fn family_of(config: &CheckpointConfig) -> Result<Family, ConvertErro
         "NomicBertModel" => nomic_bert::nomic_bert,
         other => return Err(ConvertError::Architecture(other.to_owned())),
     };
-    // Others have no names for it.
-    if config.packing() == Some(StoredQuantization::Mxfp4) && config.architecture() != "GptOssForCausalLM" {
+    // Only gpt-oss stores `_blocks` and `_scales`; other families would not find their tensors.
+    if config.quantization() == Some(StoredQuantization::Mxfp4) && config.architecture() != "GptOssForCausalLM" {
         return Err(ConvertError::Quantized("mxfp4".to_owned()));
     }
     Ok(family)
 }
 
-/// Leaves out what belongs to pictures and sounds, and shortens the names of the language model beside them.
+/// Leaves out tensors of vision and audio encoders and buffers that follow from the configuration, and removes the prefixes of
+/// a language model that is part of a larger one (`filter_tensors` in llama.cpp's converter).
 fn renamed(tensors: StoredTensors) -> Result<StoredTensors, ConvertError> {
     const OTHER_STARTS: [&str; 4] = ["mlp1.", "merger.", "resampler.", "visual."];
     const OTHER_PARTS: [&str; 8] = [
@@ -271,7 +277,7 @@ impl<'a> ModelBuilder<'a> {
         name: &'a str,
         config: &'a CheckpointConfig,
         tensors: StoredTensors,
-        imagined: Option<ShapeOnly<'a>>,
+        shape_only: Option<ShapeOnly<'a>>,
     ) -> Self {
         Self {
             folder,
@@ -283,16 +289,15 @@ impl<'a> ModelBuilder<'a> {
             recipes: Vec::new(),
             vocabulary: 0,
             embedding: None,
-            imagined,
+            shape_only,
         }
     }
 
-    /// llama.cpp's name of the architecture.
     pub(super) fn arch_name(&self) -> &'static str {
         self.arch
     }
 
-    /// Puts a key of this architecture.
+    /// Puts a key with the prefix of the architecture.
     fn put(&mut self, key: &str, value: GgufValue) {
         self.keys.push((format!("{}.{key}", self.arch), value));
     }
@@ -326,7 +331,7 @@ impl<'a> ModelBuilder<'a> {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name) || self.imagined.is_some_and(|imagined| (imagined.has)(name))
+        self.tensors.contains_key(name) || self.shape_only.is_some_and(|shape_only| (shape_only.has)(name))
     }
 
     /// Takes a tensor of any shape.
@@ -334,17 +339,17 @@ impl<'a> ModelBuilder<'a> {
         self.tensors.remove(name).ok_or_else(|| missing(name))
     }
 
-    /// Takes a tensor that must have this shape, slowest dimension first.
+    /// Takes a tensor of this shape, slowest dimension first.
     fn take(&mut self, name: &str, shape: &[u64]) -> Result<StoredTensor, ConvertError> {
         let taken = self.look(name, shape)?;
         self.tensors.remove(name);
         Ok(taken)
     }
 
-    /// A tensor that must have this shape and stays for others.
+    /// Returns a tensor of this shape without taking it.
     fn look(&self, name: &str, shape: &[u64]) -> Result<StoredTensor, ConvertError> {
-        if let Some(imagined) = self.imagined {
-            return Ok(imagined.tensor(name, shape));
+        if let Some(shape_only) = self.shape_only {
+            return Ok(shape_only.tensor(name, shape));
         }
         let Some(found) = self.tensors.get(name) else {
             return Err(missing(name));
@@ -364,18 +369,18 @@ impl<'a> ModelBuilder<'a> {
         self.recipes.push(recipe);
     }
 
-    /// Takes the weight of this shape below a name, and adds it below another.
+    /// Takes the weight of this shape and adds it under another name.
     fn copy(&mut self, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
         let source = self.take(&format!("{from}.weight"), shape)?;
         self.add(&format!("{to}.weight"), &source);
         Ok(())
     }
 
-    /// Takes the token embedding; its rows are the vocabulary.
+    /// Takes the token embedding `[vocabulary, hidden]`, whose rows decide the size of the vocabulary.
     fn take_embedding(&mut self, name: &str, hidden: u64) -> Result<(), ConvertError> {
         let said = self.config.optional_integer(&["vocab_size"])?;
-        let source = match (self.imagined, said) {
-            (Some(imagined), Some(rows)) => imagined.tensor(name, &[rows, hidden]),
+        let source = match (self.shape_only, said) {
+            (Some(shape_only), Some(rows)) => shape_only.tensor(name, &[rows, hidden]),
             _ => self.take_any(name)?,
         };
         let [rows, columns] = source.shape[..] else {
@@ -395,7 +400,8 @@ impl<'a> ModelBuilder<'a> {
         Ok(())
     }
 
-    /// Takes the output matrix where it is stored; else the embedding is it, too.
+    /// Takes the output matrix if it is stored; otherwise it is tied to the embedding. llama.cpp falls back to the embedding by
+    /// itself, except in [`NEVER_TIED`] architectures.
     fn take_output(&mut self, name: &str, hidden: u64) -> Result<(), ConvertError> {
         if self.has(name) {
             let source = self.take(name, &[self.vocabulary, hidden])?;
@@ -433,7 +439,7 @@ fn missing(name: &str) -> ConvertError {
     ConvertError::Weights(format!("the tensor {name:?} is missing"))
 }
 
-/// A tensor in full precision, whose type is chosen later.
+/// Returns the spec of a tensor with dimensions in GGUF's order, fastest first. Its type is chosen later.
 fn spec(name: &str, shape: &[u64]) -> TensorSpec {
     let dims: Vec<u64> = shape.iter().rev().copied().collect();
     TensorSpec::new(name, GgmlType::F32, dims)

@@ -1,4 +1,4 @@
-//! ModernBERT: BERT with rotated positions, gates, and windows in two of three layers.
+//! ModernBERT: BERT with rotary positions, GeGLU, and a sliding window in two of three layers.
 
 use serde_json::Value as Json;
 
@@ -41,7 +41,7 @@ pub(super) fn modern_bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertErr
     if let Some(kind) = config.text(&["hidden_activation"]) {
         build.put("hidden_activation", GgufValue::String(kind.to_owned()));
     }
-    let is_classifier = classifier::is_one(config);
+    let is_classifier = classifier::is_classifier(config);
     if is_classifier {
         classifier_keys(build)?;
     } else {
@@ -59,7 +59,7 @@ pub(super) fn modern_bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertErr
     build.copy("embeddings.norm", "token_embd_norm", &[hidden])?;
     for block in 0..blocks {
         let (from, to) = (format!("layers.{block}."), format!("blk.{block}."));
-        // The first layer takes the normed embedding.
+        // `layers.0.attn_norm` is `nn.Identity`: the embedding has just been normed.
         if block > 0 {
             build.copy(&format!("{from}attn_norm"), &format!("{to}attn_norm"), &[hidden])?;
         }
@@ -82,12 +82,12 @@ pub(super) fn modern_bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertErr
     Ok(())
 }
 
-/// What goes into the head: the vector of the first token, or the mean of all.
+/// Puts the pooling before the head: the first token, or the mean of all tokens.
 fn classifier_keys(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let config = build.config;
     if let Some(other) = config.text(&["classifier_activation"]).filter(|name| *name != "gelu") {
         return Err(ConvertError::Config(format!(
-            "its head has the activation {other:?}, which the engine cannot"
+            "classifier_activation is {other:?}, which llama.cpp does not support"
         )));
     }
     let kind = match config.text_or(&["classifier_pooling"], "cls") {
@@ -98,7 +98,7 @@ fn classifier_keys(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     build.put_integer("classifier.pooling_type", kind)
 }
 
-/// Every how many layers one attends to all of a text: the first and every `every`th after it.
+/// Returns the period of layers without a window, the first layer being one of them.
 fn every(build: &ModelBuilder<'_>) -> Result<u64, ConvertError> {
     let types = build.config.find(&["layer_types"]).and_then(Json::as_array);
     let Some(types) = types.filter(|_| build.config.find(&["global_attn_every_n_layers"]).is_none()) else {
@@ -113,13 +113,13 @@ fn every(build: &ModelBuilder<'_>) -> Result<u64, ConvertError> {
         .all(|(at, kind)| is_global(kind) == at.is_multiple_of(every));
     if every == 0 || !fits {
         return Err(ConvertError::Config(
-            "its layers attend in no regular pattern".to_owned(),
+            "layer_types has no regular period, which llama.cpp requires".to_owned(),
         ));
     }
     Ok(every as u64)
 }
 
-/// Removes the class's name, and the heads unless it is a classifier's.
+/// Removes the prefix of the class and, unless the model is a classifier, the heads.
 fn headless(build: &mut ModelBuilder<'_>, is_classifier: bool) {
     let tensors = std::mem::take(&mut build.tensors);
     for (name, tensor) in tensors {

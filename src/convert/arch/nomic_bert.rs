@@ -1,4 +1,4 @@
-//! Nomic's BERT with rotated positions and gates, and its mixture of experts.
+//! Nomic BERT: BERT with rotary positions and SwiGLU, and its variant with a mixture of experts and GELU.
 
 use super::{ModelBuilder, bert, pooling, rope, spec};
 use crate::{
@@ -11,18 +11,18 @@ use crate::{
 };
 
 const THETA: f64 = 1000.0;
-/// What the class says of the texts that it was trained with.
+/// Default of `max_trained_positions`.
 const TRAINED_POSITIONS: u64 = 2048;
 
 #[derive(Clone, Copy, Debug)]
-struct DecoderSizes {
+struct EncoderSizes {
     hidden: u64,
     inner: u64,
 }
 
-/// Layers with experts: every so many, the second first.
+/// Layers with experts: one in `every`, beginning with the second.
 #[derive(Clone, Copy, Debug)]
-struct ExpertWeights {
+struct MixtureLayers {
     every: u64,
     count: u64,
 }
@@ -32,7 +32,7 @@ pub(super) fn nomic_bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertErro
     let every = config.optional_integer(&["moe_every_n_layers"])?.unwrap_or(0);
     let experts = match every {
         0 => None,
-        every => Some(ExpertWeights {
+        every => Some(MixtureLayers {
             every,
             count: config.count(&["num_experts", "num_local_experts"])?,
         }),
@@ -42,8 +42,8 @@ pub(super) fn nomic_bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertErro
     } else {
         "nomic-bert"
     };
-    is_known(config, experts.is_some())?;
-    let sizes = DecoderSizes {
+    check_variant(config, experts.is_some())?;
+    let sizes = EncoderSizes {
         hidden: config.count(&["n_embd", "hidden_size"])?,
         inner: config.count(&["n_inner", "intermediate_size"])?,
     };
@@ -105,8 +105,8 @@ pub(super) fn nomic_bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertErro
     Ok(())
 }
 
-/// Refuses the variants of the class that the engine cannot compute.
-fn is_known(config: &CheckpointConfig, is_mixture: bool) -> Result<(), ConvertError> {
+/// Refuses variants of the class that llama.cpp does not support.
+fn check_variant(config: &CheckpointConfig, is_mixture: bool) -> Result<(), ConvertError> {
     let activation = config.text(&["activation_function"]).unwrap_or("swiglu");
     let is_known = activation == if is_mixture { "gelu" } else { "swiglu" }
         && !config.flag("prenorm").unwrap_or(false)
@@ -119,11 +119,13 @@ fn is_known(config: &CheckpointConfig, is_mixture: bool) -> Result<(), ConvertEr
         return Ok(());
     }
     Err(ConvertError::Config(
-        "its activation, norms or rotation are not those of the models that the engine knows".to_owned(),
+        "its activation, norms or RoPE parameters are not those that llama.cpp supports for this architecture"
+            .to_owned(),
     ))
 }
 
-/// The models are made for longer texts than they were trained with.
+/// Returns the context length. `n_positions` is longer than what the published models were trained with
+/// (`NomicBertModel.set_gguf_parameters`).
 fn context(config: &CheckpointConfig) -> Result<u64, ConvertError> {
     let Some(positions) = config.optional_integer(&["n_positions"])? else {
         return config.integer_or(&["max_position_embeddings"], TRAINED_POSITIONS);
@@ -142,7 +144,7 @@ fn norm(build: &mut ModelBuilder<'_>, from: &str, to: &str, hidden: u64) -> Resu
     bert::both(build, from, to, &[hidden])
 }
 
-/// Takes matrices, and the biases that are stored beside them.
+/// Takes matrices, and their biases if they are stored. Only the mixture has them.
 fn take(
     build: &mut ModelBuilder<'_>,
     matrices: &[(&str, &str, [u64; 2])],
@@ -162,7 +164,7 @@ fn take(
 
 fn feed_forward(
     build: &mut ModelBuilder<'_>,
-    sizes: &DecoderSizes,
+    sizes: &EncoderSizes,
     is_mixture: bool,
     from: &str,
     to: &str,
@@ -180,22 +182,23 @@ fn feed_forward(
     take(build, &matrices, from, to)
 }
 
+/// Takes the experts of a layer. Both matrices are stored as `[experts * inner, hidden]`, so the second is transposed for each
+/// expert.
 fn mixture(
     build: &mut ModelBuilder<'_>,
-    sizes: &DecoderSizes,
+    sizes: &EncoderSizes,
     count: u64,
     from: &str,
     to: &str,
 ) -> Result<(), ConvertError> {
-    let DecoderSizes { hidden, inner } = *sizes;
+    let EncoderSizes { hidden, inner } = *sizes;
     build.copy(
         &format!("{from}mlp.router.layer"),
         &format!("{to}ffn_gate_inp"),
         &[count, hidden],
     )?;
-    // The engine has no place for it, and the published models have zeros there.
+    // llama.cpp has no tensor for it and its converter skips it, too. It is zero in the published models.
     build.tensors.remove(&format!("{from}mlp.experts.bias"));
-    // All experts lie behind each other, and both matrices of one the same way round.
     let stored = [count * inner, hidden];
     let up = build.take(&format!("{from}mlp.experts.mlp.w1"), &stored)?;
     let spec_of = |name: &str, shape: &[u64]| spec(&format!("{to}{name}.weight"), shape);

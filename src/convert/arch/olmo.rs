@@ -1,11 +1,11 @@
-//! OLMo 2 and 3, and OLMoE.
+//! OLMo 2, OLMo 3 and OLMoE. OLMo 2 and 3 norm the output of attention and feed-forward instead of the input.
 
 use super::{
     ModelBuilder,
     decoder::{ATTENTION, DecoderLayout, LayerWeight, MLP, NORMS, WeightChange},
     experts::ExpertWeights,
     llama::LLAMA,
-    qwen::shares_are_normalised,
+    qwen::check_expert_normalization,
     sizes::{DecoderSizes, HeadDim, ModelClass, WeightDim},
     window,
 };
@@ -29,12 +29,12 @@ const OLMOE: ModelClass = ModelClass {
     experts: Some((64, 8)),
     ..OLMO2
 };
-/// Norms over all heads at once.
+/// Norms over all heads at once: `[n_head * head_dim]`, not `[head_dim]`.
 const QUERY_NORMS: &[LayerWeight] = &[
     LayerWeight::new("self_attn.q_norm", "attn_q_norm", &[Query]),
     LayerWeight::new("self_attn.k_norm", "attn_k_norm", &[Key]),
 ];
-/// Norms behind what they norm.
+/// Norms after attention and feed-forward.
 pub(super) const POST_NORMS: &[LayerWeight] = &[
     LayerWeight::new("post_attention_layernorm", "post_attention_norm", &[Hidden]),
     LayerWeight::new("post_feedforward_layernorm", "post_ffw_norm", &[Hidden]),
@@ -61,7 +61,7 @@ fn decode(build: &mut ModelBuilder<'_>, class: ModelClass) -> Result<DecoderSize
 }
 
 pub(super) fn olmoe(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
-    shares_are_normalised(build, false)?;
+    check_expert_normalization(build, false)?;
     let experts = ExpertWeights {
         router: "mlp.gate",
         folder: "mlp.experts",
@@ -79,10 +79,10 @@ pub(super) fn olmoe(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let sizes = decoder.build(build)?;
     if sizes.heads != sizes.kv_heads {
         return Err(ConvertError::Config(
-            "OLMoE with fewer key heads than heads is not something that the engine can load".to_owned(),
+            "llama.cpp cannot load OLMoE with fewer key-value heads than query heads".to_owned(),
         ));
     }
-    // The class takes no other number, whatever its configuration says.
+    // `OlmoeRMSNorm` is built without the configured epsilon, so it always uses 1e-5 (`OlmoeModel` of the converter, too).
     let key = "olmoe.attention.layer_norm_rms_epsilon";
     build.keys.retain(|(name, _)| name != key);
     build.keys.push((key.to_owned(), GgufValue::F32(1e-5)));

@@ -1,4 +1,4 @@
-//! Decoders of Llama's make that differ from it in little: Seed-OSS, EXAONE 4, ERNIE 4.5.
+//! Decoders that differ little from Llama: Seed-OSS, EXAONE 4, ERNIE 4.5.
 
 use super::{
     ModelBuilder,
@@ -27,7 +27,7 @@ const EXAONE4: ModelClass = ModelClass {
     epsilon: 1e-5,
     ..LLAMA
 };
-/// Rotates neighbours, as the engine does.
+/// ERNIE's class itself rotates neighboring elements, like llama.cpp, so nothing is permuted.
 const ERNIE4_5: ModelClass = ModelClass {
     arch: "ernie4_5",
     kv_heads: Some(2),
@@ -37,7 +37,8 @@ const ERNIE4_5: ModelClass = ModelClass {
     theta: 500_000.0,
     ..LLAMA
 };
-/// The only number of layers for which the engine knows that those without a window do not rotate.
+/// Number of layers of EXAONE 4 32B. Only by it does llama.cpp tell the hybrid model, whose layers without a window do not
+/// rotate.
 const EXAONE4_HYBRID: u64 = 64;
 const SEED_OSS_NORMS: &[LayerWeight] = &[
     LayerWeight::new("input_layernorm", "attn_norm", &[Hidden]),
@@ -70,7 +71,7 @@ pub(super) fn exaone4(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> 
     build.put_integer("vocab_size", vocabulary)?;
     if build.config.find(&["sliding_window"]).is_some() && sizes.blocks != EXAONE4_HYBRID {
         return Err(ConvertError::Config(format!(
-            "EXAONE 4 with a sliding window and {} layers is not something that the engine knows",
+            "llama.cpp does not support EXAONE 4 with a sliding window and {} layers",
             sizes.blocks
         )));
     }

@@ -1,4 +1,4 @@
-//! Phi 3, and Phi 4 mini. Queries, keys and values are one matrix, gate and up another.
+//! Phi 3 and Phi 4 mini. Queries, keys and values are one fused matrix, gate and up another; both stay fused in the file.
 
 use super::{
     ModelBuilder,
@@ -33,7 +33,7 @@ pub(super) fn phi3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
         output: true,
     };
     let sizes = decoder.build(build)?;
-    // Its long texts are known from its tensors.
+    // llama.cpp recognizes LongRoPE by the factor tensors, and the converter's `Phi3MiniModel` writes no type.
     build.keys.retain(|(key, _)| key != "phi3.rope.scaling.type");
     let config = build.config;
     let rope = config.rope(PHI3.theta)?;
@@ -46,7 +46,7 @@ pub(super) fn phi3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let rotated = rotated as u64 / sizes.heads;
     build.put_integer("rope.scaling.original_context_length", original as u64)?;
     build.put_integer("rope.dimension_count", rotated)?;
-    // Zero is none.
+    // 0 means no window; llama.cpp requires the key.
     let window = config.optional_integer(&["sliding_window"])?.unwrap_or(0);
     build.put_integer("attention.sliding_window", window)?;
 
@@ -56,7 +56,7 @@ pub(super) fn phi3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let short = rope.numbers("short_factor").unwrap_or_default();
     if long.len() as u64 != rotated / 2 || short.len() != long.len() {
         return Err(ConvertError::Config(format!(
-            "the rotation has {} long and {} short factors, not {} of each",
+            "the RoPE parameters have {} long and {} short factors, not {} of each",
             long.len(),
             short.len(),
             rotated / 2
@@ -64,13 +64,14 @@ pub(super) fn phi3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     }
     let context = config.integer_or(&["max_position_embeddings"], PHI3.context)?;
     let scale = context as f64 / original;
+    // Attention factor: sqrt(1 + ln(s) / ln(original)) with s = context / original (LongRoPE, `_compute_longrope_parameters`).
     let factor = match rope.kind() {
         _ if scale <= 1.0 => 1.0,
         "longrope" => (1.0 + scale.ln() / original.ln()).sqrt(),
         "yarn" => 0.1 * scale.ln() + 1.0,
         other => {
             return Err(ConvertError::Config(format!(
-                "long factors with the rotation {other:?}"
+                "RoPE scaling {other:?} has no long factors"
             )));
         }
     };

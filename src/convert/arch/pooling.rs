@@ -1,19 +1,20 @@
-//! How an embedding model makes one vector of many: what sentence-transformers keep beside the model.
+//! Pooling of embedding models: how one vector is made of the vectors of all tokens. sentence-transformers describes it in
+//! `modules.json` and a folder for each module.
 
 use serde_json::{Map, Value as Json};
 
 use super::ModelBuilder;
 use crate::convert::{ConvertError, files, safetensors};
 
-/// llama.cpp's numbers.
+/// Values of `enum llama_pooling_type`.
 pub(super) const MEAN: u64 = 1;
 pub(super) const CLS: u64 = 2;
 const LAST: u64 = 3;
 
-/// Layers behind the pooling for which the engine has places.
+/// Names of the linear layers after the pooling that llama.cpp supports, in EmbeddingGemma only.
 const DENSE: [&str; 2] = ["dense_2", "dense_3"];
 
-/// A step from tokens to a vector.
+/// One module of `modules.json`.
 struct Module {
     kind: String,
     path: String,
@@ -27,7 +28,7 @@ fn modules(build: &ModelBuilder<'_>) -> Result<Vec<Module>, ConvertError> {
     let module = |module| Some((text(module, "type")?, text(module, "path")?));
     let mut found = Vec::new();
     for (kind, folder) in modules.iter().filter_map(module) {
-        // A plain folder of the checkpoint, nothing else. The transformer's own is the checkpoint.
+        // The file is not trusted: only folders directly below the checkpoint are read. The path of the transformer is "".
         if folder.contains(['/', '\\', '\0']) || folder.starts_with('.') {
             return Err(ConvertError::damaged(
                 &path,
@@ -39,25 +40,25 @@ fn modules(build: &ModelBuilder<'_>) -> Result<Vec<Module>, ConvertError> {
     Ok(found)
 }
 
-/// What the file of a module says.
+/// Reads the `config.json` of a module.
 fn settings(build: &ModelBuilder<'_>, module: &Module) -> Result<Map<String, Json>, ConvertError> {
     let path = build.folder.join(&module.path).join("config.json");
     files::object_if_there(&path)?.ok_or_else(|| ConvertError::Incomplete(format!("{} is missing", path.display())))
 }
 
-/// The kind of pooling, if the checkpoint says one.
+/// Puts the type of pooling, if the checkpoint says one.
 pub(super) fn keys(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let modules = modules(build)?;
     if let Some(dense) = modules.iter().find(|module| module.kind.ends_with("Dense")) {
         build.config.remark(format!(
-            "its vectors go through the layer {}, which the engine does not have in this architecture",
+            "its embeddings pass through the layer {}, which llama.cpp does not support for this architecture",
             dense.path
         ));
     }
     pooling_type(build, &modules)
 }
 
-/// The kind of pooling, and the layers behind it.
+/// Puts the type of pooling and takes the linear layers after it.
 pub(super) fn with_dense(build: &mut ModelBuilder<'_>, hidden: u64) -> Result<(), ConvertError> {
     let modules = modules(build)?;
     pooling_type(build, &modules)?;
@@ -76,7 +77,7 @@ pub(super) fn with_dense(build: &mut ModelBuilder<'_>, hidden: u64) -> Result<()
             is_plain,
         ) else {
             return Err(ConvertError::Config(format!(
-                "the layer {} is not one that the engine can have behind a pooling",
+                "llama.cpp does not support the layer {} after the pooling",
                 module.path
             )));
         };
@@ -95,7 +96,7 @@ pub(super) fn with_dense(build: &mut ModelBuilder<'_>, hidden: u64) -> Result<()
         return Ok(());
     }
     Err(ConvertError::Config(format!(
-        "its vectors have {width} numbers, the engine can only give as many as the model is wide"
+        "its embeddings have {width} elements, but llama.cpp can only return as many as the model's width, {hidden}"
     )))
 }
 
@@ -118,9 +119,7 @@ fn pooling_type(build: &mut ModelBuilder<'_>, modules: &[Module]) -> Result<(), 
             Some("lasttoken") => LAST,
             _ => {
                 return Err(ConvertError::Config(
-                    "its vectors are pooled in a way that the engine cannot; it can by mean, by the first and by the \
-                     last token"
-                        .to_owned(),
+                    "its pooling is not supported; the mean, the first and the last token are".to_owned(),
                 ));
             }
         }

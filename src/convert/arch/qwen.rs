@@ -1,4 +1,4 @@
-//! Qwen 2 and 3, dense, as mixtures of experts and as the language model of those that see.
+//! Qwen 2 and 3: dense, as mixtures of experts, as embedding models and rerankers, and the language model of Qwen2-VL.
 
 use super::{
     ModelBuilder,
@@ -47,9 +47,9 @@ const QWEN3_MOE: ModelClass = ModelClass {
     experts: Some((128, 8)),
     ..QWEN2
 };
-/// The engine has room for so many dimensions of a position.
+/// Length of `rope.dimension_sections`: llama.cpp always reads four.
 const MROPE_SECTIONS: usize = 4;
-/// Queries, keys and values always have biases here.
+/// Attention with biases on queries, keys and values, which Qwen 2 always has.
 const BIASED_ATTENTION: &[LayerWeight] = &[
     LayerWeight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]).biased(),
     LayerWeight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]).biased(),
@@ -79,7 +79,8 @@ pub(super) fn qwen2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     pooling::keys(build)
 }
 
-/// The language model of Qwen 2 VL and 2.5 VL. The positions of a picture have three dimensions: time, height and width.
+/// The language model of Qwen2-VL and Qwen2.5-VL. A position in a picture has three dimensions (time, height and width);
+/// `mrope_section` says how many frequencies each of them gets.
 pub(super) fn qwen2_vl(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     decoder(QWEN2_VL, &[NORMS, BIASED_ATTENTION, MLP], None).build(build)?;
     let rope = build.config.rope(QWEN2_VL.theta)?;
@@ -87,7 +88,9 @@ pub(super) fn qwen2_vl(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError>
         .numbers("mrope_section")
         .filter(|sections| sections.len() <= MROPE_SECTIONS);
     let Some(mut sections) = sections else {
-        return Err(ConvertError::Config("its rotation has no mrope_section".to_owned()));
+        return Err(ConvertError::Config(
+            "its RoPE parameters have no mrope_section of at most four numbers".to_owned(),
+        ));
     };
     sections.resize(MROPE_SECTIONS, 0.0);
     let sections = sections.into_iter().map(|section| section as i32).collect();
@@ -97,7 +100,7 @@ pub(super) fn qwen2_vl(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError>
 
 pub(super) fn qwen3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let mut decoder = decoder(QWEN3, &[NORMS, ATTENTION, HEAD_NORMS, MLP], None);
-    if !reranker::is_one(build) {
+    if !reranker::is_reranker(build) {
         decoder.build(build)?;
         return pooling::keys(build);
     }
@@ -111,16 +114,16 @@ pub(super) fn qwen3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
 }
 
 pub(super) fn qwen3_moe(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
-    all_layers_have_experts(build)?;
-    shares_are_normalised(build, true)?;
+    check_all_layers_have_experts(build)?;
+    check_expert_normalization(build, true)?;
     decoder(QWEN3_MOE, &[NORMS, ATTENTION, HEAD_NORMS], Some(EXPERTS)).build(build)?;
     let inner = build.config.count(EXPERTS.size_keys)?;
     build.put_integer("expert_feed_forward_length", inner)
 }
 
 pub(super) fn qwen2_moe(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
-    all_layers_have_experts(build)?;
-    shares_are_normalised(build, false)?;
+    check_all_layers_have_experts(build)?;
+    check_expert_normalization(build, false)?;
     let experts = ExpertWeights { count: 60, ..EXPERTS };
     let sizes = decoder(QWEN2_MOE, &[NORMS, BIASED_ATTENTION], Some(experts)).build(build)?;
     let shared = build.config.count(&["shared_expert_intermediate_size"])?;
@@ -141,24 +144,25 @@ pub(super) fn qwen2_moe(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError
     build.put_integer("expert_shared_feed_forward_length", shared)
 }
 
-/// The engine has no layers without experts in these architectures.
-fn all_layers_have_experts(build: &ModelBuilder<'_>) -> Result<(), ConvertError> {
+/// Refuses models in which some layers have no experts: llama.cpp's `qwen2moe` and `qwen3moe` have none such.
+fn check_all_layers_have_experts(build: &ModelBuilder<'_>) -> Result<(), ConvertError> {
     let step = build.config.optional_integer(&["decoder_sparse_step"])?.unwrap_or(1);
     let dense = build.config.find(&["mlp_only_layers"]).and_then(|list| list.as_array());
     if step != 1 || dense.is_some_and(|list| !list.is_empty()) {
         return Err(ConvertError::Config(
-            "some layers have no experts, which the engine cannot load".to_owned(),
+            "some layers have no experts, which llama.cpp cannot load for this architecture".to_owned(),
         ));
     }
     Ok(())
 }
 
-/// Whether the shares of the chosen experts are scaled to a sum of one: each architecture does it in one way in the engine.
-pub(super) fn shares_are_normalised(build: &ModelBuilder<'_>, expected: bool) -> Result<(), ConvertError> {
-    // False is what the classes take for granted.
+/// Checks `norm_topk_prob`, whether the weights of the chosen experts are scaled to a sum of one. llama.cpp hard-codes it for
+/// each architecture.
+pub(super) fn check_expert_normalization(build: &ModelBuilder<'_>, expected: bool) -> Result<(), ConvertError> {
+    // All these classes default to false.
     if build.config.flag("norm_topk_prob").unwrap_or(false) != expected {
         return Err(ConvertError::Config(format!(
-            "norm_topk_prob is not {expected}, as it is in every model of this architecture that the engine knows"
+            "norm_topk_prob is not {expected}, which llama.cpp takes for granted for this architecture"
         )));
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! Qwen 3's rerankers: models that answer "yes" or "no", of which the engine keeps only these two answers.
+//! Qwen 3 rerankers: language models that answer "yes" or "no". The head is made of the rows of these two tokens in the
+//! output matrix (`Qwen3Model._get_cls_out_tensor` of llama.cpp's converter).
 
 use super::{ModelBuilder, classifier, spec};
 use crate::{
@@ -7,7 +8,7 @@ use crate::{
 };
 
 const ANSWERS: [&str; 2] = ["yes", "no"];
-/// How a query and a document are put before the model, as its makers say.
+/// Prompt of the model card, which llama.cpp's server reads as the chat template `rerank`.
 const TEMPLATE: &str = concat!(
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. ",
     "Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n",
@@ -16,8 +17,8 @@ const TEMPLATE: &str = concat!(
     "<|im_start|>assistant\n<think>\n\n</think>\n\n",
 );
 
-/// Whether a checkpoint says that it is one: nothing but its name and its card does.
-pub(super) fn is_one(build: &ModelBuilder<'_>) -> bool {
+/// Returns true if the checkpoint is a reranker. Its class is that of the language model: only its name and its card tell.
+pub(super) fn is_reranker(build: &ModelBuilder<'_>) -> bool {
     let is_name = |name: &str| name.to_ascii_lowercase().contains("qwen3-reranker");
     if is_name(build.name) || build.config.text(&["_name_or_path"]).is_some_and(is_name) {
         return true;
@@ -28,7 +29,7 @@ pub(super) fn is_one(build: &ModelBuilder<'_>) -> bool {
         .contains("# qwen3-reranker")
 }
 
-/// Adds the head, made of the rows of the answers in the output matrix, and its keys.
+/// Adds the head `[2, hidden]` and its keys.
 pub(super) fn head(build: &mut ModelBuilder<'_>, output: &StoredTensor) -> Result<(), ConvertError> {
     let mut rows = Vec::new();
     for answer in ANSWERS {
@@ -51,7 +52,7 @@ pub(super) fn head(build: &mut ModelBuilder<'_>, output: &StoredTensor) -> Resul
     Ok(())
 }
 
-/// The number of a token that is a word.
+/// Returns the id of the token that is a word.
 fn token(build: &ModelBuilder<'_>, word: &str) -> Result<u64, ConvertError> {
     let path = build.folder.join("tokenizer.json");
     let tokenizer = files::json_if_there(&path, files::MAX_TOKENIZER_BYTES)?;

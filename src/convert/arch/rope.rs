@@ -1,4 +1,4 @@
-//! How positions are rotated, as keys, and as a tensor where llama.cpp wants one.
+//! Rotary position embeddings: the `rope.*` keys, and the factors of Llama 3.1, which llama.cpp reads from a tensor.
 
 use super::ModelBuilder;
 use crate::{
@@ -6,7 +6,8 @@ use crate::{
     gguf::GgufValue,
 };
 
-/// The keys that all decoders share; `theta` is the class's default.
+/// Puts the keys that all decoders share. `theta` is the class's default base frequency; `context` stands in for the original
+/// context length of YaRN where the configuration has none.
 pub(super) fn keys(build: &mut ModelBuilder<'_>, theta: f64, context: u64) -> Result<(), ConvertError> {
     let rope = build.config.rope(theta)?;
     match rope.kind() {
@@ -35,15 +36,16 @@ pub(super) fn keys(build: &mut ModelBuilder<'_>, theta: f64, context: u64) -> Re
             }
         }
         "longrope" => build.put("rope.scaling.type", GgufValue::String("longrope".to_owned())),
-        // A tensor says it.
+        // Written as the tensor `rope_freqs.weight`; see `llama3`.
         "llama3" => {}
         "dynamic" => build.config.remark(
-            "the engine rotates the positions of texts beyond the context of the model otherwise than its class"
+            "the model uses dynamic RoPE scaling, which llama.cpp does not support: texts longer than its context are \
+             rotated differently"
                 .to_owned(),
         ),
         other => {
             return Err(ConvertError::Config(format!(
-                "positions are rotated by {other:?}, which the engine cannot"
+                "its RoPE scaling is {other:?}, which llama.cpp does not support"
             )));
         }
     }
@@ -54,7 +56,7 @@ pub(super) fn keys(build: &mut ModelBuilder<'_>, theta: f64, context: u64) -> Re
     Ok(())
 }
 
-/// The factors of Llama 3.1's rotation, if it has them: 1 for fast frequencies, `factor` for slow ones, and a way between.
+/// Adds the frequency factors of Llama 3.1 (`rope_type` `llama3`), if the model has them.
 pub(super) fn llama3(build: &mut ModelBuilder<'_>, theta: f64, head_dim: u64) -> Result<(), ConvertError> {
     let rope = build.config.rope(theta)?;
     if rope.kind() == "llama3" {
@@ -66,6 +68,9 @@ pub(super) fn llama3(build: &mut ModelBuilder<'_>, theta: f64, head_dim: u64) ->
     Ok(())
 }
 
+/// Returns the divisor of each of the `head_dim / 2` frequencies: 1 for wavelengths far below the original context, `factor`
+/// for those far above, and a smooth way between (`_compute_llama3_parameters` of transformers, `generate_extra_tensors` of
+/// `LlamaModel` in llama.cpp's converter).
 fn llama3_factors(rope: &RopeConfig, head_dim: u64) -> Result<Vec<f32>, ConvertError> {
     let theta = rope.needed("rope_theta")?;
     let or = |key: &str, default: f64| rope.number(key).unwrap_or(default);
@@ -75,7 +80,7 @@ fn llama3_factors(rope: &RopeConfig, head_dim: u64) -> Result<Vec<f32>, ConvertE
         or("high_freq_factor", 4.0),
     );
     let original = or("original_max_position_embeddings", 8192.0);
-    // The reference computes frequencies in 32 bits; so is it done here, for the same bits.
+    // In 32 bits at every step, because the reference computes with torch.float32: 64 bits would give other last digits.
     let factors = (0..head_dim).step_by(2).map(|at| {
         let exponent = at as f32 / head_dim as f32;
         let frequency = 1.0 / (theta as f32).powf(exponent);

@@ -1,47 +1,51 @@
-//! Sizes
+//! Sizes of a decoder: the defaults of its transformers class, and what its `config.json` says. Tensor shapes are checked
+//! against them.
 
 use super::ModelBuilder;
 use crate::convert::ConvertError;
 
-/// A class of the transformers library: what it takes for granted, and llama.cpp's name for it.
+/// Class of the transformers library: its default configuration, and llama.cpp's name for the architecture. A `config.json`
+/// leaves out what equals the default, so every value here is that of the class's `PretrainedConfig`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ModelClass {
     pub(super) arch: &'static str,
+    /// `None` if the class has no default: the configuration must say it.
     pub(super) heads: Option<u64>,
-    /// `None`: as many as heads.
+    /// `None` if the default is the number of query heads.
     pub(super) kv_heads: Option<u64>,
     pub(super) head_dim: HeadDim,
     pub(super) context: u64,
     pub(super) epsilon: f64,
     pub(super) theta: f64,
-    /// Experts, and how many a token uses.
+    /// Number of experts, and how many of them each token uses.
     pub(super) experts: Option<(u64, u64)>,
     pub(super) norms: NormKind,
-    /// What it calls the norm behind the last layer.
+    /// Name of the norm after the last layer.
     pub(super) final_norm: &'static str,
 }
 
-/// What norms divide by, and whether they subtract the mean first.
+/// Kind of the norms: RMSNorm, or LayerNorm, which subtracts the mean first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NormKind {
     Rms,
     Layer,
 }
 
-/// What a class says of a head's size.
+/// Rule for `head_dim`. It decides whether `attention.key_length` is written, which must be so exactly if llama.cpp's
+/// converter writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HeadDim {
-    /// It always has the key.
+    /// The class sets `head_dim` to `hidden / heads` when it is absent, so the converter always finds it.
     Always,
-    /// It has none unless the configuration does.
+    /// Present only if `config.json` has it.
     IfSaid,
-    /// It knows no such key.
+    /// The class ignores the key: the size is `hidden / heads`.
     Never,
-    /// Unless the configuration says otherwise.
+    /// The class has this default.
     Or(u64),
 }
 
-/// Sizes by which shapes are checked.
+/// Sizes of a decoder.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct DecoderSizes {
     pub(super) blocks: u64,
@@ -52,25 +56,26 @@ pub(super) struct DecoderSizes {
     pub(super) head_dim: u64,
 }
 
-/// A size in the shape of a tensor.
+/// One dimension of a weight.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum WeightDim {
     Hidden,
-    /// All heads together.
+    /// Query heads times `head_dim`.
     Query,
-    /// All key heads together.
+    /// Key-value heads times `head_dim`.
     Key,
-    /// Queries, keys and values together.
+    /// Queries, keys and values fused.
     Qkv,
     Head,
     Heads,
     KeyHeads,
     FeedForward,
-    /// Gate and up together.
+    /// Gate and up projections fused.
     GateUp,
 }
 
 impl DecoderSizes {
+    /// Reads the sizes, with the class's defaults for what `config.json` leaves out.
     pub(super) fn read(build: &ModelBuilder<'_>, class: &ModelClass) -> Result<Self, ConvertError> {
         let config = build.config;
         let hidden = config.count(&["hidden_size", "n_embd", "dim"])?;

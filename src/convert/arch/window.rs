@@ -1,4 +1,4 @@
-//! Which layers attend only to a window of the last tokens.
+//! Sliding-window attention: which layers attend only to the last tokens.
 
 use serde_json::Value as Json;
 
@@ -8,11 +8,11 @@ use crate::{
     gguf::{GgufArray, GgufValue},
 };
 
-/// By default all layers but every fourth.
+/// Default period: three layers with a window, then one without (`Cohere2Config`, `Olmo3Config`).
 const EVERY: u64 = 4;
 
-/// The window, and for each layer whether it has it. Without a window there are no keys; `default` is what a class takes
-/// where the configuration says nothing.
+/// Puts the keys of the window (in tokens) and of the layers that have it. `default` is the class's window; without any
+/// window no key is put.
 pub(super) fn keys(build: &mut ModelBuilder<'_>, blocks: u64, default: Option<u64>) -> Result<(), ConvertError> {
     let config = build.config;
     let window = match default.filter(|_| !config.is_null("sliding_window")) {
@@ -31,7 +31,8 @@ pub(super) fn keys(build: &mut ModelBuilder<'_>, blocks: u64, default: Option<u6
     Ok(())
 }
 
-/// For each layer whether it has a window: one by one, as letters that repeat, or every how many one has none.
+/// Returns for each layer whether it has a window. Configurations spell it in three ways: a list of layer types, a string of
+/// letters that repeats (`LLLG`, L for local), or the period after which one layer has none.
 pub(super) fn pattern(config: &CheckpointConfig, blocks: u64) -> Result<Vec<bool>, ConvertError> {
     if let Some(types) = config.find(&["layer_types"]).and_then(Json::as_array) {
         let pattern: Vec<bool> = types
@@ -42,7 +43,7 @@ pub(super) fn pattern(config: &CheckpointConfig, blocks: u64) -> Result<Vec<bool
             return Ok(pattern);
         }
         return Err(ConvertError::Config(format!(
-            "it says of {} layers how they attend, not of {blocks}",
+            "layer_types has {} entries, not one for each of the {blocks} layers",
             pattern.len()
         )));
     }

@@ -1,14 +1,14 @@
-//! The front matter of a model card: the little of YAML that cards are made of.
+//! Front matter of a model card: the subset of YAML that describes a model.
 //!
-//! Read are a key and a text, a list in brackets, and a list of lines with dashes. Whatever else there may be, results of
-//! benchmarks above all, is left out: no anchors, no types, nothing that grows.
+//! Only texts, lists in brackets and lists of lines with dashes are read. Everything else, mostly benchmark results, is skipped.
+//! A card is not trusted, and without anchors and types its front matter cannot expand.
 
-/// Front matter of published cards is a few kilobytes.
+/// Limit on the front matter. That of published cards has a few kilobytes.
 const MAX_BYTES: usize = 256 << 10;
 const MAX_KEYS: usize = 256;
 const MAX_ITEMS: usize = 1024;
 
-/// Keys in their order, with a text or several.
+/// Front matter: keys in their order, each with a text or a list of texts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct FrontMatter(Vec<(String, Entry)>);
 
@@ -19,7 +19,7 @@ enum Entry {
 }
 
 impl FrontMatter {
-    /// Reads what stands between the first line, `---`, and the next such line.
+    /// Parses the lines between the first line, `---`, and the next such line.
     pub(super) fn parse(card: &str) -> Self {
         let mut found = Self::default();
         let mut lines = card.lines();
@@ -27,7 +27,7 @@ impl FrontMatter {
             return found;
         }
         let mut bytes = 0;
-        // The key whose list may follow.
+        // The key for which lines with dashes may follow.
         let mut open: Option<String> = None;
         for line in lines {
             bytes += line.len() + 1;
@@ -46,14 +46,14 @@ impl FrontMatter {
             } else if !is_indented {
                 open = found.read_key(content);
             } else {
-                // A table, or the rest of a text in several lines.
+                // A nested table, or a line of a multi-line text: neither is read.
                 open = None;
             }
         }
         found
     }
 
-    /// Reads `key: value`, and returns the key if its value follows.
+    /// Reads `key: value`; returns the key if its value is on the following lines.
     fn read_key(&mut self, content: &str) -> Option<String> {
         let (key, value) = content.split_once(':')?;
         if !value.is_empty() && !value.starts_with([' ', '\t']) {
@@ -80,7 +80,7 @@ impl FrontMatter {
     }
 
     fn push(&mut self, key: &str, item: &str) {
-        // A table as an item: `- name: value`.
+        // An item that is a table, `- name: value`, is skipped.
         let is_table = !item.starts_with(['"', '\'']) && (item.contains(": ") || item.ends_with(':'));
         let item = item.trim();
         if is_table || item.is_empty() || item.starts_with(['{', '[', '&', '*', '!', '|', '>', '-']) {
@@ -100,7 +100,7 @@ impl FrontMatter {
         self.0.iter().find(|(other, _)| other == key).map(|(_, entry)| entry)
     }
 
-    /// A key's text.
+    /// Returns the text of a key; `None` if it is a list.
     pub(super) fn text(&self, key: &str) -> Option<&str> {
         match self.entry(key)? {
             Entry::Text(text) => Some(text),
@@ -108,7 +108,7 @@ impl FrontMatter {
         }
     }
 
-    /// A key's texts, be it one or a list.
+    /// Returns the list of a key. A single text is a list of one.
     pub(super) fn list(&self, key: &str) -> Option<&[String]> {
         match self.entry(key)? {
             Entry::Text(text) => Some(std::slice::from_ref(text)),
@@ -121,7 +121,7 @@ fn is_null(value: &str) -> bool {
     matches!(value, "~" | "null" | "Null" | "NULL")
 }
 
-/// A line up to a comment, which stands alone or behind white space, and not in quotes.
+/// Removes a comment: a `#` outside of quotes, at the beginning of the line or after white space.
 fn without_comment(line: &str) -> &str {
     let mut quote = None;
     let mut before = ' ';
@@ -130,7 +130,7 @@ fn without_comment(line: &str) -> &str {
             Some(open) if open == letter => quote = None,
             Some(_) => {}
             None if letter == '#' && before.is_whitespace() => return &line[..at],
-            // Quotes begin a value; elsewhere they are apostrophes.
+            // A quote counts only at the beginning of a value; elsewhere it is an apostrophe.
             None if matches!(letter, '"' | '\'') && matches!(before, ' ' | '[' | ',' | '\t') => quote = Some(letter),
             None => {}
         }
@@ -139,7 +139,7 @@ fn without_comment(line: &str) -> &str {
     line
 }
 
-/// A text without its quotes; `None` if they do not match.
+/// Removes quotes around a text; `None` if they do not match.
 fn unquoted(text: &str) -> Option<String> {
     let inner = |quote: char| text.strip_prefix(quote).map(|rest| rest.strip_suffix(quote));
     match (inner('"'), inner('\'')) {
@@ -151,7 +151,7 @@ fn unquoted(text: &str) -> Option<String> {
                     '\\' => match letters.next()? {
                         'n' => out.push('\n'),
                         't' => out.push('\t'),
-                        // Others do not occur in names.
+                        // No other escapes occur in published cards.
                         other @ ('"' | '\\' | '/') => out.push(other),
                         _ => return None,
                     },

@@ -1,5 +1,5 @@
-//! What a file says of its model beyond what the engine needs: from the model card, from the name, and from
-//! `generation_config.json`, in the keys that llama.cpp's converter writes.
+//! Descriptive metadata (`general.*` keys) from the model card, the name of the model and `generation_config.json`, by the rules
+//! of `gguf-py`'s `Metadata` class, which llama.cpp's converter uses. llama.cpp needs none of them to run a model.
 
 mod front_matter;
 mod name;
@@ -15,11 +15,11 @@ use self::{
 use super::{ConvertError, TensorRecipe, files};
 use crate::gguf::{GgufArray, GgufValue, TensorSpec};
 
-/// Models and data sets that a model says it was made from; merges have a dozen.
+/// Limit on base models and data sets. Merges of models name a dozen.
 const MAX_SOURCES: usize = 64;
 const HUB: &str = "https://huggingface.co/";
 
-/// Keys of the container, and where a card has them; the first is taken.
+/// Keys after `general.`, and the keys of a card that set them; the first that is present is used.
 const TEXTS: &[(&str, &[&str])] = &[
     ("author", &["author", "model_author", "model_creator"]),
     ("version", &["version", "model_version"]),
@@ -35,7 +35,7 @@ const TEXTS: &[(&str, &[&str])] = &[
     ("source.uuid", &["uuid", "model_uuid"]),
     ("source.repo_url", &["repo_url", "model_repo_url"]),
 ];
-/// Keys of the container and of `generation_config.json`.
+/// Keys after `general.sampling.`, and the keys of `generation_config.json`.
 const NUMBERS: &[(&str, &str)] = &[
     ("top_p", "top_p"),
     ("min_p", "min_p"),
@@ -52,8 +52,7 @@ const INTEGERS: &[(&str, &str)] = &[
     ("mirostat", "mirostat"),
 ];
 
-/// The keys of a model that is called `name` where its card does not say otherwise. The first is `general.name`, unless it
-/// has none.
+/// Returns the keys of a model. `name` stands in for what its card leaves out.
 pub(super) fn metadata(
     folder: &Path,
     name: &str,
@@ -65,7 +64,7 @@ pub(super) fn metadata(
     let count = Count::of(recipes.iter().map(TensorRecipe::spec));
     let mut keys = described(&card, name, &count);
     for (key, from) in NUMBERS {
-        // Past what 32 bits hold is nobody's temperature.
+        // A number that overflows 32 bits would become infinity in the file.
         let number = generation.get(*from).and_then(Json::as_f64).map(|number| number as f32);
         if let Some(number) = number.filter(|number| number.is_finite()) {
             keys.push((format!("general.sampling.{key}"), GgufValue::F32(number)));
@@ -80,6 +79,7 @@ pub(super) fn metadata(
     Ok(keys)
 }
 
+/// Returns the keys that describe the model itself.
 fn described(card: &FrontMatter, name: &str, count: &Count) -> Vec<(String, GgufValue)> {
     let mut keys = Vec::new();
     let mut put = |key: &str, text: &str| {
@@ -128,7 +128,7 @@ fn described(card: &FrontMatter, name: &str, count: &Count) -> Vec<(String, Gguf
     keys
 }
 
-/// What the model was made from, each by its name on the Hub or by an address.
+/// Puts the base models or data sets of a model, each given by its name on the Hub or by a URL.
 fn sources(key: &str, list: &[String], parameters: u64, keys: &mut Vec<(String, GgufValue)>) {
     let list = &list[..list.len().min(MAX_SOURCES)];
     keys.push((format!("general.{key}.count"), GgufValue::U32(list.len() as u32)));
@@ -161,13 +161,15 @@ fn sources(key: &str, list: &[String], parameters: u64, keys: &mut Vec<(String, 
     }
 }
 
-/// How large a model is.
+/// Parameter counts of a model.
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
     parameters: u64,
-    /// Those of one expert of each layer.
+    /// Parameters of one expert of each layer.
     expert: u64,
+    /// Parameters outside of experts.
     shared: u64,
+    /// Experts of a layer.
     experts: u64,
 }
 
@@ -177,7 +179,7 @@ impl Count {
         let (mut experts, mut matrices) = (0u64, 0u64);
         for tensor in tensors {
             let size = tensor.dims.iter().fold(1, |all: u64, dim| all.saturating_mul(*dim));
-            // The last dimension counts experts; biases have one less.
+            // The slowest dimension of expert tensors counts experts: the third of matrices, the second of biases.
             let outer = if tensor.name.contains(".bias") { 1 } else { 2 };
             let of_experts = tensor.dims.get(outer).filter(|_| tensor.dims.len() > 2);
             match of_experts.filter(|_| tensor.name.contains("_exps.")) {
@@ -194,7 +196,7 @@ impl Count {
         count
     }
 
-    /// As `135M`, or `8x1.5B`.
+    /// Returns the size label, for example `135M` or `8x1.5B`.
     fn label(&self) -> Option<String> {
         match self.experts {
             _ if self.parameters == 0 => None,
@@ -207,7 +209,7 @@ impl Count {
     }
 }
 
-/// With two digits at least.
+/// Rounds to at least two significant digits, for example `1.5B` (`model_weight_count_rounded_notation`).
 fn rounded(count: u64) -> String {
     let count = count as f64;
     let units = [(1e12, "T"), (1e9, "B"), (1e6, "M")];
@@ -249,7 +251,7 @@ mod tests {
         }
     }
 
-    /// What llama.cpp's converter writes for the same cards and names; `fixtures/convert/make/cards.py` says how.
+    /// Compares with what llama.cpp's converter writes for the same cards and names (`fixtures/convert/make/cards.py`).
     #[test]
     fn cards_as_llama_cpp_reads_them() {
         let cases: Vec<Case> = serde_json::from_str(include_str!("../../../fixtures/convert/cards.json")).unwrap();

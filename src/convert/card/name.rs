@@ -1,15 +1,15 @@
-//! What a model's name says of it, by the rules of llama.cpp's converter: `Qwen3-0.6B-Instruct-v2` has a base name, a size,
-//! a kind of fine tuning and a version.
+//! Analysis of a model's name, by the rules of `gguf-py`'s `Metadata.get_model_id_components`: `Qwen3-0.6B-Instruct-v2` has a
+//! base name, a size, a fine-tuning and a version.
 
 use std::{borrow::Cow, collections::HashSet};
 
-/// Longer names than the Hub has say nothing.
+/// Longest name that is analyzed. Names on the Hub are shorter.
 const MAX_BYTES: usize = 192;
 
 /// Parts of a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct NameParts {
-    /// Without the organisation.
+    /// Name without the organization.
     pub(super) name: Option<String>,
     pub(super) organization: Option<String>,
     pub(super) basename: Option<String>,
@@ -18,7 +18,7 @@ pub(super) struct NameParts {
     pub(super) size_label: Option<String>,
 }
 
-/// What a part of a name may be, several at once.
+/// Possible meanings of a part of a name. Several may apply.
 #[derive(Clone, Copy, Debug, Default)]
 struct Kinds {
     basename: bool,
@@ -38,7 +38,7 @@ impl Kinds {
 }
 
 impl NameParts {
-    /// Of a name as `org/name` or `name`, of a model with so many parameters.
+    /// Analyzes a name, with or without `org/`. The number of parameters tells a size from a context length.
     pub(super) fn new(id: &str, parameters: u64) -> Self {
         if id.is_empty() || id.len() > MAX_BYTES {
             return Self::default();
@@ -59,7 +59,7 @@ impl NameParts {
             .enumerate()
             .map(|(at, part)| annotated(part, at == 0, parameters))
             .collect();
-        // A size in words counts only where there is none in numbers.
+        // Words such as "small" count as a size only if no part has a number.
         let has_digits = |part: &str| part.chars().any(|letter| letter.is_ascii_digit());
         if parts.iter().any(|(part, kinds)| kinds.size && has_digits(part)) {
             for (part, kinds) in &mut parts {
@@ -76,7 +76,7 @@ impl NameParts {
                 kinds.finetune |= kinds.count() == 0;
             }
         }
-        // A version behind the name is not part of it.
+        // A version at the end of the base name is not part of it.
         for (_, kinds) in parts.iter_mut().rev() {
             if !kinds.basename || kinds.count() < 2 {
                 break;
@@ -111,7 +111,7 @@ impl NameParts {
     }
 }
 
-/// A part as it is written from here on, and what it is by itself.
+/// Returns a part in its canonical spelling, with its meanings regardless of its neighbors.
 fn annotated(part: &str, is_first: bool, parameters: u64) -> (Cow<'_, str>, Kinds) {
     let lower = part.to_ascii_lowercase();
     let mut kinds = Kinds::default();
@@ -130,7 +130,7 @@ fn annotated(part: &str, is_first: bool, parameters: u64) -> (Cow<'_, str>, Kind
     (part.into(), kinds)
 }
 
-/// Digits, and groups of digits behind dots: `1`, `3.2`.
+/// Returns true for digits with dots between: `1`, `3.2`.
 fn is_number(text: &str) -> bool {
     text.split('.')
         .all(|group| !group.is_empty() && group.bytes().all(|byte| byte.is_ascii_digit()))
@@ -141,7 +141,7 @@ fn is_version(lower: &str) -> bool {
     is_number(bare.unwrap_or(lower))
 }
 
-/// `Q4_K_M`, `iq2_xs`, `bf16`, `fp32`.
+/// Returns true for a weight type: `Q4_K_M`, `iq2_xs`, `bf16`, `fp32`.
 fn is_element_type(lower: &str) -> bool {
     let floats = ["f16", "f32", "fp16", "fp32", "bf16", "bf32", "bfp16", "bfp32"];
     if floats.contains(&lower) {
@@ -154,7 +154,7 @@ fn is_element_type(lower: &str) -> bool {
     is_first && groups.all(|group| group.chars().count() == 1 && group.chars().all(char::is_alphanumeric))
 }
 
-/// `7b`, `A3B`, `8x7b`, `1_5b`, `7b1`, and sizes in words.
+/// Returns true for a size: `7b`, `A3B`, `8x7b`, `1_5b`, `7b1`, or a word such as `small`.
 fn is_size(lower: &str) -> bool {
     if matches!(lower, "small" | "mini" | "medium" | "large" | "xl" | "xxl") {
         return true;
@@ -173,10 +173,11 @@ fn is_size(lower: &str) -> bool {
     is_unit && digits(whole) && digits(fraction)
 }
 
-/// A size as it is written, and whether it must be the length of a context instead.
+/// Returns a size in its canonical spelling, and whether it must be a context length (`128k`) because it is far from the number
+/// of parameters.
 fn size(part: &str, parameters: u64) -> (String, bool) {
     let mut part = part.replace('_', ".");
-    // Bloom's 7b1 is 7.1b.
+    // BLOOM's 7b1 means 7.1b.
     if part.ends_with(|last: char| last.is_ascii_digit())
         && let Some(digit) = part.pop()
         && let Some(unit) = part.pop()
@@ -203,7 +204,7 @@ fn size(part: &str, parameters: u64) -> (String, bool) {
     (part, false)
 }
 
-/// A name as a title: `tiny-llama-7b` as `Tiny Llama 7b`.
+/// Returns a name as a title: `tiny-llama-7b` becomes `Tiny Llama 7b` (`id_to_title`).
 pub(super) fn title(name: &str) -> String {
     let spaced = name.trim().replace('-', " ");
     let words = spaced.split_whitespace().map(|word| {
@@ -219,7 +220,7 @@ pub(super) fn title(name: &str) -> String {
     words.collect::<Vec<String>>().join(" ")
 }
 
-/// Every letter behind something else than a letter is a capital.
+/// Capitalizes every letter that follows a non-letter, like Python's `str.title`.
 fn capitalized(word: &str) -> String {
     let mut before = ' ';
     let mut out = String::with_capacity(word.len());

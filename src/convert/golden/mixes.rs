@@ -1,5 +1,6 @@
-//! Every mix is what llama.cpp's quantiser makes of the same weights in a file of 32 bits, tensor by tensor: of the tiny
-//! checkpoints, and of two whose rows are long enough for every type and whose layers are many enough for every rule.
+//! Golden tests of quantization mixes: every mix is compared, tensor by tensor, with what llama.cpp's quantizer makes of the
+//! same weights in an F32 file. Besides the tiny checkpoints there are two with rows long enough for every type and enough
+//! layers for every rule.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -14,7 +15,7 @@ use crate::{
     llama,
 };
 
-/// By its name: type, dimensions without ones at the end, hash of the content.
+/// Type, dimensions without trailing ones, and hash of the data of each tensor by name.
 type ElementTypes = BTreeMap<String, (&'static str, Vec<u64>, String)>;
 
 fn write(folder: &Path, target: WeightType, path: &Path) -> &'static str {
@@ -26,7 +27,7 @@ fn write(folder: &Path, target: WeightType, path: &Path) -> &'static str {
     planned.file_type
 }
 
-/// The file in 32 bits, with what is packed in blocks of four bits unpacked: llama.cpp refuses to quantise it again.
+/// Writes the F32 file, with MXFP4 decoded: llama.cpp refuses to requantize it.
 fn write_unpacked(folder: &Path, path: &Path) {
     let model = plan(folder, "test", WeightType::F32).unwrap().model;
     let header = GgufHeader::read(model.header(), model.file_len()).unwrap();
@@ -70,7 +71,7 @@ fn compare(name: &str, folder: &Path) {
         for (tensor, expected) in theirs {
             let (found, what) = (&ours[&tensor], format!("{name} {target}: {tensor}"));
             if expected.0 == "F32" && found.0 == "BF16" {
-                // What is kept has the type that it would have without a mix.
+                // Tensors that are not quantized have the type that they would have without a mix.
                 assert_eq!(found.1, expected.1, "{what}");
             } else {
                 assert_eq!(found, &expected, "{what}");
@@ -83,7 +84,7 @@ pub(super) fn check(name: &str) {
     compare(name, assemble(name, &read(name)).path());
 }
 
-/// Gives a checkpoint as `name`, with its tokenizer, other dimensions and so many layers; the weights are noise.
+/// Checks a checkpoint of random weights like `name`, with other dimensions and more layers.
 fn check_wide(name: &str, changes: &[(&str, u64)], experts: u64) {
     let folder = assemble(name, &read(name));
     let path = folder.path().join("config.json");
@@ -146,7 +147,7 @@ fn check_wide(name: &str, changes: &[(&str, u64)], experts: u64) {
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            // From 2^-10 to 2^-3, with either sign.
+            // Magnitudes from 2^-10 to 2^-3, with either sign.
             let bits = (state >> 48) as u16;
             (bits & 0x8000 | (0x3a80 + bits % 0x400)).to_le_bytes()
         })

@@ -1,5 +1,6 @@
-//! Tiny checkpoints of every architecture against what llama.cpp's own converter made of them, key by key and byte by
-//! byte. `fixtures/convert/make/checkpoints.py` says how both were made.
+//! Golden tests: tiny random checkpoints of every architecture. Their files are compared with those of llama.cpp's own
+//! converter, key by key and byte by byte, and the logits that llama.cpp computes from them with those of transformers. All were
+//! made by `fixtures/convert/make/checkpoints.py`.
 
 #[cfg(test)]
 mod mixes;
@@ -25,12 +26,12 @@ use crate::{
 };
 
 pub(super) const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/convert");
-/// Longer lists are compared by their hash.
+/// Longest list that is compared element by element. Longer ones are compared by their hash.
 const MAX_LISTED: usize = 16;
-/// Tensors that are computed; the last bit of a power or a root is the platform's.
+/// Tensors that are computed. The last bit of powers and roots differs between platforms.
 const COMPUTED: [&str; 1] = ["rope_freqs.weight"];
 
-/// Dimensions, and for each type of a file the tensor's type and the beginning of its content's sha256.
+/// Dimensions, and for each weight type the tensor's type and the beginning of the SHA-256 of its data.
 type GoldenTensor = (Vec<u64>, BTreeMap<String, (String, String)>);
 
 #[derive(Deserialize)]
@@ -42,7 +43,7 @@ pub(super) struct GoldenCheckpoint {
     contents: Contents,
 }
 
-/// What is in a file.
+/// Contents of a file.
 #[derive(Deserialize)]
 struct Contents {
     keys: BTreeMap<String, (String, Json)>,
@@ -58,7 +59,7 @@ pub(super) fn read(name: &str) -> GoldenCheckpoint {
     read_file(name, "golden.json")
 }
 
-/// A whole checkpoint in a folder of its own: weights, and the tokenizer that several share.
+/// Copies a checkpoint and its tokenizer, which several checkpoints share, into a new folder.
 pub(super) fn assemble(name: &str, golden: &GoldenCheckpoint) -> tempfile::TempDir {
     assemble_with(name, &golden.tokenizer)
 }
@@ -85,7 +86,7 @@ fn copy_all(from: &Path, to: &Path) {
     }
 }
 
-/// The checkpoint of this name.
+/// Assembles the checkpoint of this name.
 pub(super) fn assembled(name: &str) -> tempfile::TempDir {
     assemble(name, &read(name))
 }
@@ -103,7 +104,7 @@ fn listed(kind: &str, list: Vec<Json>) -> (String, Json) {
     (format!("[{kind}]"), value)
 }
 
-/// A value as the scripts print it.
+/// Returns a value as the scripts print it.
 fn printed(value: &GgufValue) -> (String, Json) {
     let number = |kind: &str, number: Json| (kind.to_owned(), number);
     match value {
@@ -126,19 +127,20 @@ fn printed(value: &GgufValue) -> (String, Json) {
     }
 }
 
-/// Keys that we write where llama.cpp's converter leaves them out: ids that it does not look for.
+/// Returns true for keys that only we write: ids of special tokens for which llama.cpp's converter does not look.
 fn is_ours(key: &str) -> bool {
     key.starts_with("tokenizer.ggml.") && key.ends_with("_token_id")
 }
 
-/// Keys that it writes and we do not: it takes any Gemma for CodeGemma, and a class that knows no window has none.
+/// Returns true for keys that only llama.cpp's converter writes: it takes every Gemma for CodeGemma, and writes an RMS epsilon
+/// for ModernBERT, which has none.
 fn is_theirs(name: &str, key: &str) -> bool {
     name == "gemma" && key == "tokenizer.ggml.eot_token_id" || key == "modern-bert.attention.layer_norm_rms_epsilon"
 }
 
-/// Keys that its classes do not write, though they are what the model has: all of the first Gemmas; those without which
-/// the engine loads only DeepSeeks of a few known numbers of layers, or guesses how they choose experts.
-fn is_said_once_more(key: &str) -> bool {
+/// Returns true for correct keys that llama.cpp's converter leaves out: defaults that it relies on, and keys without which
+/// llama.cpp loads only DeepSeek models of a few known sizes, or guesses their gating function.
+fn is_written_explicitly(key: &str) -> bool {
     matches!(
         key,
         "cohere2.attention.sliding_window_pattern"
@@ -151,13 +153,14 @@ fn is_said_once_more(key: &str) -> bool {
             | "modern-bert.classifier.pooling_type"
             | "phi2.rope.freq_base"
             | "stablelm.rope.freq_base"
-            // The engine would make vectors.
+            // Without it llama.cpp would return embeddings instead of scores.
             | "bert.pooling_type"
             | "modern-bert.pooling_type"
     )
 }
 
-/// Tensors that it leaves out: without OLMo's the engine cannot load the file, without BERT's the numbers are others.
+/// Returns true for tensors that llama.cpp's converter leaves out by mistake: without OLMo 2's output matrix llama.cpp cannot
+/// load the file, without the dense layer of BERT's head it computes other scores.
 fn is_missed(name: &str, tensor: &str) -> bool {
     matches!(
         (name, tensor),
@@ -178,7 +181,7 @@ fn check_projector(name: &str) {
 
 type Planner = fn(&Path, &str, WeightType) -> Result<ConversionPlan, ConvertError>;
 
-/// Files of every type have exactly these keys and tensors.
+/// Checks that files of every weight type have exactly the golden keys and tensors.
 fn check_contents(name: &str, folder: &Path, golden: &Contents, planner: Planner) {
     let mut types: Vec<&String> = golden.tensors.values().flat_map(|(_, types)| types.keys()).collect();
     types.sort();
@@ -201,7 +204,7 @@ fn check_contents(name: &str, folder: &Path, golden: &Contents, planner: Planner
         let header = GgufHeader::open(&path).unwrap();
         let mut streamed = Vec::new();
         let again = match header.architecture() {
-            // Always a file of its own, so that nobody plans it again.
+            // Projectors are never streamed, so they cannot be planned again.
             "clip" => planned.model,
             _ => replan(folder, &path).unwrap_or_else(|error| panic!("{name} {kind}: {error}")),
         };
@@ -210,11 +213,11 @@ fn check_contents(name: &str, folder: &Path, golden: &Contents, planner: Planner
 
         let mut expected = golden.keys.clone();
         for (key, value) in header.metadata.iter() {
-            if !golden.keys.contains_key(key) && (key.starts_with("general.") || is_said_once_more(key)) {
+            if !golden.keys.contains_key(key) && (key.starts_with("general.") || is_written_explicitly(key)) {
                 continue;
             }
             if key == "tokenizer.ggml.remove_extra_whitespaces" {
-                // The converter takes it from a setting for the way back from tokens to text.
+                // The converter takes it from `clean_up_tokenization_spaces`, a setting for detokenization.
                 expected.remove(key);
                 continue;
             }
@@ -247,10 +250,11 @@ fn check_contents(name: &str, folder: &Path, golden: &Contents, planner: Planner
     }
 }
 
-/// In the engine, exact activations are computed like this, all others from a table of 16-bit floats.
+/// Tolerance of logits for activations that ggml computes exactly, such as SiLU.
 pub(super) const EXACT: f32 = 2e-5;
+/// Tolerance for activations that ggml looks up in a table of 16-bit floats, such as GELU.
 pub(super) const TABLE: f32 = 3e-3;
-/// What is multiplied by four bits is rounded to eight; and the numbers of a file in 16 bits are rounded.
+/// Tolerance for MXFP4 matrices, because ggml quantizes their inputs to eight bits, and for weights rounded to 16 bits.
 const PACKED: f32 = 3e-2;
 
 macro_rules! golden {
@@ -351,7 +355,7 @@ mod projector_bytes {
     }
 }
 
-/// How the engine gets a model.
+/// Way in which llama.cpp gets a model.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum LoadVia {
     File,
@@ -365,7 +369,7 @@ const WAYS: &[LoadVia] = &[
     LoadVia::Stream,
 ];
 
-/// The model in the engine with some adapters, and a context of one sequence, all that is not in the file in 32 bits.
+/// Loads a model with adapters into llama.cpp, with a context of one sequence and everything that is not in the file in 32 bits.
 pub(super) fn engine(
     folder: &Path,
     purpose: ContextPurpose,
@@ -406,7 +410,7 @@ pub(super) fn engine(
     Context::new(Arc::new(model), purpose, &params).unwrap()
 }
 
-/// What the engine computes from the file is what transformers computed from the checkpoint.
+/// Checks that llama.cpp computes from the file what transformers computed from the checkpoint.
 fn check_numbers(name: &str, tolerance: f32) {
     check_numbers_of(name, WeightType::F32, tolerance);
 }
@@ -430,7 +434,7 @@ pub(super) fn purpose_of(name: &str) -> ContextPurpose {
     }
 }
 
-/// The logits behind the last token, or the vector of all of them.
+/// Returns the logits after the last token, or the embedding of the text.
 pub(super) fn numbers(mut context: Context, purpose: ContextPurpose, prompt: &[i32]) -> Vec<f32> {
     let mut batch = Batch::new(prompt.len());
     let mut last = None;
@@ -451,7 +455,7 @@ pub(super) fn largest_difference(one: &[f32], other: &[f32]) -> f32 {
     differences.fold(0.0, f32::max)
 }
 
-/// The text of a model that sees is the architecture that it was before it saw.
+/// The language model of a vision model has the architecture of the text-only model.
 #[test]
 fn mistral_small_is_mistral3() {
     let folder = assemble("mistral", &read("mistral"));
@@ -468,7 +472,7 @@ fn mistral_small_is_mistral3() {
     assert_eq!(header.hyperparameter("attention.temperature_scale"), None);
 }
 
-/// A configuration that transformers 5 wrote says less; the class then says the same.
+/// A `config.json` of transformers 5 leaves out defaults; the defaults of the class give the same file.
 #[test]
 fn deepseek3_chooses_experts_by_its_class() {
     let golden = read("deepseek3");
@@ -487,7 +491,7 @@ fn deepseek3_chooses_experts_by_its_class() {
     assert!(planned.notes.iter().any(|note| note.contains("scoring_func")));
 }
 
-/// Texts are cut into the same tokens as by the reference implementation.
+/// llama.cpp tokenizes texts like the reference implementation.
 fn check_texts(name: &str) {
     let golden = read(name);
     check_texts_in(name, &assemble(name, &golden));
@@ -531,14 +535,14 @@ texts! {
     wordpiece "bert";
 }
 
-/// A tokenizer in other files than a `tokenizer.json`, with the checkpoint that has as many rows.
+/// Golden tokenizer in other files than `tokenizer.json`, with a checkpoint of the same vocabulary size.
 #[derive(Deserialize)]
 struct GoldenTokenizer {
     checkpoint: String,
     keys: BTreeMap<String, (String, Json)>,
 }
 
-/// Its keys are those of llama.cpp's converter, and texts are cut as by transformers.
+/// Checks that the keys are those of llama.cpp's converter, and that texts are tokenized like by transformers.
 fn check_files(name: &str) {
     let text = fs::read_to_string(Path::new(FIXTURES).join("tokenizers").join(name).join("golden.json")).unwrap();
     let golden: GoldenTokenizer = serde_json::from_str(&text).unwrap();
@@ -546,7 +550,7 @@ fn check_files(name: &str) {
     let planned = plan(folder.path(), "test", WeightType::F32).unwrap_or_else(|error| panic!("{name}: {error}"));
     let header = GgufHeader::read(planned.model.header(), planned.model.file_len()).unwrap();
     for (key, expected) in golden.keys {
-        // Scores that say nothing, and a setting for the way back from tokens to text.
+        // Scores that have no effect, and a setting for detokenization.
         if name == "tekken" && key.ends_with(".scores") || key.ends_with(".remove_extra_whitespaces") {
             continue;
         }
@@ -577,7 +581,7 @@ files! {
     xlm_roberta "xlm-model";
 }
 
-/// The engine's tokens of texts, with the vocabulary of a header.
+/// Returns llama.cpp's token ids of texts with the vocabulary of a header.
 fn cut(header: &[u8], texts: &[String]) -> Result<Vec<Vec<i32>>, ConvertError> {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), header).unwrap();
@@ -590,8 +594,8 @@ fn cut(header: &[u8], texts: &[String]) -> Result<Vec<Vec<i32>>, ConvertError> {
     texts.iter().map(cut).collect()
 }
 
-/// The engine decides where no structure fits: one that cuts all texts alike is found, and if there is none, the best is
-/// doubtful.
+/// If no structure fits, the comparison decides: a pre-tokenizer that tokenizes all texts alike is found; if there is none, the
+/// best one is a mismatch.
 #[test]
 fn a_pre_tokenizer_of_unknown_structure_is_found_by_trying() {
     for (pattern, expected) in [
@@ -609,7 +613,7 @@ fn a_pre_tokenizer_of_unknown_structure_is_found_by_trying() {
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
         ]});
-        // Long numbers tell this pre-tokenizer from those that are tried before it.
+        // Long numbers distinguish this pre-tokenizer from those that are tried before it.
         json["model"]["vocab"]
             .as_object_mut()
             .unwrap()
@@ -625,14 +629,14 @@ fn a_pre_tokenizer_of_unknown_structure_is_found_by_trying() {
         assert!(refused.to_string().contains("no pre-tokenizer"), "{refused}");
         let planned = plan_checked(folder.path(), "test", WeightType::F32, &mut cut).unwrap();
         let check = planned.check.unwrap();
-        assert_eq!(check.is_doubtful(), expected.is_none(), "{}", check.sentence());
+        assert_eq!(check.is_mismatch(), expected.is_none(), "{}", check.sentence());
         let header = GgufHeader::read(planned.model.header(), planned.model.file_len()).unwrap();
         let said = header
             .get(crate::gguf::TOKENIZER_CHECK_KEY)
             .and_then(GgufValue::as_str)
             .unwrap();
         assert!(
-            said.starts_with(if expected.is_some() { "equal" } else { "doubtful" }),
+            said.starts_with(if expected.is_some() { "equal" } else { "mismatch" }),
             "{said}"
         );
         if let Some(expected) = expected {
@@ -642,7 +646,7 @@ fn a_pre_tokenizer_of_unknown_structure_is_found_by_trying() {
     }
 }
 
-/// More tokens end an answer than the container has keys for.
+/// A model with more end tokens than the format has keys for.
 #[test]
 fn the_engine_knows_every_end_of_an_answer() {
     let golden = read("llama3");

@@ -1,24 +1,26 @@
-//! Which tensor is read after which: in the order of the file, until a layer has shown another one.
+//! Prediction of the order in which llama.cpp reads tensors: the order of the file at first, then, within layers, the order
+//! in which the tensors of an earlier layer were read.
 
 use std::collections::HashMap;
 
-/// A layer's number and which of its tensors: `blk.3.attn_q.weight` is `(3, id of "attn_q.weight")`.
+/// Layer and tensor within the layer: `blk.3.attn_q.weight` is `(3, id of "attn_q.weight")`.
 type Place = (i64, usize);
 
+/// Forecast of reads: which tensors are still to be read, and what has been learned of their order.
 #[derive(Debug)]
 pub(super) struct ReadForecast {
-    /// By tensor; `None` outside of layers.
+    /// Place of each tensor; `None` outside of layers.
     places: Vec<Option<Place>>,
     tensors: HashMap<Place, usize>,
-    /// By tensor: whether it is expected at all, and not yet seen.
+    /// True for tensors that are expected and have not been read yet.
     is_awaited: Vec<bool>,
-    /// What followed a layer's tensor: which one, and how many layers further on.
-    learnt: HashMap<usize, (usize, i64)>,
+    /// Successor of each tensor of a layer: its id, and the distance in layers.
+    learned: HashMap<usize, (usize, i64)>,
     last: Option<usize>,
 }
 
 impl ReadForecast {
-    /// Of tensors in the order of the file: their names, and whether they are to be expected.
+    /// Takes the names of all tensors in the order of the file, and whether each is expected to be read.
     pub(super) fn new<'a>(tensors: impl Iterator<Item = (&'a str, bool)>) -> Self {
         let mut ids = HashMap::new();
         let (mut places, mut is_awaited) = (Vec::new(), Vec::new());
@@ -40,30 +42,30 @@ impl ReadForecast {
                 .collect(),
             places,
             is_awaited,
-            learnt: HashMap::new(),
+            learned: HashMap::new(),
             last: None,
         }
     }
 
-    /// The one to begin with.
+    /// Returns the tensor that is expected first.
     pub(super) fn first(&self) -> Option<usize> {
         self.is_awaited.iter().position(|is_awaited| *is_awaited)
     }
 
-    /// The reader has begun with a tensor.
+    /// Records that the reader has begun with a tensor.
     pub(super) fn arrived(&mut self, tensor: usize) {
         self.is_awaited[tensor] = false;
         let last = self.last.replace(tensor).and_then(|last| self.places[last]);
         if let (Some((before, which)), Some((layer, next))) = (last, self.places[tensor]) {
-            self.learnt.insert(which, (next, layer - before));
+            self.learned.insert(which, (next, layer - before));
         }
     }
 
-    /// The one that is probably read after a tensor; `None` if nothing is left.
+    /// Returns the tensor that is probably read after another; `None` if no tensor is left.
     pub(super) fn after(&self, tensor: usize) -> Option<usize> {
         let as_before = || {
             let (layer, which) = self.places[tensor]?;
-            let (next, further) = self.learnt.get(&which)?;
+            let (next, further) = self.learned.get(&which)?;
             let next = *self.tensors.get(&(layer.checked_add(*further)?, *next))?;
             self.is_awaited[next].then_some(next)
         };

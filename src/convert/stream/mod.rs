@@ -1,7 +1,9 @@
-//! The consumer that makes no file: it answers reads at any position, and prepares what will probably be read next.
+//! Streaming of a planned file: reads at any offset are answered as if the file existed, so that a model can be loaded
+//! without writing it to disk. `worker` gives a [`GgufStream`] to llama.cpp as a `FILE*`.
 //!
-//! llama.cpp reads a header, then one tensor after the other: on one thread, in small pieces, and not in the order of the
-//! file. Here a pool makes rows on all cores ahead of that reader, as far as a bound on memory lets it.
+//! llama.cpp reads the header, then one tensor after another: on one thread, in small pieces, and not in the order of the
+//! file. Here a pool of threads makes rows ahead of that reader, as far as a bound on memory allows, in the order that
+//! [`ReadForecast`] predicts.
 
 mod forecast;
 
@@ -18,32 +20,34 @@ use self::forecast::ReadForecast;
 use super::{ConvertError, VirtualGguf, encode::Scratch};
 use crate::stdx::sync::{lock, wait};
 
-/// More threads than this only wait for the disk.
+/// Limit on the threads of the pool. More would only wait for the disk.
 const MAX_THREADS: usize = 8;
-/// Tensors with fewer bytes are made when they are read. A reader that fills a buffer touches such neighbours of what it is
-/// after, which says nothing of what it will read next.
+/// Tensors with fewer bytes are not made ahead. A reader with a buffer touches small neighbors of the tensor that it wants, which
+/// says nothing about what it reads next.
 const SMALL_BYTES: u64 = 64 << 10;
 
-/// The bytes of a [`VirtualGguf`], made when they are read or shortly before. Dropping it ends the threads of its pool.
+/// Readable stream of a [`VirtualGguf`], whose bytes are made when they are read or shortly before. Dropping it joins the
+/// threads of its pool.
 #[derive(Debug)]
 pub struct GgufStream {
     shared: Arc<Shared>,
-    /// What the reader is in the middle of.
+    /// The step that the reader is in the middle of, and its bytes.
     current: Option<(StreamStep, Vec<u8>)>,
     scratch: Scratch,
-    /// Rows that are asked for on their own.
+    /// Rows of reads that do not begin at a step.
     single: Vec<u8>,
     position: u64,
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Some rows of a tensor, by its index and theirs among its steps.
+/// Unit of work: the index of a tensor, and the number of a group of its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct StreamStep {
     tensor: usize,
     number: u64,
 }
 
+/// State of a step that has been begun.
 #[derive(Debug)]
 enum Slot {
     Working,
@@ -53,12 +57,12 @@ enum Slot {
 #[derive(Debug)]
 struct Shared {
     model: VirtualGguf,
-    /// Steps that are ready or being made at most: with a few megabytes each, the bound on memory.
+    /// Limit on steps that are ready or being made. Each has a few megabytes, so this bounds memory.
     ahead: usize,
     state: Mutex<State>,
-    /// There may be work for the pool.
+    /// Signaled when there may be work for the pool.
     work: Condvar,
-    /// A step has been made.
+    /// Signaled when a step has been made.
     made: Condvar,
 }
 
@@ -66,11 +70,11 @@ struct Shared {
 struct State {
     slots: HashMap<StreamStep, Slot>,
     forecast: ReadForecast,
-    /// What the reader is in the middle of, or waits for.
+    /// The step that the reader is in the middle of, or waits for.
     reading: Option<StreamStep>,
-    /// The first step that it has not asked for.
+    /// The step that the reader is expected to ask for next.
     next: Option<StreamStep>,
-    /// Memory of steps that were read.
+    /// Buffers of steps that were read, for reuse.
     spare: Vec<Vec<u8>>,
     is_stopped: bool,
 }
@@ -104,7 +108,7 @@ impl GgufStream {
             work: Condvar::new(),
             made: Condvar::new(),
         });
-        // A thread that could not be started is only missed: the reader makes for itself what nobody else has begun.
+        // A thread that cannot be started is no error: the reader makes every step itself that no thread has begun.
         let threads = (0..threads).filter_map(|number| {
             let shared = Arc::clone(&shared);
             let thread = thread::Builder::new().name(format!("convert-{number}"));
@@ -120,16 +124,16 @@ impl GgufStream {
         }
     }
 
-    /// Bytes of the whole file.
+    /// Returns the bytes of the whole file.
     #[must_use]
     pub fn file_len(&self) -> u64 {
         self.shared.model.file_len()
     }
 
-    /// Reads some bytes from a position on, never beyond the end of a tensor; none behind the end of the file.
+    /// Reads bytes at an offset and returns their number: at most to the end of a tensor, 0 after the end of the file.
     ///
     /// # Errors
-    /// If the checkpoint cannot be read, or a number does not fit into the target type.
+    /// If the checkpoint cannot be read, or the target type cannot represent an element.
     pub fn read_at(&mut self, offset: u64, out: &mut [u8]) -> Result<usize, ConvertError> {
         if out.is_empty() || offset >= self.file_len() {
             return Ok(0);
@@ -144,7 +148,7 @@ impl GgufStream {
         };
         let within = offset - model.data_offset(tensor);
         let Some(left) = model.tensor_bytes(tensor).checked_sub(within).filter(|left| *left > 0) else {
-            // Between two tensors, or behind the last.
+            // Padding after a tensor.
             let end = if tensor + 1 < model.recipes().len() {
                 model.data_offset(tensor + 1)
             } else {
@@ -170,7 +174,8 @@ impl GgufStream {
         if let Some((_, bytes)) = self.current.as_ref().filter(|(at, _)| *at == step) {
             return Ok(copy(&bytes[inside as usize..], out));
         }
-        // Whoever begins in the middle, as a reader that fills its buffer before it seeks, gets the rows and no more.
+        // A read that begins inside of a step, such as that of a reader which fills its buffer before it seeks, is answered
+        // directly: making the whole step would be wasted.
         let wanted = (out.len() as u64).min(left).min(step_bytes - inside);
         let row_bytes = recipe.row_bytes();
         let (first, last) = (within / row_bytes, (within + wanted - 1) / row_bytes);
@@ -211,7 +216,7 @@ impl Drop for GgufStream {
         self.shared.lock().is_stopped = true;
         self.shared.work.notify_all();
         for thread in self.threads.drain(..) {
-            // It catches its panics.
+            // Ignored: the thread catches panics and passes them on as errors.
             let _ = thread.join();
         }
     }
@@ -222,7 +227,7 @@ impl Shared {
         lock(&self.state)
     }
 
-    /// The life of a thread of the pool.
+    /// Runs a thread of the pool until the stream is dropped.
     fn work(&self) {
         let mut scratch = self.model.scratch();
         let mut state = self.lock();
@@ -247,7 +252,8 @@ impl Shared {
         Ok(bytes)
     }
 
-    /// As [`super::Recipe::produce`], but a panic is an error too, or whoever waits for the rows would wait for ever.
+    /// Makes rows like [`TensorRecipe::produce`](super::TensorRecipe::produce), but turns a panic into an error: otherwise the
+    /// reader would wait for these rows forever.
     fn produce(
         &self,
         tensor: usize,
@@ -261,12 +267,15 @@ impl Shared {
         made.unwrap_or_else(|_| Err(ConvertError::Engine("a thread of the conversion panicked".to_owned())))?;
         if bytes.len() as u64 != expected {
             let name = &recipe.spec().name;
-            return Err(ConvertError::Weights(format!("{name:?} cannot be made in its type")));
+            return Err(ConvertError::Weights(format!(
+                "{name:?} has rows of another size than its type requires"
+            )));
         }
         Ok(())
     }
 
-    /// Gives a step to the reader, which has come to it; waits for whoever makes it, or makes it here.
+    /// Returns a step that the reader has come to: one that is made, one that a thread is making (after waiting), or one that is
+    /// made here. `spent` is the buffer of the step before.
     fn take(&self, step: StreamStep, spent: Option<Vec<u8>>, scratch: &mut Scratch) -> Result<Vec<u8>, ConvertError> {
         let mut state = self.lock();
         state.recycle(spent, self.ahead);
@@ -290,13 +299,14 @@ impl Shared {
 }
 
 impl State {
-    /// Keeps memory for another step.
+    /// Keeps a buffer for another step.
     fn recycle(&mut self, spent: Option<Vec<u8>>, limit: usize) {
         if self.spare.len() < limit {
             self.spare.extend(spent);
         }
     }
 
+    /// Records that the reader has come to a step.
     fn arrive(&mut self, model: &VirtualGguf, step: StreamStep) {
         if self.reading.is_none_or(|before| before.tensor != step.tensor) {
             self.forecast.arrived(step.tensor);
@@ -305,6 +315,7 @@ impl State {
         self.next = self.following(model, step);
     }
 
+    /// Returns the step that is expected after another.
     fn following(&self, model: &VirtualGguf, step: StreamStep) -> Option<StreamStep> {
         let recipe = &model.recipes()[step.tensor];
         let number = step.number + 1;
@@ -315,7 +326,7 @@ impl State {
         Some(StreamStep { tensor, number: 0 })
     }
 
-    /// The next step that is worth making, and memory for it.
+    /// Returns the next step to make and a buffer for it; `None` if enough has been made ahead.
     fn begin(&mut self, model: &VirtualGguf, ahead: usize) -> Option<(StreamStep, Vec<u8>)> {
         let mut expected = Vec::with_capacity(ahead);
         let mut at = self.next;
@@ -325,7 +336,7 @@ impl State {
         }
         let step = *expected.iter().find(|step| !self.slots.contains_key(step))?;
         if self.slots.len() >= ahead {
-            // Something was made that the reader has not come for and is not about to: the guess was wrong.
+            // All slots are taken. Give up a step that was made on a wrong prediction, if there is one.
             let is_unexpected = |step: &StreamStep| !expected.contains(step) && self.reading != Some(*step);
             let wrong = self.slots.iter().find_map(|(step, slot)| match slot {
                 Slot::Made(_) if is_unexpected(step) => Some(*step),

@@ -13,11 +13,11 @@ use crate::{
     gguf::{GgmlType, GgufValue, TensorSpec},
 };
 
-/// Rows of the large tensor: more than one step has.
+/// Rows of the large tensor: more than fit into one step.
 const ROWS: u64 = 2500;
 const WIDTH: u64 = 1024;
 
-/// A large matrix of small numbers, all rows different, and a small one.
+/// Writes a checkpoint with a large matrix, all rows of which differ, and a small one.
 fn checkpoint(folder: &Path) {
     let number = |at: u64| ((at % 251) as f32 + (at / WIDTH) as f32) / 16.0;
     let bytes = |count: u64| (0..count).flat_map(move |at| number(at).to_le_bytes());
@@ -30,7 +30,7 @@ fn checkpoint(folder: &Path) {
     fs::write(folder.join("model.safetensors"), file(&header, &data)).unwrap();
 }
 
-/// Every kind of recipe, and gaps between tensors.
+/// Returns a plan with every kind of recipe, and padding between tensors.
 fn model(folder: &Path) -> VirtualGguf {
     let mut tensors = open(folder).unwrap();
     let (large, small) = (tensors.remove("large").unwrap(), tensors.remove("small").unwrap());
@@ -72,7 +72,7 @@ fn written(folder: &Path) -> Vec<u8> {
     fs::read(path).unwrap()
 }
 
-/// Reads as much as there is of a range.
+/// Reads a range as far as it lies within the file.
 fn read(stream: &mut GgufStream, offset: u64, count: usize) -> Vec<u8> {
     stream.seek(SeekFrom::Start(offset)).unwrap();
     let mut out = Vec::new();
@@ -100,7 +100,7 @@ fn from_the_beginning_to_the_end_it_is_the_file() {
     }
 }
 
-/// As the engine reads: tensors in an order of its own, each from a little before its beginning, in small pieces.
+/// Reads like llama.cpp: tensors in another order than the file's, each from a little before its beginning, in small pieces.
 #[test]
 fn tensors_in_another_order_and_in_small_pieces() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Byte-level BPE: the tokenizers of GPT-2, Llama 3, Qwen and most others.
+//! Byte-level BPE: the tokenizers of GPT-2, Llama 3, Qwen and most others (`_set_vocab_gpt2` in llama.cpp's converter).
 
 use super::{
     TokenType, TokenizerFiles, Vocabulary,
@@ -9,10 +9,10 @@ use super::{
 };
 use crate::convert::ConvertError;
 
-/// What a space is in the alphabet of byte-level BPE.
+/// The letter for a space in byte-level BPE.
 const SPACE: &str = "\u{120}";
 
-/// The vocabulary of a `tokenizer.json` whose model is BPE.
+/// Makes the vocabulary of a `tokenizer.json` with a BPE model.
 pub(super) fn vocabulary(
     files: &TokenizerFiles<'_>,
     json: &TokenizerJson<'_>,
@@ -23,13 +23,13 @@ pub(super) fn vocabulary(
             names: vec![pre],
             is_known: true,
         },
-        // Llama 2's kind: whole texts, spaces as U+2581, bytes for what is unknown.
+        // Llama 2's kind, not byte-level: U+2581 for spaces, and tokens such as `<0x0A>` for unknown bytes.
         None if json.model.byte_fallback == Some(true) => return sentencepiece::from_json(json),
         None => {
             let candidates = pre::candidates(json);
             if let Some(name) = candidates.names.first().filter(|_| candidates.is_known) {
                 notes.push(format!(
-                    "the tokenizer is not one that is known by its output; its structure is that of {name:?}"
+                    "the tokenizer is not known by its output; its pre-tokenizer has the structure of {name:?}"
                 ));
             }
             candidates
@@ -59,6 +59,7 @@ pub(super) fn vocabulary(
             )
         };
     }
+    // A space separates the two tokens of a merge, so spaces inside of a token are written as their letter.
     let merges = json.model.merges()?.iter();
     let merges = merges.map(|(left, right)| format!("{} {}", left.replace(' ', SPACE), right.replace(' ', SPACE)));
     Ok(Vocabulary {

@@ -1,13 +1,14 @@
-//! A comparison of the engine with the reference implementation, on texts in which tokenizers differ.
+//! Comparison of llama.cpp's tokenizer with the reference implementation, on texts by which tokenizers differ. A model whose
+//! prompts are split into other tokens than in training answers badly without any error, so a mismatch is reported.
 
 use super::{Added, pre_hashes::TEXT};
 
-/// Added tokens that are tried; some models have a thousand of one kind.
+/// Limit on added tokens that are tried. Some models have a thousand of one kind.
 const MAX_ADDED: usize = 64;
-/// One text in so many may be cut otherwise by the engine than by the reference: it does not know every normalisation.
+/// One text in so many may be tokenized differently: llama.cpp does not implement every normalization.
 const TOLERATED: usize = 10;
 
-/// Texts in which tokenizers differ: spaces, digits, contractions, cases, scripts, signs, code.
+/// Sample texts: spaces, digits, contractions, case, scripts, symbols and code.
 const TEXTS: &[&str] = &[
     TEXT,
     "Hello, world! How are you?",
@@ -33,73 +34,73 @@ const TEXTS: &[&str] = &[
     "\n",
 ];
 
-/// Texts to compare: those, and some with added tokens in them.
+/// Returns the texts to compare: the samples, and one for each of the first added tokens.
 pub(super) fn texts(added: &[Added]) -> Vec<String> {
     let added = added.iter().take(MAX_ADDED);
     let added = added.map(|token| format!("one {0}two{0} three", token.text));
     TEXTS.iter().map(|text| (*text).to_owned()).chain(added).collect()
 }
 
-/// How the engine's tokens compare with those of the checkpoint's own tokenizer.
+/// Result of comparing llama.cpp's tokens with those of the checkpoint's own tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenizerCheck {
-    /// Texts that become other tokens.
+    /// Texts that are tokenized differently.
     pub wrong: usize,
     /// Texts that were compared.
     pub all: usize,
-    /// The first of those that differ.
+    /// First text that differs.
     first: Option<String>,
-    /// Whether the structure of the tokenizer is that of a known one; if not, all texts must be equal.
+    /// True when the pre-tokenizer has a structure that llama.cpp implements. If not, no difference is tolerated.
     is_known: bool,
 }
 
 impl TokenizerCheck {
-    /// Compares what the engine made of the texts.
-    pub(super) fn new(cuts: &[(String, Vec<u32>)], found: &[Vec<i32>], is_known: bool) -> Self {
+    /// Compares `found`, llama.cpp's token ids, with the expected ones.
+    pub(super) fn new(expected: &[(String, Vec<u32>)], found: &[Vec<i32>], is_known: bool) -> Self {
         let equals = |found: &[i32], expected: &[u32]| {
             let found = found.iter().map(|token| i64::from(*token));
             found.eq(expected.iter().map(|token| i64::from(*token)))
         };
-        let mut wrong = cuts
+        let mut wrong = expected
             .iter()
             .enumerate()
             .filter(|(at, (_, expected))| !found.get(*at).is_some_and(|found| equals(found, expected)));
         let first = wrong.next().map(|(_, (text, _))| text.clone());
         Self {
             wrong: usize::from(first.is_some()) + wrong.count(),
-            all: cuts.len(),
+            all: expected.len(),
             first,
             is_known,
         }
     }
 
-    /// Whether the model would read other texts than those that it is given.
+    /// Returns true if too many texts differ for the model to be usable.
     #[must_use]
-    pub fn is_doubtful(&self) -> bool {
+    pub fn is_mismatch(&self) -> bool {
         self.wrong * if self.is_known { TOLERATED } else { self.all + 1 } > self.all
     }
 
-    /// For people: a sentence, without a full stop.
+    /// Returns a sentence for the user, without a full stop.
     #[must_use]
     pub fn sentence(&self) -> String {
         let Some(first) = &self.first else {
             return format!(
-                "the engine cuts {} of {0} texts into the checkpoint's own tokens",
+                "llama.cpp tokenizes {} of {0} texts like the checkpoint's own tokenizer",
                 self.all
             );
         };
         format!(
-            "the engine cuts {} of {} texts into other tokens than the checkpoint's own tokenizer, the first being {first:?}",
+            "llama.cpp tokenizes {} of {} texts differently from the checkpoint's own tokenizer, the first being {first:?}",
             self.wrong, self.all
         )
     }
 
-    /// What the file says of it.
+    /// Returns the value of [`TOKENIZER_CHECK_KEY`](crate::gguf::TOKENIZER_CHECK_KEY).
     pub(in crate::convert) fn value(&self) -> String {
-        let verdict = match (self.wrong, self.is_doubtful()) {
+        let verdict = match (self.wrong, self.is_mismatch()) {
             (0, _) => "equal",
             (_, false) => "tolerable",
-            (_, true) => "doubtful",
+            (_, true) => "mismatch",
         };
         format!("{verdict}: {}", self.sentence())
     }
@@ -111,25 +112,25 @@ mod tests {
 
     #[test]
     fn one_text_in_ten_may_differ_where_the_structure_is_known() {
-        let cuts: Vec<(String, Vec<u32>)> = (0..20).map(|id| (format!("text {id}"), vec![id])).collect();
+        let samples: Vec<(String, Vec<u32>)> = (0..20).map(|id| (format!("text {id}"), vec![id])).collect();
         let found = |wrong: i32| {
             (0..20)
                 .map(|id| vec![if id < wrong { -1 } else { id }])
                 .collect::<Vec<_>>()
         };
         for (wrong, is_known, verdict) in [
-            (0, true, "equal: the engine cuts 20 of 20"),
-            (2, true, "tolerable: the engine cuts 2 of 20"),
-            (3, true, "doubtful: the engine cuts 3 of 20"),
+            (0, true, "equal: llama.cpp tokenizes 20 of 20"),
+            (2, true, "tolerable: llama.cpp tokenizes 2 of 20"),
+            (3, true, "mismatch: llama.cpp tokenizes 3 of 20"),
             (0, false, "equal"),
-            (1, false, "doubtful"),
+            (1, false, "mismatch"),
         ] {
-            let check = TokenizerCheck::new(&cuts, &found(wrong), is_known);
+            let check = TokenizerCheck::new(&samples, &found(wrong), is_known);
             assert!(check.value().starts_with(verdict), "{}", check.value());
             assert_eq!(check.wrong, wrong as usize);
         }
-        let check = TokenizerCheck::new(&cuts, &[], true);
-        assert_eq!((check.wrong, check.is_doubtful()), (20, true));
+        let check = TokenizerCheck::new(&samples, &[], true);
+        assert_eq!((check.wrong, check.is_mismatch()), (20, true));
         assert!(check.sentence().ends_with("\"text 0\""));
     }
 }

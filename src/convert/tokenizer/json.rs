@@ -1,7 +1,6 @@
-//! `tokenizer.json`, or what stands for one, with a vocabulary that is borrowed from the file's bytes.
-//!
-//! The largest files have a quarter of a million tokens and half a million merges. As a tree of JSON values they take
-//! twenty times their bytes; as pairs of borrowed texts, about as many as they have.
+//! `tokenizer.json`, the format of the `tokenizers` crate. Its vocabulary borrows from the file's bytes: the largest files have
+//! a quarter of a million tokens and half a million merges, which as a tree of JSON values would take twenty times the size
+//! of the file.
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
@@ -14,12 +13,12 @@ use serde_json::{Value as Json, json, value::RawValue};
 use super::{Added, MAX_TOKENS};
 use crate::convert::ConvertError;
 
-/// The steps before and after the model. The longest is a table of characters, of 320 kB.
+/// Limit on the JSON of one step before or after the model. The longest published one, a table of characters, has 320 kB.
 const MAX_STEP_BYTES: usize = 8 << 20;
-/// The largest published vocabularies have two merges for each token.
+/// Limit on merges. The largest published vocabularies have two merges for each token.
 pub(super) const MAX_MERGES: usize = 3 * MAX_TOKENS as usize;
 
-/// A tokenizer as the `tokenizers` crate writes it.
+/// Contents of a `tokenizer.json`.
 #[derive(Debug, Default)]
 pub(super) struct TokenizerJson<'a> {
     pub(super) normalizer: Json,
@@ -30,7 +29,7 @@ pub(super) struct TokenizerJson<'a> {
     pub(super) model: TokenizerModel<'a>,
 }
 
-/// What makes tokens of words. Each kind of model has some of the fields.
+/// Model, which splits words into tokens. Each kind of model has some of the fields.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct TokenizerModel<'a> {
@@ -50,7 +49,7 @@ pub(super) struct TokenizerModel<'a> {
     pub(super) max_input_chars_per_word: Option<u64>,
 }
 
-/// Tokens of a model.
+/// Vocabulary of a model.
 #[derive(Debug, Default)]
 pub(super) enum Vocab<'a> {
     #[default]
@@ -61,13 +60,14 @@ pub(super) enum Vocab<'a> {
     Scores(Vec<(Cow<'a, str>, f64)>),
 }
 
-/// Two texts that are merged.
+/// Two tokens that are merged.
 pub(super) type MergePair<'a> = (Cow<'a, str>, Cow<'a, str>);
 
-/// Pairs of texts, the first being merged first.
+/// Merges by priority.
 #[derive(Debug, Default)]
 pub(super) struct Merges<'a>(pub(super) Vec<MergePair<'a>>);
 
+/// Top level of the file.
 #[derive(Deserialize)]
 struct File<'a> {
     #[serde(borrow)]
@@ -121,7 +121,7 @@ impl TokenizerJson<'_> {
 }
 
 impl<'a> TokenizerJson<'a> {
-    /// Reads a `tokenizer.json`.
+    /// Parses a `tokenizer.json`.
     pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, ConvertError> {
         let wrong = |reason: String| ConvertError::Tokenizer(format!("tokenizer.json is malformed: {reason}"));
         let file: File<'a> = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
@@ -142,7 +142,7 @@ impl<'a> TokenizerJson<'a> {
 }
 
 impl<'a> TokenizerModel<'a> {
-    /// What kind it is; old files of BPE and WordPiece do not say.
+    /// Returns the kind of model. Old BPE and WordPiece files have no `type`.
     pub(super) fn kind(&self) -> &str {
         match &self.kind {
             Some(kind) => kind,
@@ -152,7 +152,7 @@ impl<'a> TokenizerModel<'a> {
         }
     }
 
-    /// Texts and ids.
+    /// Iterates over tokens and their ids.
     pub(super) fn ids(&self) -> Result<impl Iterator<Item = (&str, u64)> + Clone, ConvertError> {
         match &self.vocab {
             Vocab::Ids(list) => Ok(list.iter().map(|(text, id)| (text.as_ref(), *id))),
@@ -160,18 +160,18 @@ impl<'a> TokenizerModel<'a> {
         }
     }
 
-    /// Pairs of texts.
+    /// Returns the merges by priority.
     pub(super) fn merges(&self) -> Result<&[MergePair<'a>], ConvertError> {
         let merges = self.merges.as_ref().map(|merges| merges.0.as_slice());
         merges.ok_or_else(|| ConvertError::Tokenizer("tokenizer.json has no merges".to_owned()))
     }
 }
 
-/// A text that is borrowed where it has no escapes.
+/// Text that is borrowed unless it has escapes.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// A list with as many items as a vocabulary may have.
+/// List of at most [`MAX_TOKENS`] items.
 struct Bounded<T>(Vec<T>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Bounded<T> {
@@ -244,7 +244,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Vocab<'a> {
     }
 }
 
-/// A merge of either generation of files: `"a b"`, or `["a", "b"]`. `None` is a comment.
+/// Merge in the old spelling, `"a b"`, or the new one, `["a", "b"]`. `None` is a comment.
 struct Merge<'a>(Option<MergePair<'a>>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
@@ -283,7 +283,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
     }
 }
 
-/// The two texts of a line of `merges.txt`, or of an old file; `None` is the comment with the version.
+/// Splits a line of `merges.txt`, or a merge of an old file; `None` for the comment with the version.
 pub(super) fn split_merge(line: &str) -> Result<Option<(&str, &str)>, String> {
     if line.starts_with("#version") {
         return Ok(None);

@@ -1,8 +1,10 @@
-//! The tokenizer of a checkpoint as GGUF metadata.
+//! The tokenizer of a checkpoint as GGUF metadata (`tokenizer.*` keys).
 //!
-//! [`TokenizerFiles`] are what a checkpoint says of its tokenizer, in up to eight files. From them a [`Vocabulary`] is made, by
-//! kind: byte-level BPE, WordPiece, SentencePiece's two. `special` finds the ids of special tokens and whether texts are framed
-//! by them, `template` the chat templates, wherever they hide.
+//! A checkpoint describes its tokenizer in up to eight files, which [`TokenizerFiles`] holds. From them a [`Vocabulary`] is made:
+//! `bpe` for byte-level BPE, `wordpiece`, `sentencepiece` and `unigram`. llama.cpp implements pre-tokenizers by name, so `pre`
+//! finds the name for the checkpoint's. `special` finds the ids of special tokens and which of them are added to texts,
+//! `template` the chat templates. `reference` runs the checkpoint's own tokenizer on sample texts, and `check` compares
+//! llama.cpp's output with it.
 
 mod bpe;
 mod byte_level;
@@ -32,10 +34,10 @@ use self::{files::TokenizerFiles, sources::TokenizerBytes};
 use super::ConvertError;
 use crate::gguf::{GgufArray, GgufValue, StringArray};
 
-/// A vocabulary of ten million is a mistake.
+/// Sanity limit on the size of a vocabulary. Published ones have fewer than 300,000 tokens.
 const MAX_TOKENS: u64 = 4 << 20;
 
-/// Types of tokens, as llama.cpp numbers them.
+/// Type of a token, with the values of llama.cpp's `enum llama_token_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 enum TokenType {
@@ -47,7 +49,7 @@ enum TokenType {
     Byte = 6,
 }
 
-/// A token that was added to a trained vocabulary.
+/// Token that was added to a trained vocabulary.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 struct Added {
     #[serde(default)]
@@ -82,41 +84,44 @@ impl Added {
     }
 }
 
-/// Tokens by id, with all that the engine must know of them.
+/// Vocabulary: tokens by id, and everything that llama.cpp needs to use them.
 #[derive(Debug)]
 struct Vocabulary {
-    /// `gpt2`, `bert`, `llama` or `t5`.
+    /// `tokenizer.ggml.model`: `gpt2` (byte-level BPE), `bert` (WordPiece), `llama` (SentencePiece BPE) or `t5` (unigram).
     model: &'static str,
-    /// The pre-tokenizer; more where the first may be the wrong one.
+    /// Names of pre-tokenizers to try, the likeliest first.
     pre: Vec<&'static str>,
-    /// Whether the first of them is one with the same structure.
+    /// True when the first of them has the structure of the checkpoint's.
     is_known: bool,
+    /// Bytes, because SentencePiece tokens need not be UTF-8.
     tokens: Vec<(Vec<u8>, TokenType)>,
     scores: Option<Vec<f32>>,
     merges: Vec<String>,
     add_space_prefix: Option<bool>,
-    /// More keys, without their common beginning.
+    /// Further keys, without `tokenizer.ggml.`.
     extra: Vec<(&'static str, GgufValue)>,
 }
 
-/// A tokenizer as metadata; the default is none.
+/// Tokenizer as metadata. The default, without any key, is that of a projector.
 #[derive(Debug, Default)]
 pub(super) struct TokenizerMetadata {
     keys: Vec<(String, GgufValue)>,
     pre: Vec<&'static str>,
-    /// Whether the structure of the first pre-tokenizer is that of the checkpoint's.
+    /// True when the first pre-tokenizer has the structure of the checkpoint's.
     pub(super) is_known: bool,
-    /// Whether the checkpoint's own tokenizer puts a token in front of texts, if the files' keys do not say.
-    begins: Option<bool>,
-    cuts: Vec<(String, Vec<u32>)>,
+    /// Whether the checkpoint's own tokenizer adds BOS; `None` if a key says so already.
+    adds_bos: Option<bool>,
+    /// Sample texts and their expected token ids.
+    samples: Vec<(String, Vec<u32>)>,
 }
 
-/// The tokenizer in a folder, with `rows` tokens: as many as the embedding has rows.
+/// Reads the tokenizer in a folder. `rows` is the number of rows of the token embedding, which llama.cpp requires to be the
+/// size of the vocabulary.
 pub(super) fn read(folder: &Path, rows: u64, notes: &mut Vec<String>) -> Result<TokenizerMetadata, ConvertError> {
     let bytes = TokenizerBytes::read(folder)?;
     let mut files = TokenizerFiles::read(folder, &bytes, notes)?;
     let mut vocabulary = files.vocabulary(notes)?;
-    // What is written from here on takes as much memory as this.
+    // Freed here, because the metadata below needs as much memory again.
     if let Some(json) = &mut files.json {
         json.model = json::TokenizerModel::default();
     }
@@ -149,8 +154,8 @@ pub(super) fn read(folder: &Path, rows: u64, notes: &mut Vec<String>) -> Result<
     for (key, value) in vocabulary.extra {
         put(key, value);
     }
-    let frames = |key: &str| special.ggml.iter().any(|(known, _)| *known == key);
-    let begins = files.reference.begins.filter(|_| !frames("add_bos_token"));
+    let has_key = |key: &str| special.ggml.iter().any(|(known, _)| *known == key);
+    let adds_bos = files.reference.adds_bos.filter(|_| !has_key("add_bos_token"));
     for (key, value) in special.ggml {
         put(key, value);
     }
@@ -160,23 +165,22 @@ pub(super) fn read(folder: &Path, rows: u64, notes: &mut Vec<String>) -> Result<
         keys,
         pre: vocabulary.pre,
         is_known: vocabulary.is_known,
-        begins,
-        cuts: files.reference.cuts,
+        adds_bos,
+        samples: files.reference.samples,
     })
 }
 
 impl TokenizerMetadata {
-    /// The keys of a file.
     pub(super) fn keys(&self) -> &[(String, GgufValue)] {
         &self.keys
     }
 
-    /// How many pre-tokenizers there are to try.
+    /// Returns the number of pre-tokenizers to try.
     pub(super) fn candidates(&self) -> usize {
         self.pre.len()
     }
 
-    /// Makes a pre-tokenizer that of the file.
+    /// Selects one of the pre-tokenizers.
     pub(super) fn choose(&mut self, candidate: usize) {
         let Some(name) = self.pre.get(candidate) else {
             return;
@@ -185,22 +189,22 @@ impl TokenizerMetadata {
         if let Some((_, value)) = self.keys.iter_mut().find(|(other, _)| other == key) {
             *value = GgufValue::String((*name).to_owned());
         }
-        // Some of them put a token in front of texts unless they are told not to.
+        // llama.cpp adds BOS by default for some pre-tokenizers, so the key must be written for these, and only for these.
         let key = "tokenizer.ggml.add_bos_token";
-        self.keys.retain(|(other, _)| self.begins.is_none() || other != key);
-        if let Some(begins) = self.begins.filter(|_| pre::adds_bos(name)) {
-            self.keys.push((key.to_owned(), GgufValue::Bool(begins)));
+        self.keys.retain(|(other, _)| self.adds_bos.is_none() || other != key);
+        if let Some(adds_bos) = self.adds_bos.filter(|_| pre::adds_bos(name)) {
+            self.keys.push((key.to_owned(), GgufValue::Bool(adds_bos)));
         }
     }
 
-    /// Texts on which engine and reference are compared. None where there is no reference.
+    /// Returns the texts on which the tokenizers are compared; none if the reference implementation cannot run.
     pub(super) fn texts(&self) -> Vec<String> {
-        self.cuts.iter().map(|(text, _)| text.clone()).collect()
+        self.samples.iter().map(|(text, _)| text.clone()).collect()
     }
 
-    /// Compares what the engine made of the texts with what the checkpoint's own tokenizer makes of them.
+    /// Compares llama.cpp's token ids of these texts with those of the checkpoint's own tokenizer.
     pub(super) fn check(&self, found: &[Vec<i32>]) -> TokenizerCheck {
-        TokenizerCheck::new(&self.cuts, found, self.is_known)
+        TokenizerCheck::new(&self.samples, found, self.is_known)
     }
 }
 
@@ -227,7 +231,8 @@ impl TokenizerFiles<'_> {
     }
 }
 
-/// Some models did not mark added tokens as special that are.
+/// Returns true for added tokens that are special although they are not marked so (`does_token_look_special` in llama.cpp's
+/// converter).
 fn looks_special(text: &str) -> bool {
     let is_between = |start: &str, end: &str| text.starts_with(start) && text.ends_with(end);
     matches!(text, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
@@ -236,7 +241,7 @@ fn looks_special(text: &str) -> bool {
         || is_between("<unused", ">")
 }
 
-/// The vocabulary of a `tokenizer.json`: texts by id, with the gaps closed by `None`.
+/// Sorts tokens by id. Ids without a token are `None`.
 fn texts_by_id<'a>(pairs: impl Iterator<Item = (&'a str, u64)>) -> Result<Vec<Option<&'a str>>, ConvertError> {
     let mut texts = Vec::new();
     for (text, id) in pairs {
@@ -255,9 +260,10 @@ fn texts_by_id<'a>(pairs: impl Iterator<Item = (&'a str, u64)>) -> Result<Vec<Op
 }
 
 impl Vocabulary {
-    /// One token for each row of the embedding; rows beyond the tokenizer's tokens get placeholders.
+    /// Makes the vocabulary as long as the embedding has rows. Embeddings are often padded to a multiple of 64 or 128: rows
+    /// beyond the tokenizer's tokens get placeholders `[PAD<id>]`, like in llama.cpp's converter.
     fn fit(&mut self, rows: u64) -> Result<(), ConvertError> {
-        // Added tokens without a row, as that of Gemma 3's pictures in its models of text, can never be used.
+        // Added tokens without a row can never be used, for example Gemma 3's image token in its text-only models.
         let is_added = |kind| matches!(kind, TokenType::Control | TokenType::UserDefined | TokenType::Unused);
         while self.tokens.len() as u64 > rows && self.tokens.last().is_some_and(|(_, kind)| is_added(*kind)) {
             self.tokens.pop();
@@ -269,7 +275,7 @@ impl Vocabulary {
                 "it has {tokens} tokens, but the weights have rows for {rows}"
             )));
         }
-        // In WordPiece's vocabulary every word has its mark.
+        // In llama.cpp's WordPiece vocabularies every word begins with U+2581.
         let mark = if self.model == "bert" { sentencepiece::SPACE } else { "" };
         for id in tokens..rows {
             let text = format!("{mark}[PAD{id}]").into_bytes();
@@ -278,7 +284,7 @@ impl Vocabulary {
                 scores.push(sentencepiece::UNUSED_SCORE);
             }
         }
-        // The engine aborts on a text that occurs twice.
+        // llama.cpp aborts on a text that occurs twice.
         let mut seen = HashMap::with_capacity(self.tokens.len());
         for (id, (text, _)) in self.tokens.iter().enumerate() {
             if let Some(other) = seen.insert(text, id) {
@@ -291,7 +297,7 @@ impl Vocabulary {
         Ok(())
     }
 
-    /// The id of a token with exactly this text.
+    /// Returns the id of the token with exactly this text.
     fn id(&self, text: &str) -> Option<u64> {
         let at = self.tokens.iter().position(|(token, _)| token == text.as_bytes());
         at.map(|at| at as u64)

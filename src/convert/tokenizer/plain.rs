@@ -1,5 +1,5 @@
-//! Vocabularies in plain files, from before there was a `tokenizer.json`: GPT-2's `vocab.json` and `merges.txt`, BERT's
-//! `vocab.txt`. The steps around the model are those that transformers gives to the tokenizer's class.
+//! Vocabularies in plain files, from before `tokenizer.json`: GPT-2's `vocab.json` with `merges.txt`, and BERT's `vocab.txt`.
+//! The steps around the model are those of the tokenizer's class in transformers (`convert_slow_tokenizer.py`).
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -13,10 +13,10 @@ use super::{
 };
 use crate::convert::ConvertError;
 
-/// Kinds of special tokens that become added tokens.
+/// Special tokens that become added tokens.
 const KINDS: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
 
-/// A tokenizer of `vocab.json` and `merges.txt`.
+/// Makes a byte-level tokenizer of `vocab.json` and `merges.txt`. Defaults of its class are added to the files' configuration.
 pub(super) fn from_merges<'a>(
     vocab: &'a [u8],
     merges: &'a str,
@@ -64,9 +64,7 @@ pub(super) fn from_merges<'a>(
         default(files, "pad", "<|endoftext|>");
     } else {
         if class.is_empty() {
-            notes.push(
-                "no file of the checkpoint names its tokenizer's class; it is taken for that of GPT-2".to_owned(),
-            );
+            notes.push("no file of the checkpoint names its tokenizer's class; GPT-2's is assumed".to_owned());
         }
         found.pre_tokenizer =
             json!({"type": "ByteLevel", "add_prefix_space": prefixes, "trim_offsets": true, "use_regex": true});
@@ -100,7 +98,7 @@ pub(super) fn from_merges<'a>(
     Ok(found)
 }
 
-/// A tokenizer of `vocab.txt`: a token a line, its id being the line's number.
+/// Makes a WordPiece tokenizer of `vocab.txt`, whose line numbers are the ids of its tokens.
 pub(super) fn from_words<'a>(
     words: &'a str,
     files: &mut TokenizerFiles<'_>,
@@ -154,7 +152,7 @@ pub(super) fn from_words<'a>(
     Ok(found)
 }
 
-/// Tokens that other files add: those of `added_tokens.json`, of `tokenizer_config.json`, and special ones.
+/// Adds the tokens of `added_tokens.json` and `tokenizer_config.json`, and the special tokens.
 fn add_tokens(json: &mut TokenizerJson<'_>, files: &TokenizerFiles<'_>) -> Result<(), ConvertError> {
     let ids: HashMap<&str, u64> = json.model.ids()?.collect();
     let of_config = files.added_by_config();

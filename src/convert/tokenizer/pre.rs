@@ -1,4 +1,5 @@
-//! Which of llama.cpp's pre-tokenizers cuts texts as this tokenizer does.
+//! Finding llama.cpp's pre-tokenizer for a tokenizer that its converter does not recognize, for example that of a fine-tuned
+//! model with added tokens: by comparing the steps of the pre-tokenizer with those of known families.
 
 use std::{borrow::Cow, collections::HashSet};
 
@@ -11,15 +12,16 @@ use super::{
 
 pub(super) use super::pre_families::QWEN2;
 
-/// Names to try, the likeliest first.
+/// Pre-tokenizers to try.
 #[derive(Debug)]
 pub(super) struct PreTokenizerCandidates {
+    /// Names, the likeliest first.
     pub(super) names: Vec<&'static str>,
-    /// Whether the first is one with the same structure. If not, only a comparison with the engine can choose.
+    /// True when the first has the same steps. If not, only a comparison on sample texts can choose.
     pub(super) is_known: bool,
 }
 
-/// Pre-tokenizers for a tokenizer that llama.cpp's converter does not know: those with the same structure, then the others.
+/// Returns the candidates for a tokenizer: those with the same steps, then all others.
 pub(super) fn candidates(json: &TokenizerJson<'_>) -> PreTokenizerCandidates {
     let mut patterns = Vec::new();
     collect(&json.pre_tokenizer, 0, &mut patterns);
@@ -27,7 +29,7 @@ pub(super) fn candidates(json: &TokenizerJson<'_>) -> PreTokenizerCandidates {
     let ignores_merges = json.model.ignore_merges == Some(true);
     let fits = |family: &&PreTokenizerFamily| family.steps == steps.as_slice();
     let mut families: Vec<&PreTokenizerFamily> = FAMILIES.iter().collect();
-    // Of those with the same expression, only one takes whole words that are tokens as they are.
+    // Families with the same steps may differ in `ignore_merges`, for example llama-bpe and smaug-bpe.
     families.sort_by_key(|family| (!fits(family), family.ignores_merges != ignores_merges));
     PreTokenizerCandidates {
         is_known: families.first().is_some_and(fits),
@@ -39,12 +41,12 @@ pub(super) fn candidates(json: &TokenizerJson<'_>) -> PreTokenizerCandidates {
     }
 }
 
-/// Whether the engine puts a token in front of texts where a file with this pre-tokenizer does not say.
+/// Returns true if llama.cpp adds BOS by default for this pre-tokenizer.
 pub(super) fn adds_bos(name: &str) -> bool {
     FAMILIES.iter().any(|family| family.name == name && family.adds_bos)
 }
 
-/// A step with its expression spelled as in the table.
+/// Step whose regular expression has been respelled as in the table, and so may own it.
 enum RespelledStep<'a> {
     Split(Cow<'a, str>),
     Other(PreTokenizerStep<'static>),
@@ -59,8 +61,9 @@ impl RespelledStep<'_> {
     }
 }
 
+/// Collects the steps of a pre-tokenizer, nested sequences included.
 fn collect<'a>(step: &'a Json, depth: u32, out: &mut Vec<RespelledStep<'a>>) {
-    /// More than any known pre-tokenizer has.
+    /// Sanity limit. No known pre-tokenizer has more than six steps.
     const MAX_STEPS: usize = 16;
     if out.len() == MAX_STEPS {
         return;
@@ -88,13 +91,13 @@ fn collect<'a>(step: &'a Json, depth: u32, out: &mut Vec<RespelledStep<'a>>) {
         }
         Some("ByteLevel") if flag("add_prefix_space", false) => RespelledStep::Other(PreTokenizerStep::Other),
         Some("ByteLevel") if flag("use_regex", true) => RespelledStep::Other(PreTokenizerStep::Gpt2),
-        // Without its expression it only turns bytes into letters, which the engine always does.
+        // Without its regular expression this step only writes bytes as letters, which llama.cpp always does.
         Some("ByteLevel") => return,
         _ => RespelledStep::Other(PreTokenizerStep::Other),
     });
 }
 
-/// An expression as the table spells it.
+/// Spells a regular expression as the table does: `\\r` and `\\n` escaped, contractions with `(?i:`.
 fn spelled(pattern: &str) -> Cow<'_, str> {
     const EXPANDED: &str = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])";
     if !pattern.contains(['\r', '\n']) && !pattern.contains(EXPANDED) {
@@ -128,7 +131,7 @@ mod tests {
         json!({"type": "Sequence", "pretokenizers": steps})
     }
 
-    /// Ollama recognises the same expressions by these hashes of all of a tokenizer's expressions.
+    /// Ollama recognizes the same families by these hashes of the concatenated expressions.
     #[test]
     fn the_expressions_are_the_published_ones() {
         for (name, hash) in [
@@ -178,7 +181,7 @@ mod tests {
     fn every_family_is_found_by_its_own_structure() {
         for family in FAMILIES {
             let steps = family.steps.iter().map(|step| match step {
-                // As some files spell it.
+                // Some files have literal line ends.
                 PreTokenizerStep::Split(pattern) => split(&pattern.replace(r"\r", "\r").replace(r"\n", "\n")),
                 PreTokenizerStep::Digits => json!({"type": "Digits", "individual_digits": true}),
                 PreTokenizerStep::DigitRuns => json!({"type": "Digits", "individual_digits": false}),

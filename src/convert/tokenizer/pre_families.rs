@@ -1,25 +1,27 @@
-//! Pre-tokenizers of families that llama.cpp knows, as the steps of their `tokenizer.json`. Facts of llama.cpp (MIT) and of
-//! the published files. Line ends are spelled `\r` and `\n`, contractions with `(?i:`, however the file has them.
+//! Table of the pre-tokenizers that llama.cpp implements, as the steps of their `tokenizer.json`. The expressions come from
+//! llama.cpp (`llama-vocab.cpp`, MIT) and the published files. Line ends are spelled `\r` and `\n`, and contractions with `(?i:`,
+//! however a file spells them.
 
 use PreTokenizerStep::{DigitRuns, Digits, Gpt2, Punctuation, Split};
 
-/// One step of a pre-tokenizer.
+/// Step of a pre-tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum PreTokenizerStep<'a> {
-    /// What fits the expression is a word of its own.
+    /// `Split`: each match of the regular expression is a word.
     Split(&'a str),
-    /// Every digit is a word.
+    /// `Digits` with `individual_digits`: each digit is a word.
     Digits,
-    /// Digits are words of their own.
+    /// `Digits`: each run of digits is a word.
     DigitRuns,
-    /// Signs that follow each other are a word.
+    /// `Punctuation` with `Contiguous`: each run of punctuation is a word.
     Punctuation,
-    /// The expression of GPT-2.
+    /// `ByteLevel` with its built-in regular expression, GPT-2's.
     Gpt2,
+    /// A step that no family has.
     Other,
 }
 
-/// What the step of GPT-2 stands for, spelled out.
+/// The expression of [`PreTokenizerStep::Gpt2`], which some files spell out.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 pub(super) const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -46,14 +48,15 @@ const DEEPSEEK_WORDS: &str = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶ
 const DEEPSEEK_SIGNS: &str = r"\s?[!-/:-~！-／：-～‘-‟　-。]+";
 const DEEPSEEK_CJK: &str = r"[一-龥ࠀ-一가-퟿]+";
 
-/// One pre-tokenizer.
+/// Pre-tokenizer of a family of models.
 #[derive(Debug)]
 pub(super) struct PreTokenizerFamily {
+    /// Value of `tokenizer.ggml.pre`.
     pub(super) name: &'static str,
     pub(super) steps: &'static [PreTokenizerStep<'static>],
-    /// It takes words that are tokens as they are, whatever the merges say.
+    /// True if a word that is a token is taken whole, whatever the merges say.
     pub(super) ignores_merges: bool,
-    /// Texts begin with a token unless the file says otherwise.
+    /// True if llama.cpp adds BOS unless the file says otherwise.
     pub(super) adds_bos: bool,
 }
 
@@ -79,8 +82,8 @@ const fn ignoring(
     }
 }
 
-/// The most usual first: where no structure fits, they are tried in this order. Of several names for the same pre-tokenizer
-/// there is one here.
+/// The families, the most common first: if no structure fits, they are tried in this order. Of several names for the same
+/// pre-tokenizer only one is listed.
 pub(super) const FAMILIES: &[PreTokenizerFamily] = &[
     ignoring("llama-bpe", &[Split(LLAMA3)], true),
     family("smaug-bpe", &[Split(LLAMA3)]),

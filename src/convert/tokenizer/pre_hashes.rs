@@ -1,6 +1,7 @@
-//! How llama.cpp's converter recognises tokenizers: by the ids that one text becomes. Facts of llama.cpp (MIT).
+//! Table by which llama.cpp's converter recognizes tokenizers: the hash of the ids of one test text (`get_vocab_base_pre`,
+//! MIT).
 
-/// The text.
+/// The test text (`chktxt`).
 pub(super) const TEXT: &str = concat!(
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u{200d}🌫\u{fe0f} (multiple emojis ",
     "concatenated) ✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 ក\u{17b6}ន\u{17cb}",
@@ -9,7 +10,7 @@ pub(super) const TEXT: &str = concat!(
     "make it, 'D you like some tea? We'Ve a'lL",
 );
 
-/// sha256 of its ids, printed as Python prints a list, and the name of the pre-tokenizer. Sorted.
+/// SHA-256 of the ids printed like a Python list, and the name of the pre-tokenizer, sorted by hash.
 pub(super) const BY_HASH: &[(&str, &str)] = &[
     (
         "049ecf7629871e3041641907f3de7c733e4dbfdc736f57d882ba0b0845599754",

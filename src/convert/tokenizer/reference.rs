@@ -1,7 +1,7 @@
-//! What the checkpoint's own tokenizer says, as the reference implementation runs it.
+//! The checkpoint's own tokenizer, run by the reference implementation (the `tokenizers` crate).
 //!
-//! It is built from the borrowed vocabulary: given the file, the reference implementation would read it into a tree of
-//! JSON values twice. It is asked everything at once and dropped, before the vocabulary is laid out for the engine.
+//! It is built from the borrowed vocabulary, since the crate would parse the file into a tree of JSON values twice. All questions
+//! are asked at once, so that its memory is freed before the metadata is assembled.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -24,21 +24,21 @@ use super::{
 };
 use crate::{convert::ConvertError, stdx::hex};
 
-/// What one tokenizer answered.
+/// Answers of the reference implementation.
 #[derive(Debug, Default)]
 pub(super) struct Reference {
-    /// The pre-tokenizer of a tokenizer that llama.cpp's converter knows by what it makes of one text.
+    /// Name of the pre-tokenizer, if llama.cpp's converter recognizes the tokenizer by its output (`get_vocab_base_pre`).
     pub(super) pre: Option<&'static str>,
-    /// Added tokens that are not normalised, as they come out of the tokenizer again, by id.
+    /// Added tokens that are not normalized, encoded and decoded again, by id.
     pub(super) round_trips: HashMap<u64, String>,
-    /// Whether texts get a token in front.
-    pub(super) begins: Option<bool>,
-    /// Texts, and the ids that they become.
-    pub(super) cuts: Vec<(String, Vec<u32>)>,
+    /// Whether a token is added before texts.
+    pub(super) adds_bos: Option<bool>,
+    /// Sample texts and their token ids.
+    pub(super) samples: Vec<(String, Vec<u32>)>,
 }
 
 impl Reference {
-    /// Asks a tokenizer.
+    /// Builds the tokenizer and asks everything.
     pub(super) fn ask(json: &TokenizerJson<'_>) -> Result<Self, ConvertError> {
         let tokenizer = build(json)?;
         let mut round_trips = HashMap::new();
@@ -47,17 +47,17 @@ impl Reference {
             let text = tokenizer.decode(&ids, false);
             round_trips.insert(token.id, text.map_err(|error| failed(&token.text, &error))?);
         }
-        let mut cuts = Vec::new();
+        let mut samples = Vec::new();
         for text in check::texts(&json.added) {
             let ids = encode(&tokenizer, &text, false)?;
-            cuts.push((text, ids));
+            samples.push((text, ids));
         }
         let (bare, framed) = (encode(&tokenizer, "x", false)?, encode(&tokenizer, "x", true)?);
         Ok(Self {
-            begins: Some(framed.len() > bare.len() && !framed.starts_with(&bare)),
+            adds_bos: Some(framed.len() > bare.len() && !framed.starts_with(&bare)),
             pre: by_hash(&encode(&tokenizer, TEXT, true)?),
             round_trips,
-            cuts,
+            samples,
         })
     }
 }
@@ -71,15 +71,16 @@ fn failed(text: &str, error: &tokenizers::Error) -> ConvertError {
     ConvertError::Tokenizer(format!("{text:?} cannot be encoded: {error}"))
 }
 
+/// Returns the pre-tokenizer whose hash these ids of the test text have.
 fn by_hash(ids: &[u32]) -> Option<&'static str> {
-    // As Python prints a list, which is how Rust prints a slice, too.
+    // Python's `str(list)`, which the converter hashes, happens to be the format of Rust's Debug.
     let hash = Sha256::digest(format!("{ids:?}"));
     let hash = hex::encode(hash);
     let found = BY_HASH.binary_search_by(|(known, _)| (*known).cmp(&hash));
     found.ok().map(|at| BY_HASH[at].1)
 }
 
-/// The tokenizer, without the cutting and padding that some files ask for.
+/// Builds the tokenizer, without the truncation and padding that some files ask for: they would change the ids.
 fn build(json: &TokenizerJson<'_>) -> Result<Tokenizer, ConvertError> {
     let wrong = |error: tokenizers::Error| ConvertError::Tokenizer(format!("its tokenizer does not load: {error}"));
     let mut tokenizer = Tokenizer::new(model(&json.model)?);
@@ -89,7 +90,7 @@ fn build(json: &TokenizerJson<'_>) -> Result<Tokenizer, ConvertError> {
     tokenizer.with_pre_tokenizer(step::<PreTokenizerWrapper>("pre-tokenizer", &json.pre_tokenizer)?);
     tokenizer.with_post_processor(step::<PostProcessorWrapper>("post-processor", &json.post_processor)?);
     tokenizer.with_decoder(step::<DecoderWrapper>("decoder", &json.decoder)?);
-    // In their order: those that are not in the vocabulary are numbered by it.
+    // The order matters: tokens that are not in the vocabulary get consecutive ids.
     let added = json.added.iter().map(|token| AddedToken {
         content: token.text.clone(),
         single_word: token.single_word,
@@ -104,7 +105,7 @@ fn build(json: &TokenizerJson<'_>) -> Result<Tokenizer, ConvertError> {
 
 fn step<T: DeserializeOwned>(what: &str, json: &Json) -> Result<Option<T>, ConvertError> {
     serde_json::from_value(json.clone())
-        .map_err(|error| ConvertError::Tokenizer(format!("its {what} is not one that is known: {error}")))
+        .map_err(|error| ConvertError::Tokenizer(format!("its {what} is not supported: {error}")))
 }
 
 fn model(model: &TokenizerModel<'_>) -> Result<ModelWrapper, ConvertError> {
@@ -154,7 +155,7 @@ fn bpe(model: &TokenizerModel<'_>) -> Result<BPE, ConvertError> {
     let vocab = ids(model)?;
     let prefix = model.continuing_subword_prefix.clone().unwrap_or_default();
     let merges = model.merges()?;
-    // The builder takes for granted what this makes sure of.
+    // The builder does not check this, and would panic.
     for (left, right) in merges {
         let rest = right.get(prefix.len()..);
         let is_known = |text: &str| vocab.contains_key(text);
@@ -188,7 +189,8 @@ fn bpe(model: &TokenizerModel<'_>) -> Result<BPE, ConvertError> {
 }
 
 impl Added {
-    /// The text as the engine looks for it: in texts that were not normalised.
+    /// Returns the text that llama.cpp must look for: it searches before normalization, so a token that the normalizer changes
+    /// is replaced by its decoded form (`get_vocab_base` in the converter).
     pub(super) fn as_found<'a>(&'a self, reference: &'a Reference) -> &'a str {
         reference.round_trips.get(&self.id).unwrap_or(&self.text)
     }
@@ -207,7 +209,7 @@ mod tests {
         assert_eq!(hash, "a36179c1e2b1cfcfbfad1dc779addad2ffc778201e4cf0d538bddeafa2c526da");
     }
 
-    /// The builder of the reference implementation would panic, or worse.
+    /// The builder of the reference implementation would panic.
     #[test]
     fn merges_that_make_no_token() {
         for (prefix, merges) in [
@@ -233,7 +235,7 @@ mod tests {
         let reference = Reference::ask(&TokenizerJson::parse(text.as_bytes()).unwrap()).unwrap();
         assert_eq!(reference.pre, None);
         assert_eq!(reference.round_trips[&3], "<x>");
-        let (text, ids) = reference.cuts.last().unwrap();
+        let (text, ids) = reference.samples.last().unwrap();
         assert_eq!((text.as_str(), ids.as_slice()), ("one <x>two<x> three", &[3, 3][..]));
     }
 }

@@ -1,4 +1,5 @@
-//! SentencePiece's BPE: from its own `tokenizer.model`, or from a `tokenizer.json` that was made from one.
+//! SentencePiece BPE, the tokenizer of Llama 2, Mistral and Gemma: from its own `tokenizer.model`, a protocol buffer
+//! (`sentencepiece_model.proto`), or from a `tokenizer.json` that was made from one.
 
 use std::collections::HashMap;
 
@@ -7,28 +8,29 @@ use serde_json::Value as Json;
 use super::{Added, TokenType, TokenizerFiles, Vocabulary, json::TokenizerJson, looks_special, texts_by_id};
 use crate::convert::ConvertError;
 
-/// What a space is in a vocabulary.
+/// The character that stands for a space in a vocabulary.
 pub(super) const SPACE: &str = "\u{2581}";
-/// Of tokens that no text becomes.
+/// Score of placeholders, which no text becomes.
 pub(super) const UNUSED_SCORE: f32 = -10000.0;
-/// Of tokens that were added; they are found before the scores matter.
+/// Score of added tokens. They are found before scores matter (`_create_vocab_sentencepiece` in llama.cpp's converter).
 const ADDED_SCORE: f32 = -1000.0;
-/// Of tokens that no merge makes.
+/// Score of tokens that no merge makes.
 const UNREACHABLE_SCORE: f32 = -1e6;
+/// Sanity limit on the size of a vocabulary.
 const MAX_PIECES: usize = 4 << 20;
 
-/// The parts of a `ModelProto` that matter here.
+/// Fields of a `ModelProto` that matter here.
 #[derive(Debug)]
 pub(super) struct SentencePieceModel<'a> {
     pub(super) pieces: Vec<ProtoPiece<'a>>,
-    /// `trainer_spec.model_type`.
+    /// `trainer_spec.model_type`: 1 is unigram, 2 is BPE.
     kind: u64,
     pub(super) add_dummy_prefix: bool,
-    /// `normalizer_spec.precompiled_charsmap`, how characters are replaced.
+    /// `normalizer_spec.precompiled_charsmap`.
     pub(super) table: &'a [u8],
 }
 
-/// A piece of a `ModelProto`.
+/// `ModelProto.SentencePiece`.
 #[derive(Debug)]
 pub(super) struct ProtoPiece<'a> {
     pub(super) text: &'a [u8],
@@ -36,7 +38,7 @@ pub(super) struct ProtoPiece<'a> {
     pub(super) kind: ProtoPieceType,
 }
 
-/// `SentencePieceModel.Type`.
+/// `ModelProto.SentencePiece.Type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ProtoPieceType {
     Normal,
@@ -57,7 +59,7 @@ impl SentencePieceModel<'_> {
     }
 }
 
-/// The vocabulary of a `tokenizer.model` of BPE.
+/// Makes the vocabulary of a BPE `tokenizer.model`.
 pub(super) fn from_model(
     files: &TokenizerFiles<'_>,
     model: &SentencePieceModel<'_>,
@@ -71,7 +73,7 @@ pub(super) fn from_model(
             ProtoPieceType::Control => TokenType::Control,
             ProtoPieceType::Unused => TokenType::Unused,
             ProtoPieceType::Byte => TokenType::Byte,
-            // `tokenizer_config.json` says which those are that users defined.
+            // Like in the converter, user-defined pieces count only if `tokenizer_config.json` lists them.
             ProtoPieceType::Normal | ProtoPieceType::UserDefined => TokenType::Normal,
         };
         tokens.push((piece.text.to_vec(), kind));
@@ -101,12 +103,13 @@ pub(super) fn from_model(
         tokens,
         scores: Some(scores),
         merges: Vec::new(),
-        // True is what the engine takes for granted.
+        // llama.cpp defaults to true, so only false is written.
         add_space_prefix: from_config.or((!model.add_dummy_prefix).then_some(false)),
         extra: Vec::new(),
     })
 }
 
+/// Returns an added token as it is stored: control tokens verbatim, others with spaces.
 fn typed(special: bool, text: &str) -> (Vec<u8>, TokenType) {
     if special || looks_special(text) {
         (text.as_bytes().to_vec(), TokenType::Control)
@@ -115,7 +118,7 @@ fn typed(special: bool, text: &str) -> (Vec<u8>, TokenType) {
     }
 }
 
-/// Puts a token at an id, behind the trained ones or in place of one of them.
+/// Puts an added token at its id, after the trained ones or in place of one of them.
 fn add(
     tokens: &mut Vec<(Vec<u8>, TokenType)>,
     scores: &mut Vec<f32>,
@@ -135,10 +138,10 @@ fn add(
     Ok(())
 }
 
-/// The vocabulary of a `tokenizer.json` that stands for a SentencePiece model.
+/// Makes the vocabulary of a `tokenizer.json` that was made from a SentencePiece BPE model.
 ///
-/// The scores are lost in that form, but the engine merges the pair with the highest score first, and the merges are in
-/// the order of their scores: the negated rank of the merge that makes a token gives back the same order.
+/// That form has no scores. But llama.cpp merges the pair with the highest score first, and the file lists merges in the order
+/// of their scores, so the negated rank of the merge that makes a token restores the order.
 pub(super) fn from_json(json: &TokenizerJson<'_>) -> Result<Vocabulary, ConvertError> {
     let pairs = json
         .model
@@ -185,13 +188,13 @@ pub(super) fn from_json(json: &TokenizerJson<'_>) -> Result<Vocabulary, ConvertE
     })
 }
 
-/// Whether a text stands for a byte, as `<0x0A>`.
+/// Returns true for a token that stands for a byte, for example `<0x0A>`.
 pub(super) fn is_byte(text: &str) -> bool {
     let digits = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
     digits.is_some_and(|digits| digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()))
 }
 
-/// Whether the normaliser or the pre-tokenizer puts a space in front of a text.
+/// Returns true if the normalizer or the pre-tokenizer adds a space before a text.
 fn prepends_space(json: &TokenizerJson<'_>) -> bool {
     let normalizer = &json.normalizer;
     let inner = normalizer.get("normalizers").and_then(Json::as_array);
@@ -201,7 +204,7 @@ fn prepends_space(json: &TokenizerJson<'_>) -> bool {
     prepends || matches!(scheme, Some("always" | "first"))
 }
 
-/// Reads the parts of a `ModelProto` that matter here. `None` if it is not one.
+/// Parses a `ModelProto`; `None` if it is malformed or has no pieces.
 pub(super) fn parse(bytes: &[u8]) -> Option<SentencePieceModel<'_>> {
     let mut model = SentencePieceModel {
         pieces: Vec::new(),
@@ -265,6 +268,7 @@ fn parse_piece(bytes: &[u8]) -> Option<ProtoPiece<'_>> {
     piece.score.is_finite().then_some(piece)
 }
 
+/// Value of a protocol buffer field, by wire type.
 enum Field<'a> {
     Varint(u64),
     Fixed32(u32),
@@ -272,7 +276,8 @@ enum Field<'a> {
     Bytes(&'a [u8]),
 }
 
-/// The fields of a protocol buffer message; `None` is a malformed one, after which nothing follows.
+/// Iterator over the fields of a protocol buffer message: their numbers and values. It ends after a malformed one, which is
+/// `None`.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {

@@ -1,30 +1,31 @@
-//! The files that hold a tokenizer, of which a checkpoint has some.
+//! Reading of the files that hold a tokenizer. Of several vocabularies the first of `tokenizer.json`, `tekken.json`,
+//! `vocab.json` with `merges.txt`, and `vocab.txt` is used; a SentencePiece BPE model takes precedence over all of them.
 
 use std::path::Path;
 
 use super::{files::TokenizerFiles, json::TokenizerJson, plain, reference::Reference, sentencepiece, tekken, unigram};
 use crate::convert::{ConvertError, files};
 
-/// The bytes of the file with the vocabulary, from which what was read of it borrows.
+/// Bytes of the file with the vocabulary. What is parsed borrows from them.
 #[derive(Debug)]
 pub(super) enum VocabularySource {
     /// `tokenizer.json`.
     Json(Vec<u8>),
-    /// `tekken.json`, Mistral's own.
+    /// `tekken.json`, Mistral's format.
     Tekken(Vec<u8>),
-    /// `vocab.json` and `merges.txt`, as GPT-2 had them.
+    /// `vocab.json` and `merges.txt`, GPT-2's format.
     Merges { vocab: Vec<u8>, merges: String },
-    /// `vocab.txt`, as BERT had it.
+    /// `vocab.txt`, BERT's format.
     Words(String),
-    /// There is a model of SentencePiece, or nothing.
+    /// None of these files exists; there may be a SentencePiece model.
     None,
 }
 
-/// All bytes that [`TokenizerFiles`] borrows from.
+/// Bytes that [`TokenizerFiles`] borrows from.
 #[derive(Debug)]
 pub(super) struct TokenizerBytes {
     source: VocabularySource,
-    /// `tokenizer.model`, or the name that XLM-RoBERTa has for it.
+    /// `tokenizer.model`, or `sentencepiece.bpe.model`, XLM-RoBERTa's name for it.
     sentencepiece: Option<Vec<u8>>,
     has_xlm_name: bool,
 }
@@ -72,7 +73,7 @@ impl<'a> TokenizerFiles<'a> {
             model: object("config.json")?,
             ..Self::default()
         };
-        // Old checkpoints have the names of special tokens there alone.
+        // Old checkpoints have the special tokens only in this file.
         for (key, value) in object("special_tokens_map.json")? {
             found.config.entry(key).or_insert(value);
         }
@@ -86,20 +87,20 @@ impl<'a> TokenizerFiles<'a> {
         if let Some(proto) = bytes.sentencepiece.as_deref() {
             match sentencepiece::parse(proto) {
                 Some(model) if model.is_bpe() => found.sentencepiece = Some(model),
-                // Some other program's file, or one whose kind the other file describes as well.
+                // Another program's file, or a unigram model, which `tokenizer.json` describes as well.
                 _ if found.json.is_some() => {}
                 Some(model) if model.is_unigram() => {
                     found.json = Some(unigram::from_model(&model, &mut found.config, bytes.has_xlm_name)?);
                 }
                 Some(_) => {
                     return Err(ConvertError::Tokenizer(
-                        "the model of SentencePieceModel is neither BPE nor unigram; choose a repository with GGUF files"
+                        "its SentencePiece model is neither BPE nor unigram; choose a repository with GGUF files"
                             .to_owned(),
                     ));
                 }
                 None => {
                     return Err(ConvertError::Tokenizer(
-                        "its tokenizer.model is not one of SentencePieceModel; choose a repository with GGUF files"
+                        "its tokenizer.model is not a SentencePiece model; choose a repository with GGUF files"
                             .to_owned(),
                     ));
                 }

@@ -1,4 +1,5 @@
-//! SpecialTokenKeys tokens: their ids, which of them frame a text, and which of them end an answer.
+//! Special tokens: their ids, which of them are added to texts, and which of them end an answer (`SpecialVocab` in llama.cpp's
+//! `gguf-py`, and beyond it all end tokens of `generation_config.json`).
 
 use std::collections::HashMap;
 
@@ -7,7 +8,7 @@ use serde_json::Value as Json;
 use super::{TokenizerFiles, Vocabulary};
 use crate::gguf::{END_TOKENS_KEY, GgufValue};
 
-/// Names in `tokenizer_config.json` and in the container. The third is the container's own spelling.
+/// Kinds of special tokens: the name in `tokenizer_config.json` and the key in GGUF. `seperator` is the format's own spelling.
 const KINDS: &[(&str, &str)] = &[
     ("bos", "bos_token_id"),
     ("eos", "eos_token_id"),
@@ -18,40 +19,40 @@ const KINDS: &[(&str, &str)] = &[
     ("eot", "eot_token_id"),
     ("eom", "eom_token_id"),
 ];
-/// What the container can say of framing.
-const FRAMES: &[(&str, &str)] = &[
+/// Keys for adding special tokens to texts.
+const ADDED_TOKENS: &[(&str, &str)] = &[
     ("bos", "add_bos_token"),
     ("eos", "add_eos_token"),
     ("sep", "add_sep_token"),
 ];
-/// Kinds of tokens that end an answer, the first being the usual one.
+/// Kinds of tokens that end an answer for llama.cpp.
 const ENDS: [&str; 3] = ["eos", "eot", "eom"];
 
-/// Tokens that end an answer beyond those with a key, at most. llama.cpp tells no longer texts than a list of so many.
+/// Limit on end tokens beyond those with a key. llama.cpp returns a metadata value only up to a fixed length, which a list of
+/// so many ids fits into.
 const MAX_ENDS: usize = 24;
 
 /// Keys of special tokens.
 #[derive(Debug)]
 pub(super) struct SpecialTokenKeys {
-    /// Of the container, without their common beginning.
+    /// Keys of the format, without `tokenizer.ggml.`.
     pub(super) ggml: Vec<(&'static str, GgufValue)>,
-    /// Of ours, for what the container has no room for.
+    /// Own keys, for what the format has no key for.
     pub(super) own: Vec<(String, GgufValue)>,
 }
 
-/// What was found so far.
+/// Special tokens found so far, by kind.
 #[derive(Default)]
 struct SpecialTokens {
-    /// Texts by kind.
     texts: HashMap<&'static str, String>,
-    /// Framing by kind.
-    frames: HashMap<&'static str, bool>,
+    /// Whether the token is added to texts.
+    added: HashMap<&'static str, bool>,
     ids: HashMap<&'static str, u64>,
     lowercase: Option<bool>,
     strip_accents: Option<bool>,
 }
 
-/// The keys of special tokens.
+/// Returns the keys of special tokens.
 pub(super) fn metadata(
     files: &TokenizerFiles<'_>,
     vocabulary: &Vocabulary,
@@ -72,10 +73,10 @@ pub(super) fn metadata(
         }
         found.read_normalizer(&json.normalizer, 0);
     }
-    for (kind, _) in FRAMES {
+    for (kind, _) in ADDED_TOKENS {
         let key = format!("add_{kind}_token");
         if let Some(flag) = files.config.get(&key).and_then(Json::as_bool) {
-            found.frames.insert(kind, flag);
+            found.added.insert(kind, flag);
         }
     }
     found.find_ids(files, vocabulary);
@@ -88,7 +89,7 @@ pub(super) fn metadata(
 }
 
 impl SpecialTokens {
-    /// One kind's token has another's role as well.
+    /// Uses the token of one kind for another that has none.
     fn stand_in(&mut self, kind: &'static str, other: &'static str) {
         if !self.texts.contains_key(kind)
             && let Some(text) = self.texts.get(other).cloned()
@@ -106,7 +107,7 @@ impl SpecialTokens {
             Some("RobertaProcessing" | "BertProcessing") => {
                 let text = |key: &str| processor.get(key)?.get(0)?.as_str().map(str::to_owned);
                 for (kind, key) in [("bos", "cls"), ("eos", "sep"), ("sep", "sep")] {
-                    self.frames.insert(kind, true);
+                    self.added.insert(kind, true);
                     if let Some(text) = text(key) {
                         self.texts.entry(kind).or_insert(text);
                     }
@@ -117,7 +118,7 @@ impl SpecialTokens {
         }
     }
 
-    /// A template as `[CLS] A [SEP]`, and for pairs `[CLS] A [SEP] B [SEP]`.
+    /// Reads a `TemplateProcessing` post-processor, for example `[CLS] A [SEP]` and for pairs `[CLS] A [SEP] B [SEP]`.
     fn read_template(&mut self, processor: &Json) {
         let items = |key: &str| {
             processor
@@ -134,14 +135,14 @@ impl SpecialTokens {
         if let Some(first) = &first {
             self.texts.entry("bos").or_insert_with(|| first.clone());
             let is_known = self.is("bos", first) || self.is("cls", first);
-            self.frames.insert("bos", is_known);
+            self.added.insert("bos", is_known);
         }
         if let Some(last) = &last {
-            // What a text ends with is its end; what the configuration calls so ends a turn.
+            // The template's last token is EOS. If the configuration names another one, that is the end of a turn.
             if let Some(old) = self.texts.insert("eos", last.clone()).filter(|old| old != last) {
                 self.texts.entry("eot").or_insert(old);
             }
-            self.frames.insert("eos", true);
+            self.added.insert("eos", true);
         }
         let mut pair = items("pair");
         if first.is_some() && special(pair.first()) == first {
@@ -156,9 +157,9 @@ impl SpecialTokens {
             let between = &pair[1..pair.len() - 1];
             let separates =
                 |item: Option<&Json>| special(item).is_some_and(|text| self.is("sep", &text) || self.is("eos", &text));
-            // Where a text has an end of its own, that end separates already, unless another follows it.
+            // If EOS follows every text, it separates the texts already, unless a second token follows it.
             let adds = separates(between.first()) && last.is_none() || between.len() == 2 && separates(between.get(1));
-            self.frames.insert("sep", adds);
+            self.added.insert("sep", adds);
         }
     }
 
@@ -202,8 +203,8 @@ impl SpecialTokens {
         }
     }
 
-    /// Every token that ends an answer, of all files that name some. The engine has room for three, and knows others by
-    /// their texts; where there are more, all of them are returned.
+    /// Collects the end tokens of all files. The format has keys for three of them; if there are more, returns all ids for
+    /// [`END_TOKENS_KEY`], else none.
     fn find_ends(
         &mut self,
         files: &TokenizerFiles<'_>,
@@ -232,7 +233,7 @@ impl SpecialTokens {
                 }
                 None if more.len() == MAX_ENDS => {
                     notes.push(format!(
-                        "more than {MAX_ENDS} tokens are said to end answers; not all of them will"
+                        "the checkpoint names more than {MAX_ENDS} additional end tokens; some are ignored"
                     ));
                     break;
                 }
@@ -254,9 +255,9 @@ impl SpecialTokens {
             let id = u32::try_from(*self.ids.get(kind)?).ok()?;
             Some((*key, GgufValue::U32(id)))
         });
-        let frames = FRAMES
+        let frames = ADDED_TOKENS
             .iter()
-            .filter_map(|(kind, key)| Some((*key, GgufValue::Bool(*self.frames.get(kind)?))));
+            .filter_map(|(kind, key)| Some((*key, GgufValue::Bool(*self.added.get(kind)?))));
         let normalizer = [
             ("normalizer.lowercase", self.lowercase),
             ("normalizer.strip_accents", self.strip_accents),
@@ -275,7 +276,7 @@ mod tests {
     use super::*;
     use crate::convert::tokenizer::{TokenType, json::TokenizerJson};
 
-    /// Stands for the key that is ours.
+    /// Stands for our own key.
     const OWN: &str = "own";
 
     fn keys(

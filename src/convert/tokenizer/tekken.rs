@@ -1,4 +1,5 @@
-//! Mistral's `tekken.json`: tokens as bytes in the order in which they are merged, behind tokens with a meaning.
+//! Mistral's `tekken.json` (the `Tekkenizer` of `mistral_common`): special tokens, then tokens as bytes by rank. Like tiktoken, it
+//! has no merges: the pair whose union has the lowest rank is merged first. They are reconstructed here.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -12,9 +13,9 @@ use super::{
 };
 use crate::convert::ConvertError;
 
-/// The longest token of a published file has 128 bytes. Every place where one can be cut is tried.
+/// Limit on the length of a token, since every split of it is tried. The longest of a published file has 128 bytes.
 const MAX_TOKEN_BYTES: usize = 256;
-/// Files from before version 7 do not name their special tokens; these are what `mistral_common` takes for granted.
+/// Special tokens of files before version 7, which do not name them (`Tekkenizer.DEPRECATED_SPECIAL_TOKENS`).
 const UNNAMED: [&str; 20] = [
     "<unk>",
     "<s>",
@@ -68,15 +69,15 @@ struct Special {
     token_str: String,
 }
 
-/// A tokenizer with the same tokens, merges and steps. What the file says of special tokens goes to `config`, unless a
-/// `tokenizer_config.json` has said something else.
+/// Makes an equivalent `tokenizer.json`. Special tokens are added to `config`, the contents of `tokenizer_config.json`, which
+/// takes precedence.
 pub(super) fn read(bytes: &[u8], config: &mut Map<String, Json>) -> Result<TokenizerJson<'static>, ConvertError> {
     let wrong = |reason: String| ConvertError::Tokenizer(format!("its tekken.json is malformed: {reason}"));
     let file: File<'_> = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;
     let special = special_tokens(&file).map_err(&wrong)?;
     let mut tokens = file.vocab.as_slice();
     if let Some(size) = file.config.default_vocab_size {
-        // Files have more tokens than models use.
+        // Files hold more tokens than the model has; `default_vocab_size` includes the special ones.
         let most = size.saturating_sub(special.len() as u64).min(tokens.len() as u64);
         tokens = &tokens[..most as usize];
     }
@@ -92,7 +93,7 @@ pub(super) fn read(bytes: &[u8], config: &mut Map<String, Json>) -> Result<Token
         }
         ranked.push(bytes);
     }
-    let merges = merges(&ranked).ok_or_else(|| wrong("its tokens can be made in too many ways".to_owned()))?;
+    let merges = merges(&ranked).ok_or_else(|| wrong("its tokens can be merged in too many ways".to_owned()))?;
     let first = special.len() as u64;
     let letters = byte_level::letters();
     let spelled = |bytes: &[u8]| Cow::Owned(bytes.iter().map(|byte| letters[usize::from(*byte)]).collect::<String>());
@@ -132,7 +133,7 @@ pub(super) fn read(bytes: &[u8], config: &mut Map<String, Json>) -> Result<Token
     Ok(found)
 }
 
-/// Texts by id. Those without a name are numbered.
+/// Returns the special tokens by id. Reserved ones without a name are numbered.
 fn special_tokens(file: &File<'_>) -> Result<Vec<String>, String> {
     let mut texts = match &file.special_tokens {
         None => UNNAMED.map(str::to_owned).to_vec(),
@@ -156,8 +157,8 @@ fn special_tokens(file: &File<'_>) -> Result<Vec<String>, String> {
     Ok(texts)
 }
 
-/// Every pair of tokens that makes a token, by the rank of what it makes, then by the ranks of its halves. `None` is too
-/// many.
+/// Returns every pair of tokens whose union is a token, by the rank of the union, then by the ranks of its halves
+/// (`generate_merges` of transformers' `TikTokenConverter`); `None` if there are more than [`MAX_MERGES`].
 fn merges(ranked: &[Vec<u8>]) -> Option<Vec<(&[u8], &[u8])>> {
     let ranks: HashMap<&[u8], usize> = ranked
         .iter()

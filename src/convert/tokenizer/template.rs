@@ -1,4 +1,5 @@
-//! Chat templates, wherever a checkpoint keeps them.
+//! Chat templates of a checkpoint, from the four places where versions of transformers keep them (`SpecialVocab` in llama.cpp's
+//! `gguf-py`).
 
 use std::path::Path;
 
@@ -9,11 +10,11 @@ use crate::{
     gguf::{GgufArray, GgufValue},
 };
 
-/// Named templates of one model; real ones have three.
+/// Limit on named templates. Published models have at most three.
 const MAX_TEMPLATES: usize = 64;
 const FOLDER: &str = "additional_chat_templates";
 
-/// The templates as metadata: one without a name, the others with theirs.
+/// Returns the templates as metadata: the default one, then those with a name.
 pub(super) fn metadata(folder: &Path, config: &Map<String, Json>) -> Result<Vec<(String, GgufValue)>, ConvertError> {
     let templates = find(folder, config)?;
     let mut out = Vec::new();
@@ -37,7 +38,7 @@ pub(super) fn metadata(folder: &Path, config: &Map<String, Json>) -> Result<Vec<
     Ok(out)
 }
 
-/// Names and templates; the one that is used unless another is asked for is called `default`.
+/// Returns names and templates from the first place that has some. The template that is used by default is called `default`.
 fn find(folder: &Path, config: &Map<String, Json>) -> Result<Vec<(String, String)>, ConvertError> {
     let of_config = config.get("chat_template").map(named).unwrap_or_default();
     if !of_config.is_empty() {
@@ -51,7 +52,7 @@ fn find(folder: &Path, config: &Map<String, Json>) -> Result<Vec<(String, String
             for entry in std::fs::read_dir(&more).map_err(ConvertError::io(&more, "read"))? {
                 paths.push(entry.map_err(ConvertError::io(&more, "read"))?.path());
             }
-            // The order of a folder is nobody's choice.
+            // Sorted, because the order of a directory differs between machines.
             paths.sort();
             paths.retain(|path| path.extension().is_some_and(|extension| extension == "jinja"));
             for path in paths.iter().take(MAX_TEMPLATES) {
@@ -63,7 +64,7 @@ fn find(folder: &Path, config: &Map<String, Json>) -> Result<Vec<(String, String
         }
         return Ok(all);
     }
-    // The first was written for models that see, the second by the first versions that had such models.
+    // Both belong to multimodal models: the first to newer versions of transformers, the second to older ones.
     for file in ["chat_template.json", "processor_config.json"] {
         let json = files::object_if_there(&folder.join(file))?.unwrap_or_default();
         let templates = json.get("chat_template").map(named).unwrap_or_default();
@@ -74,7 +75,7 @@ fn find(folder: &Path, config: &Map<String, Json>) -> Result<Vec<(String, String
     Ok(Vec::new())
 }
 
-/// A template, or a list of them with names.
+/// Returns a single template as `default`, or the templates of a list.
 fn named(value: &Json) -> Vec<(String, String)> {
     match value {
         Json::String(template) => vec![("default".to_owned(), template.clone())],

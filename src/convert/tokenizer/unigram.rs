@@ -1,4 +1,4 @@
-//! SentencePiece's unigram model, as XLM-RoBERTa and its children have it.
+//! SentencePiece's unigram model: the tokenizers of T5, XLM-RoBERTa and its descendants (bge-m3, e5).
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value as Json, json};
@@ -14,7 +14,7 @@ use crate::{
     gguf::{GgufArray, GgufValue},
 };
 
-/// The vocabulary of a `tokenizer.json` whose model is a unigram model.
+/// Makes the vocabulary of a `tokenizer.json` with a unigram model.
 pub(super) fn vocabulary(json: &TokenizerJson<'_>) -> Result<Vocabulary, ConvertError> {
     let Vocab::Scores(pieces) = &json.model.vocab else {
         return Err(ConvertError::Tokenizer(
@@ -50,14 +50,14 @@ pub(super) fn vocabulary(json: &TokenizerJson<'_>) -> Result<Vocabulary, Convert
     let normalizers = steps(&json.normalizer, "normalizers");
     let pre_tokenizers = steps(&json.pre_tokenizer, "pretokenizers");
     let is = |step: &Json, kind: &str| step.get("type").and_then(Json::as_str) == Some(kind);
-    // Either cuts at every white space, or makes one space of several.
+    // Splitting at white space or replacing runs of spaces: both are `remove_extra_whitespaces` in llama.cpp.
     let collapses = pre_tokenizers.iter().any(|step| is(step, "WhitespaceSplit"))
         || normalizers
             .iter()
             .any(|step| is(step, "Replace") && step.pointer("/pattern/Regex") == Some(&" {2,}".into()));
     let prepends = pre_tokenizers.iter().any(|step| {
         let scheme = step.get("prepend_scheme").and_then(Json::as_str);
-        // Old files have a flag instead, which is on by default.
+        // Files from before `prepend_scheme` have the flag, which defaults to true.
         let flag = step.get("add_prefix_space") != Some(&Json::Bool(false));
         is(step, "Metaspace") && scheme.map_or(flag, |scheme| scheme != "never")
     });
@@ -66,7 +66,7 @@ pub(super) fn vocabulary(json: &TokenizerJson<'_>) -> Result<Vocabulary, Convert
     if let Some(table) = table.and_then(|step| step.get("precompiled_charsmap")?.as_str()) {
         let bytes = STANDARD
             .decode(table)
-            .map_err(|_| ConvertError::Tokenizer("its table of characters is malformed".to_owned()))?;
+            .map_err(|_| ConvertError::Tokenizer("its precompiled_charsmap is not base64".to_owned()))?;
         if !bytes.is_empty() {
             extra.push(("precompiled_charsmap", GgufValue::Array(GgufArray::U8(bytes))));
         }
@@ -83,7 +83,7 @@ pub(super) fn vocabulary(json: &TokenizerJson<'_>) -> Result<Vocabulary, Convert
     })
 }
 
-/// A step, or all steps of a sequence.
+/// Returns a step, or the steps of a sequence.
 fn steps<'a>(step: &'a Json, key: &str) -> Vec<&'a Json> {
     match step.get(key).and_then(Json::as_array) {
         Some(list) => list.iter().collect(),
@@ -91,8 +91,8 @@ fn steps<'a>(step: &'a Json, key: &str) -> Vec<&'a Json> {
     }
 }
 
-/// What transformers makes of a unigram model of SentencePiece. XLM-RoBERTa's has four tokens of its own in front, and one
-/// behind.
+/// Makes the `tokenizer.json` that transformers would make of a unigram model (`SpmConverter`). XLM-RoBERTa's puts four
+/// special tokens in place of the first three pieces, and `<mask>` at the end (`XLMRobertaConverter`).
 pub(super) fn from_model<'a>(
     model: &SentencePieceModel<'a>,
     config: &mut Map<String, Json>,
@@ -167,7 +167,7 @@ pub(super) fn from_model<'a>(
         let pair = ["<s>", "A", "</s>", "</s>", "B", "</s>"];
         found.post_processor = found.template("<s>", "</s>", &["<s>", "A", "</s>"], &pair)?;
     } else {
-        // The engine takes for granted what T5 does.
+        // llama.cpp defaults to T5's behavior for this model type: no BOS, but EOS.
         config.entry("add_bos_token").or_insert(adds_bos.into());
         config.entry("add_eos_token").or_insert(adds_eos.into());
     }

@@ -1,14 +1,14 @@
-//! WordPiece: the tokenizers of BERT and its children.
+//! WordPiece: the tokenizers of BERT and its descendants.
 
 use super::{
     TokenType, TokenizerFiles, Vocabulary, json::TokenizerJson, looks_special, sentencepiece::SPACE, texts_by_id,
 };
 use crate::convert::ConvertError;
 
-/// What llama.cpp calls the tokenizer of BERT; it changes nothing in how texts are cut.
+/// llama.cpp's name for BERT's tokenizer. Its WordPiece implementation ignores the name.
 const DEFAULT_PRE: &str = "jina-v2-en";
 
-/// The vocabulary of a `tokenizer.json` whose model is WordPiece.
+/// Makes the vocabulary of a `tokenizer.json` with a WordPiece model.
 pub(super) fn vocabulary(files: &TokenizerFiles<'_>, json: &TokenizerJson<'_>) -> Result<Vocabulary, ConvertError> {
     let prefix = json.model.continuing_subword_prefix.as_deref().unwrap_or("##");
     let pairs = json
@@ -20,7 +20,7 @@ pub(super) fn vocabulary(files: &TokenizerFiles<'_>, json: &TokenizerJson<'_>) -
         .iter()
         .enumerate()
         .map(|(id, text)| match text {
-            // The engine marks where a word begins; WordPiece where it goes on.
+            // WordPiece marks continuations (`##ing`); llama.cpp marks beginnings (`\u{2581}play`) instead.
             Some(text) => match text.strip_prefix(prefix) {
                 Some(rest) => (rest.as_bytes().to_vec(), TokenType::Normal),
                 None => (format!("{SPACE}{text}").into_bytes(), TokenType::Normal),

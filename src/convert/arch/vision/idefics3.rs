@@ -1,8 +1,9 @@
-//! Idefics 3 and SmolVLM: neighbouring patches become one embedding, as wide as all of them.
+//! Projector of Idefics 3 and SmolVLM: the vectors of `scale_factor`² neighboring patches are concatenated and projected to
+//! one embedding (pixel shuffle).
 
 use serde_json::Value as Json;
 
-use super::{Encoder, Surroundings, siglip::siglip};
+use super::{Encoder, VisionContext, siglip::siglip};
 use crate::convert::{ConvertError, arch::ModelBuilder};
 
 const DEFAULT: Encoder = Encoder {
@@ -15,24 +16,24 @@ const DEFAULT: Encoder = Encoder {
     epsilon: 1e-6,
 };
 
-pub(super) fn idefics3(build: &mut ModelBuilder<'_>, around: &Surroundings<'_>) -> Result<(), ConvertError> {
-    let encoder = siglip(build, around, "vision_model.", "idefics3", DEFAULT)?;
-    let scale = around.config.integer_or(&["scale_factor"], 2)?;
+pub(super) fn idefics3(build: &mut ModelBuilder<'_>, context: &VisionContext<'_>) -> Result<(), ConvertError> {
+    let encoder = siglip(build, context, "vision_model.", "idefics3", DEFAULT)?;
+    let scale = context.config.integer_or(&["scale_factor"], 2)?;
     let side = encoder.image / encoder.patch;
     if scale == 0 || !side.is_multiple_of(scale) {
         return Err(ConvertError::Config(format!(
-            "{side} patches on a side cannot be taken {scale} by {scale}"
+            "{side} patches on a side cannot be grouped {scale} by {scale}"
         )));
     }
     build.put_integer("vision.projector.scale_factor", scale)?;
-    // A large picture is cut into several, after it was made this large.
-    let longest = around
+    // Images are scaled to this side and then split into tiles of `image_size`.
+    let longest = context
         .preprocessor
         .get("size")
         .and_then(|size| size.get("longest_edge"));
     let longest = longest.and_then(Json::as_u64).unwrap_or(encoder.image);
     build.put_integer("vision.preproc_image_size", longest)?;
-    let shape = [around.hidden, encoder.width.saturating_mul(scale.pow(2))];
+    let shape = [context.hidden, encoder.width.saturating_mul(scale.pow(2))];
     let projection = build.take("connector.modality_projection.proj.weight", &shape)?;
     build.add("mm.model.fc.weight", &projection);
     Ok(())

@@ -1,5 +1,6 @@
-//! Projectors: the part of a checkpoint that makes embeddings of pictures. The engine has one architecture for all of
-//! them, `clip`, in which `projector_type` says how to compute.
+//! Vision projectors: the encoder of images and the projector after it, which turns its output into embeddings for the
+//! language model. They become a file of their own (`mmproj`) of the architecture `clip`, in which `projector_type` selects
+//! the computation (`MmprojModel` in llama.cpp's converter).
 
 mod gemma3;
 mod idefics3;
@@ -12,25 +13,25 @@ use std::path::Path;
 
 use serde_json::{Map, Value as Json};
 
-use super::{ModelBuilder, unpacked};
+use super::{ModelBuilder, join_scales};
 use crate::{
     convert::{ConvertError, config::CheckpointConfig, files, safetensors::StoredTensors},
     gguf::{GgufArray, GgufValue},
 };
 
-/// Channels of a picture.
+/// Color channels of an image.
 const CHANNELS: u64 = 3;
 
-/// What plans the projector of a family.
-type Family = fn(&mut ModelBuilder<'_>, &Surroundings<'_>) -> Result<(), ConvertError>;
+/// Function that builds the projector of a family.
+type Family = fn(&mut ModelBuilder<'_>, &VisionContext<'_>) -> Result<(), ConvertError>;
 
-/// What a family must know besides the encoder's own configuration.
-struct Surroundings<'a> {
-    /// The whole `config.json`, the language model's keys first.
+/// Settings outside of the encoder's own configuration that a family needs.
+struct VisionContext<'a> {
+    /// The whole `config.json`, with the language model's keys merged over it.
     config: &'a CheckpointConfig,
-    /// Width of the language model's embeddings.
+    /// Embedding length of the language model.
     hidden: u64,
-    /// How pictures are prepared.
+    /// Settings of the image preprocessor.
     preprocessor: Map<String, Json>,
 }
 
@@ -41,20 +42,23 @@ struct Encoder {
     width: u64,
     feed_forward: u64,
     heads: u64,
-    /// Pixels of a picture's side.
+    /// Side of an image in pixels.
     image: u64,
-    /// Pixels of a patch's side.
+    /// Side of a patch in pixels.
     patch: u64,
     epsilon: f64,
 }
 
-/// The configuration of the encoder, if the architecture's projector is known.
+/// Returns the configuration of the encoder.
+///
+/// # Errors
+/// If the architecture has no projector that can be converted.
 pub(in crate::convert) fn vision_config(config: &CheckpointConfig) -> Result<CheckpointConfig, ConvertError> {
     family_of(config.architecture())?;
     config.part("vision_config")
 }
 
-/// Reads the configuration and the tensors as the architecture's projector wants them.
+/// Builds the keys and recipes of a projector.
 pub(in crate::convert) fn build_projector<'a>(
     folder: &'a Path,
     name: &'a str,
@@ -62,15 +66,15 @@ pub(in crate::convert) fn build_projector<'a>(
     vision: &'a CheckpointConfig,
     tensors: StoredTensors,
 ) -> Result<ModelBuilder<'a>, ConvertError> {
-    let tensors = renamed(unpacked(config, tensors)?)?;
+    let tensors = renamed(join_scales(config, tensors)?)?;
     let mut build = ModelBuilder::new(folder, name, vision, tensors, None);
     build.arch = "clip";
-    let surroundings = Surroundings {
+    let context = VisionContext {
         config,
         hidden: config.count(&["hidden_size"])?,
         preprocessor: preprocessor(folder)?,
     };
-    family_of(config.architecture())?(&mut build, &surroundings)?;
+    family_of(config.architecture())?(&mut build, &context)?;
     build.finish()
 }
 
@@ -84,7 +88,7 @@ fn family_of(architecture: &str) -> Result<Family, ConvertError> {
     })
 }
 
-/// Leaves out the language model, and names the rest as the files of every version of the library do.
+/// Leaves out the language model, and gives the tensors the same names for every version of transformers.
 fn renamed(tensors: StoredTensors) -> Result<StoredTensors, ConvertError> {
     const STARTS: [&str; 5] = [
         "visual.",
@@ -93,7 +97,7 @@ fn renamed(tensors: StoredTensors) -> Result<StoredTensors, ConvertError> {
         "connector.",
         "multi_modal_projector.",
     ];
-    /// Numbers that follow from the sizes, and what makes one vector of a whole picture.
+    /// A buffer that follows from the sizes, and SigLIP's head that pools a whole image into one vector.
     const UNUSED: [&str; 2] = [".position_ids", ".head."];
     let mut out = StoredTensors::new();
     for (name, tensor) in tensors {
@@ -113,7 +117,8 @@ fn renamed(tensors: StoredTensors) -> Result<StoredTensors, ConvertError> {
     Ok(out)
 }
 
-/// How pictures are prepared: what newer versions of the library write stands above what older ones wrote.
+/// Reads the settings of the image preprocessor. `processor_config.json`, which newer versions of transformers write, takes
+/// precedence over `preprocessor_config.json`.
 fn preprocessor(folder: &Path) -> Result<Map<String, Json>, ConvertError> {
     let object = |name: &str| Ok::<_, ConvertError>(files::object_if_there(&folder.join(name))?.unwrap_or_default());
     let mut merged = object("preprocessor_config.json")?;
@@ -126,8 +131,8 @@ fn preprocessor(folder: &Path) -> Result<Map<String, Json>, ConvertError> {
     Ok(merged)
 }
 
-impl Surroundings<'_> {
-    /// A number for each channel; `default` is that of the class.
+impl VisionContext<'_> {
+    /// Returns one number for each channel. `default` is that of the preprocessor's class.
     fn channels(&self, key: &str, default: [f64; 3]) -> Result<GgufValue, ConvertError> {
         let numbers: Option<Vec<f64>> = match self.preprocessor.get(key).and_then(Json::as_array) {
             Some(list) => list.iter().map(Json::as_f64).collect(),
@@ -139,16 +144,16 @@ impl Surroundings<'_> {
                 Ok(GgufValue::Array(GgufArray::F32(numbers)))
             }
             None => Err(ConvertError::Config(format!(
-                "preprocessor_config.json does not have {CHANNELS} numbers as {key}"
+                "{key} of the image preprocessor does not have {CHANNELS} numbers"
             ))),
         }
     }
 }
 
-/// The keys that all encoders share. `mean` and `deviation` are what the class of the preprocessor takes for granted.
+/// Puts the keys that all encoders share. `mean` and `deviation` are the defaults of the preprocessor's class.
 fn keys(
     build: &mut ModelBuilder<'_>,
-    around: &Surroundings<'_>,
+    context: &VisionContext<'_>,
     encoder: &Encoder,
     projector: &str,
     [mean, deviation]: [[f64; 3]; 2],
@@ -162,13 +167,12 @@ fn keys(
     } = *encoder;
     if heads == 0 || !width.is_multiple_of(heads) || patch == 0 || image < patch {
         return Err(ConvertError::Config(format!(
-            "its encoder cannot have {heads} heads in a width of {width}, and patches of {patch} in pictures of {image} \
-             pixels"
+            "its encoder cannot have {heads} heads with a width of {width}, or patches of {patch} pixels in images of {image}"
         )));
     }
     build.put("has_vision_encoder", GgufValue::Bool(true));
     build.put("projector_type", GgufValue::String(projector.to_owned()));
-    build.put_integer("vision.projection_dim", around.hidden)?;
+    build.put_integer("vision.projection_dim", context.hidden)?;
     build.put_integer("vision.image_size", image)?;
     build.put_integer("vision.patch_size", patch)?;
     build.put_integer("vision.embedding_length", width)?;
@@ -176,22 +180,22 @@ fn keys(
     build.put_integer("vision.block_count", encoder.blocks)?;
     build.put_integer("vision.attention.head_count", heads)?;
     build.put_number("vision.attention.layer_norm_epsilon", encoder.epsilon);
-    build.put("vision.image_mean", around.channels("image_mean", mean)?);
-    build.put("vision.image_std", around.channels("image_std", deviation)?);
+    build.put("vision.image_mean", context.channels("image_mean", mean)?);
+    build.put("vision.image_std", context.channels("image_std", deviation)?);
     Ok(())
 }
 
-/// Refuses an activation that the engine would not compute.
+/// Refuses an activation that llama.cpp does not use for the architecture.
 fn check_activation(build: &ModelBuilder<'_>, expected: &[&str]) -> Result<(), ConvertError> {
     match build.config.text(&["hidden_act"]) {
         Some(other) if !expected.contains(&other) => Err(ConvertError::Config(format!(
-            "the activation of its encoder is {other}, which the engine does not compute for this architecture"
+            "the activation of its encoder is {other}, which llama.cpp does not support for this architecture"
         ))),
         _ => Ok(()),
     }
 }
 
-/// Takes a weight of this shape, and the bias beside it.
+/// Takes a weight of this shape and its bias.
 fn take_both(build: &mut ModelBuilder<'_>, from: &str, to: &str, shape: &[u64]) -> Result<(), ConvertError> {
     let weight = build.take(&format!("{from}.weight"), shape)?;
     build.add(&format!("{to}.weight"), &weight);

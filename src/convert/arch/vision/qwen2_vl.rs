@@ -1,8 +1,9 @@
-//! Qwen 2 VL and 2.5 VL: pictures of any size, of which two by two patches become an embedding.
+//! Vision encoder and projector of Qwen2-VL and Qwen2.5-VL: images of any size, two by two patches become one embedding
+//! (`Qwen2VLVisionModel` in llama.cpp's converter).
 
 use serde_json::Value as Json;
 
-use super::{CHANNELS, Encoder, Surroundings, check_activation, keys, take_both};
+use super::{CHANNELS, Encoder, VisionContext, check_activation, keys, take_both};
 use crate::{
     convert::{
         ConvertError, TensorRecipe,
@@ -12,21 +13,21 @@ use crate::{
     gguf::GgufValue,
 };
 
-/// What the class of the preprocessor takes for granted: mean and deviation of the pictures that CLIP learnt from.
+/// Default mean and deviation of the preprocessor's class: those of CLIP's training images.
 const CLIP: [[f64; 3]; 2] = [
     [0.481_454_66, 0.457_827_5, 0.408_210_73],
     [0.268_629_54, 0.261_302_58, 0.275_777_11],
 ];
-/// The classes have no key for it.
+/// Epsilon of the norms. The classes hard-code it.
 const EPSILON: f64 = 1e-6;
-/// Pictures may have any size; the engine wants one all the same.
+/// Images may have any size, but `clip.vision.image_size` is required: the converter's default.
 const IMAGE: u64 = 560;
-/// Patches of a side that become one embedding; pictures of a film that become one. The engine knows no other numbers.
+/// Patches on a side that become one embedding, and consecutive frames that become one. llama.cpp supports no other numbers.
 const MERGE: u64 = 2;
-/// Pixels of a window's side, outside of which most layers do not look; the engine knows no other number.
+/// Side in pixels of the window to which most layers of Qwen2.5-VL restrict attention. llama.cpp supports no other number.
 const WINDOW: u64 = 112;
 
-pub(super) fn qwen2_vl(build: &mut ModelBuilder<'_>, around: &Surroundings<'_>) -> Result<(), ConvertError> {
+pub(super) fn qwen2_vl(build: &mut ModelBuilder<'_>, context: &VisionContext<'_>) -> Result<(), ConvertError> {
     check_activation(build, &["quick_gelu"])?;
     let config = build.config;
     let width = config.integer_or(&["embed_dim"], 1280)?;
@@ -34,23 +35,26 @@ pub(super) fn qwen2_vl(build: &mut ModelBuilder<'_>, around: &Surroundings<'_>) 
     let encoder = Encoder {
         blocks: build.blocks_or(&["depth"], 32)?,
         width,
-        // The reference puts the language model's width here, and the engine does not look.
-        feed_forward: around.hidden,
+        // The converter writes the language model's width here, because `hidden_size` means that in this configuration;
+        // llama.cpp does not use the key. Kept for identical files.
+        feed_forward: context.hidden,
         heads: config.integer_or(&["num_heads"], 16)?,
         image: config.optional_integer(&["image_size"])?.unwrap_or(IMAGE),
         patch: config.integer_or(&["patch_size"], 14)?,
         epsilon: EPSILON,
     };
-    keys(build, around, &encoder, "qwen2vl_merger", CLIP)?;
-    let norms: &[_] = &["weight", "bias"];
-    let mlp: &[_] = &[
-        ("fc1", "ffn_up", [feed_forward, width]),
-        ("fc2", "ffn_down", [width, feed_forward]),
-    ];
-    tensors(build, around, &encoder, norms, mlp)
+    keys(build, context, &encoder, "qwen2vl_merger", CLIP)?;
+    let layer = LayerTensors {
+        norm_parts: &["weight", "bias"],
+        mlp: &[
+            ("fc1", "ffn_up", [feed_forward, width]),
+            ("fc2", "ffn_down", [width, feed_forward]),
+        ],
+    };
+    tensors(build, context, &encoder, &layer)
 }
 
-pub(super) fn qwen2_5_vl(build: &mut ModelBuilder<'_>, around: &Surroundings<'_>) -> Result<(), ConvertError> {
+pub(super) fn qwen2_5_vl(build: &mut ModelBuilder<'_>, context: &VisionContext<'_>) -> Result<(), ConvertError> {
     check_activation(build, &["silu"])?;
     let config = build.config;
     let width = config.count(&["hidden_size"])?;
@@ -64,19 +68,21 @@ pub(super) fn qwen2_5_vl(build: &mut ModelBuilder<'_>, around: &Surroundings<'_>
         patch: config.integer_or(&["patch_size"], 14)?,
         epsilon: EPSILON,
     };
-    keys(build, around, &encoder, "qwen2.5vl_merger", CLIP)?;
+    keys(build, context, &encoder, "qwen2.5vl_merger", CLIP)?;
     build.put("use_silu", GgufValue::Bool(true));
     build.put_integer("vision.n_wa_pattern", full_attention_step(build)?)?;
-    let norms: &[_] = &["weight"];
-    let mlp: &[_] = &[
-        ("gate_proj", "ffn_gate", [feed_forward, width]),
-        ("up_proj", "ffn_up", [feed_forward, width]),
-        ("down_proj", "ffn_down", [width, feed_forward]),
-    ];
-    tensors(build, around, &encoder, norms, mlp)
+    let layer = LayerTensors {
+        norm_parts: &["weight"],
+        mlp: &[
+            ("gate_proj", "ffn_gate", [feed_forward, width]),
+            ("up_proj", "ffn_up", [feed_forward, width]),
+            ("down_proj", "ffn_down", [width, feed_forward]),
+        ],
+    };
+    tensors(build, context, &encoder, &layer)
 }
 
-/// One layer in so many looks at the whole picture, the others at windows.
+/// Returns the period of layers that attend to the whole image; the others attend within windows.
 fn full_attention_step(build: &ModelBuilder<'_>) -> Result<u64, ConvertError> {
     expect(build, "window_size", WINDOW)?;
     let said = build.config.find(&["fullatt_block_indexes"]).and_then(Json::as_array);
@@ -91,35 +97,42 @@ fn full_attention_step(build: &ModelBuilder<'_>) -> Result<u64, ConvertError> {
         .all(|(nth, layer)| layer.checked_add(1) == step.checked_mul(nth));
     if step == 0 || !are_even {
         return Err(ConvertError::Config(format!(
-            "the layers {layers:?} look at the whole picture, but the engine wants equal steps"
+            "the layers {layers:?} attend to the whole image, but llama.cpp requires them to be equally spaced"
         )));
     }
     Ok(step)
 }
 
-/// Refuses another number than the one that the engine takes for granted.
+/// Refuses a setting for which llama.cpp has a fixed value.
 fn expect(build: &ModelBuilder<'_>, key: &str, number: u64) -> Result<(), ConvertError> {
     match build.config.optional_integer(&[key])? {
         Some(other) if other != number => Err(ConvertError::Config(format!(
-            "{key} is {other}, but the engine knows only {number}"
+            "{key} is {other}, but llama.cpp supports only {number}"
         ))),
         _ => Ok(()),
     }
 }
 
+/// Tensors of one layer by which the two generations differ.
+struct LayerTensors<'a> {
+    /// Parts of a norm: Qwen2-VL has LayerNorm with a bias, Qwen2.5-VL has RMSNorm.
+    norm_parts: &'a [&'a str],
+    /// Feed-forward matrices: their names in the checkpoint and in the file, and their shapes.
+    mlp: &'a [(&'a str, &'a str, [u64; 2])],
+}
+
 fn tensors(
     build: &mut ModelBuilder<'_>,
-    around: &Surroundings<'_>,
+    context: &VisionContext<'_>,
     encoder: &Encoder,
-    norms: &[&str],
-    mlp: &[(&str, &str, [u64; 2])],
+    layer: &LayerTensors<'_>,
 ) -> Result<(), ConvertError> {
     expect(build, "spatial_merge_size", MERGE)?;
     expect(build, "temporal_patch_size", MERGE)?;
     let width = encoder.width;
     patches(build, encoder)?;
     let norm = |build: &mut ModelBuilder<'_>, from: &str, to: &str| {
-        for part in norms {
+        for part in layer.norm_parts {
             let source = build.take(&format!("{from}.{part}"), &[width])?;
             build.add(&format!("{to}.{part}"), &source);
         }
@@ -130,17 +143,18 @@ fn tensors(
         norm(build, &format!("{from}.norm1"), &format!("{to}.ln1"))?;
         norm(build, &format!("{from}.norm2"), &format!("{to}.ln2"))?;
         attention(build, &from, &to, width)?;
-        for (weight, name, shape) in mlp {
+        for (weight, name, shape) in layer.mlp {
             take_both(build, &format!("{from}.mlp.{weight}"), &format!("{to}.{name}"), shape)?;
         }
     }
     norm(build, "visual.merger.ln_q", "v.post_ln")?;
     let merged = width * MERGE * MERGE;
     take_both(build, "visual.merger.mlp.0", "mm.0", &[merged, merged])?;
-    take_both(build, "visual.merger.mlp.2", "mm.2", &[around.hidden, merged])
+    take_both(build, "visual.merger.mlp.2", "mm.2", &[context.hidden, merged])
 }
 
-/// The kernel that makes vectors of patches, one half for each of two pictures in time.
+/// Takes the patch embedding, a 3D convolution `[width, channels, time, patch, patch]`. ggml has only 2D convolutions: it is
+/// split into one kernel for each of the two frames.
 fn patches(build: &mut ModelBuilder<'_>, encoder: &Encoder) -> Result<(), ConvertError> {
     let Encoder { width, patch, .. } = *encoder;
     let source = build.take(
@@ -156,7 +170,7 @@ fn patches(build: &mut ModelBuilder<'_>, encoder: &Encoder) -> Result<(), Conver
     Ok(())
 }
 
-/// Queries, keys and values are one matrix in the checkpoint.
+/// Takes the attention of a layer, whose fused matrix `[3 * width, width]` is split into queries, keys and values.
 fn attention(build: &mut ModelBuilder<'_>, from: &str, to: &str, width: u64) -> Result<(), ConvertError> {
     let weight = build.take(&format!("{from}.attn.qkv.weight"), &[3 * width, width])?;
     let bias = build.take(&format!("{from}.attn.qkv.bias"), &[3 * width])?.as_column();

@@ -1,6 +1,6 @@
-//! SigLIP, the encoder of several models that see.
+//! SigLIP, the image encoder of Gemma 3, Idefics 3 and SmolVLM.
 
-use super::{CHANNELS, Encoder, Surroundings, check_activation, keys, take_both};
+use super::{CHANNELS, Encoder, VisionContext, check_activation, keys, take_both};
 use crate::{
     convert::{
         ConvertError, TensorRecipe,
@@ -10,13 +10,13 @@ use crate::{
     gguf::{GgmlType, GgufValue},
 };
 
-/// What the classes of the preprocessors take for granted: numbers from -1 to 1.
+/// Default mean and deviation of the preprocessors' classes: they map pixels to -1 to 1.
 const HALVES: [[f64; 3]; 2] = [[0.5; 3]; 2];
 
-/// The encoder below `prefix`: its keys, with `default` for what the configuration leaves out, and its tensors.
+/// Puts the keys of the encoder, with `default` for what the configuration leaves out, and takes its tensors below `prefix`.
 pub(super) fn siglip(
     build: &mut ModelBuilder<'_>,
-    around: &Surroundings<'_>,
+    context: &VisionContext<'_>,
     prefix: &str,
     projector: &str,
     default: Encoder,
@@ -32,7 +32,7 @@ pub(super) fn siglip(
         patch: config.integer_or(&["patch_size"], default.patch)?,
         epsilon: config.number_or(&["layer_norm_eps"], default.epsilon)?,
     };
-    keys(build, around, &encoder, projector, HALVES)?;
+    keys(build, context, &encoder, projector, HALVES)?;
     build.put("use_gelu", GgufValue::Bool(true));
 
     let Encoder {
@@ -48,7 +48,7 @@ pub(super) fn siglip(
     ] {
         let source = build.take(&format!("{prefix}embeddings.{from}.weight"), shape)?;
         let recipe = TensorRecipe::rows(spec(&format!("{to}.weight"), shape), vec![StoredRows::all(&source)]);
-        // All that follows stands on these few numbers.
+        // The converter keeps `.embeddings.` tensors in F32: they are small, and every later layer depends on them.
         build.recipes.push(recipe.pinned(GgmlType::F32));
     }
     let bias = build.take(&format!("{prefix}embeddings.patch_embedding.bias"), &[width])?;

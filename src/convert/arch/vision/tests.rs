@@ -7,7 +7,7 @@ use crate::{
     inference::WeightType,
 };
 
-/// A copy of a checkpoint whose files can be changed.
+/// Copies a checkpoint to a folder where its files can be changed.
 fn copy(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let fixtures = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/convert"));
@@ -59,14 +59,14 @@ fn what_the_engine_would_compute_otherwise_is_refused() {
             CONFIG,
             "/vision_config/fullatt_block_indexes",
             json!([u64::MAX]),
-            "equal steps",
+            "equally spaced",
         ),
         (
             "qwen2_5vl",
             CONFIG,
             "/vision_config/fullatt_block_indexes",
             json!([]),
-            "equal steps",
+            "equally spaced",
         ),
         (
             "qwen2vl",
@@ -114,7 +114,7 @@ fn what_the_engine_would_compute_otherwise_is_refused() {
             PREPROCESSOR,
             "/image_mean",
             json!([0.5]),
-            "3 numbers as image_mean",
+            "image_mean of the image preprocessor",
         ),
         (
             "gemma3-vision",
