@@ -4,14 +4,14 @@ use std::{net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use hubllama::{
-    api::Handler,
+    api::RequestHandler,
     config::Config,
     server::{BoundAddress, HttpServer, ServeError, ShutdownSignal},
 };
 use tokio::{runtime::Runtime, task::JoinHandle};
 
 /// Function that creates the request handler from the live settings.
-pub(crate) type MakeHandler = fn(Arc<ArcSwap<Config>>) -> Arc<dyn Handler>;
+pub(crate) type MakeHandler = fn(Arc<ArcSwap<Config>>) -> Arc<dyn RequestHandler>;
 
 /// Running server. Dropping it closes its connections.
 pub(crate) struct Daemon {

@@ -16,7 +16,7 @@ use std::{
 use arc_swap::ArcSwap;
 use http_body_util::BodyExt;
 use hubllama::{
-    api::{Api, Handler, Status},
+    api::{ApiHandler, RequestHandler, StatusDocument},
     config::Config,
     http::body,
     library::Library,
@@ -36,12 +36,12 @@ use crate::harness::{
 const HOP: &str = "x-hubllama-hop";
 
 /// Creates the daemon's own API as the handler. No hf: model is requested, so no worker is started.
-fn handler(config: Arc<ArcSwap<Config>>) -> Arc<dyn Handler> {
+fn handler(config: Arc<ArcSwap<Config>>) -> Arc<dyn RequestHandler> {
     let worker = WorkerCommand::default();
     let lifecycle = Lifecycle::start(worker.clone());
     let hub = Library::new(Path::new("/nonexistent"));
-    let nothing: Status = Arc::new(|| serde_json::Value::Null);
-    Arc::new(Api {
+    let nothing: StatusDocument = Arc::new(|| serde_json::Value::Null);
+    Arc::new(ApiHandler {
         registry: Registry::new(Arc::new(HuggingFace::new(hub, lifecycle, TemplateHelper::new(worker)))),
         upstream: Arc::new(Ollama::new()),
         config,

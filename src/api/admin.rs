@@ -3,13 +3,13 @@
 use hyper::{Response, StatusCode};
 
 use super::{
-    Status,
+    StatusDocument,
     reply::{self, JSON},
 };
 use crate::http::body::Body;
 
 /// Returns a status document, with a line feed for terminals.
-pub(crate) fn status(document: &Status) -> Response<Body> {
+pub(crate) fn status(document: &StatusDocument) -> Response<Body> {
     let mut bytes = document().to_string().into_bytes();
     bytes.push(b'\n');
     reply::bytes(StatusCode::OK, JSON, bytes)

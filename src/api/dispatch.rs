@@ -1,6 +1,6 @@
 //! Routing by the model that a body names: to a provider here, or, as the bytes that came, to Ollama.
 //!
-//! [`Api::route`] reads the body to its end (a duplicate `model` key at the end would decide), peeks at it for the name, and
+//! [`ApiHandler::route`] reads the body to its end (a duplicate `model` key at the end would decide), peeks at it for the name, and
 //! asks the registry who answers. Only the body of a request that is served here is parsed, by its dialect's handler.
 
 use std::sync::Arc;
@@ -9,22 +9,22 @@ use bytes::Bytes;
 use hyper::{HeaderMap, Request, Response, StatusCode};
 
 use super::{
-    Api, Endpoint,
+    ApiEndpoint, ApiHandler,
     envelope::LayeredError,
     error::ApiError,
     listing, missing_model,
-    peek::{self, Coding, PeekedBody},
+    peek::{self, BodyCoding, PeekedBody},
 };
 use crate::{
     http::{
         body::Body,
         spool::{SpoolError, SpooledBody},
     },
-    provider::{CallContext, NameOrigin, NameOwner, Native, Provider, prefers_ollama},
+    provider::{CallContext, NameOrigin, NameOwner, NativeProvider, Provider, prefers_ollama},
 };
 
 /// Destination of a request.
-pub(crate) enum Route {
+pub(crate) enum RouteOutcome {
     /// Ollama, which has answered it.
     Forwarded(Response<Body>),
     /// One of our providers.
@@ -58,14 +58,14 @@ pub(crate) struct RoutedModel {
     pub(crate) requested: String,
 }
 
-impl Api {
+impl ApiHandler {
     /// Reads the body, finds the name, and forwards the request if Ollama answers it.
     pub(crate) async fn route(
         &self,
         call: &CallContext,
-        endpoint: &Endpoint,
+        endpoint: &ApiEndpoint,
         request: Request<Body>,
-    ) -> Result<Route, LayeredError> {
+    ) -> Result<RouteOutcome, LayeredError> {
         let (parts, body) = request.into_parts();
         let limits = &call.config.server;
         let spooled = SpooledBody::read(body, limits.body_memory_bytes, limits.max_body_bytes)
@@ -76,7 +76,7 @@ impl Api {
             .map_err(LayeredError::Shim)?;
         if let Some(model) = self.model_of(call, &peeked, &parts.headers).await {
             let body = peek::text(&spooled, peeked.coding).await.map_err(LayeredError::Shim)?;
-            return Ok(Route::Serve(RoutedRequest {
+            return Ok(RouteOutcome::Serve(RoutedRequest {
                 model,
                 headers: parts.headers,
                 body,
@@ -97,7 +97,7 @@ impl Api {
         };
         match own_error {
             Some(error) if is_away || !call.config.ollama.enabled => Err(error),
-            _ => Ok(Route::Forwarded(forwarded.map_err(ApiError::from)?)),
+            _ => Ok(RouteOutcome::Forwarded(forwarded.map_err(ApiError::from)?)),
         }
     }
 
@@ -133,7 +133,7 @@ impl Api {
         }
         let name = peeked.names.first()?;
         Some(RoutedModel {
-            provider: Arc::new(Native::new(Arc::clone(&self.upstream), headers)),
+            provider: Arc::new(NativeProvider::new(Arc::clone(&self.upstream), headers)),
             name: name.clone(),
             is_configured: false,
             requested: name.clone(),
@@ -143,10 +143,10 @@ impl Api {
 
 /// Returns our error for a body that names no model, if the body is no longer than what is kept in memory.
 async fn error_without_model(
-    endpoint: &Endpoint,
+    endpoint: &ApiEndpoint,
     headers: &HeaderMap,
     spooled: &SpooledBody,
-    coding: Coding,
+    coding: BodyCoding,
 ) -> Option<LayeredError> {
     spooled.in_memory()?;
     match peek::text(spooled, coding).await {

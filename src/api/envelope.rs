@@ -3,7 +3,7 @@
 //! Ollama answers its `/v1` routes in two layers, and clients see which of them an error comes from. The *shim*, a
 //! middleware in front, reads the foreign body; gin's `AbortWithStatusJSON` sends its errors as `application/json;
 //! charset=utf-8` without a line feed. Behind it stands the native *handler*; its errors go through the shim's response
-//! writer, which encodes them again with a `json.Encoder`: `application/json`, with a line feed. Recordings of Ollama
+//! writer, which encodes them again with a `json.FrameEncoder`: `application/json`, with a line feed. Recordings of Ollama
 //! have both, so a handler here says for each error which layer finds it: [`LayeredError::Shim`] for a body that cannot
 //! be read, and [`LayeredError::Handler`] for all that comes later. Native routes have no shim, and one form.
 
@@ -11,7 +11,7 @@ use hyper::Response;
 use serde::Serialize;
 
 use super::{
-    Endpoint, anthropic,
+    ApiEndpoint, anthropic,
     error::ApiError,
     openai,
     reply::{self, JSON, JSON_UTF8},
@@ -80,18 +80,18 @@ pub(crate) enum Dialect {
 
 impl Dialect {
     /// Returns the dialect of a request. Routes that are not served here have only a path to tell.
-    pub(crate) fn of(endpoint: &Endpoint, path: &str) -> Self {
+    pub(crate) fn of(endpoint: &ApiEndpoint, path: &str) -> Self {
         match endpoint {
-            Endpoint::OpenAiChat
-            | Endpoint::OpenAiCompletions
-            | Endpoint::OpenAiEmbeddings
-            | Endpoint::OpenAiResponses
-            | Endpoint::OpenAiTranscriptions
-            | Endpoint::OpenAiModels
-            | Endpoint::OpenAiModel { .. } => Self::OpenAi,
-            Endpoint::AnthropicMessages | Endpoint::AnthropicCountTokens => Self::Anthropic,
-            Endpoint::Forward if path.starts_with("/v1/messages/") => Self::Anthropic,
-            Endpoint::Forward if path.starts_with("/v1/") => Self::OpenAi,
+            ApiEndpoint::OpenAiChat
+            | ApiEndpoint::OpenAiCompletions
+            | ApiEndpoint::OpenAiEmbeddings
+            | ApiEndpoint::OpenAiResponses
+            | ApiEndpoint::OpenAiTranscriptions
+            | ApiEndpoint::OpenAiModels
+            | ApiEndpoint::OpenAiModel { .. } => Self::OpenAi,
+            ApiEndpoint::AnthropicMessages | ApiEndpoint::AnthropicCountTokens => Self::Anthropic,
+            ApiEndpoint::Forward if path.starts_with("/v1/messages/") => Self::Anthropic,
+            ApiEndpoint::Forward if path.starts_with("/v1/") => Self::OpenAi,
             _ => Self::Ollama,
         }
     }
@@ -118,31 +118,31 @@ mod tests {
         let error = LayeredError::from(ApiError::from(UpstreamError::Disabled));
         for (endpoint, path, content_type, start) in [
             (
-                Endpoint::Chat,
+                ApiEndpoint::Chat,
                 "/api/chat",
                 "application/json; charset=utf-8",
                 r#"{"error":"not found: "#,
             ),
             (
-                Endpoint::OpenAiChat,
+                ApiEndpoint::OpenAiChat,
                 "/v1/chat/completions",
                 "application/json",
                 r#"{"error":{"message":"not found: "#,
             ),
             (
-                Endpoint::Forward,
+                ApiEndpoint::Forward,
                 "/v1/files",
                 "application/json",
                 r#"{"error":{"message":"not found: "#,
             ),
             (
-                Endpoint::AnthropicMessages,
+                ApiEndpoint::AnthropicMessages,
                 "/v1/messages",
                 "application/json",
                 r#"{"type":"error","error":{"type":"not_found_error","message":""#,
             ),
             (
-                Endpoint::Forward,
+                ApiEndpoint::Forward,
                 "/v1/messages/batches",
                 "application/json",
                 r#"{"type":"error","error":{"type":"not_found_error","message":""#,

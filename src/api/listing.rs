@@ -7,7 +7,7 @@ use hyper::{HeaderMap, StatusCode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::Api;
+use super::ApiHandler;
 use crate::{
     config::Config,
     hub::HfName,
@@ -17,7 +17,7 @@ use crate::{
 
 /// Entry of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct ListEntry {
     pub(crate) name: String,
     /// Sort key in whole seconds since 1970.
     pub(crate) seconds: i64,
@@ -43,7 +43,12 @@ struct Envelope<'a> {
 }
 
 /// Fetches Ollama's entries; none while it is away, so that our models stay visible.
-pub(crate) async fn of_upstream(api: &Api, call: &CallContext, path: &str, received: &HeaderMap) -> Vec<Entry> {
+pub(crate) async fn of_upstream(
+    api: &ApiHandler,
+    call: &CallContext,
+    path: &str,
+    received: &HeaderMap,
+) -> Vec<ListEntry> {
     match api.upstream.get(call, path, received).await {
         Ok((StatusCode::OK, bytes)) => parse(&bytes),
         Ok((status, _)) => {
@@ -61,7 +66,7 @@ pub(crate) async fn of_upstream(api: &Api, call: &CallContext, path: &str, recei
     }
 }
 
-fn parse(bytes: &[u8]) -> Vec<Entry> {
+fn parse(bytes: &[u8]) -> Vec<ListEntry> {
     let Ok(Envelope { models: Some(entries) }) = serde_json::from_slice(bytes) else {
         return Vec::new();
     };
@@ -80,7 +85,7 @@ fn parse(bytes: &[u8]) -> Vec<Entry> {
             } else {
                 modified_at
             };
-            Entry {
+            ListEntry {
                 name: if name.is_empty() { id } else { name },
                 seconds: stamp.parse().map_or(created, jiff::Timestamp::as_second),
                 json: raw.get().as_bytes().to_vec(),
@@ -92,16 +97,16 @@ fn parse(bytes: &[u8]) -> Vec<Entry> {
 /// Returns Ollama's list at `path` merged with our models. `encode` encodes one of ours under the name that it is
 /// listed by.
 pub(crate) async fn of_both(
-    api: &Api,
+    api: &ApiHandler,
     call: &CallContext,
     path: &str,
     received: &HeaderMap,
     encode: impl Fn(&str, &ModelCard) -> Vec<u8>,
-) -> Vec<Entry> {
+) -> Vec<ListEntry> {
     let (upstream, cards) = futures_util::join!(of_upstream(api, call, path, received), our_cards(api, call));
     let ours = cards
         .iter()
-        .map(|(name, card)| Entry {
+        .map(|(name, card)| ListEntry {
             name: name.clone(),
             seconds: unix_seconds(card.modified_at),
             json: encode(name, card),
@@ -111,7 +116,7 @@ pub(crate) async fn of_both(
 }
 
 /// Returns true if Ollama itself lists a model of this name.
-pub(crate) async fn upstream_has(api: &Api, call: &CallContext, name: &str, received: &HeaderMap) -> bool {
+pub(crate) async fn upstream_has(api: &ApiHandler, call: &CallContext, name: &str, received: &HeaderMap) -> bool {
     let name = PlainName::parse(name).map_or_else(|| with_tag(name.trim()), |name| name.to_string());
     let listed = of_upstream(api, call, "/api/tags", received).await;
     listed.iter().any(|entry| entry.name.eq_ignore_ascii_case(&name))
@@ -119,7 +124,7 @@ pub(crate) async fn upstream_has(api: &Api, call: &CallContext, name: &str, rece
 
 /// Merges both lists, newest first as Ollama sorts. Of two entries of one name (ours is an alias then), the one stays
 /// that a request reaches.
-pub(crate) fn merge(config: &Config, upstream: Vec<Entry>, ours: Vec<Entry>) -> Vec<Entry> {
+pub(crate) fn merge(config: &Config, upstream: Vec<ListEntry>, ours: Vec<ListEntry>) -> Vec<ListEntry> {
     let (mut merged, weaker) = if prefers_ollama(config) {
         (upstream, ours)
     } else {
@@ -136,7 +141,7 @@ pub(crate) fn merge(config: &Config, upstream: Vec<Entry>, ours: Vec<Entry>) -> 
 }
 
 /// Returns the entries as a JSON list.
-pub(crate) fn list(entries: &[Entry]) -> Vec<u8> {
+pub(crate) fn list(entries: &[ListEntry]) -> Vec<u8> {
     let mut json = vec![b'['];
     for (index, entry) in entries.iter().enumerate() {
         if index > 0 {
@@ -150,7 +155,7 @@ pub(crate) fn list(entries: &[Entry]) -> Vec<u8> {
 
 /// Cards of all models that are ours, each with the name to list it under: its own, then those of aliases, then models
 /// that clients made, newest first.
-pub(crate) async fn our_cards(api: &Api, call: &CallContext) -> Vec<(String, ModelCard)> {
+pub(crate) async fn our_cards(api: &ApiHandler, call: &CallContext) -> Vec<(String, ModelCard)> {
     let mut cards = Vec::new();
     if !call.config.hub.enabled {
         return cards;
@@ -240,8 +245,8 @@ mod tests {
     use super::*;
     use crate::config::ProviderName;
 
-    fn entry(name: &str, seconds: i64) -> Entry {
-        Entry {
+    fn entry(name: &str, seconds: i64) -> ListEntry {
+        ListEntry {
             name: name.into(),
             seconds,
             json: format!("\"{name}\"").into_bytes(),

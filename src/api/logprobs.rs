@@ -6,7 +6,7 @@ use crate::inference::{TokenLogprob, TopLogprob};
 
 /// Log-probability of a token.
 #[derive(Debug, Serialize)]
-pub(crate) struct Logprob {
+pub(crate) struct LogprobEntry {
     token: String,
     logprob: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -24,10 +24,10 @@ struct Alternative {
 }
 
 /// Returns the wire form of a list.
-pub(crate) fn wire(entries: Vec<TokenLogprob>) -> Vec<Logprob> {
+pub(crate) fn wire(entries: Vec<TokenLogprob>) -> Vec<LogprobEntry> {
     entries
         .into_iter()
-        .map(|TokenLogprob { bytes, logprob, top }| Logprob {
+        .map(|TokenLogprob { bytes, logprob, top }| LogprobEntry {
             token: String::from_utf8_lossy(&bytes).into_owned(),
             // Ollama widens the number first, which shows in its digits.
             logprob: f64::from(logprob),

@@ -2,38 +2,38 @@
 
 use hyper::HeaderMap;
 
-use super::{Endpoint, anthropic, envelope::LayeredError, error::ApiError, ollama, openai};
+use super::{ApiEndpoint, anthropic, envelope::LayeredError, error::ApiError, ollama, openai};
 use crate::go::decode::entries_of;
 
 /// Returns Ollama's error for a body without a usable name; `None` if the endpoint reads no body.
 ///
 /// What is wrong with the body comes before the missing name, as there; and each route has its own sentence for that.
-pub(crate) fn error(endpoint: &Endpoint, headers: &HeaderMap, body: &[u8]) -> Option<LayeredError> {
+pub(crate) fn error(endpoint: &ApiEndpoint, headers: &HeaderMap, body: &[u8]) -> Option<LayeredError> {
     let well_formed = || entries_of(body, "request").map(drop).map_err(ApiError::from);
     let native =
         |checked: Result<(), ApiError>, missing: ApiError| LayeredError::Handler(checked.err().unwrap_or(missing));
     let required = ApiError::model_required;
     Some(match endpoint {
-        Endpoint::Chat => native(ollama::check_chat(body), required()),
+        ApiEndpoint::Chat => native(ollama::check_chat(body), required()),
         // These routes look the empty name up before they ask whether there is one.
-        Endpoint::Generate => native(ollama::check_generate(body), ApiError::model_not_found("")),
-        Endpoint::Embed => native(ollama::check_embed(body), ApiError::model_not_found("")),
-        Endpoint::Embeddings => native(ollama::check_embeddings(body), required()),
-        Endpoint::Show
-        | Endpoint::Delete
-        | Endpoint::Push
-        | Endpoint::Tokenize
-        | Endpoint::Detokenize
-        | Endpoint::ApplyTemplate => native(well_formed(), required()),
-        Endpoint::Pull | Endpoint::Create => native(well_formed(), ApiError::bad_request("invalid model name")),
-        Endpoint::Copy => native(well_formed(), ApiError::bad_request("source \"\" is invalid")),
-        Endpoint::OpenAiChat => openai::chat_without_model(body),
-        Endpoint::OpenAiCompletions => openai::completions_without_model(body),
-        Endpoint::OpenAiEmbeddings => openai::embeddings_without_model(body),
-        Endpoint::OpenAiResponses => openai::responses_without_model(body),
-        Endpoint::OpenAiTranscriptions => openai::transcriptions_without_model(headers, body),
-        Endpoint::AnthropicMessages => anthropic::messages_without_model(body),
-        Endpoint::AnthropicCountTokens => anthropic::count_without_model(body),
+        ApiEndpoint::Generate => native(ollama::check_generate(body), ApiError::model_not_found("")),
+        ApiEndpoint::Embed => native(ollama::check_embed(body), ApiError::model_not_found("")),
+        ApiEndpoint::Embeddings => native(ollama::check_embeddings(body), required()),
+        ApiEndpoint::Show
+        | ApiEndpoint::Delete
+        | ApiEndpoint::Push
+        | ApiEndpoint::Tokenize
+        | ApiEndpoint::Detokenize
+        | ApiEndpoint::ApplyTemplate => native(well_formed(), required()),
+        ApiEndpoint::Pull | ApiEndpoint::Create => native(well_formed(), ApiError::bad_request("invalid model name")),
+        ApiEndpoint::Copy => native(well_formed(), ApiError::bad_request("source \"\" is invalid")),
+        ApiEndpoint::OpenAiChat => openai::chat_without_model(body),
+        ApiEndpoint::OpenAiCompletions => openai::completions_without_model(body),
+        ApiEndpoint::OpenAiEmbeddings => openai::embeddings_without_model(body),
+        ApiEndpoint::OpenAiResponses => openai::responses_without_model(body),
+        ApiEndpoint::OpenAiTranscriptions => openai::transcriptions_without_model(headers, body),
+        ApiEndpoint::AnthropicMessages => anthropic::messages_without_model(body),
+        ApiEndpoint::AnthropicCountTokens => anthropic::count_without_model(body),
         _ => return None,
     })
 }
@@ -47,82 +47,82 @@ mod tests {
     #[tokio::test]
     async fn requests_without_a_name_get_the_words_of_ollama() {
         for (endpoint, body, status, expected) in [
-            (Endpoint::Chat, "", 400, r#"{"error":"missing request body"}"#),
-            (Endpoint::Chat, "{}", 400, r#"{"error":"model is required"}"#),
-            (Endpoint::Generate, "{}", 404, r#"{"error":"model '' not found"}"#),
-            (Endpoint::Generate, "{\"mod", 400, r#"{"error":"unexpected EOF"}"#),
-            (Endpoint::Embed, "{}", 404, r#"{"error":"model '' not found"}"#),
-            (Endpoint::Show, "{}", 400, r#"{"error":"model is required"}"#),
-            (Endpoint::Pull, "{}", 400, r#"{"error":"invalid model name"}"#),
-            (Endpoint::Copy, "{}", 400, r#"{"error":"source \"\" is invalid"}"#),
+            (ApiEndpoint::Chat, "", 400, r#"{"error":"missing request body"}"#),
+            (ApiEndpoint::Chat, "{}", 400, r#"{"error":"model is required"}"#),
+            (ApiEndpoint::Generate, "{}", 404, r#"{"error":"model '' not found"}"#),
+            (ApiEndpoint::Generate, "{\"mod", 400, r#"{"error":"unexpected EOF"}"#),
+            (ApiEndpoint::Embed, "{}", 404, r#"{"error":"model '' not found"}"#),
+            (ApiEndpoint::Show, "{}", 400, r#"{"error":"model is required"}"#),
+            (ApiEndpoint::Pull, "{}", 400, r#"{"error":"invalid model name"}"#),
+            (ApiEndpoint::Copy, "{}", 400, r#"{"error":"source \"\" is invalid"}"#),
             (
-                Endpoint::OpenAiChat,
+                ApiEndpoint::OpenAiChat,
                 "",
                 400,
                 r#"{"error":{"message":"EOF","type":"invalid_request_error","param":null,"code":null}}"#,
             ),
             (
-                Endpoint::OpenAiCompletions,
+                ApiEndpoint::OpenAiCompletions,
                 "",
                 400,
                 r#"{"error":{"message":"EOF","type":"invalid_request_error","param":null,"code":null}}"#,
             ),
             (
-                Endpoint::OpenAiCompletions,
+                ApiEndpoint::OpenAiCompletions,
                 r#"{"stop":[1]}"#,
                 400,
                 r#"{"error":{"message":"invalid type for 'stop' field: float64","type":"invalid_request_error","param":null,"code":null}}"#,
             ),
             (
-                Endpoint::OpenAiCompletions,
+                ApiEndpoint::OpenAiCompletions,
                 "{}",
                 404,
                 "{\"error\":{\"message\":\"model '' not found\",\"type\":\"not_found_error\",\"param\":null,\"code\":null}}\n",
             ),
             (
-                Endpoint::OpenAiEmbeddings,
+                ApiEndpoint::OpenAiEmbeddings,
                 "",
                 400,
                 r#"{"error":{"message":"EOF","type":"invalid_request_error","param":null,"code":null}}"#,
             ),
             (
-                Endpoint::OpenAiEmbeddings,
+                ApiEndpoint::OpenAiEmbeddings,
                 "{}",
                 400,
                 r#"{"error":{"message":"invalid input","type":"invalid_request_error","param":null,"code":null}}"#,
             ),
             (
-                Endpoint::OpenAiEmbeddings,
+                ApiEndpoint::OpenAiEmbeddings,
                 r#"{"input":[1]}"#,
                 400,
                 "{\"error\":{\"message\":\"invalid input type\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":null}}\n",
             ),
             (
-                Endpoint::OpenAiEmbeddings,
+                ApiEndpoint::OpenAiEmbeddings,
                 r#"{"input":"x"}"#,
                 404,
                 "{\"error\":{\"message\":\"model '' not found\",\"type\":\"not_found_error\",\"param\":null,\"code\":null}}\n",
             ),
             (
-                Endpoint::OpenAiResponses,
+                ApiEndpoint::OpenAiResponses,
                 " ",
                 400,
                 r#"{"error":{"message":"EOF","type":"invalid_request_error","param":null,"code":null}}"#,
             ),
             (
-                Endpoint::OpenAiResponses,
+                ApiEndpoint::OpenAiResponses,
                 r#"{"input":"x"}"#,
                 400,
                 "{\"error\":{\"message\":\"model is required\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":null}}\n",
             ),
             (
-                Endpoint::OpenAiTranscriptions,
+                ApiEndpoint::OpenAiTranscriptions,
                 "{}",
                 400,
                 r#"{"error":{"message":"failed to parse multipart form: request Content-Type isn't multipart/form-data","type":"invalid_request_error","param":null,"code":null}}"#,
             ),
             (
-                Endpoint::OpenAiChat,
+                ApiEndpoint::OpenAiChat,
                 r#"{"messages":[{"role":"user","content":"x"}]}"#,
                 400,
                 "{\"error\":{\"message\":\"model is required\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":null}}\n",
@@ -134,6 +134,6 @@ mod tests {
             let bytes = response.into_body().collect().await.unwrap().to_bytes();
             assert_eq!(bytes, expected.as_bytes(), "{endpoint:?} {body}");
         }
-        assert!(error(&Endpoint::Forward, &HeaderMap::new(), b"").is_none());
+        assert!(error(&ApiEndpoint::Forward, &HeaderMap::new(), b"").is_none());
     }
 }

@@ -1,6 +1,6 @@
 //! Wire dialects: from the bytes of a request to the neutral vocabulary, and from neutral events to the bytes of a reply.
 //!
-//! The server has matched the path to an [`Endpoint`]; [`Api`] answers it. If the body names a model, `dispatch` peeks at
+//! The server has matched the path to an [`ApiEndpoint`]; [`ApiHandler`] answers it. If the body names a model, `dispatch` peeks at
 //! the name and either forwards the bytes to Ollama or hands the request to a handler of its dialect. A handler decodes the
 //! body with Go's rules (`go::decode`), finds the model (`model`), makes Ollama's checks in Ollama's order, builds an
 //! `InferenceRequest`, and encodes the provider's events (`stream`). Errors are an [`ApiError`](error::ApiError) until
@@ -36,7 +36,7 @@ use futures_util::future::BoxFuture;
 use hyper::{Request, Response};
 
 use self::{
-    dispatch::{Route, RoutedRequest},
+    dispatch::{RouteOutcome, RoutedRequest},
     envelope::{Dialect, LayeredError},
     error::ApiError,
 };
@@ -48,7 +48,7 @@ use crate::{
 
 /// Operation that a request asks for, found by its method and path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum ApiEndpoint {
     /// `GET /`
     Root,
     /// `GET /api/version`
@@ -110,27 +110,27 @@ pub enum Endpoint {
 }
 
 /// Handler of requests that the server has routed.
-pub trait Handler: Send + Sync {
+pub trait RequestHandler: Send + Sync {
     /// Answers one request. Dropping the future, or later the body, ends the work for it.
-    fn handle(&self, endpoint: Endpoint, request: Request<Body>) -> BoxFuture<'_, Response<Body>>;
+    fn handle(&self, endpoint: ApiEndpoint, request: Request<Body>) -> BoxFuture<'_, Response<Body>>;
 }
 
 /// JSON document that is built for each request.
-pub type Status = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+pub type StatusDocument = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
 /// Handler of every dialect, over the providers.
-pub struct Api {
+pub struct ApiHandler {
     pub registry: Registry,
     pub upstream: Arc<Ollama>,
     /// Configuration in force, of which each request takes one snapshot.
     pub config: Arc<ArcSwap<Config>>,
     /// `GET /health`
-    pub health: Status,
+    pub health: StatusDocument,
     /// `GET /config`
-    pub config_status: Status,
+    pub config_status: StatusDocument,
 }
 
-impl fmt::Debug for Api {
+impl fmt::Debug for ApiHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Api")
             .field("registry", &self.registry)
@@ -138,8 +138,8 @@ impl fmt::Debug for Api {
     }
 }
 
-impl Handler for Api {
-    fn handle(&self, endpoint: Endpoint, request: Request<Body>) -> BoxFuture<'_, Response<Body>> {
+impl RequestHandler for ApiHandler {
+    fn handle(&self, endpoint: ApiEndpoint, request: Request<Body>) -> BoxFuture<'_, Response<Body>> {
         let call = CallContext {
             config: self.config.load_full(),
             arrived: Instant::now(),
@@ -148,8 +148,8 @@ impl Handler for Api {
     }
 }
 
-impl Api {
-    async fn answer(&self, call: &CallContext, endpoint: Endpoint, request: Request<Body>) -> Response<Body> {
+impl ApiHandler {
+    async fn answer(&self, call: &CallContext, endpoint: ApiEndpoint, request: Request<Body>) -> Response<Body> {
         let dialect = Dialect::of(&endpoint, request.uri().path());
         self.try_answer(call, endpoint, request)
             .await
@@ -159,25 +159,25 @@ impl Api {
     async fn try_answer(
         &self,
         call: &CallContext,
-        endpoint: Endpoint,
+        endpoint: ApiEndpoint,
         request: Request<Body>,
     ) -> Result<Response<Body>, LayeredError> {
         Ok(match endpoint {
-            Endpoint::Root => ollama::root(),
-            Endpoint::Version => ollama::version(self, call, request.headers()).await,
-            Endpoint::Tags => ollama::tags(self, call, request.headers()).await,
-            Endpoint::Ps => ollama::ps(self, call, request.headers()).await,
-            Endpoint::OpenAiModels => openai::models(self, call, request.headers()).await,
-            Endpoint::OpenAiModel { id } => openai::model(self, call, &id, request).await?,
-            Endpoint::Health => admin::status(&self.health),
-            Endpoint::Config => admin::status(&self.config_status),
-            Endpoint::Forward if !call.config.ollama.enabled && !is_api_path(request.uri().path()) => {
+            ApiEndpoint::Root => ollama::root(),
+            ApiEndpoint::Version => ollama::version(self, call, request.headers()).await,
+            ApiEndpoint::Tags => ollama::tags(self, call, request.headers()).await,
+            ApiEndpoint::Ps => ollama::ps(self, call, request.headers()).await,
+            ApiEndpoint::OpenAiModels => openai::models(self, call, request.headers()).await,
+            ApiEndpoint::OpenAiModel { id } => openai::model(self, call, &id, request).await?,
+            ApiEndpoint::Health => admin::status(&self.health),
+            ApiEndpoint::Config => admin::status(&self.config_status),
+            ApiEndpoint::Forward if !call.config.ollama.enabled && !is_api_path(request.uri().path()) => {
                 reply::page_not_found()
             }
-            Endpoint::Forward => self.upstream.forward(call, request).await.map_err(ApiError::from)?,
+            ApiEndpoint::Forward => self.upstream.forward(call, request).await.map_err(ApiError::from)?,
             by_name => match self.route(call, &by_name, request).await? {
-                Route::Forwarded(response) => response,
-                Route::Serve(request) => self.serve(call, &by_name, request).await?,
+                RouteOutcome::Forwarded(response) => response,
+                RouteOutcome::Serve(request) => self.serve(call, &by_name, request).await?,
             },
         })
     }
@@ -186,29 +186,29 @@ impl Api {
     async fn serve(
         &self,
         call: &CallContext,
-        endpoint: &Endpoint,
+        endpoint: &ApiEndpoint,
         request: RoutedRequest,
     ) -> Result<Response<Body>, LayeredError> {
         Ok(match endpoint {
-            Endpoint::Chat => ollama::chat(call, request).await?,
-            Endpoint::Generate => ollama::generate(call, request).await?,
-            Endpoint::Show => ollama::show(call, request).await?,
-            Endpoint::Pull => ollama::pull(call, request).await?,
-            Endpoint::Create => ollama::create(self, call, request).await?,
-            Endpoint::Copy => ollama::copy(self, call, request).await?,
-            Endpoint::Delete => ollama::delete(call, request).await?,
-            Endpoint::Embed => ollama::embed(call, request).await?,
-            Endpoint::Embeddings => ollama::embeddings(call, request).await?,
-            Endpoint::Tokenize => ollama::tokenize(call, request).await?,
-            Endpoint::Detokenize => ollama::detokenize(call, request).await?,
-            Endpoint::ApplyTemplate => ollama::apply_template(call, request).await?,
-            Endpoint::AnthropicMessages => anthropic::messages(call, request).await?,
-            Endpoint::AnthropicCountTokens => anthropic::count_tokens(call, request).await?,
-            Endpoint::OpenAiChat => openai::chat(call, request).await?,
-            Endpoint::OpenAiCompletions => openai::completions(call, request).await?,
-            Endpoint::OpenAiEmbeddings => openai::embeddings(call, request).await?,
-            Endpoint::OpenAiResponses => openai::responses(call, request).await?,
-            Endpoint::OpenAiTranscriptions => openai::transcriptions(call, request).await?,
+            ApiEndpoint::Chat => ollama::chat(call, request).await?,
+            ApiEndpoint::Generate => ollama::generate(call, request).await?,
+            ApiEndpoint::Show => ollama::show(call, request).await?,
+            ApiEndpoint::Pull => ollama::pull(call, request).await?,
+            ApiEndpoint::Create => ollama::create(self, call, request).await?,
+            ApiEndpoint::Copy => ollama::copy(self, call, request).await?,
+            ApiEndpoint::Delete => ollama::delete(call, request).await?,
+            ApiEndpoint::Embed => ollama::embed(call, request).await?,
+            ApiEndpoint::Embeddings => ollama::embeddings(call, request).await?,
+            ApiEndpoint::Tokenize => ollama::tokenize(call, request).await?,
+            ApiEndpoint::Detokenize => ollama::detokenize(call, request).await?,
+            ApiEndpoint::ApplyTemplate => ollama::apply_template(call, request).await?,
+            ApiEndpoint::AnthropicMessages => anthropic::messages(call, request).await?,
+            ApiEndpoint::AnthropicCountTokens => anthropic::count_tokens(call, request).await?,
+            ApiEndpoint::OpenAiChat => openai::chat(call, request).await?,
+            ApiEndpoint::OpenAiCompletions => openai::completions(call, request).await?,
+            ApiEndpoint::OpenAiEmbeddings => openai::embeddings(call, request).await?,
+            ApiEndpoint::OpenAiResponses => openai::responses(call, request).await?,
+            ApiEndpoint::OpenAiTranscriptions => openai::transcriptions(call, request).await?,
             other => return Err(LayeredError::Shim(not_served(other, &request.model.requested))),
         })
     }
@@ -221,9 +221,9 @@ fn is_api_path(path: &str) -> bool {
 }
 
 /// Returns the error for a route that hf: models have no answer to.
-fn not_served(endpoint: &Endpoint, requested: &str) -> ApiError {
+fn not_served(endpoint: &ApiEndpoint, requested: &str) -> ApiError {
     match endpoint {
-        Endpoint::Push => ApiError::bad_request(format!(
+        ApiEndpoint::Push => ApiError::bad_request(format!(
             "{requested} cannot be pushed: it comes from the Hugging Face Hub; upload it there instead"
         )),
         _ => ApiError::new(

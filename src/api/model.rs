@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture};
 
-use super::{dispatch::RoutedModel, error::ApiError, stream::Steps};
+use super::{dispatch::RoutedModel, error::ApiError, stream::StepStream};
 use crate::{
     go::quote,
     inference::{Failure, InferenceRequest, ModelCapability, ThinkMode},
@@ -13,7 +13,7 @@ use crate::{
 
 /// Model of a provider, as far as it is known before it is loaded.
 #[derive(Debug)]
-pub(crate) struct Model {
+pub(crate) struct ServedModel {
     pub(crate) provider: Arc<dyn Provider>,
     /// Name to ask the provider for.
     pub(crate) name: String,
@@ -32,7 +32,7 @@ pub(crate) struct CheckedThink {
     pub(crate) ignored: bool,
 }
 
-impl Model {
+impl ServedModel {
     /// Asks the provider for the model's card.
     pub(crate) async fn find(call: &CallContext, routed: RoutedModel, requested: String) -> Result<Self, ApiError> {
         let RoutedModel { provider, name, .. } = routed;
@@ -71,7 +71,7 @@ impl Model {
         &self,
         call: &CallContext,
         request: InferenceRequest,
-    ) -> BoxFuture<'static, Result<Steps, ApiError>> {
+    ) -> BoxFuture<'static, Result<StepStream, ApiError>> {
         let (provider, call) = (Arc::clone(&self.provider), call.clone());
         let (name, requested) = (self.name.clone(), self.requested.clone());
         async move {

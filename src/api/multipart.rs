@@ -19,7 +19,7 @@ const MAX_PARTS: usize = 1000;
 
 /// Part of a form.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Part<'a> {
+pub(crate) struct FormPart<'a> {
     pub(crate) name: String,
     pub(crate) is_file: bool,
     pub(crate) bytes: &'a [u8],
@@ -42,7 +42,7 @@ pub(crate) fn model(reader: impl BufRead, boundary: &str) -> Option<String> {
 }
 
 /// Returns the parts of a form; `None` if it breaks off or has more than [`MAX_PARTS`].
-pub(crate) fn parts<'a>(form: &'a [u8], boundary: &str) -> Option<Vec<Part<'a>>> {
+pub(crate) fn parts<'a>(form: &'a [u8], boundary: &str) -> Option<Vec<FormPart<'a>>> {
     let mut reader = Form::new(form, boundary);
     let mut parts = Vec::new();
     let mut follows = reader.skip_part()?;
@@ -56,7 +56,7 @@ pub(crate) fn parts<'a>(form: &'a [u8], boundary: &str) -> Option<Vec<Part<'a>>>
         // The reader stands behind the delimiter, and the line end before the delimiter is no content.
         let behind = reader.reader.len() + reader.line.len() + reader.line_end().len();
         let bytes = &form[start..form.len().saturating_sub(behind).max(start)];
-        parts.extend(name.map(|name| Part { name, is_file, bytes }));
+        parts.extend(name.map(|name| FormPart { name, is_file, bytes }));
     }
     Some(parts)
 }
@@ -349,13 +349,13 @@ mod tests {
     #[test]
     fn a_whole_form_has_its_parts() {
         let whole = form(&[file(b"-\r\n-"), named("hf:o/r:Q4"), part("x=y", b"nameless"), named("")]);
-        let field = |bytes| Part {
+        let field = |bytes| FormPart {
             name: "model".into(),
             is_file: false,
             bytes,
         };
         let expected = [
-            Part {
+            FormPart {
                 name: "file".into(),
                 is_file: true,
                 bytes: b"-\r\n-",

@@ -3,7 +3,7 @@
 
 use super::error::ApiError;
 use crate::{
-    go::{decode::Node, quote},
+    go::{decode::JsonNode, quote},
     inference::{LoadOptions, SamplingOptions},
 };
 
@@ -15,7 +15,7 @@ const MAX_STOPS: usize = 256;
 
 /// Options of one request.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Options {
+pub(crate) struct RequestOptions {
     /// Sampling and length.
     pub(crate) sampling: SamplingOptions,
     /// What is fixed when a model is loaded.
@@ -24,19 +24,21 @@ pub(crate) struct Options {
     pub(crate) thinking_budget: Option<u32>,
 }
 
-impl Options {
+impl RequestOptions {
     /// Reads the members of the object.
-    pub(crate) fn read<'a, K: AsRef<str>>(entries: impl IntoIterator<Item = (K, Node<'a>)>) -> Result<Self, ApiError> {
+    pub(crate) fn read<'a, K: AsRef<str>>(
+        entries: impl IntoIterator<Item = (K, JsonNode<'a>)>,
+    ) -> Result<Self, ApiError> {
         let mut options = Self::default();
         for (key, value) in entries {
-            if value != Node::Null {
+            if value != JsonNode::Null {
                 options.set(key.as_ref(), &value)?;
             }
         }
         Ok(options)
     }
 
-    fn set(&mut self, key: &str, value: &Node<'_>) -> Result<(), ApiError> {
+    fn set(&mut self, key: &str, value: &JsonNode<'_>) -> Result<(), ApiError> {
         let Self {
             sampling,
             load,
@@ -75,8 +77,8 @@ fn wrong(key: &str, wanted: &str) -> ApiError {
 }
 
 /// A whole number; fractions are cut off.
-fn integer(key: &str, value: &Node<'_>) -> Result<i64, ApiError> {
-    let Node::Number(digits) = value else {
+fn integer(key: &str, value: &JsonNode<'_>) -> Result<i64, ApiError> {
+    let JsonNode::Number(digits) = value else {
         return Err(wrong(key, "of type integer"));
     };
     #[expect(
@@ -90,8 +92,8 @@ fn integer(key: &str, value: &Node<'_>) -> Result<i64, ApiError> {
         .ok_or_else(|| wrong(key, "of type integer"))
 }
 
-fn float(key: &str, value: &Node<'_>) -> Result<f32, ApiError> {
-    let Node::Number(digits) = value else {
+fn float(key: &str, value: &JsonNode<'_>) -> Result<f32, ApiError> {
+    let JsonNode::Number(digits) = value else {
         return Err(wrong(key, "of type float32"));
     };
     digits
@@ -101,15 +103,15 @@ fn float(key: &str, value: &Node<'_>) -> Result<f32, ApiError> {
         .ok_or_else(|| wrong(key, "of type float32"))
 }
 
-fn boolean(key: &str, value: &Node<'_>) -> Result<bool, ApiError> {
+fn boolean(key: &str, value: &JsonNode<'_>) -> Result<bool, ApiError> {
     match value {
-        Node::Bool(value) => Ok(*value),
+        JsonNode::Bool(value) => Ok(*value),
         _ => Err(wrong(key, "of type boolean")),
     }
 }
 
-fn strings(key: &str, value: &Node<'_>) -> Result<Vec<String>, ApiError> {
-    let Node::Array(items) = value else {
+fn strings(key: &str, value: &JsonNode<'_>) -> Result<Vec<String>, ApiError> {
+    let JsonNode::Array(items) = value else {
         return Err(wrong(key, "of type array"));
     };
     if items.len() > MAX_STOPS {
@@ -121,7 +123,7 @@ fn strings(key: &str, value: &Node<'_>) -> Result<Vec<String>, ApiError> {
     items
         .iter()
         .map(|item| match item {
-            Node::String(text) => Ok(text.clone().into_owned()),
+            JsonNode::String(text) => Ok(text.clone().into_owned()),
             _ => Err(wrong(key, "of an array of strings")),
         })
         .collect()
@@ -140,8 +142,8 @@ mod tests {
     use super::*;
     use crate::go::decode::entries_of;
 
-    fn read(json: &str) -> Result<Options, ApiError> {
-        Options::read(entries_of(json.as_bytes(), "test").unwrap())
+    fn read(json: &str) -> Result<RequestOptions, ApiError> {
+        RequestOptions::read(entries_of(json.as_bytes(), "test").unwrap())
     }
 
     #[test]
@@ -150,7 +152,7 @@ mod tests {
             r#"{"num_ctx":2,"num_predict":-1,"top_k":1.9,"temperature":0,"stop":["a","b"],"mirostat":2,"Seed":7,"num_gpu":null,"use_mmap":false,"thinking_budget":64}"#,
         )
         .unwrap();
-        let expected = Options {
+        let expected = RequestOptions {
             sampling: SamplingOptions {
                 num_predict: Some(-1),
                 top_k: Some(1),

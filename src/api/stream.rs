@@ -33,22 +33,22 @@ const MAX_EVENTS_PER_WRITE: usize = 64;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Stream of steps: the events of one answer, or of several at once.
-pub(crate) type Steps<T = Event> = BoxStream<'static, Result<T, ApiError>>;
+pub(crate) type StepStream<T = Event> = BoxStream<'static, Result<T, ApiError>>;
 
 /// Item of a stream that is encoded.
-pub(crate) trait Step: Send + 'static {
+pub(crate) trait StreamStep: Send + 'static {
     /// Returns true if nothing comes after the step.
     fn is_last(&self) -> bool;
 }
 
-impl Step for Event {
+impl StreamStep for Event {
     fn is_last(&self) -> bool {
         matches!(self, Self::Finished(_))
     }
 }
 
 /// Encoder of steps for one wire.
-pub(crate) trait Encoder<T = Event>: Send + 'static {
+pub(crate) trait FrameEncoder<T = Event>: Send + 'static {
     /// Appends the frames of one step; may append nothing.
     fn event(&mut self, event: T, out: &mut Vec<u8>);
 
@@ -57,7 +57,7 @@ pub(crate) trait Encoder<T = Event>: Send + 'static {
 }
 
 /// Returns a body that writes each event as soon as it is ready.
-pub(crate) fn body<E: Encoder>(events: EventStream, encoder: E) -> Body {
+pub(crate) fn body<E: FrameEncoder>(events: EventStream, encoder: E) -> Body {
     let steps = events.map_err(ApiError::from).boxed();
     body::stream(frames(steps, encoder, None).map(Ok))
 }
@@ -70,12 +70,12 @@ pub(crate) fn body<E: Encoder>(events: EventStream, encoder: E) -> Body {
 /// # Errors
 /// That of `pending`, as long as nothing has been sent: it keeps its status.
 pub(crate) async fn sse_response<T, E>(
-    pending: impl Future<Output = Result<Steps<T>, ApiError>> + Send + 'static,
+    pending: impl Future<Output = Result<StepStream<T>, ApiError>> + Send + 'static,
     encoder: E,
 ) -> Result<Response<Body>, ApiError>
 where
-    T: Step,
-    E: Encoder<T>,
+    T: StreamStep,
+    E: FrameEncoder<T>,
 {
     let mut pending = Box::pin(pending);
     let frames = match tokio::time::timeout(KEEP_ALIVE_INTERVAL, &mut pending).await {
@@ -91,10 +91,10 @@ where
 }
 
 /// Returns the bytes of each write. If `silence` is set, a comment fills each silence of that length.
-fn frames<T, E>(steps: Steps<T>, encoder: E, silence: Option<Duration>) -> impl Stream<Item = Bytes> + Send
+fn frames<T, E>(steps: StepStream<T>, encoder: E, silence: Option<Duration>) -> impl Stream<Item = Bytes> + Send
 where
-    T: Step,
-    E: Encoder<T>,
+    T: StreamStep,
+    E: FrameEncoder<T>,
 {
     let state = Some((steps.ready_chunks(MAX_EVENTS_PER_WRITE), encoder));
     stream::unfold(state, move |state| async move {
@@ -127,7 +127,11 @@ where
 }
 
 /// Encodes steps that are ready; returns true if the last one is among them.
-fn encode_batch<T: Step, E: Encoder<T>>(batch: Vec<Result<T, ApiError>>, encoder: &mut E, out: &mut Vec<u8>) -> bool {
+fn encode_batch<T: StreamStep, E: FrameEncoder<T>>(
+    batch: Vec<Result<T, ApiError>>,
+    encoder: &mut E,
+    out: &mut Vec<u8>,
+) -> bool {
     for item in batch {
         match item {
             Ok(step) => {
@@ -149,7 +153,7 @@ fn encode_batch<T: Step, E: Encoder<T>>(batch: Vec<Result<T, ApiError>>, encoder
 
 /// Answer in one piece.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Answer {
+pub(crate) struct CompleteAnswer {
     pub(crate) content: String,
     pub(crate) thinking: String,
     pub(crate) tool_calls: Vec<ToolCall>,
@@ -159,7 +163,7 @@ pub(crate) struct Answer {
 
 /// Answer that is being joined from events. Its length is bounded by the token limit of the request.
 #[derive(Debug, Default)]
-pub(crate) struct Pieces {
+pub(crate) struct AnswerBuilder {
     content: String,
     thinking: String,
     tool_calls: Vec<ToolCall>,
@@ -167,7 +171,7 @@ pub(crate) struct Pieces {
     finish: Option<AnswerSummary>,
 }
 
-impl Pieces {
+impl AnswerBuilder {
     pub(crate) fn add(&mut self, event: Event) {
         match event {
             Event::Delta(delta) => {
@@ -181,8 +185,8 @@ impl Pieces {
     }
 
     /// Returns the answer; fails if its last event is missing.
-    pub(crate) fn join(self) -> Result<Answer, ApiError> {
-        Ok(Answer {
+    pub(crate) fn join(self) -> Result<CompleteAnswer, ApiError> {
+        Ok(CompleteAnswer {
             content: self.content,
             thinking: self.thinking,
             tool_calls: self.tool_calls,
@@ -193,12 +197,12 @@ impl Pieces {
 }
 
 /// Waits for the whole answer.
-pub(crate) async fn collect<S, E>(mut events: S) -> Result<Answer, ApiError>
+pub(crate) async fn collect<S, E>(mut events: S) -> Result<CompleteAnswer, ApiError>
 where
     S: Stream<Item = Result<Event, E>> + Unpin,
     E: Into<ApiError>,
 {
-    let mut pieces = Pieces::default();
+    let mut pieces = AnswerBuilder::default();
     while let Some(event) = events.next().await {
         let event = event.map_err(Into::into)?;
         let ended = event.is_last();
@@ -229,7 +233,7 @@ mod tests {
     /// Encoder that writes a letter for each event.
     struct Letters;
 
-    impl Encoder for Letters {
+    impl FrameEncoder for Letters {
         fn event(&mut self, event: Event, out: &mut Vec<u8>) {
             match event {
                 Event::Delta(delta) => out.extend_from_slice(delta.content.as_bytes()),
@@ -247,7 +251,7 @@ mod tests {
     }
 
     /// Stream of events, each with the seconds that it takes.
-    fn steps(events: Vec<(u64, Result<Event, ApiError>)>) -> Steps {
+    fn steps(events: Vec<(u64, Result<Event, ApiError>)>) -> StepStream {
         stream::iter(events)
             .then(|(seconds, event)| after(seconds, event))
             .boxed()
@@ -281,7 +285,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_early_failure_keeps_its_status() {
-        let pending = after(14, Err::<Steps, _>(ApiError::bad_request("too long")));
+        let pending = after(14, Err::<StepStream, _>(ApiError::bad_request("too long")));
         let error = sse_response(pending, Letters).await.unwrap_err();
         assert_eq!(error, ApiError::bad_request("too long"));
     }
@@ -306,7 +310,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_late_failure_is_the_last_event() {
-        let pending = after(20, Err::<Steps, _>(ApiError::internal("no memory")));
+        let pending = after(20, Err::<StepStream, _>(ApiError::internal("no memory")));
         let response = sse_response(pending, Letters).await.unwrap();
         assert_eq!(writes(response).await, [write(0, COMMENT), write(5, "!no memory")]);
     }
@@ -358,7 +362,7 @@ mod tests {
         let holder = held.clone();
         let pending = async move {
             let _holder = holder;
-            std::future::pending::<Result<Steps, ApiError>>().await
+            std::future::pending::<Result<StepStream, ApiError>>().await
         };
         let response = sse_response(pending, Letters).await.unwrap();
         assert_eq!(std::sync::Arc::strong_count(&held), 2);

@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use super::{error::ApiError, model::Model};
+use super::{error::ApiError, model::ServedModel};
 use crate::{
     config::UnsupportedTools,
     go::{decode::DecodeError, quote},
@@ -82,7 +82,7 @@ impl OfferedTools {
     /// decides; tools that are left out are named in `ignored`.
     pub(crate) fn shown_to(
         self,
-        model: &Model,
+        model: &ServedModel,
         call: &CallContext,
         ignored: &mut Vec<&'static str>,
     ) -> Result<Self, ApiError> {

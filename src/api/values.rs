@@ -2,10 +2,10 @@
 
 use serde_json::value::RawValue;
 
-use super::{error::ApiError, options::Options, tools};
+use super::{error::ApiError, options::RequestOptions, tools};
 use crate::{
     go::{
-        decode::{DecodeError, Field, Node, decode_base64},
+        decode::{DecodeError, FieldPath, JsonNode, decode_base64},
         duration::GoDuration,
         quote,
     },
@@ -22,10 +22,10 @@ const MAX_MESSAGES: usize = 1 << 16;
 pub(crate) const MAX_STOPS: usize = 256;
 
 /// Reads `keep_alive`: seconds as a number, or a Go duration; negative is forever.
-pub(crate) fn keep_alive(node: &Node<'_>) -> Result<Option<KeepAlive>, DecodeError> {
+pub(crate) fn keep_alive(node: &JsonNode<'_>) -> Result<Option<KeepAlive>, DecodeError> {
     match node {
-        Node::Null => Ok(None),
-        Node::Number(digits) => {
+        JsonNode::Null => Ok(None),
+        JsonNode::Number(digits) => {
             let seconds: f64 = digits.parse().unwrap_or(f64::INFINITY);
             Ok(Some(match std::time::Duration::try_from_secs_f64(seconds) {
                 Ok(duration) => KeepAlive::For(duration),
@@ -33,7 +33,7 @@ pub(crate) fn keep_alive(node: &Node<'_>) -> Result<Option<KeepAlive>, DecodeErr
                 Err(_) => KeepAlive::Forever,
             }))
         }
-        Node::String(text) => {
+        JsonNode::String(text) => {
             let duration = GoDuration::parse(text).map_err(DecodeError::new)?;
             Ok(Some(duration.to_std().map_or(KeepAlive::Forever, KeepAlive::For)))
         }
@@ -42,12 +42,12 @@ pub(crate) fn keep_alive(node: &Node<'_>) -> Result<Option<KeepAlive>, DecodeErr
 }
 
 /// Reads `think`: a boolean or an effort.
-pub(crate) fn think(node: &Node<'_>) -> Result<ThinkMode, DecodeError> {
+pub(crate) fn think(node: &JsonNode<'_>) -> Result<ThinkMode, DecodeError> {
     match node {
-        Node::Null => Ok(ThinkMode::Unset),
-        Node::Bool(true) => Ok(ThinkMode::On),
-        Node::Bool(false) => Ok(ThinkMode::Off),
-        Node::String(word) => Ok(ThinkMode::Level(match word.as_ref() {
+        JsonNode::Null => Ok(ThinkMode::Unset),
+        JsonNode::Bool(true) => Ok(ThinkMode::On),
+        JsonNode::Bool(false) => Ok(ThinkMode::Off),
+        JsonNode::String(word) => Ok(ThinkMode::Level(match word.as_ref() {
             "low" => ThinkLevel::Low,
             "medium" => ThinkLevel::Medium,
             "high" => ThinkLevel::High,
@@ -78,12 +78,12 @@ pub(crate) enum FormatField {
 }
 
 impl FormatField {
-    pub(crate) fn read(node: &Node<'_>) -> Result<Self, DecodeError> {
+    pub(crate) fn read(node: &JsonNode<'_>) -> Result<Self, DecodeError> {
         Ok(match node {
-            Node::Null => Self::Unset,
-            Node::String(text) if text.is_empty() => Self::Unset,
-            Node::String(text) if text == "json" => Self::Json,
-            Node::Object(_) => Self::Schema(node.to_raw()?),
+            JsonNode::Null => Self::Unset,
+            JsonNode::String(text) if text.is_empty() => Self::Unset,
+            JsonNode::String(text) if text == "json" => Self::Json,
+            JsonNode::Object(_) => Self::Schema(node.to_raw()?),
             other => Self::Bad(other.to_json()),
         })
     }
@@ -103,22 +103,22 @@ impl FormatField {
 
 /// `options` as the client sent it. It is judged late: Ollama answers a bad option after the checks of the model.
 #[derive(Debug, Default)]
-pub(crate) struct OptionsField(Option<Result<Options, ApiError>>);
+pub(crate) struct OptionsField(Option<Result<RequestOptions, ApiError>>);
 
 impl OptionsField {
-    pub(crate) fn read(node: Node<'_>, root: &'static str) -> Result<Self, DecodeError> {
-        let entries = node.read_object(Field(root, "options"), "map[string]interface {}")?;
-        Ok(Self(Some(Options::read(entries))))
+    pub(crate) fn read(node: JsonNode<'_>, root: &'static str) -> Result<Self, DecodeError> {
+        let entries = node.read_object(FieldPath(root, "options"), "map[string]interface {}")?;
+        Ok(Self(Some(RequestOptions::read(entries))))
     }
 
     /// Returns the options, or the error in them.
-    pub(crate) fn into_options(self) -> Result<Options, ApiError> {
-        self.0.unwrap_or_else(|| Ok(Options::default()))
+    pub(crate) fn into_options(self) -> Result<RequestOptions, ApiError> {
+        self.0.unwrap_or_else(|| Ok(RequestOptions::default()))
     }
 }
 
 /// Reads a list of base64 texts.
-pub(crate) fn media(node: Node<'_>, field: Field) -> Result<Vec<Vec<u8>>, DecodeError> {
+pub(crate) fn media(node: JsonNode<'_>, field: FieldPath) -> Result<Vec<Vec<u8>>, DecodeError> {
     let items = node.read_array(field, "[]api.ImageData")?;
     if items.len() > MAX_MEDIA {
         return Err(DecodeError::new(format!(
@@ -128,21 +128,21 @@ pub(crate) fn media(node: Node<'_>, field: Field) -> Result<Vec<Vec<u8>>, Decode
     items
         .into_iter()
         .map(|item| match item {
-            Node::String(text) => decode_base64(&text),
-            Node::Null => Ok(Vec::new()),
+            JsonNode::String(text) => decode_base64(&text),
+            JsonNode::Null => Ok(Vec::new()),
             other => Err(other.mismatch(field, "api.ImageData")),
         })
         .collect()
 }
 
 /// Reads tool definitions in OpenAI's shape, which is Ollama's, too.
-pub(crate) fn tools(node: Node<'_>, field: Field) -> Result<Vec<ToolDefinition>, DecodeError> {
+pub(crate) fn tools(node: JsonNode<'_>, field: FieldPath) -> Result<Vec<ToolDefinition>, DecodeError> {
     let items = node.read_array(field, "api.Tools")?;
     tools::check_count(items.len())?;
     items
         .iter()
         .map(|item| match item {
-            Node::Object(_) => item.to_raw().map(ToolDefinition::new),
+            JsonNode::Object(_) => item.to_raw().map(ToolDefinition::new),
             other => Err(other.mismatch(field, "api.Tool")),
         })
         .collect()
@@ -188,7 +188,7 @@ pub(crate) fn context_length(tokens: i64) -> Option<u32> {
 }
 
 /// Converts a value to plain JSON.
-pub(crate) fn plain_value(node: &Node<'_>) -> Result<serde_json::Value, DecodeError> {
+pub(crate) fn plain_value(node: &JsonNode<'_>) -> Result<serde_json::Value, DecodeError> {
     serde_json::from_str(&node.to_json()).map_err(|error| DecodeError::new(error.to_string()))
 }
 
@@ -209,26 +209,29 @@ mod tests {
     #[test]
     fn keep_alive_comes_in_every_form_that_clients_send() {
         for (node, expected) in [
-            (Node::Null, None),
-            (Node::Number("0"), Some(KeepAlive::ZERO)),
-            (Node::Number("1.5"), Some(KeepAlive::For(Duration::from_millis(1500)))),
-            (Node::Number("-1"), Some(KeepAlive::Forever)),
-            (Node::Number("1e300"), Some(KeepAlive::Forever)),
-            (Node::String("0".into()), Some(KeepAlive::ZERO)),
-            (Node::String("0s".into()), Some(KeepAlive::ZERO)),
+            (JsonNode::Null, None),
+            (JsonNode::Number("0"), Some(KeepAlive::ZERO)),
             (
-                Node::String("1h30m".into()),
+                JsonNode::Number("1.5"),
+                Some(KeepAlive::For(Duration::from_millis(1500))),
+            ),
+            (JsonNode::Number("-1"), Some(KeepAlive::Forever)),
+            (JsonNode::Number("1e300"), Some(KeepAlive::Forever)),
+            (JsonNode::String("0".into()), Some(KeepAlive::ZERO)),
+            (JsonNode::String("0s".into()), Some(KeepAlive::ZERO)),
+            (
+                JsonNode::String("1h30m".into()),
                 Some(KeepAlive::For(Duration::from_secs(5400))),
             ),
-            (Node::String("-1m".into()), Some(KeepAlive::Forever)),
+            (JsonNode::String("-1m".into()), Some(KeepAlive::Forever)),
         ] {
             assert_eq!(keep_alive(&node).unwrap(), expected, "{node:?}");
         }
         for (node, expected) in [
-            (Node::String("10".into()), "time: missing unit in duration \"10\""),
-            (Node::String("soon".into()), "time: invalid duration \"soon\""),
-            (Node::String("".into()), "time: invalid duration \"\""),
-            (Node::Bool(true), "Unsupported type: 'bool'"),
+            (JsonNode::String("10".into()), "time: missing unit in duration \"10\""),
+            (JsonNode::String("soon".into()), "time: invalid duration \"soon\""),
+            (JsonNode::String("".into()), "time: invalid duration \"\""),
+            (JsonNode::Bool(true), "Unsupported type: 'bool'"),
         ] {
             assert_eq!(keep_alive(&node).unwrap_err().to_string(), expected);
         }
@@ -236,17 +239,17 @@ mod tests {
 
     #[test]
     fn think_is_a_boolean_or_a_level() {
-        assert_eq!(think(&Node::Bool(false)).unwrap(), ThinkMode::Off);
+        assert_eq!(think(&JsonNode::Bool(false)).unwrap(), ThinkMode::Off);
         assert_eq!(
-            think(&Node::String("max".into())).unwrap(),
+            think(&JsonNode::String("max".into())).unwrap(),
             ThinkMode::Level(ThinkLevel::Max)
         );
         assert_eq!(
-            think(&Node::String("xyz".into())).unwrap_err().to_string(),
+            think(&JsonNode::String("xyz".into())).unwrap_err().to_string(),
             "invalid think value: \"xyz\" (must be \"high\", \"medium\", \"low\", \"max\", true, or false)"
         );
         assert!(
-            think(&Node::Number("1"))
+            think(&JsonNode::Number("1"))
                 .unwrap_err()
                 .to_string()
                 .starts_with("think must be")
@@ -257,11 +260,11 @@ mod tests {
     fn a_bad_format_is_shown_as_go_quotes_it() {
         for (node, expected) in [
             (
-                Node::String("xml".into()),
+                JsonNode::String("xml".into()),
                 r#"invalid format: "\"xml\""; expected "json" or a valid JSON Schema object"#,
             ),
             (
-                Node::Number("1"),
+                JsonNode::Number("1"),
                 r#"invalid format: "1"; expected "json" or a valid JSON Schema object"#,
             ),
         ] {
@@ -269,7 +272,7 @@ mod tests {
             assert_eq!((error.status.as_u16(), error.message.as_str()), (500, expected));
         }
         assert!(
-            FormatField::read(&Node::String("".into()))
+            FormatField::read(&JsonNode::String("".into()))
                 .unwrap()
                 .into_format()
                 .unwrap()

@@ -13,12 +13,12 @@ use serde_json::json;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    api::Api,
+    api::ApiHandler,
     config::{Config, ConfigInputs, ConfigProblems, ConfigStore, ReloadHandle},
     library::Library,
     lifecycle::{Lifecycle, LifecycleHealth, TemplateHelper, WorkerCommand},
     observability::{self, LogControl},
-    provider::{Aliases, HuggingFace, Registry, ollama::Ollama},
+    provider::{AliasStore, HuggingFace, Registry, ollama::Ollama},
     server::{BindError, HttpServer, ServeError, ShutdownSignal},
 };
 
@@ -99,7 +99,7 @@ async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartErro
     let lifecycle = Lifecycle::start(worker.clone());
     let library = Library::with_worker(&config.state_dir, worker.clone());
     let hugging_face = HuggingFace::new(library, lifecycle.clone(), TemplateHelper::new(worker));
-    let registry = Registry::with_aliases(Arc::new(hugging_face), Aliases::load(&config.state_dir));
+    let registry = Registry::with_aliases(Arc::new(hugging_face), AliasStore::load(&config.state_dir));
     let api = api(&store, registry, &lifecycle);
 
     for address in server.addresses() {
@@ -119,10 +119,10 @@ async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartErro
     Ok(outcome?)
 }
 
-fn api(store: &Arc<ConfigStore>, registry: Registry, lifecycle: &Lifecycle) -> Api {
+fn api(store: &Arc<ConfigStore>, registry: Registry, lifecycle: &Lifecycle) -> ApiHandler {
     let (health_of, settings) = (lifecycle.clone(), Arc::clone(store));
     let described = Arc::clone(store);
-    Api {
+    ApiHandler {
         registry,
         upstream: Arc::new(Ollama::new()),
         config: store.live(),

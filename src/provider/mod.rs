@@ -8,9 +8,9 @@ mod huggingface;
 pub mod ollama;
 pub mod registry;
 
-pub use aliases::{Alias, AliasError, AliasSettings, Aliases, Layer, PlainName};
+pub use aliases::{AliasError, AliasSettings, AliasStore, ModelAlias, PlainName, SettingsLayer};
 pub use huggingface::{HuggingFace, facts};
-pub use ollama::{Native, Ollama, UpstreamError};
+pub use ollama::{NativeProvider, Ollama, UpstreamError};
 pub use registry::{NameOrigin, NameOwner, Registry, prefers_ollama};
 
 use std::{fmt, pin::Pin, sync::Arc, time::Instant};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     Provider,
-    aliases::{Aliased, Aliases},
+    aliases::{AliasStore, AliasedProvider},
 };
 use crate::config::{Config, ProviderName};
 use crate::stdx::text::strip_prefix_ignore_case;
@@ -49,22 +49,22 @@ impl NameOrigin {
 #[derive(Clone, Debug)]
 pub struct Registry {
     hugging_face: Arc<dyn Provider>,
-    aliases: Aliases,
+    aliases: AliasStore,
 }
 
 impl Registry {
     /// A registry over the provider of hf: names. Models that clients make live as long as it does.
     pub fn new(hugging_face: Arc<dyn Provider>) -> Self {
-        Self::with_aliases(hugging_face, Aliases::default())
+        Self::with_aliases(hugging_face, AliasStore::default())
     }
 
     /// The same, over models that clients have made.
-    pub fn with_aliases(hugging_face: Arc<dyn Provider>, aliases: Aliases) -> Self {
+    pub fn with_aliases(hugging_face: Arc<dyn Provider>, aliases: AliasStore) -> Self {
         Self { hugging_face, aliases }
     }
 
     /// The models that clients have made.
-    pub fn aliases(&self) -> &Aliases {
+    pub fn aliases(&self) -> &AliasStore {
         &self.aliases
     }
 
@@ -92,7 +92,7 @@ impl Registry {
         match self.aliases.get(name) {
             Some(alias) => NameOwner::Serve {
                 name: alias.name.clone(),
-                provider: Arc::new(Aliased::new(
+                provider: Arc::new(AliasedProvider::new(
                     Arc::clone(&self.hugging_face),
                     alias,
                     self.aliases.clone(),

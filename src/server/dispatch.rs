@@ -20,7 +20,7 @@ use super::{
     routes::{Routed, Routes},
 };
 use crate::{
-    api::{Endpoint, Handler},
+    api::{ApiEndpoint, RequestHandler},
     config::Config,
     http::body::{self, Body},
     stdx::sync::lock,
@@ -29,7 +29,7 @@ use crate::{
 /// Dispatcher of the requests of all connections.
 pub(super) struct Dispatcher {
     pub(super) routes: Routes,
-    pub(super) handler: Arc<dyn Handler>,
+    pub(super) handler: Arc<dyn RequestHandler>,
     pub(super) settings: Arc<ArcSwap<Config>>,
     pub(super) in_flight: InFlight,
 }
@@ -75,7 +75,7 @@ impl Dispatcher {
         response
     }
 
-    async fn handle(&self, endpoint: Endpoint, request: Request<Body>) -> Response<Body> {
+    async fn handle(&self, endpoint: ApiEndpoint, request: Request<Body>) -> Response<Body> {
         let entry = self
             .in_flight
             .enter(format!("{} {}", request.method(), request.uri().path()));
@@ -228,8 +228,8 @@ mod tests {
     /// Handler that repeats its request, or panics.
     struct Echo;
 
-    impl Handler for Echo {
-        fn handle(&self, endpoint: Endpoint, request: Request<Body>) -> BoxFuture<'_, Response<Body>> {
+    impl RequestHandler for Echo {
+        fn handle(&self, endpoint: ApiEndpoint, request: Request<Body>) -> BoxFuture<'_, Response<Body>> {
             assert_ne!(request.uri().path(), "/api/ps", "wanted by a test");
             let text = format!("{endpoint:?} {}", request.uri());
             Box::pin(async { Response::new(body::full(text)) })

@@ -30,7 +30,7 @@ use self::{
     routes::Routes,
 };
 use crate::{
-    api::Handler,
+    api::RequestHandler,
     config::{Config, ServerConfig},
 };
 
@@ -129,7 +129,7 @@ impl HttpServer {
     /// If a listener fails. Open connections are drained first.
     pub async fn run(
         self,
-        handler: Arc<dyn Handler>,
+        handler: Arc<dyn RequestHandler>,
         settings: Arc<ArcSwap<Config>>,
         stop: ShutdownSignal,
     ) -> Result<(), ServeError> {

@@ -9,43 +9,47 @@ use std::borrow::Cow;
 use hyper::{Method, StatusCode, Uri, http::uri::PathAndQuery};
 use percent_encoding::percent_decode_str;
 
-use crate::api::Endpoint;
+use crate::api::ApiEndpoint;
 
 /// Methods in the form of the `Allow` header, path pattern, and a function from the text that `{…}` matched to the
 /// endpoint.
-type Route = (&'static str, &'static str, fn(&str) -> Endpoint);
+type Route = (&'static str, &'static str, fn(&str) -> ApiEndpoint);
 
 const TABLE: [Route; 28] = [
-    ("HEAD, GET", "/", |_| Endpoint::Root),
-    ("HEAD, GET", "/api/version", |_| Endpoint::Version),
-    ("HEAD, GET", "/api/tags", |_| Endpoint::Tags),
-    ("GET", "/api/ps", |_| Endpoint::Ps),
-    ("POST", "/api/show", |_| Endpoint::Show),
-    ("POST", "/api/chat", |_| Endpoint::Chat),
-    ("POST", "/api/generate", |_| Endpoint::Generate),
-    ("POST", "/api/pull", |_| Endpoint::Pull),
-    ("POST", "/api/push", |_| Endpoint::Push),
-    ("POST", "/api/create", |_| Endpoint::Create),
-    ("POST", "/api/copy", |_| Endpoint::Copy),
-    ("DELETE", "/api/delete", |_| Endpoint::Delete),
-    ("POST", "/api/embed", |_| Endpoint::Embed),
-    ("POST", "/api/embeddings", |_| Endpoint::Embeddings),
-    ("POST", "/api/tokenize", |_| Endpoint::Tokenize),
-    ("POST", "/api/detokenize", |_| Endpoint::Detokenize),
-    ("POST", "/api/apply_template", |_| Endpoint::ApplyTemplate),
-    ("POST", "/v1/chat/completions", |_| Endpoint::OpenAiChat),
-    ("POST", "/v1/completions", |_| Endpoint::OpenAiCompletions),
-    ("POST", "/v1/embeddings", |_| Endpoint::OpenAiEmbeddings),
-    ("POST", "/v1/responses", |_| Endpoint::OpenAiResponses),
-    ("POST", "/v1/audio/transcriptions", |_| Endpoint::OpenAiTranscriptions),
-    ("GET", "/v1/models", |_| Endpoint::OpenAiModels),
-    ("GET", "/v1/models/{*id}", |id| Endpoint::OpenAiModel {
+    ("HEAD, GET", "/", |_| ApiEndpoint::Root),
+    ("HEAD, GET", "/api/version", |_| ApiEndpoint::Version),
+    ("HEAD, GET", "/api/tags", |_| ApiEndpoint::Tags),
+    ("GET", "/api/ps", |_| ApiEndpoint::Ps),
+    ("POST", "/api/show", |_| ApiEndpoint::Show),
+    ("POST", "/api/chat", |_| ApiEndpoint::Chat),
+    ("POST", "/api/generate", |_| ApiEndpoint::Generate),
+    ("POST", "/api/pull", |_| ApiEndpoint::Pull),
+    ("POST", "/api/push", |_| ApiEndpoint::Push),
+    ("POST", "/api/create", |_| ApiEndpoint::Create),
+    ("POST", "/api/copy", |_| ApiEndpoint::Copy),
+    ("DELETE", "/api/delete", |_| ApiEndpoint::Delete),
+    ("POST", "/api/embed", |_| ApiEndpoint::Embed),
+    ("POST", "/api/embeddings", |_| ApiEndpoint::Embeddings),
+    ("POST", "/api/tokenize", |_| ApiEndpoint::Tokenize),
+    ("POST", "/api/detokenize", |_| ApiEndpoint::Detokenize),
+    ("POST", "/api/apply_template", |_| ApiEndpoint::ApplyTemplate),
+    ("POST", "/v1/chat/completions", |_| ApiEndpoint::OpenAiChat),
+    ("POST", "/v1/completions", |_| ApiEndpoint::OpenAiCompletions),
+    ("POST", "/v1/embeddings", |_| ApiEndpoint::OpenAiEmbeddings),
+    ("POST", "/v1/responses", |_| ApiEndpoint::OpenAiResponses),
+    ("POST", "/v1/audio/transcriptions", |_| {
+        ApiEndpoint::OpenAiTranscriptions
+    }),
+    ("GET", "/v1/models", |_| ApiEndpoint::OpenAiModels),
+    ("GET", "/v1/models/{*id}", |id| ApiEndpoint::OpenAiModel {
         id: id.to_owned(),
     }),
-    ("POST", "/v1/messages", |_| Endpoint::AnthropicMessages),
-    ("POST", "/v1/messages/count_tokens", |_| Endpoint::AnthropicCountTokens),
-    ("GET", "/health", |_| Endpoint::Health),
-    ("GET", "/config", |_| Endpoint::Config),
+    ("POST", "/v1/messages", |_| ApiEndpoint::AnthropicMessages),
+    ("POST", "/v1/messages/count_tokens", |_| {
+        ApiEndpoint::AnthropicCountTokens
+    }),
+    ("GET", "/health", |_| ApiEndpoint::Health),
+    ("GET", "/config", |_| ApiEndpoint::Config),
 ];
 
 /// Result of routing a request.
@@ -53,7 +57,7 @@ const TABLE: [Route; 28] = [
 pub(super) enum Routed {
     /// The request belongs to an endpoint.
     To {
-        endpoint: Endpoint,
+        endpoint: ApiEndpoint,
         /// Replacement of a request target that had doubled slashes.
         target: Option<PathAndQuery>,
     },
@@ -117,12 +121,12 @@ impl Routes {
             };
         }
         Routed::To {
-            endpoint: Endpoint::Forward,
+            endpoint: ApiEndpoint::Forward,
             target: None,
         }
     }
 
-    fn find(&self, path: &str) -> Option<(&'static Route, Endpoint)> {
+    fn find(&self, path: &str) -> Option<(&'static Route, ApiEndpoint)> {
         let found = self.router.at(path).ok()?;
         let matched = found.params.iter().next().map_or("", |(_, value)| value);
         Some((found.value, found.value.2(matched)))
@@ -161,12 +165,12 @@ mod tests {
         Routes::new().route(&method.parse().unwrap(), &target.parse().unwrap())
     }
 
-    fn to(endpoint: Endpoint) -> Routed {
+    fn to(endpoint: ApiEndpoint) -> Routed {
         Routed::To { endpoint, target: None }
     }
 
     fn model(id: &str) -> Routed {
-        to(Endpoint::OpenAiModel { id: id.into() })
+        to(ApiEndpoint::OpenAiModel { id: id.into() })
     }
 
     fn redirect(status: u16, location: &str) -> Routed {
@@ -197,21 +201,21 @@ mod tests {
             ("GET", "/v1/models/hf:org/repo:Q4", model("hf:org/repo:Q4")),
             ("GET", "/v1/models/hf%3Aorg%2Frepo", model("hf:org/repo")),
             ("GET", "/v1/models/a%252Fb", model("a%2Fb")),
-            ("POST", "/api/%63hat", to(Endpoint::Chat)),
-            ("POST", "/API/chat", to(Endpoint::Forward)),
-            ("GET", "/api/nothing", to(Endpoint::Forward)),
-            ("GET", "//api//nothing", to(Endpoint::Forward)),
-            ("GET", "/api/nothing/", to(Endpoint::Forward)),
-            ("POST", "/api/blobs/sha256:00", to(Endpoint::Forward)),
-            ("GET", "http://other/api/tags?x", to(Endpoint::Tags)),
+            ("POST", "/api/%63hat", to(ApiEndpoint::Chat)),
+            ("POST", "/API/chat", to(ApiEndpoint::Forward)),
+            ("GET", "/api/nothing", to(ApiEndpoint::Forward)),
+            ("GET", "//api//nothing", to(ApiEndpoint::Forward)),
+            ("GET", "/api/nothing/", to(ApiEndpoint::Forward)),
+            ("POST", "/api/blobs/sha256:00", to(ApiEndpoint::Forward)),
+            ("GET", "http://other/api/tags?x", to(ApiEndpoint::Tags)),
             ("GET", "/api/tags/", redirect(301, "/api/tags")),
             ("HEAD", "/api/tags/?a=%2F", redirect(301, "/api/tags?a=%2F")),
             ("POST", "/api/chat/", redirect(307, "/api/chat")),
             ("GET", "/v1/models/", redirect(301, "/v1/models")),
-            ("GET", "/api/tags%2F", to(Endpoint::Forward)),
-            ("GET", "/api/chat/", to(Endpoint::Forward)),
-            ("OPTIONS", "*", to(Endpoint::Forward)),
-            ("CONNECT", "host:1", to(Endpoint::Forward)),
+            ("GET", "/api/tags%2F", to(ApiEndpoint::Forward)),
+            ("GET", "/api/chat/", to(ApiEndpoint::Forward)),
+            ("OPTIONS", "*", to(ApiEndpoint::Forward)),
+            ("CONNECT", "host:1", to(ApiEndpoint::Forward)),
         ] {
             assert_eq!(route(method, target), expected, "{method} {target}");
         }
@@ -219,7 +223,7 @@ mod tests {
         assert_eq!(
             route("POST", "//api///chat?a//b"),
             Routed::To {
-                endpoint: Endpoint::Chat,
+                endpoint: ApiEndpoint::Chat,
                 target
             }
         );

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use crate::{
     api::values,
-    go::decode::{DecodeError, Field, Node, decode_base64},
+    go::decode::{DecodeError, FieldPath, JsonNode, decode_base64},
     inference::{Message, MessageRole, ToolCall},
 };
 
@@ -17,17 +17,17 @@ const MAX_IMAGES: usize = 256;
 const FRAME_BYTES: usize = 40;
 
 /// Returns the system prompt, if there is one: a text, or blocks whose texts are joined.
-pub(super) fn system(node: &Node<'_>) -> Option<Message> {
+pub(super) fn system(node: &JsonNode<'_>) -> Option<Message> {
     let text = match node {
-        Node::String(text) => text.clone().into_owned(),
-        Node::Array(blocks) => blocks.iter().filter_map(text_of_block).collect(),
+        JsonNode::String(text) => text.clone().into_owned(),
+        JsonNode::Array(blocks) => blocks.iter().filter_map(text_of_block).collect(),
         _ => String::new(),
     };
     (!text.is_empty()).then(|| Message::text("system", text))
 }
 
 /// Reads the messages of a request.
-pub(super) fn messages(items: Vec<Node<'_>>) -> Result<Vec<Message>, DecodeError> {
+pub(super) fn messages(items: Vec<JsonNode<'_>>) -> Result<Vec<Message>, DecodeError> {
     values::check_message_count(items.len())?;
     let mut messages = Vec::with_capacity(items.len());
     for item in items {
@@ -63,14 +63,14 @@ struct Turn {
 }
 
 impl Turn {
-    fn read(node: Node<'_>) -> Result<Self, DecodeError> {
+    fn read(node: JsonNode<'_>) -> Result<Self, DecodeError> {
         let mut own = Message::text("", "");
         let mut content = None;
-        for (key, node) in node.read_object(Field(ROOT, "messages"), "anthropic.MessageParam")? {
+        for (key, node) in node.read_object(FieldPath(ROOT, "messages"), "anthropic.MessageParam")? {
             match key.to_ascii_lowercase().as_str() {
                 "role" => {
                     let mut role = String::new();
-                    node.read_string(&mut role, Field(ROOT, "messages.role"))?;
+                    node.read_string(&mut role, FieldPath(ROOT, "messages.role"))?;
                     own.role = MessageRole(role.to_lowercase());
                 }
                 "content" => content = Some(node),
@@ -84,9 +84,9 @@ impl Turn {
         match content {
             // Ollama decodes the raw content, and this is Go's error for an empty one.
             None => return Err(DecodeError::new("unexpected end of JSON input")),
-            Some(Node::Null) => {}
-            Some(Node::String(text)) => turn.own.content = text.into_owned(),
-            Some(Node::Array(blocks)) => {
+            Some(JsonNode::Null) => {}
+            Some(JsonNode::String(text)) => turn.own.content = text.into_owned(),
+            Some(JsonNode::Array(blocks)) => {
                 for block in blocks {
                     turn.add(Block::read(block)?)?;
                 }
@@ -113,7 +113,7 @@ impl Turn {
             "text" => self.own.content.push_str(&block.text),
             "thinking" => self.own.thinking.push_str(&block.thinking),
             "image" => {
-                let Node::Object(source) = &block.source else {
+                let JsonNode::Object(source) = &block.source else {
                     return Err(DecodeError::new("invalid image source"));
                 };
                 self.own.media.push(image(source)?);
@@ -172,36 +172,36 @@ struct Block<'a> {
     kind: String,
     text: String,
     thinking: String,
-    source: Node<'a>,
+    source: JsonNode<'a>,
     id: String,
     name: String,
-    input: Node<'a>,
+    input: JsonNode<'a>,
     tool_use_id: String,
-    content: Node<'a>,
+    content: JsonNode<'a>,
 }
 
 impl<'a> Block<'a> {
-    fn read(node: Node<'a>) -> Result<Self, DecodeError> {
+    fn read(node: JsonNode<'a>) -> Result<Self, DecodeError> {
         let mut block = Self {
             kind: String::new(),
             text: String::new(),
             thinking: String::new(),
-            source: Node::Null,
+            source: JsonNode::Null,
             id: String::new(),
             name: String::new(),
-            input: Node::Null,
+            input: JsonNode::Null,
             tool_use_id: String::new(),
-            content: Node::Null,
+            content: JsonNode::Null,
         };
-        for (key, node) in node.read_object(Field(ROOT, "messages.content"), "anthropic.ContentBlock")? {
+        for (key, node) in node.read_object(FieldPath(ROOT, "messages.content"), "anthropic.ContentBlock")? {
             match key.to_ascii_lowercase().as_str() {
-                "type" => node.read_string(&mut block.kind, Field(ROOT, "messages.content.type"))?,
-                "text" => node.read_string(&mut block.text, Field(ROOT, "messages.content.text"))?,
-                "thinking" => node.read_string(&mut block.thinking, Field(ROOT, "messages.content.thinking"))?,
-                "id" => node.read_string(&mut block.id, Field(ROOT, "messages.content.id"))?,
-                "name" => node.read_string(&mut block.name, Field(ROOT, "messages.content.name"))?,
+                "type" => node.read_string(&mut block.kind, FieldPath(ROOT, "messages.content.type"))?,
+                "text" => node.read_string(&mut block.text, FieldPath(ROOT, "messages.content.text"))?,
+                "thinking" => node.read_string(&mut block.thinking, FieldPath(ROOT, "messages.content.thinking"))?,
+                "id" => node.read_string(&mut block.id, FieldPath(ROOT, "messages.content.id"))?,
+                "name" => node.read_string(&mut block.name, FieldPath(ROOT, "messages.content.name"))?,
                 "tool_use_id" => {
-                    node.read_string(&mut block.tool_use_id, Field(ROOT, "messages.content.tool_use_id"))?;
+                    node.read_string(&mut block.tool_use_id, FieldPath(ROOT, "messages.content.tool_use_id"))?;
                 }
                 "source" => block.source = node,
                 "input" => block.input = node,
@@ -231,10 +231,10 @@ impl<'a> Block<'a> {
     }
 }
 
-type Members<'a> = [(Cow<'a, str>, Node<'a>)];
+type Members<'a> = [(Cow<'a, str>, JsonNode<'a>)];
 
 /// Returns a member of a free-form object; the last of several.
-fn member<'n, 'a>(members: &'n Members<'a>, name: &str) -> Option<&'n Node<'a>> {
+fn member<'n, 'a>(members: &'n Members<'a>, name: &str) -> Option<&'n JsonNode<'a>> {
     members
         .iter()
         .rev()
@@ -244,14 +244,14 @@ fn member<'n, 'a>(members: &'n Members<'a>, name: &str) -> Option<&'n Node<'a>> 
 /// Returns a text in a free-form object; empty if there is none.
 fn text<'n>(members: &'n Members<'_>, name: &str) -> &'n str {
     match member(members, name) {
-        Some(Node::String(text)) => text,
+        Some(JsonNode::String(text)) => text,
         _ => "",
     }
 }
 
-fn text_of_block<'n>(block: &'n Node<'_>) -> Option<&'n str> {
+fn text_of_block<'n>(block: &'n JsonNode<'_>) -> Option<&'n str> {
     match block {
-        Node::Object(members) if text(members, "type") == "text" => Some(text(members, "text")),
+        JsonNode::Object(members) if text(members, "type") == "text" => Some(text(members, "text")),
         _ => None,
     }
 }
@@ -268,21 +268,21 @@ fn image(source: &Members<'_>) -> Result<Vec<u8>, DecodeError> {
 }
 
 /// Returns text and images of a tool's result.
-fn result_content(node: &Node<'_>) -> Result<(String, Vec<Vec<u8>>), DecodeError> {
+fn result_content(node: &JsonNode<'_>) -> Result<(String, Vec<Vec<u8>>), DecodeError> {
     let blocks = match node {
-        Node::String(text) => return Ok((text.clone().into_owned(), Vec::new())),
-        Node::Array(blocks) => blocks,
+        JsonNode::String(text) => return Ok((text.clone().into_owned(), Vec::new())),
+        JsonNode::Array(blocks) => blocks,
         _ => return Ok(Default::default()),
     };
     let (mut content, mut media) = (String::new(), Vec::new());
     for block in blocks {
-        let Node::Object(members) = block else {
+        let JsonNode::Object(members) = block else {
             continue;
         };
         match text(members, "type") {
             "text" => content.push_str(text(members, "text")),
             "image" => {
-                let Some(Node::Object(source)) = member(members, "source") else {
+                let Some(JsonNode::Object(source)) = member(members, "source") else {
                     return Err(DecodeError::new("invalid tool_result image source"));
                 };
                 media.push(image(source)?);
@@ -294,19 +294,19 @@ fn result_content(node: &Node<'_>) -> Result<(String, Vec<Vec<u8>>), DecodeError
 }
 
 /// Returns the result of Anthropic's web search as text for the model.
-fn search_result(node: &Node<'_>) -> String {
+fn search_result(node: &JsonNode<'_>) -> String {
     const ERROR: &str = "web_search_tool_result_error";
     let failed = |members: &Members<'_>| match text(members, "error_code") {
         "" => ERROR.to_owned(),
         code => format!("{ERROR}: {code}"),
     };
     match node {
-        Node::String(text) => text.clone().into_owned(),
-        Node::Object(members) if text(members, "type") == ERROR => failed(members),
-        Node::Array(items) => {
+        JsonNode::String(text) => text.clone().into_owned(),
+        JsonNode::Object(members) if text(members, "type") == ERROR => failed(members),
+        JsonNode::Array(items) => {
             let mut lines = String::new();
             for item in items {
-                let Node::Object(members) = item else {
+                let JsonNode::Object(members) = item else {
                     continue;
                 };
                 match text(members, "type") {
@@ -331,7 +331,7 @@ mod tests {
     fn read(json: &str) -> Result<Vec<Message>, DecodeError> {
         let body = format!("{{\"messages\":{json}}}");
         let (_, node) = entries_of(body.as_bytes(), "test")?.remove(0);
-        let Node::Array(items) = node else { panic!("{json}") };
+        let JsonNode::Array(items) = node else { panic!("{json}") };
         messages(items)
     }
 

@@ -10,7 +10,7 @@ use crate::{
     api::{
         error::ApiError,
         reply,
-        stream::{Answer, Encoder},
+        stream::{CompleteAnswer, FrameEncoder},
     },
     go::encode,
     http::sse,
@@ -171,8 +171,8 @@ impl MessageWriter {
     }
 
     /// Returns a whole message.
-    pub(super) fn whole(mut self, answer: Answer) -> Vec<u8> {
-        let Answer {
+    pub(super) fn whole(mut self, answer: CompleteAnswer) -> Vec<u8> {
+        let CompleteAnswer {
             content: text,
             thinking,
             tool_calls,
@@ -314,7 +314,7 @@ impl MessageWriter {
     }
 }
 
-impl Encoder for MessageWriter {
+impl FrameEncoder for MessageWriter {
     fn event(&mut self, event: Event, out: &mut Vec<u8>) {
         self.begin(out);
         match event {
@@ -552,7 +552,7 @@ mod tests {
         let Event::Finished(finish) = stopped(FinishReason::Stop, Some("4")) else {
             panic!()
         };
-        let answer = |content: &str, tool_calls| Answer {
+        let answer = |content: &str, tool_calls| CompleteAnswer {
             content: content.into(),
             thinking: "Hm".into(),
             tool_calls,
@@ -576,7 +576,7 @@ mod tests {
                 r#"[{"type":"thinking","thinking":"Hm"},{"type":"tool_use","id":"c","name":"f","input":{"city":"Paris"}}],"stop_reason":"tool_use","#,
             ),
             (
-                Answer {
+                CompleteAnswer {
                     thinking: String::new(),
                     ..answer("", Vec::new())
                 },

@@ -12,7 +12,7 @@ use crate::{
         dispatch::{RoutedModel, RoutedRequest},
         envelope::LayeredError,
         error::ApiError,
-        model::Model,
+        model::ServedModel,
         reply::{self, JSON},
         stream,
     },
@@ -56,15 +56,19 @@ pub(crate) async fn count_tokens(call: &CallContext, request: RoutedRequest) -> 
 }
 
 /// Request that has passed the checks of its model.
-struct Checked {
-    model: Model,
+struct CheckedRequest {
+    model: ServedModel,
     inference: InferenceRequest,
     /// Names of parts of the request without effect.
     ignored: Vec<&'static str>,
 }
 
-async fn check(call: &CallContext, routed: RoutedModel, mut request: MessagesRequest) -> Result<Checked, ApiError> {
-    let model = Model::find(call, routed, request.model.clone()).await?;
+async fn check(
+    call: &CallContext,
+    routed: RoutedModel,
+    mut request: MessagesRequest,
+) -> Result<CheckedRequest, ApiError> {
+    let model = ServedModel::find(call, routed, request.model.clone()).await?;
     model.require_text("chat")?;
     let mut ignored = std::mem::take(&mut request.ignored);
     let tools = std::mem::take(&mut request.tools).shown_to(&model, call, &mut ignored)?;
@@ -75,7 +79,7 @@ async fn check(call: &CallContext, routed: RoutedModel, mut request: MessagesReq
     }
     let inference = request.into_inference(tools, think.think)?;
     model.note_unsupported(&inference, &mut ignored);
-    Ok(Checked {
+    Ok(CheckedRequest {
         model,
         inference,
         ignored,
@@ -85,7 +89,7 @@ async fn check(call: &CallContext, routed: RoutedModel, mut request: MessagesReq
 async fn infer(call: &CallContext, routed: RoutedModel, request: MessagesRequest) -> Result<Response<Body>, ApiError> {
     let (streams, estimated_tokens) = (request.stream, request.estimated_tokens);
     let stop_sequences = request.stop_sequences.clone();
-    let Checked {
+    let CheckedRequest {
         model,
         inference,
         ignored,
@@ -107,7 +111,7 @@ async fn infer(call: &CallContext, routed: RoutedModel, request: MessagesRequest
 }
 
 async fn count(call: &CallContext, routed: RoutedModel, request: MessagesRequest) -> Result<Response<Body>, ApiError> {
-    let Checked {
+    let CheckedRequest {
         model,
         inference,
         ignored,

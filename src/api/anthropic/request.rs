@@ -2,17 +2,17 @@
 
 use super::{
     content,
-    tools::{ToolChoiceField, Tools},
+    tools::{AnthropicToolChoice, DefinedTools},
 };
 use crate::{
     api::{
         envelope::shim_error,
         error::ApiError,
-        options::Options,
+        options::RequestOptions,
         tools::OfferedTools,
         values::{self, FormatField, MAX_STOPS, OptionsField},
     },
-    go::decode::{DecodeError, Field, Node, entries_of},
+    go::decode::{DecodeError, FieldPath, JsonNode, entries_of},
     inference::{InferencePrompt, InferenceRequest, KeepAlive, Message, ThinkLevel, ThinkMode},
 };
 
@@ -25,15 +25,15 @@ const WITHOUT_EFFECT: [&str; 3] = ["container", "context_management", "mcp_serve
 struct Fields<'a> {
     model: String,
     max_tokens: Option<i64>,
-    messages: Vec<Node<'a>>,
-    system: Node<'a>,
+    messages: Vec<JsonNode<'a>>,
+    system: JsonNode<'a>,
     stream: bool,
     temperature: Option<f64>,
     top_p: Option<f64>,
     top_k: Option<i64>,
     stop_sequences: Vec<String>,
-    tools: Vec<Node<'a>>,
-    tool_choice: ToolChoiceField,
+    tools: Vec<JsonNode<'a>>,
+    tool_choice: AnthropicToolChoice,
     thinking: Thinking,
     effort: String,
     format: FormatField,
@@ -96,7 +96,7 @@ impl MessagesRequest {
 
     /// Converts to the neutral request, with the tools that the model is shown.
     pub(super) fn into_inference(self, tools: OfferedTools, think: ThinkMode) -> Result<InferenceRequest, ApiError> {
-        let Options {
+        let RequestOptions {
             mut sampling,
             mut load,
             thinking_budget,
@@ -140,14 +140,14 @@ impl<'a> Fields<'a> {
             model: String::new(),
             max_tokens: None,
             messages: Vec::new(),
-            system: Node::Null,
+            system: JsonNode::Null,
             stream: false,
             temperature: None,
             top_p: None,
             top_k: None,
             stop_sequences: Vec::new(),
             tools: Vec::new(),
-            tool_choice: ToolChoiceField::default(),
+            tool_choice: AnthropicToolChoice::default(),
             thinking: Thinking::default(),
             effort: String::new(),
             format: FormatField::Unset,
@@ -162,36 +162,36 @@ impl<'a> Fields<'a> {
         Ok(fields)
     }
 
-    fn set(&mut self, key: &str, node: Node<'a>) -> Result<(), DecodeError> {
+    fn set(&mut self, key: &str, node: JsonNode<'a>) -> Result<(), DecodeError> {
         match key {
-            "model" => node.read_string(&mut self.model, Field(ROOT, "model"))?,
-            "max_tokens" => node.read_int(&mut self.max_tokens, Field(ROOT, "max_tokens"))?,
-            "messages" => self.messages = node.read_array(Field(ROOT, "messages"), "[]anthropic.MessageParam")?,
+            "model" => node.read_string(&mut self.model, FieldPath(ROOT, "model"))?,
+            "max_tokens" => node.read_int(&mut self.max_tokens, FieldPath(ROOT, "max_tokens"))?,
+            "messages" => self.messages = node.read_array(FieldPath(ROOT, "messages"), "[]anthropic.MessageParam")?,
             "system" => self.system = node,
-            "stream" => node.read_bool(&mut self.stream, Field(ROOT, "stream"))?,
-            "temperature" => node.read_float(&mut self.temperature, Field(ROOT, "temperature"))?,
-            "top_p" => node.read_float(&mut self.top_p, Field(ROOT, "top_p"))?,
-            "top_k" => node.read_int(&mut self.top_k, Field(ROOT, "top_k"))?,
+            "stream" => node.read_bool(&mut self.stream, FieldPath(ROOT, "stream"))?,
+            "temperature" => node.read_float(&mut self.temperature, FieldPath(ROOT, "temperature"))?,
+            "top_p" => node.read_float(&mut self.top_p, FieldPath(ROOT, "top_p"))?,
+            "top_k" => node.read_int(&mut self.top_k, FieldPath(ROOT, "top_k"))?,
             "stop_sequences" => self.stop_sequences = stop_sequences(node)?,
-            "tools" => self.tools = node.read_array(Field(ROOT, "tools"), "[]anthropic.Tool")?,
-            "tool_choice" => self.tool_choice = ToolChoiceField::read(node)?,
+            "tools" => self.tools = node.read_array(FieldPath(ROOT, "tools"), "[]anthropic.Tool")?,
+            "tool_choice" => self.tool_choice = AnthropicToolChoice::read(node)?,
             "thinking" => self.thinking = Thinking::read(node)?,
             "output_config" => {
-                for (key, node) in node.read_object(Field(ROOT, "output_config"), "anthropic.OutputConfig")? {
+                for (key, node) in node.read_object(FieldPath(ROOT, "output_config"), "anthropic.OutputConfig")? {
                     match key.to_ascii_lowercase().as_str() {
-                        "effort" => node.read_string(&mut self.effort, Field(ROOT, "output_config.effort"))?,
-                        "format" => self.format = output_format(node, Field(ROOT, "output_config.format"))?,
+                        "effort" => node.read_string(&mut self.effort, FieldPath(ROOT, "output_config.effort"))?,
+                        "format" => self.format = output_format(node, FieldPath(ROOT, "output_config.format"))?,
                         _ => {}
                     }
                 }
             }
-            "output_format" => self.format = output_format(node, Field(ROOT, "output_format"))?,
+            "output_format" => self.format = output_format(node, FieldPath(ROOT, "output_format"))?,
             "keep_alive" => self.keep_alive = values::keep_alive(&node)?,
             "options" => self.options = OptionsField::read(node, ROOT)?,
-            "num_ctx" => node.read_int(&mut self.num_ctx, Field(ROOT, "num_ctx"))?,
+            "num_ctx" => node.read_int(&mut self.num_ctx, FieldPath(ROOT, "num_ctx"))?,
             other => {
                 if let Some(name) = WITHOUT_EFFECT.iter().find(|name| **name == other)
-                    && node != Node::Null
+                    && node != JsonNode::Null
                     && !self.ignored.contains(name)
                 {
                     self.ignored.push(name);
@@ -221,7 +221,7 @@ impl<'a> Fields<'a> {
                 "messages hold no content: give at least one of them a text, an image or a tool result",
             ));
         }
-        let Tools { definitions, left_out } = Tools::read(self.tools)?;
+        let DefinedTools { definitions, left_out } = DefinedTools::read(self.tools)?;
         let mut ignored = self.ignored;
         ignored.extend(left_out);
         let tool_bytes = definitions.iter().map(|tool| tool.raw.get().len()).sum();
@@ -270,12 +270,14 @@ impl<'a> Fields<'a> {
 }
 
 impl Thinking {
-    fn read(node: Node<'_>) -> Result<Self, DecodeError> {
+    fn read(node: JsonNode<'_>) -> Result<Self, DecodeError> {
         let mut thinking = Self::default();
-        for (key, node) in node.read_object(Field(ROOT, "thinking"), "anthropic.ThinkingConfig")? {
+        for (key, node) in node.read_object(FieldPath(ROOT, "thinking"), "anthropic.ThinkingConfig")? {
             match key.to_ascii_lowercase().as_str() {
-                "type" => node.read_string(&mut thinking.kind, Field(ROOT, "thinking.type"))?,
-                "budget_tokens" => node.read_int(&mut thinking.budget_tokens, Field(ROOT, "thinking.budget_tokens"))?,
+                "type" => node.read_string(&mut thinking.kind, FieldPath(ROOT, "thinking.type"))?,
+                "budget_tokens" => {
+                    node.read_int(&mut thinking.budget_tokens, FieldPath(ROOT, "thinking.budget_tokens"))?
+                }
                 _ => {}
             }
         }
@@ -283,8 +285,8 @@ impl Thinking {
     }
 }
 
-fn stop_sequences(node: Node<'_>) -> Result<Vec<String>, DecodeError> {
-    let field = Field(ROOT, "stop_sequences");
+fn stop_sequences(node: JsonNode<'_>) -> Result<Vec<String>, DecodeError> {
+    let field = FieldPath(ROOT, "stop_sequences");
     let items = node.read_array(field, "[]string")?;
     if items.len() > MAX_STOPS {
         return Err(DecodeError::new(format!(
@@ -303,7 +305,7 @@ fn stop_sequences(node: Node<'_>) -> Result<Vec<String>, DecodeError> {
 }
 
 /// Reads Anthropic's structured output: a schema that the answer has to satisfy.
-fn output_format(node: Node<'_>, field: Field) -> Result<FormatField, DecodeError> {
+fn output_format(node: JsonNode<'_>, field: FieldPath) -> Result<FormatField, DecodeError> {
     let mut kind = String::new();
     let mut schema = FormatField::Unset;
     for (key, node) in node.read_object(field, "anthropic.OutputFormat")? {

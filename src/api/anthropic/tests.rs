@@ -6,7 +6,7 @@ use http_body_util::BodyExt;
 
 use crate::{
     api::{
-        Endpoint,
+        ApiEndpoint,
         tests::{
             NO_CAPABILITY, THINKER, UTF8, VECTORS, alone, body,
             fake::{FakeProvider, calls, finish, text, thinking},
@@ -40,7 +40,7 @@ fn mask(text: &str) -> String {
     out
 }
 
-async fn post(provider: FakeProvider, endpoint: Endpoint, fields: &str) -> (u16, String, String) {
+async fn post(provider: FakeProvider, endpoint: ApiEndpoint, fields: &str) -> (u16, String, String) {
     let (_, api) = alone(provider);
     let (status, kind, text) = read(send(&api, endpoint, &body(fields)).await).await;
     (status, kind, mask(&text))
@@ -48,7 +48,7 @@ async fn post(provider: FakeProvider, endpoint: Endpoint, fields: &str) -> (u16,
 
 #[tokio::test]
 async fn a_message_comes_whole_or_as_events() {
-    let (status, kind, text) = post(FakeProvider::new(simple()), Endpoint::AnthropicMessages, ASK).await;
+    let (status, kind, text) = post(FakeProvider::new(simple()), ApiEndpoint::AnthropicMessages, ASK).await;
     assert_eq!((status, kind.as_str()), (200, JSON));
     assert_eq!(
         text,
@@ -57,7 +57,7 @@ async fn a_message_comes_whole_or_as_events() {
 
     let (_, api) = alone(FakeProvider::new(simple()));
     let request = body(&format!("{ASK},\"stream\":true"));
-    let response = send(&api, Endpoint::AnthropicMessages, &request).await;
+    let response = send(&api, ApiEndpoint::AnthropicMessages, &request).await;
     assert_eq!(response.headers()["cache-control"], "no-cache");
     let (status, kind, text) = read(response).await;
     assert_eq!((status, kind.as_str()), (200, "text/event-stream"));
@@ -171,7 +171,7 @@ async fn errors_differ_by_who_found_them() {
     ];
     for (provider, fields, (status, content_type, kind, message, end)) in cases {
         assert_eq!(
-            post(provider, Endpoint::AnthropicMessages, &fields).await,
+            post(provider, ApiEndpoint::AnthropicMessages, &fields).await,
             (status, content_type.to_owned(), format!("{}{end}", shim(kind, message))),
             "{fields}"
         );
@@ -182,7 +182,7 @@ async fn errors_differ_by_who_found_them() {
 async fn without_upstream_a_request_without_a_name_is_answered_here() {
     let (_, api) = alone(FakeProvider::new(simple()));
     for (body, message) in [("", "EOF"), ("{}", "model is required"), ("{", "unexpected EOF")] {
-        for endpoint in [Endpoint::AnthropicMessages, Endpoint::AnthropicCountTokens] {
+        for endpoint in [ApiEndpoint::AnthropicMessages, ApiEndpoint::AnthropicCountTokens] {
             let (status, kind, text) = read(send(&api, endpoint, body).await).await;
             assert_eq!((status, kind.as_str()), (400, UTF8), "{body}");
             assert!(text.contains(&format!("\"message\":\"{message}\"")), "{text}");
@@ -198,7 +198,12 @@ async fn a_stream_that_breaks_off_ends_with_an_error_event() {
     ] {
         let mut provider = FakeProvider::new(vec![text("Hi")]);
         provider.events.extend(last);
-        let (status, _, text) = post(provider, Endpoint::AnthropicMessages, &format!("{ASK},\"stream\":true")).await;
+        let (status, _, text) = post(
+            provider,
+            ApiEndpoint::AnthropicMessages,
+            &format!("{ASK},\"stream\":true"),
+        )
+        .await;
         assert_eq!(status, 200);
         let expected = format!(
             "\n\nevent: error\ndata: {{\"type\":\"error\",\"error\":{{\"type\":\"api_error\",\"message\":\"{message}\"}}}}\n\n"
@@ -214,7 +219,7 @@ async fn a_request_maps_to_the_neutral_vocabulary() {
     let fields = format!(
         "{ASK}{TOOL},\"system\":\"s\",\"tool_choice\":{{\"type\":\"tool\",\"name\":\"f\",\"disable_parallel_tool_use\":true}}"
     );
-    let response = send(&api, Endpoint::AnthropicMessages, &body(&fields)).await;
+    let response = send(&api, ApiEndpoint::AnthropicMessages, &body(&fields)).await;
     assert!(!response.headers().contains_key("x-hubllama-ignored"));
     let request = provider.last_request();
     let InferencePrompt::Chat {
@@ -240,7 +245,7 @@ async fn a_request_maps_to_the_neutral_vocabulary() {
     assert_eq!(request.sampling.num_predict, Some(9));
 
     let fields = format!("{ASK}{TOOL},\"tool_choice\":{{\"type\":\"none\"}}");
-    send(&api, Endpoint::AnthropicMessages, &body(&fields)).await;
+    send(&api, ApiEndpoint::AnthropicMessages, &body(&fields)).await;
     let InferencePrompt::Chat { tools, tool_choice, .. } = provider.last_request().prompt else {
         panic!()
     };
@@ -251,7 +256,7 @@ async fn a_request_maps_to_the_neutral_vocabulary() {
 async fn what_a_model_cannot_do_is_left_out_and_said() {
     let (provider, api) = alone(FakeProvider::new(simple()).with_capabilities(NO_CAPABILITY));
     let fields = format!("{ASK}{TOOL},\"thinking\":{{\"type\":\"enabled\",\"budget_tokens\":50}}");
-    let response = send(&api, Endpoint::AnthropicMessages, &body(&fields)).await;
+    let response = send(&api, ApiEndpoint::AnthropicMessages, &body(&fields)).await;
     assert_eq!(
         (response.status().as_u16(), &response.headers()["x-hubllama-ignored"]),
         (200, &"tools, thinking".parse().unwrap())
@@ -260,7 +265,7 @@ async fn what_a_model_cannot_do_is_left_out_and_said() {
 
     let (provider, api) = alone(FakeProvider::new(simple()).with_capabilities(THINKER));
     let fields = format!("{ASK},\"thinking\":{{\"type\":\"enabled\",\"budget_tokens\":50}}");
-    let response = send(&api, Endpoint::AnthropicMessages, &body(&fields)).await;
+    let response = send(&api, ApiEndpoint::AnthropicMessages, &body(&fields)).await;
     assert!(!response.headers().contains_key("x-hubllama-ignored"));
     let request = provider.last_request();
     assert_eq!((request.think, request.thinking_budget), (ThinkMode::On, Some(50)));
@@ -270,7 +275,7 @@ async fn what_a_model_cannot_do_is_left_out_and_said() {
 async fn tokens_are_counted_without_an_answer() {
     let (provider, api) = alone(FakeProvider::new(Vec::new()));
     let request = body(r#","system":"ab","messages":[{"role":"user","content":"cde"}]"#);
-    let (status, kind, text) = read(send(&api, Endpoint::AnthropicCountTokens, &request).await).await;
+    let (status, kind, text) = read(send(&api, ApiEndpoint::AnthropicCountTokens, &request).await).await;
     // Two texts, one line each, one token per byte.
     assert_eq!(
         (status, kind.as_str(), text.as_str()),
@@ -279,10 +284,10 @@ async fn tokens_are_counted_without_an_answer() {
     assert!(provider.asked.lock().unwrap().is_empty());
 
     let doubled = body(r#","messages":[{"role":"user","content":"aab"}]"#);
-    let (_, _, text) = read(send(&api, Endpoint::AnthropicCountTokens, &doubled).await).await;
+    let (_, _, text) = read(send(&api, ApiEndpoint::AnthropicCountTokens, &doubled).await).await;
     assert_eq!(text, "{\"input_tokens\":3}\n", "the first token is not counted twice");
 
-    let (status, kind, text) = post(FakeProvider::new(Vec::new()), Endpoint::AnthropicCountTokens, "").await;
+    let (status, kind, text) = post(FakeProvider::new(Vec::new()), ApiEndpoint::AnthropicCountTokens, "").await;
     assert_eq!((status, kind.as_str()), (400, UTF8));
     assert!(text.contains("\"message\":\"messages is required\""), "{text}");
 }
@@ -293,7 +298,7 @@ async fn the_lease_lives_as_long_as_the_body() {
     provider.hangs = true;
     let (provider, api) = alone(provider);
     let request = body(&format!("{ASK},\"stream\":true"));
-    let response = send(&api, Endpoint::AnthropicMessages, &request).await;
+    let response = send(&api, ApiEndpoint::AnthropicMessages, &request).await;
     let mut stream = response.into_body();
     let first = stream.frame().await.unwrap().unwrap().into_data().unwrap();
     assert!(

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crate::{
     api::{error::ApiError, tools::check_count},
     go::{
-        decode::{DecodeError, Field, Node},
+        decode::{DecodeError, FieldPath, JsonNode},
         quote,
     },
     inference::{ToolChoice, ToolDefinition},
@@ -22,14 +22,14 @@ const RUN_BY_ANTHROPIC: [&str; 5] = [
 
 /// Tools of a request.
 #[derive(Debug, Default)]
-pub(super) struct Tools {
+pub(super) struct DefinedTools {
     pub(super) definitions: Vec<ToolDefinition>,
     /// Types of tools that were left out, without their dates.
     pub(super) left_out: Vec<&'static str>,
 }
 
-impl Tools {
-    pub(super) fn read(items: Vec<Node<'_>>) -> Result<Self, DecodeError> {
+impl DefinedTools {
+    pub(super) fn read(items: Vec<JsonNode<'_>>) -> Result<Self, DecodeError> {
         check_count(items.len())?;
         let mut tools = Self::default();
         for item in items {
@@ -38,15 +38,15 @@ impl Tools {
         Ok(tools)
     }
 
-    fn add(&mut self, node: Node<'_>) -> Result<(), DecodeError> {
+    fn add(&mut self, node: JsonNode<'_>) -> Result<(), DecodeError> {
         const ROOT: &str = "MessagesRequest";
         let (mut kind, mut name, mut description) = (String::new(), String::new(), String::new());
-        let mut schema = Node::Null;
-        for (key, node) in node.read_object(Field(ROOT, "tools"), "anthropic.Tool")? {
+        let mut schema = JsonNode::Null;
+        for (key, node) in node.read_object(FieldPath(ROOT, "tools"), "anthropic.Tool")? {
             match key.to_ascii_lowercase().as_str() {
-                "type" => node.read_string(&mut kind, Field(ROOT, "tools.type"))?,
-                "name" => node.read_string(&mut name, Field(ROOT, "tools.name"))?,
-                "description" => node.read_string(&mut description, Field(ROOT, "tools.description"))?,
+                "type" => node.read_string(&mut kind, FieldPath(ROOT, "tools.type"))?,
+                "name" => node.read_string(&mut name, FieldPath(ROOT, "tools.name"))?,
+                "description" => node.read_string(&mut description, FieldPath(ROOT, "tools.description"))?,
                 "input_schema" => schema = node,
                 _ => {}
             }
@@ -63,11 +63,11 @@ impl Tools {
         let parameters = match schema {
             // Anthropic's models have learned the schema of a tool such as `bash_20250124`; requests give only its
             // name.
-            Node::Null => object(vec![
-                ("type", Node::String("object".into())),
+            JsonNode::Null => object(vec![
+                ("type", JsonNode::String("object".into())),
                 ("properties", object(Vec::new())),
             ]),
-            schema @ Node::Object(_) => schema,
+            schema @ JsonNode::Object(_) => schema,
             other => {
                 return Err(DecodeError::new(format!(
                     "invalid input_schema for tool {}: json: cannot unmarshal {} into Go value of type api.ToolFunctionParameters",
@@ -76,13 +76,13 @@ impl Tools {
                 )));
             }
         };
-        let mut function = vec![("name", Node::String(name.as_str().into()))];
+        let mut function = vec![("name", JsonNode::String(name.as_str().into()))];
         if !description.is_empty() {
-            function.push(("description", Node::String(description.into())));
+            function.push(("description", JsonNode::String(description.into())));
         }
         function.push(("parameters", parameters));
         let definition = object(vec![
-            ("type", Node::String("function".into())),
+            ("type", JsonNode::String("function".into())),
             ("function", object(function)),
         ]);
         let raw = definition.to_raw()?;
@@ -91,8 +91,8 @@ impl Tools {
     }
 }
 
-fn object<'a>(members: Vec<(&'static str, Node<'a>)>) -> Node<'a> {
-    Node::Object(
+fn object<'a>(members: Vec<(&'static str, JsonNode<'a>)>) -> JsonNode<'a> {
+    JsonNode::Object(
         members
             .into_iter()
             .map(|(key, node)| (Cow::Borrowed(key), node))
@@ -102,23 +102,23 @@ fn object<'a>(members: Vec<(&'static str, Node<'a>)>) -> Node<'a> {
 
 /// `tool_choice` as the client sent it.
 #[derive(Debug, Default)]
-pub(super) struct ToolChoiceField {
+pub(super) struct AnthropicToolChoice {
     kind: String,
     name: String,
     disable_parallel: bool,
 }
 
-impl ToolChoiceField {
-    pub(super) fn read(node: Node<'_>) -> Result<Self, DecodeError> {
+impl AnthropicToolChoice {
+    pub(super) fn read(node: JsonNode<'_>) -> Result<Self, DecodeError> {
         const ROOT: &str = "MessagesRequest";
         let mut choice = Self::default();
-        for (key, node) in node.read_object(Field(ROOT, "tool_choice"), "anthropic.ToolChoice")? {
+        for (key, node) in node.read_object(FieldPath(ROOT, "tool_choice"), "anthropic.ToolChoice")? {
             match key.to_ascii_lowercase().as_str() {
-                "type" => node.read_string(&mut choice.kind, Field(ROOT, "tool_choice.type"))?,
-                "name" => node.read_string(&mut choice.name, Field(ROOT, "tool_choice.name"))?,
+                "type" => node.read_string(&mut choice.kind, FieldPath(ROOT, "tool_choice.type"))?,
+                "name" => node.read_string(&mut choice.name, FieldPath(ROOT, "tool_choice.name"))?,
                 "disable_parallel_tool_use" => node.read_bool(
                     &mut choice.disable_parallel,
-                    Field(ROOT, "tool_choice.disable_parallel_tool_use"),
+                    FieldPath(ROOT, "tool_choice.disable_parallel_tool_use"),
                 )?,
                 _ => {}
             }
@@ -151,24 +151,24 @@ mod tests {
     use super::*;
     use crate::go::decode::entries_of;
 
-    fn nodes(json: &str, read: impl FnOnce(Node<'_>)) {
+    fn nodes(json: &str, read: impl FnOnce(JsonNode<'_>)) {
         let body = format!("{{\"x\":{json}}}");
         let (_, node) = entries_of(body.as_bytes(), "test").unwrap().remove(0);
         read(node);
     }
 
-    fn tools(json: &str) -> Result<Tools, DecodeError> {
+    fn tools(json: &str) -> Result<DefinedTools, DecodeError> {
         let mut result = None;
         nodes(json, |node| {
-            let Node::Array(items) = node else { panic!() };
-            result = Some(Tools::read(items));
+            let JsonNode::Array(items) = node else { panic!() };
+            result = Some(DefinedTools::read(items));
         });
         result.unwrap()
     }
 
-    fn choice(json: &str) -> ToolChoiceField {
+    fn choice(json: &str) -> AnthropicToolChoice {
         let mut result = None;
-        nodes(json, |node| result = Some(ToolChoiceField::read(node).unwrap()));
+        nodes(json, |node| result = Some(AnthropicToolChoice::read(node).unwrap()));
         result.unwrap()
     }
 

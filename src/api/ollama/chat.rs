@@ -3,15 +3,15 @@
 use hyper::{Response, StatusCode};
 
 use super::{
-    frames::{Frames, Route},
+    frames::{NativeFrames, TextRoute},
     request::ChatRequest,
 };
 use crate::{
     api::{
         dispatch::RoutedRequest,
         error::ApiError,
-        model::Model,
-        options::Options,
+        model::ServedModel,
+        options::RequestOptions,
         reply::{self, JSON_UTF8},
         stream,
         tools::OfferedTools,
@@ -30,18 +30,18 @@ pub(crate) fn check(body: &[u8]) -> Result<(), ApiError> {
 pub(crate) async fn chat(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, mut request) = request.decode(ChatRequest::decode)?;
     request.common.check_range()?;
-    let model = Model::find(call, routed, request.common.model.clone()).await?;
+    let model = ServedModel::find(call, routed, request.common.model.clone()).await?;
     if request.messages.is_empty() && request.common.unloads() {
-        return unload(call, &model, Route::Chat).await;
+        return unload(call, &model, TextRoute::Chat).await;
     }
-    let mut checked = Checked::new(call, &model, &mut request)?;
+    let mut checked = CheckedChat::new(call, &model, &mut request)?;
     if request.messages.is_empty() {
         return load(
             call,
             &model,
             checked.options.load,
             request.common.keep_alive,
-            Route::Chat,
+            TextRoute::Chat,
         )
         .await;
     }
@@ -49,24 +49,24 @@ pub(crate) async fn chat(call: &CallContext, request: RoutedRequest) -> Result<R
     let ignored = checked.take_ignored();
     let inference = checked.into_inference(request)?;
     let mut response = if only_renders {
-        render(call, &model, inference, Route::Chat).await?
+        render(call, &model, inference, TextRoute::Chat).await?
     } else {
-        answer(call, &model, inference, Route::Chat, streams).await?
+        answer(call, &model, inference, TextRoute::Chat, streams).await?
     };
     reply::mark_ignored(response.headers_mut(), &ignored);
     Ok(response)
 }
 
 /// Parts of a chat request that have passed the checks of the model.
-pub(super) struct Checked {
+pub(super) struct CheckedChat {
     think: ThinkMode,
     tools: OfferedTools,
     ignored: Vec<&'static str>,
-    options: Options,
+    options: RequestOptions,
 }
 
-impl Checked {
-    pub(super) fn new(call: &CallContext, model: &Model, request: &mut ChatRequest) -> Result<Self, ApiError> {
+impl CheckedChat {
+    pub(super) fn new(call: &CallContext, model: &ServedModel, request: &mut ChatRequest) -> Result<Self, ApiError> {
         model.require_text("chat")?;
         let think = model.think(request.common.think)?;
         let mut ignored = Vec::new();
@@ -99,10 +99,10 @@ impl Checked {
 /// Loads a model: the meaning of a request without messages or prompt.
 pub(super) async fn load(
     call: &CallContext,
-    model: &Model,
+    model: &ServedModel,
     options: LoadOptions,
     keep_alive: Option<KeepAlive>,
-    route: Route,
+    route: TextRoute,
 ) -> Result<Response<Body>, ApiError> {
     model
         .provider
@@ -113,7 +113,11 @@ pub(super) async fn load(
 }
 
 /// Unloads a model; succeeds if it is not loaded.
-pub(super) async fn unload(call: &CallContext, model: &Model, route: Route) -> Result<Response<Body>, ApiError> {
+pub(super) async fn unload(
+    call: &CallContext,
+    model: &ServedModel,
+    route: TextRoute,
+) -> Result<Response<Body>, ApiError> {
     model
         .provider
         .unload(call, &model.name)
@@ -123,20 +127,20 @@ pub(super) async fn unload(call: &CallContext, model: &Model, route: Route) -> R
 }
 
 /// Returns the reply to a load or unload: one object even if a stream was asked for, as in Ollama.
-fn residency(model: &Model, route: Route, reason: &'static str) -> Response<Body> {
-    let bytes = Frames::new(route, model.requested.clone()).residency(reason);
+fn residency(model: &ServedModel, route: TextRoute, reason: &'static str) -> Response<Body> {
+    let bytes = NativeFrames::new(route, model.requested.clone()).residency(reason);
     reply::bytes(StatusCode::OK, JSON_UTF8, bytes)
 }
 
 /// Runs a request and returns its answer, streamed or whole.
 pub(super) async fn answer(
     call: &CallContext,
-    model: &Model,
+    model: &ServedModel,
     request: InferenceRequest,
-    route: Route,
+    route: TextRoute,
     streams: bool,
 ) -> Result<Response<Body>, ApiError> {
-    let frames = Frames::new(route, model.requested.clone());
+    let frames = NativeFrames::new(route, model.requested.clone());
     let events = match model.provider.infer(call, &model.name, request).await {
         Ok(events) => events,
         Err(failure) if streams && is_of_the_engine(&failure) => {
@@ -154,9 +158,9 @@ pub(super) async fn answer(
 /// Returns the rendered prompt instead of an answer (`_debug_render_only`).
 pub(super) async fn render(
     call: &CallContext,
-    model: &Model,
+    model: &ServedModel,
     request: InferenceRequest,
-    route: Route,
+    route: TextRoute,
 ) -> Result<Response<Body>, ApiError> {
     let images = match &request.prompt {
         InferencePrompt::Chat { messages, .. } => messages.iter().map(|message| message.media.len()).sum(),
@@ -167,7 +171,7 @@ pub(super) async fn render(
         .render(call, &model.name, request)
         .await
         .map_err(|failure| model.failure(failure))?;
-    let bytes = Frames::new(route, model.requested.clone()).rendered(prompt, images);
+    let bytes = NativeFrames::new(route, model.requested.clone()).rendered(prompt, images);
     Ok(reply::bytes(StatusCode::OK, JSON_UTF8, bytes))
 }
 

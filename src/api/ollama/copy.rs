@@ -6,14 +6,14 @@ use hyper::{Response, StatusCode};
 
 use super::destination::{destination, is_taken};
 use crate::{
-    api::{Api, dispatch::RoutedRequest, error::ApiError, model::failure_of, reply},
+    api::{ApiHandler, dispatch::RoutedRequest, error::ApiError, model::failure_of, reply},
     go::{
-        decode::{DecodeError, Field, entries_of},
+        decode::{DecodeError, FieldPath, entries_of},
         quote,
     },
     http::body::Body,
     inference::Failure,
-    provider::{Alias, AliasSettings, CallContext, NameOwner},
+    provider::{AliasSettings, CallContext, ModelAlias, NameOwner},
 };
 
 #[derive(Debug, Default)]
@@ -28,8 +28,8 @@ impl CopyRequest {
         let mut request = Self::default();
         for (key, node) in entries_of(body, "api.CopyRequest")? {
             match key.to_ascii_lowercase().as_str() {
-                "source" => node.read_string(&mut request.source, Field(ROOT, "source"))?,
-                "destination" => node.read_string(&mut request.destination, Field(ROOT, "destination"))?,
+                "source" => node.read_string(&mut request.source, FieldPath(ROOT, "source"))?,
+                "destination" => node.read_string(&mut request.destination, FieldPath(ROOT, "destination"))?,
                 _ => {}
             }
         }
@@ -38,7 +38,11 @@ impl CopyRequest {
 }
 
 /// Answers `POST /api/copy`: gives a model of a provider another name. Success has no body.
-pub(crate) async fn copy(api: &Api, call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn copy(
+    api: &ApiHandler,
+    call: &CallContext,
+    request: RoutedRequest,
+) -> Result<Response<Body>, ApiError> {
     let headers = request.headers.clone();
     let (_, request) = request.decode(CopyRequest::decode)?;
     let CopyRequest {
@@ -60,12 +64,12 @@ pub(crate) async fn copy(api: &Api, call: &CallContext, request: RoutedRequest) 
         return Ok(reply::empty());
     }
     let alias = match copied {
-        Some(alias) => Alias {
+        Some(alias) => ModelAlias {
             name: to.to_string(),
             modified_at: SystemTime::now(),
-            ..Alias::clone(&alias)
+            ..ModelAlias::clone(&alias)
         },
-        None => Alias {
+        None => ModelAlias {
             name: to.to_string(),
             model: card.name,
             parent_model: String::new(),

@@ -9,7 +9,7 @@ use crate::{
         model::failure_of,
         reply,
     },
-    go::decode::{DecodeError, Field, entries_of},
+    go::decode::{DecodeError, FieldPath, entries_of},
     http::body::Body,
     provider::CallContext,
 };
@@ -43,7 +43,7 @@ fn wants_files(body: &[u8]) -> Result<bool, DecodeError> {
     let mut files = false;
     for (key, node) in entries_of(body, "api.DeleteRequest")? {
         if key.eq_ignore_ascii_case("files") {
-            node.read_bool(&mut files, Field("DeleteRequest", "files"))?;
+            node.read_bool(&mut files, FieldPath("DeleteRequest", "files"))?;
         }
     }
     Ok(files)

@@ -3,7 +3,7 @@
 use hyper::HeaderMap;
 
 use crate::{
-    api::{Api, error::ApiError, listing},
+    api::{ApiHandler, error::ApiError, listing},
     provider::{CallContext, NameOrigin, NameOwner, PlainName, prefers_ollama},
 };
 
@@ -12,7 +12,7 @@ use crate::{
 /// # Errors
 /// If the name is malformed, or another model answers under it.
 pub(super) async fn destination(
-    api: &Api,
+    api: &ApiHandler,
     call: &CallContext,
     requested: &str,
     invalid: &str,
@@ -43,7 +43,7 @@ pub(super) async fn destination(
 }
 
 /// Returns the error for a request that would make Ollama create a model under a name that is taken here.
-pub(super) fn is_taken(requested: &str, api: &Api) -> ApiError {
+pub(super) fn is_taken(requested: &str, api: &ApiHandler) -> ApiError {
     let model = api.registry.aliases().get(requested);
     let model = model.as_ref().map_or("an hf: model", |alias| alias.model.as_str());
     ApiError::bad_request(format!(

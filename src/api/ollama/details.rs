@@ -9,7 +9,7 @@ use crate::{
 
 /// `details` in `/api/ps` and `/api/show`.
 #[derive(Serialize)]
-pub(super) struct Details<'a> {
+pub(super) struct WireDetails<'a> {
     parent_model: &'a str,
     format: &'static str,
     family: &'a str,
@@ -46,7 +46,7 @@ pub(super) struct TagsEntry<'a> {
     capabilities: Vec<&'static str>,
 }
 
-impl<'a> Details<'a> {
+impl<'a> WireDetails<'a> {
     pub(super) fn of(card: &'a ModelCard) -> Self {
         let facts = &card.facts;
         Self {
@@ -62,14 +62,14 @@ impl<'a> Details<'a> {
 
 impl<'a> TagsEntry<'a> {
     pub(super) fn of(name: &'a str, card: &'a ModelCard) -> Self {
-        let Details {
+        let WireDetails {
             parent_model,
             format,
             family,
             families,
             parameter_size,
             quantization_level,
-        } = Details::of(card);
+        } = WireDetails::of(card);
         Self {
             name,
             model: name,

@@ -8,12 +8,12 @@ use crate::{
     api::{
         dispatch::{RoutedModel, RoutedRequest},
         error::ApiError,
-        model::Model,
+        model::ServedModel,
         reply,
         values::{self, OptionsField},
     },
     go::{
-        decode::{DecodeError, Field, Node, entries_of},
+        decode::{DecodeError, FieldPath, JsonNode, entries_of},
         quote,
     },
     http::body::Body,
@@ -144,8 +144,8 @@ impl Fields {
                     is_wrong = inputs.is_none();
                     fields.inputs = inputs.unwrap_or_default();
                 }
-                "truncate" => node.read_optional_bool(&mut fields.truncate, Field(ROOT, "truncate"))?,
-                "dimensions" => node.read_int(&mut fields.dimensions, Field(ROOT, "dimensions"))?,
+                "truncate" => node.read_optional_bool(&mut fields.truncate, FieldPath(ROOT, "truncate"))?,
+                "dimensions" => node.read_int(&mut fields.dimensions, FieldPath(ROOT, "dimensions"))?,
                 _ => {}
             }
         }
@@ -165,7 +165,7 @@ impl Fields {
             if let Some(node) = fields.read(ROOT, &key, node)?
                 && key == "prompt"
             {
-                node.read_string(&mut prompt, Field(ROOT, "prompt"))?;
+                node.read_string(&mut prompt, FieldPath(ROOT, "prompt"))?;
             }
         }
         fields.inputs = some_text(prompt);
@@ -173,9 +173,14 @@ impl Fields {
     }
 
     /// Reads a field of both routes; returns the node of any other.
-    fn read<'a>(&mut self, root: &'static str, key: &str, node: Node<'a>) -> Result<Option<Node<'a>>, DecodeError> {
+    fn read<'a>(
+        &mut self,
+        root: &'static str,
+        key: &str,
+        node: JsonNode<'a>,
+    ) -> Result<Option<JsonNode<'a>>, DecodeError> {
         match key {
-            "model" => node.read_string(&mut self.model, Field(root, "model"))?,
+            "model" => node.read_string(&mut self.model, FieldPath(root, "model"))?,
             "keep_alive" => self.keep_alive = values::keep_alive(&node)?,
             "options" => self.options = OptionsField::read(node, root)?,
             _ => return Ok(Some(node)),
@@ -185,14 +190,14 @@ impl Fields {
 }
 
 /// Reads a text or a list of texts; `None` for anything else. An empty text alone is no input, one in a list is.
-fn inputs(node: Node<'_>) -> Option<Vec<String>> {
+fn inputs(node: JsonNode<'_>) -> Option<Vec<String>> {
     match node {
-        Node::Null => Some(Vec::new()),
-        Node::String(text) => Some(some_text(text.into_owned())),
-        Node::Array(items) => items
+        JsonNode::Null => Some(Vec::new()),
+        JsonNode::String(text) => Some(some_text(text.into_owned())),
+        JsonNode::Array(items) => items
             .into_iter()
             .map(|item| match item {
-                Node::String(text) => Some(text.into_owned()),
+                JsonNode::String(text) => Some(text.into_owned()),
                 _ => None,
             })
             .collect(),
@@ -208,9 +213,9 @@ fn some_text(text: String) -> Vec<String> {
 }
 
 /// Finds the model. These routes word an unknown one differently.
-async fn find(call: &CallContext, routed: RoutedModel, requested: String) -> Result<Model, ApiError> {
+async fn find(call: &CallContext, routed: RoutedModel, requested: String) -> Result<ServedModel, ApiError> {
     let not_found = ApiError::model_not_found(&requested);
-    let found = Model::find(call, routed, requested.clone()).await;
+    let found = ServedModel::find(call, routed, requested.clone()).await;
     found.map_err(|error| in_their_words(error, &not_found, &requested))
 }
 
@@ -228,7 +233,7 @@ fn in_their_words(error: ApiError, not_found: &ApiError, requested: &str) -> Api
 
 async fn make_resident(
     call: &CallContext,
-    model: &Model,
+    model: &ServedModel,
     load: LoadOptions,
     keep_alive: Option<KeepAlive>,
 ) -> Result<(), ApiError> {
@@ -236,7 +241,7 @@ async fn make_resident(
     loaded.map_err(|failure| failed(model, failure))
 }
 
-async fn run(call: &CallContext, model: &Model, request: EmbedRequest) -> Result<EmbeddingResult, ApiError> {
+async fn run(call: &CallContext, model: &ServedModel, request: EmbedRequest) -> Result<EmbeddingResult, ApiError> {
     let embeddings = model
         .provider
         .embed(call, &model.name, request)
@@ -248,7 +253,7 @@ async fn run(call: &CallContext, model: &Model, request: EmbedRequest) -> Result
     Ok(embeddings)
 }
 
-fn failed(model: &Model, failure: Failure) -> ApiError {
+fn failed(model: &ServedModel, failure: Failure) -> ApiError {
     match failure {
         Failure::ContextExceeded { .. } => ApiError::bad_request(TOO_LONG),
         other => {

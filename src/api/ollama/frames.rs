@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 use crate::{
     api::{
         error::ApiError,
-        logprobs::{self, Logprob},
+        logprobs::{self, LogprobEntry},
         reply,
-        stream::{Answer, Encoder},
+        stream::{CompleteAnswer, FrameEncoder},
     },
     go::encode,
     inference::{AnswerSummary, Event, FinishReason, ToolCall},
@@ -19,7 +19,7 @@ use crate::{
 
 /// Route that a frame is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Route {
+pub(crate) enum TextRoute {
     /// `/api/chat`: the text is in `message`.
     Chat,
     /// `/api/generate`: the text is in `response`.
@@ -28,8 +28,8 @@ pub(crate) enum Route {
 
 /// Encoder of the frames of one answer.
 #[derive(Debug)]
-pub(crate) struct Frames {
-    route: Route,
+pub(crate) struct NativeFrames {
+    route: TextRoute,
     /// Name as the client sent it.
     model: String,
     /// Number of tool calls so far, over the whole answer: each has its index.
@@ -47,7 +47,7 @@ struct ChatFrame<'a> {
     #[serde(rename = "_debug_info", skip_serializing_if = "Option::is_none")]
     debug_info: Option<DebugInfo>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    logprobs: Vec<Logprob>,
+    logprobs: Vec<LogprobEntry>,
     #[serde(skip_serializing_if = "is_zero")]
     total_duration: u64,
     #[serde(skip_serializing_if = "is_zero")]
@@ -91,7 +91,7 @@ struct GenerateFrame<'a> {
     #[serde(rename = "_debug_info", skip_serializing_if = "Option::is_none")]
     debug_info: Option<DebugInfo>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    logprobs: Vec<Logprob>,
+    logprobs: Vec<LogprobEntry>,
 }
 
 /// Prompt that the model would be given.
@@ -132,7 +132,7 @@ struct Frame {
     content: String,
     thinking: String,
     tool_calls: Vec<WireToolCall>,
-    logprobs: Vec<Logprob>,
+    logprobs: Vec<LogprobEntry>,
     done_reason: Option<&'static str>,
     debug_info: Option<DebugInfo>,
     metrics: Metrics,
@@ -150,8 +150,8 @@ struct Metrics {
     eval_duration: u64,
 }
 
-impl Frames {
-    pub(crate) fn new(route: Route, model: String) -> Self {
+impl NativeFrames {
+    pub(crate) fn new(route: TextRoute, model: String) -> Self {
         Self {
             route,
             model,
@@ -179,8 +179,8 @@ impl Frames {
     }
 
     /// Returns a whole answer.
-    pub(crate) fn whole(mut self, answer: Answer) -> Vec<u8> {
-        let Answer {
+    pub(crate) fn whole(mut self, answer: CompleteAnswer) -> Vec<u8> {
+        let CompleteAnswer {
             content,
             thinking,
             tool_calls,
@@ -237,7 +237,7 @@ impl Frames {
         let created_at = timestamp::rfc3339_utc(SystemTime::now());
         let done = done_reason.is_some();
         match self.route {
-            Route::Chat => reply::encode(&ChatFrame {
+            TextRoute::Chat => reply::encode(&ChatFrame {
                 model: &self.model,
                 created_at,
                 message: WireMessage {
@@ -258,7 +258,7 @@ impl Frames {
                 eval_count,
                 eval_duration,
             }),
-            Route::Generate => reply::encode(&GenerateFrame {
+            TextRoute::Generate => reply::encode(&GenerateFrame {
                 model: &self.model,
                 created_at,
                 response: content,
@@ -280,7 +280,7 @@ impl Frames {
     }
 }
 
-impl Encoder for Frames {
+impl FrameEncoder for NativeFrames {
     fn event(&mut self, event: Event, out: &mut Vec<u8>) {
         let frame = match event {
             Event::Delta(delta) => Frame {
@@ -354,8 +354,8 @@ mod tests {
         inference::{Delta, TokenLogprob, TopLogprob},
     };
 
-    fn encode(route: Route, events: Vec<Event>) -> String {
-        let mut frames = Frames::new(route, "hf:o/r".into());
+    fn encode(route: TextRoute, events: Vec<Event>) -> String {
+        let mut frames = NativeFrames::new(route, "hf:o/r".into());
         let mut out = Vec::new();
         for event in events {
             frames.event(event, &mut out);
@@ -366,21 +366,21 @@ mod tests {
     #[test]
     fn a_chat_frame_has_the_golden_form() {
         assert_eq!(
-            encode(Route::Chat, vec![text("Hi")]),
+            encode(TextRoute::Chat, vec![text("Hi")]),
             "{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"message\":{\"role\":\"assistant\",\"content\":\"Hi\"},\"done\":false}\n"
         );
         assert_eq!(
-            encode(Route::Chat, vec![thinking("Hm")]),
+            encode(TextRoute::Chat, vec![thinking("Hm")]),
             "{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"message\":{\"role\":\"assistant\",\"content\":\"\",\"thinking\":\"Hm\"},\"done\":false}\n"
         );
-        assert_eq!(encode(Route::Chat, vec![text("")]), "");
+        assert_eq!(encode(TextRoute::Chat, vec![text("")]), "");
     }
 
     // Durations are whole nanoseconds and never 0, and the last frame has its reason and counts (traps 10, 11).
     #[test]
     fn the_last_frame_of_a_chat_has_all_metrics() {
         assert_eq!(
-            encode(Route::Chat, vec![finish(FinishReason::Stop, &[])]),
+            encode(TextRoute::Chat, vec![finish(FinishReason::Stop, &[])]),
             "{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"message\":{\"role\":\"assistant\",\"content\":\"\"},\"done\":true,\"done_reason\":\"stop\",\"total_duration\":40,\"load_duration\":1,\"prompt_eval_count\":10,\"prompt_eval_duration\":20,\"eval_count\":2,\"eval_duration\":10}\n"
         );
     }
@@ -388,7 +388,10 @@ mod tests {
     #[test]
     fn the_last_frame_of_generate_has_the_context() {
         assert_eq!(
-            encode(Route::Generate, vec![text("x"), finish(FinishReason::Length, &[1, 2])]),
+            encode(
+                TextRoute::Generate,
+                vec![text("x"), finish(FinishReason::Length, &[1, 2])]
+            ),
             "{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"response\":\"x\",\"done\":false}\n{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"response\":\"\",\"done\":true,\"done_reason\":\"length\",\"context\":[1,2],\"total_duration\":40,\"load_duration\":1,\"prompt_eval_count\":10,\"prompt_eval_duration\":20,\"eval_count\":2,\"eval_duration\":10}\n"
         );
     }
@@ -397,7 +400,7 @@ mod tests {
     #[test]
     fn tool_calls_are_numbered_over_the_whole_answer() {
         let frames = encode(
-            Route::Chat,
+            TextRoute::Chat,
             vec![
                 calls(&[("c1", "f", r#"{"b":1,"a":"<x>","o":{"z":1,"y":2}}"#)]),
                 calls(&[("c2", "g", "{}")]),
@@ -425,19 +428,19 @@ mod tests {
             ..Delta::default()
         });
         assert_eq!(
-            encode(Route::Generate, vec![event]),
+            encode(TextRoute::Generate, vec![event]),
             "{\"model\":\"hf:o/r\",\"created_at\":\"T\",\"response\":\"I\",\"done\":false,\"logprobs\":[{\"token\":\"I\",\"logprob\":-2.2284300327301025,\"bytes\":[73],\"top_logprobs\":[{\"token\":\"\u{fffd}\",\"logprob\":-3.5,\"bytes\":[240]}]}]}\n"
         );
     }
 
     #[test]
     fn a_rendered_prompt_is_shown_as_debug_information() {
-        let chat = Frames::new(Route::Chat, "m".into()).rendered("<p>".into(), 0);
+        let chat = NativeFrames::new(TextRoute::Chat, "m".into()).rendered("<p>".into(), 0);
         assert_eq!(
             mask(&chat),
             r#"{"model":"m","created_at":"T","message":{"role":"","content":""},"done":false,"_debug_info":{"rendered_template":"\u003cp\u003e"}}"#
         );
-        let generate = Frames::new(Route::Generate, "m".into()).rendered("p".into(), 2);
+        let generate = NativeFrames::new(TextRoute::Generate, "m".into()).rendered("p".into(), 2);
         assert_eq!(
             mask(&generate),
             r#"{"model":"m","created_at":"T","response":"","done":false,"_debug_info":{"rendered_template":"p","image_count":2}}"#
@@ -446,12 +449,12 @@ mod tests {
 
     #[test]
     fn load_replies_hold_no_metrics() {
-        let chat = Frames::new(Route::Chat, "m".into()).residency("load");
+        let chat = NativeFrames::new(TextRoute::Chat, "m".into()).residency("load");
         assert_eq!(
             mask(&chat),
             r#"{"model":"m","created_at":"T","message":{"role":"assistant","content":""},"done":true,"done_reason":"load"}"#
         );
-        let generate = Frames::new(Route::Generate, "m".into()).residency("unload");
+        let generate = NativeFrames::new(TextRoute::Generate, "m".into()).residency("unload");
         assert_eq!(
             mask(&generate),
             r#"{"model":"m","created_at":"T","response":"","done":true,"done_reason":"unload"}"#

@@ -4,12 +4,12 @@ use hyper::Response;
 
 use super::{
     chat::{answer, load, render, unload},
-    frames::Route,
+    frames::TextRoute,
     request::GenerateRequest,
 };
 use crate::{
-    api::{dispatch::RoutedRequest, error::ApiError, model::Model, reply},
-    go::template::{Template, TemplateError},
+    api::{dispatch::RoutedRequest, error::ApiError, model::ServedModel, reply},
+    go::template::{GoTemplate, TemplateError},
     http::body::Body,
     inference::{InferencePrompt, Message, ThinkMode, ToolChoice},
     provider::{CallContext, ConversationPreset},
@@ -24,9 +24,9 @@ pub(crate) fn check(body: &[u8]) -> Result<(), ApiError> {
 pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, mut request) = request.decode(GenerateRequest::decode)?;
     request.common.check_range()?;
-    let model = Model::find(call, routed, request.common.model.clone()).await?;
+    let model = ServedModel::find(call, routed, request.common.model.clone()).await?;
     if request.prompt.is_empty() && request.common.unloads() {
-        return unload(call, &model, Route::Generate).await;
+        return unload(call, &model, TextRoute::Generate).await;
     }
     let is_shaped = !request.template.is_empty() || !request.system.is_empty() || !request.context.is_empty();
     if request.raw && is_shaped {
@@ -41,7 +41,14 @@ pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Resu
     }
     let options = request.common.take_options()?;
     if request.prompt.is_empty() {
-        return load(call, &model, options.load, request.common.keep_alive, Route::Generate).await;
+        return load(
+            call,
+            &model,
+            options.load,
+            request.common.keep_alive,
+            TextRoute::Generate,
+        )
+        .await;
     }
     let (streams, only_renders) = (request.common.streams(), request.common.debug_render_only);
     // A prompt for fill in the middle has no place for a system prompt, so the reply names it as ignored.
@@ -78,9 +85,9 @@ pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Resu
     }
     let inference = common.into_inference(prompt, options, think, return_context)?;
     let mut response = if only_renders {
-        render(call, &model, inference, Route::Generate).await?
+        render(call, &model, inference, TextRoute::Generate).await?
     } else {
-        answer(call, &model, inference, Route::Generate, streams).await?
+        answer(call, &model, inference, TextRoute::Generate, streams).await?
     };
     if ignores_system {
         reply::mark_ignored(response.headers_mut(), &["system"]);
@@ -90,7 +97,7 @@ pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Resu
 
 /// Returns the text of an earlier answer that the request gives as token ids (`context`), to be put before the prompt
 /// of the request's own template.
-async fn earlier(call: &CallContext, model: &Model, request: &mut GenerateRequest) -> Result<String, ApiError> {
+async fn earlier(call: &CallContext, model: &ServedModel, request: &mut GenerateRequest) -> Result<String, ApiError> {
     if request.template.is_empty() || request.context.is_empty() {
         return Ok(String::new());
     }
@@ -136,7 +143,7 @@ impl Parts {
             ));
         }
         if !template.is_empty() {
-            let template = Template::parse(&template).map_err(template_error)?;
+            let template = GoTemplate::parse(&template).map_err(template_error)?;
             let text = if suffix.is_empty() {
                 let system = if system.is_empty() { preset.system } else { &system };
                 let mut messages = Vec::with_capacity(preset.messages.len() + 2);

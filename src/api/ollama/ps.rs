@@ -5,11 +5,11 @@ use std::time::{Duration, SystemTime};
 use hyper::{HeaderMap, Response};
 use serde::Serialize;
 
-use super::{details::Details, tags::models};
+use super::{details::WireDetails, tags::models};
 use crate::{
     api::{
-        Api,
-        listing::{self, Entry},
+        ApiHandler,
+        listing::{self, ListEntry},
         reply,
     },
     http::body::Body,
@@ -28,14 +28,14 @@ struct PsEntry<'a> {
     model: &'a str,
     size: u64,
     digest: &'a str,
-    details: Details<'a>,
+    details: WireDetails<'a>,
     expires_at: String,
     size_vram: u64,
     context_length: u32,
 }
 
 /// Answers `GET /api/ps`: the resident models of Ollama and of providers, the one that stays longest first.
-pub(crate) async fn ps(api: &Api, call: &CallContext, received: &HeaderMap) -> Response<Body> {
+pub(crate) async fn ps(api: &ApiHandler, call: &CallContext, received: &HeaderMap) -> Response<Body> {
     let (upstream, ours) = futures_util::join!(
         listing::of_upstream(api, call, "/api/ps", received),
         our_entries(api, call)
@@ -43,7 +43,7 @@ pub(crate) async fn ps(api: &Api, call: &CallContext, received: &HeaderMap) -> R
     models(&listing::merge(&call.config, upstream, ours))
 }
 
-async fn our_entries(api: &Api, call: &CallContext) -> Vec<Entry> {
+async fn our_entries(api: &ApiHandler, call: &CallContext) -> Vec<ListEntry> {
     let mut entries = Vec::new();
     for provider in api.registry.providers() {
         entries.extend(
@@ -57,7 +57,7 @@ async fn our_entries(api: &Api, call: &CallContext) -> Vec<Entry> {
     entries
 }
 
-fn entry(resident: &ResidentModel, now: SystemTime) -> Entry {
+fn entry(resident: &ResidentModel, now: SystemTime) -> ListEntry {
     let ResidentModel {
         card,
         size_bytes,
@@ -66,7 +66,7 @@ fn entry(resident: &ResidentModel, now: SystemTime) -> Entry {
         context_length,
     } = resident;
     let expires_at = expires_at.or_else(|| now.checked_add(FOREVER)).unwrap_or(now);
-    Entry {
+    ListEntry {
         name: card.name.clone(),
         seconds: listing::unix_seconds(expires_at),
         json: reply::encode(&PsEntry {
@@ -74,7 +74,7 @@ fn entry(resident: &ResidentModel, now: SystemTime) -> Entry {
             model: &card.name,
             size: *size_bytes,
             digest: &card.digest,
-            details: Details::of(card),
+            details: WireDetails::of(card),
             expires_at: timestamp::rfc3339_local(expires_at),
             size_vram: (*device_bytes).min(*size_bytes),
             context_length: *context_length,

@@ -12,7 +12,7 @@ use crate::{
         model::failure_of,
         reply::{self, JSON},
     },
-    go::decode::{DecodeError, Field, entries_of},
+    go::decode::{DecodeError, FieldPath, entries_of},
     http::body::{self, Body},
     inference::PullEvent,
     provider::{CallContext, PullStream},
@@ -56,7 +56,7 @@ fn wants_stream(body: &[u8]) -> Result<bool, DecodeError> {
     let mut stream = None;
     for (key, node) in entries_of(body, "api.PullRequest")? {
         if key.eq_ignore_ascii_case("stream") {
-            node.read_optional_bool(&mut stream, Field("PullRequest", "stream"))?;
+            node.read_optional_bool(&mut stream, FieldPath("PullRequest", "stream"))?;
         }
     }
     Ok(stream != Some(false))

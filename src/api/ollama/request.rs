@@ -1,15 +1,15 @@
 //! Bodies of `/api/chat` and `/api/generate`.
 //!
-//! They are decoded from a [`Node`] and not with serde, since Ollama's clients rely on how Go reads JSON; see
+//! They are decoded from a [`JsonNode`] and not with serde, since Ollama's clients rely on how Go reads JSON; see
 //! [`crate::go::decode`].
 
 use crate::{
     api::{
         error::ApiError,
-        options::Options,
+        options::RequestOptions,
         values::{self, FormatField, OptionsField},
     },
-    go::decode::{DecodeError, Field, Node, entries_of},
+    go::decode::{DecodeError, FieldPath, JsonNode, entries_of},
     inference::{
         InferencePrompt, InferenceRequest, KeepAlive, Message, MessageRole, ThinkMode, ToolCall, ToolDefinition,
     },
@@ -23,7 +23,7 @@ const NO_ARGUMENTS: &str = "Value looks like object, but can't find closing '}' 
 
 /// Fields of both routes.
 #[derive(Debug, Default)]
-pub(crate) struct Common {
+pub(crate) struct NativeFields {
     pub(crate) model: String,
     pub(crate) stream: Option<bool>,
     pub(crate) format: FormatField,
@@ -40,7 +40,7 @@ pub(crate) struct Common {
 /// Body of `POST /api/generate`.
 #[derive(Debug, Default)]
 pub(crate) struct GenerateRequest {
-    pub(crate) common: Common,
+    pub(crate) common: NativeFields,
     pub(crate) prompt: String,
     pub(crate) suffix: String,
     pub(crate) system: String,
@@ -53,27 +53,32 @@ pub(crate) struct GenerateRequest {
 /// Body of `POST /api/chat`.
 #[derive(Debug, Default)]
 pub(crate) struct ChatRequest {
-    pub(crate) common: Common,
+    pub(crate) common: NativeFields,
     pub(crate) messages: Vec<Message>,
     pub(crate) tools: Vec<ToolDefinition>,
 }
 
-impl Common {
+impl NativeFields {
     /// Reads a field of both routes; returns the node of any other.
-    fn read<'a>(&mut self, root: &'static str, key: &str, node: Node<'a>) -> Result<Option<Node<'a>>, DecodeError> {
+    fn read<'a>(
+        &mut self,
+        root: &'static str,
+        key: &str,
+        node: JsonNode<'a>,
+    ) -> Result<Option<JsonNode<'a>>, DecodeError> {
         match key {
-            "model" => node.read_string(&mut self.model, Field(root, "model"))?,
-            "stream" => node.read_optional_bool(&mut self.stream, Field(root, "stream"))?,
+            "model" => node.read_string(&mut self.model, FieldPath(root, "model"))?,
+            "stream" => node.read_optional_bool(&mut self.stream, FieldPath(root, "stream"))?,
             "format" => self.format = FormatField::read(&node)?,
             "keep_alive" => self.keep_alive = values::keep_alive(&node)?,
             "options" => self.options = OptionsField::read(node, root)?,
             "think" => self.think = values::think(&node)?,
-            "truncate" => node.read_optional_bool(&mut self.truncate, Field(root, "truncate"))?,
-            "shift" => node.read_optional_bool(&mut self.shift, Field(root, "shift"))?,
-            "logprobs" => node.read_bool(&mut self.logprobs, Field(root, "logprobs"))?,
-            "top_logprobs" => node.read_int(&mut self.top_logprobs, Field(root, "top_logprobs"))?,
+            "truncate" => node.read_optional_bool(&mut self.truncate, FieldPath(root, "truncate"))?,
+            "shift" => node.read_optional_bool(&mut self.shift, FieldPath(root, "shift"))?,
+            "logprobs" => node.read_bool(&mut self.logprobs, FieldPath(root, "logprobs"))?,
+            "top_logprobs" => node.read_int(&mut self.top_logprobs, FieldPath(root, "top_logprobs"))?,
             "_debug_render_only" => {
-                node.read_bool(&mut self.debug_render_only, Field(root, "_debug_render_only"))?;
+                node.read_bool(&mut self.debug_render_only, FieldPath(root, "_debug_render_only"))?;
             }
             _ => return Ok(Some(node)),
         }
@@ -96,7 +101,7 @@ impl Common {
     }
 
     /// Takes the options, or the error in them.
-    pub(crate) fn take_options(&mut self) -> Result<Options, ApiError> {
+    pub(crate) fn take_options(&mut self) -> Result<RequestOptions, ApiError> {
         std::mem::take(&mut self.options).into_options()
     }
 
@@ -104,7 +109,7 @@ impl Common {
     pub(crate) fn into_inference(
         self,
         prompt: InferencePrompt,
-        options: Options,
+        options: RequestOptions,
         think: ThinkMode,
         return_context: bool,
     ) -> Result<InferenceRequest, ApiError> {
@@ -135,13 +140,13 @@ impl GenerateRequest {
                 continue;
             };
             match key.as_str() {
-                "prompt" => node.read_string(&mut request.prompt, Field(ROOT, "prompt"))?,
-                "suffix" => node.read_string(&mut request.suffix, Field(ROOT, "suffix"))?,
-                "system" => node.read_string(&mut request.system, Field(ROOT, "system"))?,
-                "template" => node.read_string(&mut request.template, Field(ROOT, "template"))?,
-                "context" => request.context = token_ids(node, Field(ROOT, "context"))?,
-                "raw" => node.read_bool(&mut request.raw, Field(ROOT, "raw"))?,
-                "images" => request.images = values::media(node, Field(ROOT, "images"))?,
+                "prompt" => node.read_string(&mut request.prompt, FieldPath(ROOT, "prompt"))?,
+                "suffix" => node.read_string(&mut request.suffix, FieldPath(ROOT, "suffix"))?,
+                "system" => node.read_string(&mut request.system, FieldPath(ROOT, "system"))?,
+                "template" => node.read_string(&mut request.template, FieldPath(ROOT, "template"))?,
+                "context" => request.context = token_ids(node, FieldPath(ROOT, "context"))?,
+                "raw" => node.read_bool(&mut request.raw, FieldPath(ROOT, "raw"))?,
+                "images" => request.images = values::media(node, FieldPath(ROOT, "images"))?,
                 _ => {}
             }
         }
@@ -160,7 +165,7 @@ impl ChatRequest {
             };
             match key.as_str() {
                 "messages" => request.messages = messages(ROOT, node)?,
-                "tools" => request.tools = values::tools(node, Field(ROOT, "tools"))?,
+                "tools" => request.tools = values::tools(node, FieldPath(ROOT, "tools"))?,
                 _ => {}
             }
         }
@@ -169,7 +174,7 @@ impl ChatRequest {
 }
 
 /// Reads a list of token ids.
-pub(super) fn token_ids(node: Node<'_>, field: Field) -> Result<Vec<i32>, DecodeError> {
+pub(super) fn token_ids(node: JsonNode<'_>, field: FieldPath) -> Result<Vec<i32>, DecodeError> {
     let items = node.read_array(field, "[]int")?;
     if items.len() > MAX_CONTEXT {
         return Err(DecodeError::new(format!(
@@ -189,8 +194,8 @@ pub(super) fn token_ids(node: Node<'_>, field: Field) -> Result<Vec<i32>, Decode
 }
 
 /// Reads the messages of a conversation. `root` is the name of the request's struct in Go.
-pub(super) fn messages(root: &'static str, node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
-    let items = node.read_array(Field(root, "messages"), "[]api.Message")?;
+pub(super) fn messages(root: &'static str, node: JsonNode<'_>) -> Result<Vec<Message>, DecodeError> {
+    let items = node.read_array(FieldPath(root, "messages"), "[]api.Message")?;
     values::check_message_count(items.len())?;
     items
         .into_iter()
@@ -199,29 +204,29 @@ pub(super) fn messages(root: &'static str, node: Node<'_>) -> Result<Vec<Message
         .collect()
 }
 
-fn message(root: &'static str, index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
+fn message(root: &'static str, index: usize, node: JsonNode<'_>) -> Result<Message, DecodeError> {
     let mut message = Message::text("", "");
-    for (key, node) in node.read_object(Field(root, "messages"), "api.Message")? {
+    for (key, node) in node.read_object(FieldPath(root, "messages"), "api.Message")? {
         match key.to_ascii_lowercase().as_str() {
             "role" => {
                 let mut role = String::new();
-                node.read_string(&mut role, Field(root, "messages.role"))?;
+                node.read_string(&mut role, FieldPath(root, "messages.role"))?;
                 message.role = MessageRole(role.to_lowercase());
             }
-            "content" => node.read_string(&mut message.content, Field(root, "messages.content"))?,
-            "thinking" => node.read_string(&mut message.thinking, Field(root, "messages.thinking"))?,
-            "images" => message.media = values::media(node, Field(root, "messages.images"))?,
+            "content" => node.read_string(&mut message.content, FieldPath(root, "messages.content"))?,
+            "thinking" => node.read_string(&mut message.thinking, FieldPath(root, "messages.thinking"))?,
+            "images" => message.media = values::media(node, FieldPath(root, "messages.images"))?,
             "tool_calls" => message.tool_calls = tool_calls(root, index, node)?,
-            "tool_name" => node.read_string(&mut message.tool_name, Field(root, "messages.tool_name"))?,
-            "tool_call_id" => node.read_string(&mut message.tool_call_id, Field(root, "messages.tool_call_id"))?,
+            "tool_name" => node.read_string(&mut message.tool_name, FieldPath(root, "messages.tool_name"))?,
+            "tool_call_id" => node.read_string(&mut message.tool_call_id, FieldPath(root, "messages.tool_call_id"))?,
             _ => {}
         }
     }
     Ok(message)
 }
 
-fn tool_calls(root: &'static str, message: usize, node: Node<'_>) -> Result<Vec<ToolCall>, DecodeError> {
-    let field = Field(root, "messages.tool_calls");
+fn tool_calls(root: &'static str, message: usize, node: JsonNode<'_>) -> Result<Vec<ToolCall>, DecodeError> {
+    let field = FieldPath(root, "messages.tool_calls");
     let items = node.read_array(field, "[]api.ToolCall")?;
     items
         .into_iter()
@@ -230,21 +235,21 @@ fn tool_calls(root: &'static str, message: usize, node: Node<'_>) -> Result<Vec<
         .collect()
 }
 
-fn tool_call(root: &'static str, message: usize, index: usize, node: Node<'_>) -> Result<ToolCall, DecodeError> {
-    let function = Field(root, "messages.tool_calls.function");
+fn tool_call(root: &'static str, message: usize, index: usize, node: JsonNode<'_>) -> Result<ToolCall, DecodeError> {
+    let function = FieldPath(root, "messages.tool_calls.function");
     let mut call = ToolCall {
         id: String::new(),
         name: String::new(),
         arguments: serde_json::Map::new(),
     };
-    for (key, node) in node.read_object(Field(root, "messages.tool_calls"), "api.ToolCall")? {
+    for (key, node) in node.read_object(FieldPath(root, "messages.tool_calls"), "api.ToolCall")? {
         match key.to_ascii_lowercase().as_str() {
-            "id" => node.read_string(&mut call.id, Field(root, "messages.tool_calls.id"))?,
+            "id" => node.read_string(&mut call.id, FieldPath(root, "messages.tool_calls.id"))?,
             "function" => {
                 for (key, node) in node.read_object(function, "api.ToolCallFunction")? {
                     match key.to_ascii_lowercase().as_str() {
                         "name" => {
-                            node.read_string(&mut call.name, Field(root, "messages.tool_calls.function.name"))?;
+                            node.read_string(&mut call.name, FieldPath(root, "messages.tool_calls.function.name"))?;
                         }
                         "arguments" => match values::plain_value(&node)? {
                             serde_json::Value::Object(arguments) => call.arguments = arguments,

@@ -5,7 +5,7 @@ use hyper::{Response, header::USER_AGENT};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::details::{Details, capabilities};
+use super::details::{WireDetails, capabilities};
 use crate::{
     api::{
         dispatch::{RoutedModel, RoutedRequest},
@@ -14,7 +14,7 @@ use crate::{
         reply,
     },
     go::{
-        decode::{DecodeError, Field, Node, entries_of},
+        decode::{DecodeError, FieldPath, JsonNode, entries_of},
         encode,
     },
     http::body::Body,
@@ -44,7 +44,7 @@ struct ShowReply<'a> {
     template: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     system: &'a str,
-    details: Details<'a>,
+    details: WireDetails<'a>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     messages: Vec<Map<String, Value>>,
     model_info: &'a Map<String, Value>,
@@ -79,11 +79,11 @@ impl ShowRequest {
         let mut request = Self::default();
         for (key, node) in entries_of(body, "api.ShowRequest")? {
             match key.to_ascii_lowercase().as_str() {
-                "verbose" => node.read_bool(&mut request.verbose, Field(ROOT, "verbose"))?,
-                "system" => node.read_string(&mut request.system, Field(ROOT, "system"))?,
-                "template" => node.read_string(&mut request.template, Field(ROOT, "template"))?,
+                "verbose" => node.read_bool(&mut request.verbose, FieldPath(ROOT, "verbose"))?,
+                "system" => node.read_string(&mut request.system, FieldPath(ROOT, "system"))?,
+                "template" => node.read_string(&mut request.template, FieldPath(ROOT, "template"))?,
                 "options" => {
-                    let entries = node.read_object(Field(ROOT, "options"), "map[string]interface {}")?;
+                    let entries = node.read_object(FieldPath(ROOT, "options"), "map[string]interface {}")?;
                     request.parameters = entries
                         .into_iter()
                         .flat_map(|(key, value)| spell(&key, value))
@@ -97,10 +97,10 @@ impl ShowRequest {
 }
 
 /// Returns a parameter as lines, one for each value, with strings in quotes.
-fn spell(key: &str, value: Node<'_>) -> Vec<(String, String)> {
+fn spell(key: &str, value: JsonNode<'_>) -> Vec<(String, String)> {
     match value {
-        Node::Array(items) => items.iter().map(|item| (key.to_owned(), item.to_json())).collect(),
-        Node::Null => Vec::new(),
+        JsonNode::Array(items) => items.iter().map(|item| (key.to_owned(), item.to_json())).collect(),
+        JsonNode::Null => Vec::new(),
         other => vec![(key.to_owned(), other.to_json())],
     }
 }
@@ -175,7 +175,7 @@ fn wire(details: &ModelDetails) -> ShowReply<'_> {
         parameters: parameter_lines(parameters),
         template,
         system,
-        details: Details::of(card),
+        details: WireDetails::of(card),
         messages: messages.iter().map(turn).collect(),
         model_info,
         projector_info: projector_info.as_ref(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     api::{
-        Api, Endpoint,
+        ApiEndpoint, ApiHandler,
         tests::{
             CHAT, NO_CAPABILITY, THINKER, UTF8, alone, body, check,
             fake::{FakeProvider, finish},
@@ -32,11 +32,11 @@ fn done() -> Event {
     finish(FinishReason::Stop, &[])
 }
 
-fn able() -> (Arc<FakeProvider>, Api) {
+fn able() -> (Arc<FakeProvider>, ApiHandler) {
     alone(FakeProvider::new(Vec::new()).with_capabilities(THINKER))
 }
 
-async fn ok(api: &Api, endpoint: Endpoint, fields: &str) -> String {
+async fn ok(api: &ApiHandler, endpoint: ApiEndpoint, fields: &str) -> String {
     let (status, kind, text) = read(send(api, endpoint, &body(fields)).await).await;
     assert_eq!((status, kind.as_str()), (200, UTF8), "{text}");
     text
@@ -48,7 +48,7 @@ async fn texts_become_vectors() {
     assert_eq!(
         ok(
             &api,
-            Endpoint::Embed,
+            ApiEndpoint::Embed,
             r#","input":["ab",""],"dimensions":4,"truncate":false,"keep_alive":-1,"options":{"num_ctx":64}"#
         )
         .await,
@@ -65,14 +65,14 @@ async fn texts_become_vectors() {
         );
         assert_eq!(request.normalization, VectorNormalization::Unit);
     }
-    ok(&api, Endpoint::Embed, r#","input":"a","dimensions":-1"#).await;
+    ok(&api, ApiEndpoint::Embed, r#","input":"a","dimensions":-1"#).await;
     assert_eq!(
-        ok(&api, Endpoint::Embed, r#","input":[""]"#).await,
+        ok(&api, ApiEndpoint::Embed, r#","input":[""]"#).await,
         r#"{"model":"hf:o/r","embeddings":[[0,0.5]],"total_duration":2,"load_duration":1}"#,
         "one empty text is an input; a count of nothing is left out"
     );
     assert_eq!(
-        ok(&api, Endpoint::Embeddings, r#","prompt":"abc""#).await,
+        ok(&api, ApiEndpoint::Embeddings, r#","prompt":"abc""#).await,
         r#"{"embedding":[3,0.5]}"#
     );
     let asked = provider.embedded.lock().unwrap();
@@ -91,12 +91,12 @@ async fn no_input_only_loads_the_model() {
         r#","input":[],"keep_alive":"1m""#,
     ] {
         assert_eq!(
-            ok(&api, Endpoint::Embed, fields).await,
+            ok(&api, ApiEndpoint::Embed, fields).await,
             r#"{"model":"hf:o/r","embeddings":[]}"#
         );
     }
     for fields in ["", r#","prompt":"""#] {
-        assert_eq!(ok(&api, Endpoint::Embeddings, fields).await, r#"{"embedding":[]}"#);
+        assert_eq!(ok(&api, ApiEndpoint::Embeddings, fields).await, r#"{"embedding":[]}"#);
     }
     assert_eq!(provider.loads.lock().unwrap().len(), 6);
     assert!(provider.embedded.lock().unwrap().is_empty());
@@ -106,11 +106,11 @@ async fn no_input_only_loads_the_model() {
 async fn digits_are_those_of_32_or_64_bits() {
     for (endpoint, expected) in [
         (
-            Endpoint::Embed,
+            ApiEndpoint::Embed,
             r#"{"model":"hf:o/r","embeddings":[[-0.06288019,1e-7]]}"#,
         ),
         (
-            Endpoint::Embeddings,
+            ApiEndpoint::Embeddings,
             r#"{"embedding":[-0.06288018822669983,1.0000000116860974e-7]}"#,
         ),
     ] {
@@ -138,44 +138,44 @@ async fn errors_of_embeddings_have_the_words_of_ollama() {
     let cases = [
         (
             missing(),
-            Endpoint::Embed,
+            ApiEndpoint::Embed,
             r#","input":5"#,
             400,
             r#"{"error":"invalid input type"}"#,
         ),
-        (missing(), Endpoint::Embed, "", 404, TRY_PULLING),
-        (missing(), Endpoint::Embeddings, "", 404, TRY_PULLING),
+        (missing(), ApiEndpoint::Embed, "", 404, TRY_PULLING),
+        (missing(), ApiEndpoint::Embeddings, "", 404, TRY_PULLING),
         (
             refusing(Failure::NotFound("x".into())),
-            Endpoint::Embed,
+            ApiEndpoint::Embed,
             both,
             404,
             TRY_PULLING,
         ),
         (
             refusing(Failure::NotFound("x".into())),
-            Endpoint::Embeddings,
+            ApiEndpoint::Embeddings,
             "",
             404,
             TRY_PULLING,
         ),
         (
             FakeProvider::new(Vec::new()),
-            Endpoint::Embed,
+            ApiEndpoint::Embed,
             r#","input":"x","options":{"num_ctx":"x"}"#,
             500,
             r#"{"error":"option \"num_ctx\" must be of type integer"}"#,
         ),
         (
             refusing(context()),
-            Endpoint::Embed,
+            ApiEndpoint::Embed,
             both,
             400,
             r#"{"error":"the input length exceeds the context length"}"#,
         ),
         (
             refusing(context()),
-            Endpoint::Embeddings,
+            ApiEndpoint::Embeddings,
             both,
             500,
             r#"{"error":"the input length exceeds the context length"}"#,
@@ -184,28 +184,28 @@ async fn errors_of_embeddings_have_the_words_of_ollama() {
             refusing(Failure::Invalid(
                 "input after truncation exceeds maximum context length".into(),
             )),
-            Endpoint::Embed,
+            ApiEndpoint::Embed,
             both,
             400,
             r#"{"error":"input after truncation exceeds maximum context length"}"#,
         ),
         (
             infinite(),
-            Endpoint::Embed,
+            ApiEndpoint::Embed,
             both,
             400,
             r#"{"error":"embedding contains NaN or Inf values"}"#,
         ),
         (
             infinite(),
-            Endpoint::Embeddings,
+            ApiEndpoint::Embeddings,
             both,
             500,
             r#"{"error":"embedding contains NaN or Inf values"}"#,
         ),
         (
             refusing(Failure::Busy),
-            Endpoint::Embeddings,
+            ApiEndpoint::Embeddings,
             both,
             503,
             r#"{"error":"server busy, please try again.  maximum pending requests exceeded"}"#,
@@ -221,55 +221,55 @@ async fn texts_become_tokens_and_tokens_a_text() {
     let (_, api) = able();
     for (endpoint, fields, expected) in [
         (
-            Endpoint::Tokenize,
+            ApiEndpoint::Tokenize,
             r#","text":"hi""#,
             r#"{"model":"hf:o/r","tokens":[104,105]}"#,
         ),
         (
-            Endpoint::Tokenize,
+            ApiEndpoint::Tokenize,
             r#","content":"h""#,
             r#"{"model":"hf:o/r","tokens":[104]}"#,
         ),
-        (Endpoint::Tokenize, "", r#"{"model":"hf:o/r","tokens":[]}"#),
+        (ApiEndpoint::Tokenize, "", r#"{"model":"hf:o/r","tokens":[]}"#),
         (
-            Endpoint::Tokenize,
+            ApiEndpoint::Tokenize,
             r#","text":"hé","with_pieces":true"#,
             r#"{"model":"hf:o/r","tokens":[{"id":104,"piece":"h"},{"id":195,"piece":[195]},{"id":169,"piece":[169]}]}"#,
         ),
         (
-            Endpoint::Detokenize,
+            ApiEndpoint::Detokenize,
             r#","tokens":[104,105]"#,
             r#"{"model":"hf:o/r","text":"hi"}"#,
         ),
-        (Endpoint::Detokenize, "", r#"{"model":"hf:o/r","text":""}"#),
+        (ApiEndpoint::Detokenize, "", r#"{"model":"hf:o/r","text":""}"#),
     ] {
         assert_eq!(ok(&api, endpoint, fields).await, expected);
     }
     for (provider, endpoint, fields, status, expected) in [
         (
             missing(),
-            Endpoint::Tokenize,
+            ApiEndpoint::Tokenize,
             r#","text":"x""#,
             404,
             r#"{"error":"model 'hf:o/r' not found"}"#,
         ),
         (
             missing(),
-            Endpoint::Tokenize,
+            ApiEndpoint::Tokenize,
             r#","text":["x"]"#,
             400,
             r#"{"error":"json: cannot unmarshal array into Go struct field TokenizeRequest.text of type string"}"#,
         ),
         (
             FakeProvider::new(Vec::new()),
-            Endpoint::Detokenize,
+            ApiEndpoint::Detokenize,
             r#","tokens":[-1]"#,
             400,
             r#"{"error":"no such token"}"#,
         ),
         (
             FakeProvider::new(Vec::new()),
-            Endpoint::Detokenize,
+            ApiEndpoint::Detokenize,
             r#","tokens":[4294967296]"#,
             400,
             r#"{"error":"tokens holds a number that is no token"}"#,
@@ -282,10 +282,10 @@ async fn texts_become_tokens_and_tokens_a_text() {
 #[tokio::test]
 async fn the_options_of_a_tokenizer_reach_the_provider() {
     let (provider, api) = able();
-    ok(&api, Endpoint::Tokenize, r#","text":"x""#).await;
+    ok(&api, ApiEndpoint::Tokenize, r#","text":"x""#).await;
     ok(
         &api,
-        Endpoint::Tokenize,
+        ApiEndpoint::Tokenize,
         r#","text":"x","add_special":false,"parse_special":false"#,
     )
     .await;
@@ -302,33 +302,33 @@ async fn a_prompt_is_shown_instead_of_answered() {
     let (provider, api) = able();
     for (endpoint, fields, expected) in [
         (
-            Endpoint::ApplyTemplate,
+            ApiEndpoint::ApplyTemplate,
             CHAT.to_owned(),
             r#"{"model":"hf:o/r","prompt":"x\n"}"#,
         ),
         (
-            Endpoint::Chat,
+            ApiEndpoint::Chat,
             format!("{CHAT},\"_debug_render_only\":true"),
             r#"{"model":"hf:o/r","created_at":"T","message":{"role":"","content":""},"done":false,"_debug_info":{"rendered_template":"x\n"}}"#,
         ),
         (
-            Endpoint::Chat,
+            ApiEndpoint::Chat,
             r#","messages":[{"role":"user","content":"x","images":["aGk=","aGk="]}],"_debug_render_only":true"#
                 .to_owned(),
             r#"{"model":"hf:o/r","created_at":"T","message":{"role":"","content":""},"done":false,"_debug_info":{"rendered_template":"x\n","image_count":2}}"#,
         ),
         (
-            Endpoint::Generate,
+            ApiEndpoint::Generate,
             r#","prompt":"p","system":"s","_debug_render_only":true"#.to_owned(),
             r#"{"model":"hf:o/r","created_at":"T","response":"","done":false,"_debug_info":{"rendered_template":"s\np\n"}}"#,
         ),
         (
-            Endpoint::Generate,
+            ApiEndpoint::Generate,
             r#","prompt":"p","raw":true,"_debug_render_only":true"#.to_owned(),
             r#"{"model":"hf:o/r","created_at":"T","response":"","done":false,"_debug_info":{"rendered_template":"p"}}"#,
         ),
         (
-            Endpoint::Generate,
+            ApiEndpoint::Generate,
             r#","_debug_render_only":true"#.to_owned(),
             r#"{"model":"hf:o/r","created_at":"T","response":"","done":true,"done_reason":"load"}"#,
         ),
@@ -338,7 +338,7 @@ async fn a_prompt_is_shown_instead_of_answered() {
     assert!(provider.asked.lock().unwrap().is_empty());
     check(
         missing(),
-        Endpoint::ApplyTemplate,
+        ApiEndpoint::ApplyTemplate,
         &body(""),
         (400, UTF8, r#"{"error":"messages is required"}"#),
     )
@@ -349,7 +349,7 @@ async fn a_prompt_is_shown_instead_of_answered() {
 async fn a_template_is_shown_without_the_tools_that_its_model_does_not_know() {
     let (_, api) = alone(FakeProvider::new(Vec::new()).with_capabilities(NO_CAPABILITY));
     let fields = format!("{CHAT},\"tools\":[{{\"type\":\"function\"}}]");
-    for endpoint in [Endpoint::ApplyTemplate, Endpoint::Chat] {
+    for endpoint in [ApiEndpoint::ApplyTemplate, ApiEndpoint::Chat] {
         let request = body(&format!("{fields},\"_debug_render_only\":true"));
         let response = send(&api, endpoint, &request).await;
         assert_eq!(response.headers()["x-hubllama-ignored"], "tools");
@@ -360,7 +360,7 @@ async fn a_template_is_shown_without_the_tools_that_its_model_does_not_know() {
 async fn an_earlier_answer_goes_in_front_of_a_template() {
     let (provider, api) = alone(FakeProvider::new(vec![done()]));
     let fields = r#","prompt":"p","template":"Q: {{ .Prompt }}","context":[104,105],"stream":false"#;
-    ok(&api, Endpoint::Generate, fields).await;
+    ok(&api, ApiEndpoint::Generate, fields).await;
     assert!(matches!(provider.last_request().prompt, InferencePrompt::Raw { text } if text == "hiQ: p"));
 }
 
@@ -368,7 +368,7 @@ async fn an_earlier_answer_goes_in_front_of_a_template() {
 async fn a_thinking_budget_is_an_option() {
     let (provider, api) = alone(FakeProvider::new(vec![done()]).with_capabilities(THINKER));
     let fields = format!("{CHAT},\"stream\":false,\"options\":{{\"thinking_budget\":32}}");
-    ok(&api, Endpoint::Chat, &fields).await;
+    ok(&api, ApiEndpoint::Chat, &fields).await;
     assert_eq!(provider.last_request().thinking_budget, Some(32));
 }
 
@@ -376,6 +376,6 @@ async fn a_thinking_budget_is_an_option() {
 async fn a_system_prompt_beside_a_suffix_is_said_to_be_ignored() {
     let (_, api) = alone(FakeProvider::new(vec![done()]).with_capabilities(THINKER));
     let request = body(r#","prompt":"p","suffix":"s","system":"y""#);
-    let response = send(&api, Endpoint::Generate, &request).await;
+    let response = send(&api, ApiEndpoint::Generate, &request).await;
     assert_eq!(response.headers()["x-hubllama-ignored"], "system");
 }

@@ -6,12 +6,12 @@ use hyper::Response;
 use serde::Serialize;
 
 use super::{
-    chat::Checked,
+    chat::CheckedChat,
     request::{ChatRequest, token_ids},
 };
 use crate::{
-    api::{dispatch::RoutedRequest, error::ApiError, model::Model, reply},
-    go::decode::{DecodeError, Field, entries_of},
+    api::{dispatch::RoutedRequest, error::ApiError, model::ServedModel, reply},
+    go::decode::{DecodeError, FieldPath, entries_of},
     http::body::Body,
     inference::TextToken,
     provider::{CallContext, TokenizeRequest},
@@ -75,7 +75,7 @@ pub(crate) async fn tokenize(call: &CallContext, request: RoutedRequest) -> Resu
         parse_special,
         with_pieces,
     } = fields;
-    let model = Model::find(call, routed, model).await?;
+    let model = ServedModel::find(call, routed, model).await?;
     let request = TokenizeRequest {
         text,
         add_special,
@@ -99,7 +99,7 @@ pub(crate) async fn tokenize(call: &CallContext, request: RoutedRequest) -> Resu
 /// Answers `POST /api/detokenize`.
 pub(crate) async fn detokenize(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
     let (routed, fields) = request.decode(DetokenizeFields::decode)?;
-    let model = Model::find(call, routed, fields.model).await?;
+    let model = ServedModel::find(call, routed, fields.model).await?;
     let text = model
         .provider
         .detokenize(call, &model.name, fields.tokens)
@@ -118,8 +118,8 @@ pub(crate) async fn apply_template(call: &CallContext, request: RoutedRequest) -
     if request.messages.is_empty() {
         return Err(ApiError::bad_request("messages is required"));
     }
-    let model = Model::find(call, routed, request.common.model.clone()).await?;
-    let mut checked = Checked::new(call, &model, &mut request)?;
+    let model = ServedModel::find(call, routed, request.common.model.clone()).await?;
+    let mut checked = CheckedChat::new(call, &model, &mut request)?;
     let ignored = checked.take_ignored();
     let inference = checked.into_inference(request)?;
     let prompt = model
@@ -147,13 +147,13 @@ impl TokenizeFields {
         };
         for (key, node) in entries_of(body, "api.TokenizeRequest")? {
             match key.to_ascii_lowercase().as_str() {
-                "model" => node.read_string(&mut fields.model, Field(ROOT, "model"))?,
-                "text" => node.read_string(&mut fields.text, Field(ROOT, "text"))?,
+                "model" => node.read_string(&mut fields.model, FieldPath(ROOT, "model"))?,
+                "text" => node.read_string(&mut fields.text, FieldPath(ROOT, "text"))?,
                 // Name of the field in llama-server's API.
-                "content" => node.read_string(&mut fields.text, Field(ROOT, "content"))?,
-                "add_special" => node.read_bool(&mut fields.add_special, Field(ROOT, "add_special"))?,
-                "parse_special" => node.read_bool(&mut fields.parse_special, Field(ROOT, "parse_special"))?,
-                "with_pieces" => node.read_bool(&mut fields.with_pieces, Field(ROOT, "with_pieces"))?,
+                "content" => node.read_string(&mut fields.text, FieldPath(ROOT, "content"))?,
+                "add_special" => node.read_bool(&mut fields.add_special, FieldPath(ROOT, "add_special"))?,
+                "parse_special" => node.read_bool(&mut fields.parse_special, FieldPath(ROOT, "parse_special"))?,
+                "with_pieces" => node.read_bool(&mut fields.with_pieces, FieldPath(ROOT, "with_pieces"))?,
                 _ => {}
             }
         }
@@ -167,8 +167,8 @@ impl DetokenizeFields {
         let mut fields = Self::default();
         for (key, node) in entries_of(body, "api.DetokenizeRequest")? {
             match key.to_ascii_lowercase().as_str() {
-                "model" => node.read_string(&mut fields.model, Field(ROOT, "model"))?,
-                "tokens" => fields.tokens = token_ids(node, Field(ROOT, "tokens"))?,
+                "model" => node.read_string(&mut fields.model, FieldPath(ROOT, "model"))?,
+                "tokens" => fields.tokens = token_ids(node, FieldPath(ROOT, "tokens"))?,
                 _ => {}
             }
         }

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::{
     api::{
-        Api,
+        ApiHandler,
         reply::{self, JSON_UTF8},
     },
     http::body::Body,
@@ -28,7 +28,7 @@ pub(crate) fn root() -> Response<Body> {
 
 /// Answers `GET /api/version` with Ollama's version, by which clients decide what they may ask; with
 /// `ollama.fallback_version` while Ollama is away.
-pub(crate) async fn version(api: &Api, call: &CallContext, received: &HeaderMap) -> Response<Body> {
+pub(crate) async fn version(api: &ApiHandler, call: &CallContext, received: &HeaderMap) -> Response<Body> {
     if let Ok((StatusCode::OK, bytes)) = api.upstream.get(call, "/api/version", received).await {
         return reply::bytes(StatusCode::OK, JSON_UTF8, bytes.to_vec());
     }

@@ -11,7 +11,7 @@ use crate::{
         envelope::{LayeredError, shim_error},
         error::ApiError,
         listing,
-        model::Model,
+        model::ServedModel,
         reply::{self, JSON},
         stream,
         tools::OfferedTools,
@@ -46,7 +46,7 @@ async fn answer(
     tools: OfferedTools,
 ) -> Result<Response<Body>, ApiError> {
     request.check_range()?;
-    let model = Model::find(call, routed, request.common.model.clone()).await?;
+    let model = ServedModel::find(call, routed, request.common.model.clone()).await?;
     model.require_text("chat")?;
     let think = request.common.thinking(&model)?;
     let mut ignored = std::mem::take(&mut request.common.ignored);
@@ -75,7 +75,7 @@ async fn answer(
 /// Returns the rendered prompt (`_debug_render_only`), in one piece even if a stream was asked for.
 async fn render(
     call: &CallContext,
-    model: &Model,
+    model: &ServedModel,
     inference: InferenceRequest,
     chunks: Chunks,
 ) -> Result<Response<Body>, ApiError> {

@@ -8,8 +8,8 @@ use futures_util::{FutureExt, StreamExt, TryFutureExt, TryStreamExt, future::Box
 use crate::{
     api::{
         error::ApiError,
-        model::Model,
-        stream::{Answer, Pieces, Step, Steps, unfinished},
+        model::ServedModel,
+        stream::{AnswerBuilder, CompleteAnswer, StepStream, StreamStep, unfinished},
     },
     inference::{AnswerSummary, AnswerUsage, Event, InferenceRequest},
     provider::CallContext,
@@ -42,7 +42,7 @@ impl ChoiceEvent {
     }
 }
 
-impl Step for ChoiceEvent {
+impl StreamStep for ChoiceEvent {
     fn is_last(&self) -> bool {
         self.is_last
     }
@@ -65,10 +65,10 @@ pub(super) fn repeat(request: InferenceRequest, count: usize) -> Vec<InferenceRe
 /// Starts answers. The first runs alone until its first event, so that a request that fails does so once and with its
 /// status, and the others find their prompt in the prefix cache.
 pub(super) fn start(
-    model: &Model,
+    model: &ServedModel,
     call: &CallContext,
     requests: Vec<InferenceRequest>,
-) -> BoxFuture<'static, Result<Steps<ChoiceEvent>, ApiError>> {
+) -> BoxFuture<'static, Result<StepStream<ChoiceEvent>, ApiError>> {
     let starts: Vec<_> = requests
         .into_iter()
         .map(|request| model.start(call, request))
@@ -96,8 +96,8 @@ pub(super) fn start(
 }
 
 /// Waits for all answers to be complete.
-pub(super) async fn collect(mut steps: Steps<ChoiceEvent>, count: usize) -> Result<Vec<Answer>, ApiError> {
-    let mut answers: Vec<Pieces> = std::iter::repeat_with(Pieces::default).take(count).collect();
+pub(super) async fn collect(mut steps: StepStream<ChoiceEvent>, count: usize) -> Result<Vec<CompleteAnswer>, ApiError> {
+    let mut answers: Vec<AnswerBuilder> = std::iter::repeat_with(AnswerBuilder::default).take(count).collect();
     while let Some(step) = steps.next().await {
         let step = step?;
         let ended = step.is_last;
@@ -108,7 +108,7 @@ pub(super) async fn collect(mut steps: Steps<ChoiceEvent>, count: usize) -> Resu
             break;
         }
     }
-    answers.into_iter().map(Pieces::join).collect()
+    answers.into_iter().map(AnswerBuilder::join).collect()
 }
 
 /// Usage of several answers together. A prompt is counted once, however many answers it got.

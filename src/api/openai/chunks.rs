@@ -9,9 +9,9 @@ use super::{
 use crate::{
     api::{
         error::ApiError,
-        logprobs::{self, Logprob},
+        logprobs::{self, LogprobEntry},
         reply,
-        stream::{Answer, Encoder},
+        stream::{CompleteAnswer, FrameEncoder},
     },
     go::encode,
     http::sse,
@@ -131,7 +131,7 @@ struct WireFunction {
 
 #[derive(Serialize)]
 struct WireLogprobs {
-    content: Vec<Logprob>,
+    content: Vec<LogprobEntry>,
 }
 
 /// Token counts of a reply.
@@ -158,7 +158,7 @@ impl Chunks {
     }
 
     /// Returns the whole answers as one reply.
-    pub(super) fn whole(mut self, answers: Vec<Answer>) -> Vec<u8> {
+    pub(super) fn whole(mut self, answers: Vec<CompleteAnswer>) -> Vec<u8> {
         let mut choices = Vec::with_capacity(answers.len());
         for (index, answer) in answers.into_iter().enumerate() {
             self.totals.add(index, &answer.finish);
@@ -331,7 +331,7 @@ pub(super) fn arguments_text(arguments: serde_json::Map<String, serde_json::Valu
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-impl Encoder<ChoiceEvent> for Chunks {
+impl FrameEncoder<ChoiceEvent> for Chunks {
     fn event(&mut self, step: ChoiceEvent, out: &mut Vec<u8>) {
         let is_end = step.ends_all();
         match step.event {
@@ -508,7 +508,7 @@ mod tests {
         let Event::Finished(finish) = finish(FinishReason::Stop, &[]) else {
             panic!()
         };
-        let answer = Answer {
+        let answer = CompleteAnswer {
             content: "It is.".into(),
             thinking: "Hm".into(),
             tool_calls: Vec::new(),

@@ -7,12 +7,12 @@ use super::choices::MAX_CHOICES;
 use crate::{
     api::{
         error::ApiError,
-        model::Model,
-        options::Options,
+        model::ServedModel,
+        options::RequestOptions,
         values::{self, MAX_STOPS, OptionsField},
     },
     go::{
-        decode::{DecodeError, Field, Node},
+        decode::{DecodeError, FieldPath, JsonNode},
         quote,
     },
     inference::{InferencePrompt, InferenceRequest, KeepAlive, ThinkLevel, ThinkMode},
@@ -27,7 +27,7 @@ const LOGIT_BIAS_RANGE: std::ops::RangeInclusive<f32> = -100.0..=100.0;
 
 /// Shared fields of a request.
 #[derive(Debug, Default)]
-pub(super) struct Common {
+pub(super) struct SharedFields {
     pub(super) model: String,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
@@ -54,29 +54,29 @@ pub(super) struct Common {
     count: Option<i64>,
 }
 
-impl Common {
+impl SharedFields {
     /// Reads a shared field by its lower-case key; returns the node of any other.
     pub(super) fn read<'a>(
         &mut self,
         root: &'static str,
         key: &str,
-        node: Node<'a>,
-    ) -> Result<Option<Node<'a>>, DecodeError> {
+        node: JsonNode<'a>,
+    ) -> Result<Option<JsonNode<'a>>, DecodeError> {
         match key {
-            "model" => node.read_string(&mut self.model, Field(root, "model"))?,
-            "stream" => node.read_bool(&mut self.stream, Field(root, "stream"))?,
+            "model" => node.read_string(&mut self.model, FieldPath(root, "model"))?,
+            "stream" => node.read_bool(&mut self.stream, FieldPath(root, "stream"))?,
             "stream_options" => {
-                for (key, node) in node.read_object(Field(root, "stream_options"), "openai.StreamOptions")? {
+                for (key, node) in node.read_object(FieldPath(root, "stream_options"), "openai.StreamOptions")? {
                     if key.eq_ignore_ascii_case("include_usage") {
-                        node.read_bool(&mut self.include_usage, Field(root, "stream_options.include_usage"))?;
+                        node.read_bool(&mut self.include_usage, FieldPath(root, "stream_options.include_usage"))?;
                     }
                 }
             }
-            "reasoning_effort" => self.set_effort(node, Field(root, "reasoning_effort"))?,
+            "reasoning_effort" => self.set_effort(node, FieldPath(root, "reasoning_effort"))?,
             "think" => self.think = values::think(&node)?,
             "thinking_budget_tokens" => {
                 let mut tokens = None;
-                node.read_int(&mut tokens, Field(root, "thinking_budget_tokens"))?;
+                node.read_int(&mut tokens, FieldPath(root, "thinking_budget_tokens"))?;
                 // In llama-server's API a negative budget is no limit.
                 self.thinking_budget = tokens.and_then(|tokens| match tokens {
                     ..0 => None,
@@ -86,27 +86,32 @@ impl Common {
             "chat_template_kwargs" => self.read_template_kwargs(root, node)?,
             "keep_alive" => self.keep_alive = values::keep_alive(&node)?,
             "options" => self.options = OptionsField::read(node, root)?,
-            "max_tokens" => node.read_int(&mut self.max_tokens, Field(root, "max_tokens"))?,
+            "max_tokens" => node.read_int(&mut self.max_tokens, FieldPath(root, "max_tokens"))?,
             "max_completion_tokens" => {
-                node.read_int(&mut self.max_completion_tokens, Field(root, "max_completion_tokens"))?;
+                node.read_int(
+                    &mut self.max_completion_tokens,
+                    FieldPath(root, "max_completion_tokens"),
+                )?;
             }
-            "num_ctx" => node.read_int(&mut self.num_ctx, Field(root, "num_ctx"))?,
-            "seed" => node.read_int(&mut self.seed, Field(root, "seed"))?,
-            "top_k" => node.read_int(&mut self.top_k, Field(root, "top_k"))?,
-            "temperature" => node.read_float(&mut self.temperature, Field(root, "temperature"))?,
-            "top_p" => node.read_float(&mut self.top_p, Field(root, "top_p"))?,
-            "min_p" => node.read_float(&mut self.min_p, Field(root, "min_p"))?,
-            "frequency_penalty" => node.read_float(&mut self.frequency_penalty, Field(root, "frequency_penalty"))?,
-            "presence_penalty" => node.read_float(&mut self.presence_penalty, Field(root, "presence_penalty"))?,
+            "num_ctx" => node.read_int(&mut self.num_ctx, FieldPath(root, "num_ctx"))?,
+            "seed" => node.read_int(&mut self.seed, FieldPath(root, "seed"))?,
+            "top_k" => node.read_int(&mut self.top_k, FieldPath(root, "top_k"))?,
+            "temperature" => node.read_float(&mut self.temperature, FieldPath(root, "temperature"))?,
+            "top_p" => node.read_float(&mut self.top_p, FieldPath(root, "top_p"))?,
+            "min_p" => node.read_float(&mut self.min_p, FieldPath(root, "min_p"))?,
+            "frequency_penalty" => {
+                node.read_float(&mut self.frequency_penalty, FieldPath(root, "frequency_penalty"))?
+            }
+            "presence_penalty" => node.read_float(&mut self.presence_penalty, FieldPath(root, "presence_penalty"))?,
             "logit_bias" => self.logit_bias = logit_bias(node)?,
-            "n" => node.read_int(&mut self.count, Field(root, "n"))?,
+            "n" => node.read_int(&mut self.count, FieldPath(root, "n"))?,
             _ => return Ok(Some(node)),
         }
         Ok(None)
     }
 
     /// Reads `reasoning_effort`, or the field that has it on another route.
-    pub(super) fn set_effort(&mut self, node: Node<'_>, field: Field) -> Result<(), DecodeError> {
+    pub(super) fn set_effort(&mut self, node: JsonNode<'_>, field: FieldPath) -> Result<(), DecodeError> {
         let mut effort = String::new();
         node.read_string(&mut effort, field)?;
         if !effort.is_empty() {
@@ -121,12 +126,12 @@ impl Common {
     }
 
     /// Reads variables of the chat template. Only `enable_thinking`, which clients of llama-server send, is honored.
-    fn read_template_kwargs(&mut self, root: &'static str, node: Node<'_>) -> Result<(), DecodeError> {
-        let field = Field(root, "chat_template_kwargs");
+    fn read_template_kwargs(&mut self, root: &'static str, node: JsonNode<'_>) -> Result<(), DecodeError> {
+        let field = FieldPath(root, "chat_template_kwargs");
         for (key, node) in node.read_object(field, "map[string]interface {}")? {
             match (key.as_ref(), node) {
-                ("enable_thinking", Node::Bool(thinks)) => self.template_thinks = Some(thinks),
-                (_, Node::Null) => {}
+                ("enable_thinking", JsonNode::Bool(thinks)) => self.template_thinks = Some(thinks),
+                (_, JsonNode::Null) => {}
                 _ => self.note_ignored("chat_template_kwargs"),
             }
         }
@@ -181,7 +186,7 @@ impl Common {
     }
 
     /// Returns the reasoning to ask this model for.
-    pub(super) fn thinking(&self, model: &Model) -> Result<ThinkMode, ApiError> {
+    pub(super) fn thinking(&self, model: &ServedModel) -> Result<ThinkMode, ApiError> {
         match (self.level()?, self.template_thinks) {
             (ThinkMode::Unset, Some(false)) => Ok(ThinkMode::Off),
             // A template ignores variables that it does not use, so this is no error for a model without reasoning.
@@ -197,7 +202,7 @@ impl Common {
         think: ThinkMode,
         top_p: Option<f32>,
     ) -> Result<InferenceRequest, ApiError> {
-        let Options {
+        let RequestOptions {
             mut sampling,
             mut load,
             thinking_budget,
@@ -247,7 +252,7 @@ impl Common {
 
     /// Loads or unloads the model, which a request without anything to answer asks for. Returns the finish reason for
     /// that.
-    pub(super) async fn settle(self, call: &CallContext, model: &Model) -> Result<&'static str, ApiError> {
+    pub(super) async fn settle(self, call: &CallContext, model: &ServedModel) -> Result<&'static str, ApiError> {
         let (done, word) = if self.unloads() {
             (model.provider.unload(call, &model.name).await, "unload")
         } else {
@@ -263,19 +268,19 @@ impl Common {
 
 /// Reads stop strings, a string or a list. `wrong` is called for an item that is no string: the routes differ there.
 pub(super) fn stops(
-    node: Node<'_>,
-    wrong: impl Fn(&Node<'_>) -> Result<(), DecodeError>,
+    node: JsonNode<'_>,
+    wrong: impl Fn(&JsonNode<'_>) -> Result<(), DecodeError>,
 ) -> Result<Option<Vec<String>>, DecodeError> {
     match node {
-        Node::String(text) => Ok(Some(vec![text.into_owned()])),
-        Node::Array(items) if items.len() > MAX_STOPS => {
+        JsonNode::String(text) => Ok(Some(vec![text.into_owned()])),
+        JsonNode::Array(items) if items.len() > MAX_STOPS => {
             Err(DecodeError::new(format!("stop holds more than {MAX_STOPS} strings")))
         }
-        Node::Array(items) => {
+        JsonNode::Array(items) => {
             let mut stops = Vec::with_capacity(items.len());
             for item in items {
                 match item {
-                    Node::String(text) => stops.push(text.into_owned()),
+                    JsonNode::String(text) => stops.push(text.into_owned()),
                     other => wrong(&other)?,
                 }
             }
@@ -286,11 +291,11 @@ pub(super) fn stops(
 }
 
 /// Reads `logit_bias`, a map from token id to bias.
-fn logit_bias(node: Node<'_>) -> Result<Vec<(i32, f32)>, DecodeError> {
+fn logit_bias(node: JsonNode<'_>) -> Result<Vec<(i32, f32)>, DecodeError> {
     let wrong = || DecodeError::new("logit_bias must map token ids to numbers from -100 to 100");
     let entries = match node {
-        Node::Null => return Ok(Vec::new()),
-        Node::Object(entries) => entries,
+        JsonNode::Null => return Ok(Vec::new()),
+        JsonNode::Object(entries) => entries,
         _ => return Err(wrong()),
     };
     if entries.len() > MAX_LOGIT_BIASES {
@@ -302,7 +307,7 @@ fn logit_bias(node: Node<'_>) -> Result<Vec<(i32, f32)>, DecodeError> {
         .into_iter()
         .map(|(key, value)| {
             let token = key.parse().ok().filter(|token: &i32| *token >= 0).ok_or_else(wrong)?;
-            let Node::Number(digits) = value else {
+            let JsonNode::Number(digits) = value else {
                 return Err(wrong());
             };
             let bias = digits.parse().ok().filter(|bias| LOGIT_BIAS_RANGE.contains(bias));

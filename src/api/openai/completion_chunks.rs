@@ -15,7 +15,7 @@ use crate::{
     api::{
         error::ApiError,
         reply,
-        stream::{Answer, Encoder},
+        stream::{CompleteAnswer, FrameEncoder},
     },
     http::sse,
     inference::{Event, FinishReason, TokenLogprob},
@@ -97,7 +97,7 @@ impl CompletionChunks {
     }
 
     /// Returns the whole answers as one reply.
-    pub(super) fn whole(mut self, answers: Vec<Answer>) -> Vec<u8> {
+    pub(super) fn whole(mut self, answers: Vec<CompleteAnswer>) -> Vec<u8> {
         let mut choices = Vec::with_capacity(answers.len());
         for (index, answer) in answers.into_iter().enumerate() {
             self.totals.add(index, &answer.finish);
@@ -198,7 +198,7 @@ impl CompletionChunks {
     }
 }
 
-impl Encoder<ChoiceEvent> for CompletionChunks {
+impl FrameEncoder<ChoiceEvent> for CompletionChunks {
     fn event(&mut self, step: ChoiceEvent, out: &mut Vec<u8>) {
         let (index, is_end) = (step.index, step.ends_all());
         let choice = match step.event {
@@ -339,7 +339,7 @@ mod tests {
             let Event::Finished(finish) = finish(FinishReason::Stop, &[]) else {
                 panic!()
             };
-            Answer {
+            CompleteAnswer {
                 content: "Paris".into(),
                 thinking: String::new(),
                 tool_calls: Vec::new(),

@@ -1,9 +1,9 @@
 //! Body of `/v1/completions`.
 
-use super::common::{Common, stops};
+use super::common::{SharedFields, stops};
 use crate::{
     api::{error::ApiError, values},
-    go::decode::{DecodeError, Field, Node, entries_of},
+    go::decode::{DecodeError, FieldPath, JsonNode, entries_of},
     inference::{InferencePrompt, InferenceRequest, Message, ThinkMode, ToolChoice},
 };
 
@@ -18,7 +18,7 @@ const DEFAULT_TOP_P: Option<f32> = Some(1.0);
 /// Body of `POST /v1/completions`.
 #[derive(Debug, Default)]
 pub(super) struct CompletionRequest {
-    pub(super) common: Common,
+    pub(super) common: SharedFields,
     prompts: Vec<String>,
     pub(super) suffix: String,
     /// Number of alternatives to each token; with 0, only the log-probabilities of the chosen tokens are returned.
@@ -41,10 +41,10 @@ impl CompletionRequest {
         Ok(request)
     }
 
-    fn set(&mut self, key: &str, node: Node<'_>) -> Result<(), DecodeError> {
+    fn set(&mut self, key: &str, node: JsonNode<'_>) -> Result<(), DecodeError> {
         match key {
             "prompt" => self.prompts = prompts(node)?,
-            "suffix" => node.read_string(&mut self.suffix, Field(ROOT, "suffix"))?,
+            "suffix" => node.read_string(&mut self.suffix, FieldPath(ROOT, "suffix"))?,
             "stop" => {
                 self.common.stop = stops(node, |item| {
                     Err(DecodeError::new(format!(
@@ -53,17 +53,17 @@ impl CompletionRequest {
                     )))
                 })?;
             }
-            "logprobs" => node.read_int(&mut self.logprobs, Field(ROOT, "logprobs"))?,
+            "logprobs" => node.read_int(&mut self.logprobs, FieldPath(ROOT, "logprobs"))?,
             "echo" => {
                 let mut echo = false;
-                node.read_bool(&mut echo, Field(ROOT, "echo"))?;
+                node.read_bool(&mut echo, FieldPath(ROOT, "echo"))?;
                 if echo {
                     self.common.note_ignored("echo");
                 }
             }
             "best_of" => {
                 let mut best_of = None;
-                node.read_int(&mut best_of, Field(ROOT, "best_of"))?;
+                node.read_int(&mut best_of, FieldPath(ROOT, "best_of"))?;
                 if best_of.is_some_and(|best_of| best_of > 1) {
                     self.common.note_ignored("best_of");
                 }
@@ -136,20 +136,20 @@ fn prompt(text: String, suffix: &str) -> InferencePrompt {
 }
 
 /// Reads a text, or a list of them.
-fn prompts(node: Node<'_>) -> Result<Vec<String>, DecodeError> {
+fn prompts(node: JsonNode<'_>) -> Result<Vec<String>, DecodeError> {
     match node {
-        Node::Null => Ok(Vec::new()),
-        Node::String(text) => Ok(vec![text.into_owned()]),
-        Node::Array(items) => items
+        JsonNode::Null => Ok(Vec::new()),
+        JsonNode::String(text) => Ok(vec![text.into_owned()]),
+        JsonNode::Array(items) => items
             .into_iter()
             .map(|item| match item {
-                Node::String(text) => Ok(text.into_owned()),
+                JsonNode::String(text) => Ok(text.into_owned()),
                 _ => Err(DecodeError::new(
                     "prompt must be a text or a list of texts: send token ids as the text that they stand for",
                 )),
             })
             .collect(),
-        other => Err(other.mismatch(Field(ROOT, "prompt"), "string")),
+        other => Err(other.mismatch(FieldPath(ROOT, "prompt"), "string")),
     }
 }
 

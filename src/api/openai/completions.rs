@@ -4,14 +4,16 @@ use std::time::SystemTime;
 
 use hyper::{Response, StatusCode};
 
-use super::{choices, common::Common, completion_chunks::CompletionChunks, completion_request::CompletionRequest};
+use super::{
+    choices, common::SharedFields, completion_chunks::CompletionChunks, completion_request::CompletionRequest,
+};
 use crate::{
     api::{
         dispatch::{RoutedModel, RoutedRequest},
         envelope::{LayeredError, shim_error},
         error::ApiError,
         listing,
-        model::Model,
+        model::ServedModel,
         reply::{self, JSON},
         stream,
     },
@@ -43,7 +45,7 @@ async fn answer(
     mut request: CompletionRequest,
 ) -> Result<Response<Body>, ApiError> {
     request.check_range()?;
-    let model = Model::find(call, routed, request.common.model.clone()).await?;
+    let model = ServedModel::find(call, routed, request.common.model.clone()).await?;
     if request.is_empty() && request.common.unloads() {
         return residency(call, model, request.common).await;
     }
@@ -85,13 +87,13 @@ async fn answer(
     Ok(response)
 }
 
-fn chunks(model: Model, include_usage: bool, prompts: usize, answers: usize) -> CompletionChunks {
+fn chunks(model: ServedModel, include_usage: bool, prompts: usize, answers: usize) -> CompletionChunks {
     let created = listing::unix_seconds(SystemTime::now());
     CompletionChunks::new(model.requested, include_usage, created, prompts, answers)
 }
 
 /// Loads or unloads the model, which is the meaning of an empty prompt in Ollama.
-async fn residency(call: &CallContext, model: Model, common: Common) -> Result<Response<Body>, ApiError> {
+async fn residency(call: &CallContext, model: ServedModel, common: SharedFields) -> Result<Response<Body>, ApiError> {
     let (streams, include_usage) = (common.stream, common.include_usage);
     let reason = common.settle(call, &model).await?;
     let bytes = chunks(model, include_usage, 1, 1).residency(reason, streams);

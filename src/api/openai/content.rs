@@ -2,7 +2,7 @@
 
 use crate::{
     api::values,
-    go::decode::{DecodeError, Field, Node, decode_base64},
+    go::decode::{DecodeError, FieldPath, JsonNode, decode_base64},
     inference::{Message, MessageRole, ToolCall},
 };
 
@@ -12,8 +12,8 @@ const ROOT: &str = "ChatCompletionRequest";
 const IMAGE_TYPES: [&str; 5] = ["image/jpeg", "image/jpg", "image/png", "image/webp", ""];
 
 /// Reads the messages of a request.
-pub(super) fn messages(node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
-    let items = node.read_array(Field(ROOT, "messages"), "[]openai.Message")?;
+pub(super) fn messages(node: JsonNode<'_>) -> Result<Vec<Message>, DecodeError> {
+    let items = node.read_array(FieldPath(ROOT, "messages"), "[]openai.Message")?;
     values::check_message_count(items.len())?;
     let mut messages = Vec::with_capacity(items.len());
     for (index, item) in items.into_iter().enumerate() {
@@ -26,23 +26,23 @@ pub(super) fn messages(node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
     Ok(messages)
 }
 
-fn message(index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
+fn message(index: usize, node: JsonNode<'_>) -> Result<Message, DecodeError> {
     let mut message = Message::text("", "");
-    let mut content = Node::Null;
-    for (key, node) in node.read_object(Field(ROOT, "messages"), "openai.Message")? {
+    let mut content = JsonNode::Null;
+    for (key, node) in node.read_object(FieldPath(ROOT, "messages"), "openai.Message")? {
         match key.to_ascii_lowercase().as_str() {
             "role" => {
                 let mut role = String::new();
-                node.read_string(&mut role, Field(ROOT, "messages.role"))?;
+                node.read_string(&mut role, FieldPath(ROOT, "messages.role"))?;
                 message.role = MessageRole(role.to_lowercase());
             }
             "content" => content = node,
             "reasoning" | "reasoning_content" => {
-                node.read_string(&mut message.thinking, Field(ROOT, "messages.reasoning"))?;
+                node.read_string(&mut message.thinking, FieldPath(ROOT, "messages.reasoning"))?;
             }
             "tool_calls" => message.tool_calls = tool_calls(index, node)?,
-            "name" => node.read_string(&mut message.tool_name, Field(ROOT, "messages.name"))?,
-            "tool_call_id" => node.read_string(&mut message.tool_call_id, Field(ROOT, "messages.tool_call_id"))?,
+            "name" => node.read_string(&mut message.tool_name, FieldPath(ROOT, "messages.name"))?,
+            "tool_call_id" => node.read_string(&mut message.tool_call_id, FieldPath(ROOT, "messages.tool_call_id"))?,
             _ => {}
         }
     }
@@ -51,9 +51,9 @@ fn message(index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
         message.tool_name.clear();
     }
     match content {
-        Node::String(text) => message.content = text.into_owned(),
-        Node::Array(parts) => read_parts(parts, &mut message)?,
-        Node::Null if !message.tool_calls.is_empty() => {}
+        JsonNode::String(text) => message.content = text.into_owned(),
+        JsonNode::Array(parts) => read_parts(parts, &mut message)?,
+        JsonNode::Null if !message.tool_calls.is_empty() => {}
         other => {
             return Err(DecodeError::new(format!(
                 "invalid message content type: {}",
@@ -66,32 +66,32 @@ fn message(index: usize, node: Node<'_>) -> Result<Message, DecodeError> {
 
 /// Joins content parts to one message: texts with line feeds between them, images in order. Ollama makes a message of
 /// each part, which breaks templates that want user and assistant to alternate.
-fn read_parts(parts: Vec<Node<'_>>, message: &mut Message) -> Result<(), DecodeError> {
+fn read_parts(parts: Vec<JsonNode<'_>>, message: &mut Message) -> Result<(), DecodeError> {
     for part in parts {
-        let Node::Object(members) = part else {
+        let JsonNode::Object(members) = part else {
             return Err(bad_part());
         };
         let (mut kind, mut payload) = (String::new(), None);
         for (key, node) in members {
             match (key.as_ref(), node) {
-                ("type", Node::String(text)) => kind = text.into_owned(),
+                ("type", JsonNode::String(text)) => kind = text.into_owned(),
                 ("text" | "image_url" | "input_audio", node) => payload = Some(node),
                 _ => {}
             }
         }
         match (kind.as_str(), payload) {
-            ("text", Some(Node::String(text))) => {
+            ("text", Some(JsonNode::String(text))) => {
                 if !message.content.is_empty() {
                     message.content.push('\n');
                 }
                 message.content.push_str(&text);
             }
-            ("image_url", Some(Node::String(url))) => message.media.push(image(&url)?),
-            ("image_url", Some(image_url @ Node::Object(_))) => {
+            ("image_url", Some(JsonNode::String(url))) => message.media.push(image(&url)?),
+            ("image_url", Some(image_url @ JsonNode::Object(_))) => {
                 let url = image_url.text_member("url").ok_or_else(bad_part)?;
                 message.media.push(image(url)?);
             }
-            ("input_audio", Some(audio @ Node::Object(_))) => {
+            ("input_audio", Some(audio @ JsonNode::Object(_))) => {
                 let data = audio.text_member("data").ok_or_else(bad_part)?;
                 message.media.push(decode_base64(data).map_err(|_| bad_part())?);
             }
@@ -123,8 +123,8 @@ pub(super) fn image(url: &str) -> Result<Vec<u8>, DecodeError> {
     decode_base64(data).map_err(|_| bad())
 }
 
-fn tool_calls(message: usize, node: Node<'_>) -> Result<Vec<ToolCall>, DecodeError> {
-    let items = node.read_array(Field(ROOT, "messages.tool_calls"), "[]openai.ToolCall")?;
+fn tool_calls(message: usize, node: JsonNode<'_>) -> Result<Vec<ToolCall>, DecodeError> {
+    let items = node.read_array(FieldPath(ROOT, "messages.tool_calls"), "[]openai.ToolCall")?;
     items
         .into_iter()
         .enumerate()
@@ -132,19 +132,21 @@ fn tool_calls(message: usize, node: Node<'_>) -> Result<Vec<ToolCall>, DecodeErr
         .collect()
 }
 
-fn tool_call(message: usize, index: usize, node: Node<'_>) -> Result<ToolCall, DecodeError> {
+fn tool_call(message: usize, index: usize, node: JsonNode<'_>) -> Result<ToolCall, DecodeError> {
     let mut call = ToolCall {
         id: String::new(),
         name: String::new(),
         arguments: serde_json::Map::new(),
     };
-    for (key, node) in node.read_object(Field(ROOT, "messages.tool_calls"), "openai.ToolCall")? {
+    for (key, node) in node.read_object(FieldPath(ROOT, "messages.tool_calls"), "openai.ToolCall")? {
         match key.to_ascii_lowercase().as_str() {
-            "id" => node.read_string(&mut call.id, Field(ROOT, "messages.tool_calls.id"))?,
+            "id" => node.read_string(&mut call.id, FieldPath(ROOT, "messages.tool_calls.id"))?,
             "function" => {
-                for (key, node) in node.read_object(Field(ROOT, "messages.tool_calls.function"), "struct")? {
+                for (key, node) in node.read_object(FieldPath(ROOT, "messages.tool_calls.function"), "struct")? {
                     match key.to_ascii_lowercase().as_str() {
-                        "name" => node.read_string(&mut call.name, Field(ROOT, "messages.tool_calls.function.name"))?,
+                        "name" => {
+                            node.read_string(&mut call.name, FieldPath(ROOT, "messages.tool_calls.function.name"))?
+                        }
                         "arguments" => call.arguments = arguments(&node)?,
                         _ => {}
                     }
@@ -161,11 +163,11 @@ fn tool_call(message: usize, index: usize, node: Node<'_>) -> Result<ToolCall, D
 }
 
 /// Reads the arguments of a call: a JSON object in a string, or, as some clients send it, the object itself.
-fn arguments(node: &Node<'_>) -> Result<serde_json::Map<String, serde_json::Value>, DecodeError> {
+fn arguments(node: &JsonNode<'_>) -> Result<serde_json::Map<String, serde_json::Value>, DecodeError> {
     let bad = || DecodeError::new("invalid tool call arguments");
     match node {
-        Node::String(text) => serde_json::from_str(text).map_err(|_| bad()),
-        Node::Object(_) => match values::plain_value(node)? {
+        JsonNode::String(text) => serde_json::from_str(text).map_err(|_| bad()),
+        JsonNode::Object(_) => match values::plain_value(node)? {
             serde_json::Value::Object(arguments) => Ok(arguments),
             _ => Err(bad()),
         },

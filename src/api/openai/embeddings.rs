@@ -9,12 +9,12 @@ use crate::{
         dispatch::{RoutedModel, RoutedRequest},
         envelope::{LayeredError, shim_error},
         error::ApiError,
-        model::Model,
+        model::ServedModel,
         reply,
         values::{self, OptionsField},
     },
     go::{
-        decode::{DecodeError, Field, Node, entries_of},
+        decode::{DecodeError, FieldPath, JsonNode, entries_of},
         quote,
     },
     http::body::Body,
@@ -108,7 +108,7 @@ pub(crate) async fn embeddings(call: &CallContext, request: RoutedRequest) -> Re
 
 async fn embed(call: &CallContext, routed: RoutedModel, request: Request) -> Result<EmbeddingResult, ApiError> {
     let inputs = request.input.into_texts()?;
-    let model = Model::find(call, routed, request.model).await?;
+    let model = ServedModel::find(call, routed, request.model).await?;
     let mut load = request.options.into_options()?.load;
     if let Some(tokens) = request.num_ctx {
         load.context_length = values::context_length(tokens);
@@ -151,14 +151,14 @@ impl Request {
         let mut request = Self::default();
         for (key, node) in entries_of(body, "openai.EmbedRequest")? {
             match key.to_ascii_lowercase().as_str() {
-                "model" => node.read_string(&mut request.model, Field(ROOT, "model"))?,
+                "model" => node.read_string(&mut request.model, FieldPath(ROOT, "model"))?,
                 "input" => request.input = Input::read(node),
-                "encoding_format" => node.read_string(&mut request.encoding, Field(ROOT, "encoding_format"))?,
-                "dimensions" => node.read_int(&mut request.dimensions, Field(ROOT, "dimensions"))?,
+                "encoding_format" => node.read_string(&mut request.encoding, FieldPath(ROOT, "encoding_format"))?,
+                "dimensions" => node.read_int(&mut request.dimensions, FieldPath(ROOT, "dimensions"))?,
                 "keep_alive" => request.keep_alive = values::keep_alive(&node)?,
                 "options" => request.options = OptionsField::read(node, ROOT)?,
-                "num_ctx" => node.read_int(&mut request.num_ctx, Field(ROOT, "num_ctx"))?,
-                "truncate" => node.read_optional_bool(&mut request.truncate, Field(ROOT, "truncate"))?,
+                "num_ctx" => node.read_int(&mut request.num_ctx, FieldPath(ROOT, "num_ctx"))?,
+                "truncate" => node.read_optional_bool(&mut request.truncate, FieldPath(ROOT, "truncate"))?,
                 _ => {}
             }
         }
@@ -168,14 +168,14 @@ impl Request {
 }
 
 impl Input {
-    fn read(node: Node<'_>) -> Self {
+    fn read(node: JsonNode<'_>) -> Self {
         match node {
-            Node::Null => Self::Nothing,
-            Node::String(text) => Self::Texts(vec![text.into_owned()]),
-            Node::Array(items) if items.is_empty() => Self::Nothing,
-            Node::Array(items) => {
+            JsonNode::Null => Self::Nothing,
+            JsonNode::String(text) => Self::Texts(vec![text.into_owned()]),
+            JsonNode::Array(items) if items.is_empty() => Self::Nothing,
+            JsonNode::Array(items) => {
                 let texts = items.into_iter().map(|item| match item {
-                    Node::String(text) => Some(text.into_owned()),
+                    JsonNode::String(text) => Some(text.into_owned()),
                     // Token ids, for example: only the client's tokenizer knows what they stand for.
                     _ => None,
                 });

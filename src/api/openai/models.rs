@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     api::{
-        Api,
+        ApiHandler,
         envelope::LayeredError,
         error::ApiError,
         listing,
@@ -49,7 +49,7 @@ fn owner(name: &str) -> &str {
 }
 
 /// Answers `GET /v1/models`: Ollama's models and those of providers, newest first.
-pub(crate) async fn models(api: &Api, call: &CallContext, received: &HeaderMap) -> Response<Body> {
+pub(crate) async fn models(api: &ApiHandler, call: &CallContext, received: &HeaderMap) -> Response<Body> {
     let encode = |name: &str, card: &ModelCard| reply::encode(&WireModel::of(name, card));
     let merged = listing::of_both(api, call, "/v1/models", received, encode).await;
     let mut json = b"{\"object\":\"list\",\"data\":".to_vec();
@@ -65,7 +65,7 @@ pub(crate) async fn models(api: &Api, call: &CallContext, received: &HeaderMap) 
 
 /// Answers `GET /v1/models/{id}`. Ids of hf: models hold slashes, which clients send encoded or plain.
 pub(crate) async fn model(
-    api: &Api,
+    api: &ApiHandler,
     call: &CallContext,
     id: &str,
     request: Request<Body>,

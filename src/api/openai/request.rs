@@ -1,9 +1,9 @@
 //! Body of `/v1/chat/completions`.
 
 use super::{
-    common::{Common, stops},
+    common::{SharedFields, stops},
     content,
-    tools::ToolChoiceField,
+    tools::OpenAiToolChoice,
 };
 use crate::{
     api::{
@@ -11,7 +11,7 @@ use crate::{
         tools::OfferedTools,
         values::{self, FormatField},
     },
-    go::decode::{DecodeError, Field, Node, entries_of},
+    go::decode::{DecodeError, FieldPath, JsonNode, entries_of},
     inference::{InferencePrompt, InferenceRequest, Message, ThinkMode, ToolDefinition},
 };
 
@@ -33,10 +33,10 @@ const DEFAULT_TOP_P: Option<f32> = Some(1.0);
 /// Body of `POST /v1/chat/completions`.
 #[derive(Debug)]
 pub(super) struct ChatCompletionRequest {
-    pub(super) common: Common,
+    pub(super) common: SharedFields,
     messages: Vec<Message>,
     tools: Vec<ToolDefinition>,
-    tool_choice: ToolChoiceField,
+    tool_choice: OpenAiToolChoice,
     parallel_tool_calls: bool,
     format: FormatField,
     logprobs: bool,
@@ -49,10 +49,10 @@ impl ChatCompletionRequest {
     /// Decodes a body, with the errors of the shim.
     pub(super) fn decode(body: &[u8]) -> Result<Self, DecodeError> {
         let mut request = Self {
-            common: Common::default(),
+            common: SharedFields::default(),
             messages: Vec::new(),
             tools: Vec::new(),
-            tool_choice: ToolChoiceField::default(),
+            tool_choice: OpenAiToolChoice::default(),
             parallel_tool_calls: true,
             format: FormatField::Unset,
             logprobs: false,
@@ -68,30 +68,30 @@ impl ChatCompletionRequest {
         Ok(request)
     }
 
-    fn set(&mut self, key: &str, node: Node<'_>) -> Result<(), DecodeError> {
+    fn set(&mut self, key: &str, node: JsonNode<'_>) -> Result<(), DecodeError> {
         match key {
             "messages" => self.messages = content::messages(node)?,
-            "tools" => self.tools = values::tools(node, Field(ROOT, "tools"))?,
-            "tool_choice" => self.tool_choice = ToolChoiceField::read(&node)?,
+            "tools" => self.tools = values::tools(node, FieldPath(ROOT, "tools"))?,
+            "tool_choice" => self.tool_choice = OpenAiToolChoice::read(&node)?,
             "parallel_tool_calls" => {
-                node.read_bool(&mut self.parallel_tool_calls, Field(ROOT, "parallel_tool_calls"))?
+                node.read_bool(&mut self.parallel_tool_calls, FieldPath(ROOT, "parallel_tool_calls"))?
             }
             "reasoning" => {
-                for (key, node) in node.read_object(Field(ROOT, "reasoning"), "openai.Reasoning")? {
+                for (key, node) in node.read_object(FieldPath(ROOT, "reasoning"), "openai.Reasoning")? {
                     if key.eq_ignore_ascii_case("effort") {
-                        self.common.set_effort(node, Field(ROOT, "reasoning.effort"))?;
+                        self.common.set_effort(node, FieldPath(ROOT, "reasoning.effort"))?;
                     }
                 }
             }
             "response_format" => self.format = response_format(node)?,
             // Ollama's shim skips items of the list that are no strings.
             "stop" => self.common.stop = stops(node, |_| Ok(()))?,
-            "logprobs" => node.read_bool(&mut self.logprobs, Field(ROOT, "logprobs"))?,
-            "top_logprobs" => node.read_int(&mut self.top_logprobs, Field(ROOT, "top_logprobs"))?,
-            "_debug_render_only" => node.read_bool(&mut self.only_renders, Field(ROOT, "_debug_render_only"))?,
+            "logprobs" => node.read_bool(&mut self.logprobs, FieldPath(ROOT, "logprobs"))?,
+            "top_logprobs" => node.read_int(&mut self.top_logprobs, FieldPath(ROOT, "top_logprobs"))?,
+            "_debug_render_only" => node.read_bool(&mut self.only_renders, FieldPath(ROOT, "_debug_render_only"))?,
             _ => {
                 if let Some(name) = WITHOUT_EFFECT.iter().find(|name| **name == key)
-                    && node != Node::Null
+                    && node != JsonNode::Null
                 {
                     self.common.note_ignored(name);
                 }
@@ -135,14 +135,16 @@ impl ChatCompletionRequest {
     }
 }
 
-fn response_format(node: Node<'_>) -> Result<FormatField, DecodeError> {
+fn response_format(node: JsonNode<'_>) -> Result<FormatField, DecodeError> {
     let mut kind = String::new();
     let mut schema = FormatField::Unset;
-    for (key, node) in node.read_object(Field(ROOT, "response_format"), "openai.ResponseFormat")? {
+    for (key, node) in node.read_object(FieldPath(ROOT, "response_format"), "openai.ResponseFormat")? {
         match key.to_ascii_lowercase().as_str() {
-            "type" => node.read_string(&mut kind, Field(ROOT, "response_format.type"))?,
+            "type" => node.read_string(&mut kind, FieldPath(ROOT, "response_format.type"))?,
             "json_schema" => {
-                for (key, node) in node.read_object(Field(ROOT, "response_format.json_schema"), "openai.JsonSchema")? {
+                for (key, node) in
+                    node.read_object(FieldPath(ROOT, "response_format.json_schema"), "openai.JsonSchema")?
+                {
                     if key.eq_ignore_ascii_case("schema") {
                         schema = FormatField::read(&node)?;
                     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::{
     api::{
-        Api, Endpoint, Handler,
+        ApiEndpoint, ApiHandler, RequestHandler,
         tests::fake::{FakeProvider, calls, finish, text, thinking},
     },
     config::Config,
@@ -70,14 +70,14 @@ impl Reply {
 
 struct House {
     provider: Arc<FakeProvider>,
-    api: Api,
+    api: ApiHandler,
 }
 
 fn house(provider: FakeProvider) -> House {
     let mut config = Config::default();
     config.ollama.enabled = false;
     let provider = Arc::new(provider);
-    let api = Api {
+    let api = ApiHandler {
         registry: Registry::new(provider.clone()),
         upstream: Arc::new(Ollama::new()),
         config: Arc::new(ArcSwap::from_pointee(config)),
@@ -96,7 +96,7 @@ fn simple(capabilities: &[ModelCapability]) -> House {
 }
 
 impl House {
-    async fn send(&self, endpoint: Endpoint, content_type: &str, body: String) -> Reply {
+    async fn send(&self, endpoint: ApiEndpoint, content_type: &str, body: String) -> Reply {
         let request = Request::builder()
             .method(Method::POST)
             .uri("/x")
@@ -113,7 +113,7 @@ impl House {
     }
 
     /// Sends a body with the model's name and these fields.
-    async fn ask(&self, endpoint: Endpoint, fields: &str) -> Reply {
+    async fn ask(&self, endpoint: ApiEndpoint, fields: &str) -> Reply {
         let body = format!("{{\"model\":\"hf:o/r\"{fields}}}");
         self.send(endpoint, "application/json", body).await
     }
@@ -127,7 +127,7 @@ fn error(message: &str, kind: &str) -> String {
 const SHIM: &str = "application/json; charset=utf-8";
 const HANDLER: &str = "application/json";
 
-async fn check_error(house: House, endpoint: Endpoint, fields: &str, status: u16, kind: &str, message: &str) {
+async fn check_error(house: House, endpoint: ApiEndpoint, fields: &str, status: u16, kind: &str, message: &str) {
     let reply = house.ask(endpoint.clone(), fields).await;
     let word = match status {
         400 => "invalid_request_error",
@@ -156,7 +156,7 @@ fn refusing(failure: Failure) -> House {
 
 #[tokio::test]
 async fn errors_have_the_shape_of_whoever_found_them() {
-    use Endpoint::{OpenAiChat, OpenAiCompletions, OpenAiEmbeddings, OpenAiResponses};
+    use ApiEndpoint::{OpenAiChat, OpenAiCompletions, OpenAiEmbeddings, OpenAiResponses};
     let not_found = "model 'hf:o/r' not found";
     for (house, endpoint, fields, status, kind, message) in [
         (missing(), OpenAiChat, CHAT, 404, HANDLER, not_found),
@@ -305,8 +305,8 @@ async fn a_failure_in_a_stream_is_an_event_of_its_own_and_the_last() {
     };
     let expected = error("the worker died", "api_error");
     for (endpoint, fields) in [
-        (Endpoint::OpenAiChat, CHAT),
-        (Endpoint::OpenAiCompletions, r#","prompt":"x""#),
+        (ApiEndpoint::OpenAiChat, CHAT),
+        (ApiEndpoint::OpenAiCompletions, r#","prompt":"x""#),
     ] {
         let reply = broken().ask(endpoint, &format!("{fields},\"stream\":true")).await;
         assert_eq!((reply.status, reply.kind()), (200, "text/event-stream"));
@@ -317,7 +317,7 @@ async fn a_failure_in_a_stream_is_an_event_of_its_own_and_the_last() {
         );
     }
     let reply = broken()
-        .ask(Endpoint::OpenAiResponses, r#","input":"x","stream":true"#)
+        .ask(ApiEndpoint::OpenAiResponses, r#","input":"x","stream":true"#)
         .await;
     let last = reply.events().pop().unwrap();
     assert_eq!(last["type"], "response.failed");
@@ -328,7 +328,7 @@ async fn a_failure_in_a_stream_is_an_event_of_its_own_and_the_last() {
 async fn several_answers_are_several_requests_of_one_prompt() {
     let house = simple(TEXT);
     let reply = house
-        .ask(Endpoint::OpenAiChat, &format!("{CHAT},\"n\":3,\"seed\":5"))
+        .ask(ApiEndpoint::OpenAiChat, &format!("{CHAT},\"n\":3,\"seed\":5"))
         .await;
     let json = reply.json();
     let choices = json["choices"].as_array().unwrap();
@@ -355,7 +355,7 @@ async fn several_answers_are_several_requests_of_one_prompt() {
 async fn several_answers_share_a_stream_with_one_end() {
     let house = simple(TEXT);
     let fields = format!("{CHAT},\"n\":2,\"stream\":true,\"stream_options\":{{\"include_usage\":true}}");
-    let reply = house.ask(Endpoint::OpenAiChat, &fields).await;
+    let reply = house.ask(ApiEndpoint::OpenAiChat, &fields).await;
     let mut events = reply.events();
     assert_eq!(events.pop().unwrap(), "[DONE]");
     let usage = events.pop().unwrap();
@@ -384,7 +384,7 @@ async fn a_dropped_stream_gives_back_the_leases_of_all_its_answers() {
     let house = house(provider);
     let body = format!("{{\"model\":\"hf:o/r\"{CHAT},\"n\":2,\"stream\":true}}");
     let request = Request::post("/x").body(body::full(body)).unwrap();
-    let mut body = house.api.handle(Endpoint::OpenAiChat, request).await.into_body();
+    let mut body = house.api.handle(ApiEndpoint::OpenAiChat, request).await.into_body();
     let mut seen = String::new();
     while seen.matches("\"content\":\"Hi\"").count() < 2 {
         let data = body.frame().await.unwrap().unwrap().into_data().unwrap();
@@ -409,7 +409,7 @@ async fn a_choice_of_tools_reaches_the_model() {
     ] {
         let house = simple(ABLE);
         let fields = format!("{CHAT}{TOOLS},\"tool_choice\":{choice},\"parallel_tool_calls\":false");
-        let reply = house.ask(Endpoint::OpenAiChat, &fields).await;
+        let reply = house.ask(ApiEndpoint::OpenAiChat, &fields).await;
         assert_eq!((reply.status, reply.ignored()), (200, ""));
         let InferencePrompt::Chat {
             tools,
@@ -432,16 +432,16 @@ async fn tools_of_a_model_without_are_left_out_and_their_choice_with_them() {
     let allowed = r#","tool_choice":{"type":"allowed_tools","allowed_tools":{"mode":"auto","tools":[{"type":"function","function":{"name":"f"}}]}}"#;
     let house = simple(TEXT);
     let reply = house
-        .ask(Endpoint::OpenAiChat, &format!("{CHAT}{TOOLS}{allowed}"))
+        .ask(ApiEndpoint::OpenAiChat, &format!("{CHAT}{TOOLS}{allowed}"))
         .await;
     assert_eq!((reply.status, reply.ignored()), (200, "tools"));
     let some_built_in = r#","input":"x","tools":[{"type":"function","name":"f"},{"type":"web_search"}]"#;
-    let reply = simple(TEXT).ask(Endpoint::OpenAiResponses, some_built_in).await;
+    let reply = simple(TEXT).ask(ApiEndpoint::OpenAiResponses, some_built_in).await;
     assert_eq!((reply.status, reply.ignored()), (200, "tools"));
     let required = format!("{CHAT}{TOOLS},\"tool_choice\":\"required\"");
     check_error(
         simple(TEXT),
-        Endpoint::OpenAiChat,
+        ApiEndpoint::OpenAiChat,
         &required,
         400,
         HANDLER,
@@ -455,7 +455,7 @@ async fn a_prompt_can_be_looked_at() {
     let house = simple(TEXT);
     let reply = house
         .ask(
-            Endpoint::OpenAiChat,
+            ApiEndpoint::OpenAiChat,
             r#","messages":[{"role":"user","content":[{"type":"text","text":"x"},{"type":"image_url","image_url":"data:;base64,aGk="}]}],"stream":true,"_debug_render_only":true"#,
         )
         .await;
@@ -489,7 +489,7 @@ async fn reasoning_is_asked_for_in_many_ways() {
     ] {
         for (capabilities, expected) in [(ABLE, Some(able)), (TEXT, unable)] {
             let house = simple(capabilities);
-            let reply = house.ask(Endpoint::OpenAiChat, &format!("{CHAT}{fields}")).await;
+            let reply = house.ask(ApiEndpoint::OpenAiChat, &format!("{CHAT}{fields}")).await;
             let seen = (reply.status == 200).then(|| house.provider.last_request().think);
             assert_eq!(seen, expected, "{fields}");
             assert_eq!(reply.ignored(), "");
@@ -502,7 +502,7 @@ async fn completions_answer_one_prompt_or_several() {
     let house = answering(vec![thinking("Hm"), text("Hi"), finish(FinishReason::Stop, &[])], ABLE);
     let reply = house
         .ask(
-            Endpoint::OpenAiCompletions,
+            ApiEndpoint::OpenAiCompletions,
             r#","prompt":["a","b"],"n":2,"echo":true,"best_of":3"#,
         )
         .await;
@@ -518,7 +518,7 @@ async fn completions_answer_one_prompt_or_several() {
 
     let reply = house
         .ask(
-            Endpoint::OpenAiCompletions,
+            ApiEndpoint::OpenAiCompletions,
             r#","prompt":"a","suffix":"b","think":true"#,
         )
         .await;
@@ -531,7 +531,7 @@ async fn completions_answer_one_prompt_or_several() {
 #[tokio::test]
 async fn requests_without_anything_to_answer_load_and_unload() {
     for (fields, unloads) in [(r#","options":{"num_ctx":99}"#, 0), (r#","keep_alive":0"#, 1)] {
-        for endpoint in [Endpoint::OpenAiCompletions, Endpoint::OpenAiResponses] {
+        for endpoint in [ApiEndpoint::OpenAiCompletions, ApiEndpoint::OpenAiResponses] {
             for stream in [false, true] {
                 let house = simple(TEXT);
                 let reply = house
@@ -546,8 +546,8 @@ async fn requests_without_anything_to_answer_load_and_unload() {
                 }
                 let word = if unloads == 0 { "load" } else { "unload" };
                 let done = match (&endpoint, stream) {
-                    (Endpoint::OpenAiCompletions, false) => reply.json()["choices"][0]["finish_reason"] == word,
-                    (Endpoint::OpenAiCompletions, true) => {
+                    (ApiEndpoint::OpenAiCompletions, false) => reply.json()["choices"][0]["finish_reason"] == word,
+                    (ApiEndpoint::OpenAiCompletions, true) => {
                         let events = reply.events();
                         events[0]["choices"][0]["finish_reason"] == word && events[1] == "[DONE]"
                     }
@@ -565,7 +565,7 @@ async fn embeddings_ask_for_unit_vectors() {
     let house = simple(VECTORS);
     let reply = house
         .ask(
-            Endpoint::OpenAiEmbeddings,
+            ApiEndpoint::OpenAiEmbeddings,
             r#","input":["ab",""],"dimensions":4,"keep_alive":-1,"num_ctx":64,"truncate":false"#,
         )
         .await;
@@ -586,7 +586,7 @@ async fn embeddings_ask_for_unit_vectors() {
     );
     let reply = house
         .ask(
-            Endpoint::OpenAiEmbeddings,
+            ApiEndpoint::OpenAiEmbeddings,
             r#","input":"ab","encoding_format":"base64","dimensions":-1"#,
         )
         .await;
@@ -599,7 +599,7 @@ async fn embeddings_ask_for_unit_vectors() {
 async fn a_response_repeats_its_request_and_names_what_it_ignored() {
     let house = simple(ABLE);
     let fields = r#","input":"x","instructions":"Be brief.","temperature":0.5,"top_p":0.25,"max_output_tokens":7,"truncation":"auto","parallel_tool_calls":false,"reasoning":{"effort":"low","summary":"auto"},"store":true,"tools":[{"type":"function","name":"f","parameters":{"type":"object"}},{"type":"web_search"}],"tool_choice":{"type":"function","name":"f"},"text":{"format":{"type":"json_schema","name":"n","schema":{"type":"object"}}}"#;
-    let reply = house.ask(Endpoint::OpenAiResponses, fields).await;
+    let reply = house.ask(ApiEndpoint::OpenAiResponses, fields).await;
     let json = reply.json();
     for (key, expected) in [
         ("instructions", r#""Be brief.""#),
@@ -632,7 +632,7 @@ async fn a_response_repeats_its_request_and_names_what_it_ignored() {
     let house = answering(vec![calls(&[("c", "f", "{}")]), finish(FinishReason::Stop, &[])], ABLE);
     let reply = house
         .ask(
-            Endpoint::OpenAiResponses,
+            ApiEndpoint::OpenAiResponses,
             r#","input":"x","stream":true,"reasoning":{"effort":"low"}"#,
         )
         .await;
@@ -664,7 +664,7 @@ fn form(fields: &[(&str, &str)], file: &str) -> String {
 #[tokio::test]
 async fn a_model_that_does_not_hear_says_so() {
     let reply = simple(TEXT)
-        .send(Endpoint::OpenAiTranscriptions, FORM, form(&[], "RIFF"))
+        .send(ApiEndpoint::OpenAiTranscriptions, FORM, form(&[], "RIFF"))
         .await;
     let message = "hf:o/r:Q4_K_M does not support audio input: it cannot transcribe";
     assert_eq!(
@@ -676,7 +676,7 @@ async fn a_model_that_does_not_hear_says_so() {
         )
     );
     let reply = simple(TEXT)
-        .send(Endpoint::OpenAiTranscriptions, FORM, form(&[], ""))
+        .send(ApiEndpoint::OpenAiTranscriptions, FORM, form(&[], ""))
         .await;
     assert_eq!(
         (reply.kind(), reply.body.as_str()),
@@ -694,7 +694,7 @@ async fn a_model_that_hears_transcribes() {
     };
     let reply = house()
         .send(
-            Endpoint::OpenAiTranscriptions,
+            ApiEndpoint::OpenAiTranscriptions,
             FORM,
             form(&[("stream", "true")], "RIFF"),
         )
@@ -705,7 +705,7 @@ async fn a_model_that_hears_transcribes() {
     );
     let reply = house()
         .send(
-            Endpoint::OpenAiTranscriptions,
+            ApiEndpoint::OpenAiTranscriptions,
             FORM,
             form(&[("response_format", "text")], "RIFF"),
         )

@@ -6,32 +6,32 @@ use std::collections::HashSet;
 
 use crate::{
     api::{error::ApiError, tools::OfferedTools},
-    go::decode::{DecodeError, Node},
+    go::decode::{DecodeError, JsonNode},
     inference::{ToolChoice, ToolDefinition},
 };
 
 /// `tool_choice` as the client sent it.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct ToolChoiceField {
+pub(super) struct OpenAiToolChoice {
     choice: ToolChoice,
     /// The only tools that may be called; `None` for all.
     allowed: Option<HashSet<String>>,
 }
 
-impl ToolChoiceField {
-    pub(super) fn read(node: &Node<'_>) -> Result<Self, DecodeError> {
+impl OpenAiToolChoice {
+    pub(super) fn read(node: &JsonNode<'_>) -> Result<Self, DecodeError> {
         match node {
-            Node::Null => Ok(Self::default()),
-            Node::String(word) => Ok(Self {
+            JsonNode::Null => Ok(Self::default()),
+            JsonNode::String(word) => Ok(Self {
                 choice: mode(word)?,
                 allowed: None,
             }),
-            Node::Object(_) => Self::read_object(node),
+            JsonNode::Object(_) => Self::read_object(node),
             _ => Err(wrong()),
         }
     }
 
-    fn read_object(node: &Node<'_>) -> Result<Self, DecodeError> {
+    fn read_object(node: &JsonNode<'_>) -> Result<Self, DecodeError> {
         match node.text_member("type") {
             Some("function") => match name_of(node) {
                 Some(name) => Ok(Self {
@@ -42,7 +42,7 @@ impl ToolChoiceField {
             },
             Some("allowed_tools") => {
                 let inner = node.member("allowed_tools").unwrap_or(node);
-                let Some(Node::Array(tools)) = inner.member("tools") else {
+                let Some(JsonNode::Array(tools)) = inner.member("tools") else {
                     return Err(wrong());
                 };
                 let names = tools.iter().map(|tool| name_of(tool).map(str::to_owned));
@@ -74,7 +74,7 @@ fn wrong() -> DecodeError {
     DecodeError::new("tool_choice must be \"none\", \"auto\", \"required\", or an object that names a function")
 }
 
-fn name_of<'n>(node: &'n Node<'_>) -> Option<&'n str> {
+fn name_of<'n>(node: &'n JsonNode<'_>) -> Option<&'n str> {
     node.member("function").unwrap_or(node).text_member("name")
 }
 
@@ -85,9 +85,9 @@ mod tests {
     use super::*;
     use crate::go::decode::entries_of;
 
-    fn read(json: &str) -> Result<ToolChoiceField, DecodeError> {
+    fn read(json: &str) -> Result<OpenAiToolChoice, DecodeError> {
         let body = format!("{{\"c\":{json}}}");
-        ToolChoiceField::read(&entries_of(body.as_bytes(), "test").unwrap().remove(0).1)
+        OpenAiToolChoice::read(&entries_of(body.as_bytes(), "test").unwrap().remove(0).1)
     }
 
     fn tools(names: &[&str]) -> Vec<ToolDefinition> {

@@ -8,8 +8,8 @@ use crate::{
         dispatch::{RoutedModel, RoutedRequest},
         envelope::LayeredError,
         error::ApiError,
-        model::Model,
-        multipart::{self, Part},
+        model::ServedModel,
+        multipart::{self, FormPart},
         reply, stream,
     },
     http::body::Body,
@@ -58,7 +58,7 @@ pub(crate) async fn transcriptions(call: &CallContext, request: RoutedRequest) -
 }
 
 async fn transcribe(call: &CallContext, routed: RoutedModel, form: Form) -> Result<Response<Body>, ApiError> {
-    let model = Model::find(call, routed, form.model.clone()).await?;
+    let model = ServedModel::find(call, routed, form.model.clone()).await?;
     model.require_text("chat")?;
     model.require_audio()?;
     let (ignored, as_text) = (form.ignored.clone(), form.response_format == "text");
@@ -106,7 +106,7 @@ impl Form {
         Ok(form)
     }
 
-    fn set(&mut self, name: &str, part: &Part<'_>) {
+    fn set(&mut self, name: &str, part: &FormPart<'_>) {
         let field = match name {
             "model" => &mut self.model,
             "language" => &mut self.language,

@@ -16,7 +16,7 @@ use hyper::{
 };
 
 use self::routes::{FoundMembers, RouteMembers};
-use super::{Endpoint, error::ApiError, multipart};
+use super::{ApiEndpoint, error::ApiError, multipart};
 use crate::http::{
     peek::{self, PeekError},
     spool::SpooledBody,
@@ -33,38 +33,38 @@ pub(crate) struct PeekedBody {
     pub(crate) names: Vec<String>,
     /// True when the body asks for something that Ollama's own reading of this route leaves out.
     pub(crate) asks_more: bool,
-    pub(crate) coding: Coding,
+    pub(crate) coding: BodyCoding,
 }
 
 /// Content coding of a body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Coding {
+pub(crate) enum BodyCoding {
     #[default]
     Identity,
     Zstd,
 }
 
 /// Scans a body. Fails only for reasons of this machine: a body that cannot be read names no model.
-pub(crate) async fn peek(spooled: &SpooledBody, endpoint: &Endpoint, parts: &Parts) -> Result<PeekedBody, ApiError> {
-    if *endpoint == Endpoint::OpenAiTranscriptions {
+pub(crate) async fn peek(spooled: &SpooledBody, endpoint: &ApiEndpoint, parts: &Parts) -> Result<PeekedBody, ApiError> {
+    if *endpoint == ApiEndpoint::OpenAiTranscriptions {
         let names = name_in_form(spooled, parts).await?.into_iter().collect();
         return Ok(PeekedBody {
             names,
             ..PeekedBody::default()
         });
     }
-    let coding = Coding::of(endpoint, parts);
+    let coding = BodyCoding::of(endpoint, parts);
     let route = RouteMembers::of(endpoint);
     let scanned = match (coding, spooled.in_memory()) {
-        (Coding::Identity, Some(bytes)) => {
+        (BodyCoding::Identity, Some(bytes)) => {
             let mut found = FoundMembers::new(route);
             peek::scan_slice(bytes, &route.keys(), |name, value| found.add(name, value)).map(|()| found)
         }
-        (Coding::Identity, None) => {
+        (BodyCoding::Identity, None) => {
             let reader = spooled.reader();
             blocking(move || scan(reader, route)).await?
         }
-        (Coding::Zstd, _) => {
+        (BodyCoding::Zstd, _) => {
             let reader = ZstdDecoder::new(BufReader::new(spooled.reader()));
             blocking(move || scan(reader, route)).await?
         }
@@ -90,16 +90,16 @@ fn scan(reader: impl Read, route: &'static RouteMembers) -> Result<FoundMembers,
 }
 
 /// Returns the unpacked text of a body.
-pub(crate) async fn text(spooled: &SpooledBody, coding: Coding) -> Result<Bytes, ApiError> {
+pub(crate) async fn text(spooled: &SpooledBody, coding: BodyCoding) -> Result<Bytes, ApiError> {
     let reader = spooled.reader();
     match (coding, spooled.in_memory()) {
-        (Coding::Identity, Some(bytes)) => Ok(bytes.clone()),
-        (Coding::Identity, None) if spooled.len() > MAX_PARSED_BYTES => Err(ApiError::new(
+        (BodyCoding::Identity, Some(bytes)) => Ok(bytes.clone()),
+        (BodyCoding::Identity, None) if spooled.len() > MAX_PARSED_BYTES => Err(ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             format!("the request body is larger than {MAX_PARSED_BYTES} bytes; send fewer or smaller images"),
         )),
-        (Coding::Identity, None) => blocking(move || read_all(reader)).await?,
-        (Coding::Zstd, _) => blocking(move || read_all(ZstdDecoder::new(BufReader::new(reader)))).await?,
+        (BodyCoding::Identity, None) => blocking(move || read_all(reader)).await?,
+        (BodyCoding::Zstd, _) => blocking(move || read_all(ZstdDecoder::new(BufReader::new(reader)))).await?,
     }
 }
 
@@ -114,16 +114,16 @@ fn read_all(mut reader: impl Read) -> Result<Bytes, ApiError> {
     }
 }
 
-impl Coding {
+impl BodyCoding {
     /// Returns the coding that Ollama would see: it unpacks bodies on these routes only, and compares the header with the
     /// exact word `zstd`.
-    fn of(endpoint: &Endpoint, parts: &Parts) -> Self {
+    fn of(endpoint: &ApiEndpoint, parts: &Parts) -> Self {
         match endpoint {
-            Endpoint::OpenAiChat
-            | Endpoint::OpenAiCompletions
-            | Endpoint::OpenAiEmbeddings
-            | Endpoint::OpenAiResponses
-            | Endpoint::AnthropicMessages
+            ApiEndpoint::OpenAiChat
+            | ApiEndpoint::OpenAiCompletions
+            | ApiEndpoint::OpenAiEmbeddings
+            | ApiEndpoint::OpenAiResponses
+            | ApiEndpoint::AnthropicMessages
                 if parts.headers.get(CONTENT_ENCODING).is_some_and(|value| value == "zstd") =>
             {
                 Self::Zstd
@@ -188,7 +188,7 @@ mod tests {
             .unwrap()
     }
 
-    async fn peek_zstd(endpoint: Endpoint, bytes: &[u8]) -> PeekedBody {
+    async fn peek_zstd(endpoint: ApiEndpoint, bytes: &[u8]) -> PeekedBody {
         let parts = parts("/x", &[("content-encoding", "zstd")]);
         peek(&spooled(bytes).await, &endpoint, &parts).await.unwrap()
     }
@@ -198,20 +198,25 @@ mod tests {
     async fn a_compressed_body_is_routed_by_its_model_where_ollama_unpacks_it() {
         let bytes = zstd(r#"{"model":"a","MODEL":"hf:o/r","n":2} trailing"#);
         for endpoint in [
-            Endpoint::OpenAiChat,
-            Endpoint::OpenAiCompletions,
-            Endpoint::OpenAiEmbeddings,
-            Endpoint::OpenAiResponses,
-            Endpoint::AnthropicMessages,
+            ApiEndpoint::OpenAiChat,
+            ApiEndpoint::OpenAiCompletions,
+            ApiEndpoint::OpenAiEmbeddings,
+            ApiEndpoint::OpenAiResponses,
+            ApiEndpoint::AnthropicMessages,
         ] {
             let peeked = peek_zstd(endpoint.clone(), &bytes).await;
             assert_eq!(
                 (peeked.names, peeked.coding),
-                (vec!["hf:o/r".into()], Coding::Zstd),
+                (vec!["hf:o/r".into()], BodyCoding::Zstd),
                 "{endpoint:?}"
             );
         }
-        for endpoint in [Endpoint::Chat, Endpoint::Generate, Endpoint::Embed, Endpoint::Show] {
+        for endpoint in [
+            ApiEndpoint::Chat,
+            ApiEndpoint::Generate,
+            ApiEndpoint::Embed,
+            ApiEndpoint::Show,
+        ] {
             assert_eq!(
                 peek_zstd(endpoint.clone(), &bytes).await,
                 PeekedBody::default(),
@@ -219,7 +224,7 @@ mod tests {
             );
         }
         let unnamed = parts("/x", &[("content-encoding", "gzip, zstd")]);
-        let peeked = peek(&spooled(&bytes).await, &Endpoint::OpenAiChat, &unnamed)
+        let peeked = peek(&spooled(&bytes).await, &ApiEndpoint::OpenAiChat, &unnamed)
             .await
             .unwrap();
         assert_eq!(peeked, PeekedBody::default(), "Ollama goes by the exact word");
@@ -235,13 +240,13 @@ mod tests {
             (br#"{"model":"hf:o/r"}"#, "invalid input: magic number mismatch"),
             (&long, "http: request body too large"),
         ] {
-            let peeked = peek_zstd(Endpoint::OpenAiChat, bytes).await;
+            let peeked = peek_zstd(ApiEndpoint::OpenAiChat, bytes).await;
             assert!(peeked.names.is_empty(), "{expected}");
-            let error = text(&spooled(bytes).await, Coding::Zstd).await.unwrap_err();
+            let error = text(&spooled(bytes).await, BodyCoding::Zstd).await.unwrap_err();
             assert_eq!((error.status.as_u16(), error.message.as_str()), (400, expected));
         }
         assert_eq!(
-            text(&spooled(&whole).await, Coding::Zstd).await.unwrap(),
+            text(&spooled(&whole).await, BodyCoding::Zstd).await.unwrap(),
             r#"{"model":"hf:o/r","messages":[]}"#
         );
     }
@@ -261,7 +266,7 @@ mod tests {
             ("/x", "application/json", None),
         ] {
             let parts = parts(uri, &[("content-type", content_type)]);
-            let peeked = peek(&spooled(form).await, &Endpoint::OpenAiTranscriptions, &parts)
+            let peeked = peek(&spooled(form).await, &ApiEndpoint::OpenAiTranscriptions, &parts)
                 .await
                 .unwrap();
             assert_eq!(
@@ -273,7 +278,7 @@ mod tests {
     }
 
     /// Body of some route, with its headers.
-    fn any_request() -> impl Strategy<Value = (Endpoint, &'static [(&'static str, &'static str)], Vec<u8>)> {
+    fn any_request() -> impl Strategy<Value = (ApiEndpoint, &'static [(&'static str, &'static str)], Vec<u8>)> {
         let member = prop::sample::select(vec![
             r#""model":"hf:o/r""#,
             r#""Model":"plain""#,
@@ -303,11 +308,15 @@ mod tests {
         )
         .prop_map(|parts| parts.concat().into_bytes());
         prop_oneof![
-            json.clone().prop_map(|bytes| (Endpoint::OpenAiChat, &[][..], bytes)),
-            json.clone().prop_map(|bytes| (Endpoint::Show, &[][..], bytes)),
-            json.prop_map(|bytes| (Endpoint::OpenAiChat, &[("content-encoding", "zstd")][..], zstd(bytes))),
+            json.clone().prop_map(|bytes| (ApiEndpoint::OpenAiChat, &[][..], bytes)),
+            json.clone().prop_map(|bytes| (ApiEndpoint::Show, &[][..], bytes)),
+            json.prop_map(|bytes| (
+                ApiEndpoint::OpenAiChat,
+                &[("content-encoding", "zstd")][..],
+                zstd(bytes)
+            )),
             form.prop_map(|bytes| (
-                Endpoint::OpenAiTranscriptions,
+                ApiEndpoint::OpenAiTranscriptions,
                 &[("content-type", "multipart/form-data; boundary=XY")][..],
                 bytes
             )),

@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use crate::{
-    api::Endpoint,
-    http::peek::{Key, Value},
+    api::ApiEndpoint,
+    http::peek::{MemberKey, PeekedValue},
 };
 
 /// Members of a route's body that decide who answers it.
@@ -29,10 +29,13 @@ enum Neutral {
 }
 
 impl Neutral {
-    fn includes(self, value: &Value) -> bool {
+    fn includes(self, value: &PeekedValue) -> bool {
         matches!(
             (self, value),
-            (_, Value::Null) | (Self::Empty, Value::Empty) | (Self::One, Value::One) | (Self::True, Value::Bool(true))
+            (_, PeekedValue::Null)
+                | (Self::Empty, PeekedValue::Empty)
+                | (Self::One, PeekedValue::One)
+                | (Self::True, PeekedValue::Bool(true))
         )
     }
 }
@@ -160,22 +163,22 @@ const ANTHROPIC_MESSAGES: RouteMembers = RouteMembers {
 };
 
 impl RouteMembers {
-    pub(super) fn of(endpoint: &Endpoint) -> &'static Self {
+    pub(super) fn of(endpoint: &ApiEndpoint) -> &'static Self {
         match endpoint {
-            Endpoint::Show | Endpoint::Delete | Endpoint::Pull | Endpoint::Push => &BY_MODEL_OR_NAME,
-            Endpoint::Create => &CREATE,
-            Endpoint::Copy => &COPY,
-            Endpoint::OpenAiChat => &OPENAI_CHAT,
-            Endpoint::OpenAiCompletions => &OPENAI_COMPLETIONS,
-            Endpoint::OpenAiEmbeddings => &OPENAI_EMBEDDINGS,
-            Endpoint::OpenAiResponses => &OPENAI_RESPONSES,
-            Endpoint::AnthropicMessages => &ANTHROPIC_MESSAGES,
+            ApiEndpoint::Show | ApiEndpoint::Delete | ApiEndpoint::Pull | ApiEndpoint::Push => &BY_MODEL_OR_NAME,
+            ApiEndpoint::Create => &CREATE,
+            ApiEndpoint::Copy => &COPY,
+            ApiEndpoint::OpenAiChat => &OPENAI_CHAT,
+            ApiEndpoint::OpenAiCompletions => &OPENAI_COMPLETIONS,
+            ApiEndpoint::OpenAiEmbeddings => &OPENAI_EMBEDDINGS,
+            ApiEndpoint::OpenAiResponses => &OPENAI_RESPONSES,
+            ApiEndpoint::AnthropicMessages => &ANTHROPIC_MESSAGES,
             _ => &BY_MODEL,
         }
     }
 
     /// Returns the keys that a scan has to look for.
-    pub(super) fn keys(&self) -> Vec<Key> {
+    pub(super) fn keys(&self) -> Vec<MemberKey> {
         let names = self.names.iter().copied().flatten();
         let extras = self.extras.iter().map(|(name, _)| name);
         let choice = match self.tool_choice {
@@ -186,9 +189,9 @@ impl RouteMembers {
             .chain(extras)
             .chain(choice)
             .map(|name| match *name {
-                TOOL_CHOICE => Key::with_member(TOOL_CHOICE, "type"),
-                OUTPUT_CONFIG => Key::with_member(OUTPUT_CONFIG, "format"),
-                name => Key::new(name),
+                TOOL_CHOICE => MemberKey::with_member(TOOL_CHOICE, "type"),
+                OUTPUT_CONFIG => MemberKey::with_member(OUTPUT_CONFIG, "format"),
+                name => MemberKey::new(name),
             })
             .collect()
     }
@@ -212,7 +215,7 @@ impl FoundMembers {
     }
 
     /// Takes the next member of the body.
-    pub(super) fn add(&mut self, name: &'static str, value: Value) {
+    pub(super) fn add(&mut self, name: &'static str, value: PeekedValue) {
         if let Some((_, neutral)) = self.route.extras.iter().find(|(extra, _)| *extra == name) {
             if neutral.includes(&value) {
                 self.asked.remove(name);
@@ -222,8 +225,8 @@ impl FoundMembers {
             return;
         }
         match value {
-            Value::Null => {}
-            Value::Text(text) => {
+            PeekedValue::Null => {}
+            PeekedValue::Text(text) => {
                 self.texts.insert(name, text);
             }
             // A value of another type than expected counts as absent.
@@ -256,7 +259,7 @@ mod tests {
     use super::*;
     use crate::http::peek::scan_slice;
 
-    fn scan(endpoint: &Endpoint, body: &str) -> FoundMembers {
+    fn scan(endpoint: &ApiEndpoint, body: &str) -> FoundMembers {
         let route = RouteMembers::of(endpoint);
         let mut found = FoundMembers::new(route);
         scan_slice(body.as_bytes(), &route.keys(), |name, value| found.add(name, value)).unwrap();
@@ -266,15 +269,19 @@ mod tests {
     #[test]
     fn the_last_name_decides_and_null_changes_nothing() {
         for (endpoint, body, expected) in [
-            (Endpoint::Chat, r#"{"model":"a","MODEL":"b","name":"c"}"#, &["b"][..]),
-            (Endpoint::Chat, r#"{"model":"a","model":null}"#, &["a"]),
-            (Endpoint::Chat, r#"{"model":"a","model":5}"#, &[]),
-            (Endpoint::Chat, r#"{"model":" "}"#, &[]),
-            (Endpoint::Chat, r#"{"name":"n"}"#, &[]),
-            (Endpoint::Show, r#"{"model":"m","name":"n"}"#, &["m"]),
-            (Endpoint::Show, r#"{"model":" ","name":"n"}"#, &["n"]),
-            (Endpoint::Create, r#"{"from":"f","name":"n"}"#, &["n", "f"]),
-            (Endpoint::Copy, r#"{"deſtination":"d","\u017fource":"s"}"#, &["s", "d"]),
+            (ApiEndpoint::Chat, r#"{"model":"a","MODEL":"b","name":"c"}"#, &["b"][..]),
+            (ApiEndpoint::Chat, r#"{"model":"a","model":null}"#, &["a"]),
+            (ApiEndpoint::Chat, r#"{"model":"a","model":5}"#, &[]),
+            (ApiEndpoint::Chat, r#"{"model":" "}"#, &[]),
+            (ApiEndpoint::Chat, r#"{"name":"n"}"#, &[]),
+            (ApiEndpoint::Show, r#"{"model":"m","name":"n"}"#, &["m"]),
+            (ApiEndpoint::Show, r#"{"model":" ","name":"n"}"#, &["n"]),
+            (ApiEndpoint::Create, r#"{"from":"f","name":"n"}"#, &["n", "f"]),
+            (
+                ApiEndpoint::Copy,
+                r#"{"deſtination":"d","\u017fource":"s"}"#,
+                &["s", "d"],
+            ),
         ] {
             assert_eq!(scan(&endpoint, body).into_names(), expected, "{body}");
         }
@@ -284,59 +291,59 @@ mod tests {
     fn members_that_ask_for_something_are_told_from_those_that_do_not() {
         for (endpoint, body, expected) in [
             (
-                Endpoint::OpenAiChat,
+                ApiEndpoint::OpenAiChat,
                 r#"{"num_ctx":2048,"model":"a"}"#,
                 &["num_ctx"][..],
             ),
             (
-                Endpoint::OpenAiChat,
+                ApiEndpoint::OpenAiChat,
                 r#"{"Num_Ctx":0,"THIN\u212a":false,"\u212aeep_alive":"0"}"#,
                 &["keep_alive", "num_ctx", "think"],
             ),
             (
-                Endpoint::OpenAiChat,
+                ApiEndpoint::OpenAiChat,
                 r#"{"num_ctx":null,"think":null,"keep_alive":null}"#,
                 &[],
             ),
-            (Endpoint::OpenAiChat, r#"{"num_ctx":1,"num_ctx":null}"#, &[]),
-            (Endpoint::OpenAiChat, r#"{"num_ctx":null,"num_ctx":1}"#, &["num_ctx"]),
-            (Endpoint::OpenAiChat, r#"{"n":1}"#, &[]),
-            (Endpoint::OpenAiChat, r#"{"n":2,"top_k":1}"#, &["n", "top_k"]),
-            (Endpoint::OpenAiChat, r#"{"n":2,"N":1}"#, &[]),
-            (Endpoint::OpenAiChat, r#"{"n":11}"#, &["n"]),
-            (Endpoint::OpenAiChat, r#"{"parallel_tool_calls":true}"#, &[]),
+            (ApiEndpoint::OpenAiChat, r#"{"num_ctx":1,"num_ctx":null}"#, &[]),
+            (ApiEndpoint::OpenAiChat, r#"{"num_ctx":null,"num_ctx":1}"#, &["num_ctx"]),
+            (ApiEndpoint::OpenAiChat, r#"{"n":1}"#, &[]),
+            (ApiEndpoint::OpenAiChat, r#"{"n":2,"top_k":1}"#, &["n", "top_k"]),
+            (ApiEndpoint::OpenAiChat, r#"{"n":2,"N":1}"#, &[]),
+            (ApiEndpoint::OpenAiChat, r#"{"n":11}"#, &["n"]),
+            (ApiEndpoint::OpenAiChat, r#"{"parallel_tool_calls":true}"#, &[]),
             (
-                Endpoint::OpenAiChat,
+                ApiEndpoint::OpenAiChat,
                 r#"{"parallel_tool_calls":false}"#,
                 &["parallel_tool_calls"],
             ),
             (
-                Endpoint::OpenAiChat,
+                ApiEndpoint::OpenAiChat,
                 r#"{"options":{},"logit_bias": { } ,"chat_template_kwargs":[ ]}"#,
                 &[],
             ),
             (
-                Endpoint::OpenAiChat,
+                ApiEndpoint::OpenAiChat,
                 r#"{"options":{"a":{}},"logit_bias":{"1":2}}"#,
                 &["logit_bias", "options"],
             ),
             (
-                Endpoint::AnthropicMessages,
+                ApiEndpoint::AnthropicMessages,
                 r#"{"output_config":{"effort":"low","format":null}}"#,
                 &[],
             ),
             (
-                Endpoint::AnthropicMessages,
+                ApiEndpoint::AnthropicMessages,
                 r#"{"output_config":{"effort":"low","x":{"format":1}}}"#,
                 &[],
             ),
             (
-                Endpoint::AnthropicMessages,
+                ApiEndpoint::AnthropicMessages,
                 r#"{"output_config":{"Format":{"type":"json_schema"}}}"#,
                 &["output_config"],
             ),
             (
-                Endpoint::OpenAiChat,
+                ApiEndpoint::OpenAiChat,
                 r#"{"messages":[{"num_ctx":1,"think":true}],"a":{"n":2}}"#,
                 &[],
             ),
@@ -356,16 +363,16 @@ mod tests {
             (r#"{"tool_choice":[{"type":"none"}]}"#, false),
             ("{}", false),
         ] {
-            assert_eq!(scan(&Endpoint::OpenAiChat, body).ask_more(), expected, "{body}");
+            assert_eq!(scan(&ApiEndpoint::OpenAiChat, body).ask_more(), expected, "{body}");
         }
     }
 
     #[test]
     fn what_ollama_leaves_out_depends_on_the_route() {
         let (chat, messages, vectors) = (
-            Endpoint::OpenAiChat,
-            Endpoint::AnthropicMessages,
-            Endpoint::OpenAiEmbeddings,
+            ApiEndpoint::OpenAiChat,
+            ApiEndpoint::AnthropicMessages,
+            ApiEndpoint::OpenAiEmbeddings,
         );
         for (body, expected) in [
             (r#"{"num_ctx":5}"#, [true, true, true]),
@@ -389,7 +396,7 @@ mod tests {
             );
         }
         assert!(
-            !scan(&Endpoint::Chat, r#"{"options":{"num_ctx":5}}"#).ask_more(),
+            !scan(&ApiEndpoint::Chat, r#"{"options":{"num_ctx":5}}"#).ask_more(),
             "the native routes read it"
         );
     }

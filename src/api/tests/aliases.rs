@@ -10,7 +10,7 @@ use super::{
     read, send, simple, upstream,
 };
 use crate::{
-    api::{Api, Endpoint},
+    api::{ApiEndpoint, ApiHandler},
     config::{Config, ProviderName},
     inference::{Failure, InferencePrompt, ModelCapability},
 };
@@ -19,16 +19,16 @@ const NDJSON: &str = "application/x-ndjson";
 const JSON: &str = "application/json";
 const MARIO: &str = r#"{"model":"mario","from":"hf:o/r","system":"You are Mario.","parameters":{"temperature":0.25,"stop":["X"]},"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"it's me"}],"license":["MIT"]}"#;
 
-/// A model without tools or reasoning, as most that are given a template.
+/// Returns a model without tools or reasoning.
 fn plain() -> FakeProvider {
     FakeProvider::new(simple()).with_capabilities(&[ModelCapability::Completion])
 }
 
-async fn post(api: &Api, endpoint: Endpoint, body: &str) -> (u16, String, String) {
+async fn post(api: &ApiHandler, endpoint: ApiEndpoint, body: &str) -> (u16, String, String) {
     read(send(api, endpoint, body).await).await
 }
 
-async fn ok(api: &Api, endpoint: Endpoint, body: &str) -> String {
+async fn ok(api: &ApiHandler, endpoint: ApiEndpoint, body: &str) -> String {
     let (status, _, text) = post(api, endpoint.clone(), body).await;
     assert_eq!(status, 200, "{endpoint:?} {body}: {text}");
     text
@@ -43,7 +43,7 @@ fn error((status, kind, text): (u16, String, String), expected: (u16, &str, &str
     assert_eq!((status, kind.as_str(), message.as_str()), expected);
 }
 
-/// Names of a listing, sorted: when the fake's model was made, and when now is, do not matter.
+/// Returns the names of a listing, sorted: their order depends on the time of the test.
 fn listed(tags: &str) -> Vec<String> {
     let tags: Value = serde_json::from_str(tags).unwrap();
     let models = tags["models"].as_array().unwrap();
@@ -75,7 +75,7 @@ fn pairs(turns: &[(&str, &str)]) -> Vec<(String, String)> {
 #[tokio::test]
 async fn a_creation_says_what_it_did_in_the_words_of_ollama() {
     let (_, api) = alone(plain());
-    let (status, kind, text) = post(&api, Endpoint::Create, MARIO).await;
+    let (status, kind, text) = post(&api, ApiEndpoint::Create, MARIO).await;
     assert_eq!((status, kind.as_str()), (200, NDJSON));
     let statuses: Vec<String> = text
         .lines()
@@ -95,16 +95,16 @@ async fn a_creation_says_what_it_did_in_the_words_of_ollama() {
             .all(|status| status.starts_with("creating new layer sha256:")),
         "{statuses:?}"
     );
-    // sha256 of the system prompt, as Ollama would have it.
+    // The digest is the sha256 of the system prompt, as in Ollama.
     assert!(
         statuses[1].ends_with("15d6cc3672414cc43b7557e04cbdcf5de584ee9a0bd1c8a2e77f4169e9fdd216"),
         "{statuses:?}"
     );
     assert_eq!(statuses[5..], ["writing manifest", "success"]);
-    let again = ok(&api, Endpoint::Create, MARIO).await;
+    let again = ok(&api, ApiEndpoint::Create, MARIO).await;
     assert!(!again.contains("creating new"), "{again}");
     let once = MARIO.replace("{\"model\"", "{\"stream\":false,\"model\"");
-    let (status, kind, text) = post(&api, Endpoint::Create, &once).await;
+    let (status, kind, text) = post(&api, ApiEndpoint::Create, &once).await;
     assert_eq!(
         (status, kind.as_str(), text.as_str()),
         (200, JSON, r#"{"status":"success"}"#)
@@ -114,9 +114,9 @@ async fn a_creation_says_what_it_did_in_the_words_of_ollama() {
 #[tokio::test]
 async fn what_a_client_made_goes_into_its_requests_below_what_they_say() {
     let (provider, api) = alone(plain());
-    ok(&api, Endpoint::Create, MARIO).await;
+    ok(&api, ApiEndpoint::Create, MARIO).await;
     let chat = r#"{"model":"Mario","messages":[{"role":"user","content":"Who?"}]}"#;
-    let text = ok(&api, Endpoint::Chat, chat).await;
+    let text = ok(&api, ApiEndpoint::Chat, chat).await;
     assert!(text.starts_with(r#"{"model":"Mario","#), "{text}");
     let request = provider.last_request();
     assert_eq!(request.sampling.temperature, Some(0.25));
@@ -128,7 +128,7 @@ async fn what_a_client_made_goes_into_its_requests_below_what_they_say() {
     );
 
     let own = r#"{"model":"mario","messages":[{"role":"system","content":"Be Luigi."},{"role":"user","content":"Who?"}],"options":{"temperature":0,"stop":[]}}"#;
-    ok(&api, Endpoint::Chat, own).await;
+    ok(&api, ApiEndpoint::Chat, own).await;
     let request = provider.last_request();
     assert_eq!(
         (request.sampling.temperature, request.sampling.stop),
@@ -142,29 +142,34 @@ async fn what_a_client_made_goes_into_its_requests_below_what_they_say() {
     ];
     assert_eq!(turns(request.prompt), pairs(&expected));
 
-    // A conversation that goes on from token ids has had the turns.
+    // A conversation that continues from token ids has the messages already.
     ok(
         &api,
-        Endpoint::Generate,
+        ApiEndpoint::Generate,
         r#"{"model":"mario","prompt":"p","context":[1]}"#,
     )
     .await;
     let expected = [("system", "You are Mario."), ("user", "p")];
     assert_eq!(turns(provider.last_request().prompt), pairs(&expected));
-    ok(&api, Endpoint::Generate, r#"{"model":"mario","prompt":"p","raw":true}"#).await;
-    assert!(matches!(provider.last_request().prompt, InferencePrompt::Raw { text } if text == "p"));
-
-    // A template of the request's own takes the place of the model's, and holds what stands before.
     ok(
         &api,
-        Endpoint::Generate,
+        ApiEndpoint::Generate,
+        r#"{"model":"mario","prompt":"p","raw":true}"#,
+    )
+    .await;
+    assert!(matches!(provider.last_request().prompt, InferencePrompt::Raw { text } if text == "p"));
+
+    // A template of the request replaces that of the model, and gets the messages of the alias.
+    ok(
+        &api,
+        ApiEndpoint::Generate,
         r#"{"model":"mario","prompt":"p","template":"{{ range .Messages }}{{ .Role }}:{{ .Content }};{{ end }}"}"#,
     )
     .await;
     let expected = "system:You are Mario.;user:hi;assistant:it's me;user:p;";
     assert!(matches!(provider.last_request().prompt, InferencePrompt::Raw { text } if text == expected));
 
-    ok(&api, Endpoint::OpenAiChat, chat).await;
+    ok(&api, ApiEndpoint::OpenAiChat, chat).await;
     let request = provider.last_request();
     assert_eq!(turns(request.prompt).len(), 4);
     assert_eq!(
@@ -174,8 +179,8 @@ async fn what_a_client_made_goes_into_its_requests_below_what_they_say() {
     );
 
     let load = r#"{"model":"ctx","from":"mario","parameters":{"num_ctx":99}}"#;
-    ok(&api, Endpoint::Create, load).await;
-    ok(&api, Endpoint::Generate, r#"{"model":"ctx"}"#).await;
+    ok(&api, ApiEndpoint::Create, load).await;
+    ok(&api, ApiEndpoint::Generate, r#"{"model":"ctx"}"#).await;
     assert_eq!(provider.loads.lock().unwrap()[0].0.context_length, Some(99));
 }
 
@@ -183,28 +188,33 @@ async fn what_a_client_made_goes_into_its_requests_below_what_they_say() {
 async fn a_template_of_its_own_renders_its_chats() {
     let (provider, api) = alone(plain());
     let create = r#"{"model":"t","from":"hf:o/r","system":"S","template":"{{ if .System }}<{{ .System }}>{{ end }}U:{{ .Prompt }} A:{{ .Response }};"}"#;
-    ok(&api, Endpoint::Create, create).await;
+    ok(&api, ApiEndpoint::Create, create).await;
     let chat = r#"{"model":"t","messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"}]}"#;
-    ok(&api, Endpoint::Chat, chat).await;
+    ok(&api, ApiEndpoint::Chat, chat).await;
     assert!(matches!(provider.last_request().prompt, InferencePrompt::Raw { text } if text == "<S>U:a A:b;U:c A:"));
 
-    // Tools are the business of the model's template, whose answers can be read.
+    // Requests with tools use the template of the model, whose answers can be parsed.
     let (provider, api) = alone(FakeProvider::new(simple()));
-    ok(&api, Endpoint::Create, create).await;
+    ok(&api, ApiEndpoint::Create, create).await;
     let tools = chat.replace("{\"model\"", "{\"tools\":[{\"type\":\"function\"}],\"model\"");
-    ok(&api, Endpoint::Chat, &tools).await;
+    ok(&api, ApiEndpoint::Chat, &tools).await;
     assert_eq!(
         turns(provider.last_request().prompt)[0],
         ("system".to_owned(), "S".to_owned())
     );
-    ok(&api, Endpoint::Chat, chat).await;
+    ok(&api, ApiEndpoint::Chat, chat).await;
     assert!(matches!(provider.last_request().prompt, InferencePrompt::Raw { .. }));
 
     let gap = r#"{"model":"gap","from":"hf:o/r","template":"<PRE>{{ .Prompt }}<SUF>{{ .Suffix }}<MID>"}"#;
-    ok(&api, Endpoint::Create, gap).await;
-    ok(&api, Endpoint::Generate, r#"{"model":"gap","prompt":"a","suffix":"b"}"#).await;
+    ok(&api, ApiEndpoint::Create, gap).await;
+    ok(
+        &api,
+        ApiEndpoint::Generate,
+        r#"{"model":"gap","prompt":"a","suffix":"b"}"#,
+    )
+    .await;
     assert!(matches!(provider.last_request().prompt, InferencePrompt::Raw { text } if text == "<PRE>a<SUF>b<MID>"));
-    let shown: Value = serde_json::from_str(&ok(&api, Endpoint::Show, r#"{"model":"gap"}"#).await).unwrap();
+    let shown: Value = serde_json::from_str(&ok(&api, ApiEndpoint::Show, r#"{"model":"gap"}"#).await).unwrap();
     assert_eq!(shown["capabilities"], json!(["completion", "tools", "insert"]));
 }
 
@@ -217,9 +227,9 @@ async fn a_rendered_conversation_that_does_not_fit_loses_its_oldest_turns() {
     });
     let (provider, api) = alone(provider);
     let create = r#"{"model":"t","from":"hf:o/r","template":"{{ range .Messages }}{{ .Content }};{{ end }}"}"#;
-    ok(&api, Endpoint::Create, create).await;
+    ok(&api, ApiEndpoint::Create, create).await;
     let chat = r#"{"model":"t","messages":[{"role":"system","content":"s"},{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"}]}"#;
-    let (status, _, text) = post(&api, Endpoint::Chat, chat).await;
+    let (status, _, text) = post(&api, ApiEndpoint::Chat, chat).await;
     assert!(
         status == 400 && text.contains("exceeds the available context size"),
         "{text}"
@@ -243,25 +253,25 @@ async fn a_rendered_conversation_that_does_not_fit_loses_its_oldest_turns() {
     );
 }
 
-/// A client that does not want its messages dropped.
-async fn ok_to_cut(api: &Api, chat: &str) {
+/// Sends a chat that must not be shortened.
+async fn ok_to_cut(api: &ApiHandler, chat: &str) {
     let chat = chat.replace("{\"model\":\"t\"", "{\"truncate\":false,\"model\":\"t\"");
-    assert_eq!(post(api, Endpoint::Chat, &chat).await.0, 400);
+    assert_eq!(post(api, ApiEndpoint::Chat, &chat).await.0, 400);
 }
 
 #[tokio::test]
 async fn it_is_shown_and_listed_like_a_model_of_ollamas() {
     let (_, api) = alone(plain());
-    ok(&api, Endpoint::Create, MARIO).await;
+    ok(&api, ApiEndpoint::Create, MARIO).await;
     ok(
         &api,
-        Endpoint::Copy,
+        ApiEndpoint::Copy,
         r#"{"source":"hf:o/r","destination":"me/copy:v1"}"#,
     )
     .await;
-    ok(&api, Endpoint::Create, r#"{"model":"child","from":"mario"}"#).await;
+    ok(&api, ApiEndpoint::Create, r#"{"model":"child","from":"mario"}"#).await;
 
-    let tags = ok(&api, Endpoint::Tags, "").await;
+    let tags = ok(&api, ApiEndpoint::Tags, "").await;
     let tags: Value = serde_json::from_str(&tags).unwrap();
     let entry = |name: &str| {
         let models = tags["models"].as_array().unwrap();
@@ -285,7 +295,7 @@ async fn it_is_shown_and_listed_like_a_model_of_ollamas() {
     assert!(mario["size"].as_u64() > model["size"].as_u64());
     assert_eq!(mario["capabilities"], json!(["completion"]));
 
-    let shown: Value = serde_json::from_str(&ok(&api, Endpoint::Show, r#"{"name":"MARIO:latest"}"#).await).unwrap();
+    let shown: Value = serde_json::from_str(&ok(&api, ApiEndpoint::Show, r#"{"name":"MARIO:latest"}"#).await).unwrap();
     assert_eq!(
         shown["modelfile"],
         "# Modelfile generated by \"ollama show\"\n# To build a new Modelfile based on this, replace FROM with:\n# FROM mario:latest\n\nFROM hf:o/r:Q4_K_M\nTEMPLATE \"{{ a }}\n\"\nSYSTEM You are Mario.\nPARAMETER stop X\nPARAMETER temperature 0.25\nLICENSE MIT\nMESSAGE user hi\nMESSAGE assistant it's me\n"
@@ -321,24 +331,24 @@ async fn it_is_shown_and_listed_like_a_model_of_ollamas() {
         ]
     );
 
-    let models = ok(&api, Endpoint::OpenAiModels, "").await;
+    let models = ok(&api, ApiEndpoint::OpenAiModels, "").await;
     assert!(models.contains(r#"{"id":"mario:latest","object":"model""#), "{models}");
     for (id, owner) in [("mario", "library"), ("me%2Fcopy:v1", "me")] {
-        let model = ok(&api, Endpoint::OpenAiModel { id: id.into() }, "").await;
+        let model = ok(&api, ApiEndpoint::OpenAiModel { id: id.into() }, "").await;
         assert!(model.ends_with(&format!("\"owned_by\":\"{owner}\"}}\n")), "{model}");
     }
 }
 
-/// What `/save` of the `ollama` command sends: all that was said, on top of the model that is running.
+/// `/save` of the `ollama` command creates a model from the running one with the whole conversation, again and again.
 #[tokio::test]
 async fn a_session_is_saved_over_and_over() {
     let (provider, api) = alone(plain());
-    ok(&api, Endpoint::Create, MARIO).await;
+    ok(&api, ApiEndpoint::Create, MARIO).await;
     let save = r#"{"model":"mario","from":"mario","parameters":{"top_k":7},"license":"more","messages":[{"role":"user","content":"bye"}]}"#;
-    ok(&api, Endpoint::Create, save).await;
+    ok(&api, ApiEndpoint::Create, save).await;
     ok(
         &api,
-        Endpoint::Chat,
+        ApiEndpoint::Chat,
         r#"{"model":"mario","messages":[{"role":"user","content":"x"}]}"#,
     )
     .await;
@@ -353,10 +363,10 @@ async fn a_session_is_saved_over_and_over() {
         pairs(&expected),
         "messages are replaced, the rest is kept"
     );
-    let shown = ok(&api, Endpoint::Show, r#"{"model":"mario"}"#).await;
+    let shown = ok(&api, ApiEndpoint::Show, r#"{"model":"mario"}"#).await;
     assert!(shown.starts_with(r#"{"license":"MIT\nmore","#), "{shown}");
     assert_eq!(
-        listed(&ok(&api, Endpoint::Tags, "").await),
+        listed(&ok(&api, ApiEndpoint::Tags, "").await),
         ["hf:o/r:Q4_K_M", "mario:latest"]
     );
 }
@@ -364,30 +374,30 @@ async fn a_session_is_saved_over_and_over() {
 #[tokio::test]
 async fn deleting_it_leaves_the_model() {
     let (provider, api) = alone(plain());
-    ok(&api, Endpoint::Create, MARIO).await;
-    let (status, kind, text) = post(&api, Endpoint::Delete, r#"{"name":"Mario"}"#).await;
+    ok(&api, ApiEndpoint::Create, MARIO).await;
+    let (status, kind, text) = post(&api, ApiEndpoint::Delete, r#"{"name":"Mario"}"#).await;
     assert_eq!((status, kind.as_str(), text.as_str()), (200, "", ""));
     assert_eq!(provider.deletes.load(Ordering::Relaxed), 0);
-    assert_eq!(listed(&ok(&api, Endpoint::Tags, "").await), ["hf:o/r:Q4_K_M"]);
-    // From here on the name is Ollama's again, and here none answers.
-    assert_eq!(post(&api, Endpoint::Delete, r#"{"name":"mario"}"#).await.0, 502);
+    assert_eq!(listed(&ok(&api, ApiEndpoint::Tags, "").await), ["hf:o/r:Q4_K_M"]);
+    // From here on the name is Ollama's again, and no Ollama runs in this test.
+    assert_eq!(post(&api, ApiEndpoint::Delete, r#"{"name":"mario"}"#).await.0, 502);
 }
 
 #[tokio::test]
 async fn what_cannot_be_made_is_refused_with_a_sentence() {
     let (_, api) = alone(plain());
-    ok(&api, Endpoint::Create, MARIO).await;
+    ok(&api, ApiEndpoint::Create, MARIO).await;
     let mut config = Config::clone(&api.config.load());
     config.aliases.insert("fixed".into(), "hf:o/r".into());
     api.config.store(Arc::new(config));
     for (endpoint, body, expected) in [
         (
-            Endpoint::Create,
+            ApiEndpoint::Create,
             r#"{"model":"a b","from":"hf:o/r"}"#,
             (400, UTF8, "invalid model name"),
         ),
         (
-            Endpoint::Create,
+            ApiEndpoint::Create,
             r#"{"model":"hf:o/x","from":"hf:o/r"}"#,
             (
                 400,
@@ -396,7 +406,7 @@ async fn what_cannot_be_made_is_refused_with_a_sentence() {
             ),
         ),
         (
-            Endpoint::Create,
+            ApiEndpoint::Create,
             r#"{"model":"fixed","from":"hf:o/r"}"#,
             (
                 400,
@@ -405,7 +415,7 @@ async fn what_cannot_be_made_is_refused_with_a_sentence() {
             ),
         ),
         (
-            Endpoint::Create,
+            ApiEndpoint::Create,
             r#"{"model":"mario","from":"llama3"}"#,
             (
                 400,
@@ -414,22 +424,22 @@ async fn what_cannot_be_made_is_refused_with_a_sentence() {
             ),
         ),
         (
-            Endpoint::Create,
+            ApiEndpoint::Create,
             r#"{"model":"mario"}"#,
             (400, JSON, "neither 'from' or 'files' was specified"),
         ),
         (
-            Endpoint::Create,
+            ApiEndpoint::Create,
             r#"{"model":"x","from":"hf:o/r","template":"{{ .Prompt"}"#,
             (400, JSON, "template error: template: :1: unclosed action"),
         ),
         (
-            Endpoint::Create,
+            ApiEndpoint::Create,
             r#"{"model":"x","from":"hf:o/r","parameters":{"top_k":"many"}}"#,
             (400, JSON, "option \"top_k\" must be of type integer"),
         ),
         (
-            Endpoint::Create,
+            ApiEndpoint::Create,
             r#"{"model":"x","from":"hf:o/r","quantize":"q9"}"#,
             (
                 500,
@@ -438,7 +448,7 @@ async fn what_cannot_be_made_is_refused_with_a_sentence() {
             ),
         ),
         (
-            Endpoint::Create,
+            ApiEndpoint::Create,
             r#"{"model":"x","from":"hf:o/r","adapters":{"a.gguf":"sha256:0"}}"#,
             (
                 400,
@@ -447,7 +457,7 @@ async fn what_cannot_be_made_is_refused_with_a_sentence() {
             ),
         ),
         (
-            Endpoint::Create,
+            ApiEndpoint::Create,
             r#"{"model":"x","from":"hf:o/r","renderer":"qwen3"}"#,
             (
                 400,
@@ -456,12 +466,12 @@ async fn what_cannot_be_made_is_refused_with_a_sentence() {
             ),
         ),
         (
-            Endpoint::Copy,
+            ApiEndpoint::Copy,
             r#"{"source":"mario","destination":"a b"}"#,
             (400, UTF8, "destination \"a b\" is invalid"),
         ),
         (
-            Endpoint::Copy,
+            ApiEndpoint::Copy,
             r#"{"source":"mario","destination":"hf:o/x"}"#,
             (
                 400,
@@ -470,7 +480,7 @@ async fn what_cannot_be_made_is_refused_with_a_sentence() {
             ),
         ),
         (
-            Endpoint::Copy,
+            ApiEndpoint::Copy,
             r#"{"source":"llama3","destination":"mario"}"#,
             (
                 400,
@@ -479,7 +489,7 @@ async fn what_cannot_be_made_is_refused_with_a_sentence() {
             ),
         ),
         (
-            Endpoint::Push,
+            ApiEndpoint::Push,
             r#"{"model":"mario"}"#,
             (
                 400,
@@ -488,7 +498,7 @@ async fn what_cannot_be_made_is_refused_with_a_sentence() {
             ),
         ),
         (
-            Endpoint::Push,
+            ApiEndpoint::Push,
             r#"{"name":"hf:o/r"}"#,
             (
                 400,
@@ -501,13 +511,13 @@ async fn what_cannot_be_made_is_refused_with_a_sentence() {
         error(post(&api, endpoint, body).await, expected);
     }
     assert_eq!(
-        listed(&ok(&api, Endpoint::Tags, "").await),
+        listed(&ok(&api, ApiEndpoint::Tags, "").await),
         ["fixed:latest", "hf:o/r:Q4_K_M", "mario:latest"]
     );
 
     let ignored = send(
         &api,
-        Endpoint::Create,
+        ApiEndpoint::Create,
         r#"{"model":"x","from":"hf:o/r","info":{},"requires":"9"}"#,
     )
     .await;
@@ -515,10 +525,10 @@ async fn what_cannot_be_made_is_refused_with_a_sentence() {
         (ignored.status().as_u16(), &ignored.headers()["x-hubllama-ignored"]),
         (200, &"info, requires".parse().unwrap())
     );
-    // Shown again, a Modelfile of ours has the Jinja template of the file in it.
+    // The Modelfile that is shown for an hf: model has the Jinja template of its file.
     ok(
         &api,
-        Endpoint::Create,
+        ApiEndpoint::Create,
         r#"{"model":"x","from":"hf:o/r","template":"{{ a }}\n"}"#,
     )
     .await;
@@ -531,7 +541,7 @@ async fn a_model_that_is_not_there_is_pulled_and_its_progress_shown() {
     absent.size_bytes = 0;
     provider.card = Ok(absent);
     let (_, api) = alone(provider);
-    let text = ok(&api, Endpoint::Create, r#"{"model":"m","from":"hf:o/r"}"#).await;
+    let text = ok(&api, ApiEndpoint::Create, r#"{"model":"m","from":"hf:o/r"}"#).await;
     let statuses: Vec<&str> = text
         .lines()
         .map(|line| line.split("sha256").next().unwrap_or_default())
@@ -550,20 +560,20 @@ async fn a_model_that_is_not_there_is_pulled_and_its_progress_shown() {
     let mut provider = plain();
     provider.card = Err(Failure::NotFound("hf:o/r".into()));
     let (_, api) = alone(provider);
-    let (status, kind, text) = post(&api, Endpoint::Create, r#"{"model":"m","from":"hf:o/r"}"#).await;
+    let (status, kind, text) = post(&api, ApiEndpoint::Create, r#"{"model":"m","from":"hf:o/r"}"#).await;
     assert_eq!((status, kind.as_str()), (200, NDJSON));
     assert!(text.ends_with("{\"error\":\"model 'hf:o/r' not found\"}\n"), "{text}");
     error(
         post(
             &api,
-            Endpoint::Create,
+            ApiEndpoint::Create,
             r#"{"model":"m","from":"hf:o/r","stream":false}"#,
         )
         .await,
         (404, JSON, "model 'hf:o/r' not found"),
     );
     error(
-        post(&api, Endpoint::Copy, r#"{"source":"hf:o/r","destination":"m"}"#).await,
+        post(&api, ApiEndpoint::Copy, r#"{"source":"hf:o/r","destination":"m"}"#).await,
         (404, UTF8, "model \"hf:o/r\" not found"),
     );
 }
@@ -578,8 +588,11 @@ async fn where_ollama_has_the_name_too_the_priority_decides() {
     let provider = Arc::new(plain());
     let api = api(&provider, config.clone());
     for (endpoint, body) in [
-        (Endpoint::Create, MARIO),
-        (Endpoint::Copy, r#"{"source":"hf:o/r","destination":"library/Mario"}"#),
+        (ApiEndpoint::Create, MARIO),
+        (
+            ApiEndpoint::Copy,
+            r#"{"source":"hf:o/r","destination":"library/Mario"}"#,
+        ),
     ] {
         let (status, _, text) = post(&api, endpoint, body).await;
         assert!(status == 400 && text.contains("Ollama has a model"), "{text}");
@@ -587,16 +600,16 @@ async fn where_ollama_has_the_name_too_the_priority_decides() {
     let chat = r#"{"model":"mario","messages":[{"role":"user","content":"x"}]}"#;
     config.ollama.priority = vec![ProviderName::HuggingFace, ProviderName::Ollama];
     api.config.store(Arc::new(config.clone()));
-    ok(&api, Endpoint::Create, MARIO).await;
-    assert!(ok(&api, Endpoint::Chat, chat).await.contains("\"done\":true"));
+    ok(&api, ApiEndpoint::Create, MARIO).await;
+    assert!(ok(&api, ApiEndpoint::Chat, chat).await.contains("\"done\":true"));
     config.ollama.priority = vec![ProviderName::Ollama, ProviderName::HuggingFace];
     api.config.store(Arc::new(config));
     assert!(
-        ok(&api, Endpoint::Chat, chat).await.starts_with("{\"models\":"),
+        ok(&api, ApiEndpoint::Chat, chat).await.starts_with("{\"models\":"),
         "it is Ollama that answers"
     );
     assert_eq!(
-        listed(&ok(&api, Endpoint::Tags, "").await)
+        listed(&ok(&api, ApiEndpoint::Tags, "").await)
             .iter()
             .filter(|name| *name == "mario:latest")
             .count(),

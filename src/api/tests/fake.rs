@@ -20,26 +20,26 @@ use crate::{
     provider::{CallContext, EventStream, Provider, PullStream, TokenizeRequest},
 };
 
-/// Answers every request with the same events, and remembers what it was asked.
+/// Provider that answers every request with the same events, and records the requests.
 #[derive(Debug)]
 pub(in crate::api) struct FakeProvider {
     pub(in crate::api) card: Result<ModelCard, Failure>,
-    /// What `infer` fails with before the first event.
+    /// Failure of `infer` before the first event.
     pub(in crate::api) refusal: Option<Failure>,
     pub(in crate::api) events: Vec<Result<Event, Failure>>,
-    /// Whether the stream stays open after the last event.
+    /// If set, the stream stays open after the last event.
     pub(in crate::api) hangs: bool,
     pub(in crate::api) asked: Mutex<Vec<InferenceRequest>>,
-    /// What `embed` was asked.
+    /// Requests to `embed`.
     pub(in crate::api) embedded: Mutex<Vec<EmbedRequest>>,
-    /// What `embed` answers instead of a vector that depends on the text.
+    /// Vector that `embed` returns instead of one that depends on the text.
     pub(in crate::api) vector: Option<Vec<f32>>,
-    /// What `tokenize` was asked.
+    /// Requests to `tokenize`.
     pub(in crate::api) tokenized: Mutex<Vec<TokenizeRequest>>,
     pub(in crate::api) loads: Mutex<Vec<(LoadOptions, Option<KeepAlive>)>>,
     pub(in crate::api) unloads: AtomicUsize,
     pub(in crate::api) deletes: AtomicUsize,
-    /// Held by every open stream.
+    /// Lease that every open stream holds.
     pub(in crate::api) lease: Arc<()>,
 }
 
@@ -133,7 +133,7 @@ impl Provider for FakeProvider {
         .boxed()
     }
 
-    /// One vector for each input: its length in bytes, then 0.5; a token for each byte.
+    /// Returns a vector for each input: its length in bytes, then 0.5; and a token for each byte.
     fn embed<'a>(
         &'a self,
         _: &'a CallContext,
@@ -159,7 +159,7 @@ impl Provider for FakeProvider {
         .boxed()
     }
 
-    /// The contents of all messages, a line each.
+    /// Returns the contents of all messages, one per line.
     fn render<'a>(
         &'a self,
         _: &'a CallContext,
@@ -178,7 +178,7 @@ impl Provider for FakeProvider {
         .boxed()
     }
 
-    /// One token for each byte.
+    /// Returns a token for each byte.
     fn tokenize<'a>(
         &'a self,
         _: &'a CallContext,
@@ -289,7 +289,7 @@ pub(in crate::api) fn thinking(thinking: &str) -> Event {
     })
 }
 
-/// Calls as id, name and arguments.
+/// Returns an event with calls of these ids, names and arguments.
 pub(in crate::api) fn calls(calls: &[(&str, &str, &str)]) -> Event {
     let tool_calls = calls
         .iter()
@@ -324,7 +324,7 @@ pub(in crate::api) fn finish(reason: FinishReason, context: &[i32]) -> Event {
     })
 }
 
-/// The text with every `created_at` replaced by `T`.
+/// Replaces every `created_at` by `T`.
 pub(in crate::api) fn mask(bytes: &[u8]) -> String {
     let mut text = String::from_utf8(bytes.to_vec()).unwrap();
     let key = "\"created_at\":\"";

@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use self::fake::{FakeProvider, calls, finish, mask, text, thinking};
-use super::{Api, Endpoint, Handler};
+use super::{ApiEndpoint, ApiHandler, RequestHandler};
 use crate::{
     config::{Config, UnsupportedTools},
     http::body::{self, Body},
@@ -40,8 +40,8 @@ fn nowhere() -> String {
     format!("http://{}", listener.local_addr().unwrap())
 }
 
-pub(super) fn api(provider: &Arc<FakeProvider>, config: Config) -> Api {
-    Api {
+pub(super) fn api(provider: &Arc<FakeProvider>, config: Config) -> ApiHandler {
+    ApiHandler {
         registry: Registry::new(provider.clone()),
         upstream: Arc::new(Ollama::new()),
         config: Arc::new(ArcSwap::from_pointee(config)),
@@ -50,7 +50,7 @@ pub(super) fn api(provider: &Arc<FakeProvider>, config: Config) -> Api {
     }
 }
 
-pub(super) fn alone(provider: FakeProvider) -> (Arc<FakeProvider>, Api) {
+pub(super) fn alone(provider: FakeProvider) -> (Arc<FakeProvider>, ApiHandler) {
     let mut config = Config::default();
     config.ollama.url = nowhere();
     let provider = Arc::new(provider);
@@ -62,7 +62,7 @@ pub(super) fn simple() -> Vec<Event> {
     vec![text("Hi"), text(" <you>"), finish(FinishReason::Stop, &[1, 2])]
 }
 
-pub(super) async fn send(api: &Api, endpoint: Endpoint, body: &str) -> Response<Body> {
+pub(super) async fn send(api: &ApiHandler, endpoint: ApiEndpoint, body: &str) -> Response<Body> {
     let request = Request::builder()
         .method(Method::POST)
         .uri("/x")
@@ -81,7 +81,7 @@ pub(super) async fn read(response: Response<Body>) -> (u16, String, String) {
     (status, kind.unwrap_or_default(), mask(&bytes))
 }
 
-pub(super) async fn check(provider: FakeProvider, endpoint: Endpoint, body: &str, expected: (u16, &str, &str)) {
+pub(super) async fn check(provider: FakeProvider, endpoint: ApiEndpoint, body: &str, expected: (u16, &str, &str)) {
     let (_, api) = alone(provider);
     let (status, kind, text) = read(send(&api, endpoint.clone(), body).await).await;
     assert_eq!((status, kind.as_str(), text.as_str()), expected, "{endpoint:?} {body}");
@@ -105,7 +105,7 @@ async fn a_chat_streams_one_line_an_event_and_its_model_is_echoed_as_sent() {
     let events = vec![text("Hi"), text(" <you>"), finish(FinishReason::Stop, &[])];
     check(
         FakeProvider::new(events),
-        Endpoint::Chat,
+        ApiEndpoint::Chat,
         &body(CHAT),
         (200, "application/x-ndjson", &expected),
     )
@@ -129,7 +129,7 @@ async fn without_a_stream_the_pieces_are_joined() {
     let request = body(&format!("{CHAT},\"stream\":false"));
     check(
         FakeProvider::new(events),
-        Endpoint::Chat,
+        ApiEndpoint::Chat,
         &request,
         (200, UTF8, &expected),
     )
@@ -145,7 +145,7 @@ async fn generate_ends_with_the_context() {
     let request = body(",\"prompt\":\"x\",\"stream\":false");
     check(
         FakeProvider::new(simple()),
-        Endpoint::Generate,
+        ApiEndpoint::Generate,
         &request,
         (200, UTF8, &expected),
     )
@@ -160,91 +160,109 @@ async fn errors_of_requests_have_the_status_and_the_words_of_ollama() {
         provider.card = Err(Failure::NotFound("hf:o/r".into()));
         provider
     };
-    let cases: Vec<(FakeProvider, Endpoint, String, u16, &str)> = vec![
-        (missing(), Endpoint::Chat, body(CHAT), 404, "model 'hf:o/r' not found"),
-        (missing(), Endpoint::Generate, body(""), 404, "model 'hf:o/r' not found"),
-        (missing(), Endpoint::Show, body(""), 404, "model 'hf:o/r' not found"),
-        (missing(), Endpoint::Delete, body(""), 404, "model 'hf:o/r' not found"),
+    let cases: Vec<(FakeProvider, ApiEndpoint, String, u16, &str)> = vec![
         (
             missing(),
-            Endpoint::Chat,
+            ApiEndpoint::Chat,
+            body(CHAT),
+            404,
+            "model 'hf:o/r' not found",
+        ),
+        (
+            missing(),
+            ApiEndpoint::Generate,
+            body(""),
+            404,
+            "model 'hf:o/r' not found",
+        ),
+        (missing(), ApiEndpoint::Show, body(""), 404, "model 'hf:o/r' not found"),
+        (
+            missing(),
+            ApiEndpoint::Delete,
+            body(""),
+            404,
+            "model 'hf:o/r' not found",
+        ),
+        (
+            missing(),
+            ApiEndpoint::Chat,
             body(",\"top_logprobs\":21"),
             400,
             "top_logprobs must be between 0 and 20",
         ),
         (
             missing(),
-            Endpoint::Chat,
+            ApiEndpoint::Chat,
             body(",\"messages\":[{\"content\":[]}]"),
             400,
             "json: cannot unmarshal array into Go struct field ChatRequest.messages.content of type string",
         ),
         (
             card(NO_CAPABILITY),
-            Endpoint::Generate,
+            ApiEndpoint::Generate,
             body(",\"prompt\":\"x\",\"raw\":true,\"template\":\"t\",\"think\":true"),
             400,
             "raw mode does not support template, system, or context",
         ),
         (
             card(NO_CAPABILITY),
-            Endpoint::Generate,
+            ApiEndpoint::Generate,
             body(",\"prompt\":\"x\",\"think\":true"),
             400,
             "\\\"hf:o/r\\\" does not support thinking",
         ),
         (
             card(NO_CAPABILITY),
-            Endpoint::Chat,
+            ApiEndpoint::Chat,
             body(&format!("{CHAT},\"think\":\"high\"")),
             400,
             "\\\"hf:o/r\\\" does not support thinking",
         ),
         (
             card(VECTORS),
-            Endpoint::Generate,
+            ApiEndpoint::Generate,
             body(""),
             400,
             "\\\"hf:o/r\\\" does not support generate",
         ),
         (
             card(VECTORS),
-            Endpoint::Chat,
+            ApiEndpoint::Chat,
             body(CHAT),
             400,
             "\\\"hf:o/r\\\" does not support chat",
         ),
         (
             card(NO_CAPABILITY),
-            Endpoint::Generate,
+            ApiEndpoint::Generate,
             body(",\"prompt\":\"x\",\"suffix\":\"y\",\"options\":{\"num_ctx\":\"x\"}"),
             400,
             "hf:o/r:Q4_K_M does not support insert",
         ),
         (
             card(NO_CAPABILITY),
-            Endpoint::Generate,
+            ApiEndpoint::Generate,
             body(",\"prompt\":\"x\",\"options\":{\"num_ctx\":\"x\"}"),
             500,
             "option \\\"num_ctx\\\" must be of type integer",
         ),
         (
             card(NO_CAPABILITY),
-            Endpoint::Generate,
+            ApiEndpoint::Generate,
             body(",\"prompt\":\"x\",\"format\":1"),
             500,
             "invalid format: \\\"1\\\"; expected \\\"json\\\" or a valid JSON Schema object",
         ),
         (
             card(NO_CAPABILITY),
-            Endpoint::Generate,
+            ApiEndpoint::Generate,
             body(",\"prompt\":\"x\",\"template\":\"{{ .Prompt\""),
             500,
             "template: :1: unclosed action",
         ),
         (
             card(NO_CAPABILITY),
-            Endpoint::Push,
+            ApiEndpoint::Push,
             body(""),
             400,
             "hf:o/r cannot be pushed: it comes from the Hugging Face Hub; upload it there instead",
@@ -261,7 +279,7 @@ async fn errors_of_requests_have_the_status_and_the_words_of_ollama() {
     }
 }
 
-// Trap 30
+// A load that fails is a status, never a 200 with an error frame (trap 30).
 #[tokio::test]
 async fn failures_before_the_first_event_are_statuses_also_for_a_stream() {
     for (failure, kind, status, message) in [
@@ -285,11 +303,11 @@ async fn failures_before_the_first_event_are_statuses_also_for_a_stream() {
         let mut provider = FakeProvider::new(Vec::new());
         provider.refusal = Some(failure);
         let expected = format!("{{\"error\":\"{message}\"}}");
-        check(provider, Endpoint::Chat, &body(CHAT), (status, kind, &expected)).await;
+        check(provider, ApiEndpoint::Chat, &body(CHAT), (status, kind, &expected)).await;
     }
 }
 
-// Trap 65
+// A failure in a stream is its last frame, not an abrupt end (trap 65).
 #[tokio::test]
 async fn failures_in_a_stream_are_its_last_frame() {
     for (last, message) in [
@@ -301,7 +319,7 @@ async fn failures_in_a_stream_are_its_last_frame() {
         let expected = format!("{FIRST}{{\"error\":\"{message}\"}}\n");
         check(
             provider,
-            Endpoint::Chat,
+            ApiEndpoint::Chat,
             &body(CHAT),
             (200, "application/x-ndjson", &expected),
         )
@@ -314,22 +332,22 @@ async fn empty_prompts_load_and_unload() {
     let (provider, api) = alone(FakeProvider::new(simple()).with_capabilities(NO_CAPABILITY));
     for (endpoint, fields, expected) in [
         (
-            Endpoint::Generate,
+            ApiEndpoint::Generate,
             ",\"keep_alive\":\"10m\",\"options\":{\"num_ctx\":99}",
             r#"{"model":"hf:o/r","created_at":"T","response":"","done":true,"done_reason":"load"}"#,
         ),
         (
-            Endpoint::Generate,
+            ApiEndpoint::Generate,
             ",\"keep_alive\":0",
             r#"{"model":"hf:o/r","created_at":"T","response":"","done":true,"done_reason":"unload"}"#,
         ),
         (
-            Endpoint::Chat,
+            ApiEndpoint::Chat,
             "",
             r#"{"model":"hf:o/r","created_at":"T","message":{"role":"assistant","content":""},"done":true,"done_reason":"load"}"#,
         ),
         (
-            Endpoint::Chat,
+            ApiEndpoint::Chat,
             ",\"messages\":[],\"keep_alive\":\"0s\"",
             r#"{"model":"hf:o/r","created_at":"T","message":{"role":"assistant","content":""},"done":true,"done_reason":"unload"}"#,
         ),
@@ -354,7 +372,7 @@ async fn a_request_maps_to_the_neutral_vocabulary() {
     };
 
     let request = ask(
-        Endpoint::Generate,
+        ApiEndpoint::Generate,
         ",\"prompt\":\"p\",\"system\":\"s\",\"context\":[5,6],\"images\":[\"aGk=\"]",
     )
     .await;
@@ -374,18 +392,18 @@ async fn a_request_maps_to_the_neutral_vocabulary() {
     assert_eq!(request.sampling.temperature, None);
 
     let request = ask(
-        Endpoint::Generate,
+        ApiEndpoint::Generate,
         ",\"prompt\":\"p\",\"raw\":true,\"think\":false,\"shift\":false",
     )
     .await;
     assert!(matches!(&request.prompt, InferencePrompt::Raw { text } if text == "p"));
     assert!(!request.return_context && !request.shift && request.think == ThinkMode::Off);
 
-    let request = ask(Endpoint::Generate, ",\"prompt\":\"p\",\"suffix\":\"z\"").await;
+    let request = ask(ApiEndpoint::Generate, ",\"prompt\":\"p\",\"suffix\":\"z\"").await;
     assert!(matches!(&request.prompt, InferencePrompt::Infill { prefix, suffix } if prefix == "p" && suffix == "z"));
 
     let request = ask(
-        Endpoint::Generate,
+        ApiEndpoint::Generate,
         ",\"prompt\":\"p\",\"template\":\"Q: {{ .Prompt }}\\nA:\"",
     )
     .await;
@@ -393,7 +411,7 @@ async fn a_request_maps_to_the_neutral_vocabulary() {
     assert!(request.return_context);
 
     let request = ask(
-        Endpoint::Chat,
+        ApiEndpoint::Chat,
         &format!("{CHAT},\"logprobs\":true,\"top_logprobs\":3,\"keep_alive\":-1"),
     )
     .await;
@@ -401,7 +419,7 @@ async fn a_request_maps_to_the_neutral_vocabulary() {
         (request.logprobs, request.keep_alive),
         (Some(3), Some(KeepAlive::Forever))
     );
-    let request = ask(Endpoint::Chat, &format!("{CHAT},\"top_logprobs\":3")).await;
+    let request = ask(ApiEndpoint::Chat, &format!("{CHAT},\"top_logprobs\":3")).await;
     assert_eq!(request.logprobs, None);
 }
 
@@ -409,7 +427,7 @@ async fn a_request_maps_to_the_neutral_vocabulary() {
 async fn tools_for_a_model_without_are_left_out_and_said_or_refused() {
     let tools = format!("{CHAT},\"tools\":[{{\"type\":\"function\",\"function\":{{\"name\":\"f\"}}}}]");
     let (provider, api) = alone(FakeProvider::new(simple()).with_capabilities(NO_CAPABILITY));
-    let response = send(&api, Endpoint::Chat, &body(&tools)).await;
+    let response = send(&api, ApiEndpoint::Chat, &body(&tools)).await;
     assert_eq!(response.headers()["x-hubllama-ignored"], "tools");
     assert!(matches!(provider.last_request().prompt, InferencePrompt::Chat { tools, .. } if tools.is_empty()));
 
@@ -417,7 +435,7 @@ async fn tools_for_a_model_without_are_left_out_and_said_or_refused() {
     let mut refusing = Config::clone(&api.config.load());
     refusing.engine.unsupported_tools = UnsupportedTools::Refuse;
     api.config.store(Arc::new(refusing));
-    let (status, _, text) = read(send(&api, Endpoint::Chat, &body(&tools)).await).await;
+    let (status, _, text) = read(send(&api, ApiEndpoint::Chat, &body(&tools)).await).await;
     assert_eq!(
         (status, text.as_str()),
         (400, r#"{"error":"hf:o/r:Q4_K_M does not support tools"}"#)
@@ -425,7 +443,7 @@ async fn tools_for_a_model_without_are_left_out_and_said_or_refused() {
 
     let (_, api) = alone(FakeProvider::new(simple()).with_capabilities(NO_CAPABILITY));
     let required = body(&format!("{tools},\"tool_choice\":\"required\""));
-    let (status, kind, text) = read(send(&api, Endpoint::OpenAiChat, &required).await).await;
+    let (status, kind, text) = read(send(&api, ApiEndpoint::OpenAiChat, &required).await).await;
     assert_eq!(
         (status, kind.as_str(), text.as_str()),
         (
@@ -436,7 +454,7 @@ async fn tools_for_a_model_without_are_left_out_and_said_or_refused() {
     );
 
     let (provider, api) = alone(FakeProvider::new(simple()));
-    let response = send(&api, Endpoint::Chat, &body(&tools)).await;
+    let response = send(&api, ApiEndpoint::Chat, &body(&tools)).await;
     assert!(!response.headers().contains_key("x-hubllama-ignored"));
     assert!(
         matches!(provider.last_request().prompt, InferencePrompt::Chat { tools, .. } if tools[0].raw.get().contains("\"f\""))
@@ -446,7 +464,7 @@ async fn tools_for_a_model_without_are_left_out_and_said_or_refused() {
 #[tokio::test]
 async fn chat_completions_stream_and_end_with_done() {
     let (_, api) = alone(FakeProvider::new(simple()));
-    let response = send(&api, Endpoint::OpenAiChat, &body(&format!("{CHAT},\"stream\":true"))).await;
+    let response = send(&api, ApiEndpoint::OpenAiChat, &body(&format!("{CHAT},\"stream\":true"))).await;
     let (status, kind, text) = read(response).await;
     assert_eq!((status, kind.as_str()), (200, "text/event-stream"));
     let events: Vec<&str> = text.split_terminator("\n\n").collect();
@@ -458,7 +476,7 @@ async fn chat_completions_stream_and_end_with_done() {
     assert!(events[2].ends_with(r#""choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}"#));
     assert_eq!(events[3], "data: [DONE]");
 
-    let (status, kind, text) = read(send(&api, Endpoint::OpenAiChat, &body(CHAT)).await).await;
+    let (status, kind, text) = read(send(&api, ApiEndpoint::OpenAiChat, &body(CHAT)).await).await;
     assert_eq!((status, kind.as_str()), (200, "application/json"));
     assert!(
         text.ends_with("\"usage\":{\"prompt_tokens\":10,\"completion_tokens\":2,\"total_tokens\":12}}\n"),
@@ -475,7 +493,7 @@ async fn openai_errors_differ_by_who_found_them() {
     missing.card = Err(Failure::NotFound("x".into()));
     check(
         missing,
-        Endpoint::OpenAiChat,
+        ApiEndpoint::OpenAiChat,
         &body(CHAT),
         (
             404,
@@ -486,7 +504,7 @@ async fn openai_errors_differ_by_who_found_them() {
     .await;
     check(
         FakeProvider::new(simple()),
-        Endpoint::OpenAiChat,
+        ApiEndpoint::OpenAiChat,
         &body(""),
         (
             400,
@@ -502,7 +520,7 @@ async fn the_lease_lives_as_long_as_the_body_and_no_longer() {
     let mut provider = FakeProvider::new(vec![text("Hi")]);
     provider.hangs = true;
     let (provider, api) = alone(provider);
-    for endpoint in [Endpoint::Chat, Endpoint::OpenAiChat] {
+    for endpoint in [ApiEndpoint::Chat, ApiEndpoint::OpenAiChat] {
         let response = send(&api, endpoint, &body(&format!("{CHAT},\"stream\":true"))).await;
         let mut body = response.into_body();
         let first = body.frame().await.unwrap().unwrap().into_data().unwrap();
@@ -520,7 +538,7 @@ async fn the_lease_lives_as_long_as_the_body_and_no_longer() {
 async fn pulls_and_deletes_reach_the_provider() {
     check(
         FakeProvider::new(Vec::new()),
-        Endpoint::Pull,
+        ApiEndpoint::Pull,
         "{\"name\":\"hf:o/r\"}",
         (
             200,
@@ -531,13 +549,13 @@ async fn pulls_and_deletes_reach_the_provider() {
     .await;
     check(
         FakeProvider::new(Vec::new()),
-        Endpoint::Pull,
+        ApiEndpoint::Pull,
         &body(",\"stream\":false"),
         (200, "application/json", "{\"status\":\"success\"}"),
     )
     .await;
     let (provider, api) = alone(FakeProvider::new(Vec::new()));
-    let (status, kind, text) = read(send(&api, Endpoint::Delete, "{\"name\":\"hf:o/r\"}").await).await;
+    let (status, kind, text) = read(send(&api, ApiEndpoint::Delete, "{\"name\":\"hf:o/r\"}").await).await;
     assert_eq!((status, kind.as_str(), text.as_str()), (200, "", ""));
     assert_eq!(provider.deletes.load(Ordering::Relaxed), 1);
 }
@@ -549,7 +567,7 @@ async fn copilot_finds_the_name_that_it_asked_for() {
         .header("user-agent", "GitHubCopilotChat/0.30")
         .body(body::full(body("")))
         .unwrap();
-    let (_, _, text) = read(api.handle(Endpoint::Show, request).await).await;
+    let (_, _, text) = read(api.handle(ApiEndpoint::Show, request).await).await;
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(json["model_info"]["general.basename"], "hf:o/r");
 }
@@ -557,30 +575,30 @@ async fn copilot_finds_the_name_that_it_asked_for() {
 #[tokio::test]
 async fn without_upstream_our_models_stay_visible_and_plain_names_get_an_error() {
     let (_, api) = alone(FakeProvider::new(Vec::new()));
-    let (status, kind, tags) = read(send(&api, Endpoint::Tags, "").await).await;
+    let (status, kind, tags) = read(send(&api, ApiEndpoint::Tags, "").await).await;
     assert_eq!((status, kind.as_str()), (200, UTF8));
     let entry = "{\"models\":[{\"name\":\"hf:o/r:Q4_K_M\",\"model\":\"hf:o/r:Q4_K_M\",\"modified_at\":\"";
     assert!(tags.starts_with(entry), "{tags}");
     assert!(tags.ends_with("\"parameter_size\":\"8.0B\",\"quantization_level\":\"Q4_K_M\",\"context_length\":131072,\"embedding_length\":4096},\"capabilities\":[\"completion\",\"tools\"]}]}"), "{tags}");
-    let (_, _, models) = read(send(&api, Endpoint::OpenAiModels, "").await).await;
+    let (_, _, models) = read(send(&api, ApiEndpoint::OpenAiModels, "").await).await;
     assert_eq!(
         models,
         "{\"object\":\"list\",\"data\":[{\"id\":\"hf:o/r:Q4_K_M\",\"object\":\"model\",\"created\":1795416634,\"owned_by\":\"o\"}]}\n"
     );
-    let (_, _, model) = read(send(&api, Endpoint::OpenAiModel { id: "hf:o%2Fr".into() }, "").await).await;
+    let (_, _, model) = read(send(&api, ApiEndpoint::OpenAiModel { id: "hf:o%2Fr".into() }, "").await).await;
     assert_eq!(
         model,
         "{\"id\":\"hf:o/r\",\"object\":\"model\",\"created\":1795416634,\"owned_by\":\"o\"}\n"
     );
-    let (_, _, ps) = read(send(&api, Endpoint::Ps, "").await).await;
+    let (_, _, ps) = read(send(&api, ApiEndpoint::Ps, "").await).await;
     assert_eq!(ps, "{\"models\":[]}");
-    let (_, _, version) = read(send(&api, Endpoint::Version, "").await).await;
+    let (_, _, version) = read(send(&api, ApiEndpoint::Version, "").await).await;
     assert_eq!(version, "{\"version\":\"0.13.5\"}");
-    let (status, _, text) = read(send(&api, Endpoint::Chat, "{\"model\":\"llama3\"}").await).await;
+    let (status, _, text) = read(send(&api, ApiEndpoint::Chat, "{\"model\":\"llama3\"}").await).await;
     assert!(status == 502 && text.starts_with("{\"error\":"), "{status} {text}");
-    let (status, _, text) = read(send(&api, Endpoint::Chat, "").await).await;
+    let (status, _, text) = read(send(&api, ApiEndpoint::Chat, "").await).await;
     assert_eq!((status, text.as_str()), (400, "{\"error\":\"missing request body\"}"));
-    let (status, _, text) = read(send(&api, Endpoint::Generate, "{}").await).await;
+    let (status, _, text) = read(send(&api, ApiEndpoint::Generate, "{}").await).await;
     assert_eq!((status, text.as_str()), (404, "{\"error\":\"model '' not found\"}"));
 }
 
@@ -588,16 +606,16 @@ async fn without_upstream_our_models_stay_visible_and_plain_names_get_an_error()
 async fn the_pages_of_the_daemon_are_json() {
     let (_, api) = alone(FakeProvider::new(Vec::new()));
     for (endpoint, expected) in [
-        (Endpoint::Root, "Ollama is running"),
-        (Endpoint::Health, "{\"status\":\"ok\"}\n"),
-        (Endpoint::Config, "{\"sources\":[]}\n"),
+        (ApiEndpoint::Root, "Ollama is running"),
+        (ApiEndpoint::Health, "{\"status\":\"ok\"}\n"),
+        (ApiEndpoint::Config, "{\"sources\":[]}\n"),
     ] {
         let (status, _, text) = read(send(&api, endpoint, "").await).await;
         assert_eq!((status, text.as_str()), (200, expected));
     }
 }
 
-/// Answers every connection with the same body, and hands over what it was sent.
+/// Starts a server that answers every connection with the same body, and returns its URL and the requests that it gets.
 pub(super) async fn upstream(reply: &'static str) -> (String, tokio::sync::mpsc::Receiver<String>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -615,7 +633,7 @@ pub(super) async fn upstream(reply: &'static str) -> (String, tokio::sync::mpsc:
     (url, received)
 }
 
-/// A request to its end, as its `Content-Length` says.
+/// Reads a request to its end, according to its `Content-Length`.
 async fn whole_request(socket: &mut tokio::net::TcpStream) -> String {
     let mut request = Vec::new();
     loop {
@@ -636,7 +654,7 @@ async fn whole_request(socket: &mut tokio::net::TcpStream) -> String {
     }
 }
 
-// Traps 56, 60
+// Merged lists are in Ollama's order, with its entries byte for byte (traps 56, 60).
 #[tokio::test]
 async fn upstream_entries_come_through_byte_for_byte_newest_first() {
     const ENTRY: &str = r#"{"name":"old:latest","modified_at":"2020-01-01T00:00:00Z","new_field":1.50}"#;
@@ -651,7 +669,7 @@ async fn upstream_entries_come_through_byte_for_byte_newest_first() {
     config.ollama.url = url;
     config.aliases.insert("mine".into(), "hf:o/r".into());
     let api = api(&Arc::new(FakeProvider::new(Vec::new())), config);
-    let (_, _, tags) = read(send(&api, Endpoint::Tags, "").await).await;
+    let (_, _, tags) = read(send(&api, ApiEndpoint::Tags, "").await).await;
     assert!(
         tags.starts_with(&format!("{{\"models\":[{NEW},{{\"name\":\"hf:o/r:Q4_K_M\"")),
         "{tags}"
@@ -663,7 +681,7 @@ async fn upstream_entries_come_through_byte_for_byte_newest_first() {
     assert!(tags.ends_with(&format!(",{ENTRY}]}}")), "{tags}");
 }
 
-// Trap 60
+// The body is forwarded, not encoded again (trap 60).
 #[tokio::test]
 async fn a_plain_name_goes_upstream_as_the_bytes_that_came() {
     let (url, mut received) = upstream("{\"from\":\"ollama\"}").await;
@@ -673,17 +691,17 @@ async fn a_plain_name_goes_upstream_as_the_bytes_that_came() {
     let provider = Arc::new(FakeProvider::new(simple()));
     let api = api(&provider, config);
     let plain = "{ \"MODEL\":\"hf:o/r\", \"model\":\"llama3\",\"x\":1.0 } trailing";
-    let (_, _, text) = read(send(&api, Endpoint::Chat, plain).await).await;
+    let (_, _, text) = read(send(&api, ApiEndpoint::Chat, plain).await).await;
     assert_eq!(text, "{\"from\":\"ollama\"}");
     let sent = received.recv().await.unwrap();
     assert!(sent.ends_with(plain), "{sent}");
     assert!(provider.asked.lock().unwrap().is_empty());
 
     let alias = format!("{{\"model\":\"mine\"{CHAT}}}");
-    let (_, _, text) = read(send(&api, Endpoint::Chat, &alias).await).await;
+    let (_, _, text) = read(send(&api, ApiEndpoint::Chat, &alias).await).await;
     assert!(text.starts_with("{\"model\":\"mine\","), "{text}");
 
-    let (status, _, text) = read(send(&api, Endpoint::Delete, "{\"model\":\"mine:latest\"}").await).await;
+    let (status, _, text) = read(send(&api, ApiEndpoint::Delete, "{\"model\":\"mine:latest\"}").await).await;
     assert_eq!((status, text.contains("alias")), (400, true), "{text}");
     assert_eq!(
         provider.deletes.load(Ordering::Relaxed),

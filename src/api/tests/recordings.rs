@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::fake::{FakeProvider, calls, finish, text, thinking};
 use crate::{
-    api::{Api, Endpoint, Handler},
+    api::{ApiEndpoint, ApiHandler, RequestHandler},
     config::{Config, UnsupportedTools},
     http::body,
     inference::{Event, FinishReason, ModelCapability},
@@ -129,7 +129,7 @@ const ANSWERS: [&str; 50] = [
 ];
 
 struct Recorded {
-    endpoint: Endpoint,
+    endpoint: ApiEndpoint,
     body: Vec<u8>,
     status: u64,
     content_type: String,
@@ -143,15 +143,15 @@ fn load(name: &str) -> Option<Recorded> {
     let json: Value = serde_json::from_slice(&std::fs::read(path).ok()?).unwrap();
     let (request, response) = (&json["request"], &json["response"]);
     let endpoint = match request["path"].as_str().unwrap() {
-        "/api/chat" => Endpoint::Chat,
-        "/api/generate" => Endpoint::Generate,
-        "/api/embed" => Endpoint::Embed,
-        "/api/embeddings" => Endpoint::Embeddings,
-        "/v1/chat/completions" => Endpoint::OpenAiChat,
-        "/v1/completions" => Endpoint::OpenAiCompletions,
-        "/v1/embeddings" => Endpoint::OpenAiEmbeddings,
-        "/v1/responses" => Endpoint::OpenAiResponses,
-        "/v1/messages" => Endpoint::AnthropicMessages,
+        "/api/chat" => ApiEndpoint::Chat,
+        "/api/generate" => ApiEndpoint::Generate,
+        "/api/embed" => ApiEndpoint::Embed,
+        "/api/embeddings" => ApiEndpoint::Embeddings,
+        "/v1/chat/completions" => ApiEndpoint::OpenAiChat,
+        "/v1/completions" => ApiEndpoint::OpenAiCompletions,
+        "/v1/embeddings" => ApiEndpoint::OpenAiEmbeddings,
+        "/v1/responses" => ApiEndpoint::OpenAiResponses,
+        "/v1/messages" => ApiEndpoint::AnthropicMessages,
         other => panic!("{name}: {other}"),
     };
     let body = match (&request["body"]["text"], &request["body"]["base64"]) {
@@ -187,7 +187,7 @@ async fn replay(recorded: &Recorded, events: Vec<Event>, capabilities: &[ModelCa
     config.ollama.enabled = false;
     config.engine.unsupported_tools = UnsupportedTools::Refuse;
     let provider = FakeProvider::new(events).with_capabilities(capabilities);
-    let api = Api {
+    let api = ApiHandler {
         registry: Registry::new(Arc::new(provider)),
         upstream: Arc::new(Ollama::new()),
         config: Arc::new(ArcSwap::from_pointee(config)),
@@ -216,7 +216,7 @@ async fn recorded_errors_come_back_byte_for_byte() {
     }
 }
 
-/// An error of Anthropic's without the id that it has of its own.
+/// Removes the random id from an error of the Anthropic dialect.
 fn without_id(mut reply: String) -> String {
     if let Some(at) = reply.find("\"req_") {
         let digits = at + 5..at + 29;
@@ -229,7 +229,7 @@ fn without_id(mut reply: String) -> String {
     reply
 }
 
-/// The keys of every line or event, with their nesting; list items by the first.
+/// Returns the keys of every line or event with their nesting; lists are represented by their first item.
 fn shape(reply: &str) -> Vec<String> {
     let (mut shapes, mut event) = (Vec::new(), "");
     for line in reply.lines().filter(|line| !line.is_empty()) {
@@ -241,7 +241,7 @@ fn shape(reply: &str) -> Vec<String> {
         let shape = serde_json::from_str(data).map_or_else(|_| data.to_owned(), |value| keys(&value));
         shapes.push(format!("{event}{shape}"));
     }
-    // How many pieces an answer comes in is the engine's matter.
+    // The number of pieces of an answer depends on the engine.
     shapes.dedup();
     shapes
 }

@@ -5,19 +5,19 @@
 
 use super::{
     error::DecodeError,
-    node::{Entries, Node},
+    node::{JsonMembers, JsonNode},
     parse::first_value,
 };
 
 /// Place of a value for the error text: the name of Ollama's Go struct, and the path of keys in it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Field(pub(crate) &'static str, pub(crate) &'static str);
+pub(crate) struct FieldPath(pub(crate) &'static str, pub(crate) &'static str);
 
 /// Returns the members of the JSON object in a body. `null` is an empty object, as in Go.
-pub(crate) fn entries_of<'a>(body: &'a [u8], go_type: &str) -> Result<Entries<'a>, DecodeError> {
+pub(crate) fn entries_of<'a>(body: &'a [u8], go_type: &str) -> Result<JsonMembers<'a>, DecodeError> {
     match first_value(body)? {
-        Node::Null => Ok(Entries::new()),
-        Node::Object(entries) => Ok(entries),
+        JsonNode::Null => Ok(JsonMembers::new()),
+        JsonNode::Object(entries) => Ok(entries),
         other => Err(DecodeError::new(format!(
             "json: cannot unmarshal {} into Go value of type {go_type}",
             other.kind()
@@ -25,8 +25,8 @@ pub(crate) fn entries_of<'a>(body: &'a [u8], go_type: &str) -> Result<Entries<'a
     }
 }
 
-impl<'a> Node<'a> {
-    pub(crate) fn read_string(self, into: &mut String, field: Field) -> Result<(), DecodeError> {
+impl<'a> JsonNode<'a> {
+    pub(crate) fn read_string(self, into: &mut String, field: FieldPath) -> Result<(), DecodeError> {
         match self {
             Self::Null => Ok(()),
             Self::String(text) => {
@@ -37,7 +37,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    pub(crate) fn read_bool(self, into: &mut bool, field: Field) -> Result<(), DecodeError> {
+    pub(crate) fn read_bool(self, into: &mut bool, field: FieldPath) -> Result<(), DecodeError> {
         match self {
             Self::Null => Ok(()),
             Self::Bool(value) => {
@@ -48,7 +48,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    pub(crate) fn read_optional_bool(self, into: &mut Option<bool>, field: Field) -> Result<(), DecodeError> {
+    pub(crate) fn read_optional_bool(self, into: &mut Option<bool>, field: FieldPath) -> Result<(), DecodeError> {
         *into = match self {
             Self::Null => None,
             Self::Bool(value) => Some(value),
@@ -57,7 +57,7 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    pub(crate) fn read_int(self, into: &mut Option<i64>, field: Field) -> Result<(), DecodeError> {
+    pub(crate) fn read_int(self, into: &mut Option<i64>, field: FieldPath) -> Result<(), DecodeError> {
         *into = match self {
             Self::Null => None,
             Self::Number(digits) => {
@@ -71,7 +71,7 @@ impl<'a> Node<'a> {
         Ok(())
     }
 
-    pub(crate) fn read_float(self, into: &mut Option<f64>, field: Field) -> Result<(), DecodeError> {
+    pub(crate) fn read_float(self, into: &mut Option<f64>, field: FieldPath) -> Result<(), DecodeError> {
         *into = match self {
             Self::Null => None,
             Self::Number(digits) => {
@@ -84,7 +84,7 @@ impl<'a> Node<'a> {
     }
 
     /// Returns the items of a list; none for `null`.
-    pub(crate) fn read_array(self, field: Field, go_type: &str) -> Result<Vec<Node<'a>>, DecodeError> {
+    pub(crate) fn read_array(self, field: FieldPath, go_type: &str) -> Result<Vec<JsonNode<'a>>, DecodeError> {
         match self {
             Self::Null => Ok(Vec::new()),
             Self::Array(items) => Ok(items),
@@ -93,21 +93,21 @@ impl<'a> Node<'a> {
     }
 
     /// Returns the members of an object; none for `null`.
-    pub(crate) fn read_object(self, field: Field, go_type: &str) -> Result<Entries<'a>, DecodeError> {
+    pub(crate) fn read_object(self, field: FieldPath, go_type: &str) -> Result<JsonMembers<'a>, DecodeError> {
         match self {
-            Self::Null => Ok(Entries::new()),
+            Self::Null => Ok(JsonMembers::new()),
             Self::Object(entries) => Ok(entries),
             other => Err(other.mismatch(field, go_type)),
         }
     }
 
     /// Returns Go's sentence for a value of the wrong type.
-    pub(crate) fn mismatch(&self, field: Field, go_type: &str) -> DecodeError {
+    pub(crate) fn mismatch(&self, field: FieldPath, go_type: &str) -> DecodeError {
         mismatch(self.kind(), field, go_type)
     }
 }
 
-fn mismatch(value: &str, Field(root, path): Field, go_type: &str) -> DecodeError {
+fn mismatch(value: &str, FieldPath(root, path): FieldPath, go_type: &str) -> DecodeError {
     DecodeError::new(format!(
         "json: cannot unmarshal {value} into Go struct field {root}.{path} of type {go_type}"
     ))

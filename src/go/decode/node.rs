@@ -7,25 +7,25 @@ use serde_json::value::RawValue;
 use super::error::DecodeError;
 
 /// Members of an object in the order of the text, duplicates included.
-pub(crate) type Entries<'a> = Vec<(Cow<'a, str>, Node<'a>)>;
+pub(crate) type JsonMembers<'a> = Vec<(Cow<'a, str>, JsonNode<'a>)>;
 
 /// JSON value as Go's decoder sees it.
 ///
 /// It differs from [`serde_json::Value`]: duplicate keys stay, numbers keep their spelling, and strings borrow from the
 /// body when they have no escapes.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Node<'a> {
+pub(crate) enum JsonNode<'a> {
     Null,
     Bool(bool),
     /// Number as it was written.
     Number(&'a str),
     /// String with its escapes resolved.
     String(Cow<'a, str>),
-    Array(Vec<Node<'a>>),
-    Object(Entries<'a>),
+    Array(Vec<JsonNode<'a>>),
+    Object(JsonMembers<'a>),
 }
 
-impl Node<'_> {
+impl JsonNode<'_> {
     /// Returns the member of a free-form object by its exact name; the last of several.
     pub(crate) fn member(&self, name: &str) -> Option<&Self> {
         match self {

@@ -1,11 +1,11 @@
-//! Parser from bytes to a [`Node`], with the error texts of Go's scanner (`encoding/json/scanner.go`).
+//! Parser from bytes to a [`JsonNode`], with the error texts of Go's scanner (`encoding/json/scanner.go`).
 
 use std::borrow::Cow;
 
 use super::{
     super::quote::quote_byte,
     error::DecodeError,
-    node::{Entries, Node},
+    node::{JsonMembers, JsonNode},
 };
 
 /// Deepest nesting that is accepted. Go allows 10000, which no client needs and which would overflow the stack of
@@ -16,7 +16,7 @@ const MAX_DEPTH: usize = 128;
 const MAX_VALUES: usize = 1 << 21;
 
 /// Parses the first JSON value of a body. Bytes behind it are ignored, as `json.Decoder.Decode` ignores them.
-pub(crate) fn first_value(bytes: &[u8]) -> Result<Node<'_>, DecodeError> {
+pub(crate) fn first_value(bytes: &[u8]) -> Result<JsonNode<'_>, DecodeError> {
     let mut parser = Parser {
         bytes,
         at: 0,
@@ -43,7 +43,7 @@ impl<'a> Parser<'a> {
         self.bytes.get(self.at).copied()
     }
 
-    fn value(&mut self, depth: usize) -> Result<Node<'a>, DecodeError> {
+    fn value(&mut self, depth: usize) -> Result<JsonNode<'a>, DecodeError> {
         if depth > MAX_DEPTH {
             return Err(DecodeError::new("exceeded max depth"));
         }
@@ -54,20 +54,20 @@ impl<'a> Parser<'a> {
             )));
         }
         match self.peek().ok_or(DecodeError::Truncated)? {
-            b'{' => self.object(depth).map(Node::Object),
-            b'[' => self.array(depth).map(Node::Array),
-            b'"' => self.string().map(Node::String),
-            b'-' | b'0'..=b'9' => self.number().map(Node::Number),
-            b't' => self.literal("true", Node::Bool(true)),
-            b'f' => self.literal("false", Node::Bool(false)),
-            b'n' => self.literal("null", Node::Null),
+            b'{' => self.object(depth).map(JsonNode::Object),
+            b'[' => self.array(depth).map(JsonNode::Array),
+            b'"' => self.string().map(JsonNode::String),
+            b'-' | b'0'..=b'9' => self.number().map(JsonNode::Number),
+            b't' => self.literal("true", JsonNode::Bool(true)),
+            b'f' => self.literal("false", JsonNode::Bool(false)),
+            b'n' => self.literal("null", JsonNode::Null),
             other => Err(unexpected(other, "looking for beginning of value")),
         }
     }
 
-    fn object(&mut self, depth: usize) -> Result<Entries<'a>, DecodeError> {
+    fn object(&mut self, depth: usize) -> Result<JsonMembers<'a>, DecodeError> {
         self.at += 1;
-        let mut entries = Entries::new();
+        let mut entries = JsonMembers::new();
         loop {
             match self.peek().ok_or(DecodeError::Truncated)? {
                 b'}' if entries.is_empty() => break,
@@ -90,7 +90,7 @@ impl<'a> Parser<'a> {
         Ok(entries)
     }
 
-    fn array(&mut self, depth: usize) -> Result<Vec<Node<'a>>, DecodeError> {
+    fn array(&mut self, depth: usize) -> Result<Vec<JsonNode<'a>>, DecodeError> {
         self.at += 1;
         let mut items = Vec::new();
         if self.peek().ok_or(DecodeError::Truncated)? == b']' {
@@ -241,7 +241,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn literal(&mut self, word: &'static str, node: Node<'a>) -> Result<Node<'a>, DecodeError> {
+    fn literal(&mut self, word: &'static str, node: JsonNode<'a>) -> Result<JsonNode<'a>, DecodeError> {
         for expected in word.bytes() {
             let byte = *self.bytes.get(self.at).ok_or(DecodeError::Truncated)?;
             if byte != expected {
@@ -322,8 +322,8 @@ mod tests {
 
     #[test]
     fn what_follows_the_first_value_is_not_read() {
-        assert_eq!(first_value(b"{} trailing").unwrap(), Node::Object(Vec::new()));
-        assert_eq!(first_value(b" 12x").unwrap(), Node::Number("12"));
+        assert_eq!(first_value(b"{} trailing").unwrap(), JsonNode::Object(Vec::new()));
+        assert_eq!(first_value(b" 12x").unwrap(), JsonNode::Number("12"));
     }
 
     #[test]
@@ -334,7 +334,7 @@ mod tests {
             (br#""\ud83d\u0041""#, "\u{fffd}A"),
             (b"\"a\xffb\"", "a\u{fffd}b"),
         ] {
-            assert_eq!(first_value(body).unwrap(), Node::String(expected.into()));
+            assert_eq!(first_value(body).unwrap(), JsonNode::String(expected.into()));
         }
     }
 

@@ -1,11 +1,11 @@
 //! Conversation put into a template, the way Ollama does it (`template/template.go` of its source).
 
 use super::{
-    Template,
+    GoTemplate,
     error::TemplateError,
     execute::{Budget, execute},
     parse,
-    syntax::{Base, Expression, Node, Pipeline},
+    syntax::{Base, Expression, Pipeline, TemplateNode},
     value::Data,
 };
 use crate::inference::{Message, ThinkLevel, ThinkMode};
@@ -14,8 +14,8 @@ use crate::inference::{Message, ThinkLevel, ThinkMode};
 const RESPONSE: &str = "Response";
 
 /// Returns `{{ .Response }}`.
-pub(super) fn response() -> Node {
-    Node::Output(Pipeline {
+pub(super) fn response() -> TemplateNode {
+    TemplateNode::Output(Pipeline {
         sets: None,
         first: Box::new(Expression::Field {
             base: Base::Dot,
@@ -25,7 +25,7 @@ pub(super) fn response() -> Node {
     })
 }
 
-impl Template {
+impl GoTemplate {
     /// Renders the prompt for a conversation. A template that uses `.Messages` gets all of it at once; an older one is
     /// rendered for each exchange, and the last rendering ends at the place of the answer.
     ///
@@ -160,21 +160,21 @@ fn message(message: &Message) -> Data {
 ///
 /// As in Ollama the cut is made in the syntax tree and not while rendering: what follows the answer is left out, whichever
 /// branch is taken.
-fn up_to_response(nodes: &[Node]) -> (Vec<Node>, bool) {
+fn up_to_response(nodes: &[TemplateNode]) -> (Vec<TemplateNode>, bool) {
     let mut kept = Vec::new();
     for node in nodes {
         let (node, ends) = match node {
-            Node::Text(_) | Node::Break | Node::Continue => (node.clone(), false),
-            Node::Output(pipeline) => (node.clone(), prints_response(pipeline)),
-            Node::If { branches, otherwise } => {
+            TemplateNode::Text(_) | TemplateNode::Break | TemplateNode::Continue => (node.clone(), false),
+            TemplateNode::Output(pipeline) => (node.clone(), prints_response(pipeline)),
+            TemplateNode::If { branches, otherwise } => {
                 let (branches, otherwise, ends) = cut_branches(branches, otherwise);
-                (Node::If { branches, otherwise }, ends)
+                (TemplateNode::If { branches, otherwise }, ends)
             }
-            Node::With { branches, otherwise } => {
+            TemplateNode::With { branches, otherwise } => {
                 let (branches, otherwise, ends) = cut_branches(branches, otherwise);
-                (Node::With { branches, otherwise }, ends)
+                (TemplateNode::With { branches, otherwise }, ends)
             }
-            Node::Range {
+            TemplateNode::Range {
                 index,
                 item,
                 over,
@@ -186,7 +186,7 @@ fn up_to_response(nodes: &[Node]) -> (Vec<Node>, bool) {
                     true => (Vec::new(), true),
                     false => up_to_response(otherwise),
                 };
-                let node = Node::Range {
+                let node = TemplateNode::Range {
                     index: index.clone(),
                     item: item.clone(),
                     over: over.clone(),
@@ -204,9 +204,9 @@ fn up_to_response(nodes: &[Node]) -> (Vec<Node>, bool) {
     (kept, false)
 }
 
-type Branches = Vec<(Pipeline, Vec<Node>)>;
+type Branches = Vec<(Pipeline, Vec<TemplateNode>)>;
 
-fn cut_branches(branches: &Branches, otherwise: &[Node]) -> (Branches, Vec<Node>, bool) {
+fn cut_branches(branches: &Branches, otherwise: &[TemplateNode]) -> (Branches, Vec<TemplateNode>, bool) {
     let mut cut = Vec::with_capacity(branches.len());
     let mut ended = false;
     for (condition, body) in branches {

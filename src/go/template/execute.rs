@@ -3,7 +3,7 @@
 use super::{
     error::TemplateError,
     functions::Function,
-    syntax::{Base, Expression, Node, Pipeline},
+    syntax::{Base, Expression, Pipeline, TemplateNode},
     value::{Data, Value},
 };
 
@@ -57,7 +57,12 @@ struct Executor<'a, 'b> {
 }
 
 /// Renders the nodes with `root` as the data, and appends the text to `out`.
-pub(super) fn execute(nodes: &[Node], root: &Data, budget: &mut Budget, out: &mut String) -> Result<(), TemplateError> {
+pub(super) fn execute(
+    nodes: &[TemplateNode],
+    root: &Data,
+    budget: &mut Budget,
+    out: &mut String,
+) -> Result<(), TemplateError> {
     let mut executor = Executor {
         root,
         variables: Vec::new(),
@@ -69,17 +74,17 @@ pub(super) fn execute(nodes: &[Node], root: &Data, budget: &mut Budget, out: &mu
 
 impl<'a> Executor<'a, '_> {
     /// Executes a list of nodes. Variables that it declares are in scope to its end.
-    fn list(&mut self, nodes: &'a [Node], dot: &Value<'a>) -> Result<Flow, TemplateError> {
+    fn list(&mut self, nodes: &'a [TemplateNode], dot: &Value<'a>) -> Result<Flow, TemplateError> {
         let known = self.variables.len();
         let mut flow = Flow::Next;
         for node in nodes {
             self.budget.step()?;
             flow = match node {
-                Node::Text(text) => self.write(text)?,
-                Node::Output(pipeline) => self.output(pipeline, dot)?,
-                Node::If { branches, otherwise } => self.conditional(branches, otherwise, dot, false)?,
-                Node::With { branches, otherwise } => self.conditional(branches, otherwise, dot, true)?,
-                Node::Range {
+                TemplateNode::Text(text) => self.write(text)?,
+                TemplateNode::Output(pipeline) => self.output(pipeline, dot)?,
+                TemplateNode::If { branches, otherwise } => self.conditional(branches, otherwise, dot, false)?,
+                TemplateNode::With { branches, otherwise } => self.conditional(branches, otherwise, dot, true)?,
+                TemplateNode::Range {
                     index,
                     item,
                     over,
@@ -89,8 +94,8 @@ impl<'a> Executor<'a, '_> {
                     let names = (index.as_deref(), item.as_deref());
                     self.range(names, over, body, otherwise, dot)?
                 }
-                Node::Break => Flow::Break,
-                Node::Continue => Flow::Continue,
+                TemplateNode::Break => Flow::Break,
+                TemplateNode::Continue => Flow::Continue,
             };
             if flow != Flow::Next {
                 break;
@@ -125,8 +130,8 @@ impl<'a> Executor<'a, '_> {
     /// Executes the first branch whose condition is true. `with` makes the condition's value the dot.
     fn conditional(
         &mut self,
-        branches: &'a [(Pipeline, Vec<Node>)],
-        otherwise: &'a [Node],
+        branches: &'a [(Pipeline, Vec<TemplateNode>)],
+        otherwise: &'a [TemplateNode],
         dot: &Value<'a>,
         is_with: bool,
     ) -> Result<Flow, TemplateError> {
@@ -148,8 +153,8 @@ impl<'a> Executor<'a, '_> {
         &mut self,
         (index, item): (Option<&'a str>, Option<&'a str>),
         over: &'a Pipeline,
-        body: &'a [Node],
-        otherwise: &'a [Node],
+        body: &'a [TemplateNode],
+        otherwise: &'a [TemplateNode],
         dot: &Value<'a>,
     ) -> Result<Flow, TemplateError> {
         let known = self.variables.len();

@@ -1,7 +1,7 @@
 //! Go's `text/template`, filled with a conversation as Ollama fills it.
 //!
-//! [`Template::parse`] splits the source into tokens (`lex`) and builds a syntax tree (`parse`, `syntax`);
-//! [`Template::render`] evaluates it (`execute`, `functions`, `value`) with the fields that Ollama offers (`chat`).
+//! [`GoTemplate::parse`] splits the source into tokens (`lex`) and builds a syntax tree (`parse`, `syntax`);
+//! [`GoTemplate::render`] evaluates it (`execute`, `functions`, `value`) with the fields that Ollama offers (`chat`).
 //!
 //! The chat templates inside model files are Jinja and not rendered here. These templates come from clients: the
 //! `template` of a request, and the `TEMPLATE` of a model that a client created. They are untrusted, so source, nesting,
@@ -20,20 +20,20 @@ mod tests;
 mod value;
 
 pub use self::error::TemplateError;
-use self::syntax::Node;
+use self::syntax::TemplateNode;
 
 /// Largest source of a template in bytes.
 const MAX_SOURCE_BYTES: usize = 256 << 10;
 
 /// Parsed template.
 #[derive(Clone, Debug)]
-pub struct Template {
-    nodes: Vec<Node>,
+pub struct GoTemplate {
+    nodes: Vec<TemplateNode>,
     /// Names of all fields in lower case, sorted.
     names: Vec<String>,
 }
 
-impl Template {
+impl GoTemplate {
     /// Parses a template.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use super::{
     error::TemplateError,
     functions::Function,
     lex::{self, Segment, Token},
-    syntax::{Base, Expression, Node, Pipeline, Variable},
+    syntax::{Base, Expression, Pipeline, TemplateNode, Variable},
 };
 
 /// Deepest nesting of blocks and parentheses.
@@ -20,7 +20,7 @@ enum Stop {
     Else(Vec<Token>, usize),
 }
 
-pub(super) fn parse(source: &str) -> Result<Vec<Node>, TemplateError> {
+pub(super) fn parse(source: &str) -> Result<Vec<TemplateNode>, TemplateError> {
     let segments = lex::split(source)?;
     let mut parser = Parser {
         segments: segments.into_iter(),
@@ -37,19 +37,19 @@ pub(super) fn parse(source: &str) -> Result<Vec<Node>, TemplateError> {
 }
 
 /// Adds the names of all fields in lower case.
-pub(super) fn collect_names(nodes: &[Node], names: &mut Vec<String>) {
+pub(super) fn collect_names(nodes: &[TemplateNode], names: &mut Vec<String>) {
     for node in nodes {
         match node {
-            Node::Text(_) | Node::Break | Node::Continue => {}
-            Node::Output(pipeline) => names_of_pipeline(pipeline, names),
-            Node::If { branches, otherwise } | Node::With { branches, otherwise } => {
+            TemplateNode::Text(_) | TemplateNode::Break | TemplateNode::Continue => {}
+            TemplateNode::Output(pipeline) => names_of_pipeline(pipeline, names),
+            TemplateNode::If { branches, otherwise } | TemplateNode::With { branches, otherwise } => {
                 for (condition, body) in branches {
                     names_of_pipeline(condition, names);
                     collect_names(body, names);
                 }
                 collect_names(otherwise, names);
             }
-            Node::Range {
+            TemplateNode::Range {
                 over, body, otherwise, ..
             } => {
                 names_of_pipeline(over, names);
@@ -105,7 +105,7 @@ impl Parser {
             .unwrap_or(self.last_line)
     }
 
-    fn list(&mut self, depth: usize) -> Result<(Vec<Node>, Stop), TemplateError> {
+    fn list(&mut self, depth: usize) -> Result<(Vec<TemplateNode>, Stop), TemplateError> {
         if depth > MAX_DEPTH {
             return Err(TemplateError::unsupported(format!("nesting deeper than {MAX_DEPTH}")));
         }
@@ -113,7 +113,7 @@ impl Parser {
         while let Some(segment) = self.segments.next() {
             let (tokens, line) = match segment {
                 Segment::Text(text) => {
-                    nodes.push(Node::Text(text));
+                    nodes.push(TemplateNode::Text(text));
                     continue;
                 }
                 Segment::Action { tokens, line } => (tokens, line),
@@ -135,8 +135,8 @@ impl Parser {
                         &format!("{{{{{word}}}}} outside {{{{range}}}}"),
                     ));
                 }
-                "break" if rest.is_empty() => nodes.push(Node::Break),
-                "continue" if rest.is_empty() => nodes.push(Node::Continue),
+                "break" if rest.is_empty() => nodes.push(TemplateNode::Break),
+                "continue" if rest.is_empty() => nodes.push(TemplateNode::Continue),
                 "break" | "continue" => {
                     return Err(TemplateError::syntax(
                         line,
@@ -144,14 +144,20 @@ impl Parser {
                     ));
                 }
                 "define" | "template" | "block" => return Err(TemplateError::unsupported(word)),
-                _ => nodes.push(Node::Output(self.pipeline(&tokens, line, "command", depth)?)),
+                _ => nodes.push(TemplateNode::Output(self.pipeline(&tokens, line, "command", depth)?)),
             }
         }
         Ok((nodes, Stop::Eof))
     }
 
     /// Parses `if` or `with` up to its end. A variable that its condition declares is in scope up to there.
-    fn conditional(&mut self, word: &str, tokens: &[Token], line: usize, depth: usize) -> Result<Node, TemplateError> {
+    fn conditional(
+        &mut self,
+        word: &str,
+        tokens: &[Token],
+        line: usize,
+        depth: usize,
+    ) -> Result<TemplateNode, TemplateError> {
         let known = self.variables.len();
         let mut condition = self.pipeline(tokens, line, word, depth)?;
         let mut branches = Vec::new();
@@ -172,12 +178,12 @@ impl Parser {
         };
         self.variables.truncate(known);
         Ok(match word {
-            "with" => Node::With { branches, otherwise },
-            _ => Node::If { branches, otherwise },
+            "with" => TemplateNode::With { branches, otherwise },
+            _ => TemplateNode::If { branches, otherwise },
         })
     }
 
-    fn last_branch(&mut self, depth: usize) -> Result<Vec<Node>, TemplateError> {
+    fn last_branch(&mut self, depth: usize) -> Result<Vec<TemplateNode>, TemplateError> {
         match self.list(depth + 1)? {
             (nodes, Stop::End) => Ok(nodes),
             (_, Stop::Eof) => Err(TemplateError::syntax(self.last_line, "unexpected EOF")),
@@ -185,7 +191,7 @@ impl Parser {
         }
     }
 
-    fn range(&mut self, tokens: &[Token], line: usize, depth: usize) -> Result<Node, TemplateError> {
+    fn range(&mut self, tokens: &[Token], line: usize, depth: usize) -> Result<TemplateNode, TemplateError> {
         let declared = tokens.iter().position(|token| *token == Token::Declare);
         let (names, over) = match declared {
             Some(at) => (&tokens[..at], &tokens[at + 1..]),
@@ -219,7 +225,7 @@ impl Parser {
             Stop::Else(_, line) => return Err(TemplateError::syntax(line, "unexpected token in else")),
         };
         self.variables.truncate(known);
-        Ok(Node::Range {
+        Ok(TemplateNode::Range {
             index,
             item,
             over,

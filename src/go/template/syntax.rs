@@ -4,24 +4,24 @@ use super::functions::Function;
 
 /// Part of a parsed template.
 #[derive(Clone, Debug)]
-pub(super) enum Node {
+pub(super) enum TemplateNode {
     Text(String),
     /// `{{ pipeline }}`. Prints nothing if the pipeline sets a variable.
     Output(Pipeline),
     If {
-        branches: Vec<(Pipeline, Vec<Node>)>,
-        otherwise: Vec<Node>,
+        branches: Vec<(Pipeline, Vec<TemplateNode>)>,
+        otherwise: Vec<TemplateNode>,
     },
     With {
-        branches: Vec<(Pipeline, Vec<Node>)>,
-        otherwise: Vec<Node>,
+        branches: Vec<(Pipeline, Vec<TemplateNode>)>,
+        otherwise: Vec<TemplateNode>,
     },
     Range {
         index: Option<String>,
         item: Option<String>,
         over: Pipeline,
-        body: Vec<Node>,
-        otherwise: Vec<Node>,
+        body: Vec<TemplateNode>,
+        otherwise: Vec<TemplateNode>,
     },
     Break,
     Continue,

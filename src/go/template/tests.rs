@@ -1,6 +1,6 @@
 //! Templates and what they render to; expectations come from Go.
 
-use super::{Template, TemplateError};
+use super::{GoTemplate, TemplateError};
 use crate::inference::{Message, ThinkMode, ToolCall};
 
 fn turns(turns: &[(&str, &str)]) -> Vec<Message> {
@@ -11,7 +11,7 @@ fn turns(turns: &[(&str, &str)]) -> Vec<Message> {
 }
 
 fn render(source: &str) -> Result<String, TemplateError> {
-    Template::parse(source)?.render(&turns(&[("system", "S"), ("user", "P")]), ThinkMode::Unset)
+    GoTemplate::parse(source)?.render(&turns(&[("system", "S"), ("user", "P")]), ThinkMode::Unset)
 }
 
 #[track_caller]
@@ -117,7 +117,7 @@ fn variables_pipes_and_functions_work_as_in_go() {
 
 #[test]
 fn an_older_template_is_filled_once_for_each_exchange() {
-    let template = Template::parse(
+    let template = GoTemplate::parse(
         "{{ if .System }}[{{ .System }}] {{ end }}{{ if .Prompt }}U:{{ .Prompt }} {{ end }}A:{{ .Response }}</s>",
     )
     .unwrap();
@@ -137,17 +137,18 @@ fn an_older_template_is_filled_once_for_each_exchange() {
         .unwrap();
     assert_eq!(rendered, "U:a A:b");
     // The end is found in the text, whichever branch is taken.
-    let template = Template::parse("{{ if .System }}x{{ .Response }}{{ end }}{{ .Prompt }}").unwrap();
+    let template = GoTemplate::parse("{{ if .System }}x{{ .Response }}{{ end }}{{ .Prompt }}").unwrap();
     assert_eq!(template.render(&turns(&[("user", "a")]), ThinkMode::Unset).unwrap(), "");
     // Without one, it stands at the end.
-    let template = Template::parse("{{ .Prompt }};").unwrap();
+    let template = GoTemplate::parse("{{ .Prompt }};").unwrap();
     let conversation = turns(&[("user", "a"), ("assistant", "b"), ("user", "c")]);
     assert_eq!(template.render(&conversation, ThinkMode::Unset).unwrap(), "a;bc;");
 }
 
 #[test]
 fn neighbours_of_the_same_role_are_one_turn_but_for_tools() {
-    let template = Template::parse("{{ .System }}|{{ range .Messages }}{{ .Role }}:{{ .Content }}|{{ end }}").unwrap();
+    let template =
+        GoTemplate::parse("{{ .System }}|{{ range .Messages }}{{ .Role }}:{{ .Content }}|{{ end }}").unwrap();
     let conversation = [
         ("system", "a"),
         ("user", "b"),
@@ -164,7 +165,7 @@ fn neighbours_of_the_same_role_are_one_turn_but_for_tools() {
 
 #[test]
 fn calls_of_an_earlier_turn_are_shown_as_json() {
-    let template = Template::parse(
+    let template = GoTemplate::parse(
         "{{ range .Messages }}{{ range .ToolCalls }}{{ .Function.Name }}{{ .Function.Arguments }}{{ range $k, $v := .Function.Arguments }}{{ $k }}={{ $v }};{{ end }}{{ end }}{{ end }}",
     )
     .unwrap();
@@ -182,7 +183,7 @@ fn calls_of_an_earlier_turn_are_shown_as_json() {
 
 #[test]
 fn a_gap_is_filled_between_prompt_and_suffix() {
-    let template = Template::parse("<PRE>{{ .Prompt }}<SUF>{{ .Suffix }}<MID>").unwrap();
+    let template = GoTemplate::parse("<PRE>{{ .Prompt }}<SUF>{{ .Suffix }}<MID>").unwrap();
     assert!(template.uses("suffix") && !template.uses("messages"));
     assert_eq!(
         template.render_infill("a", "b", ThinkMode::Off).unwrap(),
@@ -273,7 +274,7 @@ fn nesting_work_and_length_are_bounded() {
     assert_eq!(render("{{ range 9000000000 }}{{ end }}"), Err(TemplateError::TooLong));
     let many: String = (0..300).map(|at| format!("{{{{ $v{at} := 1 }}}}")).collect();
     assert!(matches!(render(&many), Err(TemplateError::Unsupported(_))));
-    let template = Template::parse("{{ range 1000 }}{{ if eq $.Prompt $.Prompt }}{{ end }}{{ end }}").unwrap();
+    let template = GoTemplate::parse("{{ range 1000 }}{{ if eq $.Prompt $.Prompt }}{{ end }}{{ end }}").unwrap();
     let long = [Message::text("user", "x".repeat(1 << 20))];
     assert_eq!(template.render(&long, ThinkMode::Unset), Err(TemplateError::TooLong));
     let chain = "{{ if .A }}".to_owned() + &"{{ else if .A }}".repeat(1000) + "{{ end }}";
@@ -284,7 +285,7 @@ fn nesting_work_and_length_are_bounded() {
 /// requests without messages.
 #[test]
 fn a_template_of_today_leaves_the_last_turn_open() {
-    let template = Template::parse(
+    let template = GoTemplate::parse(
         r#"{{- if .Messages }}
 {{- if or .System .Tools }}<|im_start|>system
 {{- if .System }}

@@ -24,19 +24,19 @@ const READ_BYTES: usize = 64 << 10;
 
 /// Top-level key to look for, in lower case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Key {
+pub struct MemberKey {
     name: &'static str,
     /// If set, this member stands for a value that is an object.
     member: Option<&'static str>,
 }
 
-impl Key {
+impl MemberKey {
     #[must_use]
     pub const fn new(name: &'static str) -> Self {
         Self { name, member: None }
     }
 
-    /// Returns a key whose value, if it is an object, is read as the object's member of this name: [`Value::Empty`] if it
+    /// Returns a key whose value, if it is an object, is read as the object's member of this name: [`PeekedValue::Empty`] if it
     /// has none.
     #[must_use]
     pub const fn with_member(name: &'static str, member: &'static str) -> Self {
@@ -49,7 +49,7 @@ impl Key {
 
 /// Value in as much detail as decisions need.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
+pub enum PeekedValue {
     /// String, cut at [`MAX_VALUE_BYTES`].
     Text(String),
     Bool(bool),
@@ -72,7 +72,11 @@ pub enum PeekError {
 
 /// Scans the first JSON value of `reader`, and calls `visit` with the name and value of each member that `keys` has, in
 /// the order of the text.
-pub fn scan(reader: impl Read, keys: &[Key], visit: impl FnMut(&'static str, Value)) -> Result<(), PeekError> {
+pub fn scan(
+    reader: impl Read,
+    keys: &[MemberKey],
+    visit: impl FnMut(&'static str, PeekedValue),
+) -> Result<(), PeekError> {
     Scanner {
         input: BufReader::with_capacity(READ_BYTES, reader),
     }
@@ -80,7 +84,11 @@ pub fn scan(reader: impl Read, keys: &[Key], visit: impl FnMut(&'static str, Val
 }
 
 /// Scans the first JSON value of `bytes`, like [`scan`].
-pub fn scan_slice(bytes: &[u8], keys: &[Key], visit: impl FnMut(&'static str, Value)) -> Result<(), PeekError> {
+pub fn scan_slice(
+    bytes: &[u8],
+    keys: &[MemberKey],
+    visit: impl FnMut(&'static str, PeekedValue),
+) -> Result<(), PeekError> {
     Scanner { input: bytes }.object(keys, visit)
 }
 
@@ -98,11 +106,11 @@ enum Detail {
 }
 
 impl Detail {
-    fn of(key: Option<&Key>) -> Self {
+    fn of(key: Option<&MemberKey>) -> Self {
         match key {
             None => Self::Skipped,
-            Some(Key { member: None, .. }) => Self::Value,
-            Some(Key {
+            Some(MemberKey { member: None, .. }) => Self::Value,
+            Some(MemberKey {
                 member: Some(member), ..
             }) => Self::Member(member),
         }
@@ -110,11 +118,11 @@ impl Detail {
 }
 
 impl<R: BufRead> Scanner<R> {
-    fn object(mut self, keys: &[Key], mut visit: impl FnMut(&'static str, Value)) -> Result<(), PeekError> {
+    fn object(mut self, keys: &[MemberKey], mut visit: impl FnMut(&'static str, PeekedValue)) -> Result<(), PeekError> {
         match self.token()? {
             b'{' => {}
             // Go decodes `null` into a struct as no member at all.
-            b'n' if matches!(self.scalar(b'n')?, Value::Null) => return Ok(()),
+            b'n' if matches!(self.scalar(b'n')?, PeekedValue::Null) => return Ok(()),
             _ => return Err(PeekError::NotAnObject),
         }
         self.members(|scanner, key| {
@@ -156,10 +164,10 @@ impl<R: BufRead> Scanner<R> {
         }
     }
 
-    fn value(&mut self, detail: Detail) -> Result<Value, PeekError> {
+    fn value(&mut self, detail: Detail) -> Result<PeekedValue, PeekError> {
         match (self.token()?, detail) {
-            (b'"', Detail::Skipped) => self.skip_text().map(|()| Value::Other),
-            (b'"', _) => Ok(Value::Text(self.text(MAX_VALUE_BYTES)?.0)),
+            (b'"', Detail::Skipped) => self.skip_text().map(|()| PeekedValue::Other),
+            (b'"', _) => Ok(PeekedValue::Text(self.text(MAX_VALUE_BYTES)?.0)),
             (b'{', Detail::Member(name)) => self.member(name),
             (b'{' | b'[', _) => self.nested(),
             (first @ (b'-' | b'0'..=b'9' | b't' | b'f' | b'n'), _) => self.scalar(first),
@@ -168,8 +176,8 @@ impl<R: BufRead> Scanner<R> {
     }
 
     /// Reads the rest of an object and returns its member of this name.
-    fn member(&mut self, name: &str) -> Result<Value, PeekError> {
-        let mut found = Value::Empty;
+    fn member(&mut self, name: &str) -> Result<PeekedValue, PeekError> {
+        let mut found = PeekedValue::Empty;
         self.members(|scanner, key| {
             let is_it = key.is_some_and(|key| fold(key) == name);
             let value = scanner.value(if is_it { Detail::Value } else { Detail::Skipped })?;
@@ -182,9 +190,9 @@ impl<R: BufRead> Scanner<R> {
     }
 
     /// Skips the rest of an object or array.
-    fn nested(&mut self) -> Result<Value, PeekError> {
+    fn nested(&mut self) -> Result<PeekedValue, PeekError> {
         match self.token()? {
-            b'}' | b']' => Ok(Value::Empty),
+            b'}' | b']' => Ok(PeekedValue::Empty),
             b'"' => {
                 self.skip_text()?;
                 self.skip_nested(1)
@@ -212,7 +220,7 @@ impl<R: BufRead> Scanner<R> {
     }
 
     /// Reads the rest of a number, `true`, `false` or `null`, up to its delimiter.
-    fn scalar(&mut self, first: u8) -> Result<Value, PeekError> {
+    fn scalar(&mut self, first: u8) -> Result<PeekedValue, PeekError> {
         let mut text = [first, 0, 0, 0, 0, 0];
         let mut len = 1;
         // A body may end right behind a top-level `null`.
@@ -227,11 +235,11 @@ impl<R: BufRead> Scanner<R> {
             self.input.consume(1);
         }
         Ok(match &text[..len] {
-            b"true" => Value::Bool(true),
-            b"false" => Value::Bool(false),
-            b"null" => Value::Null,
-            b"1" => Value::One,
-            [b'-' | b'0'..=b'9', ..] => Value::Other,
+            b"true" => PeekedValue::Bool(true),
+            b"false" => PeekedValue::Bool(false),
+            b"null" => PeekedValue::Null,
+            b"1" => PeekedValue::One,
+            [b'-' | b'0'..=b'9', ..] => PeekedValue::Other,
             _ => return Err(PeekError::NotAnObject),
         })
     }
@@ -258,7 +266,7 @@ impl<R: BufRead> Scanner<R> {
     }
 
     /// Skips to the end of the outermost of `depth` open objects and arrays.
-    fn skip_nested(&mut self, mut depth: usize) -> Result<Value, PeekError> {
+    fn skip_nested(&mut self, mut depth: usize) -> Result<PeekedValue, PeekError> {
         loop {
             let buffer = self.filled()?;
             let Some(at) = buffer
@@ -275,7 +283,7 @@ impl<R: BufRead> Scanner<R> {
                 b'"' => self.skip_text()?,
                 b'{' | b'[' if depth == MAX_DEPTH => return Err(PeekError::NotAnObject),
                 b'{' | b'[' => depth += 1,
-                _ if depth == 1 => return Ok(Value::Other),
+                _ if depth == 1 => return Ok(PeekedValue::Other),
                 _ => depth -= 1,
             }
         }

@@ -2,23 +2,23 @@ use proptest::prelude::*;
 
 use super::*;
 
-const MODEL: Key = Key::new("model");
-const TOOL_CHOICE: Key = Key::with_member("tool_choice", "type");
+const MODEL: MemberKey = MemberKey::new("model");
+const TOOL_CHOICE: MemberKey = MemberKey::with_member("tool_choice", "type");
 
 /// Members of a body that `keys` has, in their order.
-fn scanned(body: &[u8], keys: &[Key]) -> Result<Vec<(&'static str, Value)>, PeekError> {
+fn scanned(body: &[u8], keys: &[MemberKey]) -> Result<Vec<(&'static str, PeekedValue)>, PeekError> {
     let mut found = Vec::new();
     scan_slice(body, keys, |name, value| found.push((name, value)))?;
     Ok(found)
 }
 
 /// The last value of a key.
-fn last(body: &str, key: Key) -> Option<Value> {
+fn last(body: &str, key: MemberKey) -> Option<PeekedValue> {
     scanned(body.as_bytes(), &[key]).unwrap().pop().map(|(_, value)| value)
 }
 
-fn text(text: &str) -> Value {
-    Value::Text(text.to_owned())
+fn text(text: &str) -> PeekedValue {
+    PeekedValue::Text(text.to_owned())
 }
 
 // A key matches in any case, and a body is routed without being parsed into a struct (traps 27, 62).
@@ -50,7 +50,7 @@ fn the_model_is_found() {
 
 #[test]
 fn every_member_comes_in_its_order_and_keys_are_folded_as_in_go() {
-    let keys = ["source", "model", "stream", "n", "think", "keep_alive", "options"].map(Key::new);
+    let keys = ["source", "model", "stream", "n", "think", "keep_alive", "options"].map(MemberKey::new);
     let body = r#"{"model":"a","\u017fource":"s","ſource":1,"stream":false,"N":1,"n":11,"THIN\u212a":null,"\u212aeep_alive":"0",
         "options":{},"options":[ ],"options":{"a":{}},"prompt":"x","messages":[{"model":"b","n":1}],"model":null}"#;
     assert_eq!(
@@ -58,16 +58,16 @@ fn every_member_comes_in_its_order_and_keys_are_folded_as_in_go() {
         [
             ("model", text("a")),
             ("source", text("s")),
-            ("source", Value::One),
-            ("stream", Value::Bool(false)),
-            ("n", Value::One),
-            ("n", Value::Other),
-            ("think", Value::Null),
+            ("source", PeekedValue::One),
+            ("stream", PeekedValue::Bool(false)),
+            ("n", PeekedValue::One),
+            ("n", PeekedValue::Other),
+            ("think", PeekedValue::Null),
             ("keep_alive", text("0")),
-            ("options", Value::Empty),
-            ("options", Value::Empty),
-            ("options", Value::Other),
-            ("model", Value::Null),
+            ("options", PeekedValue::Empty),
+            ("options", PeekedValue::Empty),
+            ("options", PeekedValue::Other),
+            ("model", PeekedValue::Null),
         ]
     );
 }
@@ -84,10 +84,13 @@ fn a_member_stands_for_its_object() {
             r#"{"tool_choice":{"function":{"type":"auto"},"type":"function"}}"#,
             Some(text("function")),
         ),
-        (r#"{"tool_choice":"none","tool_choice":null}"#, Some(Value::Null)),
-        (r#"{"tool_choice":"none","tool_choice":{}}"#, Some(Value::Empty)),
-        (r#"{"tool_choice":{"function":{"type":"auto"}}}"#, Some(Value::Empty)),
-        (r#"{"tool_choice":[{"type":"none"}]}"#, Some(Value::Other)),
+        (r#"{"tool_choice":"none","tool_choice":null}"#, Some(PeekedValue::Null)),
+        (r#"{"tool_choice":"none","tool_choice":{}}"#, Some(PeekedValue::Empty)),
+        (
+            r#"{"tool_choice":{"function":{"type":"auto"}}}"#,
+            Some(PeekedValue::Empty),
+        ),
+        (r#"{"tool_choice":[{"type":"none"}]}"#, Some(PeekedValue::Other)),
         ("{}", None),
     ] {
         assert_eq!(last(body, TOOL_CHOICE), expected, "{body}");
@@ -132,7 +135,7 @@ fn what_is_no_object_is_said_so() {
 #[test]
 fn a_long_value_is_cut_between_characters() {
     let body = format!("{{\"model\":\"hf:{}\"}}", "é".repeat(MAX_VALUE_BYTES));
-    let Some(Value::Text(found)) = last(&body, MODEL) else {
+    let Some(PeekedValue::Text(found)) = last(&body, MODEL) else {
         panic!()
     };
     assert!(found.starts_with("hf:é") && found.len() >= MAX_VALUE_BYTES - 1 && found.len() <= MAX_VALUE_BYTES);
@@ -152,7 +155,7 @@ impl Read for Pieces<'_> {
     }
 }
 
-fn in_pieces(bytes: &[u8], sizes: Vec<usize>) -> Result<Vec<(&'static str, Value)>, PeekError> {
+fn in_pieces(bytes: &[u8], sizes: Vec<usize>) -> Result<Vec<(&'static str, PeekedValue)>, PeekError> {
     let reader = Pieces {
         bytes,
         sizes: sizes.into_iter().cycle(),
@@ -162,19 +165,19 @@ fn in_pieces(bytes: &[u8], sizes: Vec<usize>) -> Result<Vec<(&'static str, Value
     Ok(found)
 }
 
-const KEYS: [Key; 9] = [
+const KEYS: [MemberKey; 9] = [
     MODEL,
-    Key::new("name"),
-    Key::new("from"),
-    Key::new("stream"),
-    Key::new("num_ctx"),
-    Key::new("n"),
-    Key::new("options"),
+    MemberKey::new("name"),
+    MemberKey::new("from"),
+    MemberKey::new("stream"),
+    MemberKey::new("num_ctx"),
+    MemberKey::new("n"),
+    MemberKey::new("options"),
     TOOL_CHOICE,
-    Key::with_member("output_config", "format"),
+    MemberKey::with_member("output_config", "format"),
 ];
 
-fn any_value() -> impl Strategy<Value = serde_json::Value> {
+fn any_value() -> impl Strategy<PeekedValue = serde_json::Value> {
     let leaf = prop_oneof![
         Just(serde_json::Value::Null),
         any::<bool>().prop_map(Into::into),
@@ -192,7 +195,7 @@ fn any_value() -> impl Strategy<Value = serde_json::Value> {
     })
 }
 
-fn any_key() -> impl Strategy<Value = String> {
+fn any_key() -> impl Strategy<PeekedValue = String> {
     prop_oneof![
         prop::sample::select(vec![
             "model",
@@ -215,25 +218,25 @@ fn any_key() -> impl Strategy<Value = String> {
     ]
 }
 
-fn expected_value(value: &serde_json::Value, detail: Detail) -> Value {
+fn expected_value(value: &serde_json::Value, detail: Detail) -> PeekedValue {
     use serde_json::Value as Json;
     match (value, detail) {
         (Json::Object(entries), Detail::Member(name)) => match entries.iter().rfind(|(key, _)| fold(key) == name) {
             Some((_, value)) => expected_value(value, Detail::Value),
-            None => Value::Empty,
+            None => PeekedValue::Empty,
         },
-        (Json::Object(entries), _) if entries.is_empty() => Value::Empty,
-        (Json::Array(items), _) if items.is_empty() => Value::Empty,
-        (Json::Number(number), _) if number.as_i64() == Some(1) => Value::One,
-        (Json::String(text), _) => Value::Text(text.clone()),
-        (Json::Bool(value), _) => Value::Bool(*value),
-        (Json::Null, _) => Value::Null,
-        _ => Value::Other,
+        (Json::Object(entries), _) if entries.is_empty() => PeekedValue::Empty,
+        (Json::Array(items), _) if items.is_empty() => PeekedValue::Empty,
+        (Json::Number(number), _) if number.as_i64() == Some(1) => PeekedValue::One,
+        (Json::String(text), _) => PeekedValue::Text(text.clone()),
+        (Json::Bool(value), _) => PeekedValue::Bool(*value),
+        (Json::Null, _) => PeekedValue::Null,
+        _ => PeekedValue::Other,
     }
 }
 
 /// Members that a scan should find, according to serde_json.
-fn expected(members: &[(String, serde_json::Value)]) -> Vec<(&'static str, Value)> {
+fn expected(members: &[(String, serde_json::Value)]) -> Vec<(&'static str, PeekedValue)> {
     let find = |key: &str| KEYS.iter().find(|known| known.name == fold(key));
     members
         .iter()

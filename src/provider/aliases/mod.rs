@@ -1,16 +1,19 @@
-//! Models that clients make of hf: models (`/api/create`, `/api/copy`): a plain name, and a system prompt, a template,
-//! parameters and messages that go with it.
+//! Aliases: models that clients derive from hf: models with `/api/create` and `/api/copy`.
 //!
-//! One JSON file each in the state folder, replaced as a whole, read once at start. The names that the configuration gives
-//! (`[aliases]`) are none of these: they are the administrator's, and nobody changes them over the wire.
+//! A [`ModelAlias`] is a plain name with the settings that it adds to its model: a system prompt, a template,
+//! parameters, messages. The [`AliasStore`] keeps each in a JSON file in the state folder; files are read once at start
+//! and replaced as a whole. An [`AliasedProvider`] serves an alias by changing requests to its model.
+//!
+//! The names in the configuration (`[aliases]`) are a different thing: they belong to the administrator, add no
+//! settings, and cannot be changed over the wire.
 
 mod name;
 mod record;
 mod serve;
 
 pub use name::PlainName;
-pub use record::{Alias, AliasSettings, Layer};
-pub(super) use serve::Aliased;
+pub use record::{AliasSettings, ModelAlias, SettingsLayer};
+pub(super) use serve::AliasedProvider;
 
 use std::{
     collections::BTreeMap,
@@ -26,35 +29,27 @@ use crate::{
     stdx::{fs::write_atomic, sync::lock},
 };
 
-/// Aliases at once.
+/// Most aliases.
 const MAX_ALIASES: usize = 4096;
-/// Bytes of one record: a long conversation with some pictures.
+/// Largest record in bytes: a long conversation with some pictures.
 const MAX_RECORD_BYTES: usize = 8 << 20;
-/// Bytes of all records: they lie in memory.
+/// Most bytes of all records, which are kept in memory.
 const MAX_TOTAL_BYTES: usize = 64 << 20;
 
-/// Why an alias was not kept.
+/// Reason why an alias was not stored.
 #[derive(Debug, thiserror::Error)]
 pub enum AliasError {
-    /// The name is no plain name.
     #[error("invalid model name")]
     Name,
-    /// One record is too large.
     #[error("the model's own settings have more than {MAX_RECORD_BYTES} bytes; shorten its messages")]
     TooLarge,
-    /// There are too many, or they are too large together.
     #[error(
         "there is no room for another model: {MAX_ALIASES} are kept, with {MAX_TOTAL_BYTES} bytes in all; delete some"
     )]
     Full,
-    /// The state folder refuses.
+    /// Error of the state folder.
     #[error("{path}: {error}")]
-    Io {
-        /// Where.
-        path: String,
-        /// Why.
-        error: io::Error,
-    },
+    Io { path: String, error: io::Error },
 }
 
 impl From<AliasError> for Failure {
@@ -66,30 +61,30 @@ impl From<AliasError> for Failure {
     }
 }
 
-/// The store. Cheap to clone; all clones are one store.
+/// Store of all aliases. Cheap to clone; clones share the store.
 #[derive(Clone, Debug, Default)]
-pub struct Aliases(Arc<Shared>);
+pub struct AliasStore(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Where the files are; `None` keeps everything in memory only.
+    /// Folder of the files; `None` for a store in memory only.
     folder: Option<PathBuf>,
     kept: ArcSwap<Map>,
-    /// Held over every change, so that memory and disk change in the same order.
+    /// Lock over every change, so that memory and disk change in the same order. Readers do not take it.
     changing: Mutex<()>,
 }
 
-/// By [`PlainName::key`].
+/// Records by [`PlainName::key`].
 type Map = BTreeMap<String, Kept>;
 
 #[derive(Clone, Debug)]
 struct Kept {
-    alias: Arc<Alias>,
+    alias: Arc<ModelAlias>,
     bytes: usize,
 }
 
-impl Aliases {
-    /// Reads `state_dir/aliases`. A file that cannot be read is put aside and said in the log.
+impl AliasStore {
+    /// Reads `state_dir/aliases`. A file that cannot be read is renamed and logged, so that the others still serve.
     #[must_use]
     pub fn load(state_dir: &Path) -> Self {
         let folder = state_dir.join("aliases");
@@ -101,9 +96,9 @@ impl Aliases {
         }))
     }
 
-    /// The alias of this name, in any spelling.
+    /// Returns the alias of a name, in any spelling.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<Arc<Alias>> {
+    pub fn get(&self, name: &str) -> Option<Arc<ModelAlias>> {
         let kept = self.0.kept.load();
         if kept.is_empty() {
             return None;
@@ -112,9 +107,9 @@ impl Aliases {
         kept.get(&key).map(|kept| Arc::clone(&kept.alias))
     }
 
-    /// All of them, newest first.
+    /// Returns all aliases, newest first.
     #[must_use]
-    pub fn all(&self) -> Vec<Arc<Alias>> {
+    pub fn all(&self) -> Vec<Arc<ModelAlias>> {
         let mut all: Vec<_> = self
             .0
             .kept
@@ -126,24 +121,24 @@ impl Aliases {
         all
     }
 
-    /// Keeps an alias in the place of one of the same name, whose spelling stays.
+    /// Stores an alias, replacing one of the same name. The spelling of the first stays, as in Ollama.
     ///
     /// # Errors
-    /// If there is no room, or the disk refuses. What was there before is untouched.
-    pub async fn put(&self, alias: Alias) -> Result<(), Failure> {
+    /// If a limit is exceeded, or the disk fails. The store is unchanged then.
+    pub async fn put(&self, alias: ModelAlias) -> Result<(), Failure> {
         self.changed(move |store| store.put_now(alias)).await
     }
 
-    /// Forgets an alias; says whether there was one.
+    /// Removes an alias; returns true if there was one.
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// If the disk fails.
     pub async fn remove(&self, name: &str) -> Result<bool, Failure> {
         let name = name.to_owned();
         self.changed(move |store| store.remove_now(&name)).await
     }
 
-    /// Writing waits for the disk, so it is done where that harms nobody; a client that leaves does not stop it midway.
+    /// Runs a change on a blocking thread, since it waits for the disk. A client that goes away does not interrupt it.
     async fn changed<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Self) -> Result<T, AliasError> + Send + 'static,
@@ -155,7 +150,7 @@ impl Aliases {
             .map_err(Failure::from)
     }
 
-    fn put_now(&self, mut alias: Alias) -> Result<(), AliasError> {
+    fn put_now(&self, mut alias: ModelAlias) -> Result<(), AliasError> {
         let name = PlainName::parse(&alias.name).ok_or(AliasError::Name)?;
         let key = name.key();
         let _changing = lock(&self.0.changing);
@@ -197,7 +192,7 @@ impl Aliases {
         if let Some(folder) = &self.0.folder {
             let gone = match fs::remove_file(folder.join(file_name(&name))) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                // It is gone for good only when the folder says so.
+                // The removal is durable only after a sync of the folder.
                 other => other.and_then(|()| fs::File::open(folder)?.sync_all()),
             };
             gone.map_err(|error| self.io(&key, error))?;
@@ -215,7 +210,8 @@ impl Aliases {
     }
 }
 
-/// Readable for people, and different for names that differ; a name itself may be longer than that of a file.
+/// Returns a readable file name, unique for a name. The name itself may be longer than a file name can be, hence the
+/// hash.
 fn file_name(name: &PlainName) -> String {
     let key = name.key();
     let hash = record::sha256(key.as_bytes());
@@ -237,7 +233,7 @@ fn read_all(folder: &Path) -> Map {
     for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if name.starts_with('.') && name.ends_with(".tmp") {
-            // Left behind by a process that was killed while it wrote; the record itself is whole.
+            // A temporary file of a process that was killed while it wrote; the record itself is complete.
             let _ = fs::remove_file(&path);
             continue;
         }
@@ -269,7 +265,7 @@ fn read(path: &Path) -> io::Result<(String, Kept)> {
         return Err(io::Error::other("it is too large"));
     }
     let json = fs::read(path)?;
-    let alias: Alias = serde_json::from_slice(&json)?;
+    let alias: ModelAlias = serde_json::from_slice(&json)?;
     let name = PlainName::parse(&alias.name).ok_or_else(|| io::Error::other("its name is no plain name"))?;
     if path.file_name().is_none_or(|file| file != file_name(&name).as_str()) {
         return Err(io::Error::other("its name does not belong to this file"));
@@ -287,8 +283,8 @@ mod tests {
 
     use super::*;
 
-    pub(crate) fn alias(name: &str, system: &str) -> Alias {
-        Alias {
+    pub(crate) fn alias(name: &str, system: &str) -> ModelAlias {
+        ModelAlias {
             name: name.into(),
             model: "hf:o/r:Q4_K_M".into(),
             parent_model: "hf:o/r:Q4_K_M".into(),
@@ -300,14 +296,14 @@ mod tests {
         }
     }
 
-    fn names(store: &Aliases) -> Vec<String> {
+    fn names(store: &AliasStore) -> Vec<String> {
         store.all().iter().map(|alias| alias.name.clone()).collect()
     }
 
     #[test]
     fn what_is_kept_survives_a_restart() {
         let state = tempfile::tempdir().unwrap();
-        let store = Aliases::load(state.path());
+        let store = AliasStore::load(state.path());
         store.put_now(alias("Mario", "a")).unwrap();
         store.put_now(alias("me/luigi:v1", "abc")).unwrap();
         store.put_now(alias("gone", "ab")).unwrap();
@@ -315,7 +311,7 @@ mod tests {
         assert!(!store.remove_now("gone").unwrap() && !store.remove_now("hf:o/r").unwrap());
         // The spelling that came first stays, as Ollama has it.
         store.put_now(alias("mario:LATEST", "abcd")).unwrap();
-        for store in [store, Aliases::load(state.path())] {
+        for store in [store, AliasStore::load(state.path())] {
             assert_eq!(names(&store), ["Mario:latest", "me/luigi:v1"], "newest first");
             assert_eq!(store.get("MARIO").unwrap().settings.system, "abcd");
             assert!(store.get("luigi:v1").is_none() && store.get("gone").is_none());
@@ -327,13 +323,13 @@ mod tests {
     fn a_broken_file_is_put_aside_and_a_half_written_one_removed() {
         let state = tempfile::tempdir().unwrap();
         let folder = state.path().join("aliases");
-        Aliases::load(state.path()).put_now(alias("mario", "a")).unwrap();
+        AliasStore::load(state.path()).put_now(alias("mario", "a")).unwrap();
         let good = fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
         fs::write(folder.join("x.json"), "{").unwrap();
         fs::copy(&good, folder.join("other.json")).unwrap();
         fs::write(folder.join(".y.json.1-0.tmp"), "{").unwrap();
         fs::write(folder.join("notes.txt"), "mine").unwrap();
-        assert_eq!(names(&Aliases::load(state.path())), ["mario:latest"]);
+        assert_eq!(names(&AliasStore::load(state.path())), ["mario:latest"]);
         let mut left: Vec<String> = fs::read_dir(&folder)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -351,7 +347,7 @@ mod tests {
 
     #[test]
     fn number_and_size_are_bounded_and_what_was_there_stays() {
-        let store = Aliases::default();
+        let store = AliasStore::default();
         let large = "x".repeat(MAX_RECORD_BYTES - 1000);
         store.put_now(alias("a", "small")).unwrap();
         let error = store.put_now(alias("a", &"x".repeat(MAX_RECORD_BYTES))).unwrap_err();
@@ -370,7 +366,7 @@ mod tests {
     fn a_disk_that_refuses_changes_nothing() {
         let state = tempfile::tempdir().unwrap();
         fs::write(state.path().join("aliases"), "a file where the folder should be").unwrap();
-        let store = Aliases::load(state.path());
+        let store = AliasStore::load(state.path());
         let error = store.put_now(alias("a", "x")).unwrap_err();
         assert!(matches!(error, AliasError::Io { .. }), "{error}");
         assert!(store.get("a").is_none());
@@ -379,7 +375,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn no_change_is_lost_when_many_come_at_once() {
         let state = tempfile::tempdir().unwrap();
-        let store = Aliases::load(state.path());
+        let store = AliasStore::load(state.path());
         let changes = (0..50).map(|at| {
             let store = store.clone();
             tokio::spawn(async move {
@@ -393,6 +389,6 @@ mod tests {
             change.await.unwrap();
         }
         assert_eq!(store.all().len(), 40);
-        assert_eq!(Aliases::load(state.path()).all().len(), 40);
+        assert_eq!(AliasStore::load(state.path()).all().len(), 40);
     }
 }

@@ -1,4 +1,4 @@
-//! Names of Ollama's models: what a client may call a model of its own making.
+//! Plain names, by Ollama's rules (`types/model/name.go` of its source).
 
 use std::fmt;
 
@@ -6,14 +6,14 @@ const HOST: &str = "registry.ollama.ai";
 const NAMESPACE: &str = "library";
 const TAG: &str = "latest";
 
-/// Characters of a host.
+/// Most characters of a host.
 const MAX_HOST: usize = 350;
-/// Characters of any other part.
+/// Most characters of any other part.
 const MAX_PART: usize = 80;
 
-/// `[HOST/][NAMESPACE/]MODEL[:TAG]` with Ollama's defaults filled in.
+/// Plain name `[HOST/][NAMESPACE/]MODEL[:TAG]` with Ollama's defaults filled in.
 ///
-/// Its `Display` is the form of listings: what is default is left out, but for the tag.
+/// Its `Display` is the form of listings: defaults are left out, except for the tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlainName {
     host: String,
@@ -23,7 +23,7 @@ pub struct PlainName {
 }
 
 impl PlainName {
-    /// Reads a name by Ollama's rules; blanks around it are no part of it.
+    /// Parses a name; surrounding whitespace is ignored.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
@@ -51,7 +51,7 @@ impl PlainName {
         })
     }
 
-    /// The same for every spelling of the name.
+    /// Returns a key that is equal for every spelling of the name: Ollama compares names without case.
     #[must_use]
     pub fn key(&self) -> String {
         let Self {
@@ -63,7 +63,7 @@ impl PlainName {
         format!("{host}/{namespace}/{model}:{tag}").to_ascii_lowercase()
     }
 
-    /// A beginning for the name of a file that belongs to it.
+    /// Returns the beginning of the name of a file for it.
     pub(super) fn file_stem(&self) -> String {
         format!("{}-{}", self.model, self.tag)
     }
@@ -86,7 +86,7 @@ impl fmt::Display for PlainName {
     }
 }
 
-/// Letters, digits and underscores; behind the first of them also hyphens and `others`.
+/// Returns true for a part of letters, digits and underscores, and, behind the first character, hyphens and `others`.
 fn is_part(text: &str, longest: usize, others: &str) -> bool {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     text.len() <= longest

@@ -1,4 +1,4 @@
-//! What a client made of a model: a name of its own, and what goes with it.
+//! Record of an alias: its name, its model and the settings that it adds.
 
 use std::time::SystemTime;
 
@@ -7,62 +7,59 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    go::template::Template,
+    go::template::GoTemplate,
     inference::{LoadOptions, Message, ModelCapability, ModelCard, ModelDetails, ModelFacts, SamplingOptions},
     stdx::hex,
 };
 
-/// A model that stands for another, as `/api/create` and `/api/copy` make it.
+/// Model derived from another by `/api/create` or `/api/copy`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Alias {
-    /// As it is listed: a plain name with its tag.
+pub struct ModelAlias {
+    /// Plain name with its tag, as listed.
     pub name: String,
-    /// The canonical hf: name that it stands for.
+    /// Canonical hf: name of the model.
     pub model: String,
-    /// What it was made from; empty for a copy of an hf: model, which is nobody's child.
+    /// Name that it was created from; empty for a copy of an hf: model, which has no parent in Ollama's terms.
     #[serde(default)]
     pub parent_model: String,
-    /// When it was made.
     #[serde(with = "time")]
     pub modified_at: SystemTime,
-    /// What goes with it.
     #[serde(default)]
     pub settings: AliasSettings,
 }
 
-/// What an alias adds to its model.
+/// Settings that an alias adds to its model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AliasSettings {
-    /// System prompt; empty if there is none.
+    /// System prompt, or empty.
     pub system: String,
-    /// A Go template for the prompt; empty for the model's own.
+    /// Go template for the prompt; empty for the template of the model.
     pub template: String,
-    /// Texts of licences; none for what the model's file says.
+    /// Texts of licenses; none for those of the model.
     pub license: Vec<String>,
-    /// Parameters as the client spelled them, for those who want to see them.
+    /// Parameters as the client spelled them, to be shown.
     pub parameters: Map<String, Value>,
-    /// Those of the parameters that are about sampling.
+    /// Decoded parameters of sampling.
     pub sampling: SamplingOptions,
-    /// Those that are about loading.
+    /// Decoded parameters of loading.
     pub load: LoadOptions,
-    /// Turns that stand before every conversation.
+    /// Messages that are put before every conversation.
     pub messages: Vec<Message>,
 }
 
-/// A part of an alias that Ollama would keep in a file of its own.
+/// Part of an alias that Ollama would store as a separate layer. Clients see its digest in the progress of a creation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layer {
-    /// 64 lower-case hex digits: sha256 of its content.
+pub struct SettingsLayer {
+    /// sha256 of the content as 64 lower-case hex digits.
     pub digest: String,
-    /// Bytes of it.
     pub size_bytes: u64,
 }
 
 impl AliasSettings {
-    /// The parts that are there, in the order in which Ollama names them.
+    /// Returns the layers of the settings, in Ollama's order.
     #[must_use]
-    pub fn layers(&self) -> Vec<Layer> {
+    pub fn layers(&self) -> Vec<SettingsLayer> {
         let Self {
             system,
             template,
@@ -79,7 +76,7 @@ impl AliasSettings {
             .map(|text| text.as_bytes().to_vec())
             .chain(json(!parameters.is_empty(), serde_json::to_vec(parameters)))
             .chain(json(!messages.is_empty(), serde_json::to_vec(messages)))
-            .map(|content| Layer {
+            .map(|content| SettingsLayer {
                 digest: sha256(&content),
                 size_bytes: content.len() as u64,
             })
@@ -87,8 +84,8 @@ impl AliasSettings {
     }
 }
 
-impl Alias {
-    /// The line of a listing, from that of the model; `None` where its files are gone.
+impl ModelAlias {
+    /// Returns the card for listings, derived from that of the model; `None` stands for a model whose files are gone.
     #[must_use]
     pub fn card(&self, model: Option<&ModelCard>) -> ModelCard {
         let layers = self.settings.layers();
@@ -96,11 +93,11 @@ impl Alias {
         let mut facts = model.facts;
         if !facts.capabilities.is_empty()
             && !facts.capabilities.contains(&ModelCapability::Insert)
-            && Template::parse(&self.settings.template).is_ok_and(|template| template.uses("suffix"))
+            && GoTemplate::parse(&self.settings.template).is_ok_and(|template| template.uses("suffix"))
         {
             facts.capabilities.push(ModelCapability::Insert);
         }
-        // A copy is the same model, as the listing of Ollama has it.
+        // In Ollama a copy has the digest of its model, so that listings show them as one.
         let is_copy = layers.is_empty() && self.parent_model.is_empty();
         let digest = if is_copy {
             model.digest
@@ -119,7 +116,7 @@ impl Alias {
         }
     }
 
-    /// Everything that is known of it, from what is known of the model.
+    /// Returns the details for `/api/show`, derived from those of the model.
     #[must_use]
     pub fn details(&self, model: ModelDetails) -> ModelDetails {
         let AliasSettings {
@@ -139,7 +136,7 @@ impl Alias {
                 value => shown.push((name.clone(), value.to_string())),
             }
         }
-        // Stable: the values of one name keep their order.
+        // The sort is stable: several values of one name, such as `stop`, keep their order.
         shown.sort_by(|(a, _), (b, _)| a.cmp(b));
         ModelDetails {
             card: self.card(Some(&model.card)),
@@ -156,7 +153,7 @@ impl Alias {
     }
 }
 
-/// What is known of a model whose files are gone.
+/// Returns the card of a model whose files are gone.
 fn missing() -> ModelCard {
     ModelCard {
         name: String::new(),
@@ -171,12 +168,12 @@ fn missing() -> ModelCard {
     }
 }
 
-/// sha256 as 64 lower-case hex digits.
+/// Returns the sha256 of content as 64 lower-case hex digits.
 pub(super) fn sha256(content: &[u8]) -> String {
     hex::encode(Sha256::digest(content))
 }
 
-/// A time as RFC 3339, for people who look into the file.
+/// Serialization of a time as RFC 3339, which is readable in the file.
 mod time {
     use std::time::SystemTime;
 
@@ -218,8 +215,8 @@ mod tests {
         }
     }
 
-    fn alias(settings: AliasSettings) -> Alias {
-        Alias {
+    fn alias(settings: AliasSettings) -> ModelAlias {
+        ModelAlias {
             name: "mario:latest".into(),
             model: "hf:o/r:Q4_K_M".into(),
             parent_model: "hf:o/r:Q4_K_M".into(),
@@ -247,15 +244,15 @@ mod tests {
             ..AliasSettings::default()
         });
         let text = serde_json::to_string(&alias).unwrap();
-        assert_eq!(serde_json::from_str::<Alias>(&text).unwrap(), alias);
+        assert_eq!(serde_json::from_str::<ModelAlias>(&text).unwrap(), alias);
         assert!(
             text.contains("\"2026-11-23T06:50:34.024460257Z\"") && text.contains("\"AP8=\""),
             "{text}"
         );
-        // What a later version writes beside it is no reason to lose the record.
+        // Members that a later version writes must not make the record unreadable.
         let bare = r#"{"name":"a:latest","model":"hf:o/r:Q4","modified_at":"2026-11-23T06:50:34Z","later":1}"#;
         assert_eq!(
-            serde_json::from_str::<Alias>(bare).unwrap().settings,
+            serde_json::from_str::<ModelAlias>(bare).unwrap().settings,
             AliasSettings::default()
         );
     }

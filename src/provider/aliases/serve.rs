@@ -1,12 +1,13 @@
-//! Serves one alias: puts what it says into requests, and its name on what comes back; the rest is the model's provider's.
+//! Provider of one alias: it adds the alias's settings to requests and puts its name on results. All else is done by
+//! the provider of its model.
 
 use std::sync::Arc;
 
 use futures_util::{FutureExt, future::BoxFuture};
 
-use super::{Alias, Aliases};
+use super::{AliasStore, ModelAlias};
 use crate::{
-    go::template::{Template, TemplateError},
+    go::template::{GoTemplate, TemplateError},
     inference::{
         EmbedRequest, EmbeddingResult, Failure, InferencePrompt, InferenceRequest, KeepAlive, LoadOptions, Message,
         ModelCard, ModelDetails, ResidentModel, SamplingOptions, TextToken, ThinkMode,
@@ -16,20 +17,21 @@ use crate::{
     },
 };
 
-/// A provider of one model: the alias. Names that it is asked for do not matter.
+/// Provider of one alias. The names in its calls are ignored.
 #[derive(Debug)]
-pub(in crate::provider) struct Aliased {
+pub(in crate::provider) struct AliasedProvider {
     inner: Arc<dyn Provider>,
-    alias: Arc<Alias>,
-    store: Aliases,
+    alias: Arc<ModelAlias>,
+    store: AliasStore,
 }
 
-impl Aliased {
-    pub(in crate::provider) fn new(inner: Arc<dyn Provider>, alias: Arc<Alias>, store: Aliases) -> Self {
+impl AliasedProvider {
+    pub(in crate::provider) fn new(inner: Arc<dyn Provider>, alias: Arc<ModelAlias>, store: AliasStore) -> Self {
         Self { inner, alias, store }
     }
 
-    /// What the request leaves open, the alias says; what both leave open, the settings of the model.
+    /// Fills in what the request leaves open with the settings of the alias. Settings of the model fill in the rest
+    /// later.
     fn fill(&self, request: &mut InferenceRequest) {
         fill_sampling(&mut request.sampling, &self.alias.settings.sampling);
         fill_load(&mut request.load, &self.alias.settings.load);
@@ -38,8 +40,9 @@ impl Aliased {
         }
     }
 
-    /// System prompt and turns. A system prompt of the request's own comes in the place of the alias's, and stays first:
-    /// many templates look for it nowhere else. A conversation that goes on from token ids has had the turns.
+    /// Puts the system prompt and messages of the alias before a conversation. A system prompt of the request replaces
+    /// that of the alias, and stays first, the only place where many templates look for one. If the request continues
+    /// from token ids (`goes_on`), these contain the messages already.
     fn put_in_front(&self, messages: &mut Vec<Message>, goes_on: bool) {
         let settings = &self.alias.settings;
         let is_system = |message: &Message| message.role.0 == "system";
@@ -52,14 +55,14 @@ impl Aliased {
         }
     }
 
-    /// The alias's own template, where it is the one that serves this request. Tools, reasoning and pictures are the business
-    /// of the model's, which comes with the grammar and the reader for them (Ollama prefers it then, too).
-    fn template_for(&self, request: &InferenceRequest) -> Result<Option<Template>, Failure> {
+    /// Returns the template of the alias, if it serves this request. Requests with tools, reasoning or images use the
+    /// template of the model, whose grammar and parser are known. Ollama prefers it then, too.
+    fn template_for(&self, request: &InferenceRequest) -> Result<Option<GoTemplate>, Failure> {
         let source = &self.alias.settings.template;
         if source.is_empty() {
             return Ok(None);
         }
-        let parse = || Template::parse(source).map(Some).map_err(failure);
+        let parse = || GoTemplate::parse(source).map(Some).map_err(failure);
         match &request.prompt {
             InferencePrompt::Chat { messages, tools, .. } => {
                 let needs_the_models = !tools.is_empty()
@@ -79,7 +82,7 @@ impl Aliased {
         }
     }
 
-    /// The text that goes before the prompt where a conversation goes on from token ids.
+    /// Returns the text of token ids that a conversation continues from.
     async fn earlier(&self, call: &CallContext, context: &[i32]) -> Result<String, Failure> {
         if context.is_empty() {
             return Ok(String::new());
@@ -88,9 +91,9 @@ impl Aliased {
     }
 }
 
-/// Renders where it keeps nobody waiting; gives the messages back.
+/// Renders on a blocking thread, since a template may take long; returns the messages with the prompt.
 async fn rendered(
-    template: &Arc<Template>,
+    template: &Arc<GoTemplate>,
     messages: Vec<Message>,
     think: ThinkMode,
 ) -> Result<(Vec<Message>, String), Failure> {
@@ -109,7 +112,7 @@ fn failure(error: TemplateError) -> Failure {
     Failure::Invalid(error.to_string())
 }
 
-/// Takes from `below` what `over` leaves open.
+/// Fills fields that `over` leaves open from `below`.
 macro_rules! fill {
     ($over:ident, $below:ident, $($field:ident),+) => {
         $(if $over.$field.is_none() {
@@ -154,7 +157,7 @@ fn fill_load(over: &mut LoadOptions, below: &LoadOptions) {
     );
 }
 
-impl Provider for Aliased {
+impl Provider for AliasedProvider {
     fn list<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ModelCard>> {
         async move {
             let card = self.inner.card(call, &self.alias.model).await.ok();
@@ -163,7 +166,7 @@ impl Provider for Aliased {
         .boxed()
     }
 
-    /// Under the names of the models themselves: the weights are in memory once, whoever asked for them.
+    /// Lists resident models under their own names: the weights are in memory once for all aliases.
     fn resident<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ResidentModel>> {
         self.inner.resident(call)
     }
@@ -301,7 +304,6 @@ impl Provider for Aliased {
         self.inner.detokenize(call, &self.alias.model, tokens)
     }
 
-    /// Downloads the model again, where its files are gone.
     fn pull<'a>(&'a self, call: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
         self.inner.pull(call, &self.alias.model)
     }
@@ -313,7 +315,7 @@ impl Provider for Aliased {
         })
     }
 
-    /// Only the alias goes; the model stays.
+    /// Removes the alias; its model stays.
     fn delete<'a>(&'a self, _: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
             match self.store.remove(&self.alias.name).await? {

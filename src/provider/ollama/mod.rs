@@ -1,11 +1,12 @@
-//! The real Ollama: requests go to it and replies come back as they are.
+//! Pass-through to the real Ollama: requests and replies are forwarded as the bytes that come.
 //!
-//! Nothing but `native` reads a body. What is left out of the headers is what belongs to one connection, and what our own
-//! server answers for (CORS); what is added is one header that lets a chain of daemons notice that it is a ring.
+//! Bodies are not read, except by `native`. Hop-by-hop headers are removed (RFC 9110 section 7.6.1), and those that
+//! this daemon's server answers for (CORS). One header is added, by which daemons that forward to each other in a ring
+//! notice it.
 
 mod native;
 
-pub use native::Native;
+pub use native::NativeProvider;
 
 use std::{sync::Arc, time::Duration};
 
@@ -29,68 +30,67 @@ use crate::{
     },
 };
 
-/// Names every daemon that a request has come through, oldest first.
+/// Header with the ids of the daemons that a request has passed, oldest first.
 const HOP_HEADER: HeaderName = HeaderName::from_static("x-hubllama-hop");
 
-/// Daemons in a row that are still taken for intended.
+/// Most daemons that a request may pass: a longer chain is taken for a mistake.
 const MAX_HOPS: usize = 8;
 
-/// Bytes of a listing that is fetched to be merged with ours.
+/// Largest listing in bytes that is fetched to be merged with ours.
 const MAX_LISTING_BYTES: usize = 16 << 20;
 
-/// Time for a listing: clients wait for the merged one.
+/// Time limit for a listing. Clients wait for the merged list, so a stuck Ollama must not hide our models for long.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why Ollama did not answer. The text of each is fit for the user.
+/// Reason why Ollama did not answer. The texts are shown to the user.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
-    /// `ollama.enabled` is off.
+    /// The setting `ollama.enabled` is off.
     #[error("not found: only hf: models are served here, because ollama.enabled is false")]
     Disabled,
-    /// The request has been here before.
+    /// The request has passed this daemon before.
     #[error("loop detected: ollama.url ({url}) leads back to this hubllama; set ollama.url to a real Ollama")]
     Loop {
-        /// The setting.
+        /// Value of `ollama.url`.
         url: String,
     },
-    /// The setting is not a URL that can be called.
+    /// `ollama.url` is not an http or https URL.
     #[error("ollama.url ({url}) is not an http or https URL; mend it in the configuration")]
     Url {
-        /// The setting.
+        /// Value of `ollama.url`.
         url: String,
     },
-    /// The request has no path that could be sent on.
+    /// The request has no path that could be forwarded, as that of `CONNECT`.
     #[error("the request target has no path")]
     Target,
-    /// No connection, or none that gave an answer.
+    /// No connection, or no reply on it.
     #[error(
         "Ollama at {url} does not answer; hf: models go on working. Start Ollama, or set ollama.url to where it listens"
     )]
     Unreachable {
-        /// The setting.
+        /// Value of `ollama.url`.
         url: String,
-        /// What happened.
         #[source]
         source: ClientError,
     },
-    /// An answer that is read whole took longer than its bound, or its body broke off.
+    /// A reply that is read whole took too long, or its body broke off.
     #[error("Ollama at {url} did not finish its answer")]
     Unfinished {
-        /// The setting.
+        /// Value of `ollama.url`.
         url: String,
     },
-    /// An answer that is read whole is longer than its bound.
+    /// A reply that is read whole exceeds its limit.
     #[error("the answer of Ollama at {url} is longer than {limit} bytes")]
     TooLarge {
-        /// The setting.
+        /// Value of `ollama.url`.
         url: String,
-        /// The bound.
+        /// Limit in bytes.
         limit: usize,
     },
 }
 
 impl UpstreamError {
-    /// The status that says this to a client.
+    /// Returns the status for a client.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {
@@ -104,12 +104,12 @@ impl UpstreamError {
     }
 }
 
-/// Passes requests to the Ollama that the configuration of each call names.
+/// Forwarder to the Ollama that the configuration of each call names.
 #[derive(Debug)]
 pub struct Ollama {
-    /// Names this process in [`HOP_HEADER`].
+    /// Random id of this process in [`HOP_HEADER`].
     instance: String,
-    /// Remade when the time to connect changes.
+    /// Connection pool; replaced when the connect timeout changes.
     client: ArcSwapOption<HttpClient>,
 }
 
@@ -120,7 +120,7 @@ impl Default for Ollama {
 }
 
 impl Ollama {
-    /// A pass-through with an identity of its own and an empty pool.
+    /// Creates a forwarder with a new id and an empty pool.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -142,8 +142,8 @@ impl Ollama {
         })
     }
 
-    /// Fetches `path` (a listing) whole. `received` are the headers of the request that asks for it, so that a ring of
-    /// daemons that merge each other's listings is noticed.
+    /// Fetches a listing. `received` are the headers of the request that needs it: they show whether daemons merge each
+    /// other's listings in a ring.
     pub async fn get(
         &self,
         call: &CallContext,
@@ -169,7 +169,7 @@ impl Ollama {
         }
     }
 
-    /// Sends a JSON document of our own making; resolves at the head of the reply. `headers` are sent with it.
+    /// Posts a JSON document with these headers; resolves at the head of the reply.
     async fn post(
         &self,
         call: &CallContext,
@@ -187,7 +187,7 @@ impl Ollama {
         self.exchange(&call.config.ollama, request).await
     }
 
-    /// Whether Ollama answers at all; the status is what it says of its version.
+    /// Asks Ollama for its version, and returns the status of the reply.
     pub async fn reachable(&self, call: &CallContext) -> Result<StatusCode, UpstreamError> {
         self.get(call, "/api/version", &HeaderMap::new())
             .await
@@ -198,7 +198,7 @@ impl Ollama {
         if !config.enabled {
             return Err(UpstreamError::Disabled);
         }
-        // The extensions are kept on both ways: they hold the spelling of the headers and the reason phrase.
+        // The extensions are kept in both directions: they hold the spelling of the headers and the reason phrase.
         let (mut parts, body) = request.into_parts();
         let hops = self.hops(&parts.headers).ok_or_else(|| UpstreamError::Loop {
             url: config.url.clone(),
@@ -212,7 +212,8 @@ impl Ollama {
         parts.uri = upstream.uri(&parts.uri).ok_or(UpstreamError::Target)?;
         parts.version = Version::HTTP_11;
         headers::remove_hop_by_hop(&mut parts.headers);
-        // Origins are our own server's affair, and it has answered `Expect` when the body was first asked for.
+        // This daemon's server has checked the origin itself, and hyper has answered `Expect` when the body was first
+        // polled.
         headers::remove(&mut parts.headers, &[header::ORIGIN, header::EXPECT]);
         parts.headers.insert(header::HOST, upstream.host);
         parts.headers.insert(HOP_HEADER, hops);
@@ -233,7 +234,7 @@ impl Ollama {
         Ok(Response::from_parts(parts, body))
     }
 
-    /// The hop header to send on; `None` where the request has been here before, or nearly everywhere.
+    /// Returns the hop header to forward; `None` if the request has passed here before, or has passed too many daemons.
     fn hops(&self, received: &HeaderMap) -> Option<HeaderValue> {
         let mut hops: Vec<&[u8]> = received
             .get_all(HOP_HEADER)
@@ -260,13 +261,13 @@ impl Ollama {
     }
 }
 
-/// All of a body that has no more than `limit` bytes.
+/// Reads a body of at most `limit` bytes.
 async fn whole(config: &OllamaConfig, body: Body, limit: usize) -> Result<Bytes, UpstreamError> {
     let url = || config.url.clone();
     if body.size_hint().lower() > limit as u64 {
         return Err(UpstreamError::TooLarge { url: url(), limit });
     }
-    // Boxed: the compiler cannot see that a future over the generic body may cross threads.
+    // Boxed, since the compiler cannot prove that a future over the generic body is `Send`.
     let limited = body::boxed(Limited::new(body, limit));
     match limited.collect().await {
         Ok(whole) => Ok(whole.to_bytes()),
@@ -275,12 +276,12 @@ async fn whole(config: &OllamaConfig, body: Body, limit: usize) -> Result<Bytes,
     }
 }
 
-/// The parts of `ollama.url`.
+/// Parts of `ollama.url`.
 struct Upstream {
     scheme: Scheme,
     authority: Authority,
     host: HeaderValue,
-    /// Path in front of every request's own, without a slash at its end.
+    /// Path that is put before that of each request, without a slash at its end.
     prefix: String,
 }
 
@@ -305,7 +306,7 @@ impl Upstream {
         })
     }
 
-    /// The same path and query, byte for byte, at this server.
+    /// Returns the URI of the same path and query, byte for byte, at this server.
     fn uri(&self, original: &Uri) -> Option<Uri> {
         let target = original.path_and_query()?;
         let target = if self.prefix.is_empty() {

@@ -9,14 +9,14 @@ use futures_util::{StreamExt, stream};
 use hyper::Response;
 use serde::Serialize;
 
-use self::{plan::Plan, request::CreateRequest};
+use self::{plan::CreationPlan, request::CreateRequest};
 use super::{
     destination::{destination, is_taken},
     pull::push_frame,
 };
 use crate::{
     api::{
-        Api,
+        ApiHandler,
         dispatch::RoutedRequest,
         error::ApiError,
         model::failure_of,
@@ -36,7 +36,11 @@ struct Status<'a> {
 }
 
 /// Answers `POST /api/create`.
-pub(crate) async fn create(api: &Api, call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, ApiError> {
+pub(crate) async fn create(
+    api: &ApiHandler,
+    call: &CallContext,
+    request: RoutedRequest,
+) -> Result<Response<Body>, ApiError> {
     let headers = request.headers.clone();
     let (_, request) = request.decode(CreateRequest::decode)?;
     let name = destination(api, call, request.name(), "invalid model name", &headers).await?;
@@ -48,10 +52,10 @@ pub(crate) async fn create(api: &Api, call: &CallContext, request: RoutedRequest
             Err(ApiError::bad_request("neither 'from' or 'files' was specified"))
         }
         NameOwner::Forward => Err(is_taken(request.name(), api)),
-        NameOwner::Serve { name: base, origin, .. } => Plan::new(api, call, name, &base, origin, request),
+        NameOwner::Serve { name: base, origin, .. } => CreationPlan::new(api, call, name, &base, origin, request),
     };
     let work = match planned {
-        Ok(plan) => Work::begin(plan).await,
+        Ok(plan) => Creation::begin(plan).await,
         Err(error) => Err(error),
     };
     let answer = match work {
@@ -65,18 +69,18 @@ pub(crate) async fn create(api: &Api, call: &CallContext, request: RoutedRequest
 }
 
 /// State of a creation.
-enum Work {
+enum Creation {
     /// The base model is being downloaded.
-    Pulling(PullStream, Box<Plan>),
+    Pulling(PullStream, Box<CreationPlan>),
     /// The base model is on this machine.
-    Ready(Box<Plan>),
+    Ready(Box<CreationPlan>),
     /// The alias is stored; these statuses are still to be sent.
     Kept(std::vec::IntoIter<String>),
 }
 
-impl Work {
+impl Creation {
     /// Takes the steps that can fail before a frame is sent, so that they fail with a status.
-    async fn begin(plan: Plan) -> Result<Self, ApiError> {
+    async fn begin(plan: CreationPlan) -> Result<Self, ApiError> {
         if plan.is_there().await? {
             return Ok(Self::Kept(plan.keep().await?.into_iter()));
         }
@@ -113,7 +117,7 @@ impl Work {
     }
 }
 
-fn frames(work: Work) -> Body {
+fn frames(work: Creation) -> Body {
     body::stream(stream::unfold(Some(work), async |work| {
         let (frame, rest) = match work?.step().await {
             Ok(step) => step.map(|(frame, rest)| (frame, Some(rest)))?,
@@ -129,7 +133,7 @@ fn frames(work: Work) -> Body {
 }
 
 /// Waits for the end and returns the last object only.
-async fn last(mut work: Work) -> Result<Response<Body>, ApiError> {
+async fn last(mut work: Creation) -> Result<Response<Body>, ApiError> {
     let mut line = Vec::new();
     while let Some((frame, rest)) = work.step().await? {
         (line, work) = (frame, rest);

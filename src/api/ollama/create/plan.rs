@@ -6,40 +6,40 @@ use serde_json::Value;
 
 use super::CreateRequest;
 use crate::{
-    api::{Api, error::ApiError, listing::find_listed, model::failure_of, options::Options},
+    api::{ApiHandler, error::ApiError, listing::find_listed, model::failure_of, options::RequestOptions},
     go::{
         decode::entries_of,
-        template::{Template, TemplateError},
+        template::{GoTemplate, TemplateError},
     },
     hub::HfName,
     inference::{Failure, Message, ModelCard, ThinkMode},
-    provider::{Alias, AliasSettings, Aliases, CallContext, NameOrigin, PlainName, Provider, PullStream},
+    provider::{AliasSettings, AliasStore, CallContext, ModelAlias, NameOrigin, PlainName, Provider, PullStream},
 };
 
 /// Quantizations that Ollama creates.
 const QUANTIZATIONS: [&str; 5] = ["F32", "F16", "Q4_K_S", "Q4_K_M", "Q8_0"];
 
 /// Creation with all that it needs.
-pub(super) struct Plan {
+pub(super) struct CreationPlan {
     call: CallContext,
     provider: Arc<dyn Provider>,
-    aliases: Aliases,
+    aliases: AliasStore,
     name: PlainName,
     /// Canonical hf: name of the base model.
     model: String,
     /// Name of the base model as the client wrote it.
     pub(super) from: String,
     /// Alias that the new one is derived from.
-    base: Option<Arc<Alias>>,
+    base: Option<Arc<ModelAlias>>,
     /// Name of `from` in listings, if that is a plain name.
     parent: Option<String>,
     request: CreateRequest,
 }
 
-impl Plan {
+impl CreationPlan {
     /// Plans a creation from `base`, which is an hf: name or the name of an alias.
     pub(super) fn new(
-        api: &Api,
+        api: &ApiHandler,
         call: &CallContext,
         name: PlainName,
         base: &str,
@@ -119,7 +119,7 @@ impl Plan {
             };
             format!("{verb} layer sha256:{}", layer.digest)
         }));
-        let alias = Alias {
+        let alias = ModelAlias {
             name,
             parent_model: self.parent.clone().unwrap_or_else(|| card.name.clone()),
             model: card.name,
@@ -168,10 +168,10 @@ impl Plan {
     }
 
     /// Decodes the parameters, so that a wrong one is reported at the creation and not at the first request.
-    fn options(&self) -> Result<Options, ApiError> {
+    fn options(&self) -> Result<RequestOptions, ApiError> {
         let text = Value::Object(self.parameters()).to_string();
         let entries = entries_of(text.as_bytes(), "map[string]interface {}")?;
-        Options::read(entries).map_err(|error| ApiError::bad_request(error.message))
+        RequestOptions::read(entries).map_err(|error| ApiError::bad_request(error.message))
     }
 
     /// Returns true for the template of the base model itself. A Modelfile that was printed for an hf: model has it,
@@ -234,7 +234,7 @@ fn check_template(source: &str) -> Result<(), ApiError> {
         Message::text("assistant", "a"),
         Message::text("user", "u"),
     ];
-    let tried = Template::parse(source).and_then(|template| {
+    let tried = GoTemplate::parse(source).and_then(|template| {
         // A template for fill in the middle only makes sense with a suffix.
         let is_for_gaps = template.uses("suffix") && !template.uses("messages");
         match is_for_gaps {

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     api::{ollama::request::messages, values},
-    go::decode::{DecodeError, Field, Node, entries_of},
+    go::decode::{DecodeError, FieldPath, JsonNode, entries_of},
     inference::Message,
 };
 
@@ -40,21 +40,21 @@ impl CreateRequest {
     pub(super) fn decode(body: &[u8]) -> Result<Self, DecodeError> {
         let mut request = Self::default();
         for (key, node) in entries_of(body, "api.CreateRequest")? {
-            let is_there = !matches!(&node, Node::Null);
+            let is_there = !matches!(&node, JsonNode::Null);
             match key.to_ascii_lowercase().as_str() {
-                "model" => node.read_string(&mut request.model, Field(ROOT, "model"))?,
-                "name" => node.read_string(&mut request.name, Field(ROOT, "name"))?,
-                "from" => node.read_string(&mut request.from, Field(ROOT, "from"))?,
-                "stream" => node.read_optional_bool(&mut request.stream, Field(ROOT, "stream"))?,
-                "system" => node.read_string(&mut request.system, Field(ROOT, "system"))?,
-                "template" => node.read_string(&mut request.template, Field(ROOT, "template"))?,
+                "model" => node.read_string(&mut request.model, FieldPath(ROOT, "model"))?,
+                "name" => node.read_string(&mut request.name, FieldPath(ROOT, "name"))?,
+                "from" => node.read_string(&mut request.from, FieldPath(ROOT, "from"))?,
+                "stream" => node.read_optional_bool(&mut request.stream, FieldPath(ROOT, "stream"))?,
+                "system" => node.read_string(&mut request.system, FieldPath(ROOT, "system"))?,
+                "template" => node.read_string(&mut request.template, FieldPath(ROOT, "template"))?,
                 "license" => request.license = license(&node)?,
                 "parameters" => request.parameters = parameters(node)?,
                 "messages" => request.messages = messages(ROOT, node)?,
                 "adapters" => request.adapters = pairs(node, "adapters")?,
-                "quantize" | "quantization" => node.read_string(&mut request.quantize, Field(ROOT, "quantize"))?,
-                "renderer" => node.read_string(&mut request.renderer, Field(ROOT, "renderer"))?,
-                "parser" => node.read_string(&mut request.parser, Field(ROOT, "parser"))?,
+                "quantize" | "quantization" => node.read_string(&mut request.quantize, FieldPath(ROOT, "quantize"))?,
+                "renderer" => node.read_string(&mut request.renderer, FieldPath(ROOT, "renderer"))?,
+                "parser" => node.read_string(&mut request.parser, FieldPath(ROOT, "parser"))?,
                 "files" if is_there => {
                     request.has_files = true;
                     request.ignored.push("files");
@@ -79,29 +79,29 @@ impl CreateRequest {
 }
 
 /// Reads one text or a list of them.
-fn license(node: &Node<'_>) -> Result<Vec<String>, DecodeError> {
+fn license(node: &JsonNode<'_>) -> Result<Vec<String>, DecodeError> {
     let items = match node {
-        Node::Array(items) => items.as_slice(),
-        Node::Null => &[],
+        JsonNode::Array(items) => items.as_slice(),
+        JsonNode::Null => &[],
         one => std::slice::from_ref(one),
     };
     if items.len() > MAX_ITEMS {
         return Err(too_many("license"));
     }
-    let text = |item: &Node<'_>| match item {
-        Node::String(text) => Ok(text.clone().into_owned()),
-        other => Err(other.mismatch(Field(ROOT, "license"), "string")),
+    let text = |item: &JsonNode<'_>| match item {
+        JsonNode::String(text) => Ok(text.clone().into_owned()),
+        other => Err(other.mismatch(FieldPath(ROOT, "license"), "string")),
     };
     let texts: Vec<String> = items.iter().map(text).collect::<Result<_, _>>()?;
     Ok(texts.into_iter().filter(|text| !text.is_empty()).collect())
 }
 
 /// Reads parameters, sorted by name so that equal parameters have equal digests. `null` is no parameter.
-fn parameters(node: Node<'_>) -> Result<Map<String, Value>, DecodeError> {
-    let entries = node.read_object(Field(ROOT, "parameters"), "map[string]interface {}")?;
+fn parameters(node: JsonNode<'_>) -> Result<Map<String, Value>, DecodeError> {
+    let entries = node.read_object(FieldPath(ROOT, "parameters"), "map[string]interface {}")?;
     let mut parameters = Map::new();
     for (key, value) in entries {
-        if value != Node::Null {
+        if value != JsonNode::Null {
             parameters.insert(key.into_owned(), values::plain_value(&value)?);
         }
     }
@@ -109,8 +109,8 @@ fn parameters(node: Node<'_>) -> Result<Map<String, Value>, DecodeError> {
     Ok(parameters)
 }
 
-fn pairs(node: Node<'_>, key: &'static str) -> Result<Vec<(String, String)>, DecodeError> {
-    let field = Field(ROOT, key);
+fn pairs(node: JsonNode<'_>, key: &'static str) -> Result<Vec<(String, String)>, DecodeError> {
+    let field = FieldPath(ROOT, key);
     let entries = node.read_object(field, "map[string]string")?;
     if entries.len() > MAX_ITEMS {
         return Err(too_many(key));

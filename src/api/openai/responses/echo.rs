@@ -4,12 +4,12 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::items::Item;
+use super::items::OutputItem;
 use crate::{go::encode, inference::AnswerUsage};
 
 /// Fields that a reply repeats from its request.
 #[derive(Clone, Debug)]
-pub(super) struct Echo {
+pub(super) struct RequestEcho {
     pub(super) model: String,
     pub(super) instructions: String,
     pub(super) tools: Vec<Value>,
@@ -31,21 +31,21 @@ pub(super) struct Echo {
 
 /// State of a response at an event.
 #[derive(Clone, Debug, Default)]
-pub(super) struct State<'a> {
+pub(super) struct ResponseState<'a> {
     pub(super) id: &'a str,
     /// Unix seconds.
     pub(super) created_at: i64,
     /// Unix seconds; `None` until the response is complete.
     pub(super) completed_at: Option<i64>,
     pub(super) status: &'static str,
-    pub(super) output: &'a [Item],
-    pub(super) error: Option<Problem<'a>>,
+    pub(super) output: &'a [OutputItem],
+    pub(super) error: Option<ResponseFailure<'a>>,
     pub(super) usage: Option<&'a AnswerUsage>,
 }
 
 /// Reason why a response failed.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub(super) struct Problem<'a> {
+pub(super) struct ResponseFailure<'a> {
     pub(super) code: &'static str,
     pub(super) message: &'a str,
 }
@@ -61,8 +61,8 @@ struct Object<'a> {
     model: &'a str,
     previous_response_id: Option<()>,
     instructions: Option<&'a str>,
-    output: &'a [Item],
-    error: Option<Problem<'a>>,
+    output: &'a [OutputItem],
+    error: Option<ResponseFailure<'a>>,
     tools: &'a [Value],
     tool_choice: &'a Value,
     truncation: &'a str,
@@ -110,7 +110,7 @@ struct OutputDetails {
     reasoning_tokens: u32,
 }
 
-impl Default for Echo {
+impl Default for RequestEcho {
     fn default() -> Self {
         Self {
             model: String::new(),
@@ -131,9 +131,9 @@ impl Default for Echo {
     }
 }
 
-impl Echo {
+impl RequestEcho {
     /// Returns the object of a reply in one piece.
-    pub(super) fn whole(&self, state: &State<'_>) -> Vec<u8> {
+    pub(super) fn whole(&self, state: &ResponseState<'_>) -> Vec<u8> {
         let reasoning = self.reasoning(|text| (!text.is_empty()).then(|| text.into()));
         let mut bytes = crate::api::reply::encode(&self.object(state, &self.tools, reasoning));
         bytes.push(b'\n');
@@ -142,7 +142,7 @@ impl Echo {
 
     /// Returns the object inside an event. In Ollama it is a map there, not the struct of the whole reply: empty fields
     /// are `null`, and namespaces have no members.
-    pub(super) fn streamed(&self, state: &State<'_>) -> Value {
+    pub(super) fn streamed(&self, state: &ResponseState<'_>) -> Value {
         let tools: Vec<Value> = self.tools.iter().cloned().map(without_members).collect();
         let reasoning = self.reasoning(|text| {
             Some(match text {
@@ -167,7 +167,7 @@ impl Echo {
 
     fn object<'a>(
         &'a self,
-        state: &State<'a>,
+        state: &ResponseState<'a>,
         tools: &'a [Value],
         reasoning: Option<Map<String, Value>>,
     ) -> Object<'a> {

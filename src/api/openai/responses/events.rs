@@ -5,20 +5,20 @@ use std::time::SystemTime;
 use serde_json::{Value, json};
 
 use super::{
-    echo::{Echo, Problem, State, sorted},
-    items::Items,
+    echo::{RequestEcho, ResponseFailure, ResponseState, sorted},
+    items::OutputItems,
 };
 use crate::{
-    api::{error::ApiError, listing, stream::Encoder},
+    api::{error::ApiError, listing, stream::FrameEncoder},
     http::sse,
     inference::{AnswerSummary, Event},
 };
 
 /// Encoder of the events of one response.
 #[derive(Debug)]
-pub(super) struct Events {
-    echo: Echo,
-    items: Items,
+pub(super) struct ResponseEvents {
+    echo: RequestEcho,
+    items: OutputItems,
     writer: Writer,
     /// Unix seconds.
     created_at: i64,
@@ -44,11 +44,11 @@ impl Writer {
     }
 }
 
-impl Events {
-    pub(super) fn new(echo: Echo, id: String) -> Self {
+impl ResponseEvents {
+    pub(super) fn new(echo: RequestEcho, id: String) -> Self {
         Self {
             echo,
-            items: Items::new(id, true),
+            items: OutputItems::new(id, true),
             writer: Writer::default(),
             created_at: now(),
             began: false,
@@ -60,7 +60,7 @@ impl Events {
             return;
         }
         for name in ["response.created", "response.in_progress"] {
-            let state = State {
+            let state = ResponseState {
                 status: "in_progress",
                 output: &[],
                 ..self.state()
@@ -70,19 +70,19 @@ impl Events {
         }
     }
 
-    fn state(&self) -> State<'_> {
-        State {
+    fn state(&self) -> ResponseState<'_> {
+        ResponseState {
             id: self.items.response_id(),
             created_at: self.created_at,
             output: self.items.done(),
-            ..State::default()
+            ..ResponseState::default()
         }
     }
 
     fn finish(&mut self, finish: &AnswerSummary, out: &mut Vec<u8>) {
         let Self { items, writer, .. } = self;
         items.finish(&mut |name, data| writer.write(name, data, out));
-        let state = State {
+        let state = ResponseState {
             completed_at: Some(now()),
             status: "completed",
             usage: Some(&finish.usage),
@@ -93,7 +93,7 @@ impl Events {
     }
 }
 
-impl Encoder for Events {
+impl FrameEncoder for ResponseEvents {
     fn event(&mut self, event: Event, out: &mut Vec<u8>) {
         self.begin(out);
         match event {
@@ -107,9 +107,9 @@ impl Encoder for Events {
 
     fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>) {
         self.begin(out);
-        let state = State {
+        let state = ResponseState {
             status: "failed",
-            error: Some(Problem {
+            error: Some(ResponseFailure {
                 code: code(error),
                 message: &error.message,
             }),

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use crate::{
     api::{openai::content, values},
     go::{
-        decode::{DecodeError, Node, entries_of},
+        decode::{DecodeError, JsonNode, entries_of},
         quote,
     },
     inference::{Message, ToolCall},
@@ -25,7 +25,7 @@ struct Item<'a> {
     name: String,
     arguments: String,
     encrypted_content: String,
-    summary: Option<Node<'a>>,
+    summary: Option<JsonNode<'a>>,
 }
 
 /// Part of a message or of a tool's result.
@@ -38,15 +38,15 @@ enum Part {
 }
 
 /// Reads the conversation of a request.
-pub(super) fn messages(node: Node<'_>) -> Result<Vec<Message>, DecodeError> {
+pub(super) fn messages(node: JsonNode<'_>) -> Result<Vec<Message>, DecodeError> {
     match node {
-        Node::Null => Ok(Vec::new()),
-        Node::String(text) if text.is_empty() => Ok(Vec::new()),
-        Node::String(text) => Ok(vec![Message::text("user", text)]),
-        Node::Array(items) if items.len() > MAX_ITEMS => {
+        JsonNode::Null => Ok(Vec::new()),
+        JsonNode::String(text) if text.is_empty() => Ok(Vec::new()),
+        JsonNode::String(text) => Ok(vec![Message::text("user", text)]),
+        JsonNode::Array(items) if items.len() > MAX_ITEMS => {
             Err(DecodeError::new(format!("input holds more than {MAX_ITEMS} items")))
         }
-        Node::Array(items) => {
+        JsonNode::Array(items) => {
             let items: Vec<Item<'_>> = items
                 .into_iter()
                 .enumerate()
@@ -66,8 +66,8 @@ fn at(place: &str, index: usize, error: &DecodeError) -> DecodeError {
 }
 
 impl<'a> Item<'a> {
-    fn read(node: Node<'a>) -> Result<Self, DecodeError> {
-        let Node::Object(entries) = node else {
+    fn read(node: JsonNode<'a>) -> Result<Self, DecodeError> {
+        let JsonNode::Object(entries) = node else {
             return Err(DecodeError::new(format!(
                 "json: cannot unmarshal {} into Go value of type openai.ResponsesInputItem",
                 node.kind()
@@ -76,7 +76,7 @@ impl<'a> Item<'a> {
         let mut item = Self::default();
         for (key, node) in entries {
             match (key.to_ascii_lowercase().as_str(), node) {
-                (_, Node::Null) => {}
+                (_, JsonNode::Null) => {}
                 ("type", node) => item.kind = text(node, "type")?,
                 ("role", node) => item.role = text(node, "role")?,
                 ("content", node) if item.kind != "reasoning" => item.parts = parts(node, "content")?,
@@ -106,12 +106,12 @@ impl<'a> Item<'a> {
         if !self.encrypted_content.is_empty() {
             return self.encrypted_content;
         }
-        let Some(Node::Array(parts)) = self.summary else {
+        let Some(JsonNode::Array(parts)) = self.summary else {
             return String::new();
         };
         let texts = parts.into_iter().filter_map(|part| match part {
-            Node::Object(entries) => entries.into_iter().find_map(|(key, node)| match node {
-                Node::String(text) if key == "text" => Some(text),
+            JsonNode::Object(entries) => entries.into_iter().find_map(|(key, node)| match node {
+                JsonNode::String(text) if key == "text" => Some(text),
                 _ => None,
             }),
             _ => None,
@@ -120,9 +120,9 @@ impl<'a> Item<'a> {
     }
 }
 
-fn text(node: Node<'_>, key: &str) -> Result<String, DecodeError> {
+fn text(node: JsonNode<'_>, key: &str) -> Result<String, DecodeError> {
     match node {
-        Node::String(text) => Ok(text.into_owned()),
+        JsonNode::String(text) => Ok(text.into_owned()),
         other => Err(DecodeError::new(format!(
             "json: cannot unmarshal {} into Go struct field .{key} of type string",
             other.kind()
@@ -245,10 +245,10 @@ fn arguments(text: &str) -> Result<serde_json::Map<String, serde_json::Value>, D
 }
 
 /// Reads a string, or a list of parts.
-fn parts(node: Node<'_>, place: &str) -> Result<Vec<Part>, DecodeError> {
+fn parts(node: JsonNode<'_>, place: &str) -> Result<Vec<Part>, DecodeError> {
     match node {
-        Node::String(text) => Ok(vec![Part::Text(text.into_owned())]),
-        Node::Array(items) => items
+        JsonNode::String(text) => Ok(vec![Part::Text(text.into_owned())]),
+        JsonNode::Array(items) => items
             .into_iter()
             .enumerate()
             .map(|(index, item)| part(item).map_err(|error| at(place, index, &error)))
@@ -260,8 +260,8 @@ fn parts(node: Node<'_>, place: &str) -> Result<Vec<Part>, DecodeError> {
     }
 }
 
-fn part(node: Node<'_>) -> Result<Part, DecodeError> {
-    let Node::Object(entries) = node else {
+fn part(node: JsonNode<'_>) -> Result<Part, DecodeError> {
+    let JsonNode::Object(entries) = node else {
         return Err(DecodeError::new(format!(
             "json: cannot unmarshal {} into Go value of type openai.ResponsesContent",
             node.kind()
@@ -270,9 +270,9 @@ fn part(node: Node<'_>) -> Result<Part, DecodeError> {
     let (mut kind, mut text, mut url) = (String::new(), String::new(), String::new());
     for (key, node) in entries {
         match (key.to_ascii_lowercase().as_str(), node) {
-            ("type", Node::String(word)) => kind = word.into_owned(),
-            ("text" | "refusal", Node::String(said)) => text = said.into_owned(),
-            ("image_url", Node::String(address)) => url = address.into_owned(),
+            ("type", JsonNode::String(word)) => kind = word.into_owned(),
+            ("text" | "refusal", JsonNode::String(said)) => text = said.into_owned(),
+            ("image_url", JsonNode::String(address)) => url = address.into_owned(),
             _ => {}
         }
     }

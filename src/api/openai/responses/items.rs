@@ -11,7 +11,7 @@ const ID_RANGE: std::ops::Range<u32> = 0..999_999;
 
 /// Item of the output. The order of fields is the wire's; the type decides which of them are set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub(super) struct Item {
+pub(super) struct OutputItem {
     id: String,
     r#type: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,9 +51,9 @@ pub(super) type Emit<'a> = dyn FnMut(&'static str, Value) + 'a;
 
 /// Items of one response while they grow.
 #[derive(Debug)]
-pub(super) struct Items {
+pub(super) struct OutputItems {
     ids: Ids,
-    done: Vec<Item>,
+    done: Vec<OutputItem>,
     open: Option<Open>,
     /// Whitespace that no text has followed yet. Templates leave some around reasoning and calls, which must not become
     /// a message.
@@ -76,7 +76,7 @@ struct Ids {
     first_message: Option<String>,
 }
 
-impl Items {
+impl OutputItems {
     pub(super) fn new(response: String, streamed: bool) -> Self {
         let first_message = Some(format!("msg_{}", random()));
         Self {
@@ -96,7 +96,7 @@ impl Items {
     }
 
     /// Returns the complete items.
-    pub(super) fn done(&self) -> &[Item] {
+    pub(super) fn done(&self) -> &[OutputItem] {
         &self.done
     }
 
@@ -217,14 +217,14 @@ impl Items {
         let calls = self.done.iter().filter(|item| item.r#type == "function_call").count();
         let id = self.ids.call(index_in_piece, calls);
         let arguments = arguments_text(call.arguments);
-        let mut item = Item {
+        let mut item = OutputItem {
             id: id.clone(),
             r#type: "function_call",
             status: Some("in_progress"),
             call_id: Some(call.id),
             name: Some(call.name),
             arguments: Some(String::new()),
-            ..Item::default()
+            ..OutputItem::default()
         };
         emit(
             "response.output_item.added",
@@ -270,7 +270,7 @@ impl Items {
         }
     }
 
-    fn complete(&mut self, item: Item, emit: &mut Emit<'_>) {
+    fn complete(&mut self, item: OutputItem, emit: &mut Emit<'_>) {
         emit(
             "response.output_item.done",
             json!({"item": item, "output_index": self.done.len()}),
@@ -318,21 +318,21 @@ fn content(text: String) -> Content {
     }
 }
 
-fn message(id: String, text: String) -> Item {
-    Item {
+fn message(id: String, text: String) -> OutputItem {
+    OutputItem {
         id,
         r#type: "message",
         status: Some("completed"),
         role: Some("assistant"),
         content: Some(vec![content(text)]),
-        ..Item::default()
+        ..OutputItem::default()
     }
 }
 
 /// Returns a reasoning item. The text stands unencrypted in `encrypted_content`, too: the client sends it back with the
 /// next turn, so that no state is kept here.
-fn thoughts(id: String, text: String) -> Item {
-    Item {
+fn thoughts(id: String, text: String) -> OutputItem {
+    OutputItem {
         id,
         r#type: "reasoning",
         summary: Some(vec![Summary {
@@ -340,6 +340,6 @@ fn thoughts(id: String, text: String) -> Item {
             text: text.clone(),
         }]),
         encrypted_content: Some(text),
-        ..Item::default()
+        ..OutputItem::default()
     }
 }

@@ -16,9 +16,9 @@ use hyper::{
 };
 
 use self::{
-    echo::{Echo, State},
-    events::{Events, now},
-    items::{Items, random},
+    echo::{RequestEcho, ResponseState},
+    events::{ResponseEvents, now},
+    items::{OutputItems, random},
     request::ResponsesRequest,
 };
 use crate::{
@@ -26,9 +26,9 @@ use crate::{
         dispatch::{RoutedModel, RoutedRequest},
         envelope::{LayeredError, shim_error},
         error::ApiError,
-        model::Model,
+        model::ServedModel,
         reply::{self, JSON},
-        stream::{Steps, sse_response, unfinished},
+        stream::{StepStream, sse_response, unfinished},
         tools::OfferedTools,
     },
     http::body::Body,
@@ -60,7 +60,7 @@ async fn answer(
     mut request: ResponsesRequest,
     tools: OfferedTools,
 ) -> Result<Response<Body>, ApiError> {
-    let model = Model::find(call, routed, request.common.model.clone()).await?;
+    let model = ServedModel::find(call, routed, request.common.model.clone()).await?;
     let streams = request.common.stream;
     let mut ignored = std::mem::take(&mut request.common.ignored);
     let is_empty = request.is_empty();
@@ -79,7 +79,7 @@ async fn answer(
     };
     let id = format!("resp_{}", random());
     let mut response = if streams {
-        let mut response = sse_response(pending, Events::new(echo, id)).await?;
+        let mut response = sse_response(pending, ResponseEvents::new(echo, id)).await?;
         let headers = response.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         response
@@ -90,23 +90,27 @@ async fn answer(
     Ok(response)
 }
 
-type Pending = BoxFuture<'static, Result<Steps, ApiError>>;
+type Pending = BoxFuture<'static, Result<StepStream, ApiError>>;
 
 fn started(
     call: &CallContext,
-    model: &Model,
+    model: &ServedModel,
     request: ResponsesRequest,
     tools: OfferedTools,
     think: ThinkMode,
     ignored: &mut Vec<&'static str>,
-) -> Result<(Pending, Echo), ApiError> {
+) -> Result<(Pending, RequestEcho), ApiError> {
     let (inference, echo) = request.into_inference(tools, think)?;
     model.note_unsupported(&inference, ignored);
     Ok((model.start(call, inference), echo))
 }
 
 /// Loads or unloads the model, which is the meaning of a request without input; its answer is empty.
-async fn settled(call: &CallContext, model: &Model, request: ResponsesRequest) -> Result<(Pending, Echo), ApiError> {
+async fn settled(
+    call: &CallContext,
+    model: &ServedModel,
+    request: ResponsesRequest,
+) -> Result<(Pending, RequestEcho), ApiError> {
     let ResponsesRequest { common, echo, .. } = request;
     common.settle(call, model).await?;
     let end = Event::Finished(AnswerSummary {
@@ -115,19 +119,19 @@ async fn settled(call: &CallContext, model: &Model, request: ResponsesRequest) -
         usage: AnswerUsage::default(),
         context: Vec::new(),
     });
-    let steps: Steps = stream::iter([Ok(end)]).boxed();
+    let steps: StepStream = stream::iter([Ok(end)]).boxed();
     Ok((Box::pin(std::future::ready(Ok(steps))), echo))
 }
 
 /// Waits for the whole answer and encodes it.
-async fn whole(mut steps: Steps, echo: &Echo, id: String) -> Result<Vec<u8>, ApiError> {
-    let (mut items, created_at) = (Items::new(id, false), now());
+async fn whole(mut steps: StepStream, echo: &RequestEcho, id: String) -> Result<Vec<u8>, ApiError> {
+    let (mut items, created_at) = (OutputItems::new(id, false), now());
     while let Some(step) = steps.next().await {
         match step? {
             Event::Delta(delta) => items.add(delta, &mut |_, _| {}),
             Event::Finished(finish) => {
                 items.finish_whole();
-                return Ok(echo.whole(&State {
+                return Ok(echo.whole(&ResponseState {
                     id: items.response_id(),
                     created_at,
                     completed_at: Some(now()),

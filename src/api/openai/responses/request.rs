@@ -2,18 +2,18 @@
 
 use serde_json::Value;
 
-use super::{echo::Echo, input, tools::Declared};
+use super::{echo::RequestEcho, input, tools::DeclaredTools};
 use crate::{
     api::{
         error::ApiError,
         openai::{
-            common::{Common, stops},
-            tools::ToolChoiceField,
+            common::{SharedFields, stops},
+            tools::OpenAiToolChoice,
         },
         tools::OfferedTools,
         values::{self, FormatField},
     },
-    go::decode::{DecodeError, Field, Node, entries_of},
+    go::decode::{DecodeError, FieldPath, JsonNode, entries_of},
     inference::{InferencePrompt, InferenceRequest, Message, ThinkMode},
 };
 
@@ -28,11 +28,11 @@ const ALWAYS_INCLUDED: &str = "reasoning.encrypted_content";
 /// Body of `POST /v1/responses`.
 #[derive(Debug)]
 pub(super) struct ResponsesRequest {
-    pub(super) common: Common,
-    pub(super) echo: Echo,
+    pub(super) common: SharedFields,
+    pub(super) echo: RequestEcho,
     messages: Vec<Message>,
-    tools: Declared,
-    tool_choice: ToolChoiceField,
+    tools: DeclaredTools,
+    tool_choice: OpenAiToolChoice,
     format: FormatField,
     /// Name of the field that refers to state on OpenAI's servers, if the request has one.
     refers_to: Option<&'static str>,
@@ -44,11 +44,11 @@ impl ResponsesRequest {
     /// Decodes a body, with the errors of the shim.
     pub(super) fn decode(body: &[u8]) -> Result<Self, DecodeError> {
         let mut request = Self {
-            common: Common::default(),
-            echo: Echo::default(),
+            common: SharedFields::default(),
+            echo: RequestEcho::default(),
             messages: Vec::new(),
-            tools: Declared::default(),
-            tool_choice: ToolChoiceField::default(),
+            tools: DeclaredTools::default(),
+            tool_choice: OpenAiToolChoice::default(),
             format: FormatField::Unset,
             refers_to: None,
             forbids_truncation: false,
@@ -67,55 +67,58 @@ impl ResponsesRequest {
         Ok(request)
     }
 
-    fn set(&mut self, key: &str, node: Node<'_>) -> Result<(), DecodeError> {
+    fn set(&mut self, key: &str, node: JsonNode<'_>) -> Result<(), DecodeError> {
         match key {
             "input" => self.messages = input::messages(node)?,
-            "instructions" => node.read_string(&mut self.echo.instructions, Field(ROOT, "instructions"))?,
-            "max_output_tokens" => node.read_int(&mut self.common.max_tokens, Field(ROOT, "max_output_tokens"))?,
+            "instructions" => node.read_string(&mut self.echo.instructions, FieldPath(ROOT, "instructions"))?,
+            "max_output_tokens" => node.read_int(&mut self.common.max_tokens, FieldPath(ROOT, "max_output_tokens"))?,
             "reasoning" => self.read_reasoning(node)?,
             "text" => {
-                for (key, node) in node.read_object(Field(ROOT, "text"), "openai.ResponsesText")? {
+                for (key, node) in node.read_object(FieldPath(ROOT, "text"), "openai.ResponsesText")? {
                     match (key.to_ascii_lowercase().as_str(), node) {
-                        (_, Node::Null) => {}
+                        (_, JsonNode::Null) => {}
                         ("format", node) => self.read_format(node)?,
                         ("verbosity", _) => self.common.note_ignored("text.verbosity"),
                         _ => {}
                     }
                 }
             }
-            "tools" => self.tools = Declared::read(node)?,
+            "tools" => self.tools = DeclaredTools::read(node)?,
             "tool_choice" => {
-                self.tool_choice = ToolChoiceField::read(&node)?;
-                if node != Node::Null {
+                self.tool_choice = OpenAiToolChoice::read(&node)?;
+                if node != JsonNode::Null {
                     self.echo.tool_choice = values::plain_value(&node)?;
                 }
             }
             "parallel_tool_calls" => {
-                node.read_bool(&mut self.echo.parallel_tool_calls, Field(ROOT, "parallel_tool_calls"))?;
+                node.read_bool(
+                    &mut self.echo.parallel_tool_calls,
+                    FieldPath(ROOT, "parallel_tool_calls"),
+                )?;
             }
             "truncation" => {
                 let mut word = String::new();
-                node.read_string(&mut word, Field(ROOT, "truncation"))?;
+                node.read_string(&mut word, FieldPath(ROOT, "truncation"))?;
                 if !word.is_empty() {
                     self.forbids_truncation = word == "disabled";
                     self.echo.truncation = word;
                 }
             }
             "stop" => self.common.stop = stops(node, |_| Ok(()))?,
-            "previous_response_id" if node != Node::Null => self.refers_to = Some("previous_response_id"),
-            "conversation" if node != Node::Null => self.refers_to = Some("conversation"),
-            "store" if node == Node::Bool(true) => self.common.note_ignored("store"),
-            "background" if node == Node::Bool(true) => self.common.note_ignored("background"),
+            "previous_response_id" if node != JsonNode::Null => self.refers_to = Some("previous_response_id"),
+            "conversation" if node != JsonNode::Null => self.refers_to = Some("conversation"),
+            "store" if node == JsonNode::Bool(true) => self.common.note_ignored("store"),
+            "background" if node == JsonNode::Bool(true) => self.common.note_ignored("background"),
             "include" => {
-                for item in node.read_array(Field(ROOT, "include"), "[]string")? {
-                    if !matches!(&item, Node::String(word) if word == ALWAYS_INCLUDED) {
+                for item in node.read_array(FieldPath(ROOT, "include"), "[]string")? {
+                    if !matches!(&item, JsonNode::String(word) if word == ALWAYS_INCLUDED) {
                         self.common.note_ignored("include");
                     }
                 }
             }
             _ => {
                 if let Some(name) = WITHOUT_EFFECT.iter().find(|name| **name == key)
-                    && node != Node::Null
+                    && node != JsonNode::Null
                 {
                     self.common.note_ignored(name);
                 }
@@ -124,11 +127,11 @@ impl ResponsesRequest {
         Ok(())
     }
 
-    fn read_reasoning(&mut self, node: Node<'_>) -> Result<(), DecodeError> {
-        for (key, node) in node.read_object(Field(ROOT, "reasoning"), "openai.ResponsesReasoning")? {
+    fn read_reasoning(&mut self, node: JsonNode<'_>) -> Result<(), DecodeError> {
+        for (key, node) in node.read_object(FieldPath(ROOT, "reasoning"), "openai.ResponsesReasoning")? {
             match key.to_ascii_lowercase().as_str() {
-                "effort" => self.common.set_effort(node, Field(ROOT, "reasoning.effort"))?,
-                "summary" => node.read_string(&mut self.echo.summary, Field(ROOT, "reasoning.summary"))?,
+                "effort" => self.common.set_effort(node, FieldPath(ROOT, "reasoning.effort"))?,
+                "summary" => node.read_string(&mut self.echo.summary, FieldPath(ROOT, "reasoning.summary"))?,
                 _ => {}
             }
         }
@@ -136,14 +139,14 @@ impl ResponsesRequest {
     }
 
     /// Reads `text.format`. Ollama reads only schemas; `json_object` is OpenAI's other form.
-    fn read_format(&mut self, node: Node<'_>) -> Result<(), DecodeError> {
+    fn read_format(&mut self, node: JsonNode<'_>) -> Result<(), DecodeError> {
         let (mut kind, mut name, mut schema, mut strict) = (String::new(), String::new(), None, None);
-        for (key, node) in node.read_object(Field(ROOT, "text.format"), "openai.ResponsesTextFormat")? {
+        for (key, node) in node.read_object(FieldPath(ROOT, "text.format"), "openai.ResponsesTextFormat")? {
             match key.to_ascii_lowercase().as_str() {
-                "type" => node.read_string(&mut kind, Field(ROOT, "text.format.type"))?,
-                "name" => node.read_string(&mut name, Field(ROOT, "text.format.name"))?,
-                "schema" => schema = Some(node).filter(|node| *node != Node::Null),
-                "strict" => node.read_optional_bool(&mut strict, Field(ROOT, "text.format.strict"))?,
+                "type" => node.read_string(&mut kind, FieldPath(ROOT, "text.format.type"))?,
+                "name" => node.read_string(&mut name, FieldPath(ROOT, "text.format.name"))?,
+                "schema" => schema = Some(node).filter(|node| *node != JsonNode::Null),
+                "strict" => node.read_optional_bool(&mut strict, FieldPath(ROOT, "text.format.strict"))?,
                 _ => {}
             }
         }
@@ -213,7 +216,7 @@ impl ResponsesRequest {
         self,
         tools: OfferedTools,
         think: ThinkMode,
-    ) -> Result<(InferenceRequest, Echo), ApiError> {
+    ) -> Result<(InferenceRequest, RequestEcho), ApiError> {
         let prompt = InferencePrompt::Chat {
             messages: self.messages,
             tools: tools.definitions,

@@ -4,11 +4,11 @@ use futures_util::{StreamExt, stream};
 use proptest::prelude::*;
 use serde_json::Value;
 
-use super::{echo::Echo, events::Events, whole};
+use super::{echo::RequestEcho, events::ResponseEvents, whole};
 use crate::{
     api::{
         error::ApiError,
-        stream::Encoder,
+        stream::FrameEncoder,
         tests::fake::{calls, delta, finish, text, thinking},
     },
     inference::{Delta, Event, FinishReason},
@@ -20,7 +20,7 @@ fn end() -> Event {
 
 /// Returns name and data of every event.
 fn events_of(events: Vec<Event>, failure: Option<ApiError>) -> Vec<(String, String)> {
-    let mut encoder = Events::new(Echo::default(), "resp_7".into());
+    let mut encoder = ResponseEvents::new(RequestEcho::default(), "resp_7".into());
     let mut out = Vec::new();
     for event in events {
         encoder.event(event, &mut out);
@@ -260,7 +260,7 @@ fn keys_are_sorted_at_every_level() {
 
 async fn whole_of(events: Vec<Event>) -> Value {
     let steps = stream::iter(events.into_iter().map(Ok)).boxed();
-    let bytes = whole(steps, &Echo::default(), "resp_7".into()).await.unwrap();
+    let bytes = whole(steps, &RequestEcho::default(), "resp_7".into()).await.unwrap();
     assert!(bytes.ends_with(b"}\n"));
     serde_json::from_slice(&bytes).unwrap()
 }
@@ -311,7 +311,7 @@ async fn a_whole_response_without_words_has_an_empty_message() {
 #[tokio::test]
 async fn a_whole_response_that_breaks_off_is_an_error() {
     let steps = stream::iter([Ok(text("a"))]).boxed();
-    assert!(whole(steps, &Echo::default(), "resp_7".into()).await.is_err());
+    assert!(whole(steps, &RequestEcho::default(), "resp_7".into()).await.is_err());
 }
 
 /// Returns reasoning, text and calls of the last event's response, without ids.

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     api::{tools, values},
     go::{
-        decode::{DecodeError, Field, Node},
+        decode::{DecodeError, FieldPath, JsonNode},
         encode,
     },
     inference::ToolDefinition,
@@ -16,7 +16,7 @@ const ROOT: &str = "ResponsesRequest";
 
 /// Tools that a request declares.
 #[derive(Debug, Default)]
-pub(super) struct Declared {
+pub(super) struct DeclaredTools {
     pub(super) functions: Vec<ToolDefinition>,
     /// Declarations as the reply repeats them.
     pub(super) echo: Vec<Value>,
@@ -25,12 +25,12 @@ pub(super) struct Declared {
     pub(super) has_others: bool,
 }
 
-impl Declared {
-    pub(super) fn read(node: Node<'_>) -> Result<Self, DecodeError> {
+impl DeclaredTools {
+    pub(super) fn read(node: JsonNode<'_>) -> Result<Self, DecodeError> {
         let mut declared = Self::default();
-        for item in node.read_array(Field(ROOT, "tools"), "[]openai.ResponsesTool")? {
+        for item in node.read_array(FieldPath(ROOT, "tools"), "[]openai.ResponsesTool")? {
             let Value::Object(tool) = values::plain_value(&item)? else {
-                return Err(item.mismatch(Field(ROOT, "tools"), "openai.ResponsesTool"));
+                return Err(item.mismatch(FieldPath(ROOT, "tools"), "openai.ResponsesTool"));
             };
             declared.add(&tool, "")?;
             declared.echo.push(echo(&tool));
@@ -115,10 +115,10 @@ mod tests {
     use super::*;
     use crate::go::decode::entries_of;
 
-    fn read(json: &str) -> Result<Declared, DecodeError> {
+    fn read(json: &str) -> Result<DeclaredTools, DecodeError> {
         let body = format!("{{\"tools\":{json}}}");
         let (_, node) = entries_of(body.as_bytes(), "test").unwrap().remove(0);
-        Declared::read(node)
+        DeclaredTools::read(node)
     }
 
     #[test]

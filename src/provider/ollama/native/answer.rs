@@ -1,4 +1,4 @@
-//! Frames of Ollama's native streams as neutral events.
+//! Reader of Ollama's native streams: frames become neutral events.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -19,23 +19,23 @@ use crate::{
     provider::EventStream,
 };
 
-/// Bytes of one frame. Go clients read no more than 8 MiB.
+/// Largest frame in bytes. Ollama's own Go client reads at most 8 MiB.
 const MAX_FRAME_BYTES: usize = 16 << 20;
 
-/// Status of an error that came where Ollama gives none.
+/// Status of an error inside a stream, where Ollama sends none.
 const BROKEN: u16 = 500;
 
-/// Reads the events of one answer. Dropping it closes the connection to Ollama.
-pub(super) struct Answer {
+/// Reader of the events of one answer. Dropping it closes the connection to Ollama.
+pub(super) struct AnswerReader {
     lines: LineReader,
-    /// Events of a frame that were not asked for yet.
+    /// Events of a frame that have not been polled yet.
     ready: VecDeque<Event>,
-    /// Ids of calls that were given out.
+    /// Ids of tool calls so far.
     ids: HashSet<String>,
     finished: bool,
 }
 
-/// A frame of `/api/chat` or `/api/generate`.
+/// Frame of `/api/chat` or `/api/generate`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Frame {
@@ -60,7 +60,7 @@ struct Frame {
     metrics: Metrics,
 }
 
-/// What an answer cost; times in nanoseconds.
+/// Counts of an answer, and durations in nanoseconds.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Metrics {
@@ -125,7 +125,7 @@ struct WireToken {
     bytes: Option<Vec<u8>>,
 }
 
-impl Answer {
+impl AnswerReader {
     pub(super) fn new(body: Body) -> Self {
         Self {
             lines: LineReader::new(body, MAX_FRAME_BYTES),
@@ -135,7 +135,7 @@ impl Answer {
         }
     }
 
-    /// Waits for the first event, which decides whether there is an answer, and gives it back with those that follow.
+    /// Waits for the first event, and returns it with those that follow: a failure before it is still a status.
     pub(super) async fn begin(mut self) -> Result<EventStream, Failure> {
         let first = self.next().await?;
         self.ready.push_front(first);
@@ -158,7 +158,7 @@ impl Answer {
             }
             match self.lines.next().await {
                 Ok(Some(line)) => self.frame(&line)?,
-                // It does so itself when a model repeats one token over and over.
+                // Ollama does so when a model repeats one token over and over.
                 Ok(None) => return Err(broken("Ollama ended the answer without its last frame; try again")),
                 Err(error @ LineError::TooLong { .. }) => return Err(broken(format!("Ollama's answer: {error}"))),
                 Err(LineError::Body(_)) => {
@@ -213,7 +213,7 @@ impl Answer {
             mut id,
             function: WireFunction { name, arguments },
         } = call;
-        // Older servers give none.
+        // Older versions of Ollama send no id.
         while id.is_empty() || !self.ids.insert(id.clone()) {
             id = format!("call_{:08x}", rand::random::<u32>());
         }
@@ -228,7 +228,7 @@ fn broken(message: impl Into<String>) -> Failure {
     }
 }
 
-/// The sentence in the `error` member of a reply.
+/// Returns the sentence in the `error` member of a reply.
 pub(super) fn error_text(error: &Value) -> Option<String> {
     match error {
         Value::Null => None,
@@ -244,7 +244,7 @@ impl From<Metrics> for AnswerUsage {
     fn from(metrics: Metrics) -> Self {
         Self {
             prompt_tokens: metrics.prompt_eval_count,
-            // Not said.
+            // Ollama does not report it.
             cached_tokens: 0,
             prompt_duration: Duration::from_nanos(metrics.prompt_eval_duration),
             output_tokens: metrics.eval_count,
@@ -285,10 +285,10 @@ mod tests {
     use super::*;
     use crate::http::body;
 
-    /// The events of a body that comes in these pieces; the first is what `begin` waits for.
+    /// Returns the events of a body that comes in these pieces.
     async fn events(pieces: Vec<Bytes>) -> Result<Vec<Result<Event, Failure>>, Failure> {
         let body = body::stream(stream::iter(pieces.into_iter().map(Ok)));
-        Ok(Answer::new(body).begin().await?.collect().await)
+        Ok(AnswerReader::new(body).begin().await?.collect().await)
     }
 
     async fn all(text: &str) -> Vec<Event> {

@@ -1,4 +1,4 @@
-//! What Ollama says of its models, as cards.
+//! Ollama's descriptions of its models, converted to cards.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,21 +8,21 @@ use serde_json::{Map, Value};
 use super::or_default;
 use crate::inference::{ModelCapability, ModelCard, ModelDetails, ModelFacts, ResidentModel, TensorFacts};
 
-/// An expiry this far away is none: Ollama has no other way to say "never".
+/// Expiry in the future from which on a model stays forever: Ollama has no other way to say so.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// The reply of `/api/tags` and `/api/ps`.
+/// Reply of `/api/tags` and `/api/ps`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Listing {
+pub(super) struct ModelListing {
     #[serde(deserialize_with = "or_default")]
-    pub(super) models: Vec<Entry>,
+    pub(super) models: Vec<ListedModel>,
 }
 
-/// One model of a listing.
+/// Model of a listing.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Entry {
+pub(super) struct ListedModel {
     name: String,
     modified_at: Option<String>,
     expires_at: Option<String>,
@@ -47,10 +47,10 @@ struct Details {
     embedding_length: u32,
 }
 
-/// The reply of `/api/show`.
+/// Reply of `/api/show`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Show {
+pub(super) struct ShownModel {
     template: String,
     license: String,
     system: String,
@@ -75,7 +75,7 @@ struct Tensor {
     shape: Vec<u64>,
 }
 
-impl Entry {
+impl ListedModel {
     pub(super) fn into_card(self) -> ModelCard {
         let parent_model = self.details.parent_model.clone();
         let facts = self.details.facts(self.capabilities);
@@ -119,8 +119,8 @@ impl Details {
     }
 }
 
-impl Show {
-    /// The card; the reply says neither the size nor the digest.
+impl ShownModel {
+    /// Converts to a card, without size and digest, which the reply lacks.
     pub(super) fn into_card(self, name: &str) -> ModelCard {
         let parent_model = self.details.parent_model.clone();
         let mut facts = self.details.facts(self.capabilities);
@@ -153,7 +153,7 @@ impl Show {
         };
         ModelDetails {
             from: name.to_owned(),
-            // Ollama puts its own turns in front by itself.
+            // Ollama adds the messages of its models itself.
             messages: Vec::new(),
             template: std::mem::take(&mut self.template),
             license: std::mem::take(&mut self.license),
@@ -167,7 +167,7 @@ impl Show {
     }
 }
 
-/// A word that names nothing we know of (`image`, or one of a later version) is passed over.
+/// Parses a capability; `None` for an unknown one (`image`, or one of a later version).
 fn capability(word: &str) -> Option<ModelCapability> {
     use ModelCapability::{Audio, Completion, Embedding, Insert, Thinking, Tools, Vision};
     [Completion, Tools, Thinking, Embedding, Vision, Audio, Insert]
@@ -186,7 +186,7 @@ mod tests {
 
     const SHOW: &str = r#"{"license":"MIT","modelfile":"FROM x","parameters":"stop                           \"a b\"\nnum_ctx                        4096","template":"{{ .Prompt }}","details":{"parent_model":"","format":"gguf","family":"llama","families":null,"parameter_size":"134.52M","quantization_level":"Q4_1"},"model_info":{"general.architecture":"llama","general.parameter_count":134515008,"llama.context_length":8192,"llama.embedding_length":576,"tokenizer.ggml.tokens":null},"tensors":[{"name":"t","type":"F32","shape":[576]}],"capabilities":["completion","tools","image"],"modified_at":"2026-11-23T06:50:34.5+02:00"}"#;
 
-    fn show() -> Show {
+    fn show() -> ShownModel {
         serde_json::from_str(SHOW).unwrap()
     }
 
@@ -232,10 +232,10 @@ mod tests {
 
     #[test]
     fn a_server_that_says_less_is_understood() {
-        let card = serde_json::from_str::<Show>("{}").unwrap().into_card("m");
+        let card = serde_json::from_str::<ShownModel>("{}").unwrap().into_card("m");
         assert_eq!(card.facts, ModelFacts::default());
         assert!(
-            serde_json::from_str::<Listing>(r#"{"models":null}"#)
+            serde_json::from_str::<ModelListing>(r#"{"models":null}"#)
                 .unwrap()
                 .models
                 .is_empty()
@@ -244,11 +244,11 @@ mod tests {
 
     #[test]
     fn a_loaded_model_expires_or_never_does() {
-        let listing: Listing = serde_json::from_str(
+        let listing: ModelListing = serde_json::from_str(
             r#"{"models":[{"name":"a","size":10,"size_vram":4,"digest":"d","expires_at":"2026-11-23T06:50:34Z","context_length":4096,"details":{"family":"llama"}},{"name":"b","expires_at":"2318-08-20T00:00:00Z"}]}"#,
         )
         .unwrap();
-        let resident: Vec<ResidentModel> = listing.models.into_iter().map(Entry::into_resident).collect();
+        let resident: Vec<ResidentModel> = listing.models.into_iter().map(ListedModel::into_resident).collect();
         assert_eq!((resident[0].size_bytes, resident[0].device_bytes), (10, 4));
         assert!(resident[0].expires_at.is_some());
         assert_eq!(resident[0].card.facts.architecture, "llama");

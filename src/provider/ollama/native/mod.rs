@@ -1,7 +1,7 @@
-//! Plain names over Ollama's native routes: what its `/v1` routes leave out of a request, these honour.
+//! Provider of Ollama's models over its native routes, which honor more of a request than its `/v1` routes.
 //!
-//! A plain name is passed on as the bytes that came; only a request that asks for such a thing, and only where
-//! `ollama.v1_via_native` is on, is served here.
+//! Requests for plain names are normally forwarded as bytes. One is served here if `ollama.v1_via_native` is on and the
+//! request asks for something that Ollama's `/v1` route leaves out (`api::peek` decides).
 
 mod answer;
 mod details;
@@ -18,9 +18,9 @@ use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use self::{
-    answer::{Answer, error_text},
-    details::{Entry, Listing, Show},
-    request::{Ask, AskDetails, AskVector, AskVectors, WireOptions},
+    answer::{AnswerReader, error_text},
+    details::{ListedModel, ModelListing, ShownModel},
+    request::{EmbedBody, EmbeddingsBody, ShowBody, TextBody, WireOptions},
 };
 use super::{MAX_LISTING_BYTES, Ollama, UpstreamError, whole};
 use crate::{
@@ -32,19 +32,19 @@ use crate::{
     provider::{CallContext, EventStream, Provider, PullStream, TokenizeRequest},
 };
 
-/// Bytes of the reply to `/api/show`; the tensors of a large model are a few of them.
+/// Largest reply to `/api/show` in bytes; it lists every tensor of the model.
 const MAX_SHOW_BYTES: usize = 64 << 20;
 
-/// Bytes of a reply that holds vectors.
+/// Largest reply with embeddings in bytes.
 const MAX_VECTORS_BYTES: usize = 256 << 20;
 
-/// Bytes of a reply that holds an error, or next to nothing.
+/// Largest reply in bytes that has an error, or little else.
 const MAX_BRIEF_BYTES: usize = 1 << 20;
 
-/// Time for what Ollama says of a model: it may have to read the head of a large file first.
+/// Time limit for `/api/show`: Ollama may have to read the header of a large file first.
 const SHOW_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Headers that describe the client's body or the form of its reply, neither of which crosses.
+/// Headers that describe the client's body or the form of its reply, neither of which is forwarded.
 const OF_THE_EXCHANGE: [HeaderName; 6] = [
     header::ACCEPT,
     header::ACCEPT_ENCODING,
@@ -54,14 +54,15 @@ const OF_THE_EXCHANGE: [HeaderName; 6] = [
     header::TRAILER,
 ];
 
-/// Serves plain names for one request of a client, in whose name Ollama is asked.
-pub struct Native {
+/// Provider of plain names for one request of a client, whose headers are forwarded to Ollama.
+pub struct NativeProvider {
     upstream: Arc<Ollama>,
     headers: HeaderMap,
 }
 
-impl Native {
-    /// A provider that sends on what `received` says of the client (`Authorization` among it), as a pass-through does.
+impl NativeProvider {
+    /// Creates a provider that forwards the headers of the client (`Authorization`, for example), as the pass-through
+    /// does.
     #[must_use]
     pub fn new(upstream: Arc<Ollama>, received: &HeaderMap) -> Self {
         let crosses = |name: &HeaderName| !name.as_str().starts_with("content-") && !OF_THE_EXCHANGE.contains(name);
@@ -73,7 +74,7 @@ impl Native {
         Self { upstream, headers }
     }
 
-    /// Sends a request; resolves at the head of a reply that is no error.
+    /// Sends a request; resolves at the head of a successful reply.
     async fn post(
         &self,
         call: &CallContext,
@@ -112,9 +113,9 @@ impl Native {
         })
     }
 
-    async fn details(&self, call: &CallContext, name: &str, verbose: bool) -> Result<Show, Failure> {
+    async fn details(&self, call: &CallContext, name: &str, verbose: bool) -> Result<ShownModel, Failure> {
         let path = "/api/show";
-        let body = AskDetails { model: name, verbose };
+        let body = ShowBody { model: name, verbose };
         let asked = self.ask(call, name, path, &body, MAX_SHOW_BYTES);
         match tokio::time::timeout(SHOW_TIMEOUT, asked).await {
             Ok(reply) => reply,
@@ -127,10 +128,14 @@ impl Native {
         }
     }
 
-    /// A listing, empty where there is none: it is never what decides.
-    async fn listing(&self, call: &CallContext, path: &str) -> Vec<Entry> {
+    /// Fetches a listing; empty if that fails, since a listing never decides about a request.
+    async fn listing(&self, call: &CallContext, path: &str) -> Vec<ListedModel> {
         match self.upstream.get(call, path, &self.headers).await {
-            Ok((StatusCode::OK, bytes)) => serde_json::from_slice::<Listing>(&bytes).unwrap_or_default().models,
+            Ok((StatusCode::OK, bytes)) => {
+                serde_json::from_slice::<ModelListing>(&bytes)
+                    .unwrap_or_default()
+                    .models
+            }
             _ => Vec::new(),
         }
     }
@@ -146,7 +151,7 @@ impl Native {
         } = request;
         let keep_alive = || keep_alive.map(Into::into);
         if normalization == VectorNormalization::Unit {
-            let body = AskVectors {
+            let body = EmbedBody {
                 model: name,
                 input: &inputs,
                 truncate,
@@ -164,7 +169,7 @@ impl Native {
         }
         let mut vectors = Vec::with_capacity(inputs.len());
         for prompt in &inputs {
-            let body = AskVector {
+            let body = EmbeddingsBody {
                 model: name,
                 prompt,
                 keep_alive: keep_alive(),
@@ -183,8 +188,8 @@ impl Native {
     }
 }
 
-impl fmt::Debug for Native {
-    /// Without the headers: they may hold a key.
+impl fmt::Debug for NativeProvider {
+    /// Formats without the headers, which may hold a key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Native")
             .field("upstream", &self.upstream)
@@ -213,12 +218,12 @@ struct Refusal {
     error: Value,
 }
 
-/// The value, or its type's default for `null`.
+/// Deserializes a value; the default of its type for `null`.
 fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// Why there is no reply, with the status that a pass-through has for it.
+/// Converts an error of the transport, with the status that the pass-through has for it.
 fn no_answer(path: &str, error: &UpstreamError) -> Failure {
     tracing::warn!(
         path,
@@ -231,7 +236,7 @@ fn no_answer(path: &str, error: &UpstreamError) -> Failure {
     }
 }
 
-/// What a reply with another status than success says, in its own words.
+/// Converts a reply without success, with Ollama's own sentence.
 async fn refusal(call: &CallContext, name: &str, response: Response<Body>) -> Failure {
     let status = response.status();
     let config = &call.config.ollama;
@@ -256,7 +261,7 @@ async fn refusal(call: &CallContext, name: &str, response: Response<Body>) -> Fa
     }
 }
 
-/// What only hf: models have.
+/// Returns the failure of an operation that only hf: models have.
 fn without<T>(what: &'static str) -> BoxFuture<'static, Result<T, Failure>>
 where
     T: Send + 'static,
@@ -267,11 +272,11 @@ where
     std::future::ready(Err(failure)).boxed()
 }
 
-impl Provider for Native {
+impl Provider for NativeProvider {
     fn list<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ModelCard>> {
         async move {
             let entries = self.listing(call, "/api/tags").await;
-            entries.into_iter().map(Entry::into_card).collect()
+            entries.into_iter().map(ListedModel::into_card).collect()
         }
         .boxed()
     }
@@ -279,7 +284,7 @@ impl Provider for Native {
     fn resident<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ResidentModel>> {
         async move {
             let entries = self.listing(call, "/api/ps").await;
-            entries.into_iter().map(Entry::into_resident).collect()
+            entries.into_iter().map(ListedModel::into_resident).collect()
         }
         .boxed()
     }
@@ -305,7 +310,7 @@ impl Provider for Native {
         keep_alive: Option<KeepAlive>,
     ) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
-            let body = Ask::to_load(name, &options, keep_alive);
+            let body = TextBody::to_load(name, &options, keep_alive);
             self.ask::<Value>(call, name, "/api/generate", &body, MAX_BRIEF_BYTES)
                 .await
                 .map(drop)
@@ -349,9 +354,9 @@ impl Provider for Native {
         request: InferenceRequest,
     ) -> BoxFuture<'a, Result<EventStream, Failure>> {
         async move {
-            let (path, body) = Ask::to_infer(name, &request)?;
+            let (path, body) = TextBody::to_infer(name, &request)?;
             let response = self.post(call, name, path, &body).await?;
-            Answer::new(response.into_body()).begin().await
+            AnswerReader::new(response.into_body()).begin().await
         }
         .boxed()
     }

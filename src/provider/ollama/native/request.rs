@@ -1,4 +1,4 @@
-//! Neutral requests as bodies of Ollama's native routes.
+//! Neutral requests converted to bodies of Ollama's native routes.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use crate::inference::{
     ThinkLevel, ThinkMode, ToolChoice, ToolDefinition,
 };
 
-/// The longest time that fits Go's durations; more is forever.
+/// Longest duration of Go in seconds; more is forever.
 const MAX_SECONDS: u64 = i64::MAX as u64 / 1_000_000_000;
 
 /// Body of `/api/chat` and `/api/generate`.
 #[derive(Debug, Default, Serialize)]
-pub(super) struct Ask<'a> {
+pub(super) struct TextBody<'a> {
     model: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     messages: Option<Vec<WireMessage<'a>>>,
@@ -36,7 +36,7 @@ pub(super) struct Ask<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     keep_alive: Option<WireKeepAlive>,
     options: WireOptions<'a>,
-    // What is not said is left to Ollama, whose default for `shift` depends on the model.
+    // If unset, Ollama decides: its default for `shift` depends on the model.
     #[serde(skip_serializing_if = "Option::is_none")]
     truncate: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,8 +57,8 @@ fn is_zero(number: &u8) -> bool {
     *number == 0
 }
 
-impl<'a> Ask<'a> {
-    /// The route that answers `request`, and the body for it.
+impl<'a> TextBody<'a> {
+    /// Returns the route that answers `request`, and the body for it.
     pub(super) fn to_infer(model: &'a str, request: &'a InferenceRequest) -> Result<(&'static str, Self), Failure> {
         let InferenceRequest {
             prompt,
@@ -118,7 +118,7 @@ impl<'a> Ask<'a> {
         Ok((path, ask))
     }
 
-    /// A request to load a model, which is one that says nothing to it.
+    /// Returns the body that loads a model: one without a prompt.
     pub(super) fn to_load(model: &'a str, load: &LoadOptions, keep_alive: Option<KeepAlive>) -> Self {
         Self {
             model,
@@ -131,7 +131,7 @@ impl<'a> Ask<'a> {
 
 /// Body of `/api/embed`.
 #[derive(Debug, Serialize)]
-pub(super) struct AskVectors<'a> {
+pub(super) struct EmbedBody<'a> {
     pub(super) model: &'a str,
     pub(super) input: &'a [String],
     pub(super) truncate: bool,
@@ -142,9 +142,9 @@ pub(super) struct AskVectors<'a> {
     pub(super) options: WireOptions<'a>,
 }
 
-/// Body of the old `/api/embeddings`.
+/// Body of the older `/api/embeddings`.
 #[derive(Debug, Serialize)]
-pub(super) struct AskVector<'a> {
+pub(super) struct EmbeddingsBody<'a> {
     pub(super) model: &'a str,
     pub(super) prompt: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -154,7 +154,7 @@ pub(super) struct AskVector<'a> {
 
 /// Body of `/api/show`.
 #[derive(Debug, Serialize)]
-pub(super) struct AskDetails<'a> {
+pub(super) struct ShowBody<'a> {
     pub(super) model: &'a str,
     #[serde(skip_serializing_if = "is_false")]
     pub(super) verbose: bool,
@@ -255,7 +255,7 @@ impl WireThink {
     }
 }
 
-/// Seconds, -1 for ever, or a Go duration.
+/// Keep-alive in seconds, -1 for forever, or as a Go duration.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub(super) enum WireKeepAlive {
@@ -281,7 +281,7 @@ impl WireKeepAlive {
     }
 }
 
-/// The `options` object.
+/// `options` object.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct WireOptions<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -326,7 +326,7 @@ pub(super) struct WireOptions<'a> {
 
 impl<'a> WireOptions<'a> {
     fn new(sampling: &'a SamplingOptions, load: &LoadOptions) -> Self {
-        // Ollama has no logit_bias; `Native::unsupported_parameters` says so.
+        // Ollama has no logit_bias; `NativeProvider::unsupported_parameters` says so.
         let SamplingOptions {
             num_predict,
             num_keep,
@@ -423,7 +423,7 @@ mod tests {
 
     #[track_caller]
     fn check(request: &InferenceRequest, path: &str, expected: &Value) {
-        let (route, ask) = Ask::to_infer("m", request).unwrap();
+        let (route, ask) = TextBody::to_infer("m", request).unwrap();
         assert_eq!((route, &serde_json::to_value(&ask).unwrap()), (path, expected));
     }
 
@@ -493,7 +493,7 @@ mod tests {
         request.keep_alive = Some(KeepAlive::Forever);
         (request.truncate, request.shift) = (false, false);
         request.logprobs = Some(2);
-        let (path, ask) = Ask::to_infer("m", &request).unwrap();
+        let (path, ask) = TextBody::to_infer("m", &request).unwrap();
         assert_eq!(path, "/api/chat");
         assert_eq!(
             serde_json::to_string(&ask).unwrap(),
@@ -531,7 +531,7 @@ mod tests {
             let mut request = request(InferencePrompt::Raw { text: "x".into() });
             request.think = think;
             request.format = Some(AnswerFormat::Json);
-            let (_, ask) = Ask::to_infer("m", &request).unwrap();
+            let (_, ask) = TextBody::to_infer("m", &request).unwrap();
             let ask = serde_json::to_value(&ask).unwrap();
             assert_eq!((&ask["think"], &ask["format"]), (&expected, &json!("json")));
         }
@@ -543,6 +543,9 @@ mod tests {
         if let InferencePrompt::Chat { context, .. } = &mut prompt {
             context.push(1);
         }
-        assert!(matches!(Ask::to_infer("m", &request(prompt)), Err(Failure::Invalid(_))));
+        assert!(matches!(
+            TextBody::to_infer("m", &request(prompt)),
+            Err(Failure::Invalid(_))
+        ));
     }
 }
