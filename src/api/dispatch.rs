@@ -1,7 +1,8 @@
 //! Routing by the model that a body names: to a provider here, or, as the bytes that came, to Ollama.
 //!
-//! [`ApiHandler::route`] reads the body to its end (a duplicate `model` key at the end would decide), peeks at it for the name, and
-//! asks the registry who answers. Only the body of a request that is served here is parsed, by its dialect's handler.
+//! [`ApiHandler::route`] reads the body to its end (a duplicate `model` key at the end would decide), peeks at it for
+//! the name, and asks the registry who answers. Only the body of a request that is served here is parsed, by its
+//! dialect's handler.
 
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ use crate::{
 pub(crate) enum RouteOutcome {
     /// Ollama, which has answered it.
     Forwarded(Response<Body>),
-    /// One of our providers.
+    /// A provider of ours, which is still to answer.
     Serve(RoutedRequest),
 }
 

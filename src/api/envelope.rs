@@ -3,9 +3,9 @@
 //! Ollama answers its `/v1` routes in two layers, and clients see which of them an error comes from. The *shim*, a
 //! middleware in front, reads the foreign body; gin's `AbortWithStatusJSON` sends its errors as `application/json;
 //! charset=utf-8` without a line feed. Behind it stands the native *handler*; its errors go through the shim's response
-//! writer, which encodes them again with a `json.FrameEncoder`: `application/json`, with a line feed. Recordings of Ollama
-//! have both, so a handler here says for each error which layer finds it: [`LayeredError::Shim`] for a body that cannot
-//! be read, and [`LayeredError::Handler`] for all that comes later. Native routes have no shim, and one form.
+//! writer, which encodes them again with a `json.FrameEncoder`: `application/json`, with a line feed. Recordings of
+//! Ollama have both, so a handler here says for each error which layer finds it: [`LayeredError::Shim`] for a body that
+//! cannot be read, and [`LayeredError::Handler`] for all that comes later. Native routes have no shim, and one form.
 
 use hyper::Response;
 use serde::Serialize;
@@ -61,8 +61,8 @@ impl From<ApiError> for LayeredError {
     }
 }
 
-/// Converts an error of decoding as the shim words it. An empty body is `EOF` there: only the native routes check for it
-/// first and say `missing request body`.
+/// Converts an error of decoding as the shim words it. An empty body is `EOF` there: only the native routes check for
+/// it first and say `missing request body`.
 pub(crate) fn shim_error(error: DecodeError) -> ApiError {
     match error {
         DecodeError::Empty => ApiError::bad_request("EOF"),

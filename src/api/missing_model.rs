@@ -7,7 +7,7 @@ use crate::go::decode::entries_of;
 
 /// Returns Ollama's error for a body without a usable name; `None` if the endpoint reads no body.
 ///
-/// What is wrong with the body comes before the missing name, as there; and each route has its own sentence for that.
+/// Errors in the body come before the missing name, as in Ollama, and each route has its own sentence for that.
 pub(crate) fn error(endpoint: &ApiEndpoint, headers: &HeaderMap, body: &[u8]) -> Option<LayeredError> {
     let well_formed = || entries_of(body, "request").map(drop).map_err(ApiError::from);
     let native =

@@ -1,10 +1,11 @@
-//! Wire dialects: from the bytes of a request to the neutral vocabulary, and from neutral events to the bytes of a reply.
+//! Wire dialects: from the bytes of a request to the neutral vocabulary, and from neutral events to the bytes of a
+//! reply.
 //!
-//! The server has matched the path to an [`ApiEndpoint`]; [`ApiHandler`] answers it. If the body names a model, `dispatch` peeks at
-//! the name and either forwards the bytes to Ollama or hands the request to a handler of its dialect. A handler decodes the
-//! body with Go's rules (`go::decode`), finds the model (`model`), makes Ollama's checks in Ollama's order, builds an
-//! `InferenceRequest`, and encodes the provider's events (`stream`). Errors are an [`ApiError`](error::ApiError) until
-//! `envelope` words them in the dialect.
+//! The server has matched the path to an [`ApiEndpoint`]; [`ApiHandler`] answers it. If the body names a model,
+//! `dispatch` peeks at the name and either forwards the bytes to Ollama or hands the request to a handler of its
+//! dialect. A handler decodes the body with Go's rules (`go::decode`), finds the model (`model`), makes Ollama's checks
+//! in Ollama's order, builds an `InferenceRequest`, and encodes the provider's events (`stream`). Errors are an
+//! [`ApiError`](error::ApiError) until `envelope` words them in the dialect.
 //!
 //! Each dialect has its folder and knows no other; what they share lies next to them.
 

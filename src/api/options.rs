@@ -1,5 +1,7 @@
-//! The `options` object of the native dialect. Keys are case-sensitive here, unknown ones are ignored, and a value of
-//! the wrong type is answered with 500, as Ollama does.
+//! The `options` object of the native dialect.
+//!
+//! As in Ollama its keys are case-sensitive (unlike those of the body: they are a Go map, not a struct), unknown ones
+//! are ignored, and a value of the wrong type is a 500.
 
 use super::error::ApiError;
 use crate::{
@@ -7,25 +9,24 @@ use crate::{
     inference::{LoadOptions, SamplingOptions},
 };
 
-/// Smallest context window that can be asked for, in tokens.
+/// Smallest context length that a request can ask for, in tokens.
 const MIN_CONTEXT_LENGTH: i64 = 4;
 
-/// Strings that can end an answer.
+/// Most strings that can end an answer.
 const MAX_STOPS: usize = 256;
 
 /// Options of one request.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct RequestOptions {
-    /// Sampling and length.
+    /// Options of sampling and length.
     pub(crate) sampling: SamplingOptions,
-    /// What is fixed when a model is loaded.
+    /// Options that are fixed when a model is loaded.
     pub(crate) load: LoadOptions,
-    /// Reasoning tokens at most. Ollama does not know it.
+    /// Most reasoning tokens, an extension of Ollama's options.
     pub(crate) thinking_budget: Option<u32>,
 }
 
 impl RequestOptions {
-    /// Reads the members of the object.
     pub(crate) fn read<'a, K: AsRef<str>>(
         entries: impl IntoIterator<Item = (K, JsonNode<'a>)>,
     ) -> Result<Self, ApiError> {
@@ -64,7 +65,7 @@ impl RequestOptions {
             "presence_penalty" => sampling.presence_penalty = Some(float(key, value)?),
             "frequency_penalty" => sampling.frequency_penalty = Some(float(key, value)?),
             "stop" => sampling.stop = Some(strings(key, value)?),
-            // Negative is no limit, as with the other counts.
+            // A negative budget is no limit, as with the other counts.
             "thinking_budget" => *thinking_budget = u32::try_from(integer(key, value)?).ok(),
             unknown => tracing::debug!(option = unknown, "ignoring an option that is not known"),
         }
@@ -76,7 +77,7 @@ fn wrong(key: &str, wanted: &str) -> ApiError {
     ApiError::internal(format!("option {} must be {wanted}", quote(key)))
 }
 
-/// A whole number; fractions are cut off.
+/// Reads a whole number; fractions are cut off, as Go's conversion from `float64` does.
 fn integer(key: &str, value: &JsonNode<'_>) -> Result<i64, ApiError> {
     let JsonNode::Number(digits) = value else {
         return Err(wrong(key, "of type integer"));

@@ -1,4 +1,5 @@
-//! Tools of a request, in three steps: what the client offers, what `tool_choice` leaves of it, what the model is shown.
+//! Tools of a request, in three steps: what the client offers, what `tool_choice` leaves of it, what the model is
+//! shown.
 //!
 //! Dialects differ only in how they spell tools and the choice. It is judged here, once: providers rely on
 //! [`ToolChoice::Function`] to name one of the tools.
@@ -78,8 +79,8 @@ impl OfferedTools {
         matches!(self.choice, ToolChoice::Required | ToolChoice::Function(_))
     }
 
-    /// Returns the tools that this model is shown. If its chat template knows none, the setting `engine.unsupported_tools`
-    /// decides; tools that are left out are named in `ignored`.
+    /// Returns the tools that this model is shown. If its chat template knows none, the setting
+    /// `engine.unsupported_tools` decides; tools that are left out are named in `ignored`.
     pub(crate) fn shown_to(
         self,
         model: &ServedModel,

@@ -67,8 +67,8 @@ fn through_f64(value: Value) -> Value {
     }
 }
 
-/// Returns a number as `f64`, or as an integer if that is exact, so that other encoders (a chat template's, for example)
-/// do not write `1.0` either.
+/// Returns a number as `f64`, or as an integer if that is exact, so that other encoders (a chat template's, for
+/// example) do not write `1.0` either.
 fn normalized(number: &Number) -> Option<Number> {
     let float = number.as_f64()?;
     let is_whole = float.fract() == 0.0 && float.abs() <= EXACT_INTEGERS;
@@ -119,8 +119,8 @@ impl Formatter for GoFormatter {
         writer.write_all(&bytes[written..])
     }
 
-    /// Writes raw JSON as Go writes a `json.RawMessage`: compacted and with its strings escaped; numbers and the order of
-    /// keys stay.
+    /// Writes raw JSON as Go writes a `json.RawMessage`: compacted and with its strings escaped; numbers and the order
+    /// of keys stay.
     fn write_raw_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
         let mut rest = fragment;
         while let Some(quote) = rest.find('"') {
@@ -176,7 +176,8 @@ mod tests {
         assert_eq!(to_string(value).unwrap(), expected);
     }
 
-    // Line separators are escaped, so that no client's line splitter cuts a frame, and markup is escaped, too (traps 34, 63).
+    // Line separators are escaped, so that no client's line splitter cuts a frame, and markup is escaped, too (traps
+    // 34, 63).
     #[test]
     fn strings() {
         for (text, expected) in [

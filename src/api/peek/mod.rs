@@ -1,8 +1,8 @@
 //! Peeking: what a request's body says about who answers it, found without parsing the body.
 //!
-//! Most requests are forwarded to Ollama as the bytes that came, so their body is only scanned for the members that decide
-//! ([`routes`] has them, one row per route). Bodies that Ollama would unpack are unpacked, and a form is searched for its
-//! `model` field.
+//! Most requests are forwarded to Ollama as the bytes that came, so their body is only scanned for the members that
+//! decide ([`routes`] has them, one row per route). Bodies that Ollama would unpack are unpacked, and a form is
+//! searched for its `model` field.
 
 mod routes;
 
@@ -115,8 +115,8 @@ fn read_all(mut reader: impl Read) -> Result<Bytes, ApiError> {
 }
 
 impl BodyCoding {
-    /// Returns the coding that Ollama would see: it unpacks bodies on these routes only, and compares the header with the
-    /// exact word `zstd`.
+    /// Returns the coding that Ollama would see: it unpacks bodies on these routes only, and compares the header with
+    /// the exact word `zstd`.
     fn of(endpoint: &ApiEndpoint, parts: &Parts) -> Self {
         match endpoint {
             ApiEndpoint::OpenAiChat

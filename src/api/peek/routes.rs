@@ -1,4 +1,4 @@
-//! One row per route: the members of a body that decide who answers it.
+//! Members of a body that decide who answers it, one row per route.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -46,8 +46,8 @@ enum UnsupportedChoice {
     /// Routes that have no such member.
     NoneAtAll,
     AllButAuto,
-    /// On these routes Ollama runs tools of its own (a search of the web), which its native routes lack, and it can force
-    /// a call on none. So only `none` is worth leaving them.
+    /// On these routes Ollama runs tools of its own (a search of the web), which its native routes lack, and it can
+    /// force a call on none. So only `none` is worth leaving them.
     OnlyNone,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Keys match in any case, unknown keys are ignored, the last duplicate wins, `null` leaves a field as it was, only the
 //! first JSON value is read, and a body that does not fit gets Go's own sentence. serde does none of these, and its
-//! errors read differently, so a body is parsed here into a [`JsonNode`] and the dialects take their fields from it with the
-//! `read_*` methods.
+//! errors read differently, so a body is parsed here into a [`JsonNode`] and the dialects take their fields from it
+//! with the `read_*` methods.
 
 mod base64;
 mod error;

@@ -66,8 +66,8 @@ impl JsonNode<'_> {
         }
     }
 
-    /// Returns the value as JSON text that every later parser accepts: the order of keys and the spelling of numbers are
-    /// kept, invalid UTF-8 and lone surrogates are replaced.
+    /// Returns the value as JSON text that every later parser accepts: the order of keys and the spelling of numbers
+    /// are kept, invalid UTF-8 and lone surrogates are replaced.
     pub(crate) fn to_json(&self) -> String {
         let mut text = String::new();
         self.write(&mut text);

@@ -3,10 +3,10 @@
 use super::{
     GoTemplate,
     error::TemplateError,
-    execute::{Budget, execute},
+    execute::{RenderBudget, execute},
     parse,
-    syntax::{Base, Expression, Pipeline, TemplateNode},
-    value::Data,
+    syntax::{Expression, FieldBase, Pipeline, TemplateNode},
+    value::TemplateData,
 };
 use crate::inference::{Message, ThinkLevel, ThinkMode};
 
@@ -18,7 +18,7 @@ pub(super) fn response() -> TemplateNode {
     TemplateNode::Output(Pipeline {
         sets: None,
         first: Box::new(Expression::Field {
-            base: Base::Dot,
+            base: FieldBase::Dot,
             path: vec![RESPONSE.to_owned()],
         }),
         rest: Vec::new(),
@@ -33,14 +33,17 @@ impl GoTemplate {
     /// If the template uses a field that does not exist, or exceeds a limit.
     pub fn render(&self, messages: &[Message], think: ThinkMode) -> Result<String, TemplateError> {
         let (system, messages) = collate(messages);
-        let mut budget = Budget::default();
+        let mut budget = RenderBudget::default();
         let mut out = String::new();
         if self.uses("messages") {
             let mut values = thinking(think);
-            values.push(("System".into(), Data::Text(system)));
-            values.push(("Messages".into(), Data::List(messages.iter().map(message).collect())));
-            values.push((RESPONSE.into(), Data::text("")));
-            execute(&self.nodes, &Data::sorted(values), &mut budget, &mut out)?;
+            values.push(("System".into(), TemplateData::Text(system)));
+            values.push((
+                "Messages".into(),
+                TemplateData::List(messages.iter().map(message).collect()),
+            ));
+            values.push((RESPONSE.into(), TemplateData::text("")));
+            execute(&self.nodes, &TemplateData::sorted(values), &mut budget, &mut out)?;
             return Ok(out);
         }
         let mut exchange = Exchange::default();
@@ -72,11 +75,16 @@ impl GoTemplate {
     /// Those of [`Self::render`].
     pub fn render_infill(&self, prefix: &str, suffix: &str, think: ThinkMode) -> Result<String, TemplateError> {
         let mut values = thinking(think);
-        values.push(("Prompt".into(), Data::text(prefix)));
-        values.push(("Suffix".into(), Data::text(suffix)));
-        values.push((RESPONSE.into(), Data::text("")));
+        values.push(("Prompt".into(), TemplateData::text(prefix)));
+        values.push(("Suffix".into(), TemplateData::text(suffix)));
+        values.push((RESPONSE.into(), TemplateData::text("")));
         let mut out = String::new();
-        execute(&self.nodes, &Data::sorted(values), &mut Budget::default(), &mut out)?;
+        execute(
+            &self.nodes,
+            &TemplateData::sorted(values),
+            &mut RenderBudget::default(),
+            &mut out,
+        )?;
         Ok(out)
     }
 }
@@ -90,16 +98,16 @@ struct Exchange {
 }
 
 impl Exchange {
-    fn into_values(self, think: ThinkMode) -> Data {
+    fn into_values(self, think: ThinkMode) -> TemplateData {
         let mut values = thinking(think);
-        values.push(("System".into(), Data::Text(self.system)));
-        values.push(("Prompt".into(), Data::Text(self.prompt)));
-        values.push((RESPONSE.into(), Data::Text(self.response)));
-        Data::sorted(values)
+        values.push(("System".into(), TemplateData::Text(self.system)));
+        values.push(("Prompt".into(), TemplateData::Text(self.prompt)));
+        values.push((RESPONSE.into(), TemplateData::Text(self.response)));
+        TemplateData::sorted(values)
     }
 }
 
-fn thinking(think: ThinkMode) -> Vec<(String, Data)> {
+fn thinking(think: ThinkMode) -> Vec<(String, TemplateData)> {
     let level = match think {
         ThinkMode::Level(ThinkLevel::Low) => "low",
         ThinkMode::Level(ThinkLevel::Medium) => "medium",
@@ -109,9 +117,9 @@ fn thinking(think: ThinkMode) -> Vec<(String, Data)> {
     };
     let is_on = matches!(think, ThinkMode::On | ThinkMode::Level(_));
     vec![
-        ("Think".into(), Data::Bool(is_on)),
-        ("ThinkLevel".into(), Data::text(level)),
-        ("IsThinkSet".into(), Data::Bool(think != ThinkMode::Unset)),
+        ("Think".into(), TemplateData::Bool(is_on)),
+        ("ThinkLevel".into(), TemplateData::text(level)),
+        ("IsThinkSet".into(), TemplateData::Bool(think != ThinkMode::Unset)),
     ]
 }
 
@@ -136,30 +144,33 @@ fn collate(messages: &[Message]) -> (String, Vec<Message>) {
     (system.join("\n\n"), collated)
 }
 
-fn message(message: &Message) -> Data {
+fn message(message: &Message) -> TemplateData {
     let calls = message.tool_calls.iter().enumerate().map(|(index, call)| {
-        let function = Data::Struct(vec![
-            ("Index", Data::Int(i64::try_from(index).unwrap_or(i64::MAX))),
-            ("Name", Data::text(call.name.as_str())),
-            ("Arguments", Data::map(call.arguments.clone())),
+        let function = TemplateData::Struct(vec![
+            ("Index", TemplateData::Int(i64::try_from(index).unwrap_or(i64::MAX))),
+            ("Name", TemplateData::text(call.name.as_str())),
+            ("Arguments", TemplateData::map(call.arguments.clone())),
         ]);
-        Data::Struct(vec![("ID", Data::text(call.id.as_str())), ("Function", function)])
+        TemplateData::Struct(vec![
+            ("ID", TemplateData::text(call.id.as_str())),
+            ("Function", function),
+        ])
     });
-    Data::Struct(vec![
-        ("Role", Data::text(message.role.0.as_str())),
-        ("Content", Data::text(message.content.as_str())),
-        ("Thinking", Data::text(message.thinking.as_str())),
-        ("Images", Data::List(Vec::new())),
-        ("ToolCalls", Data::List(calls.collect())),
-        ("ToolName", Data::text(message.tool_name.as_str())),
-        ("ToolCallID", Data::text(message.tool_call_id.as_str())),
+    TemplateData::Struct(vec![
+        ("Role", TemplateData::text(message.role.0.as_str())),
+        ("Content", TemplateData::text(message.content.as_str())),
+        ("Thinking", TemplateData::text(message.thinking.as_str())),
+        ("Images", TemplateData::List(Vec::new())),
+        ("ToolCalls", TemplateData::List(calls.collect())),
+        ("ToolName", TemplateData::text(message.tool_name.as_str())),
+        ("ToolCallID", TemplateData::text(message.tool_call_id.as_str())),
     ])
 }
 
 /// Returns the nodes up to the first that prints the answer, and true if there is one.
 ///
-/// As in Ollama the cut is made in the syntax tree and not while rendering: what follows the answer is left out, whichever
-/// branch is taken.
+/// As in Ollama the cut is made in the syntax tree and not while rendering: what follows the answer is left out,
+/// whichever branch is taken.
 fn up_to_response(nodes: &[TemplateNode]) -> (Vec<TemplateNode>, bool) {
     let mut kept = Vec::new();
     for node in nodes {

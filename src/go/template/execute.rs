@@ -2,9 +2,9 @@
 
 use super::{
     error::TemplateError,
-    functions::Function,
-    syntax::{Base, Expression, Pipeline, TemplateNode},
-    value::{Data, Value},
+    functions::TemplateFunction,
+    syntax::{Expression, FieldBase, Pipeline, TemplateNode},
+    value::{TemplateData, Value},
 };
 
 /// Most nodes and expressions that one rendering evaluates: nested ranges multiply.
@@ -23,12 +23,12 @@ enum Flow {
 
 /// Work and output that are left to a rendering.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(super) struct RenderBudget {
     steps: usize,
     bytes: usize,
 }
 
-impl Default for Budget {
+impl Default for RenderBudget {
     fn default() -> Self {
         Self {
             steps: MAX_STEPS,
@@ -37,7 +37,7 @@ impl Default for Budget {
     }
 }
 
-impl Budget {
+impl RenderBudget {
     fn step(&mut self) -> Result<(), TemplateError> {
         self.steps = self.steps.checked_sub(1).ok_or(TemplateError::TooLong)?;
         Ok(())
@@ -50,17 +50,17 @@ impl Budget {
 }
 
 struct Executor<'a, 'b> {
-    root: &'a Data,
+    root: &'a TemplateData,
     variables: Vec<(&'a str, Value<'a>)>,
-    budget: &'b mut Budget,
+    budget: &'b mut RenderBudget,
     out: &'b mut String,
 }
 
 /// Renders the nodes with `root` as the data, and appends the text to `out`.
 pub(super) fn execute(
     nodes: &[TemplateNode],
-    root: &Data,
-    budget: &mut Budget,
+    root: &TemplateData,
+    budget: &mut RenderBudget,
     out: &mut String,
 ) -> Result<(), TemplateError> {
     let mut executor = Executor {
@@ -160,7 +160,7 @@ impl<'a> Executor<'a, '_> {
         let known = self.variables.len();
         let items = match self.pipeline(over, dot)? {
             Value::List(items) => Items::List(items),
-            Value::Object(Data::Map(members)) => Items::Map(members),
+            Value::Object(TemplateData::Map(members)) => Items::Map(members),
             Value::Int(count) => Items::Count(count.max(0)),
             Value::Nothing => Items::Count(0),
             _ => {
@@ -221,9 +221,9 @@ impl<'a> Executor<'a, '_> {
             Expression::Text(text) => Ok(Value::Text(text)),
             Expression::Field { base, path } => {
                 let mut value = match base {
-                    Base::Dot => dot.clone(),
-                    Base::Variable(name) => self.variable(name),
-                    Base::Pipeline(pipeline) => self.pipeline(pipeline, dot)?,
+                    FieldBase::Dot => dot.clone(),
+                    FieldBase::Variable(name) => self.variable(name),
+                    FieldBase::Pipeline(pipeline) => self.pipeline(pipeline, dot)?,
                 };
                 for name in path {
                     value = member(&value, name)?;
@@ -248,14 +248,14 @@ impl<'a> Executor<'a, '_> {
 
     fn call(
         &mut self,
-        function: Function,
+        function: TemplateFunction,
         arguments: &'a [Expression],
         last: Option<Value<'a>>,
         dot: &Value<'a>,
     ) -> Result<Value<'a>, TemplateError> {
         let decides = match function {
-            Function::And => Some(false),
-            Function::Or => Some(true),
+            TemplateFunction::And => Some(false),
+            TemplateFunction::Or => Some(true),
             _ => None,
         };
         let mut values = Vec::with_capacity(arguments.len() + 1);
@@ -287,8 +287,8 @@ fn compared_bytes(values: &[Value<'_>]) -> usize {
 
 /// Items that a range iterates over.
 enum Items<'a> {
-    List(&'a [Data]),
-    Map(&'a [(String, Data)]),
+    List(&'a [TemplateData]),
+    Map(&'a [(String, TemplateData)]),
     Count(i64),
 }
 

@@ -4,14 +4,14 @@ use jiff::{Timestamp, civil::Date, tz::TimeZone};
 
 use super::{
     error::TemplateError,
-    value::{Data, Value},
+    value::{TemplateData, Value},
 };
 
 /// Functions of Go or Ollama that are left out here.
 const LEFT_OUT: [&str; 5] = ["html", "js", "urlquery", "call", "toTypeScriptType"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Function {
+pub(super) enum TemplateFunction {
     And,
     Or,
     Not,
@@ -33,25 +33,25 @@ pub(super) enum Function {
 }
 
 /// Name, function, least and greatest number of arguments.
-const FUNCTIONS: [(&str, Function, usize, usize); 18] = [
-    ("and", Function::And, 1, usize::MAX),
-    ("or", Function::Or, 1, usize::MAX),
-    ("not", Function::Not, 1, 1),
-    ("eq", Function::Equal, 2, usize::MAX),
-    ("ne", Function::NotEqual, 2, 2),
-    ("lt", Function::Less, 2, 2),
-    ("le", Function::LessOrEqual, 2, 2),
-    ("gt", Function::Greater, 2, 2),
-    ("ge", Function::GreaterOrEqual, 2, 2),
-    ("len", Function::Len, 1, 1),
-    ("index", Function::Index, 1, usize::MAX),
-    ("slice", Function::Slice, 1, 3),
-    ("print", Function::Print, 0, usize::MAX),
-    ("println", Function::PrintLine, 0, usize::MAX),
-    ("printf", Function::Printf, 1, usize::MAX),
-    ("json", Function::Json, 1, 1),
-    ("currentDate", Function::CurrentDate, 0, usize::MAX),
-    ("yesterdayDate", Function::YesterdayDate, 0, usize::MAX),
+const FUNCTIONS: [(&str, TemplateFunction, usize, usize); 18] = [
+    ("and", TemplateFunction::And, 1, usize::MAX),
+    ("or", TemplateFunction::Or, 1, usize::MAX),
+    ("not", TemplateFunction::Not, 1, 1),
+    ("eq", TemplateFunction::Equal, 2, usize::MAX),
+    ("ne", TemplateFunction::NotEqual, 2, 2),
+    ("lt", TemplateFunction::Less, 2, 2),
+    ("le", TemplateFunction::LessOrEqual, 2, 2),
+    ("gt", TemplateFunction::Greater, 2, 2),
+    ("ge", TemplateFunction::GreaterOrEqual, 2, 2),
+    ("len", TemplateFunction::Len, 1, 1),
+    ("index", TemplateFunction::Index, 1, usize::MAX),
+    ("slice", TemplateFunction::Slice, 1, 3),
+    ("print", TemplateFunction::Print, 0, usize::MAX),
+    ("println", TemplateFunction::PrintLine, 0, usize::MAX),
+    ("printf", TemplateFunction::Printf, 1, usize::MAX),
+    ("json", TemplateFunction::Json, 1, 1),
+    ("currentDate", TemplateFunction::CurrentDate, 0, usize::MAX),
+    ("yesterdayDate", TemplateFunction::YesterdayDate, 0, usize::MAX),
 ];
 
 /// Returns today's date in the time zone of this machine.
@@ -59,7 +59,7 @@ fn today() -> Date {
     TimeZone::system().to_datetime(Timestamp::now()).date()
 }
 
-impl Function {
+impl TemplateFunction {
     pub(super) fn named(word: &str, line: usize) -> Result<Self, TemplateError> {
         match FUNCTIONS.iter().find(|(name, ..)| *name == word) {
             Some((_, function, ..)) => Ok(*function),
@@ -88,8 +88,8 @@ impl Function {
         ))
     }
 
-    /// Returns true for functions whose work grows with the length of their arguments although they make no text, so that
-    /// their work is charged to the budget separately.
+    /// Returns true for functions whose work grows with the length of their arguments although they make no text, so
+    /// that their work is charged to the budget separately.
     pub(super) fn compares(self) -> bool {
         matches!(
             self,
@@ -172,7 +172,7 @@ impl Function {
     fn len<'a>(self, value: &Value<'a>) -> Result<Value<'a>, TemplateError> {
         let length = match value {
             Value::List(items) => items.len(),
-            Value::Object(Data::Map(members)) => members.len(),
+            Value::Object(TemplateData::Map(members)) => members.len(),
             other => match other.as_text() {
                 Some(text) => text.len(),
                 None => return Err(self.fails("it has no length")),
@@ -188,7 +188,7 @@ impl Function {
                 .and_then(|index| items.get(index))
                 .map(Value::from)
                 .ok_or_else(|| self.fails(&format!("index out of range: {index}"))),
-            (Value::Object(Data::Map(_)), key) if key.as_text().is_some() => Ok(value
+            (Value::Object(TemplateData::Map(_)), key) if key.as_text().is_some() => Ok(value
                 .member(key.as_text().unwrap_or_default())
                 .unwrap_or(Value::Nothing)),
             (Value::Nothing, _) => Err(self.fails("index of untyped nil")),

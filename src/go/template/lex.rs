@@ -3,7 +3,7 @@
 use super::error::TemplateError;
 
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Token {
+pub(super) enum TemplateToken {
     /// `.`, `.A.B`, `$` or `$x.A`. `glued` is true if no blank stands before it, as in `(…).A`.
     Path {
         text: String,
@@ -24,7 +24,7 @@ pub(super) enum Token {
 /// One `{{ … }}`, or the text before one.
 pub(super) enum Segment {
     Text(String),
-    Action { tokens: Vec<Token>, line: usize },
+    Action { tokens: Vec<TemplateToken>, line: usize },
 }
 
 /// Splits the source into text and actions, and applies the trim markers.
@@ -87,7 +87,7 @@ struct Lexer<'a> {
 
 struct Action<'a> {
     /// Tokens of the action; `None` for a comment.
-    tokens: Option<Vec<Token>>,
+    tokens: Option<Vec<TemplateToken>>,
     trims_after: bool,
     rest: &'a str,
 }
@@ -138,14 +138,14 @@ impl<'a> Lexer<'a> {
         trimmed.strip_prefix("}}").map(|rest| (false, rest))
     }
 
-    fn token(&mut self, glued: bool, place: &str) -> Result<Token, TemplateError> {
+    fn token(&mut self, glued: bool, place: &str) -> Result<TemplateToken, TemplateError> {
         let first = self.rest.chars().next().ok_or_else(|| self.error("unclosed action"))?;
         let single = match first {
-            '(' => Some(Token::Open),
-            ')' => Some(Token::Close),
-            ',' => Some(Token::Comma),
-            '|' => Some(Token::Pipe),
-            '=' => Some(Token::Assign),
+            '(' => Some(TemplateToken::Open),
+            ')' => Some(TemplateToken::Close),
+            ',' => Some(TemplateToken::Comma),
+            '|' => Some(TemplateToken::Pipe),
+            '=' => Some(TemplateToken::Assign),
             _ => None,
         };
         if let Some(token) = single {
@@ -156,7 +156,7 @@ impl<'a> Lexer<'a> {
         match first {
             ':' if after == Some('=') => {
                 self.rest = &self.rest[2..];
-                Ok(Token::Declare)
+                Ok(TemplateToken::Declare)
             }
             ':' => Err(self.error("expected :=")),
             '"' => self.quoted(),
@@ -165,18 +165,18 @@ impl<'a> Lexer<'a> {
                     .split_once('`')
                     .ok_or_else(|| self.error("unterminated raw quoted string"))?;
                 self.rest = rest;
-                Ok(Token::Text(text.to_owned()))
+                Ok(TemplateToken::Text(text.to_owned()))
             }
             '\'' => Err(TemplateError::unsupported("a character constant")),
             '.' if after.is_some_and(|next| next.is_ascii_digit()) => self.number(),
             '.' | '$' => {
                 let text = self.take(|c| is_word(c) || matches!(c, '.' | '$')).to_owned();
-                self.terminated().map(|()| Token::Path { text, glued })
+                self.terminated().map(|()| TemplateToken::Path { text, glued })
             }
             '0'..='9' | '-' | '+' => self.number(),
             first if is_word(first) => {
                 let word = self.take(is_word).to_owned();
-                self.terminated().map(|()| Token::Word(word))
+                self.terminated().map(|()| TemplateToken::Word(word))
             }
             other if other.is_ascii_graphic() => Err(self.error(&format!("unexpected \"{other}\" in {place}"))),
             other => Err(self.error(&format!("unrecognized character in action: {}", name_of(other)))),
@@ -203,7 +203,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    fn number(&mut self) -> Result<Token, TemplateError> {
+    fn number(&mut self) -> Result<TemplateToken, TemplateError> {
         let text = self.take(|c| is_word(c) || matches!(c, '-' | '+' | '.'));
         let digits = text.replace('_', "");
         let (is_negative, bare) = match digits.strip_prefix('-') {
@@ -220,18 +220,18 @@ impl<'a> Lexer<'a> {
         };
         let bad = || self.error(&format!("bad number syntax: {text:?}"));
         if let Ok(number) = whole {
-            return Ok(Token::Int(if is_negative { -number } else { number }));
+            return Ok(TemplateToken::Int(if is_negative { -number } else { number }));
         }
         // Rust parses `inf` and `nan`, which Go does not.
         if radix.is_some() || !bare.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
             return Err(bad());
         }
         bare.parse()
-            .map(|number: f64| Token::Float(if is_negative { -number } else { number }))
+            .map(|number: f64| TemplateToken::Float(if is_negative { -number } else { number }))
             .map_err(|_| bad())
     }
 
-    fn quoted(&mut self) -> Result<Token, TemplateError> {
+    fn quoted(&mut self) -> Result<TemplateToken, TemplateError> {
         let mut text = String::new();
         let mut characters = self.rest.char_indices().skip(1);
         let line = self.line;
@@ -240,7 +240,7 @@ impl<'a> Lexer<'a> {
             match character {
                 '"' => {
                     self.rest = &self.rest[at + 1..];
-                    return Ok(Token::Text(text));
+                    return Ok(TemplateToken::Text(text));
                 }
                 '\n' => break,
                 '\\' => {

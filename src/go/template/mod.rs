@@ -4,9 +4,9 @@
 //! [`GoTemplate::render`] evaluates it (`execute`, `functions`, `value`) with the fields that Ollama offers (`chat`).
 //!
 //! The chat templates inside model files are Jinja and not rendered here. These templates come from clients: the
-//! `template` of a request, and the `TEMPLATE` of a model that a client created. They are untrusted, so source, nesting,
-//! work and output are bounded. The parts of the language that are left out (`define`, `template`, `block` and a few
-//! functions) are named in the error.
+//! `template` of a request, and the `TEMPLATE` of a model that a client created. They are untrusted, so source,
+//! nesting, work and output are bounded. The parts of the language that are left out (`define`, `template`, `block` and
+//! a few functions) are named in the error.
 
 mod chat;
 mod error;

@@ -2,9 +2,9 @@
 
 use super::{
     error::TemplateError,
-    functions::Function,
-    lex::{self, Segment, Token},
-    syntax::{Base, Expression, Pipeline, TemplateNode, Variable},
+    functions::TemplateFunction,
+    lex::{self, Segment, TemplateToken},
+    syntax::{Expression, FieldBase, Pipeline, TemplateNode, Variable},
 };
 
 /// Deepest nesting of blocks and parentheses.
@@ -17,7 +17,7 @@ const MAX_VARIABLES: usize = 256;
 enum Stop {
     Eof,
     End,
-    Else(Vec<Token>, usize),
+    Else(Vec<TemplateToken>, usize),
 }
 
 pub(super) fn parse(source: &str) -> Result<Vec<TemplateNode>, TemplateError> {
@@ -71,7 +71,7 @@ fn names_of(expression: &Expression, names: &mut Vec<String>) {
     match expression {
         Expression::Field { base, path } => {
             names.extend(path.iter().map(|name| name.to_lowercase()));
-            if let Base::Pipeline(pipeline) = base {
+            if let FieldBase::Pipeline(pipeline) = base {
                 names_of_pipeline(pipeline, names);
             }
         }
@@ -119,7 +119,7 @@ impl Parser {
                 Segment::Action { tokens, line } => (tokens, line),
             };
             let word = match tokens.first() {
-                Some(Token::Word(word)) => word.as_str(),
+                Some(TemplateToken::Word(word)) => word.as_str(),
                 _ => "",
             };
             let rest = tokens.get(1..).unwrap_or_default();
@@ -154,7 +154,7 @@ impl Parser {
     fn conditional(
         &mut self,
         word: &str,
-        tokens: &[Token],
+        tokens: &[TemplateToken],
         line: usize,
         depth: usize,
     ) -> Result<TemplateNode, TemplateError> {
@@ -169,7 +169,7 @@ impl Parser {
                 Stop::End => break Vec::new(),
                 Stop::Else(tokens, line) => match tokens.split_first() {
                     None => break self.last_branch(depth)?,
-                    Some((Token::Word(next), rest)) if next == word => {
+                    Some((TemplateToken::Word(next), rest)) if next == word => {
                         condition = self.pipeline(rest, line, word, depth)?;
                     }
                     Some(_) => return Err(TemplateError::syntax(line, "unexpected token in else")),
@@ -191,8 +191,8 @@ impl Parser {
         }
     }
 
-    fn range(&mut self, tokens: &[Token], line: usize, depth: usize) -> Result<TemplateNode, TemplateError> {
-        let declared = tokens.iter().position(|token| *token == Token::Declare);
+    fn range(&mut self, tokens: &[TemplateToken], line: usize, depth: usize) -> Result<TemplateNode, TemplateError> {
+        let declared = tokens.iter().position(|token| *token == TemplateToken::Declare);
         let (names, over) = match declared {
             Some(at) => (&tokens[..at], &tokens[at + 1..]),
             None => (&tokens[..0], tokens),
@@ -200,11 +200,11 @@ impl Parser {
         let over = self.pipeline(over, line, "range", depth)?;
         let (index, item) = match names {
             [] => (None, None),
-            [Token::Path { text: item, .. }] => (None, Some(item.clone())),
+            [TemplateToken::Path { text: item, .. }] => (None, Some(item.clone())),
             [
-                Token::Path { text: index, .. },
-                Token::Comma,
-                Token::Path { text: item, .. },
+                TemplateToken::Path { text: index, .. },
+                TemplateToken::Comma,
+                TemplateToken::Path { text: item, .. },
             ] => (Some(index.clone()), Some(item.clone())),
             _ => return Err(TemplateError::syntax(line, "range can only initialize variables")),
         };
@@ -236,20 +236,20 @@ impl Parser {
 
     fn pipeline(
         &mut self,
-        tokens: &[Token],
+        tokens: &[TemplateToken],
         line: usize,
         context: &str,
         depth: usize,
     ) -> Result<Pipeline, TemplateError> {
         let (sets, mut rest) = match tokens {
             [
-                Token::Path { text: name, .. },
-                sign @ (Token::Declare | Token::Assign),
+                TemplateToken::Path { text: name, .. },
+                sign @ (TemplateToken::Declare | TemplateToken::Assign),
                 rest @ ..,
             ] if is_variable(name) => {
                 let variable = Variable {
                     name: name.clone(),
-                    is_new: *sign == Token::Declare,
+                    is_new: *sign == TemplateToken::Declare,
                 };
                 (Some(variable), rest)
             }
@@ -269,7 +269,7 @@ impl Parser {
     /// Parses commands with `|` between them, up to the end or a closing parenthesis.
     fn commands(
         &self,
-        rest: &mut &[Token],
+        rest: &mut &[TemplateToken],
         line: usize,
         context: &str,
         depth: usize,
@@ -284,7 +284,7 @@ impl Parser {
             None => arguments.pop().ok_or_else(missing)?,
         };
         let mut later = Vec::new();
-        while let Some((Token::Pipe, after)) = rest.split_first() {
+        while let Some((TemplateToken::Pipe, after)) = rest.split_first() {
             *rest = after;
             let (function, arguments) = self.command(rest, line, depth)?;
             if function.is_none() && arguments.is_empty() {
@@ -312,19 +312,19 @@ impl Parser {
     /// Parses a function and its arguments, or a single value.
     fn command(
         &self,
-        rest: &mut &[Token],
+        rest: &mut &[TemplateToken],
         line: usize,
         depth: usize,
-    ) -> Result<(Option<Function>, Vec<Expression>), TemplateError> {
+    ) -> Result<(Option<TemplateFunction>, Vec<Expression>), TemplateError> {
         let function = match rest.first() {
-            Some(Token::Word(word)) if !matches!(word.as_str(), "true" | "false" | "nil") => {
+            Some(TemplateToken::Word(word)) if !matches!(word.as_str(), "true" | "false" | "nil") => {
                 *rest = &rest[1..];
-                Some(Function::named(word, line)?)
+                Some(TemplateFunction::named(word, line)?)
             }
             _ => None,
         };
         let mut arguments = Vec::new();
-        while !matches!(rest.first(), None | Some(Token::Close | Token::Pipe)) {
+        while !matches!(rest.first(), None | Some(TemplateToken::Close | TemplateToken::Pipe)) {
             arguments.push(self.operand(rest, line, depth)?);
         }
         match function {
@@ -333,21 +333,21 @@ impl Parser {
         }
     }
 
-    fn operand(&self, rest: &mut &[Token], line: usize, depth: usize) -> Result<Expression, TemplateError> {
+    fn operand(&self, rest: &mut &[TemplateToken], line: usize, depth: usize) -> Result<Expression, TemplateError> {
         let Some((token, after)) = rest.split_first() else {
             return Err(TemplateError::syntax(line, "missing value for command"));
         };
         *rest = after;
         match token {
-            Token::Text(text) => Ok(Expression::Text(text.clone())),
-            Token::Int(number) => Ok(Expression::Int(*number)),
-            Token::Float(number) => Ok(Expression::Float(*number)),
-            Token::Path { text, .. } => self.field(text, line),
-            Token::Word(word) => match word.as_str() {
+            TemplateToken::Text(text) => Ok(Expression::Text(text.clone())),
+            TemplateToken::Int(number) => Ok(Expression::Int(*number)),
+            TemplateToken::Float(number) => Ok(Expression::Float(*number)),
+            TemplateToken::Path { text, .. } => self.field(text, line),
+            TemplateToken::Word(word) => match word.as_str() {
                 "true" | "false" => Ok(Expression::Bool(word == "true")),
                 "nil" => Ok(Expression::Nil),
                 word => {
-                    let function = Function::named(word, line)?;
+                    let function = TemplateFunction::named(word, line)?;
                     function.check_arguments(0, line)?;
                     Ok(Expression::Call {
                         function,
@@ -355,14 +355,14 @@ impl Parser {
                     })
                 }
             },
-            Token::Open => {
+            TemplateToken::Open => {
                 let inner = self.commands(rest, line, "parenthesized pipeline", depth + 1)?;
-                let Some((Token::Close, after)) = rest.split_first() else {
+                let Some((TemplateToken::Close, after)) = rest.split_first() else {
                     return Err(TemplateError::syntax(line, "unclosed left paren"));
                 };
                 *rest = after;
                 let mut path = Vec::new();
-                if let Some((Token::Path { text, glued: true }, after)) = rest.split_first()
+                if let Some((TemplateToken::Path { text, glued: true }, after)) = rest.split_first()
                     && text.len() > 1
                     && text.starts_with('.')
                 {
@@ -370,22 +370,24 @@ impl Parser {
                     path = names_in(text);
                 }
                 Ok(Expression::Field {
-                    base: Base::Pipeline(inner),
+                    base: FieldBase::Pipeline(inner),
                     path,
                 })
             }
-            Token::Close | Token::Comma | Token::Pipe | Token::Declare | Token::Assign => {
-                Err(TemplateError::syntax(line, "unexpected token in operand"))
-            }
+            TemplateToken::Close
+            | TemplateToken::Comma
+            | TemplateToken::Pipe
+            | TemplateToken::Declare
+            | TemplateToken::Assign => Err(TemplateError::syntax(line, "unexpected token in operand")),
         }
     }
 
     fn field(&self, path: &str, line: usize) -> Result<Expression, TemplateError> {
         let base = match path.split('.').next().unwrap_or_default() {
-            "" => Base::Dot,
+            "" => FieldBase::Dot,
             name => {
                 self.known(name, line)?;
-                Base::Variable(name.to_owned())
+                FieldBase::Variable(name.to_owned())
             }
         };
         Ok(Expression::Field {

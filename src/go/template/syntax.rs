@@ -1,6 +1,6 @@
 //! Syntax tree of a template.
 
-use super::functions::Function;
+use super::functions::TemplateFunction;
 
 /// Part of a parsed template.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ pub(super) enum TemplateNode {
 pub(super) struct Pipeline {
     pub(super) sets: Option<Variable>,
     pub(super) first: Box<Expression>,
-    pub(super) rest: Vec<(Function, Vec<Expression>)>,
+    pub(super) rest: Vec<(TemplateFunction, Vec<Expression>)>,
 }
 
 /// Variable that a pipeline sets.
@@ -51,18 +51,18 @@ pub(super) enum Expression {
     Float(f64),
     Text(String),
     Field {
-        base: Base,
+        base: FieldBase,
         path: Vec<String>,
     },
     Call {
-        function: Function,
+        function: TemplateFunction,
         arguments: Vec<Expression>,
     },
 }
 
 /// Value that a chain of fields starts at.
 #[derive(Clone, Debug)]
-pub(super) enum Base {
+pub(super) enum FieldBase {
     Dot,
     Variable(String),
     Pipeline(Pipeline),

@@ -281,8 +281,8 @@ fn nesting_work_and_length_are_bounded() {
     assert_eq!(render(&chain).as_deref(), Ok(""), "a long chain is no nesting");
 }
 
-/// The shape of today's templates in Ollama's library: tools that may be there, the last turn left open, an older part for
-/// requests without messages.
+/// The shape of today's templates in Ollama's library: tools that may be there, the last turn left open, an older part
+/// for requests without messages.
 #[test]
 fn a_template_of_today_leaves_the_last_turn_open() {
     let template = GoTemplate::parse(

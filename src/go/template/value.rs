@@ -8,17 +8,17 @@ use crate::go::encode;
 
 /// Data that a template is filled with.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Data {
+pub(super) enum TemplateData {
     Nothing,
     Bool(bool),
     Int(i64),
     Float(f64),
     Text(String),
-    List(Vec<Data>),
+    List(Vec<TemplateData>),
     /// Go map, sorted by key. A missing key is [`Self::Nothing`]. Printed as JSON, as Ollama's type for arguments is.
-    Map(Vec<(String, Data)>),
+    Map(Vec<(String, TemplateData)>),
     /// Go struct. A missing field is an error.
-    Struct(Vec<(&'static str, Data)>),
+    Struct(Vec<(&'static str, TemplateData)>),
 }
 
 /// Value of an expression, borrowed from the data if it stands there.
@@ -31,26 +31,26 @@ pub(super) enum Value<'a> {
     Text(&'a str),
     /// Text that the template has built.
     Made(Rc<str>),
-    List(&'a [Data]),
+    List(&'a [TemplateData]),
     /// Map or struct.
-    Object(&'a Data),
+    Object(&'a TemplateData),
 }
 
-impl<'a> From<&'a Data> for Value<'a> {
-    fn from(data: &'a Data) -> Self {
+impl<'a> From<&'a TemplateData> for Value<'a> {
+    fn from(data: &'a TemplateData) -> Self {
         match data {
-            Data::Nothing => Self::Nothing,
-            Data::Bool(value) => Self::Bool(*value),
-            Data::Int(value) => Self::Int(*value),
-            Data::Float(value) => Self::Float(*value),
-            Data::Text(text) => Self::Text(text),
-            Data::List(items) => Self::List(items),
-            Data::Map(_) | Data::Struct(_) => Self::Object(data),
+            TemplateData::Nothing => Self::Nothing,
+            TemplateData::Bool(value) => Self::Bool(*value),
+            TemplateData::Int(value) => Self::Int(*value),
+            TemplateData::Float(value) => Self::Float(*value),
+            TemplateData::Text(text) => Self::Text(text),
+            TemplateData::List(items) => Self::List(items),
+            TemplateData::Map(_) | TemplateData::Struct(_) => Self::Object(data),
         }
     }
 }
 
-impl From<Json> for Data {
+impl From<Json> for TemplateData {
     /// Converts as Go decodes JSON into an `any`: numbers are floats.
     fn from(json: Json) -> Self {
         match json {
@@ -64,7 +64,7 @@ impl From<Json> for Data {
     }
 }
 
-impl Data {
+impl TemplateData {
     pub(super) fn text(text: impl Into<String>) -> Self {
         Self::Text(text.into())
     }
@@ -122,7 +122,7 @@ impl<'a> Value<'a> {
             Self::Text(text) => !text.is_empty(),
             Self::Made(text) => !text.is_empty(),
             Self::List(items) => !items.is_empty(),
-            Self::Object(Data::Map(members)) => !members.is_empty(),
+            Self::Object(TemplateData::Map(members)) => !members.is_empty(),
             Self::Object(_) => true,
         }
     }
@@ -130,12 +130,12 @@ impl<'a> Value<'a> {
     /// Returns a member of a map or a struct; `None` if Go ends with an error.
     pub(super) fn member(&self, name: &str) -> Option<Self> {
         match self {
-            Self::Object(Data::Map(members)) => Some(
+            Self::Object(TemplateData::Map(members)) => Some(
                 members
                     .binary_search_by(|(key, _)| key.as_str().cmp(name))
                     .map_or(Self::Nothing, |at| Self::from(&members[at].1)),
             ),
-            Self::Object(Data::Struct(fields)) => fields
+            Self::Object(TemplateData::Struct(fields)) => fields
                 .iter()
                 .find(|(field, _)| *field == name)
                 .map(|(_, value)| value.into()),
@@ -156,7 +156,7 @@ impl<'a> Value<'a> {
                 let items: Option<Vec<String>> = items.iter().map(|item| Self::from(item).print()).collect();
                 format!("[{}]", items?.join(" "))
             }
-            Self::Object(Data::Map(_)) => self.to_json_text(),
+            Self::Object(TemplateData::Map(_)) => self.to_json_text(),
             Self::Object(_) => return None,
         })
     }
@@ -169,7 +169,7 @@ impl<'a> Value<'a> {
             Self::Float(value) => Number::from_f64(*value).map_or(Json::Null, Json::Number),
             Self::Text(text) => Json::from(*text),
             Self::Made(text) => Json::from(text.as_ref()),
-            Self::List(items) => items.iter().map(Data::to_json).collect(),
+            Self::List(items) => items.iter().map(TemplateData::to_json).collect(),
             Self::Object(data) => data.to_json(),
         };
         // Keys are strings, so encoding does not fail.

@@ -1,10 +1,10 @@
 //! Scanner that finds a few top-level members of a JSON object without building the object.
 //!
-//! It serves requests whose body is forwarded as the bytes that came: only the members that decide the route are decoded.
-//! So it reads like Ollama's decoder (Go's `encoding/json`) where that matters: keys match in any case, `null` and
-//! duplicates are reported in order for the caller to apply Go's rules, bytes behind the first value are ignored. It is no
-//! validator: what it cannot follow is [`PeekError::NotAnObject`], and what it skips may be wrong. Memory is the same for
-//! any body.
+//! It serves requests whose body is forwarded as the bytes that came: only the members that decide the route are
+//! decoded. So it reads like Ollama's decoder (Go's `encoding/json`) where that matters: keys match in any case, `null`
+//! and duplicates are reported in order for the caller to apply Go's rules, bytes behind the first value are ignored.
+//! It is no validator: what it cannot follow is [`PeekError::NotAnObject`], and what it skips may be wrong. Memory is
+//! the same for any body.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -36,8 +36,8 @@ impl MemberKey {
         Self { name, member: None }
     }
 
-    /// Returns a key whose value, if it is an object, is read as the object's member of this name: [`PeekedValue::Empty`] if it
-    /// has none.
+    /// Returns a key whose value, if it is an object, is read as the object's member of this name:
+    /// [`PeekedValue::Empty`] if it has none.
     #[must_use]
     pub const fn with_member(name: &'static str, member: &'static str) -> Self {
         Self {
@@ -101,7 +101,7 @@ struct Scanner<R> {
 enum Detail {
     Skipped,
     Value,
-    /// Of an object this member.
+    /// This member, if the value is an object.
     Member(&'static str),
 }
 
@@ -137,8 +137,8 @@ impl<R: BufRead> Scanner<R> {
         })
     }
 
-    /// Reads the rest of an object: `visit` gets each key (`None` for one longer than any that is looked for), and has to
-    /// read the value.
+    /// Reads the rest of an object: `visit` gets each key (`None` for one longer than any that is looked for), and has
+    /// to read the value.
     fn members(
         &mut self,
         mut visit: impl FnMut(&mut Self, Option<&str>) -> Result<(), PeekError>,
@@ -410,8 +410,8 @@ impl Text {
     }
 }
 
-/// Folds a key to lower case as Go's `encoding/json` does: besides ASCII, U+017F (long s) matches `s` and U+212A (Kelvin
-/// sign) matches `k`.
+/// Folds a key to lower case as Go's `encoding/json` does: besides ASCII, U+017F (long s) matches `s` and U+212A
+/// (Kelvin sign) matches `k`.
 fn fold(key: &str) -> String {
     key.chars()
         .map(|char| match char {

@@ -177,7 +177,7 @@ const KEYS: [MemberKey; 9] = [
     MemberKey::with_member("output_config", "format"),
 ];
 
-fn any_value() -> impl Strategy<PeekedValue = serde_json::Value> {
+fn any_value() -> impl Strategy<Value = serde_json::Value> {
     let leaf = prop_oneof![
         Just(serde_json::Value::Null),
         any::<bool>().prop_map(Into::into),
@@ -195,7 +195,7 @@ fn any_value() -> impl Strategy<PeekedValue = serde_json::Value> {
     })
 }
 
-fn any_key() -> impl Strategy<PeekedValue = String> {
+fn any_key() -> impl Strategy<Value = String> {
     prop_oneof![
         prop::sample::select(vec![
             "model",

@@ -26,7 +26,7 @@ const MAX_FRAME_BYTES: usize = 16 << 20;
 const BROKEN: u16 = 500;
 
 /// Reader of the events of one answer. Dropping it closes the connection to Ollama.
-pub(super) struct AnswerReader {
+pub(super) struct NativeAnswerReader {
     lines: LineReader,
     /// Events of a frame that have not been polled yet.
     ready: VecDeque<Event>,
@@ -125,7 +125,7 @@ struct WireToken {
     bytes: Option<Vec<u8>>,
 }
 
-impl AnswerReader {
+impl NativeAnswerReader {
     pub(super) fn new(body: Body) -> Self {
         Self {
             lines: LineReader::new(body, MAX_FRAME_BYTES),
@@ -288,7 +288,7 @@ mod tests {
     /// Returns the events of a body that comes in these pieces.
     async fn events(pieces: Vec<Bytes>) -> Result<Vec<Result<Event, Failure>>, Failure> {
         let body = body::stream(stream::iter(pieces.into_iter().map(Ok)));
-        Ok(AnswerReader::new(body).begin().await?.collect().await)
+        Ok(NativeAnswerReader::new(body).begin().await?.collect().await)
     }
 
     async fn all(text: &str) -> Vec<Event> {

@@ -18,7 +18,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use self::{
-    answer::{AnswerReader, error_text},
+    answer::{NativeAnswerReader, error_text},
     details::{ListedModel, ModelListing, ShownModel},
     request::{EmbedBody, EmbeddingsBody, ShowBody, TextBody, WireOptions},
 };
@@ -356,7 +356,7 @@ impl Provider for NativeProvider {
         async move {
             let (path, body) = TextBody::to_infer(name, &request)?;
             let response = self.post(call, name, path, &body).await?;
-            AnswerReader::new(response.into_body()).begin().await
+            NativeAnswerReader::new(response.into_body()).begin().await
         }
         .boxed()
     }
