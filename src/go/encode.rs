@@ -176,8 +176,7 @@ mod tests {
         assert_eq!(to_string(value).unwrap(), expected);
     }
 
-    // Line separators are escaped, so that no client's line splitter cuts a frame, and markup is escaped, too (traps
-    // 34, 63).
+    // Line separators are escaped, so that no client's line splitter cuts a frame, and so is markup (traps 34, 63).
     #[test]
     fn strings() {
         for (text, expected) in [

@@ -521,8 +521,7 @@ mod tests {
         );
     }
 
-    // What goes wrong before the first byte is a status, not a broken stream: the prompt is shown in one piece (trap
-    // 65).
+    // The prompt is shown in one piece, so that a failure is a status and not a broken stream (trap 65).
     #[test]
     fn a_rendered_prompt_is_shown_as_debug_information() {
         assert_eq!(
