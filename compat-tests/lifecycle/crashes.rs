@@ -22,7 +22,7 @@ fn assert_gone(pids: &[i32]) {
 
 // Clients only see an error in a stream if it is a frame (trap 65).
 #[test]
-fn a_worker_that_is_killed_takes_its_own_answers_and_nothing_else() {
+fn a_killed_worker_ends_only_its_own_answers() {
     let daemon = two_models(ENGINE).start();
     let victim = load(&daemon, MODEL);
     load(&daemon, SECOND);
@@ -199,7 +199,7 @@ fn assert_refused(daemon: &Hubllama, model: &str, reason: &str) {
 
 // Clients expect a status for a failed load, not a frame (trap 30).
 #[test]
-fn damaged_files_are_refused_with_a_sentence_and_harm_nobody() {
+fn damaged_files_are_refused_with_an_explanation() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let daemon = Setup::with_model()

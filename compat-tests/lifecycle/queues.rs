@@ -60,7 +60,7 @@ fn requests_that_wait_for_their_turn_on_a_model_are_bounded() {
 
 // Work for a client that has disconnected must stop (trap 33).
 #[test]
-fn a_client_that_goes_away_in_the_middle_frees_its_place() {
+fn a_client_that_disconnects_frees_its_slot() {
     let daemon = one_slot("");
     load(&daemon, MODEL);
     let mut gone = Stream::open(&daemon, "/api/generate", &count(MODEL, ENDLESS));

@@ -87,7 +87,7 @@ fn a_model_expires_after_its_keep_alive() {
 
 // Go cannot parse a year after 9999, so `expires_at` stays below it (traps 22, 53).
 #[test]
-fn a_negative_keep_alive_stays_for_ever() {
+fn a_negative_keep_alive_keeps_the_model_forever() {
     let daemon = one_model();
     generate(&daemon, json!({"keep_alive": -1}));
     let year: i32 = ps(&daemon)["expires_at"].as_str().expect("a time")[..4]

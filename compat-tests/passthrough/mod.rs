@@ -217,7 +217,7 @@ fn headers_keep_their_spelling_and_order() {
 /// Ollama sends each frame only after the client has received the one before it, so no frame can have been held back.
 // A proxy that buffers delays every token (trap 31).
 #[test]
-fn no_frame_waits_for_the_next() {
+fn no_frame_is_held_back() {
     for (content_type, frames) in [
         (
             "application/x-ndjson",
@@ -257,7 +257,7 @@ fn no_frame_waits_for_the_next() {
 
 // Ollama generates until its client disconnects (trap 33).
 #[test]
-fn a_client_that_leaves_ends_the_work_at_ollama() {
+fn a_client_that_disconnects_ends_its_request_to_ollama() {
     let beginnings = ["", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"];
     for beginning in beginnings {
         let (started, starts) = sync_channel(1);

@@ -245,7 +245,7 @@ fn first_difference(recorded: &Reply, here: &Reply) -> (String, String) {
 
 // The shape of a reply shows most differences that clients notice (traps 1, 4, 6, 7, 9, 43, 64).
 #[test]
-fn every_recorded_exchange_has_its_shape() {
+fn every_reply_has_the_recorded_shape() {
     let names = Names::new();
     let (alone, with_minilm, with_tools) = (
         setup().start(),

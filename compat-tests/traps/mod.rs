@@ -77,7 +77,7 @@ fn bodies_of_many_megabytes_are_read() {
 
 // Clients parse every line as a frame, stop at `error` and wait for `done` (traps 4, 5, 35, 36).
 #[test]
-fn frames_are_short_and_hold_no_error_and_the_last_one_is_done() {
+fn frames_are_short_and_without_error_and_the_last_one_is_done() {
     let daemon = Setup::with_model().config(ENGINE).start();
     let request = json!({
         "model": MODEL, "prompt": "Count to twenty.", "logprobs": true, "top_logprobs": 20,
@@ -104,7 +104,7 @@ fn frames_are_short_and_hold_no_error_and_the_last_one_is_done() {
 
 // Clients match results to calls by id, and show all content to the user (traps 7, 8, 66).
 #[test]
-fn calls_have_ids_of_their_own_in_every_dialect_and_none_of_their_text_gets_out() {
+fn tool_calls_have_unique_ids_and_never_leak_into_text() {
     let daemon = Setup::default().with_tools().config(ENGINE).start();
     let native = json!({
         "model": tools_model::MODEL, "messages": history(&two_calls()), "tools": [tool()],
@@ -162,7 +162,7 @@ fn calls_have_ids_of_their_own_in_every_dialect_and_none_of_their_text_gets_out(
 
 // A model may load for minutes before Ollama sends its first byte (trap 32).
 #[test]
-fn a_silent_ollama_is_waited_for() {
+fn a_slow_ollama_is_not_timed_out() {
     const SILENCE: Duration = Duration::from_millis(2500);
     let ollama = FakeOllama::start(|_, connection| {
         thread::sleep(SILENCE);
@@ -230,7 +230,7 @@ fn no_request_with_an_hf_name_reaches_ollama() {
 
 // Without a request or setting there is no repeat penalty (trap 40).
 #[test]
-fn repetition_costs_nothing_unless_a_request_says_so() {
+fn there_is_no_repeat_penalty_by_default() {
     let daemon = Setup::with_model().config(ENGINE).start();
     let text = |penalty: Value| {
         let request = json!({
@@ -246,7 +246,7 @@ fn repetition_costs_nothing_unless_a_request_says_so() {
 
 // Clients offer only listed models for selection (trap 57).
 #[test]
-fn a_model_that_the_configuration_names_is_listed_before_it_is_there() {
+fn a_configured_model_is_listed_before_it_is_downloaded() {
     let named = "hf:nobody/later-GGUF:Q4_0";
     let daemon = Setup::default()
         .config(&format!("[aliases]\nlater = \"{named}\"\n"))
@@ -266,7 +266,7 @@ fn a_model_that_the_configuration_names_is_listed_before_it_is_there() {
 
 // A chat repeats its whole history with every turn (trap 67).
 #[test]
-fn the_next_turn_evaluates_only_what_is_new() {
+fn the_next_turn_evaluates_only_new_tokens() {
     let daemon = Setup::with_model().config(ENGINE).start();
     let mut messages =
         vec![json!({"role": "user", "content": "The quick brown fox jumps over the lazy dog. ".repeat(40)})];

@@ -306,7 +306,7 @@ fn an_error_within_the_stream_is_an_event() {
 }
 
 #[test]
-fn a_client_that_leaves_ends_the_work_at_ollama() {
+fn a_client_that_disconnects_ends_its_request_to_ollama() {
     for (streams, has_begun) in [(false, false), (true, false), (true, true), (false, true)] {
         let (started, starts) = sync_channel(1);
         let (report, reports) = sync_channel(1);
