@@ -1,8 +1,8 @@
-"""Reads a cache with Python's huggingface_hub, as any program would; asks nobody (set HF_HUB_OFFLINE).
+"""Reads a cache with Python's huggingface_hub. Set HF_HUB_OFFLINE, so that the Hub is not contacted.
 
     python hub_python.py CACHE REPO PATH=SHA256 ...
 
-Exits non-zero at the first thing that is not as it should be.
+Exits non-zero at the first difference from what is expected.
 """
 
 import hashlib
