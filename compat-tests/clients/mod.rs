@@ -1,4 +1,4 @@
-//! Runs scripts with official, unmodified clients against the real binary. The scripts are in `clients/`.
+//! Runs scripts with official, unmodified clients against the real binary. The scripts are in this folder.
 
 use std::{
     env,

@@ -1,5 +1,6 @@
-//! Runs the scenarios in `scenarios/`: requests with the replies that clients expect. If `OLLAMA_TEST_URL` is set to a
-//! real Ollama with the three models, they are also sent to it, and differences in its replies are printed.
+//! Runs the scenarios in the JSON files of this folder: requests with the replies that clients expect. If
+//! `OLLAMA_TEST_URL` is set to a real Ollama with the three models, they are also sent to it, and differences in its
+//! replies are printed.
 //!
 //! Variable parts are masked: `⟨t⟩` is a time, `⟨n⟩` a number above zero, `⟨text⟩` generated text, and so on; [`MASKS`]
 //! has the patterns that each must match. `⟨m⟩`, `⟨tools⟩` and `⟨minilm⟩` are names of models, and `⟨none⟩` is a model
@@ -133,6 +134,8 @@ impl File {
             .expect("the scenarios")
             .map(|entry| entry.expect("an entry").path())
             .collect();
+        // This module is in the same folder.
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
         paths.sort();
         let read = |path: &Path| {
             let text = fs::read_to_string(path).expect("UTF-8");
