@@ -1,4 +1,4 @@
-//! Models with LoRA adapters on top: pulled, converted, applied, listed and removed by one name.
+//! Models with LoRA adapters: pulling, converting, applying, listing and removing them by one name.
 
 use std::{fs, path::Path};
 
@@ -16,12 +16,12 @@ use crate::{
 };
 
 const ADAPTERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/convert/adapters");
-/// One thread: tests share the machine.
+/// Configuration with one thread, because tests share the machine.
 const ENGINE: &str = "[engine]\nthreads = 1\ncontext_length = 256\n";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
 
-/// Puts a folder into a repository, what is no text as large files.
+/// Publishes a folder as a repository, with binary files as LFS files.
 fn publish(hub: &FakeHub, repo: &str, folder: &Path) {
     for name in names(folder) {
         match String::from_utf8(fs::read(folder.join(&name)).expect("a file")) {
@@ -31,12 +31,12 @@ fn publish(hub: &FakeHub, repo: &str, folder: &Path) {
     }
 }
 
-/// Puts an adapter of the fixtures into a repository.
+/// Publishes an adapter of the fixtures as a repository.
 fn publish_adapter(hub: &FakeHub, repo: &str, fixture: &str) {
     publish(hub, repo, &Path::new(ADAPTERS).join(fixture));
 }
 
-/// An adapter for SmolLM2's queries and values, which nobody has trained.
+/// Returns an untrained adapter for the queries and values of SmolLM2.
 fn publish_noise(hub: &FakeHub, repo: &str) {
     const LAYERS: usize = 30;
     const RANK: usize = 4;
@@ -72,7 +72,7 @@ fn post(daemon: &Hubllama, path: &str, body: &Value) -> (u16, Value) {
     (head.status(), serde_json::from_str(&body).unwrap_or(Value::Null))
 }
 
-/// Pulls, and says what was said at the end.
+/// Pulls a model and returns the last event.
 fn pull(daemon: &Hubllama, model: &str) -> (u16, Value) {
     post(daemon, "/api/pull", &json!({ "model": model, "stream": false }))
 }
@@ -108,7 +108,7 @@ fn entry(daemon: &Hubllama, name: &str) -> Value {
     found.unwrap_or_else(|| panic!("{name} is not listed"))
 }
 
-/// What a model goes on with, always the same.
+/// Returns the greedy continuation of a fixed prompt.
 #[track_caller]
 fn says(daemon: &Hubllama, model: &str) -> String {
     let request = json!({
@@ -210,7 +210,7 @@ fn names_below(folder: &Path) -> Vec<String> {
     if folder.is_dir() { names(folder) } else { Vec::new() }
 }
 
-/// Heads are ordered otherwise in a file of this architecture than in a checkpoint; the adapter has the checkpoint's order.
+/// A Llama file has the rows of its heads in another order than the checkpoint; the adapter has the checkpoint's order.
 #[test]
 fn it_is_the_same_on_a_file_and_on_safetensors() {
     for (fixture, tokenizer) in [("llama", "spm"), ("qwen3", "qwen"), ("mixtral", "spm")] {
@@ -259,7 +259,7 @@ fn several_at_once_and_a_file_that_is_one_already() {
         "{texts:?}"
     );
 
-    // What was made of it is a file that others can use, too.
+    // The converted adapter is a file that other programs can use, too.
     let made = daemon.folder.path().join("state/adapters/models--Example-Org--One");
     let commit = made.join(hub.commit("Example-Org/One"));
     let file = commit.join(&names_below(&commit)[0]);
@@ -271,13 +271,13 @@ fn several_at_once_and_a_file_that_is_one_already() {
     let as_file = "hf:Example-Org/Base:F16+Example-Org/File";
     pulls(&daemon, as_file);
     assert_eq!(says(&daemon, as_file), texts[0]);
-    // By itself it is no model.
+    // An adapter alone is no model.
     let mut expected = vec![as_file, "hf:Example-Org/Base:F16"];
     expected.extend(names.iter().map(String::as_str));
     expected.sort_unstable();
     assert_eq!(listed(&daemon), expected);
 
-    // What others use stays.
+    // Files that other models use stay.
     assert_eq!(delete(&daemon, &names[0]), 200);
     assert_eq!(says(&daemon, &names[2]), texts[2]);
     assert_eq!(delete(&daemon, "hf:Example-Org/Base:F16"), 200);
@@ -335,7 +335,7 @@ fn what_cannot_be_applied_is_said_before_the_base_is_fetched() {
     assert_eq!(hub.hits(&format!("/cdn/{weights}")).requests, 0);
     assert_eq!(listed(&daemon), Vec::<String>::new());
 
-    // These are known only when both are there.
+    // These errors are known only when base and adapter are both downloaded.
     refuses(
         &daemon,
         &on_base("Other"),
@@ -390,7 +390,7 @@ fn a_model_that_a_client_makes_of_both() {
     assert_eq!(listed(&daemon), [base, both.as_str()]);
 }
 
-/// As `hf download` leaves it: what is not ours is used, and stays.
+/// An adapter that `hf download` has put into the cache is used, and is not deleted.
 #[test]
 fn an_adapter_that_is_in_the_cache_needs_no_hub() {
     let home = tempfile::tempdir().expect("a home");
@@ -419,7 +419,7 @@ fn an_adapter_that_is_in_the_cache_needs_no_hub() {
         &["HF_HUB_OFFLINE"],
     );
     pulls(&daemon, plain);
-    // Both are there, so that nobody has to pull.
+    // Both are in the cache, so no pull is needed.
     says(&daemon, both);
     assert_eq!(listed(&daemon), [plain]);
     pulls(&daemon, both);
@@ -463,7 +463,7 @@ fn a_new_commit_of_an_adapter_is_an_update() {
     hub.add_small("Example-Org/Lora", "README.md", "another text");
     assert_eq!(update(), None, "a commit without other weights is no update");
 
-    // All numbers are zero now.
+    // All elements are zero now, so the adapter has no effect.
     let mut weights = fs::read(Path::new(ADAPTERS).join("llama").join(WEIGHTS)).expect("weights");
     let header = u64::from_le_bytes(weights[..8].try_into().expect("eight bytes")) as usize;
     weights[8 + header..].fill(0);

@@ -1,4 +1,4 @@
-//! `hubllama convert`, as a person types it, and what it makes of real checkpoints.
+//! `hubllama convert` on the command line, and its results for real checkpoints.
 
 pub(crate) mod smollm2;
 
@@ -23,11 +23,11 @@ use crate::harness::{
 };
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/convert");
-/// The converted model's place in a daemon's cache, and its name there.
+/// Place of the converted model in a daemon's cache, and its name there.
 const REPO: &str = "Example-Org/SmolLM2-GGUF";
 const NAME: &str = "hf:Example-Org/SmolLM2-GGUF:BF16";
 
-/// A tiny checkpoint, with its tokenizer.
+/// Copies a tiny checkpoint and its tokenizer into a folder.
 pub(crate) fn checkpoint(model: &str, tokenizer: &str) -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     for from in [format!("tokenizers/{tokenizer}"), model.to_owned()] {
@@ -52,7 +52,7 @@ fn command(home: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// Whether it went well, and what it said.
+/// Runs the command; returns whether it succeeded, and its output.
 pub(crate) fn convert(home: &Path, arguments: &[&str]) -> (bool, String) {
     let output = command(home, arguments).output().expect("the binary starts");
     assert!(output.stdout.is_empty(), "it says everything on standard error");
@@ -202,7 +202,7 @@ fn what_cannot_be_converted_is_said_in_a_sentence_and_leaves_nothing() {
     assert!(!good && said.contains("neither a folder nor a name"), "{said}");
 }
 
-/// The engine cannot do what this tokenizer does, and its name alone would not show it.
+/// llama.cpp does not implement the normalizer of this tokenizer, which only the comparison of tokens shows.
 #[test]
 fn a_tokenizer_that_the_engine_does_not_follow_is_refused() {
     let home = tempfile::tempdir().expect("a home");
@@ -213,13 +213,16 @@ fn a_tokenizer_that_the_engine_does_not_follow_is_refused() {
     tokenizer["normalizer"] = json!({"type": "Replace", "pattern": {"String": "e"}, "content": "a"});
     fs::write(&path, tokenizer.to_string()).expect("written");
     let (good, said) = convert(home.path(), &[text(folder.path()), "-o", "out.gguf"]);
-    assert!(!good && said.contains("into other tokens than"), "{said}");
+    assert!(
+        !good && said.contains("differently from the checkpoint's own tokenizer"),
+        "{said}"
+    );
     assert_eq!(names(home.path()), Vec::<String>::new());
     let (good, said) = convert(home.path(), &[text(folder.path()), "-o", "out.gguf", "--any-tokenizer"]);
     assert!(good && said.contains("note: llama.cpp tokenizes"), "{said}");
 }
 
-/// Killed at any moment, it leaves a whole file or none, and no process.
+/// If the command is killed at any moment, it leaves a whole file or none, and no process.
 #[test]
 fn a_kill_leaves_nothing_behind() {
     let home = tempfile::tempdir().expect("a home");
@@ -253,7 +256,7 @@ fn a_kill_leaves_nothing_behind() {
     assert!(seen_worker, "it was never killed at work");
 }
 
-/// Makes a checkpoint's embedding so large that its conversion takes a while.
+/// Enlarges a checkpoint's embedding so that its conversion takes a while.
 pub(crate) fn widen(folder: &Path) {
     let hidden = 1024;
     let rows = 20_000;
@@ -292,7 +295,7 @@ pub(crate) fn widen(folder: &Path) {
     let header = format!("{{{norm},{embedding}{layer}}}");
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.as_bytes());
-    // Numbers that differ: equal ones are quantised too fast.
+    // Random numbers, because equal ones are quantized too fast.
     file.extend((0..at / 2).flat_map(|number| (0x2000 + (number * 7919 % 4096) as u16).to_le_bytes()));
     fs::write(folder.join("model.safetensors"), file).expect("written");
     let config = json!({
@@ -302,7 +305,7 @@ pub(crate) fn widen(folder: &Path) {
     fs::write(folder.join("config.json"), config.to_string()).expect("written");
 }
 
-/// The real embedding model: the same tensors and keys as from llama.cpp's own converter, but what the file is called.
+/// The real embedding model gets the same tensors and keys as from llama.cpp's own converter, except its name.
 #[test]
 fn minilm_is_converted_as_llama_cpp_converts_it() {
     let home = tempfile::tempdir().expect("a home");
@@ -315,7 +318,7 @@ fn minilm_is_converted_as_llama_cpp_converts_it() {
     assert_eq!(ours.keys(), theirs.keys());
 }
 
-/// A file in memory.
+/// GGUF file in memory.
 struct Whole {
     header: GgufHeader,
     bytes: Vec<u8>,
@@ -329,7 +332,7 @@ impl Whole {
         }
     }
 
-    /// Names, types, dimensions and content of all tensors, sorted.
+    /// Returns name, type, dimensions and data of all tensors, sorted.
     fn tensors(&self) -> Vec<(&str, GgmlType, &[u64], &[u8])> {
         let tensor = |tensor: usize| {
             let tensor = &self.header.tensors[tensor];
@@ -348,7 +351,7 @@ impl Whole {
     }
 
     fn keys(&self) -> Vec<(&str, &GgufValue)> {
-        // What is ours alone, and what a name or a card may say.
+        // Keys that only hubllama writes, and keys that come from the name or the card.
         let is_free =
             |key: &str| key.starts_with("hubllama.") || key.starts_with("general.") && key != "general.architecture";
         let mut all: Vec<_> = self.header.metadata.iter().filter(|(key, _)| !is_free(key)).collect();
@@ -357,7 +360,7 @@ impl Whole {
     }
 }
 
-/// A real checkpoint in shards, made from the test model's file, is converted back to what it was made from, and talks.
+/// A real checkpoint in shards, made from the test model's file, is converted back to the same tensors, and answers.
 #[test]
 fn a_real_sharded_checkpoint_talks() {
     let home = tempfile::tempdir().expect("a home");

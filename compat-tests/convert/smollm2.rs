@@ -1,4 +1,4 @@
-//! SmolLM2 as a checkpoint: the test model's file, dequantised, under the names that transformers uses.
+//! SmolLM2 as a checkpoint: the test model's file, dequantized, under the names that transformers uses.
 
 use std::{collections::HashMap, fs, io::Write as _, path::Path};
 
@@ -12,10 +12,10 @@ const HEADS: u64 = 9;
 const KEY_HEADS: u64 = 3;
 const SHARDS: usize = 3;
 
-/// Dimensions and numbers of every tensor that a conversion should make, by its name.
+/// Dimensions and elements of every tensor that a conversion should make, by name.
 pub(crate) type Expected = HashMap<String, (Vec<u64>, Vec<bf16>)>;
 
-/// Writes the checkpoint of the test model's file; returns what comes of it.
+/// Writes the checkpoint of the test model's file; returns the expected tensors.
 pub(crate) fn write(folder: &Path, gguf: &Path) -> Expected {
     fs::create_dir_all(folder).expect("a folder");
     let bytes = fs::read(gguf).expect("the model");
@@ -76,7 +76,7 @@ fn numbers(kind: GgmlType, data: &[u8]) -> Vec<bf16> {
     out
 }
 
-/// Rows of each head: every second one first, then the others. llama.cpp's order is the other way round.
+/// Undoes the permutation of heads: the even rows of each head first, then the odd ones.
 fn halved(numbers: &[bf16], heads: usize, width: usize) -> Vec<bf16> {
     let head = numbers.len() / heads;
     let rows = head / width;

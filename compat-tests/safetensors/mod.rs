@@ -1,4 +1,4 @@
-//! Names of repositories that hold only safetensors: pulled, converted once, and served.
+//! Repositories that hold only safetensors: pulling, converting and serving them.
 
 mod streamed;
 
@@ -22,7 +22,7 @@ const NAME: &str = "hf:Example-Org/SmolLM2:BF16";
 const EIGHT: &str = "hf:Example-Org/SmolLM2:Q8_0";
 const TINY: &str = "Example-Org/Tiny";
 
-/// Puts a folder into a repository, the weights as large files.
+/// Publishes a folder as a repository, with weights as LFS files.
 pub(crate) fn publish(hub: &FakeHub, repo: &str, folder: &Path) {
     for name in names(folder) {
         let path = folder.join(&name);
@@ -39,7 +39,7 @@ fn post(daemon: &Hubllama, path: &str, body: &Value) -> (u16, Value) {
     (head.status(), serde_json::from_str(&body).unwrap_or(Value::Null))
 }
 
-/// Statuses of a pull, without those of the files. A conversion counts its bytes, under a digest of its own.
+/// Returns the statuses of a pull without those of files. A conversion reports its bytes under its own digest.
 fn pull(daemon: &Hubllama, model: &str) -> Vec<String> {
     let (head, body) = daemon.post("/api/pull", &json!({ "model": model }));
     assert_eq!(head.status(), 200, "{body}");
@@ -90,7 +90,7 @@ fn asks_for_paris(daemon: &Hubllama, model: &str) {
     assert!(status == 200 && answer.contains("Paris"), "{model}: {reply}");
 }
 
-/// A checkpoint of an architecture that nobody knows.
+/// Returns a checkpoint of an unknown architecture.
 fn unknown() -> tempfile::TempDir {
     let unknown = checkpoint("qwen3", "qwen");
     let path = unknown.path().join("config.json");
@@ -151,7 +151,7 @@ fn a_checkpoint_is_pulled_converted_once_and_talks() {
         "the stored type is the default"
     );
 
-    // Again: nothing is fetched, nothing is made.
+    // A second pull fetches and converts nothing.
     for name in ["hf:Example-Org/SmolLM2", NAME, EIGHT] {
         let again = pull(&daemon, name);
         assert!(again.ends_with(&["success".to_owned()]), "{again:?}");
@@ -274,7 +274,7 @@ fn a_first_use_converts_too_and_says_what_cannot_be_converted() {
     assert_eq!(listed(&daemon), expected, "what failed is not listed");
 }
 
-/// The engine does not follow this tokenizer: it is refused, or made by setting, and whoever asks is told.
+/// A tokenizer mismatch is refused by default; with the setting `warn` it is converted, and `/api/show` reports it.
 #[test]
 fn a_tokenizer_mismatch_is_refused_or_reported() {
     let hub = FakeHub::start();
@@ -302,12 +302,15 @@ fn a_tokenizer_mismatch_is_refused_or_reported() {
 
     let daemon = Setup::default().hub(hub.url()).start();
     pull(&daemon, "hf:Example-Org/Tiny");
-    // The engine does not know its normalisation of accents.
+    // llama.cpp does not implement its normalization of accents.
     assert!(check(&daemon, "hf:Example-Org/Tiny").starts_with("tolerable: llama.cpp tokenizes 1 of "));
     let body = json!({"model": "hf:Example-Org/Doubtful", "stream": false});
     let (status, reply) = post(&daemon, "/api/pull", &body);
     let error = reply["error"].as_str().unwrap_or_default();
-    assert!(status == 400 && error.contains("into other tokens"), "{status} {reply}");
+    assert!(
+        status == 400 && error.contains("differently from the checkpoint's own tokenizer"),
+        "{status} {reply}"
+    );
 
     let daemon = Setup::default()
         .hub(hub.url())
@@ -318,7 +321,7 @@ fn a_tokenizer_mismatch_is_refused_or_reported() {
     assert_eq!(generate(&daemon, "hf:Example-Org/Doubtful").0, 200);
 }
 
-/// The container has keys for three tokens that end an answer; this checkpoint names a fourth, which is the one that comes.
+/// GGUF has keys for three end tokens. This checkpoint names a fourth, and the answer ends with that.
 #[test]
 fn an_answer_ends_at_every_token_that_ends_one() {
     let home = tempfile::tempdir().expect("a home");
@@ -377,7 +380,7 @@ fn what_cannot_be_converted_is_said_with_where_it_is_to_be_had() {
         said.ends_with("GGUF files of it: hf:B/Unknown-GGUF, hf:C/Unknown-GGUF, hf:D/Unknown-GGUF"),
         "{said}"
     );
-    // Where nobody has made one, and where the search says nothing.
+    // Without alternatives, and when the search does not answer.
     let other = unknown();
     publish(&hub, "Example-Org/Lonely", other.path());
     assert!(error("hf:Example-Org/Lonely").ends_with("GGUF files of the model"));
@@ -391,7 +394,7 @@ fn what_cannot_be_converted_is_said_with_where_it_is_to_be_had() {
     );
 }
 
-/// The type of names that ask for none is a setting.
+/// A setting chooses the weight type of names that ask for none.
 #[test]
 fn a_name_without_a_type_gets_the_configured_one() {
     let hub = FakeHub::start();
@@ -411,7 +414,7 @@ fn a_name_without_a_type_gets_the_configured_one() {
     assert_eq!(shown["details"]["quantization_level"], "Q8_0");
 }
 
-/// The conversion is a process with a bound on its memory, and ends with the last who wants it.
+/// A conversion runs in a process with limited memory, and is cancelled with the last pull that waits for it.
 #[test]
 fn who_goes_away_ends_the_conversion() {
     let hub = FakeHub::start();
@@ -438,7 +441,7 @@ fn who_goes_away_ends_the_conversion() {
     assert_eq!(status, 404, "the daemon goes on");
 }
 
-/// Whoever deletes the checkpoint from the cache takes away what was made of it.
+/// Deleting a checkpoint from the cache removes its conversions.
 #[test]
 fn a_conversion_whose_checkpoint_is_gone_is_ignored() {
     let hub = FakeHub::start();
@@ -452,7 +455,7 @@ fn a_conversion_whose_checkpoint_is_gone_is_ignored() {
     assert_eq!(generate(&daemon, "hf:Example-Org/Tiny").0, 404);
 }
 
-/// As `hf download` leaves it; its files stay when the model is deleted.
+/// A checkpoint that `hf download` has put into the cache is served; its files stay when the model is deleted.
 #[test]
 fn a_checkpoint_that_is_in_the_cache_needs_no_hub() {
     let home = tempfile::tempdir().expect("a home");
@@ -467,7 +470,7 @@ fn a_checkpoint_that_is_in_the_cache_needs_no_hub() {
         fs::copy(tiny.path().join(&name), blobs.join(&hash)).expect("copied");
         std::os::unix::fs::symlink(format!("../../blobs/{hash}"), snapshot.join(&name)).expect("linked");
     }
-    // A Hub that is away, as when it is switched off.
+    // An address at which nothing listens.
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
     let nobody = format!("http://{}", nobody.expect("an address"));
     let daemon = Setup::default().cache(home.path().to_owned()).hub(nobody).start();
@@ -498,11 +501,11 @@ fn a_checkpoint_that_is_in_the_cache_needs_no_hub() {
     );
 }
 
-/// A classifier answers with a number for each label, and a reranker with how probable its answers are.
+/// A classifier returns a score for each label, and a reranker the probability of its answers.
 #[test]
 fn models_with_labels_give_scores() {
     const JUDGE: &str = "hf:Example-Org/Judge:F32";
-    // The name alone says what it is.
+    // Only its name tells that the model is a reranker.
     const RERANKER: &str = "hf:Example-Org/Qwen3-Reranker-Tiny:F32";
     let hub = FakeHub::start();
     let judge = checkpoint("bert-classifier", "wordpiece");

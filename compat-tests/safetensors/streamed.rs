@@ -1,4 +1,4 @@
-//! Models that are loaded from the repository's own files, without a file made of them.
+//! Models that are loaded directly from the repository's safetensors, without a GGUF file.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Sorted. Of the second, a file is made where nothing is set.
+/// Weight types, sorted. By default the second is converted to a file.
 const NAMES: [&str; 3] = [NAME, FOUR, EIGHT];
 const FOUR: &str = "hf:Example-Org/SmolLM2:Q4_K_M";
 const TINY_NAME: &str = "hf:Example-Org/Tiny:BF16";
@@ -30,7 +30,7 @@ fn config(safetensors: &str) -> String {
     format!("[engine]\nthreads = 1\ncontext_length = 256\n[hub]\nsafetensors = \"{safetensors}\"\n")
 }
 
-/// Every file below a folder.
+/// Returns every file below a folder.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
     let paths = entries.map(|entry| entry.path());
@@ -42,14 +42,14 @@ fn files(folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Bytes on the disk of what was made.
+/// Returns the disk space of all conversions in bytes.
 fn made_bytes(daemon: &Hubllama) -> u64 {
     let made = files(&daemon.folder.path().join("state/converted"));
     let meta = made.iter().map(|path| fs::symlink_metadata(path).expect("a file"));
     meta.map(|meta| meta.blocks() * 512).sum()
 }
 
-/// What the listing says of a model.
+/// Returns the entry of a model in the listing.
 fn entry(daemon: &Hubllama, name: &str) -> Value {
     let tags = daemon.get_json("/api/tags");
     let models = tags["models"].as_array().cloned().unwrap_or_default();
@@ -61,7 +61,7 @@ fn entry(daemon: &Hubllama, name: &str) -> Value {
     entry
 }
 
-/// Prompt and answer as tokens.
+/// Returns the token ids of prompt and answer.
 fn tokens(daemon: &Hubllama, model: &str) -> Value {
     let request = json!({"model": model, "prompt": "The capital of France is", "stream": false, "options": {"num_predict": 24, "temperature": 0}});
     let (status, reply) = post(daemon, "/api/generate", &request);
@@ -155,7 +155,7 @@ fn a_streamed_model_is_the_same_as_its_file() {
     );
 }
 
-/// The only blob of the Tiny model that holds weights, and the other with its configuration.
+/// Returns the blob with the weights of the Tiny model, and the one with its configuration.
 fn blobs(daemon: &Hubllama) -> (PathBuf, PathBuf) {
     let snapshots = files(&daemon.folder.path().join("hub/models--Example-Org--Tiny/snapshots"));
     let blob = |name: &str| {
@@ -241,7 +241,7 @@ fn a_worker_that_is_killed_is_followed_by_another() {
     }
 }
 
-/// Without a daemon: made, listed, shown and removed by the command.
+/// The command line pulls, lists, shows and removes streamed models without a daemon.
 #[test]
 fn the_command_knows_it_too() {
     let hub = FakeHub::start();

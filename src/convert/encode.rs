@@ -13,7 +13,7 @@ pub type RowQuantizer = fn(GgmlType, &[f32], usize, &mut Vec<u8>) -> Result<(), 
 
 /// Buffers that a thread reuses from one range of rows to the next, and the quantizer for the rows.
 #[derive(Debug, Default)]
-pub struct Scratch {
+pub struct RowScratch {
     /// Bytes as they were read.
     pub(super) stored: Vec<u8>,
     /// The same bytes in the order of the result.
@@ -23,7 +23,7 @@ pub struct Scratch {
     pub(super) quantize: Option<RowQuantizer>,
 }
 
-impl Scratch {
+impl RowScratch {
     /// Returns empty buffers. Without a quantizer the only block type that can be made is Q8_0.
     #[must_use]
     pub fn new(quantize: Option<RowQuantizer>) -> Self {

@@ -48,7 +48,7 @@ mod write;
 
 pub use adapter::{AdapterBase, check_adapter_config, plan_adapter};
 pub use arch::FAMILIES;
-pub use encode::{RowQuantizer, Scratch};
+pub use encode::{RowQuantizer, RowScratch};
 pub use error::ConvertError;
 pub use model::VirtualGguf;
 pub use plan::{

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
-use super::{ConvertError, RowQuantizer, Scratch, TensorRecipe, write};
+use super::{ConvertError, RowQuantizer, RowScratch, TensorRecipe, write};
 use crate::{
     gguf::{self, GgufHeader, GgufLayout, GgufValue, TensorSpec},
     stdx::new_file::NewFile,
@@ -42,8 +42,8 @@ impl VirtualGguf {
 
     /// Returns the buffers that a thread needs to make rows of this file.
     #[must_use]
-    pub fn scratch(&self) -> Scratch {
-        Scratch::new(self.quantize)
+    pub fn scratch(&self) -> RowScratch {
+        RowScratch::new(self.quantize)
     }
 
     /// Returns the file's first bytes, up to the beginning of tensor data.

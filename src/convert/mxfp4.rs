@@ -11,7 +11,7 @@ use super::{
     ConvertError,
     cast::TensorName,
     dtype::TensorDtype,
-    encode::{RowFormat, Scratch},
+    encode::{RowFormat, RowScratch},
     stored::StoredTensor,
 };
 use crate::gguf::GgmlType;
@@ -63,13 +63,13 @@ impl Mxfp4Rows {
         &self,
         rows: Range<u64>,
         format: RowFormat,
-        scratch: &mut Scratch,
+        scratch: &mut RowScratch,
         out: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
         let blocks_of_row = self.row_blocks();
         let stored_row = |row: u64| self.first + row * self.step;
         let span = stored_row(rows.start)..stored_row(rows.end - 1) + 1;
-        let Scratch {
+        let RowScratch {
             stored,
             rows: scales,
             numbers,

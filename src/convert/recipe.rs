@@ -11,7 +11,7 @@ use super::{
     ConvertError,
     cast::{TensorName, check_finite, decode, is_same},
     dtype::TensorDtype,
-    encode::{RowFormat, RowQuantizer, Scratch},
+    encode::{RowFormat, RowQuantizer, RowScratch},
     mxfp4::Mxfp4Rows,
     parts::{RowOrder, StoredColumns, StoredRows},
     stored::StoredTensor,
@@ -272,7 +272,7 @@ impl TensorRecipe {
     ///
     /// # Errors
     /// If the checkpoint cannot be read, or the target type cannot represent an element.
-    pub fn produce(&self, rows: Range<u64>, scratch: &mut Scratch, out: &mut Vec<u8>) -> Result<(), ConvertError> {
+    pub fn produce(&self, rows: Range<u64>, scratch: &mut RowScratch, out: &mut Vec<u8>) -> Result<(), ConvertError> {
         out.clear();
         match &self.content {
             Content::Values(values) => {
@@ -312,7 +312,7 @@ impl TensorRecipe {
         &self,
         part: &StoredRows,
         rows: Range<u64>,
-        scratch: &mut Scratch,
+        scratch: &mut RowScratch,
         out: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
         let source = &part.source;
@@ -326,7 +326,7 @@ impl TensorRecipe {
             source.read(span_elements, out)?;
             return check_finite(TensorName(&source.name), source.dtype, &out[start..]);
         }
-        let Scratch {
+        let RowScratch {
             stored,
             rows: ordered,
             numbers,
@@ -354,7 +354,7 @@ impl TensorRecipe {
         &self,
         part: &StoredColumns,
         wanted: Range<u64>,
-        scratch: &mut Scratch,
+        scratch: &mut RowScratch,
         out: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
         let source = &part.source;
@@ -441,7 +441,7 @@ mod tests {
     /// Returns the elements of a recipe, made `step` rows at a time.
     fn numbers(recipe: &TensorRecipe, step: u64) -> Vec<f32> {
         recipe.check().unwrap();
-        let (mut scratch, mut out, mut all) = (Scratch::default(), Vec::new(), Vec::new());
+        let (mut scratch, mut out, mut all) = (RowScratch::default(), Vec::new(), Vec::new());
         let mut row = 0;
         while row < recipe.row_count() {
             let end = (row + step).min(recipe.row_count());

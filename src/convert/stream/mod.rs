@@ -17,7 +17,7 @@ use std::{
 };
 
 use self::forecast::ReadForecast;
-use super::{ConvertError, VirtualGguf, encode::Scratch};
+use super::{ConvertError, VirtualGguf, encode::RowScratch};
 use crate::stdx::sync::{lock, wait};
 
 /// Limit on the threads of the pool. More would only wait for the disk.
@@ -33,7 +33,7 @@ pub struct GgufStream {
     shared: Arc<Shared>,
     /// The step that the reader is in the middle of, and its bytes.
     current: Option<(StreamStep, Vec<u8>)>,
-    scratch: Scratch,
+    scratch: RowScratch,
     /// Rows of reads that do not begin at a step.
     single: Vec<u8>,
     position: u64,
@@ -244,7 +244,7 @@ impl Shared {
         }
     }
 
-    fn make(&self, step: StreamStep, mut bytes: Vec<u8>, scratch: &mut Scratch) -> Result<Vec<u8>, ConvertError> {
+    fn make(&self, step: StreamStep, mut bytes: Vec<u8>, scratch: &mut RowScratch) -> Result<Vec<u8>, ConvertError> {
         let recipe = &self.model.recipes()[step.tensor];
         let first = step.number * recipe.rows_per_step();
         let rows = first..(first + recipe.rows_per_step()).min(recipe.row_count());
@@ -258,7 +258,7 @@ impl Shared {
         &self,
         tensor: usize,
         rows: Range<u64>,
-        scratch: &mut Scratch,
+        scratch: &mut RowScratch,
         bytes: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
         let recipe = &self.model.recipes()[tensor];
@@ -276,7 +276,12 @@ impl Shared {
 
     /// Returns a step that the reader has come to: one that is made, one that a thread is making (after waiting), or one that is
     /// made here. `spent` is the buffer of the step before.
-    fn take(&self, step: StreamStep, spent: Option<Vec<u8>>, scratch: &mut Scratch) -> Result<Vec<u8>, ConvertError> {
+    fn take(
+        &self,
+        step: StreamStep,
+        spent: Option<Vec<u8>>,
+        scratch: &mut RowScratch,
+    ) -> Result<Vec<u8>, ConvertError> {
         let mut state = self.lock();
         state.recycle(spent, self.ahead);
         state.arrive(&self.model, step);

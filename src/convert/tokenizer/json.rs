@@ -38,7 +38,7 @@ pub(super) struct TokenizerModel<'a> {
     #[serde(borrow)]
     pub(super) vocab: Vocab<'a>,
     #[serde(borrow)]
-    pub(super) merges: Option<Merges<'a>>,
+    pub(super) merges: Option<MergeList<'a>>,
     pub(super) unk_token: Option<String>,
     pub(super) unk_id: Option<u64>,
     pub(super) byte_fallback: Option<bool>,
@@ -65,7 +65,7 @@ pub(super) type MergePair<'a> = (Cow<'a, str>, Cow<'a, str>);
 
 /// Merges by priority.
 #[derive(Debug, Default)]
-pub(super) struct Merges<'a>(pub(super) Vec<MergePair<'a>>);
+pub(super) struct MergeList<'a>(pub(super) Vec<MergePair<'a>>);
 
 /// Top level of the file.
 #[derive(Deserialize)]
@@ -294,12 +294,12 @@ pub(super) fn split_merge(line: &str) -> Result<Option<(&str, &str)>, String> {
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Merges<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for MergeList<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Pairs<'a>(PhantomData<&'a ()>);
 
         impl<'de: 'a, 'a> Visitor<'de> for Pairs<'a> {
-            type Value = Merges<'a>;
+            type Value = MergeList<'a>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a list of merges")
@@ -311,7 +311,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Merges<'a> {
                     check_count::<A::Error>(list.len(), MAX_MERGES)?;
                     list.extend(pair);
                 }
-                Ok(Merges(list))
+                Ok(MergeList(list))
             }
         }
 

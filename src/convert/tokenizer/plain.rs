@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use super::{
     Added, MAX_TOKENS, byte_level,
     files::TokenizerFiles,
-    json::{Merges, TokenizerJson, TokenizerModel, Vocab, split_merge},
+    json::{MergeList, TokenizerJson, TokenizerModel, Vocab, split_merge},
     pre,
 };
 use crate::convert::ConvertError;
@@ -48,7 +48,7 @@ pub(super) fn from_merges<'a>(
         model: TokenizerModel {
             kind: Some("BPE".to_owned()),
             vocab,
-            merges: Some(Merges(pairs)),
+            merges: Some(MergeList(pairs)),
             ..TokenizerModel::default()
         },
         ..TokenizerJson::default()

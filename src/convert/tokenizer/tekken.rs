@@ -9,7 +9,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{
     Added, MAX_TOKENS, byte_level,
-    json::{MAX_MERGES, Merges, TokenizerJson, TokenizerModel, Vocab},
+    json::{MAX_MERGES, MergeList, TokenizerJson, TokenizerModel, Vocab},
 };
 use crate::convert::ConvertError;
 
@@ -114,7 +114,7 @@ pub(super) fn read(bytes: &[u8], config: &mut Map<String, Json>) -> Result<Token
         model: TokenizerModel {
             kind: Some("BPE".to_owned()),
             vocab: Vocab::Ids(of_special.chain(of_bytes).collect()),
-            merges: Some(Merges(merges.collect())),
+            merges: Some(MergeList(merges.collect())),
             ignore_merges: Some(true),
             ..TokenizerModel::default()
         },
