@@ -266,6 +266,7 @@ impl CheckpointConfig {
             "rotary_emb_base",
         ];
         fill("rope_theta", self.find(&global));
+        // transformers 4 calls the type `type`.
         fill("rope_type", stored.get("type"));
         for key in ["partial_rotary_factor", "original_max_position_embeddings"] {
             fill(key, self.find(&[key]));

@@ -16,6 +16,7 @@ pub(super) const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>, ConvertError> {
     let file = File::open(path).map_err(ConvertError::io(path, "opened"))?;
     let mut bytes = Vec::new();
+    // One byte more than allowed tells a file that is too large from one that just fits.
     file.take(limit + 1)
         .read_to_end(&mut bytes)
         .map_err(ConvertError::io(path, "read"))?;

@@ -67,6 +67,7 @@ impl Scales {
         if stored.shape.iter().all(|dim| *dim == 1) {
             return Ok(all(stored, [weight.rows(), columns], weight.rows(), 1));
         }
+        // Without a block size there is one scale for each row.
         let block = block.unwrap_or([1, columns]);
         let grid = [rows.div_ceil(block[0]), columns.div_ceil(block[1])];
         let shape = [outer, &grid].concat();

@@ -142,6 +142,7 @@ impl FileType {
         let row = spec.dims.first().copied().unwrap_or(1);
         if spec.dims.len() < 2 || name.ends_with("_norm") || is_full {
             GgmlType::F32
+        // Only Q8_0 has blocks here. The converter falls back to F16, too.
         } else if !row.is_multiple_of(self.element.block_elements()) {
             GgmlType::F16
         } else {
@@ -231,6 +232,7 @@ pub fn plan_checked(
     let mut best: Option<(usize, TokenizerCheck)> = None;
     for candidate in 0..draft.tokenizer.candidates() {
         draft.tokenizer.choose(candidate);
+        // A file of metadata alone: llama.cpp loads it with `vocab_only`.
         let vocabulary = gguf::GgufLayout::new(draft.metadata(), Vec::new())?;
         let check = draft.tokenizer.check(&tokenize(vocabulary.header(), &texts)?);
         let is_better = best.as_ref().is_none_or(|(_, best)| check.wrong < best.wrong);
@@ -361,6 +363,7 @@ impl Draft {
             GgufValue::U32(QUANTIZATION_VERSION),
         ));
         let of_card = card::metadata(folder, name, &recipes)?.into_iter();
+        // Dropping the name is harmless: it is only shown.
         let is_safe = |(key, value): &(String, GgufValue)| {
             key != "general.name" || value.as_str().is_some_and(|name| is_safe_name(name, tokenizer.keys()))
         };
@@ -399,6 +402,7 @@ impl Draft {
             notes,
             ..
         } = self;
+        // Freed before the header is assembled, which holds the vocabulary once more.
         drop(tokenizer);
         Ok(ConversionPlan {
             model: VirtualGguf::new(metadata, recipes)?,

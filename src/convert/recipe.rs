@@ -204,6 +204,7 @@ impl TensorRecipe {
     /// Returns the bytes of one row in the GGUF file.
     #[must_use]
     pub fn row_bytes(&self) -> u64 {
+        // `check` has made sure that the row is a whole number of blocks.
         let kind = self.spec.element_type;
         self.row / kind.block_elements() * kind.block_bytes()
     }

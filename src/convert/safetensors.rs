@@ -237,6 +237,7 @@ fn read_header(path: &Path) -> Result<Vec<StoredTensor>, ConvertError> {
     file.read_exact(&mut header).map_err(ConvertError::io(path, "read"))?;
     let Entries(entries) = serde_json::from_slice(&header)
         .map_err(|error| ConvertError::damaged(path, format!("its header does not parse: {error}")))?;
+    // The JSON of large checkpoints has tens of megabytes.
     drop(header);
 
     let data_start = 8 + length;
@@ -300,6 +301,7 @@ fn check_layout(entries: &[(String, Entry)], data_bytes: u64) -> Result<(), Stri
         }
         position = end;
     }
+    // Checked against the file, so that a truncated download is found here and not in the middle of a conversion.
     if position > data_bytes {
         return Err(format!(
             "its tensors need {position} bytes but only {data_bytes} are there"

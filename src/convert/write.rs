@@ -113,6 +113,7 @@ pub(super) fn fill(
             if cancel.is_cancelled() {
                 return Err(ConvertError::Cancelled);
             }
+            // Relaxed is enough: the flag only makes other threads stop sooner.
             if failed.load(Ordering::Relaxed) {
                 break;
             }
@@ -128,6 +129,7 @@ pub(super) fn fill(
     };
     let work = || work().inspect_err(|_| failed.store(true, Ordering::Relaxed));
     let step = model.recipes().iter().map(TensorRecipe::step_memory).max().unwrap_or(0);
+    // Very long rows make large steps: then fewer threads run, so that memory stays bounded.
     let affordable = (MEMORY_BYTES / step.max(1)).max(1);
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let threads = cores.min(usize::try_from(affordable).unwrap_or(cores));

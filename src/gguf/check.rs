@@ -104,6 +104,7 @@ fn experts(header: &GgufHeader) -> Result<(), GgufRefusal> {
         .map(GgufValue::integers)
         .unwrap_or_default();
     let mut used = used.into_iter().max().unwrap_or_default();
+    // Dense Hunyuan files say one expert; llama.cpp resets the counts of these architectures before its assertions.
     if count <= 1 && matches!(header.architecture(), "hunyuan-dense" | "hunyuan_vl") {
         (count, used) = (0, 0);
     }
@@ -115,6 +116,7 @@ fn experts(header: &GgufHeader) -> Result<(), GgufRefusal> {
     }
     let groups = integer(header, "expert_group_count").unwrap_or_default();
     let groups_used = integer(header, "expert_group_used_count").unwrap_or_default();
+    // The assertions of `load_hparams` on `n_expert_groups`.
     let groups_fit = match groups {
         0 => true,
         1 => count > 1,

@@ -110,6 +110,7 @@ impl GgufHeader {
         let version = source.u32()?;
         match version {
             2 | 3 => {}
+            // A small version with its bytes swapped.
             swapped if swapped != 0 && swapped & 0xffff == 0 => return Err(GgufError::BigEndian),
             other => return Err(GgufError::Version(other)),
         }
@@ -158,6 +159,7 @@ impl GgufHeader {
     #[must_use]
     pub fn split(&self) -> Option<GgufSplit> {
         let number = |key| self.get(key).and_then(GgufValue::as_u64);
+        // A split of one file is a whole file.
         let count = number("split.count").filter(|count| *count > 1)?;
         Some(GgufSplit {
             number: number("split.no").unwrap_or_default(),

@@ -113,6 +113,7 @@ impl GgufLayout {
             offset = next;
         }
 
+        // Tensor data begins aligned, too; the padding belongs to the header.
         let padding =
             usize::try_from(alignment).map_err(|_| GgufError::Malformed("the alignment is too large".to_owned()))?;
         header.resize(header.len().next_multiple_of(padding), 0);

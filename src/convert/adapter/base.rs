@@ -199,6 +199,7 @@ impl AdapterBase {
         if adapter.get("adapter.alora.invocation_tokens").is_some() {
             return refuse("it is an aLoRA, which applies only to a part of the text".to_owned());
         }
+        // The file may come from the Hub, and llama.cpp reads it with the same code as a model.
         gguf::precheck(adapter)?;
         if adapter.tensors.is_empty() {
             return refuse("it changes nothing".to_owned());

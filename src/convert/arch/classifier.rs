@@ -56,6 +56,7 @@ fn labels(config: &CheckpointConfig, count: u64) -> Result<Vec<String>, ConvertE
     };
     let name = |label: u64| said.get(&label.to_string()).and_then(Json::as_str).map(str::to_owned);
     let labels: Option<Vec<String>> = (0..count).map(name).collect();
+    // transformers sizes the head by `id2label`: another number of rows means that one of them is wrong.
     labels.filter(|labels| labels.len() == said.len()).ok_or_else(|| {
         ConvertError::Config(format!(
             "id2label has {} labels, but the weights have {count}, numbered from 0",

@@ -140,6 +140,8 @@ impl DecoderLayout<'_> {
         build.put_integer("feed_forward_length", sizes.feed_forward)?;
         build.put_integer("attention.head_count", sizes.heads)?;
         build.put_integer("attention.head_count_kv", sizes.kv_heads)?;
+        // The converter writes these keys if the configuration has a `head_dim` once defaults are filled in. llama.cpp would
+        // compute the same values, but the files are to be equal.
         let is_said = config.find(&["head_dim"]).is_some();
         if match self.class.head_dim {
             HeadDim::Always | HeadDim::Or(_) => true,
@@ -187,6 +189,7 @@ impl DecoderLayout<'_> {
         let norm = build.take(&format!("{name}.weight"), &[sizes.hidden])?;
         let recipe = changed(&norm, "output_norm.weight", self.last_norm, sizes);
         build.recipes.push(recipe);
+        // Some LayerNorm models have a bias here.
         let bias = format!("{name}.bias");
         if build.has(&bias) {
             let source = build.take(&bias, &[sizes.hidden])?;
@@ -195,6 +198,7 @@ impl DecoderLayout<'_> {
         if self.output {
             build.take_output("lm_head.weight", sizes.hidden)?;
         } else {
+            // Dropped, not refused: some checkpoints store a copy of the embedding.
             build.tensors.remove("lm_head.weight");
         }
         Ok(())

@@ -152,6 +152,7 @@ fn deepseek(build: &mut ModelBuilder<'_>, class: &DeepseekClass) -> Result<(), C
             &to,
             "_shexp",
         )?;
+        // DeepSeek 3 adds a learned bias to the scores by which experts are chosen. V2 has none.
         let correction = format!("{from}mlp.gate.e_score_correction_bias");
         if build.has(&correction) {
             let source = build.take_any(&correction)?;
@@ -159,6 +160,7 @@ fn deepseek(build: &mut ModelBuilder<'_>, class: &DeepseekClass) -> Result<(), C
         }
     }
     build.copy("model.norm", "output_norm", &[sizes.hidden])?;
+    // A stored copy of a tied embedding is dropped, like in the converter.
     if config.flag("tie_word_embeddings") == Some(true) {
         build.tensors.remove("lm_head.weight");
     }

@@ -72,6 +72,7 @@ fn decode(build: &mut ModelBuilder<'_>, class: ModelClass, layer: &[&[LayerWeigh
     decoder.build(build)?;
     build
         .keys
+        // Gemma's tokenizer adds no space before a text (`GemmaModel.set_vocab`).
         .push(("tokenizer.ggml.add_space_prefix".to_owned(), GgufValue::Bool(false)));
     Ok(())
 }
@@ -123,6 +124,7 @@ fn build_gemma3(build: &mut ModelBuilder<'_>, class: ModelClass) -> Result<(), C
     if let Some(cap) = config.optional_number(&["final_logit_softcapping"])? {
         build.put_number("final_logit_softcapping", cap);
     }
+    // If it is set, `rope::keys` has written it.
     if config.rope(GEMMA3.theta)?.sliding_theta.is_none() {
         let theta = config.number_or(&["rope_local_base_freq"], GEMMA3_LOCAL_THETA)?;
         build.put_number("rope.freq_base_swa", theta);

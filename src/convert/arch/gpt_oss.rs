@@ -50,6 +50,7 @@ struct Matrices {
 
 pub(super) fn gpt_oss(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let config = build.config;
+    // The class defaults to YaRN, but every published configuration states its parameters. They are not guessed.
     if config.find(&["rope_parameters", "rope_scaling"]).is_none() {
         return Err(ConvertError::Config("it has no RoPE parameters".to_owned()));
     }
@@ -98,6 +99,7 @@ fn layer(build: &mut ModelBuilder<'_>, sizes: &DecoderSizes, experts: u64, block
     ] {
         matrices.add(build, stem, &format!("{to}{name}"))?;
     }
+    // All parts have been looked at but not taken, since gate and up share them.
     for stem in [both, down] {
         for part in ["", "_blocks", "_scales", "_bias"] {
             build.tensors.remove(&format!("{stem}{part}"));

@@ -95,6 +95,7 @@ pub(super) fn starcoder2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertErro
 pub(super) fn phi2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let sizes = decode(build, PHI2, &[ONE_NORM, BIASED_ATTENTION, PHI2_LAYER], true)?;
     put_rotary_dimensions(build, &sizes, 0.5)?;
+    // The tokenizer has a BOS token but does not add it (`Phi2Model.set_gguf_parameters`).
     let key = "tokenizer.ggml.add_bos_token".to_owned();
     build.keys.push((key, GgufValue::Bool(false)));
     Ok(())

@@ -73,6 +73,8 @@ pub(super) fn lfm2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     build.take_embedding("model.embed_tokens.weight", sizes.hidden)?;
     let vocabulary = build.vocabulary;
     build.put_integer("vocab_size", vocabulary)?;
+    // The norm after the last layer, in spite of its name. llama.cpp keeps the misnomer for files that have it
+    // (`LLM_TENSOR_OUTPUT_NORM_LFM2`).
     let norm = build.take("model.embedding_norm.weight", &[sizes.hidden])?;
     build.add("token_embd_norm.weight", &norm);
     for (block, attends) in (0..sizes.blocks).zip(attends) {

@@ -22,6 +22,7 @@ pub(super) const LLAMA: ModelClass = ModelClass {
     norms: NormKind::Rms,
     final_norm: "norm",
 };
+/// Mistral 7B and later. Its sliding window is not exported, like in the converter: llama.cpp's `llama` has none.
 const MISTRAL: ModelClass = ModelClass {
     kv_heads: Some(8),
     context: 131_072,
@@ -87,10 +88,12 @@ pub(super) fn mistral3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError>
     let config = build.config;
     match config.text(&["model_type"]) {
         Some("ministral3") => {}
+        // Shares the class with Mistral 3, but is an architecture of its own in llama.cpp.
         Some("mistral4") => return Err(ConvertError::Architecture("mistral4".to_owned())),
         _ => return dense(build, MISTRAL3).map(drop),
     }
     dense(build, MINISTRAL3)?;
+    // Ministral 3 scales queries by position, like Llama 4. The factor is among its YaRN parameters.
     let rope = config.rope(MINISTRAL3.theta)?;
     if rope.kind() != "yarn" {
         return Err(ConvertError::Config(format!(

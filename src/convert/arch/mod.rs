@@ -260,6 +260,7 @@ fn renamed(tensors: StoredTensors) -> Result<StoredTensors, ConvertError> {
         if is_other {
             continue;
         }
+        // Both `language_model.model.` and `model.language_model.` occur.
         let short = name.replace("language_model.", "").replace("text_model.", "");
         if let Some(twice) = out.insert(short, tensor) {
             return Err(ConvertError::Weights(format!(
@@ -413,6 +414,8 @@ impl<'a> ModelBuilder<'a> {
             }
             return Ok(());
         }
+        // A missing setting may mean tied or untied, depending on the class. Only an explicit false makes a missing matrix an
+        // error.
         let is_tied = self.config.flag("tie_word_embeddings") != Some(false);
         if !is_tied && self.config.architecture().ends_with("ForCausalLM") {
             return Err(missing(name));

@@ -47,6 +47,7 @@ pub(super) fn modern_bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertErr
     } else {
         pooling::keys(build)?;
     }
+    // `[CLS]` and `[SEP]` are BOS and EOS here. The converter always sets the three flags.
     for frame in ["bos", "eos", "sep"] {
         let key = format!("tokenizer.ggml.add_{frame}_token");
         build.keys.push((key, GgufValue::Bool(true)));

@@ -92,6 +92,7 @@ pub(super) fn qwen2_vl(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError>
             "its RoPE parameters have no mrope_section of at most four numbers".to_owned(),
         ));
     };
+    // Qwen2-VL has three sections; the fourth stays unused.
     sections.resize(MROPE_SECTIONS, 0.0);
     let sections = sections.into_iter().map(|section| section as i32).collect();
     build.put("rope.dimension_sections", GgufValue::Array(GgufArray::I32(sections)));
@@ -104,6 +105,7 @@ pub(super) fn qwen3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
         decoder.build(build)?;
         return pooling::keys(build);
     }
+    // Of the output matrix (or the tied embedding) only two rows are needed, so it is not written itself.
     let output = build.tensors.get("lm_head.weight").cloned();
     decoder.output = false;
     decoder.build(build)?;
@@ -124,6 +126,7 @@ pub(super) fn qwen3_moe(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError
 pub(super) fn qwen2_moe(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     check_all_layers_have_experts(build)?;
     check_expert_normalization(build, false)?;
+    // Qwen1.5-MoE and Qwen2-MoE add an expert that every token uses, with its own gate.
     let experts = ExpertWeights { count: 60, ..EXPERTS };
     let sizes = decoder(QWEN2_MOE, &[NORMS, BIASED_ATTENTION], Some(experts)).build(build)?;
     let shared = build.config.count(&["shared_expert_intermediate_size"])?;

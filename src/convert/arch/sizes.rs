@@ -85,6 +85,7 @@ impl DecoderSizes {
             None => config.count(&heads_keys)?,
         };
         let kv_heads = config.integer_or(&["num_key_value_heads", "n_kv_heads"], class.kv_heads.unwrap_or(heads))?;
+        // Grouped-query attention: each key-value head serves the same number of query heads.
         if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err(ConvertError::Config(format!(
                 "{heads} heads cannot share {kv_heads} key heads"
@@ -96,11 +97,13 @@ impl DecoderSizes {
             HeadDim::Always | HeadDim::IfSaid => config.optional_integer(&["head_dim"])?,
         };
         let head_dim = said.unwrap_or(hidden / heads);
+        // RoPE rotates pairs of elements.
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err(ConvertError::Config(format!("a head would have the size {head_dim}")));
         }
         Ok(Self {
             blocks: build.blocks(&["num_hidden_layers", "n_layers", "n_layer", "num_layers"])?,
+            // Mixtures of experts have this size too, that of a dense layer or of an expert.
             feed_forward: config.count(&["intermediate_size", "n_inner", "hidden_dim"])?,
             hidden,
             heads,

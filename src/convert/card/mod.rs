@@ -218,6 +218,7 @@ fn rounded(count: u64) -> String {
         .find(|(scale, _)| count > *scale)
         .unwrap_or((1e3, "K"));
     let scaled = count / scale;
+    // Python's `round` rounds half to even.
     let whole = scaled.round_ties_even();
     let digits = if whole < 1.0 { 0 } else { format!("{whole:.0}").len() };
     format!("{scaled:.0$}{unit}", 2usize.saturating_sub(digits))

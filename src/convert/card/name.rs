@@ -195,6 +195,7 @@ fn size(part: &str, parameters: u64) -> (String, bool) {
     if let (Ok(number), Some(power), true) = (part.parse::<f64>(), power, parameters > 0) {
         let said = number * 1000f64.powi(power);
         let parameters = parameters as f64;
+        // The converter's limit: a size may differ from the number of parameters by at most seven eighths of it.
         if (said - parameters).abs() > (7.0 * parameters / 8.0).floor() {
             part.push(unit.to_ascii_lowercase());
             return (part, true);

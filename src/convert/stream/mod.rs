@@ -103,6 +103,7 @@ impl GgufStream {
         };
         let shared = Arc::new(Shared {
             model,
+            // For each thread a step in the making and one that waits for the reader, and two more so that no thread waits for it.
             ahead: 2 * threads + 2,
             state: Mutex::new(state),
             work: Condvar::new(),
@@ -166,6 +167,7 @@ impl GgufStream {
         };
         let inside = within % step_bytes;
         let is_current = |current: &Option<(StreamStep, Vec<u8>)>| current.as_ref().is_some_and(|(at, _)| *at == step);
+        // Only a read from the beginning of a step tells that the reader will go on sequentially.
         if inside == 0 && model.tensor_bytes(tensor) >= SMALL_BYTES && !is_current(&self.current) {
             let spent = self.current.take().map(|(_, bytes)| bytes);
             let bytes = shared.take(step, spent, &mut self.scratch)?;
@@ -289,6 +291,7 @@ impl Shared {
         loop {
             match state.slots.remove(&step) {
                 Some(Slot::Made(made)) => return made,
+                // The slot was removed by the match; put it back and wait.
                 Some(Slot::Working) => {
                     state.slots.insert(step, Slot::Working);
                     state = wait(&self.made, state);
@@ -313,6 +316,7 @@ impl State {
 
     /// Records that the reader has come to a step.
     fn arrive(&mut self, model: &VirtualGguf, step: StreamStep) {
+        // The order of tensors is learned from their first step only.
         if self.reading.is_none_or(|before| before.tensor != step.tensor) {
             self.forecast.arrived(step.tensor);
         }

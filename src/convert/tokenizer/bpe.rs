@@ -45,6 +45,7 @@ pub(super) fn vocabulary(
         .enumerate()
         .map(|(id, text)| match text {
             Some(text) => (text.as_bytes().to_vec(), TokenType::Normal),
+            // Gaps between ids get placeholders, because llama.cpp numbers tokens by position.
             None => (format!("[PAD{id}]").into_bytes(), TokenType::Unused),
         })
         .collect();

@@ -77,6 +77,7 @@ impl TokenizerCheck {
     /// Returns true if too many texts differ for the model to be usable.
     #[must_use]
     pub fn is_mismatch(&self) -> bool {
+        // For an unknown structure a single difference exceeds the limit.
         self.wrong * if self.is_known { TOLERATED } else { self.all + 1 } > self.all
     }
 

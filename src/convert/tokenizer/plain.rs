@@ -172,6 +172,7 @@ fn add_tokens(json: &mut TokenizerJson<'_>, files: &TokenizerFiles<'_>) -> Resul
         }
     }
     json.added = added.into_values().collect();
+    // A hash map has no order, and added tokens are numbered in theirs.
     json.added.sort_by_key(|token| token.id);
     Ok(())
 }

@@ -54,6 +54,7 @@ impl Reference {
         }
         let (bare, framed) = (encode(&tokenizer, "x", false)?, encode(&tokenizer, "x", true)?);
         Ok(Self {
+            // A token may be added before or after the text: only one before changes its beginning.
             adds_bos: Some(framed.len() > bare.len() && !framed.starts_with(&bare)),
             pre: by_hash(&encode(&tokenizer, TEXT, true)?),
             round_trips,
@@ -173,6 +174,7 @@ fn bpe(model: &TokenizerModel<'_>) -> Result<BPE, ConvertError> {
         .fuse_unk(model.fuse_unk.unwrap_or_default())
         .byte_fallback(model.byte_fallback.unwrap_or_default())
         .ignore_merges(model.ignore_merges.unwrap_or_default())
+        // Only some texts are encoded: a cache would cost memory for nothing.
         .cache_capacity(0);
     if let Some(text) = &model.unk_token {
         builder = builder.unk_token(text.clone());

@@ -171,6 +171,7 @@ pub(super) fn from_json(json: &TokenizerJson<'_>) -> Result<Vocabulary, ConvertE
     }
     for token in &json.added {
         let at = token.id as usize;
+        // `<unk>` is an added token, too, but must keep its type.
         if tokens[at].1 != TokenType::Unknown {
             tokens[at] = typed(token.special, &token.text);
         }

@@ -65,6 +65,7 @@ pub(super) fn metadata(
         }
     }
     if let Some(json) = &files.json {
+        // BERT-like tokenizers name CLS and SEP, but no BOS and EOS.
         found.stand_in("bos", "cls");
         found.stand_in("eos", "sep");
         match json.post_processor.get("processors").and_then(Json::as_array) {
@@ -73,6 +74,7 @@ pub(super) fn metadata(
         }
         found.read_normalizer(&json.normalizer, 0);
     }
+    // Explicit settings override what the post-processor does, like in `SpecialVocab`.
     for (kind, _) in ADDED_TOKENS {
         let key = format!("add_{kind}_token");
         if let Some(flag) = files.config.get(&key).and_then(Json::as_bool) {
@@ -197,6 +199,7 @@ impl SpecialTokens {
                 let of_text = || files.model.get("text_config")?.get(&key)?.as_u64();
                 files.model.get(&key).and_then(Json::as_u64).or_else(of_text)
             };
+            // The text takes precedence over the ids in `config.json`, like in `SpecialVocab`.
             if let Some(id) = by_text.or_else(by_number).filter(|id| *id < count) {
                 self.ids.insert(kind, id);
             }

@@ -129,6 +129,7 @@ pub(super) fn read(bytes: &[u8], config: &mut Map<String, Json>) -> Result<Token
             config.entry(format!("{kind}_token")).or_insert_with(|| text.into());
         }
     }
+    // `Tekkenizer.encode` adds EOS only on demand, never to a prompt.
     config.entry("add_eos_token").or_insert(false.into());
     Ok(found)
 }

@@ -20,6 +20,7 @@ pub(super) fn metadata(folder: &Path, config: &Map<String, Json>) -> Result<Vec<
     let mut out = Vec::new();
     let mut names = Vec::new();
     for (name, template) in templates.into_iter().take(MAX_TEMPLATES) {
+        // `gguf-py` replaces other characters in the same way, since the name becomes part of a key.
         let name: String = name
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })

@@ -24,6 +24,7 @@ pub(super) fn vocabulary(json: &TokenizerJson<'_>) -> Result<Vocabulary, Convert
     let mut scores: Vec<f32> = pieces.iter().map(|(_, score)| *score as f32).collect();
     let pairs = pieces.iter().zip(0..).map(|((text, _), id)| (text.as_ref(), id));
     let texts = texts_by_id(pairs.chain(json.added.iter().map(|token| (token.text.as_str(), token.id))))?;
+    // Added tokens have no score.
     scores.resize(texts.len(), 0.0);
     let has_bytes = json.model.byte_fallback == Some(true);
     let unknown = json.model.unk_id.filter(|id| *id < MAX_TOKENS);

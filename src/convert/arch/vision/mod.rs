@@ -106,6 +106,7 @@ fn renamed(tensors: StoredTensors) -> Result<StoredTensors, ConvertError> {
         if !is_wanted || UNUSED.iter().any(|part| short.contains(part)) {
             continue;
         }
+        // Versions of transformers differ in the inner `vision_model.`.
         let short = short.replace("vision_tower.vision_model.", "vision_tower.");
         if let Some(twice) = out.insert(short, tensor) {
             return Err(ConvertError::Weights(format!(

@@ -41,6 +41,7 @@ pub(super) fn siglip(
         patch,
         ..
     } = encoder;
+    // The image is a square of whole patches, each with its own position.
     let side = encoder.image / patch;
     for (from, to, shape) in [
         ("patch_embedding", "v.patch_embd", &[width, CHANNELS, patch, patch][..]),
