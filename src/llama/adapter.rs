@@ -7,8 +7,8 @@ use llama_cpp_sys_2 as sys;
 
 use super::{LlamaError, backend, layout};
 
-/// Adapter with the strength that it is applied with. It stays in its [`Model`](super::Model), because llama.cpp frees it
-/// with the model and [`LlamaLoraAdapter`] has no lifetime that says so.
+/// Adapter with the strength that it is applied with. It stays in its [`Model`](super::Model), because llama.cpp frees
+/// it with the model and [`LlamaLoraAdapter`] has no lifetime that says so.
 #[derive(Debug)]
 pub(super) struct ScaledAdapter {
     adapter: LlamaLoraAdapter,

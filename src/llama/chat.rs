@@ -54,12 +54,12 @@ fn take(text: *mut c_char) -> Option<String> {
 }
 
 /// Returns the object that a function of the shim made, or the error that it reported.
-fn made(raw: *mut c_void, error: *mut c_char, general: &str) -> Result<NonNull<c_void>, LlamaError> {
+fn object_or_error(raw: *mut c_void, error: *mut c_char, general: &str) -> Result<NonNull<c_void>, LlamaError> {
     NonNull::new(raw).ok_or_else(|| LlamaError::Chat(take(error).unwrap_or_else(|| general.to_owned())))
 }
 
 /// Parses the JSON that a function of the shim returned, or returns the error that it reported.
-fn decoded<T: serde::de::DeserializeOwned>(text: *mut c_char, error: *mut c_char) -> Result<T, LlamaError> {
+fn json_or_error<T: serde::de::DeserializeOwned>(text: *mut c_char, error: *mut c_char) -> Result<T, LlamaError> {
     match take(text) {
         Some(text) => serde_json::from_str(&text).map_err(|error| LlamaError::ChatAnswer(error.to_string())),
         None => Err(LlamaError::Chat(
@@ -142,7 +142,7 @@ impl ChatTemplate {
         let mut error = std::ptr::null_mut();
         // SAFETY: NUL-terminated strings that outlive the call.
         let raw = unsafe { hubllama_chat_templates_new(source.as_ptr(), bos.as_ptr(), eos.as_ptr(), &raw mut error) };
-        made(raw, error, "the chat template does not compile").map(|raw| Self { raw })
+        object_or_error(raw, error, "the chat template does not compile").map(|raw| Self { raw })
     }
 
     /// Returns what the template can do, as llama.cpp's map of flags.
@@ -153,7 +153,7 @@ impl ChatTemplate {
         let mut error = std::ptr::null_mut();
         // SAFETY: the template is valid.
         let text = unsafe { hubllama_chat_describe(self.raw.as_ptr(), &raw mut error) };
-        decoded(text, error)
+        json_or_error(text, error)
     }
 
     /// Renders a conversation; `input` is the JSON text that `chat_shim.cpp` documents at `hubllama_chat_apply`.
@@ -165,7 +165,7 @@ impl ChatTemplate {
         let mut error = std::ptr::null_mut();
         // SAFETY: the template is valid and the string outlives the call.
         let text = unsafe { hubllama_chat_apply(self.raw.as_ptr(), input.as_ptr(), &raw mut error) };
-        decoded(text, error)
+        json_or_error(text, error)
     }
 }
 
@@ -280,13 +280,13 @@ impl ChatParser {
         let raw =
             unsafe { hubllama_chat_parser_new(rendered.format, parser.as_ptr(), generation.as_ptr(), &raw mut error) };
         let mut parser = Self {
-            raw: made(raw, error, "the output parser is unreadable")?,
+            raw: object_or_error(raw, error, "the output parser is unreadable")?,
             delimiters: Vec::new(),
         };
         let mut error = std::ptr::null_mut();
         // SAFETY: the parser is valid.
         let text = unsafe { hubllama_chat_parser_describe(parser.raw.as_ptr(), &raw mut error) };
-        let description: ParserDescription = decoded(text, error)?;
+        let description: ParserDescription = json_or_error(text, error)?;
         parser.delimiters = description.delimiters;
         Ok(parser)
     }
@@ -305,7 +305,7 @@ impl ChatParser {
         let mut error = std::ptr::null_mut();
         // SAFETY: the parser is valid; pointer and length describe `text`.
         let out = unsafe { hubllama_chat_parse(self.raw.as_ptr(), text.as_ptr().cast(), text.len(), &raw mut error) };
-        decoded(out, error)
+        json_or_error(out, error)
     }
 }
 

@@ -59,7 +59,7 @@ pub struct Model {
     pub(super) context_creation: Mutex<()>,
     vocab_size: usize,
     /// Tokens that end an answer and of which llama.cpp does not know.
-    extra_ends: Vec<TokenId>,
+    extra_end_tokens: Vec<TokenId>,
 }
 
 /// Function that is called with the fraction of a load that is done, and returns false to stop the load.
@@ -172,7 +172,7 @@ impl Model {
             inner,
             adapters: Vec::new(),
             context_creation: Mutex::new(()),
-            extra_ends: Vec::new(),
+            extra_end_tokens: Vec::new(),
         })
     }
 
@@ -254,9 +254,9 @@ impl Model {
     }
 
     /// Makes the tokens that the file lists under a key, separated by commas, end an answer too.
-    pub fn add_ends(&mut self, key: &str) {
+    pub fn add_end_tokens(&mut self, key: &str) {
         let ids = self.metadata(key).unwrap_or_default();
-        self.extra_ends
+        self.extra_end_tokens
             .extend(ids.split(',').filter_map(|id| id.parse::<TokenId>().ok()));
     }
 
@@ -264,7 +264,7 @@ impl Model {
     #[must_use]
     pub fn is_end_of_generation(&self, token: TokenId) -> bool {
         // llama.cpp looks the id up in a set, so an id outside the vocabulary is false.
-        self.inner.vocab().is_eog(LlamaToken(token)) || self.extra_ends.contains(&token)
+        self.inner.vocab().is_eog(LlamaToken(token)) || self.extra_end_tokens.contains(&token)
     }
 
     /// True if a beginning-of-sequence token is put in front of a prompt.

@@ -55,7 +55,7 @@ pub(super) struct Embedder {
     batch: Batch,
     queue: VecDeque<EmbedTask>,
     /// Time of the last report to the daemon.
-    alive: Instant,
+    last_sign_of_life: Instant,
 }
 
 impl Embedder {
@@ -66,7 +66,7 @@ impl Embedder {
             context,
             batch,
             queue: VecDeque::new(),
-            alive: Instant::now(),
+            last_sign_of_life: Instant::now(),
         })
     }
 
@@ -113,6 +113,7 @@ impl Embedder {
             let decoded = self.context.decode(&mut self.batch);
             for (task, input, sequence) in placed {
                 let task = &mut self.queue[task];
+                // A batch that failed fails all of its requests: which text is to blame is not known.
                 match (&decoded, self.context.embedding(sequence)) {
                     (Ok(()), Some(vector)) => task.vectors[input] = vector.to_vec(),
                     (Ok(()), None) => task.failure = Some(Failure::Worker("the model gave no vector".into())),
@@ -129,11 +130,11 @@ impl Embedder {
                     tokens: task.tokens,
                 }),
             };
-            self.alive = Instant::now();
+            self.last_sign_of_life = Instant::now();
             report(WorkerReport::Answered { id: task.id, result });
         }
-        if self.alive.elapsed() > LIFE_INTERVAL {
-            self.alive = Instant::now();
+        if self.last_sign_of_life.elapsed() > LIFE_INTERVAL {
+            self.last_sign_of_life = Instant::now();
             report(WorkerReport::Alive);
         }
     }

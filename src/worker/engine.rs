@@ -72,7 +72,7 @@ fn load_model(spec: &LoadSpec, reports: &mut ReportSender) -> Result<(Model, u64
     if model.has_encoder() {
         return Err(WorkerError::EncoderDecoder);
     }
-    model.add_ends(gguf::END_TOKENS_KEY);
+    model.add_end_tokens(gguf::END_TOKENS_KEY);
     // `llama_model_size` does not count adapters, whose tensors are copied into memory as they are in their files.
     let mut weights = model.size_bytes();
     for adapter in &spec.adapters {
@@ -209,6 +209,7 @@ impl Engine {
     /// Takes the inputs that have arrived; waits if there is nothing to compute. Returns false when the socket is
     /// closed.
     fn take_inputs(&mut self, inputs: &EngineInputs, reports: &mut ReportSender) -> bool {
+        // All of them before the next decode step, so that a canceled job computes nothing more.
         loop {
             let input = if self.is_busy() {
                 match inputs.try_recv() {
@@ -223,7 +224,7 @@ impl Engine {
                 }
             };
             match input {
-                EngineInput::Command(command) => self.obey(command, reports),
+                EngineInput::Command(command) => self.handle_command(command, reports),
                 EngineInput::Prepared(id, prepared) => {
                     // Canceled meanwhile.
                     if !self.pending.remove(&id) {
@@ -250,7 +251,7 @@ impl Engine {
         }
     }
 
-    fn obey(&mut self, command: DaemonCommand, reports: &mut ReportSender) {
+    fn handle_command(&mut self, command: DaemonCommand, reports: &mut ReportSender) {
         match command {
             DaemonCommand::Generate(job) => {
                 let id = job.id;

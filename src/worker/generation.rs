@@ -34,7 +34,7 @@ pub(super) struct Generator {
     /// Events of the current step, which are sent in one frame.
     events: Vec<(u64, Event)>,
     /// Time of the last sign of life.
-    alive: Instant,
+    last_sign_of_life: Instant,
 }
 
 impl Generator {
@@ -52,7 +52,7 @@ impl Generator {
             candidates: TokenCandidates::default(),
             jobs: 0,
             events: Vec::new(),
-            alive: Instant::now(),
+            last_sign_of_life: Instant::now(),
             context,
         }
     }
@@ -96,7 +96,7 @@ impl Generator {
     pub(super) fn advance(&mut self, reports: &mut ReportSender) {
         self.admit(reports);
         self.step(reports);
-        self.show_life();
+        self.send_signs_of_life();
         if !self.events.is_empty() {
             let events = std::mem::take(&mut self.events);
             reports.send(&WorkerReport::Events(events));
@@ -192,6 +192,8 @@ impl Generator {
                         (token, active.prompt_left.is_empty())
                     }
                 };
+                // The position is the length of the cache, which is cut and shifted along with llama.cpp's. The token
+                // is noted before it is decoded; when the decode fails, the whole cache of the slot is dropped.
                 let added = self.batch.add(token, slot.cached.len() as i32, index as i32, last);
                 slot.cached.push(token);
                 if last {
@@ -221,11 +223,11 @@ impl Generator {
 
     /// Sends an empty delta to every job as a sign of life: a long prompt, a long tool call and a wait for a slot give
     /// no text for a while, which must not look like a hang. It costs no credit.
-    fn show_life(&mut self) {
-        if self.batch.is_empty() || self.alive.elapsed() < LIFE_INTERVAL {
+    fn send_signs_of_life(&mut self) {
+        if self.batch.is_empty() || self.last_sign_of_life.elapsed() < LIFE_INTERVAL {
             return;
         }
-        self.alive = Instant::now();
+        self.last_sign_of_life = Instant::now();
         // A parked job is left out: its reader is behind, and would only get more to read.
         let active = self
             .slots
@@ -282,12 +284,12 @@ impl Generator {
             Some(logits) => active
                 .sampler
                 .sample(logits, &mut self.candidates)
-                .map(|(token, goes_on)| (token, goes_on, logits)),
+                .map(|(token, continues)| (token, continues, logits)),
             None => Err(WorkerError::NoLogits),
         };
         match sampled {
-            Ok((token, goes_on, logits)) => {
-                let (delta, progress) = active.take(token, logits, goes_on, &self.model);
+            Ok((token, continues, logits)) => {
+                let (delta, progress) = active.add_token(token, logits, continues, &self.model);
                 if let Some(delta) = delta {
                     active.credit = active.credit.saturating_sub(1);
                     self.events.push((id, Event::Delta(delta)));

@@ -10,13 +10,13 @@
 //! and tested without a model: `scheduler`, `prefix` (which knows token ids only), `output`, `reasoning`.
 
 pub mod answer;
-mod compile;
 mod constraint;
 mod convert;
 mod embed;
 mod engine;
 mod error;
 mod generation;
+mod helper;
 mod inspect;
 mod output;
 mod picking;
@@ -82,6 +82,7 @@ pub fn run(role: WorkerRole) -> std::io::Result<()> {
         WorkerRole::Converter => limit(Resource::Data, CONVERTER_DATA_BYTES)?,
         WorkerRole::Model => {}
     }
+    // Bounded: a daemon that sends faster than the engine takes waits in its socket.
     let (sender, receiver) = sync_channel(INPUT_QUEUE);
     let reader = socket.try_clone()?;
     let to_engine = sender.clone();
@@ -98,7 +99,7 @@ pub fn run(role: WorkerRole) -> std::io::Result<()> {
             });
             match role {
                 WorkerRole::Model => engine::run(&receiver, &sender, &mut reports),
-                WorkerRole::Helper => compile::run(&receiver, &mut reports),
+                WorkerRole::Helper => helper::run(&receiver, &mut reports),
                 WorkerRole::Converter => convert::run(&receiver, &mut reports),
             }
         })?;

@@ -70,7 +70,7 @@ pub(super) fn run(
                 let id = job.id;
                 EngineInput::Prepared(id, preprocessor.prepare(*job).map(Box::new))
             }
-            PrepareTask::Question(id, question) => match preprocessor.answer(*question) {
+            PrepareTask::Question(id, question) => match preprocessor.answer_question(*question) {
                 Ok(QuestionOutcome::Reply(reply)) => {
                     EngineInput::Report(WorkerReport::Answered { id, result: Ok(reply) })
                 }
@@ -110,6 +110,7 @@ impl Preprocessor {
         if prompt.is_empty() {
             return Err(Failure::Invalid("the prompt has no tokens".into()));
         }
+        // Not `>`: the first token of the answer needs a position, too.
         if prompt.len() >= limit as usize {
             return Err(Failure::ContextExceeded {
                 prompt_tokens: prompt.len() as u32,
@@ -196,12 +197,12 @@ impl Preprocessor {
         }
     }
 
-    fn answer(&self, question: WorkerQuestion) -> Result<QuestionOutcome, Failure> {
+    fn answer_question(&self, question: WorkerQuestion) -> Result<QuestionOutcome, Failure> {
         let reply = match question {
             WorkerQuestion::Render(_) | WorkerQuestion::Convert(_) => {
                 return Err(Failure::Worker("that is not for a model's worker".into()));
             }
-            WorkerQuestion::Embed(job) => return self.texts(&job).map(QuestionOutcome::Embed),
+            WorkerQuestion::Embed(job) => return self.tokenize_texts(&job).map(QuestionOutcome::Embed),
             WorkerQuestion::Tokenize {
                 text,
                 add_special,
@@ -227,7 +228,7 @@ impl Preprocessor {
     }
 
     /// Tokenizes texts that become vectors, and truncates them to the window.
-    fn texts(&self, job: &EmbedJob) -> Result<Vec<Vec<TokenId>>, Failure> {
+    fn tokenize_texts(&self, job: &EmbedJob) -> Result<Vec<Vec<TokenId>>, Failure> {
         if job.inputs.len() > MAX_INPUTS {
             return Err(Failure::Invalid(format!(
                 "the request has more than {MAX_INPUTS} inputs; send them in several"
@@ -242,7 +243,7 @@ impl Preprocessor {
                     if !job.truncate {
                         return Err(Failure::Invalid("the input length exceeds the context length".into()));
                     }
-                    self.cut(&mut tokens, limit);
+                    self.truncate(&mut tokens, limit);
                     if tokens.is_empty() {
                         return Err(Failure::Invalid(
                             "input after truncation exceeds maximum context length".into(),
@@ -260,7 +261,7 @@ impl Preprocessor {
     }
 
     /// Truncates a text's tokens but keeps the token that the model wants at its end, such as SEP or EOS.
-    fn cut(&self, tokens: &mut Vec<TokenId>, limit: usize) {
+    fn truncate(&self, tokens: &mut Vec<TokenId>, limit: usize) {
         let wants_end = self.model.tokenize("", true, false).unwrap_or_default();
         let end = tokens.last().copied().filter(|last| wants_end.last() == Some(last));
         if limit < wants_end.len() {

@@ -328,6 +328,7 @@ pub struct RenderJob {
 /// If the frame is larger than [`MAX_FRAME_BYTES`].
 pub fn encode<T: Serialize>(value: &T, out: &mut Vec<u8>) -> io::Result<()> {
     let start = out.len();
+    // Room for the length, which is known only afterwards.
     out.extend_from_slice(&[0; 4]);
     serde_json::to_writer(&mut *out, value)?;
     let length = out.len() - start - 4;

@@ -61,20 +61,20 @@ impl TokenSampler {
         }
         let token = match self.forced.pop_front() {
             Some(token) => Some(token),
-            None if self.constraint.is_some() && !self.rests() => match &mut self.constraint {
+            None if self.constraint.is_some() && !self.is_paused() => match &mut self.constraint {
                 Some(constraint) => constraint.choose(logits, self.chain.as_mut(), candidates)?,
                 None => None,
             },
             None => pick_from_all(logits, self.chain.as_mut(), candidates),
         };
         let mut token = token.ok_or(WorkerError::NoTokenLeft)?;
-        if self.model.is_end_of_generation(token) && self.rests() && self.owes() {
+        if self.model.is_end_of_generation(token) && self.is_paused() && self.is_enforced() {
             // A model that would end its answer inside its reasoning has not given what it must.
             self.end_reasoning();
             token = self.forced.pop_front().unwrap_or(token);
         }
-        let goes_on = self.accept(token)?;
-        Ok((token, goes_on))
+        let continues = self.accept(token)?;
+        Ok((token, continues))
     }
 
     /// Returns the number of tokens of the answer so far that were reasoning.
@@ -83,27 +83,30 @@ impl TokenSampler {
     }
 
     /// True when there is a constraint that is not in force now.
-    fn rests(&self) -> bool {
+    fn is_paused(&self) -> bool {
         self.reasoning.as_ref().is_some_and(ReasoningTracker::inside)
             && self
                 .constraint
                 .as_ref()
-                .is_some_and(AnswerConstraint::rests_while_reasoning)
+                .is_some_and(AnswerConstraint::pauses_while_reasoning)
     }
 
     /// True when the answer has to hold something that has not come.
-    fn owes(&self) -> bool {
-        self.constraint.as_ref().is_some_and(AnswerConstraint::is_led)
+    fn is_enforced(&self) -> bool {
+        self.constraint.as_ref().is_some_and(AnswerConstraint::is_enforced)
     }
 
     fn accept(&mut self, token: TokenId) -> Result<bool, WorkerError> {
+        // Also the tokens that were written for the model: penalties count what stands in the answer.
         if let Some(chain) = &mut self.chain {
             chain.accept(token);
         }
-        let rested = self.rests();
+        // As it was before the token, which may end the reasoning.
+        let was_paused = self.is_paused();
         let step = match &mut self.reasoning {
             Some(reasoning) => {
                 let mut piece = Vec::new();
+                // With control tokens, since tags such as `</think>` are control tokens in some vocabularies.
                 self.model.append_piece(token, true, &mut piece);
                 reasoning.feed(&piece)
             }
@@ -112,12 +115,12 @@ impl TokenSampler {
         let Some(constraint) = &mut self.constraint else {
             return Ok(true);
         };
-        let goes_on = if rested { true } else { constraint.accept(token)? };
-        if let (ReasoningStep::Ended { tag }, true, Some(reasoning)) = (step, rested, &self.reasoning) {
+        let continues = if was_paused { true } else { constraint.accept(token)? };
+        if let (ReasoningStep::Ended { tag }, true, Some(reasoning)) = (step, was_paused, &self.reasoning) {
             let end = self.model.tokenize(&reasoning.syntax().ends[tag], false, true)?;
             constraint.after_reasoning(&end);
         }
-        Ok(goes_on)
+        Ok(continues)
     }
 
     /// Writes the end of the reasoning for the model.
@@ -136,6 +139,8 @@ impl TokenSampler {
 fn chain(model: &Model, settings: &SamplerSettings, context_length: u32, prompt: &[TokenId]) -> Option<SamplerChain> {
     let penalized = settings.repeat_last_n != 0
         && (settings.repeat_penalty != 1.0 || settings.frequency_penalty != 0.0 || settings.presence_penalty != 0.0);
+    // llama.cpp's temperature sampler would do this too, by ruling out all tokens but one for the random choice after
+    // it.
     let greedy = settings.temperature <= 0.0;
     let mut biases = settings.logit_bias.clone();
     biases.extend(
@@ -182,6 +187,7 @@ fn chain(model: &Model, settings: &SamplerSettings, context_length: u32, prompt:
     }
     let mut chain = SamplerChain::new(stages);
     if penalized {
+        // As in llama-server, the window of the penalties begins in the prompt.
         let tail = prompt.len().saturating_sub(usize::try_from(last_n).unwrap_or(0));
         for &token in &prompt[tail..] {
             chain.accept(token);

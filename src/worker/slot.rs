@@ -110,12 +110,12 @@ impl ActiveJob {
     }
 
     /// Adds a sampled token to the answer. Returns the text that can be sent now, and whether the answer goes on.
-    /// `goes_on` is false when a constraint says that the answer is complete.
-    pub(super) fn take(
+    /// `continues` is false when a constraint says that the answer is complete.
+    pub(super) fn add_token(
         &mut self,
         token: TokenId,
         logits: &[f32],
-        goes_on: bool,
+        continues: bool,
         model: &Model,
     ) -> (Option<Delta>, AnswerProgress) {
         self.first_token.get_or_insert_with(Instant::now);
@@ -142,7 +142,7 @@ impl ActiveJob {
             });
         }
         let delta = self.answer.push(&bytes);
-        let progress = if self.answer.stopped() || !goes_on {
+        let progress = if self.answer.stopped() || !continues {
             AnswerProgress::Ended(FinishReason::Stop)
         } else if self.output.len() as u64 >= u64::from(self.job.max_tokens) {
             AnswerProgress::Ended(FinishReason::Length)

@@ -394,7 +394,7 @@ pub(super) fn engine(
         LoadVia::Stream => Model::load_from(&mut GgufStream::start(planned.model), &params, |_| true),
     };
     let mut model = model.unwrap();
-    model.add_ends(END_TOKENS_KEY);
+    model.add_end_tokens(END_TOKENS_KEY);
     for adapter in adapters {
         model.add_adapter(adapter, 1.0).unwrap();
     }

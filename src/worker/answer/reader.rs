@@ -106,7 +106,7 @@ impl FormatReader {
         let mut delta = Delta::default();
         self.add(text, &mut delta);
         if let ReadMode::Running(kind, from) = self.mode {
-            self.run_on(kind, from, &mut delta);
+            self.send_running_text(kind, from, &mut delta);
         }
         if self.mode == ReadMode::Parse && self.budget.allows(self.whole.len()) {
             match self.parse(self.whole.len()) {
@@ -114,7 +114,7 @@ impl FormatReader {
                     self.good = self.whole.len();
                     self.send(&now, false, &mut delta);
                 }
-                None => self.leave(self.whole.len(), &mut delta),
+                None => self.leave_format(self.whole.len(), &mut delta),
             }
         }
         delta
@@ -128,7 +128,7 @@ impl FormatReader {
             return delta;
         }
         let Some(now) = self.parse(self.whole.len()) else {
-            self.leave(self.whole.len(), &mut delta);
+            self.leave_format(self.whole.len(), &mut delta);
             return delta;
         };
         if self.send(&now, true, &mut delta) {
@@ -143,7 +143,7 @@ impl FormatReader {
         if self.mode == ReadMode::Text {
             self.send_content(text, delta);
         } else if let Some(limit) = self.nesting.limit(&self.whole) {
-            self.leave(limit + 1, delta);
+            self.leave_format(limit + 1, delta);
         }
     }
 
@@ -172,7 +172,7 @@ impl FormatReader {
     }
 
     /// Sends running text up to the next delimiter.
-    fn run_on(&mut self, kind: PartKind, from: usize, delta: &mut Delta) {
+    fn send_running_text(&mut self, kind: PartKind, from: usize, delta: &mut Delta) {
         let delimiters = self.parser.delimiters();
         let rest = &self.whole[from..];
         let to = match delimiters.iter().filter_map(|delimiter| rest.find(delimiter)).min() {
@@ -220,7 +220,7 @@ impl FormatReader {
                 }
             }
         }
-        if self.grow(content, &now.thinking, delta) {
+        if self.send_growth(content, &now.thinking, delta) {
             if end || leaves_at.is_some() {
                 let skipped = self.without_markers(&now.skipped);
                 self.send_content(&skipped, delta);
@@ -258,7 +258,7 @@ impl FormatReader {
     }
 
     /// Sends what was added to content and reasoning; false if they are no continuations of what was sent.
-    fn grow(&mut self, content: &str, thinking: &str, delta: &mut Delta) -> bool {
+    fn send_growth(&mut self, content: &str, thinking: &str, delta: &mut Delta) -> bool {
         let (Some(more_content), Some(more_thinking)) = (
             content.strip_prefix(self.content.as_str()),
             thinking.strip_prefix(self.thinking.as_str()),
@@ -277,7 +277,7 @@ impl FormatReader {
     ///
     /// Every continuation of a text that is not in the format is not in it either. So a binary search finds the place
     /// where the text leaves the format, and that place does not depend on when the text was parsed.
-    fn leave(&mut self, mut bad: usize, delta: &mut Delta) {
+    fn leave_format(&mut self, mut bad: usize, delta: &mut Delta) {
         let mut good = self.good.min(bad);
         let mut message = None;
         loop {
@@ -303,9 +303,9 @@ impl FormatReader {
             return;
         }
         let from = match now.last {
-            PartKind::Call => self.behind_call(now.settled, good),
-            PartKind::Thinking => self.behind_tag(now.settled, bad, &self.thinking_end_tags),
-            PartKind::Content | PartKind::None => self.behind_tag(now.settled, bad, &self.control_tokens),
+            PartKind::Call => self.end_of_call_marker(now.settled, good),
+            PartKind::Thinking => self.end_of_tag(now.settled, bad, &self.thinking_end_tags),
+            PartKind::Content | PartKind::None => self.end_of_tag(now.settled, bad, &self.control_tokens),
         };
         self.send_rest(from, delta);
     }
@@ -327,7 +327,7 @@ impl FormatReader {
     }
 
     /// Returns the end of the closing marker of the call that ends at `from`; `from` if there is none before `limit`.
-    fn behind_call(&mut self, from: usize, limit: usize) -> usize {
+    fn end_of_call_marker(&mut self, from: usize, limit: usize) -> usize {
         let limit = limit.min(from + MAX_MARKER_BYTES);
         let found = (from..=limit).find(|&at| {
             self.parse(at).is_some_and(|now| {
@@ -338,7 +338,7 @@ impl FormatReader {
     }
 
     /// Returns the end of the tag at `from`; `from` if none of `tags` is there, whole, before `limit`.
-    fn behind_tag(&self, from: usize, limit: usize, tags: &[String]) -> usize {
+    fn end_of_tag(&self, from: usize, limit: usize, tags: &[String]) -> usize {
         let rest = self.whole.get(from..limit).unwrap_or_default().trim_start();
         tags.iter()
             .find_map(|tag| rest.strip_prefix(tag.as_str()))

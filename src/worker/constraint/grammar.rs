@@ -19,14 +19,14 @@ const PATTERN_FULL: u8 = 3;
 pub(super) struct CallGrammar {
     model: Arc<Model>,
     grammar: GrammarSampler,
-    awake: Awake,
+    state: GrammarState,
 }
 
 /// State of a grammar with triggers.
 #[derive(Debug)]
-enum Awake {
+enum GrammarState {
     /// The grammar is in force.
-    Always,
+    Active,
     /// llama.cpp looks for the triggers, and does so in the whole text at each token.
     Searching,
     /// All triggers are words, which are looked for here: in the end of the text only, so that a long answer costs no
@@ -48,7 +48,7 @@ impl CallGrammar {
         if rendered.grammar.is_empty() {
             return Ok(None);
         }
-        let (grammar, awake) = if rendered.grammar_lazy {
+        let (grammar, state) = if rendered.grammar_lazy {
             let triggers: Vec<SamplerTrigger> = rendered
                 .grammar_triggers
                 .iter()
@@ -58,41 +58,41 @@ impl CallGrammar {
                 return Ok(None);
             }
             let words_only = rendered.grammar_triggers.iter().all(GrammarTrigger::is_word);
-            let awake = if words_only {
+            let state = if words_only {
                 let words: Vec<String> = rendered
                     .grammar_triggers
                     .iter()
                     .map(|trigger| trigger.value.clone())
                     .collect();
-                Awake::Listening {
+                GrammarState::Listening {
                     longest: words.iter().map(String::len).max().unwrap_or(0),
                     words,
                     tokens: Vec::new(),
                     text: Vec::new(),
                 }
             } else {
-                Awake::Searching
+                GrammarState::Searching
             };
-            (GrammarSampler::new(model, &rendered.grammar, Some(&triggers))?, awake)
+            (GrammarSampler::new(model, &rendered.grammar, Some(&triggers))?, state)
         } else {
             let mut grammar = GrammarSampler::new(model, &rendered.grammar, None)?;
             // The grammar describes the assistant's whole turn, of which the template has written the beginning.
             for token in prefill(model, &rendered.generation_prompt)? {
                 grammar.accept(token)?;
             }
-            (grammar, Awake::Always)
+            (grammar, GrammarState::Active)
         };
         Ok(Some(Self {
             model: Arc::clone(model),
             grammar,
-            awake,
+            state,
         }))
     }
 
     /// True if a token may come next. To check the chosen token is a hundred times cheaper than to rule out all the
     /// others first.
     pub(super) fn admits(&mut self, token: TokenId, candidates: &mut TokenCandidates) -> bool {
-        if matches!(self.awake, Awake::Listening { .. }) {
+        if matches!(self.state, GrammarState::Listening { .. }) {
             return true;
         }
         candidates.fill_one(token);
@@ -118,25 +118,25 @@ impl CallGrammar {
         if self.model.is_end_of_generation(token) {
             return Ok(());
         }
-        let Awake::Listening {
+        let GrammarState::Listening {
             words,
             tokens,
             text,
             longest,
-        } = &mut self.awake
+        } = &mut self.state
         else {
             return self.grammar.accept(token);
         };
         let before = text.len();
         self.model.append_piece(token, true, text);
         tokens.push((token, text.len() - before));
-        let heard = words
+        let is_triggered = words
             .iter()
             .any(|word| memchr::memmem::find(text, word.as_bytes()).is_some());
-        if heard {
+        if is_triggered {
             // llama.cpp's sampler sees these few tokens instead of the whole answer, and finds the word again.
             let replay = std::mem::take(tokens);
-            self.awake = Awake::Always;
+            self.state = GrammarState::Active;
             return replay.into_iter().try_for_each(|(token, _)| self.grammar.accept(token));
         }
         // Tokens that cannot be part of a word that is still to come are forgotten.
@@ -151,7 +151,7 @@ impl CallGrammar {
 
     /// Returns the tokens that begin a call, for formats that mark a call's beginning.
     pub(super) fn openings(&self) -> Vec<Vec<TokenId>> {
-        let Awake::Listening { words, .. } = &self.awake else {
+        let GrammarState::Listening { words, .. } = &self.state else {
             return Vec::new();
         };
         words

@@ -3,9 +3,10 @@
 //! A schema describes the answer's text, so it rests while the model reasons. A grammar of calls is `common/chat`'s
 //! own: a lazy one sleeps until the model begins a call, any other describes the whole answer with its reasoning.
 //!
-//! An answer that is *led* has every token chosen under a mask, because it must satisfy the schema or begin with a
-//! call. In place of JSON it may then begin with an opening, the tokens that start the reasoning or a call; once one
-//! has begun, the rest of it is written for the model.
+//! A constraint is *enforced* when every token is chosen under a mask, because the answer must satisfy the schema or
+//! begin with a call. In place of JSON such an answer may begin with an opening, the tokens that start the reasoning or
+//! a call; once one has begun, the rest of it is written for the model. A grammar of calls alone only forbids malformed
+//! calls.
 
 mod grammar;
 mod schema;
@@ -32,11 +33,11 @@ pub(super) struct AnswerConstraint {
     whole: bool,
     /// True if a call has to come, and has not begun.
     must_call: bool,
-    place: ConstraintPosition,
+    position: ConstraintPosition,
     openings: Vec<Opening>,
 }
 
-/// Position in an answer that is led.
+/// Position in an answer whose constraint is enforced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ConstraintPosition {
     /// Before the first token: an opening may come.
@@ -51,11 +52,11 @@ enum ConstraintPosition {
 #[derive(Debug)]
 struct Opening {
     tokens: Vec<TokenId>,
-    leads_to: LeadsTo,
+    kind: OpeningKind,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum LeadsTo {
+enum OpeningKind {
     Reasoning,
     Call,
 }
@@ -82,17 +83,17 @@ impl AnswerConstraint {
             if let Some(reasoning) = reasoning.filter(|reasoning| reasoning.expected) {
                 openings.push(Opening {
                     tokens: model.tokenize(&reasoning.start, false, true)?,
-                    leads_to: LeadsTo::Reasoning,
+                    kind: OpeningKind::Reasoning,
                 });
             }
             let words = calls.iter().flat_map(CallGrammar::openings);
             openings.extend(words.map(|tokens| Opening {
                 tokens,
-                leads_to: LeadsTo::Call,
+                kind: OpeningKind::Call,
             }));
             openings.retain(|opening| !opening.tokens.is_empty());
         }
-        if must_call && !openings.iter().any(|opening| opening.leads_to == LeadsTo::Call) {
+        if must_call && !openings.iter().any(|opening| opening.kind == OpeningKind::Call) {
             return Err(WorkerError::NoCallMark);
         }
         Ok(Some(Self {
@@ -100,13 +101,13 @@ impl AnswerConstraint {
             calls,
             whole,
             must_call,
-            place: ConstraintPosition::Start,
+            position: ConstraintPosition::Start,
             openings,
         }))
     }
 
     /// True if the constraint is not in force while the model reasons.
-    pub(super) fn rests_while_reasoning(&self) -> bool {
+    pub(super) fn pauses_while_reasoning(&self) -> bool {
         self.schema.is_some() || !self.whole
     }
 
@@ -117,8 +118,8 @@ impl AnswerConstraint {
         mut chain: Option<&mut SamplerChain>,
         candidates: &mut TokenCandidates,
     ) -> Result<Option<TokenId>, WorkerError> {
-        if self.is_led() {
-            return self.choose_led(logits, chain, candidates);
+        if self.is_enforced() {
+            return self.choose_under_mask(logits, chain, candidates);
         }
         // The free choice is checked first: it is nearly always right, and a mask over the vocabulary costs a hundred
         // times as much.
@@ -134,29 +135,31 @@ impl AnswerConstraint {
 
     /// True if each token is chosen under the mask of a schema or an opening, so that the answer has to hold what they
     /// describe.
-    pub(super) fn is_led(&self) -> bool {
+    pub(super) fn is_enforced(&self) -> bool {
         self.schema.is_some() || self.must_call
     }
 
-    fn choose_led(
+    fn choose_under_mask(
         &mut self,
         logits: &[f32],
         chain: Option<&mut SamplerChain>,
         candidates: &mut TokenCandidates,
     ) -> Result<Option<TokenId>, WorkerError> {
-        if let ConstraintPosition::Opening { index, written } = self.place {
+        if let ConstraintPosition::Opening { index, written } = self.position {
             return Ok(self.openings[index].tokens.get(written).copied());
         }
         let mask = match &mut self.schema {
             Some(schema) if !self.must_call => Some(schema.mask()?),
             _ => None,
         };
-        let openings: &[Opening] = match self.place {
+        let openings: &[Opening] = match self.position {
             ConstraintPosition::Start => &self.openings,
             _ => &[],
         };
+        // Only the first token of an opening is a candidate here; the model decides with it whether the opening comes.
         candidates.fill(logits, |id| {
             let opens = |opening: &Opening| usize::try_from(opening.tokens[0]) == Ok(id);
+            // `is_allowed` panics on an id beyond the mask.
             let masked = |mask: &SimpleVob| id < mask.len() && mask.is_allowed(id as u32);
             mask.as_ref().is_some_and(masked) || openings.iter().any(opens)
         });
@@ -165,16 +168,16 @@ impl AnswerConstraint {
 
     /// Advances by a written token; false when the answer is complete with it.
     pub(super) fn accept(&mut self, token: TokenId) -> Result<bool, WorkerError> {
-        if self.is_led() {
-            let (index, written) = match self.place {
+        if self.is_enforced() {
+            let (index, written) = match self.position {
                 ConstraintPosition::Opening { index, written } => (Some(index), written),
                 ConstraintPosition::Start => (self.openings.iter().position(|opening| opening.tokens[0] == token), 0),
                 ConstraintPosition::Body => (None, 0),
             };
             match index {
-                Some(index) => self.go_on_opening(index, written + 1),
+                Some(index) => self.continue_opening(index, written + 1),
                 None => {
-                    self.place = ConstraintPosition::Body;
+                    self.position = ConstraintPosition::Body;
                     return match &mut self.schema {
                         Some(schema) => Ok(schema.accept(token)?),
                         None => Ok(true),
@@ -182,34 +185,34 @@ impl AnswerConstraint {
                 }
             }
         }
-        self.tell_calls(&[token]);
+        self.advance_calls(&[token]);
         Ok(true)
     }
 
-    fn go_on_opening(&mut self, index: usize, written: usize) {
+    fn continue_opening(&mut self, index: usize, written: usize) {
         let opening = &self.openings[index];
         if written < opening.tokens.len() {
-            self.place = ConstraintPosition::Opening { index, written };
+            self.position = ConstraintPosition::Opening { index, written };
             return;
         }
-        match opening.leads_to {
+        match opening.kind {
             // The schema ends here. The grammar of calls has seen the tokens of the opening one by one, as they came.
-            LeadsTo::Call => (self.schema, self.must_call) = (None, false),
-            LeadsTo::Reasoning => self.openings.retain(|opening| opening.leads_to != LeadsTo::Reasoning),
+            OpeningKind::Call => (self.schema, self.must_call) = (None, false),
+            OpeningKind::Reasoning => self.openings.retain(|opening| opening.kind != OpeningKind::Reasoning),
         }
-        self.place = ConstraintPosition::Start;
+        self.position = ConstraintPosition::Start;
     }
 
     /// Tells the constraint that the reasoning has ended with these tokens, which may also begin a call.
     pub(super) fn after_reasoning(&mut self, end: &[TokenId]) {
-        if self.rests_while_reasoning() {
-            self.tell_calls(end);
+        if self.pauses_while_reasoning() {
+            self.advance_calls(end);
         }
     }
 
     /// Advances the grammar of calls. A model that leaves the format of calls keeps its words: the grammar gives up,
     /// not the answer.
-    fn tell_calls(&mut self, tokens: &[TokenId]) {
+    fn advance_calls(&mut self, tokens: &[TokenId]) {
         let Some(calls) = &mut self.calls else { return };
         if let Err(error) = tokens.iter().try_for_each(|&token| calls.accept(token)) {
             tracing::warn!(%error, "the grammar of tool calls gives up");

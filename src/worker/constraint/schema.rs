@@ -69,11 +69,15 @@ impl SchemaCompiler {
             .map(|token| token as u32)
             .collect();
         let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, eos as u32), &words);
+        // llguidance unmasks only the end tokens that it knows. A model that ends its answers with another one than EOS
+        // could never end one, and would go on until its context is full.
         let trie = if ends.is_empty() {
             trie
         } else {
             trie.with_eos_tokens(&ends)
         };
+        // Approximate: it does not know how the tokenizer merges. Only forced tokens would need that, and none are
+        // taken.
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let factory = ParserFactory::new_simple(&environment).map_err(SchemaError::engine)?;
         Ok(Self { factory })
