@@ -9,19 +9,14 @@ use std::{
 use futures_util::Stream;
 use tokio::sync::mpsc;
 
-use super::process::{PROCESS_ENDED, WorkerProcess};
-use crate::{
-    inference::{Delta, Event, Failure},
-    worker::protocol::{DaemonCommand, STREAM_CREDIT},
+use super::{
+    process::{JobEvent, PROCESS_ENDED, WorkerProcess, is_sign_of_life},
+    quarantine::RequestFingerprint,
 };
-
-/// One event of a job, or the failure that ends it.
-pub(super) type JobEvent = Result<Event, Failure>;
-
-/// Returns true if an event carries nothing: a worker sends an empty delta to say that it is computing.
-pub(super) fn is_sign_of_life(event: &Event) -> bool {
-    matches!(event, Event::Delta(delta) if *delta == Delta::default())
-}
+use crate::{
+    inference::{Event, Failure},
+    worker::protocol::{DaemonCommand, Job, STREAM_CREDIT},
+};
 
 /// Events of one job. Dropping the stream cancels the job.
 #[derive(Debug)]
@@ -36,15 +31,30 @@ pub struct JobStream {
 }
 
 impl JobStream {
-    pub(super) fn new(worker: WorkerProcess, id: u64, events: mpsc::Receiver<JobEvent>) -> Self {
-        Self {
-            worker,
+    /// Starts a job and sets its id.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Worker`] if the process has ended.
+    pub(super) async fn start(
+        worker: &WorkerProcess,
+        mut job: Job,
+        fingerprint: RequestFingerprint,
+    ) -> Result<Self, Failure> {
+        let (id, events) = worker.register_job(fingerprint);
+        job.id = id;
+        // Created before the job is sent: if this future is dropped while it waits for the queue, the stream removes the
+        // entry and cancels the job.
+        let stream = Self {
+            worker: worker.clone(),
             id,
             events,
             taken: 0,
             finished: false,
             last_progress: Instant::now(),
-        }
+        };
+        worker.send_job(job).await?;
+        Ok(stream)
     }
 
     /// Returns the time of the last event or sign of life that was taken from the worker.

@@ -51,7 +51,7 @@ impl Lease {
     pub async fn generate(&self, job: Job) -> Result<JobStream, Failure> {
         // Sampling is left out of the fingerprint: a crash under a prompt repeats with any seed.
         let fingerprint = self.check_quarantine(&(&job.prompt, &job.chat, &job.schema))?;
-        self.worker.generate(job, fingerprint).await
+        JobStream::start(&self.worker, job, fingerprint).await
     }
 
     fn check_quarantine(&self, request: &impl Serialize) -> Result<RequestFingerprint, Failure> {

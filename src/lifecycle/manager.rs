@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    handle::{AcquireRequest, LifecycleCommand, LifecycleHealth, QuarantinedModel},
+    command::{AcquireRequest, LifecycleCommand, LifecycleHealth, QuarantinedModel},
     lease::Lease,
     model_key::ModelKey,
     policy::{self, EvictionCandidate},

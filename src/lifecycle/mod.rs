@@ -8,6 +8,7 @@
 //! `process` supervises one worker process and speaks [`crate::worker::protocol`] with it. The processes of other roles are
 //! started here, too: [`TemplateHelper`] renders chat templates, [`convert`] converts checkpoints.
 
+mod command;
 mod conversion;
 mod handle;
 mod helper;
@@ -20,8 +21,9 @@ mod process;
 mod quarantine;
 mod resident;
 
+pub use command::{AcquireRequest, AdmissionLimits, LifecycleHealth, QuarantinedModel};
 pub use conversion::convert;
-pub use handle::{AcquireRequest, AdmissionLimits, Lifecycle, LifecycleHealth, QuarantinedModel};
+pub use handle::Lifecycle;
 pub use helper::TemplateHelper;
 pub use job_stream::JobStream;
 pub use lease::Lease;

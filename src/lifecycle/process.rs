@@ -26,13 +26,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    job_stream::{JobEvent, JobStream, is_sign_of_life},
-    quarantine::{RequestFingerprint, WorkerDeath},
-};
+use super::quarantine::{RequestFingerprint, WorkerDeath};
 use crate::{
     convert::ConversionProgress,
-    inference::{Event, Failure},
+    inference::{Delta, Event, Failure},
     stdx::sync::lock,
     worker::protocol::{
         self, DaemonCommand, Job, LoadSpec, LoadedModel, MAX_FRAME_BYTES, PROTOCOL_VERSION, STREAM_CREDIT,
@@ -105,6 +102,14 @@ struct Shared {
     ended: CancellationToken,
     /// Cancelled to kill the process.
     kill: CancellationToken,
+}
+
+/// One event of a job, or the failure that ends it.
+pub(super) type JobEvent = Result<Event, Failure>;
+
+/// Returns true if an event carries nothing: a worker sends an empty delta to say that it is computing.
+pub(super) fn is_sign_of_life(event: &Event) -> bool {
+    matches!(event, Event::Delta(delta) if *delta == Delta::default())
 }
 
 /// Receiver of the reply to a question.
@@ -197,26 +202,30 @@ impl WorkerProcess {
             && self.inner.outgoing.try_send(frame).is_ok()
     }
 
-    /// Starts a job and sets its id.
-    pub(super) async fn generate(&self, mut job: Job, fingerprint: RequestFingerprint) -> Result<JobStream, Failure> {
-        job.id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
-        let id = job.id;
+    /// Makes the entry of a job; returns its id and its events.
+    pub(super) fn register_job(&self, fingerprint: RequestFingerprint) -> (u64, mpsc::Receiver<JobEvent>) {
+        let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
         let (sender, events) = mpsc::channel(STREAM_CREDIT as usize + CREDIT_SLACK);
         let entry = PendingEntry {
             receiver: sender,
             fingerprint: Some(fingerprint),
         };
         lock(&self.inner.shared.jobs).insert(id, entry);
-        // Created before the command is sent: if this future is dropped while it waits for the queue, the stream removes the
-        // entry and cancels the job.
-        let stream = JobStream::new(self.clone(), id, events);
-        // Checked after the insertion: the supervisor sets `ended` before it clears the entries, so that an entry inserted
-        // too late is noticed here.
+        (id, events)
+    }
+
+    /// Sends a job whose id is registered.
+    ///
+    /// # Errors
+    ///
+    /// If the process has ended.
+    pub(super) async fn send_job(&self, job: Job) -> Result<(), Failure> {
+        // Checked after the registration: the supervisor sets `ended` before it clears the entries, so that an entry
+        // inserted too late is noticed here.
         if self.inner.shared.ended.is_cancelled() {
             return Err(Failure::Worker(PROCESS_ENDED.into()));
         }
-        self.send(&DaemonCommand::Generate(Box::new(job))).await?;
-        Ok(stream)
+        self.send(&DaemonCommand::Generate(Box::new(job))).await
     }
 
     /// Asks a question. Returns `None` if the process ends before the reply. Dropping the future cancels the question.

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    handle::AcquireRequest,
+    command::AcquireRequest,
     policy::{self, EvictionCandidate},
     process::{LoadReport, WorkerCommand, WorkerProcess},
 };
