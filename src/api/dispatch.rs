@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use hyper::{HeaderMap, Request, Response, StatusCode};
 
 use super::{
@@ -15,13 +14,14 @@ use super::{
     error::ApiError,
     listing, missing_model,
     peek::{self, BodyCoding, PeekedBody},
+    routed::{RoutedModel, RoutedRequest},
 };
 use crate::{
     http::{
         body::Body,
         spool::{SpoolError, SpooledBody},
     },
-    provider::{CallContext, NameOrigin, NameOwner, NativeProvider, Provider, prefers_ollama},
+    provider::{CallContext, NameOrigin, NameOwner, NativeProvider, prefers_ollama},
 };
 
 /// Destination of a request.
@@ -30,33 +30,6 @@ pub(crate) enum RouteOutcome {
     Forwarded(Response<Body>),
     /// A provider of ours, which is still to answer.
     Serve(RoutedRequest),
-}
-
-/// Request for a model of one of our providers.
-pub(crate) struct RoutedRequest {
-    pub(crate) model: RoutedModel,
-    pub(crate) headers: HeaderMap,
-    /// The whole body, unpacked.
-    body: Bytes,
-}
-
-impl RoutedRequest {
-    /// Decodes the body, and frees it: it may hold many megabytes of base64, and an answer may take minutes.
-    pub(crate) fn decode<T, E>(self, decode: impl FnOnce(&[u8]) -> Result<T, E>) -> Result<(RoutedModel, T), E> {
-        let decoded = decode(&self.body)?;
-        Ok((self.model, decoded))
-    }
-}
-
-/// Model that a request names, with the provider that serves it.
-pub(crate) struct RoutedModel {
-    pub(crate) provider: Arc<dyn Provider>,
-    /// Name to ask the provider for.
-    pub(crate) name: String,
-    /// True when the name is an alias of the configuration.
-    pub(crate) is_configured: bool,
-    /// Name as the client sent it.
-    pub(crate) requested: String,
 }
 
 impl ApiHandler {

@@ -42,7 +42,7 @@ pub(crate) fn error(endpoint: &ApiEndpoint, headers: &HeaderMap, body: &[u8]) ->
 mod tests {
     use http_body_util::BodyExt;
 
-    use super::{super::envelope::Dialect, *};
+    use super::{super::dialect::Dialect, *};
 
     #[tokio::test]
     async fn requests_without_a_name_get_the_words_of_ollama() {

@@ -5,12 +5,13 @@
 //! `dispatch` peeks at the name and either forwards the bytes to Ollama or hands the request to a handler of its
 //! dialect. A handler decodes the body with Go's rules (`go::decode`), finds the model (`model`), makes Ollama's checks
 //! in Ollama's order, builds an `InferenceRequest`, and encodes the provider's events (`stream`). Errors are an
-//! [`ApiError`](error::ApiError) until `envelope` words them in the dialect.
+//! [`ApiError`](error::ApiError) until `dialect` words them.
 //!
 //! Each dialect has its folder and knows no other; what they share lies next to them.
 
 mod admin;
 mod anthropic;
+mod dialect;
 mod dispatch;
 mod envelope;
 mod error;
@@ -24,6 +25,7 @@ mod openai;
 mod options;
 mod peek;
 mod reply;
+mod routed;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -36,11 +38,7 @@ use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use hyper::{Request, Response};
 
-use self::{
-    dispatch::{RouteOutcome, RoutedRequest},
-    envelope::{Dialect, LayeredError},
-    error::ApiError,
-};
+use self::{dialect::Dialect, dispatch::RouteOutcome, envelope::LayeredError, error::ApiError, routed::RoutedRequest};
 use crate::{
     config::Config,
     http::body::Body,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture};
 
-use super::{dispatch::RoutedModel, error::ApiError, stream::StepStream};
+use super::{error::ApiError, routed::RoutedModel, stream::StepStream};
 use crate::{
     go::quote,
     inference::{Failure, InferenceRequest, ModelCapability, ThinkMode},

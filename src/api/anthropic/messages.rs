@@ -9,11 +9,11 @@ use serde::Serialize;
 use super::{events::MessageWriter, request::MessagesRequest};
 use crate::{
     api::{
-        dispatch::{RoutedModel, RoutedRequest},
         envelope::LayeredError,
         error::ApiError,
         model::ServedModel,
         reply::{self, JSON},
+        routed::{RoutedModel, RoutedRequest},
         stream,
     },
     http::body::Body,

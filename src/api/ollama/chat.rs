@@ -8,11 +8,11 @@ use super::{
 };
 use crate::{
     api::{
-        dispatch::RoutedRequest,
         error::ApiError,
         model::ServedModel,
         options::RequestOptions,
         reply::{self, JSON_UTF8},
+        routed::RoutedRequest,
         stream,
         tools::OfferedTools,
     },

@@ -6,7 +6,7 @@ use hyper::{Response, StatusCode};
 
 use super::destination::{destination, is_taken};
 use crate::{
-    api::{ApiHandler, dispatch::RoutedRequest, error::ApiError, model::failure_of, reply},
+    api::{ApiHandler, error::ApiError, model::failure_of, reply, routed::RoutedRequest},
     go::{
         decode::{DecodeError, FieldPath, entries_of},
         quote,

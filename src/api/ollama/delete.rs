@@ -4,10 +4,10 @@ use hyper::Response;
 
 use crate::{
     api::{
-        dispatch::{RoutedModel, RoutedRequest},
         error::ApiError,
         model::failure_of,
         reply,
+        routed::{RoutedModel, RoutedRequest},
     },
     go::decode::{DecodeError, FieldPath, entries_of},
     http::body::Body,

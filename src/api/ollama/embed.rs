@@ -6,10 +6,10 @@ use serde::Serialize;
 use super::frames::{is_zero, nanoseconds};
 use crate::{
     api::{
-        dispatch::{RoutedModel, RoutedRequest},
         error::ApiError,
         model::ServedModel,
         reply,
+        routed::{RoutedModel, RoutedRequest},
         values::{self, OptionsField},
     },
     go::{

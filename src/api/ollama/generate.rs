@@ -8,7 +8,7 @@ use super::{
     request::GenerateRequest,
 };
 use crate::{
-    api::{dispatch::RoutedRequest, error::ApiError, model::ServedModel, reply},
+    api::{error::ApiError, model::ServedModel, reply, routed::RoutedRequest},
     go::template::{GoTemplate, TemplateError},
     http::body::Body,
     inference::{InferencePrompt, Message, ThinkMode, ToolChoice},

@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use crate::{
     api::{
-        dispatch::{RoutedModel, RoutedRequest},
         error::ApiError,
         model::failure_of,
         reply::{self, JSON},
+        routed::{RoutedModel, RoutedRequest},
     },
     go::decode::{DecodeError, FieldPath, entries_of},
     http::body::{self, Body},

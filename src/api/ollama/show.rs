@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 use super::details::{WireDetails, capabilities};
 use crate::{
     api::{
-        dispatch::{RoutedModel, RoutedRequest},
         error::ApiError,
         model::failure_of,
         reply,
+        routed::{RoutedModel, RoutedRequest},
     },
     go::{
         decode::{DecodeError, FieldPath, JsonNode, entries_of},

@@ -10,7 +10,7 @@ use super::{
     request::{ChatRequest, token_ids},
 };
 use crate::{
-    api::{dispatch::RoutedRequest, error::ApiError, model::ServedModel, reply},
+    api::{error::ApiError, model::ServedModel, reply, routed::RoutedRequest},
     go::decode::{DecodeError, FieldPath, entries_of},
     http::body::Body,
     inference::TextToken,

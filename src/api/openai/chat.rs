@@ -7,12 +7,12 @@ use hyper::{Response, StatusCode};
 use super::{choices, chunks::Chunks, request::ChatCompletionRequest};
 use crate::{
     api::{
-        dispatch::{RoutedModel, RoutedRequest},
         envelope::{LayeredError, shim_error},
         error::ApiError,
         listing,
         model::ServedModel,
         reply::{self, JSON},
+        routed::{RoutedModel, RoutedRequest},
         stream,
         tools::OfferedTools,
     },

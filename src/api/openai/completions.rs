@@ -9,12 +9,12 @@ use super::{
 };
 use crate::{
     api::{
-        dispatch::{RoutedModel, RoutedRequest},
         envelope::{LayeredError, shim_error},
         error::ApiError,
         listing,
         model::ServedModel,
         reply::{self, JSON},
+        routed::{RoutedModel, RoutedRequest},
         stream,
     },
     http::body::{self, Body},

@@ -6,11 +6,11 @@ use serde::Serialize;
 
 use crate::{
     api::{
-        dispatch::{RoutedModel, RoutedRequest},
         envelope::{LayeredError, shim_error},
         error::ApiError,
         model::ServedModel,
         reply,
+        routed::{RoutedModel, RoutedRequest},
         values::{self, OptionsField},
     },
     go::{

@@ -5,12 +5,13 @@ use serde::Serialize;
 
 use crate::{
     api::{
-        dispatch::{RoutedModel, RoutedRequest},
         envelope::LayeredError,
         error::ApiError,
         model::ServedModel,
         multipart::{self, FormPart},
-        reply, stream,
+        reply,
+        routed::{RoutedModel, RoutedRequest},
+        stream,
     },
     http::body::Body,
     inference::{InferencePrompt, InferenceRequest, LoadOptions, Message, SamplingOptions, ThinkMode, ToolChoice},

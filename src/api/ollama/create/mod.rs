@@ -17,10 +17,10 @@ use super::{
 use crate::{
     api::{
         ApiHandler,
-        dispatch::RoutedRequest,
         error::ApiError,
         model::failure_of,
         reply::{self, JSON},
+        routed::RoutedRequest,
     },
     http::body::{self, Body},
     inference::PullEvent,

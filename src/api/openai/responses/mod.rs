@@ -23,11 +23,11 @@ use self::{
 };
 use crate::{
     api::{
-        dispatch::{RoutedModel, RoutedRequest},
         envelope::{LayeredError, shim_error},
         error::ApiError,
         model::ServedModel,
         reply::{self, JSON},
+        routed::{RoutedModel, RoutedRequest},
         stream::{StepStream, sse_response, unfinished},
         tools::OfferedTools,
     },
