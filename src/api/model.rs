@@ -8,15 +8,14 @@ use super::{error::ApiError, routed::RoutedModel, stream::StepStream};
 use crate::{
     go::quote,
     inference::{Failure, InferenceRequest, ModelCapability, ThinkMode},
-    provider::{CallContext, Provider},
+    provider::{CallContext, RunnableModel},
 };
 
 /// Model of a provider, as far as it is known before it is loaded.
 #[derive(Debug)]
 pub(crate) struct ServedModel {
-    pub(crate) provider: Arc<dyn Provider>,
-    /// Name to ask the provider for.
-    pub(crate) name: String,
+    /// Model as its provider found it.
+    pub(crate) inner: Arc<dyn RunnableModel>,
     /// Name as the client sent it, which answers repeat.
     pub(crate) requested: String,
     canonical: String,
@@ -33,18 +32,18 @@ pub(crate) struct CheckedThink {
 }
 
 impl ServedModel {
-    /// Asks the provider for the model's card.
+    /// Finds the model at its provider.
     pub(crate) async fn find(call: &CallContext, routed: RoutedModel, requested: String) -> Result<Self, ApiError> {
         let RoutedModel { provider, name, .. } = routed;
-        let (canonical, capabilities) = match provider.card_now(call, &name).await {
-            Ok(card) => (card.name, Some(card.facts.capabilities).filter(|list| !list.is_empty())),
-            // The model is pulled on its first use; until then nothing is known of it.
-            Err(Failure::NotFound(_)) if call.config.hub.auto_pull => (name.clone(), None),
-            Err(failure) => return Err(failure_of(failure, &requested)),
-        };
+        let inner = provider
+            .find(call, &name)
+            .await
+            .map_err(|failure| failure_of(failure, &requested))?;
+        let card = inner.card();
+        let canonical = card.name.clone();
+        let capabilities = Some(card.facts.capabilities.clone()).filter(|list| !list.is_empty());
         Ok(Self {
-            provider,
-            name,
+            inner,
             requested,
             canonical,
             capabilities,
@@ -58,7 +57,7 @@ impl ServedModel {
 
     /// Adds the parameters that the provider has no way to honor to those that are ignored anyway.
     pub(crate) fn note_unsupported(&self, request: &InferenceRequest, ignored: &mut Vec<&'static str>) {
-        for parameter in self.provider.unsupported_parameters(request) {
+        for parameter in self.inner.unsupported_parameters(request) {
             if !ignored.contains(&parameter) {
                 ignored.push(parameter);
             }
@@ -67,15 +66,10 @@ impl ServedModel {
 
     /// Starts an answer. The future resolves at its first event, and owns all that it needs: it may outlive the handler
     /// inside a response body.
-    pub(crate) fn start(
-        &self,
-        call: &CallContext,
-        request: InferenceRequest,
-    ) -> BoxFuture<'static, Result<StepStream, ApiError>> {
-        let (provider, call) = (Arc::clone(&self.provider), call.clone());
-        let (name, requested) = (self.name.clone(), self.requested.clone());
+    pub(crate) fn start(&self, request: InferenceRequest) -> BoxFuture<'static, Result<StepStream, ApiError>> {
+        let (inner, requested) = (Arc::clone(&self.inner), self.requested.clone());
         async move {
-            match provider.infer(&call, &name, request).await {
+            match inner.infer(request).await {
                 Ok(events) => Ok(events.map_err(ApiError::from).boxed()),
                 Err(failure) => Err(failure_of(failure, &requested)),
             }

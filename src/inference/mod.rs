@@ -27,6 +27,7 @@ pub use event::{AnswerSummary, AnswerUsage, Delta, Event, FinishReason, TokenLog
 pub use failure::Failure;
 pub use keep_alive::KeepAlive;
 pub use model::{ModelCard, ModelDetails, ModelFacts, PullEvent, ResidentModel, TensorFacts};
+pub(crate) use options::sampling_parameters;
 pub use options::{AutoSwitch, KvCacheType, LoadOptions, SamplingOptions, SplitMode};
 pub use request::{
     AnswerFormat, InferencePrompt, InferenceRequest, Message, MessageRole, ThinkLevel, ThinkMode, ToolChoice,

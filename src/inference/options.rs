@@ -1,70 +1,133 @@
-//! What a request may say about loading and sampling; nothing here has a default.
+//! Options of sampling and loading. `None` means "not said" throughout; defaults are filled in where the layers (request, alias,
+//! model settings, engine settings) come together.
 
 use serde::{Deserialize, Serialize};
 
-/// Sampling and length of one answer. `None` means that the request did not say; defaults are filled in by the
-/// dialect (they differ between wires) and by the model's settings.
+/// Calls `$callback!` with the table of sampling parameters: one `name: type,` for each field of [`SamplingOptions`] but
+/// `logit_bias`, which only OpenAI's dialect has. `$context` is passed on in front of the table.
+///
+/// The names are those of Ollama's `options` and of the configuration keys. Whatever treats all parameters alike (merging, reading
+/// options, writing options, configuration keys) is generated from this table, so that a new parameter is added here once.
+macro_rules! sampling_parameters {
+    ($callback:ident! { $($context:tt)* }) => {
+        $callback! {
+            $($context)*
+            num_predict: i64,
+            num_keep: i64,
+            seed: i64,
+            temperature: f32,
+            top_k: i32,
+            top_p: f32,
+            min_p: f32,
+            typical_p: f32,
+            repeat_last_n: i32,
+            repeat_penalty: f32,
+            presence_penalty: f32,
+            frequency_penalty: f32,
+            stop: Vec<String>,
+        }
+    };
+}
+pub(crate) use sampling_parameters;
+
+/// Sampling and length of one answer.
+///
+/// The serialized form is part of the alias records on disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SamplingOptions {
-    /// Tokens to generate at most; negative means "until the model ends or ten context windows are full".
+    /// Maximum number of tokens to generate; negative means until the model ends or ten context windows are full.
     pub num_predict: Option<i64>,
     /// Tokens at the front of the prompt that a context shift keeps.
     pub num_keep: Option<i64>,
     /// Seed of the sampler; negative means random.
     pub seed: Option<i64>,
-    /// Softmax temperature; 0 is greedy.
+    /// Softmax temperature; 0 means greedy.
     pub temperature: Option<f32>,
-    /// Keep the k most probable tokens; 0 keeps all.
+    /// Number of most probable tokens to keep; 0 keeps all.
     pub top_k: Option<i32>,
-    /// Nucleus sampling.
+    /// Cumulative probability of nucleus sampling.
     pub top_p: Option<f32>,
-    /// Keep tokens with at least this share of the best one's probability.
+    /// Smallest probability to keep, as a share of the best token's.
     pub min_p: Option<f32>,
-    /// Locally typical sampling.
+    /// Cumulative probability of locally typical sampling.
     pub typical_p: Option<f32>,
-    /// Window of the penalties in tokens; 0 off, -1 the whole context.
+    /// Window of the penalties in tokens; 0 turns them off, -1 is the whole context.
     pub repeat_last_n: Option<i32>,
     /// Multiplicative repetition penalty; 1 is none.
     pub repeat_penalty: Option<f32>,
-    /// Additive penalty for presence.
+    /// Additive penalty for a token that occurs in the window.
     pub presence_penalty: Option<f32>,
-    /// Additive penalty for each occurrence.
+    /// Additive penalty for each occurrence of a token in the window.
     pub frequency_penalty: Option<f32>,
-    /// Strings that end the answer; they are not part of it. `Some` replaces the model's own.
+    /// Strings that end the answer and are not part of it. `Some` replaces those of a lower layer.
     pub stop: Option<Vec<String>>,
-    /// Added to the logit of a token before it is chosen: token id and bias. -100 bans a token, 100 forces it.
+    /// Token ids and biases that are added to their logits: -100 bans a token, 100 forces it.
     pub logit_bias: Vec<(i32, f32)>,
 }
 
-/// Options that are fixed when a model is loaded. A change of one that matters reloads the model.
+impl SamplingOptions {
+    /// Returns these options, with those that are not set taken from a lower layer.
+    #[must_use]
+    pub fn or(self, below: &Self) -> Self {
+        macro_rules! merge {
+            ($($name:ident: $type:ty,)*) => {
+                Self {
+                    $($name: self.$name.or_else(|| below.$name.clone()),)*
+                    logit_bias: match self.logit_bias.is_empty() {
+                        true => below.logit_bias.clone(),
+                        false => self.logit_bias,
+                    },
+                }
+            };
+        }
+        sampling_parameters!(merge! {})
+    }
+}
+
+/// Options that take effect when a model is loaded.
+///
+/// The serialized form is part of the alias records on disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct LoadOptions {
-    /// Context window of one sequence in tokens.
+    /// Context length of one sequence in tokens. Alias records have it under Ollama's name.
+    #[serde(rename = "num_ctx")]
     pub context_length: Option<u32>,
     /// Tokens in one logical batch.
     pub num_batch: Option<u32>,
-    /// Layers to offload; negative means as many as fit.
+    /// Layers on the device; negative means all that fit.
     pub num_gpu: Option<i32>,
     /// Device that holds the small tensors.
     pub main_gpu: Option<i32>,
-    /// Map the file instead of reading it.
+    /// If set, the file is mapped instead of read.
     pub use_mmap: Option<bool>,
-    /// Compute threads; 0 means the daemon's grant.
+    /// Compute threads; 0 means the daemon's default.
     pub num_thread: Option<u32>,
 }
 
-/// On, off, or as the engine thinks best.
+impl LoadOptions {
+    /// Returns these options, with those that are not set taken from a lower layer.
+    #[must_use]
+    pub fn or(self, below: &Self) -> Self {
+        Self {
+            context_length: self.context_length.or(below.context_length),
+            num_batch: self.num_batch.or(below.num_batch),
+            num_gpu: self.num_gpu.or(below.num_gpu),
+            main_gpu: self.main_gpu.or(below.main_gpu),
+            use_mmap: self.use_mmap.or(below.use_mmap),
+            num_thread: self.num_thread.or(below.num_thread),
+        }
+    }
+}
+
+/// Feature that is on, off, or left to the engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AutoSwitch {
-    /// The engine decides.
     #[default]
     Auto,
-    /// Always.
     On,
-    /// Never.
     Off,
 }
 
@@ -72,17 +135,12 @@ pub enum AutoSwitch {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KvCacheType {
-    /// 32-bit floats.
     F32,
-    /// 16-bit floats.
     #[default]
     F16,
-    /// bfloat16.
     Bf16,
-    /// 8-bit blocks.
     #[serde(rename = "q8_0")]
     Q8_0,
-    /// 4-bit blocks.
     #[serde(rename = "q4_0")]
     Q4_0,
 }

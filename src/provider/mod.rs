@@ -1,7 +1,12 @@
-//! Who answers for a model name.
+//! Providers: they list, download and run models, each for the names that it owns.
 //!
-//! A [`Provider`] serves neutral requests; a plain name that Ollama answers is not put through one: its bytes are
-//! forwarded as they are. (Unless `ollama.v1_via_native` is on, and a request asks for what Ollama would leave out.)
+//! The [`Registry`] decides which provider owns a name. A dialect asks that [`Provider`] for the model once per request and
+//! then works with the [`RunnableModel`] that it was given, so that a name is resolved once. A [`ModelStore`] is the other half
+//! of a provider: the files behind the names.
+//!
+//! [`HuggingFace`] serves hf: names, [`Aliases`] the plain names that clients made of them. A plain name of Ollama does not
+//! pass through a provider: its bytes are forwarded. Only with `ollama.v1_via_native` a request that asks for more than
+//! Ollama's `/v1` routes can do is served by [`Native`].
 
 mod aliases;
 mod huggingface;
@@ -15,7 +20,8 @@ pub use registry::{NameOrigin, NameOwner, Registry, prefers_ollama};
 
 use std::{fmt, pin::Pin, sync::Arc, time::Instant};
 
-use futures_util::{Stream, future::BoxFuture};
+use async_trait::async_trait;
+use futures_util::Stream;
 
 use crate::{
     config::Config,
@@ -25,139 +31,116 @@ use crate::{
     },
 };
 
-/// Events of one answer, in order. Dropping the stream cancels the work within one decode step. The stream owns the
-/// lease that keeps the model resident.
+/// Events of one answer, in order. The stream owns the lease that keeps the model resident; dropping it cancels the work
+/// within one decode step.
 pub type EventStream = Pin<Box<dyn Stream<Item = Result<Event, Failure>> + Send>>;
 
 /// Progress of one pull. Dropping it leaves the partial files in place, for the next pull to resume.
 pub type PullStream = Pin<Box<dyn Stream<Item = Result<PullEvent, Failure>> + Send>>;
 
-/// What every call to a provider carries.
+/// Circumstances of one request of a client, which every call to a provider carries.
 #[derive(Clone, Debug)]
 pub struct CallContext {
-    /// The one snapshot that this request sees from start to end.
+    /// The configuration snapshot that the request sees from start to end.
     pub config: Arc<Config>,
-    /// When the request arrived.
+    /// Arrival of the request.
     pub arrived: Instant,
 }
 
-/// A text to cut into tokens.
+/// A text to tokenize.
 #[derive(Clone, Debug)]
 pub struct TokenizeRequest {
-    /// The text.
     pub text: String,
-    /// Add the tokens that the model wants around every text (as BOS).
+    /// If set, the tokens that the model expects around every text (such as BOS) are added.
     pub add_special: bool,
-    /// Read the text of control tokens as those tokens.
+    /// If set, the text of control tokens is read as those tokens.
     pub parse_special: bool,
 }
 
-/// What a client put before every conversation with a model of its own making.
+/// System prompt and turns that a client put before every conversation with a model of its own making.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConversationPreset<'a> {
-    /// System prompt; empty if there is none.
+    /// Empty if there is none.
     pub system: &'a str,
-    /// Turns that come before the request's.
+    /// Turns that precede those of the request.
     pub messages: &'a [Message],
 }
 
-/// Serves models by name. Names are passed as the client wrote them, blanks trimmed.
-pub trait Provider: fmt::Debug + Send + Sync {
-    /// Every model that this provider lists.
-    fn list<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ModelCard>>;
+/// Files that a deletion removes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeleteScope {
+    /// Files that hubllama downloaded. Files of other programs stay on disk, and only leave the listing.
+    OwnFiles,
+    /// All files of the model, also those that another program downloaded.
+    AllFiles,
+}
 
-    /// Every model that is in memory.
-    fn resident<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ResidentModel>>;
+/// The files behind model names. Names are passed as the client wrote them, without surrounding whitespace.
+#[async_trait]
+pub trait ModelStore: fmt::Debug + Send + Sync {
+    /// Returns every model that this provider lists.
+    async fn list(&self, call: &CallContext) -> Vec<ModelCard>;
 
-    /// The card of one model that is on disk (or named in the configuration).
-    fn card<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>>;
+    /// Returns the listing entry of one model. A model that may be pulled on its first use is downloaded first.
+    async fn card(&self, call: &CallContext, name: &str) -> Result<ModelCard, Failure>;
 
-    /// The same for a request that is about to be made: nothing is waited for that the answer itself can tell of.
-    fn card_now<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
-        self.card(call, name)
+    /// Returns everything that is known of one model; long arrays of metadata only if `verbose`.
+    async fn show(&self, call: &CallContext, name: &str, verbose: bool) -> Result<ModelDetails, Failure>;
+
+    /// Starts to download a model.
+    async fn pull(&self, call: &CallContext, name: &str) -> Result<PullStream, Failure>;
+
+    /// Unloads a model and removes it.
+    async fn delete(&self, call: &CallContext, name: &str, scope: DeleteScope) -> Result<(), Failure>;
+}
+
+/// A model store whose models can be run.
+#[async_trait]
+pub trait Provider: ModelStore {
+    /// Returns the models in memory.
+    async fn resident(&self, call: &CallContext) -> Vec<ResidentModel>;
+
+    /// Finds the model of a name, to be used for one request. A model that may be pulled on its first use is downloaded first,
+    /// unless the configuration wants the progress of the download in the answer: then the answer begins with it.
+    async fn find(self: Arc<Self>, call: &CallContext, name: &str) -> Result<Arc<dyn RunnableModel>, Failure>;
+}
+
+/// A model as one request has found it.
+#[async_trait]
+pub trait RunnableModel: fmt::Debug + Send + Sync {
+    /// Returns the listing entry. It has no capabilities as long as the files are not there.
+    fn card(&self) -> &ModelCard;
+
+    /// Returns what precedes every conversation with this model. [`Self::infer`] adds it by itself.
+    fn preset(&self) -> ConversationPreset<'_> {
+        ConversationPreset::default()
     }
 
-    /// Everything that is known of one model.
-    fn show<'a>(
-        &'a self,
-        call: &'a CallContext,
-        name: &'a str,
-        verbose: bool,
-    ) -> BoxFuture<'a, Result<ModelDetails, Failure>>;
-
-    /// Makes a model resident.
-    fn load<'a>(
-        &'a self,
-        call: &'a CallContext,
-        name: &'a str,
-        options: LoadOptions,
-        keep_alive: Option<KeepAlive>,
-    ) -> BoxFuture<'a, Result<(), Failure>>;
-
-    /// Unloads a model as soon as it is idle; fine if it is not resident.
-    fn unload<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
-
-    /// Parts of a request that [`Self::infer`] has no way to honour, by the names that they have on the wires. A dialect
-    /// tells them to the client.
+    /// Returns the parameters of a request that [`Self::infer`] cannot honor, by their names on the wire. A dialect reports
+    /// them to the client.
     fn unsupported_parameters(&self, request: &InferenceRequest) -> Vec<&'static str> {
         let _ = request;
         Vec::new()
     }
 
-    /// Starts an answer. Resolves when its first event is there, so that everything that can fail before it is still a status.
-    fn infer<'a>(
-        &'a self,
-        call: &'a CallContext,
-        name: &'a str,
-        request: InferenceRequest,
-    ) -> BoxFuture<'a, Result<EventStream, Failure>>;
+    /// Makes the model resident.
+    async fn load(&self, options: LoadOptions, keep_alive: Option<KeepAlive>) -> Result<(), Failure>;
 
-    /// Turns texts into vectors.
-    fn embed<'a>(
-        &'a self,
-        call: &'a CallContext,
-        name: &'a str,
-        request: EmbedRequest,
-    ) -> BoxFuture<'a, Result<EmbeddingResult, Failure>>;
+    /// Unloads the model as soon as it is idle. Succeeds if it is not resident.
+    async fn unload(&self) -> Result<(), Failure>;
 
-    /// The prompt that [`Self::infer`] would give the model, as text; needs no weights.
-    fn render<'a>(
-        &'a self,
-        call: &'a CallContext,
-        name: &'a str,
-        request: InferenceRequest,
-    ) -> BoxFuture<'a, Result<String, Failure>>;
+    /// Starts an answer. Resolves when its first event is there, so that every failure before it can still be an HTTP status.
+    async fn infer(&self, request: InferenceRequest) -> Result<EventStream, Failure>;
 
-    /// The tokens of a text.
-    fn tokenize<'a>(
-        &'a self,
-        call: &'a CallContext,
-        name: &'a str,
-        request: TokenizeRequest,
-    ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>>;
+    /// Computes the embedding vectors of texts.
+    async fn embed(&self, request: EmbedRequest) -> Result<EmbeddingResult, Failure>;
 
-    /// The text of token ids; ids that the vocabulary does not have are [`Failure::Invalid`].
-    fn detokenize<'a>(
-        &'a self,
-        call: &'a CallContext,
-        name: &'a str,
-        tokens: Vec<i32>,
-    ) -> BoxFuture<'a, Result<String, Failure>>;
+    /// Returns the prompt that [`Self::infer`] would give the model, as text. Needs no weights.
+    async fn render(&self, request: InferenceRequest) -> Result<String, Failure>;
 
-    /// Downloads a model.
-    fn pull<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>>;
+    /// Returns the tokens of a text.
+    async fn tokenize(&self, request: TokenizeRequest) -> Result<Vec<TextToken>, Failure>;
 
-    /// What stands before every conversation with this provider's model; [`Self::infer`] puts it there by itself. Only a
-    /// provider of one model has any.
-    fn preset(&self) -> Option<ConversationPreset<'_>> {
-        None
-    }
-
-    /// Removes a model from disk, or from the listing where its files are not ours.
-    fn delete<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<(), Failure>>;
-
-    /// Removes a model from disk, whoever put it there.
-    fn delete_files<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
-        self.delete(call, name)
-    }
+    /// Returns the text of token ids. Ids outside the vocabulary are [`Failure::Invalid`].
+    async fn detokenize(&self, tokens: Vec<i32>) -> Result<String, Failure>;
 }

@@ -49,7 +49,7 @@ fn render(kept: &mut VecDeque<(Key, ChatTemplate)>, job: RenderJob) -> Result<Re
             (key, template)
         }
     };
-    let rendered = found.1.apply(&job.input);
+    let rendered = found.1.apply(job.input.get());
     // The front is the template that was used last; also one that failed, since it failed for this conversation.
     kept.push_front(found);
     kept.truncate(KEPT_TEMPLATES);

@@ -14,6 +14,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
 
 use crate::inference::TextToken;
 pub use crate::llama::{ContextParams, GrammarTrigger, ModelParams, RenderedChat};
@@ -318,8 +319,8 @@ pub struct RenderJob {
     pub bos: String,
     /// Text of the end-of-sequence token.
     pub eos: String,
-    /// Conversation as JSON text, in the shape that `chat_shim.cpp` documents.
-    pub input: String,
+    /// Conversation in the shape that `chat_shim.cpp` documents.
+    pub input: Box<RawValue>,
 }
 
 /// Appends a frame to `out`.

@@ -94,7 +94,7 @@ async fn infer(call: &CallContext, routed: RoutedModel, request: MessagesRequest
         inference,
         ignored,
     } = check(call, routed, request).await?;
-    let pending = model.start(call, inference);
+    let pending = model.start(inference);
     let writer = MessageWriter::new(model.requested, stop_sequences, estimated_tokens);
     let mut response = if streams {
         let mut response = stream::sse_response(pending, writer).await?;
@@ -117,8 +117,8 @@ async fn count(call: &CallContext, routed: RoutedModel, request: MessagesRequest
         ignored,
     } = check(call, routed, request).await?;
     let text = model
-        .provider
-        .render(call, &model.name, inference)
+        .inner
+        .render(inference)
         .await
         .map_err(|failure| model.failure(failure))?;
     let request = TokenizeRequest {
@@ -127,8 +127,8 @@ async fn count(call: &CallContext, routed: RoutedModel, request: MessagesRequest
         parse_special: true,
     };
     let tokens = model
-        .provider
-        .tokenize(call, &model.name, request)
+        .inner
+        .tokenize(request)
         .await
         .map_err(|failure| model.failure(failure))?;
     // A template may write the first token (BOS) itself. The worker does not add it again then, so it is counted once.

@@ -32,26 +32,19 @@ pub(crate) async fn chat(call: &CallContext, request: RoutedRequest) -> Result<R
     request.common.check_range()?;
     let model = ServedModel::find(call, routed, request.common.model.clone()).await?;
     if request.messages.is_empty() && request.common.unloads() {
-        return unload(call, &model, TextRoute::Chat).await;
+        return unload(&model, TextRoute::Chat).await;
     }
     let mut checked = CheckedChat::new(call, &model, &mut request)?;
     if request.messages.is_empty() {
-        return load(
-            call,
-            &model,
-            checked.options.load,
-            request.common.keep_alive,
-            TextRoute::Chat,
-        )
-        .await;
+        return load(&model, checked.options.load, request.common.keep_alive, TextRoute::Chat).await;
     }
     let (streams, only_renders) = (request.common.streams(), request.common.debug_render_only);
     let ignored = checked.take_ignored();
     let inference = checked.into_inference(request)?;
     let mut response = if only_renders {
-        render(call, &model, inference, TextRoute::Chat).await?
+        render(&model, inference, TextRoute::Chat).await?
     } else {
-        answer(call, &model, inference, TextRoute::Chat, streams).await?
+        answer(&model, inference, TextRoute::Chat, streams).await?
     };
     reply::mark_ignored(response.headers_mut(), &ignored);
     Ok(response)
@@ -98,31 +91,22 @@ impl CheckedChat {
 
 /// Loads a model: the meaning of a request without messages or prompt.
 pub(super) async fn load(
-    call: &CallContext,
     model: &ServedModel,
     options: LoadOptions,
     keep_alive: Option<KeepAlive>,
     route: TextRoute,
 ) -> Result<Response<Body>, ApiError> {
     model
-        .provider
-        .load(call, &model.name, options, keep_alive)
+        .inner
+        .load(options, keep_alive)
         .await
         .map_err(|error| model.failure(error))?;
     Ok(residency(model, route, "load"))
 }
 
 /// Unloads a model; succeeds if it is not loaded.
-pub(super) async fn unload(
-    call: &CallContext,
-    model: &ServedModel,
-    route: TextRoute,
-) -> Result<Response<Body>, ApiError> {
-    model
-        .provider
-        .unload(call, &model.name)
-        .await
-        .map_err(|error| model.failure(error))?;
+pub(super) async fn unload(model: &ServedModel, route: TextRoute) -> Result<Response<Body>, ApiError> {
+    model.inner.unload().await.map_err(|error| model.failure(error))?;
     Ok(residency(model, route, "unload"))
 }
 
@@ -134,14 +118,13 @@ fn residency(model: &ServedModel, route: TextRoute, reason: &'static str) -> Res
 
 /// Runs a request and returns its answer, streamed or whole.
 pub(super) async fn answer(
-    call: &CallContext,
     model: &ServedModel,
     request: InferenceRequest,
     route: TextRoute,
     streams: bool,
 ) -> Result<Response<Body>, ApiError> {
     let frames = NativeFrames::new(route, model.requested.clone());
-    let events = match model.provider.infer(call, &model.name, request).await {
+    let events = match model.inner.infer(request).await {
         Ok(events) => events,
         Err(failure) if streams && is_of_the_engine(&failure) => {
             return Ok(reply::native_stream_error(&model.failure(failure)));
@@ -157,7 +140,6 @@ pub(super) async fn answer(
 
 /// Returns the rendered prompt instead of an answer (`_debug_render_only`).
 pub(super) async fn render(
-    call: &CallContext,
     model: &ServedModel,
     request: InferenceRequest,
     route: TextRoute,
@@ -167,8 +149,8 @@ pub(super) async fn render(
         InferencePrompt::Raw { .. } | InferencePrompt::Infill { .. } => 0,
     };
     let prompt = model
-        .provider
-        .render(call, &model.name, request)
+        .inner
+        .render(request)
         .await
         .map_err(|failure| model.failure(failure))?;
     let bytes = NativeFrames::new(route, model.requested.clone()).rendered(prompt, images);

@@ -11,7 +11,7 @@ use crate::{
     },
     go::decode::{DecodeError, FieldPath, entries_of},
     http::body::Body,
-    provider::CallContext,
+    provider::{CallContext, DeleteScope},
 };
 
 /// Answers `DELETE /api/delete`: removes a model of a provider. Success has no body.
@@ -28,11 +28,11 @@ pub(crate) async fn delete(call: &CallContext, request: RoutedRequest) -> Result
             "{requested} is an alias of {name} in the configuration; remove it there, or delete {name}"
         )));
     }
-    let deleted = if all {
-        provider.delete_files(call, &name).await
-    } else {
-        provider.delete(call, &name).await
+    let scope = match all {
+        true => DeleteScope::AllFiles,
+        false => DeleteScope::OwnFiles,
     };
+    let deleted = provider.delete(call, &name, scope).await;
     deleted.map_err(|failure| failure_of(failure, &requested))?;
     Ok(reply::empty())
 }

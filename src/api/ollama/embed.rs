@@ -70,7 +70,7 @@ pub(crate) async fn embed(call: &CallContext, request: RoutedRequest) -> Result<
     let model = find(call, routed, fields.model).await?;
     let load = fields.options.into_options()?.load;
     if fields.inputs.is_empty() {
-        make_resident(call, &model, load, fields.keep_alive).await?;
+        make_resident(&model, load, fields.keep_alive).await?;
         return Ok(reply::native(&EmbedReply {
             model: &model.requested,
             embeddings: Vec::new(),
@@ -87,7 +87,7 @@ pub(crate) async fn embed(call: &CallContext, request: RoutedRequest) -> Result<
         load,
         keep_alive: fields.keep_alive,
     };
-    let embeddings = run(call, &model, request).await?;
+    let embeddings = run(&model, request).await?;
     Ok(reply::native(&EmbedReply {
         model: &model.requested,
         embeddings: embeddings.vectors,
@@ -103,7 +103,7 @@ pub(crate) async fn embeddings(call: &CallContext, request: RoutedRequest) -> Re
     let model = find(call, routed, fields.model).await?;
     let load = fields.options.into_options()?.load;
     let vectors = if fields.inputs.is_empty() {
-        make_resident(call, &model, load, fields.keep_alive).await?;
+        make_resident(&model, load, fields.keep_alive).await?;
         Vec::new()
     } else {
         let request = EmbedRequest {
@@ -114,7 +114,7 @@ pub(crate) async fn embeddings(call: &CallContext, request: RoutedRequest) -> Re
             load,
             keep_alive: fields.keep_alive,
         };
-        let made = run(call, &model, request).await;
+        let made = run(&model, request).await;
         // On the older route Ollama answers whatever its runner refuses with 500.
         made.map_err(|error| match error.status {
             StatusCode::BAD_REQUEST => ApiError::internal(error.message),
@@ -231,20 +231,15 @@ fn in_their_words(error: ApiError, not_found: &ApiError, requested: &str) -> Api
     )
 }
 
-async fn make_resident(
-    call: &CallContext,
-    model: &ServedModel,
-    load: LoadOptions,
-    keep_alive: Option<KeepAlive>,
-) -> Result<(), ApiError> {
-    let loaded = model.provider.load(call, &model.name, load, keep_alive).await;
+async fn make_resident(model: &ServedModel, load: LoadOptions, keep_alive: Option<KeepAlive>) -> Result<(), ApiError> {
+    let loaded = model.inner.load(load, keep_alive).await;
     loaded.map_err(|failure| failed(model, failure))
 }
 
-async fn run(call: &CallContext, model: &ServedModel, request: EmbedRequest) -> Result<EmbeddingResult, ApiError> {
+async fn run(model: &ServedModel, request: EmbedRequest) -> Result<EmbeddingResult, ApiError> {
     let embeddings = model
-        .provider
-        .embed(call, &model.name, request)
+        .inner
+        .embed(request)
         .await
         .map_err(|failure| failed(model, failure))?;
     if !embeddings.vectors.iter().flatten().all(|number| number.is_finite()) {

@@ -26,7 +26,7 @@ pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Resu
     request.common.check_range()?;
     let model = ServedModel::find(call, routed, request.common.model.clone()).await?;
     if request.prompt.is_empty() && request.common.unloads() {
-        return unload(call, &model, TextRoute::Generate).await;
+        return unload(&model, TextRoute::Generate).await;
     }
     let is_shaped = !request.template.is_empty() || !request.system.is_empty() || !request.context.is_empty();
     if request.raw && is_shaped {
@@ -41,19 +41,12 @@ pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Resu
     }
     let options = request.common.take_options()?;
     if request.prompt.is_empty() {
-        return load(
-            call,
-            &model,
-            options.load,
-            request.common.keep_alive,
-            TextRoute::Generate,
-        )
-        .await;
+        return load(&model, options.load, request.common.keep_alive, TextRoute::Generate).await;
     }
     let (streams, only_renders) = (request.common.streams(), request.common.debug_render_only);
     // A prompt for fill in the middle has no place for a system prompt, so the reply names it as ignored.
     let ignores_system = !request.suffix.is_empty() && !request.system.is_empty() && request.template.is_empty();
-    let earlier = earlier(call, &model, &mut request).await?;
+    let earlier = earlier(&model, &mut request).await?;
     let return_context = !request.raw;
     let GenerateRequest {
         common,
@@ -65,7 +58,7 @@ pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Resu
         raw,
         images,
     } = request;
-    let mut preset = model.provider.preset().unwrap_or_default();
+    let mut preset = model.inner.preset();
     if !earlier.is_empty() {
         // A conversation that continues has had the preset messages already.
         preset.messages = &[];
@@ -85,9 +78,9 @@ pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Resu
     }
     let inference = common.into_inference(prompt, options, think, return_context)?;
     let mut response = if only_renders {
-        render(call, &model, inference, TextRoute::Generate).await?
+        render(&model, inference, TextRoute::Generate).await?
     } else {
-        answer(call, &model, inference, TextRoute::Generate, streams).await?
+        answer(&model, inference, TextRoute::Generate, streams).await?
     };
     if ignores_system {
         reply::mark_ignored(response.headers_mut(), &["system"]);
@@ -97,13 +90,13 @@ pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Resu
 
 /// Returns the text of an earlier answer that the request gives as token ids (`context`), to be put before the prompt
 /// of the request's own template.
-async fn earlier(call: &CallContext, model: &ServedModel, request: &mut GenerateRequest) -> Result<String, ApiError> {
+async fn earlier(model: &ServedModel, request: &mut GenerateRequest) -> Result<String, ApiError> {
     if request.template.is_empty() || request.context.is_empty() {
         return Ok(String::new());
     }
     model
-        .provider
-        .detokenize(call, &model.name, std::mem::take(&mut request.context))
+        .inner
+        .detokenize(std::mem::take(&mut request.context))
         .await
         .map_err(|failure| model.failure(failure))
 }

@@ -82,8 +82,8 @@ pub(crate) async fn tokenize(call: &CallContext, request: RoutedRequest) -> Resu
         parse_special,
     };
     let tokens = model
-        .provider
-        .tokenize(call, &model.name, request)
+        .inner
+        .tokenize(request)
         .await
         .map_err(|failure| model.failure(failure))?;
     let model = &model.requested;
@@ -101,8 +101,8 @@ pub(crate) async fn detokenize(call: &CallContext, request: RoutedRequest) -> Re
     let (routed, fields) = request.decode(DetokenizeFields::decode)?;
     let model = ServedModel::find(call, routed, fields.model).await?;
     let text = model
-        .provider
-        .detokenize(call, &model.name, fields.tokens)
+        .inner
+        .detokenize(fields.tokens)
         .await
         .map_err(|failure| model.failure(failure))?;
     Ok(reply::native(&Detokenized {
@@ -123,8 +123,8 @@ pub(crate) async fn apply_template(call: &CallContext, request: RoutedRequest) -
     let ignored = checked.take_ignored();
     let inference = checked.into_inference(request)?;
     let prompt = model
-        .provider
-        .render(call, &model.name, inference)
+        .inner
+        .render(inference)
         .await
         .map_err(|failure| model.failure(failure))?;
     let mut response = reply::native(&Rendered {

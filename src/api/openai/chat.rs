@@ -58,9 +58,9 @@ async fn answer(
     let created = listing::unix_seconds(SystemTime::now());
     let chunks = Chunks::new(model.requested.clone(), include_usage, created, count);
     let mut response = if only_renders {
-        render(call, &model, inference, chunks).await?
+        render(&model, inference, chunks).await?
     } else {
-        let pending = choices::start(&model, call, choices::repeat(inference, count));
+        let pending = choices::start(&model, choices::repeat(inference, count));
         if streams {
             stream::sse_response(pending, chunks).await?
         } else {
@@ -73,19 +73,14 @@ async fn answer(
 }
 
 /// Returns the rendered prompt (`_debug_render_only`), in one piece even if a stream was asked for.
-async fn render(
-    call: &CallContext,
-    model: &ServedModel,
-    inference: InferenceRequest,
-    chunks: Chunks,
-) -> Result<Response<Body>, ApiError> {
+async fn render(model: &ServedModel, inference: InferenceRequest, chunks: Chunks) -> Result<Response<Body>, ApiError> {
     let images = match &inference.prompt {
         InferencePrompt::Chat { messages, .. } => messages.iter().map(|message| message.media.len()).sum(),
         InferencePrompt::Raw { .. } | InferencePrompt::Infill { .. } => 0,
     };
     let prompt = model
-        .provider
-        .render(call, &model.name, inference)
+        .inner
+        .render(inference)
         .await
         .map_err(|failure| model.failure(failure))?;
     Ok(reply::bytes(StatusCode::OK, JSON, chunks.rendered(prompt, images)))

@@ -12,7 +12,6 @@ use crate::{
         stream::{AnswerBuilder, CompleteAnswer, StepStream, StreamStep, unfinished},
     },
     inference::{AnswerSummary, AnswerUsage, Event, InferenceRequest},
-    provider::CallContext,
 };
 
 /// Most answers to one prompt.
@@ -66,12 +65,11 @@ pub(super) fn repeat(request: InferenceRequest, count: usize) -> Vec<InferenceRe
 /// status, and the others find their prompt in the prefix cache.
 pub(super) fn start(
     model: &ServedModel,
-    call: &CallContext,
     requests: Vec<InferenceRequest>,
 ) -> BoxFuture<'static, Result<StepStream<ChoiceEvent>, ApiError>> {
     let starts: Vec<_> = requests
         .into_iter()
-        .map(|request| model.start(call, request))
+        .map(|request| model.start(request))
         .enumerate()
         .collect();
     async move {

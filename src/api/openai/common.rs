@@ -16,7 +16,6 @@ use crate::{
         quote,
     },
     inference::{InferencePrompt, InferenceRequest, KeepAlive, ThinkLevel, ThinkMode},
-    provider::CallContext,
 };
 
 /// Most tokens whose logits one request may bias.
@@ -252,13 +251,13 @@ impl SharedFields {
 
     /// Loads or unloads the model, which a request without anything to answer asks for. Returns the finish reason for
     /// that.
-    pub(super) async fn settle(self, call: &CallContext, model: &ServedModel) -> Result<&'static str, ApiError> {
+    pub(super) async fn settle(self, model: &ServedModel) -> Result<&'static str, ApiError> {
         let (done, word) = if self.unloads() {
-            (model.provider.unload(call, &model.name).await, "unload")
+            (model.inner.unload().await, "unload")
         } else {
             let nothing = InferencePrompt::Raw { text: String::new() };
             let request = self.into_inference(nothing, ThinkMode::Unset, None)?;
-            let load = model.provider.load(call, &model.name, request.load, request.keep_alive);
+            let load = model.inner.load(request.load, request.keep_alive);
             (load.await, "load")
         };
         done.map_err(|failure| model.failure(failure))?;

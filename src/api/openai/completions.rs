@@ -47,7 +47,7 @@ async fn answer(
     request.check_range()?;
     let model = ServedModel::find(call, routed, request.common.model.clone()).await?;
     if request.is_empty() && request.common.unloads() {
-        return residency(call, model, request.common).await;
+        return residency(model, request.common).await;
     }
     // OpenAI's route has no field for reasoning, so a model only reasons here if the request mentions it.
     let think = if request.common.speaks_of_thinking() {
@@ -60,7 +60,7 @@ async fn answer(
         model.require_insert()?;
     }
     if request.is_empty() {
-        return residency(call, model, request.common).await;
+        return residency(model, request.common).await;
     }
     let (streams, include_usage) = (request.common.stream, request.common.include_usage);
     let mut ignored = std::mem::take(&mut request.common.ignored);
@@ -75,7 +75,7 @@ async fn answer(
         .flat_map(|request| choices::repeat(request, answers))
         .collect();
     let count = requests.len();
-    let pending = choices::start(&model, call, requests);
+    let pending = choices::start(&model, requests);
     let chunks = chunks(model, include_usage, prompts, answers);
     let mut response = if streams {
         stream::sse_response(pending, chunks).await?
@@ -93,9 +93,9 @@ fn chunks(model: ServedModel, include_usage: bool, prompts: usize, answers: usiz
 }
 
 /// Loads or unloads the model, which is the meaning of an empty prompt in Ollama.
-async fn residency(call: &CallContext, model: ServedModel, common: SharedFields) -> Result<Response<Body>, ApiError> {
+async fn residency(model: ServedModel, common: SharedFields) -> Result<Response<Body>, ApiError> {
     let (streams, include_usage) = (common.stream, common.include_usage);
-    let reason = common.settle(call, &model).await?;
+    let reason = common.settle(&model).await?;
     let bytes = chunks(model, include_usage, 1, 1).residency(reason, streams);
     Ok(if streams {
         reply::events(body::full(bytes))

@@ -121,7 +121,7 @@ async fn embed(call: &CallContext, routed: RoutedModel, request: Request) -> Res
         load,
         keep_alive: request.keep_alive,
     };
-    let embedded = model.provider.embed(call, &model.name, wanted).await;
+    let embedded = model.inner.embed(wanted).await;
     embedded.map_err(|failure| model.failure(failure))
 }
 

@@ -64,8 +64,8 @@ async fn transcribe(call: &CallContext, routed: RoutedModel, form: Form) -> Resu
     model.require_audio()?;
     let (ignored, as_text) = (form.ignored.clone(), form.response_format == "text");
     let events = model
-        .provider
-        .infer(call, &model.name, form.into_inference())
+        .inner
+        .infer(form.into_inference())
         .await
         .map_err(|failure| model.failure(failure))?;
     let heard = stream::collect(events).await?;

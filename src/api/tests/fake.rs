@@ -8,7 +8,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
+use async_trait::async_trait;
+use futures_util::{StreamExt, stream};
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -17,7 +18,9 @@ use crate::{
         InferencePrompt, InferenceRequest, KeepAlive, LoadOptions, ModelCapability, ModelCard, ModelDetails,
         ModelFacts, PullEvent, ResidentModel, TensorFacts, TextToken, ToolCall,
     },
-    provider::{CallContext, EventStream, Provider, PullStream, TokenizeRequest},
+    provider::{
+        CallContext, DeleteScope, EventStream, ModelStore, Provider, PullStream, RunnableModel, TokenizeRequest,
+    },
 };
 
 /// Provider that answers every request with the same events, and records the requests.
@@ -73,159 +76,136 @@ impl FakeProvider {
     }
 }
 
+#[async_trait]
+impl ModelStore for FakeProvider {
+    async fn list(&self, _: &CallContext) -> Vec<ModelCard> {
+        self.card.clone().into_iter().collect()
+    }
+
+    async fn card(&self, _: &CallContext, _: &str) -> Result<ModelCard, Failure> {
+        self.card.clone()
+    }
+
+    async fn show(&self, _: &CallContext, name: &str, _: bool) -> Result<ModelDetails, Failure> {
+        self.card.clone().map(|_| details(name))
+    }
+
+    async fn pull(&self, _: &CallContext, _: &str) -> Result<PullStream, Failure> {
+        if let Some(failure) = &self.refusal {
+            return Err(failure.clone());
+        }
+        let events = ["pulling manifest", "success"].map(|status| Ok(PullEvent::Status(status)));
+        Ok(Box::pin(stream::iter(events)))
+    }
+
+    async fn delete(&self, _: &CallContext, _: &str, _: DeleteScope) -> Result<(), Failure> {
+        self.deletes.fetch_add(1, Ordering::Relaxed);
+        self.card.clone().map(drop)
+    }
+}
+
+#[async_trait]
 impl Provider for FakeProvider {
-    fn list<'a>(&'a self, _: &'a CallContext) -> BoxFuture<'a, Vec<ModelCard>> {
-        let cards = self.card.clone().into_iter().collect();
-        async move { cards }.boxed()
+    async fn resident(&self, _: &CallContext) -> Vec<ResidentModel> {
+        Vec::new()
     }
 
-    fn resident<'a>(&'a self, _: &'a CallContext) -> BoxFuture<'a, Vec<ResidentModel>> {
-        async { Vec::new() }.boxed()
+    async fn find(self: Arc<Self>, _: &CallContext, _: &str) -> Result<Arc<dyn RunnableModel>, Failure> {
+        let card = self.card.clone()?;
+        Ok(Arc::new(FakeModel { provider: self, card }))
+    }
+}
+
+/// The one model of a [`FakeProvider`].
+#[derive(Debug)]
+struct FakeModel {
+    provider: Arc<FakeProvider>,
+    card: ModelCard,
+}
+
+impl FakeModel {
+    fn refuse(&self) -> Result<(), Failure> {
+        self.provider.refusal.clone().map_or(Ok(()), Err)
+    }
+}
+
+#[async_trait]
+impl RunnableModel for FakeModel {
+    fn card(&self) -> &ModelCard {
+        &self.card
     }
 
-    fn card<'a>(&'a self, _: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
-        async { self.card.clone() }.boxed()
+    async fn load(&self, options: LoadOptions, keep_alive: Option<KeepAlive>) -> Result<(), Failure> {
+        self.provider.loads.lock().unwrap().push((options, keep_alive));
+        self.refuse()
     }
 
-    fn show<'a>(&'a self, _: &'a CallContext, name: &'a str, _: bool) -> BoxFuture<'a, Result<ModelDetails, Failure>> {
-        async move { self.card.clone().map(|_| details(name)) }.boxed()
+    async fn unload(&self) -> Result<(), Failure> {
+        self.provider.unloads.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
-    fn load<'a>(
-        &'a self,
-        _: &'a CallContext,
-        _: &'a str,
-        options: LoadOptions,
-        keep_alive: Option<KeepAlive>,
-    ) -> BoxFuture<'a, Result<(), Failure>> {
-        self.loads.lock().unwrap().push((options, keep_alive));
-        async { self.refusal.clone().map_or(Ok(()), Err) }.boxed()
-    }
-
-    fn unload<'a>(&'a self, _: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
-        self.unloads.fetch_add(1, Ordering::Relaxed);
-        async { Ok(()) }.boxed()
-    }
-
-    fn infer<'a>(
-        &'a self,
-        _: &'a CallContext,
-        _: &'a str,
-        request: InferenceRequest,
-    ) -> BoxFuture<'a, Result<EventStream, Failure>> {
-        self.asked.lock().unwrap().push(request);
-        async {
-            if let Some(failure) = &self.refusal {
-                return Err(failure.clone());
-            }
-            let lease = Arc::clone(&self.lease);
-            let tail = if self.hangs {
-                stream::pending().boxed()
-            } else {
-                stream::empty().boxed()
-            };
-            let events = stream::iter(self.events.clone()).chain(tail).map(move |event| {
+    async fn infer(&self, request: InferenceRequest) -> Result<EventStream, Failure> {
+        self.provider.asked.lock().unwrap().push(request);
+        self.refuse()?;
+        let lease = Arc::clone(&self.provider.lease);
+        let tail = if self.provider.hangs {
+            stream::pending().boxed()
+        } else {
+            stream::empty().boxed()
+        };
+        let events = stream::iter(self.provider.events.clone())
+            .chain(tail)
+            .map(move |event| {
                 let _held = &lease;
                 event
             });
-            Ok::<EventStream, _>(Box::pin(events))
-        }
-        .boxed()
+        Ok(Box::pin(events))
     }
 
-    /// Returns a vector for each input: its length in bytes, then 0.5; and a token for each byte.
-    fn embed<'a>(
-        &'a self,
-        _: &'a CallContext,
-        _: &'a str,
-        request: EmbedRequest,
-    ) -> BoxFuture<'a, Result<EmbeddingResult, Failure>> {
-        self.embedded.lock().unwrap().push(request.clone());
-        async move {
-            if let Some(failure) = &self.refusal {
-                return Err(failure.clone());
+    /// Returns one vector for each input: its length in bytes, then 0.5. A token is a byte.
+    async fn embed(&self, request: EmbedRequest) -> Result<EmbeddingResult, Failure> {
+        self.provider.embedded.lock().unwrap().push(request.clone());
+        self.refuse()?;
+        let vector = |text: &String| {
+            let vector = self.provider.vector.clone();
+            vector.unwrap_or_else(|| vec![text.len() as f32, 0.5])
+        };
+        Ok(EmbeddingResult {
+            vectors: request.inputs.iter().map(vector).collect(),
+            prompt_tokens: request.inputs.iter().map(|text| text.len() as u32).sum(),
+            load_duration: Duration::from_nanos(1),
+            total_duration: Duration::from_nanos(2),
+        })
+    }
+
+    /// Returns the contents of all messages, one line each.
+    async fn render(&self, request: InferenceRequest) -> Result<String, Failure> {
+        Ok(match request.prompt {
+            InferencePrompt::Chat { messages, .. } => {
+                messages.into_iter().map(|message| message.content + "\n").collect()
             }
-            Ok(EmbeddingResult {
-                vectors: request
-                    .inputs
-                    .iter()
-                    .map(|text| self.vector.clone().unwrap_or_else(|| vec![text.len() as f32, 0.5]))
-                    .collect(),
-                prompt_tokens: request.inputs.iter().map(|text| text.len() as u32).sum(),
-                load_duration: Duration::from_nanos(1),
-                total_duration: Duration::from_nanos(2),
-            })
-        }
-        .boxed()
+            InferencePrompt::Raw { text } => text,
+            InferencePrompt::Infill { prefix, suffix } => prefix + &suffix,
+        })
     }
 
-    /// Returns the contents of all messages, one per line.
-    fn render<'a>(
-        &'a self,
-        _: &'a CallContext,
-        _: &'a str,
-        request: InferenceRequest,
-    ) -> BoxFuture<'a, Result<String, Failure>> {
-        async move {
-            Ok(match request.prompt {
-                InferencePrompt::Chat { messages, .. } => {
-                    messages.into_iter().map(|message| message.content + "\n").collect()
-                }
-                InferencePrompt::Raw { text } => text,
-                InferencePrompt::Infill { prefix, suffix } => prefix + &suffix,
-            })
-        }
-        .boxed()
+    /// Returns one token for each byte.
+    async fn tokenize(&self, request: TokenizeRequest) -> Result<Vec<TextToken>, Failure> {
+        self.provider.tokenized.lock().unwrap().push(request.clone());
+        let token = |byte: u8| TextToken {
+            id: i32::from(byte),
+            bytes: vec![byte],
+        };
+        Ok(request.text.bytes().map(token).collect())
     }
 
-    /// Returns a token for each byte.
-    fn tokenize<'a>(
-        &'a self,
-        _: &'a CallContext,
-        _: &'a str,
-        request: TokenizeRequest,
-    ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
-        self.tokenized.lock().unwrap().push(request.clone());
-        async move {
-            let token = |byte: u8| TextToken {
-                id: i32::from(byte),
-                bytes: vec![byte],
-            };
-            Ok(request.text.bytes().map(token).collect())
-        }
-        .boxed()
-    }
-
-    fn detokenize<'a>(
-        &'a self,
-        _: &'a CallContext,
-        _: &'a str,
-        tokens: Vec<i32>,
-    ) -> BoxFuture<'a, Result<String, Failure>> {
-        async move {
-            tokens
-                .into_iter()
-                .map(|token| u8::try_from(token).map(char::from))
-                .collect::<Result<_, _>>()
-                .map_err(|_| Failure::Invalid("no such token".into()))
-        }
-        .boxed()
-    }
-
-    fn pull<'a>(&'a self, _: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
-        async {
-            if let Some(failure) = &self.refusal {
-                return Err(failure.clone());
-            }
-            let events = ["pulling manifest", "success"].map(|status| Ok(PullEvent::Status(status)));
-            Ok::<PullStream, _>(Box::pin(stream::iter(events)))
-        }
-        .boxed()
-    }
-
-    fn delete<'a>(&'a self, _: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
-        self.deletes.fetch_add(1, Ordering::Relaxed);
-        async { self.card.clone().map(drop) }.boxed()
+    async fn detokenize(&self, tokens: Vec<i32>) -> Result<String, Failure> {
+        tokens
+            .into_iter()
+            .map(|token| u8::try_from(token).map(char::from))
+            .collect::<Result<_, _>>()
+            .map_err(|_| Failure::Invalid("no such token".into()))
     }
 }
 

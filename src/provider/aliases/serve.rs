@@ -3,17 +3,18 @@
 
 use std::sync::Arc;
 
-use futures_util::{FutureExt, future::BoxFuture};
+use async_trait::async_trait;
 
 use super::{AliasStore, ModelAlias};
 use crate::{
     go::template::{GoTemplate, TemplateError},
     inference::{
         EmbedRequest, EmbeddingResult, Failure, InferencePrompt, InferenceRequest, KeepAlive, LoadOptions, Message,
-        ModelCard, ModelDetails, ResidentModel, SamplingOptions, TextToken, ThinkMode,
+        ModelCard, ModelDetails, ResidentModel, TextToken, ThinkMode,
     },
     provider::{
-        CallContext, ConversationPreset, EventStream, Provider, PullStream, TokenizeRequest, huggingface::shorten,
+        CallContext, ConversationPreset, DeleteScope, EventStream, ModelStore, Provider, PullStream, RunnableModel,
+        TokenizeRequest, huggingface::drop_oldest_turns,
     },
 };
 
@@ -29,12 +30,23 @@ impl AliasedProvider {
     pub(in crate::provider) fn new(inner: Arc<dyn Provider>, alias: Arc<ModelAlias>, store: AliasStore) -> Self {
         Self { inner, alias, store }
     }
+}
 
+/// The model behind an alias, with the alias's settings.
+#[derive(Debug)]
+struct AliasedModel {
+    model: Arc<dyn RunnableModel>,
+    alias: Arc<ModelAlias>,
+    card: ModelCard,
+}
+
+impl AliasedModel {
     /// Fills in what the request leaves open with the settings of the alias. Settings of the model fill in the rest
     /// later.
     fn fill(&self, request: &mut InferenceRequest) {
-        fill_sampling(&mut request.sampling, &self.alias.settings.sampling);
-        fill_load(&mut request.load, &self.alias.settings.load);
+        let settings = &self.alias.settings;
+        request.sampling = std::mem::take(&mut request.sampling).or(&settings.sampling);
+        request.load = std::mem::take(&mut request.load).or(&settings.load);
         if let InferencePrompt::Chat { messages, context, .. } = &mut request.prompt {
             self.put_in_front(messages, !context.is_empty());
         }
@@ -83,11 +95,11 @@ impl AliasedProvider {
     }
 
     /// Returns the text of token ids that a conversation continues from.
-    async fn earlier(&self, call: &CallContext, context: &[i32]) -> Result<String, Failure> {
+    async fn earlier(&self, context: &[i32]) -> Result<String, Failure> {
         if context.is_empty() {
             return Ok(String::new());
         }
-        self.inner.detokenize(call, &self.alias.model, context.to_vec()).await
+        self.model.detokenize(context.to_vec()).await
     }
 }
 
@@ -112,217 +124,141 @@ fn failure(error: TemplateError) -> Failure {
     Failure::Invalid(error.to_string())
 }
 
-/// Fills fields that `over` leaves open from `below`.
-macro_rules! fill {
-    ($over:ident, $below:ident, $($field:ident),+) => {
-        $(if $over.$field.is_none() {
-            $over.$field.clone_from(&$below.$field);
-        })+
-    };
-}
+#[async_trait]
+impl ModelStore for AliasedProvider {
+    async fn list(&self, call: &CallContext) -> Vec<ModelCard> {
+        let card = self.inner.card(call, &self.alias.model).await.ok();
+        vec![self.alias.card(card.as_ref())]
+    }
 
-fn fill_sampling(over: &mut SamplingOptions, below: &SamplingOptions) {
-    fill!(
-        over,
-        below,
-        num_predict,
-        num_keep,
-        seed,
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        typical_p,
-        repeat_last_n,
-        repeat_penalty,
-        presence_penalty,
-        frequency_penalty,
-        stop
-    );
-    if over.logit_bias.is_empty() {
-        over.logit_bias.clone_from(&below.logit_bias);
+    async fn card(&self, call: &CallContext, _: &str) -> Result<ModelCard, Failure> {
+        let card = self.inner.card(call, &self.alias.model).await?;
+        Ok(self.alias.card(Some(&card)))
+    }
+
+    async fn show(&self, call: &CallContext, _: &str, verbose: bool) -> Result<ModelDetails, Failure> {
+        let details = self.inner.show(call, &self.alias.model, verbose).await?;
+        Ok(self.alias.details(details))
+    }
+
+    /// Downloads the model again if its files are gone.
+    async fn pull(&self, call: &CallContext, _: &str) -> Result<PullStream, Failure> {
+        self.inner.pull(call, &self.alias.model).await
+    }
+
+    /// Removes the alias; the model stays.
+    async fn delete(&self, _: &CallContext, _: &str, _: DeleteScope) -> Result<(), Failure> {
+        match self.store.remove(&self.alias.name).await? {
+            true => Ok(()),
+            false => Err(Failure::NotFound(self.alias.name.clone())),
+        }
     }
 }
 
-fn fill_load(over: &mut LoadOptions, below: &LoadOptions) {
-    fill!(
-        over,
-        below,
-        context_length,
-        num_batch,
-        num_gpu,
-        main_gpu,
-        use_mmap,
-        num_thread
-    );
-}
-
+#[async_trait]
 impl Provider for AliasedProvider {
-    fn list<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ModelCard>> {
-        async move {
-            let card = self.inner.card(call, &self.alias.model).await.ok();
-            vec![self.alias.card(card.as_ref())]
-        }
-        .boxed()
+    /// Returns the residents under the names of the models themselves: the weights are in memory once, for all aliases of them.
+    async fn resident(&self, call: &CallContext) -> Vec<ResidentModel> {
+        self.inner.resident(call).await
     }
 
-    /// Lists resident models under their own names: the weights are in memory once for all aliases.
-    fn resident<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ResidentModel>> {
-        self.inner.resident(call)
+    async fn find(self: Arc<Self>, call: &CallContext, _: &str) -> Result<Arc<dyn RunnableModel>, Failure> {
+        let model = Arc::clone(&self.inner).find(call, &self.alias.model).await?;
+        Ok(Arc::new(AliasedModel {
+            card: self.alias.card(Some(model.card())),
+            alias: Arc::clone(&self.alias),
+            model,
+        }))
+    }
+}
+
+#[async_trait]
+impl RunnableModel for AliasedModel {
+    fn card(&self) -> &ModelCard {
+        &self.card
     }
 
-    fn card<'a>(&'a self, call: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
-        async move {
-            let card = self.inner.card(call, &self.alias.model).await?;
-            Ok(self.alias.card(Some(&card)))
-        }
-        .boxed()
-    }
-
-    fn show<'a>(
-        &'a self,
-        call: &'a CallContext,
-        _: &'a str,
-        verbose: bool,
-    ) -> BoxFuture<'a, Result<ModelDetails, Failure>> {
-        async move {
-            let details = self.inner.show(call, &self.alias.model, verbose).await?;
-            Ok(self.alias.details(details))
-        }
-        .boxed()
-    }
-
-    fn load<'a>(
-        &'a self,
-        call: &'a CallContext,
-        _: &'a str,
-        mut options: LoadOptions,
-        keep_alive: Option<KeepAlive>,
-    ) -> BoxFuture<'a, Result<(), Failure>> {
-        fill_load(&mut options, &self.alias.settings.load);
-        self.inner.load(call, &self.alias.model, options, keep_alive)
-    }
-
-    fn unload<'a>(&'a self, call: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
-        self.inner.unload(call, &self.alias.model)
-    }
-
-    fn infer<'a>(
-        &'a self,
-        call: &'a CallContext,
-        _: &'a str,
-        mut request: InferenceRequest,
-    ) -> BoxFuture<'a, Result<EventStream, Failure>> {
-        async move {
-            self.fill(&mut request);
-            let Some(template) = self.template_for(&request)? else {
-                return self.inner.infer(call, &self.alias.model, request).await;
-            };
-            let template = Arc::new(template);
-            let (mut messages, earlier) = match &mut request.prompt {
-                InferencePrompt::Chat { messages, context, .. } => {
-                    (std::mem::take(messages), self.earlier(call, context).await?)
-                }
-                InferencePrompt::Infill { prefix, suffix } => {
-                    let text = template.render_infill(prefix, suffix, request.think).map_err(failure)?;
-                    request.prompt = InferencePrompt::Raw { text };
-                    return self.inner.infer(call, &self.alias.model, request).await;
-                }
-                InferencePrompt::Raw { .. } => return self.inner.infer(call, &self.alias.model, request).await,
-            };
-            loop {
-                let text;
-                (messages, text) = rendered(&template, messages, request.think).await?;
-                request.prompt = InferencePrompt::Raw {
-                    text: format!("{earlier}{text}"),
-                };
-                match self.inner.infer(call, &self.alias.model, request.clone()).await {
-                    Err(Failure::ContextExceeded {
-                        prompt_tokens,
-                        context_length,
-                    }) if request.truncate && shorten(&mut messages, prompt_tokens, context_length) => {
-                        tracing::debug!(
-                            left = messages.len(),
-                            "the conversation does not fit; its oldest turns were dropped"
-                        );
-                    }
-                    other => return other,
-                }
-            }
-        }
-        .boxed()
-    }
-
-    fn embed<'a>(
-        &'a self,
-        call: &'a CallContext,
-        _: &'a str,
-        mut request: EmbedRequest,
-    ) -> BoxFuture<'a, Result<EmbeddingResult, Failure>> {
-        fill_load(&mut request.load, &self.alias.settings.load);
-        self.inner.embed(call, &self.alias.model, request)
-    }
-
-    fn render<'a>(
-        &'a self,
-        call: &'a CallContext,
-        _: &'a str,
-        mut request: InferenceRequest,
-    ) -> BoxFuture<'a, Result<String, Failure>> {
-        async move {
-            self.fill(&mut request);
-            match (self.template_for(&request)?, &request.prompt) {
-                (Some(template), InferencePrompt::Chat { messages, context, .. }) => {
-                    let earlier = self.earlier(call, context).await?;
-                    let (_, text) = rendered(&Arc::new(template), messages.clone(), request.think).await?;
-                    Ok(earlier + &text)
-                }
-                (Some(template), InferencePrompt::Infill { prefix, suffix }) => {
-                    template.render_infill(prefix, suffix, request.think).map_err(failure)
-                }
-                _ => self.inner.render(call, &self.alias.model, request).await,
-            }
-        }
-        .boxed()
-    }
-
-    fn tokenize<'a>(
-        &'a self,
-        call: &'a CallContext,
-        _: &'a str,
-        request: TokenizeRequest,
-    ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
-        self.inner.tokenize(call, &self.alias.model, request)
-    }
-
-    fn detokenize<'a>(
-        &'a self,
-        call: &'a CallContext,
-        _: &'a str,
-        tokens: Vec<i32>,
-    ) -> BoxFuture<'a, Result<String, Failure>> {
-        self.inner.detokenize(call, &self.alias.model, tokens)
-    }
-
-    fn pull<'a>(&'a self, call: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
-        self.inner.pull(call, &self.alias.model)
-    }
-
-    fn preset(&self) -> Option<ConversationPreset<'_>> {
-        Some(ConversationPreset {
+    fn preset(&self) -> ConversationPreset<'_> {
+        ConversationPreset {
             system: &self.alias.settings.system,
             messages: &self.alias.settings.messages,
-        })
+        }
     }
 
-    /// Removes the alias; its model stays.
-    fn delete<'a>(&'a self, _: &'a CallContext, _: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
-        async move {
-            match self.store.remove(&self.alias.name).await? {
-                true => Ok(()),
-                false => Err(Failure::NotFound(self.alias.name.clone())),
+    fn unsupported_parameters(&self, request: &InferenceRequest) -> Vec<&'static str> {
+        self.model.unsupported_parameters(request)
+    }
+
+    async fn load(&self, options: LoadOptions, keep_alive: Option<KeepAlive>) -> Result<(), Failure> {
+        let options = options.or(&self.alias.settings.load);
+        self.model.load(options, keep_alive).await
+    }
+
+    async fn unload(&self) -> Result<(), Failure> {
+        self.model.unload().await
+    }
+
+    async fn infer(&self, mut request: InferenceRequest) -> Result<EventStream, Failure> {
+        self.fill(&mut request);
+        let Some(template) = self.template_for(&request)? else {
+            return self.model.infer(request).await;
+        };
+        let template = Arc::new(template);
+        let (mut messages, earlier) = match &mut request.prompt {
+            InferencePrompt::Chat { messages, context, .. } => (std::mem::take(messages), self.earlier(context).await?),
+            InferencePrompt::Infill { prefix, suffix } => {
+                let text = template.render_infill(prefix, suffix, request.think).map_err(failure)?;
+                request.prompt = InferencePrompt::Raw { text };
+                return self.model.infer(request).await;
+            }
+            InferencePrompt::Raw { .. } => return self.model.infer(request).await,
+        };
+        loop {
+            let text;
+            (messages, text) = rendered(&template, messages, request.think).await?;
+            request.prompt = InferencePrompt::Raw {
+                text: format!("{earlier}{text}"),
+            };
+            match self.model.infer(request.clone()).await {
+                Err(Failure::ContextExceeded {
+                    prompt_tokens,
+                    context_length,
+                }) if request.truncate && drop_oldest_turns(&mut messages, prompt_tokens, context_length) => {
+                    tracing::debug!(
+                        left = messages.len(),
+                        "the conversation does not fit; its oldest turns were dropped"
+                    );
+                }
+                other => return other,
             }
         }
-        .boxed()
+    }
+
+    async fn embed(&self, mut request: EmbedRequest) -> Result<EmbeddingResult, Failure> {
+        request.load = request.load.or(&self.alias.settings.load);
+        self.model.embed(request).await
+    }
+
+    async fn render(&self, mut request: InferenceRequest) -> Result<String, Failure> {
+        self.fill(&mut request);
+        match (self.template_for(&request)?, &request.prompt) {
+            (Some(template), InferencePrompt::Chat { messages, context, .. }) => {
+                let earlier = self.earlier(context).await?;
+                let (_, text) = rendered(&Arc::new(template), messages.clone(), request.think).await?;
+                Ok(earlier + &text)
+            }
+            (Some(template), InferencePrompt::Infill { prefix, suffix }) => {
+                template.render_infill(prefix, suffix, request.think).map_err(failure)
+            }
+            _ => self.model.render(request).await,
+        }
+    }
+
+    async fn tokenize(&self, request: TokenizeRequest) -> Result<Vec<TextToken>, Failure> {
+        self.model.tokenize(request).await
+    }
+
+    async fn detokenize(&self, tokens: Vec<i32>) -> Result<String, Failure> {
+        self.model.detokenize(tokens).await
     }
 }

@@ -1,12 +1,12 @@
-//! What GGUF headers say, read once for each file and kept small.
+//! GGUF headers of the models on disk: read once per file, reduced to what requests need, and cached.
 
 use std::{
-    collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::SystemTime,
 };
 
+use dashmap::DashMap;
 use serde_json::{Map, Value};
 
 use super::{facts, vectors};
@@ -14,87 +14,113 @@ use crate::{
     gguf::{self, GgufHeader},
     inference::{Failure, ModelFacts, TensorFacts},
     library::LocalModel,
-    stdx::sync::lock,
 };
 
-/// Headers that are kept; a listing of more files reads the oldest again.
-const KEPT: usize = 4096;
+/// Cached headers. When the cache is full it is cleared: a header is read again in milliseconds, so that an order of use would
+/// cost more than it saves.
+const MAX_CACHED_HEADERS: usize = 4096;
 
 /// The part of a header that requests need.
 #[derive(Debug)]
 pub(super) struct ModelHeader {
-    /// For listings.
     pub(super) facts: ModelFacts,
-    /// The chat template's source; empty if there is none.
+    /// Source of the chat template; empty if there is none.
     pub(super) template: String,
     /// Text of the beginning-of-sequence token.
     pub(super) bos: String,
     /// Text of the end-of-sequence token.
     pub(super) eos: String,
-    /// Bytes of an f16 KV cache for each token of context.
+    /// Bytes of an f16 KV cache per token of context.
     pub(super) kv_bytes_per_token: u64,
-    /// What an embedding of it is.
-    pub(super) numbers: vectors::Numbers,
-    /// Why llama.cpp must not see this file.
+    pub(super) vector_kind: vectors::VectorKind,
+    /// Reason why the file must not be loaded: llama.cpp would crash on it.
     pub(super) refusal: Option<String>,
 }
 
-type Stamp = (SystemTime, u64);
-type Kept = (Stamp, Result<Arc<ModelHeader>, String>);
+/// Reason why a model's files cannot be used.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum HeaderError {
+    #[error("the model has no files")]
+    NoFiles,
+    #[error("{file} is no usable GGUF: {error}")]
+    Unusable { file: String, error: Arc<gguf::GgufError> },
+    #[error("it is an adapter, not a model; name it behind its base: hf:ORG/REPO+ORG/ADAPTER")]
+    Adapter,
+}
 
-/// Headers by file, read again when the file changes.
+impl From<HeaderError> for Failure {
+    fn from(error: HeaderError) -> Self {
+        Self::Load(error.to_string())
+    }
+}
+
+/// A header, or the reason why it cannot be read, with modification time and size of the file that it was read from.
+#[derive(Debug)]
+struct CachedHeader {
+    stamp: (SystemTime, u64),
+    header: Result<Arc<ModelHeader>, HeaderError>,
+}
+
+/// Headers by file. A header is read again when the file has changed.
+///
+/// The map is concurrent because every request looks up its model here. Two requests that miss at the same time both read the
+/// file, which is harmless.
 #[derive(Debug, Default)]
 pub(super) struct HeaderCache {
-    kept: Mutex<HashMap<PathBuf, Kept>>,
+    headers: DashMap<PathBuf, CachedHeader>,
 }
 
 impl HeaderCache {
-    /// The header of a model's files.
+    /// Returns the header of a model's files.
     pub(super) async fn get(&self, local: &LocalModel) -> Result<Arc<ModelHeader>, Failure> {
-        let Some(path) = local.base.files.first().cloned() else {
-            return Err(Failure::Load("the model has no files".into()));
-        };
+        let path = local.base.files.first().cloned().ok_or(HeaderError::NoFiles)?;
         let stamp = tokio::fs::metadata(&path)
             .await
             .and_then(|meta| Ok((meta.modified()?, meta.len())))
             .map_err(|error| Failure::Unavailable(format!("{} cannot be read: {error}", path.display())))?;
-        if let Some((kept, header)) = lock(&self.kept).get(&path)
-            && *kept == stamp
+        if let Some(cached) = self.headers.get(&path)
+            && cached.stamp == stamp
         {
-            return header.clone().map_err(Failure::Load);
+            return Ok(cached.header.clone()?);
         }
         let (files, projector) = (local.base.files.clone(), local.base.mmproj.clone());
-        let read = move || read(&files, projector.as_deref());
-        let header = tokio::task::spawn_blocking(read)
-            .await
-            .map_err(|error| Failure::Load(error.to_string()))?;
-        if let Err(reason) = &header {
-            tracing::warn!(path = %path.display(), reason, "unreadable model file");
+        let header = read_blocking(move || read(&files, projector.as_deref())).await?;
+        if let Err(error) = &header {
+            tracing::warn!(path = %path.display(), reason = %error, "unreadable model file");
         }
-        let mut kept = lock(&self.kept);
-        if kept.len() >= KEPT {
-            kept.clear();
+        if self.headers.len() >= MAX_CACHED_HEADERS {
+            self.headers.clear();
         }
-        kept.insert(path, (stamp, header.clone()));
-        header.map_err(Failure::Load)
+        let cached = CachedHeader {
+            stamp,
+            header: header.clone(),
+        };
+        self.headers.insert(path, cached);
+        Ok(header?)
     }
 }
 
-fn open_all(files: &[PathBuf]) -> Result<Vec<GgufHeader>, String> {
-    let open =
-        |path: &PathBuf| GgufHeader::open(path).map_err(|error| format!("{} is no usable GGUF: {error}", name(path)));
+async fn read_blocking<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(read)
+        .await
+        .map_err(|error| Failure::Load(error.to_string()))
+}
+
+fn open_all(files: &[PathBuf]) -> Result<Vec<GgufHeader>, HeaderError> {
+    let open = |path: &PathBuf| {
+        GgufHeader::open(path).map_err(|error| HeaderError::Unusable {
+            file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            error: Arc::new(error),
+        })
+    };
     files.iter().map(open).collect()
 }
 
-fn name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-fn read(files: &[PathBuf], projector: Option<&Path>) -> Result<Arc<ModelHeader>, String> {
+fn read(files: &[PathBuf], projector: Option<&Path>) -> Result<Arc<ModelHeader>, HeaderError> {
     let shards = open_all(files)?;
-    let first = shards.first().ok_or("the model has no files")?;
+    let first = shards.first().ok_or(HeaderError::NoFiles)?;
     if first.get("general.type").and_then(gguf::GgufValue::as_str) == Some("adapter") {
-        return Err("it is an adapter, not a model; name it behind its base: hf:ORG/REPO+ORG/ADAPTER".to_owned());
+        return Err(HeaderError::Adapter);
     }
     let mut facts = facts::model_facts(&shards);
     if let Some(projector) = projector.and_then(|path| GgufHeader::open(path).ok()) {
@@ -106,7 +132,7 @@ fn read(files: &[PathBuf], projector: Option<&Path>) -> Result<Arc<ModelHeader>,
         bos: gguf::bos_token(first).unwrap_or_default(),
         eos: gguf::eos_token(first).unwrap_or_default(),
         kv_bytes_per_token: kv_bytes_per_token(first),
-        numbers: vectors::numbers(first),
+        vector_kind: vectors::vector_kind(first),
         refusal: shards
             .iter()
             .find_map(|shard| gguf::precheck(shard).err())
@@ -114,7 +140,8 @@ fn read(files: &[PathBuf], projector: Option<&Path>) -> Result<Arc<ModelHeader>,
     }))
 }
 
-/// Layers × KV heads × (K + V head width) × 2 bytes; an upper bound for models that cache less.
+/// Returns layers × KV heads × (width of a K head + width of a V head) × 2 bytes. Models with sliding windows or recurrent layers
+/// cache less, so that this is an upper bound.
 fn kv_bytes_per_token(header: &GgufHeader) -> u64 {
     let number = |suffix: &str| header.hyperparameter(suffix).and_then(gguf::GgufValue::as_u64);
     let layers = number("block_count").unwrap_or(0);
@@ -131,33 +158,34 @@ fn kv_bytes_per_token(header: &GgufHeader) -> u64 {
         .saturating_mul(2)
 }
 
-type Details = (Map<String, Value>, Vec<TensorFacts>, String, Option<Map<String, Value>>);
+/// Everything that `/api/show` prints of the files.
+pub(super) struct FileDetails {
+    pub(super) model_info: Map<String, Value>,
+    pub(super) tensors: Vec<TensorFacts>,
+    /// License in the metadata; empty if there is none.
+    pub(super) license: String,
+    /// Metadata of the projector; `None` if the model has none.
+    pub(super) projector_info: Option<Map<String, Value>>,
+}
 
-/// Everything that `/api/show` tells of the files: header keys, tensors, licence, the projector's keys.
-pub(super) async fn details(
-    files: Vec<PathBuf>,
-    projector: Option<PathBuf>,
-    verbose: bool,
-) -> Result<Details, Failure> {
-    let read = move || -> Result<Details, String> {
+/// Reads the details of a model's files; long arrays of metadata only if `verbose`.
+pub(super) async fn read_details(local: &LocalModel, verbose: bool) -> Result<FileDetails, Failure> {
+    let (files, projector) = (local.base.files.clone(), local.base.mmproj.clone());
+    let read = move || -> Result<FileDetails, HeaderError> {
         let shards = open_all(&files)?;
-        let info = facts::model_info(&shards, verbose);
-        let tensors = shards.iter().flat_map(facts::tensor_facts).collect();
-        let license = info
+        let model_info = facts::model_info(&shards, verbose);
+        let license = model_info
             .get("general.license")
             .and_then(Value::as_str)
             .unwrap_or_default()
             .to_owned();
         let projector = projector.and_then(|path| GgufHeader::open(&path).ok());
-        Ok((
-            info,
-            tensors,
+        Ok(FileDetails {
+            model_info,
+            tensors: shards.iter().flat_map(facts::tensor_facts).collect(),
             license,
-            projector.map(|header| facts::model_info(&[header], verbose)),
-        ))
+            projector_info: projector.map(|header| facts::model_info(&[header], verbose)),
+        })
     };
-    tokio::task::spawn_blocking(read)
-        .await
-        .map_err(|error| Failure::Load(error.to_string()))?
-        .map_err(Failure::Load)
+    Ok(read_blocking(read).await??)
 }

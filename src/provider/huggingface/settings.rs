@@ -1,25 +1,31 @@
-//! What is in force for one request: request before model settings before engine settings before Ollama's defaults.
+//! Settings in force for one request. A value comes from the request, else from the model's table in the configuration, else from
+//! `[engine]`, else from Ollama's default.
 
 use crate::{
     config::{Config, ModelConfig},
     hub::HfName,
-    inference::{AutoSwitch, KeepAlive, KvCacheType, LoadOptions, ModelFacts, SamplingOptions},
+    inference::{
+        AutoSwitch, InferencePrompt, InferenceRequest, KeepAlive, KvCacheType, LoadOptions, Message, ModelFacts,
+        SamplingOptions,
+    },
     library::{Library, LocalModel},
     lifecycle,
-    worker::protocol::SamplerSettings,
+    worker::protocol::{Job, SamplerSettings},
 };
 
-use super::DEFAULT_CONTEXT_LENGTH;
+use super::prepare::PreparedPrompt;
 
-/// Ollama's smallest window.
+/// Context length if `engine.context_length` is 0, in tokens: Ollama's for machines with less than 23 GiB of device memory.
+const DEFAULT_CONTEXT_LENGTH: u32 = 4096;
+/// Smallest context length, in tokens, as in Ollama.
 const MIN_CONTEXT_LENGTH: u32 = 4;
-/// An answer without a limit ends after this many windows, as Ollama's does.
+/// Context windows after which an answer without a limit ends, as in Ollama.
 const UNLIMITED_WINDOWS: u32 = 10;
 
-/// Smallest multiplicative penalty.
+/// Smallest repetition penalty: the sampler divides by it.
 const MIN_REPEAT_PENALTY: f32 = 1e-3;
 
-/// A number that a wire had no room for is the largest there is: JSON, which carries it to the worker, has no infinity.
+/// Replaces numbers that JSON, which carries the settings to the worker, cannot represent: NaN by 0, infinity by the largest number.
 fn finite(number: f32) -> f32 {
     if number.is_nan() {
         0.0
@@ -28,15 +34,15 @@ fn finite(number: f32) -> f32 {
     }
 }
 
-/// Settings of one request, but for sampling.
+/// Settings of one model and one request.
 #[derive(Clone, Debug)]
-pub(super) struct Settings {
+pub(super) struct RequestSettings {
     pub(super) system: Option<String>,
     pub(super) keep_alive: KeepAlive,
     pub(super) flash_attention: AutoSwitch,
     pub(super) kv_type_k: KvCacheType,
     pub(super) kv_type_v: KvCacheType,
-    /// Context that the request itself asked for.
+    /// Context length that the request itself asked for.
     requested_context_length: Option<u32>,
     pub(super) load: LoadOptions,
     default_context_length: u32,
@@ -44,22 +50,15 @@ pub(super) struct Settings {
     model: ModelConfig,
 }
 
-impl Settings {
-    /// What is in force for a model and a request.
-    pub(super) async fn of(hub: &Library, config: &Config, model: &LocalModel, request: &LoadOptions) -> Self {
-        Self::resolve(config, model_config(hub, config, model).await, request)
+impl RequestSettings {
+    /// Returns the settings for a located model and the load options of a request.
+    pub(super) async fn of(library: &Library, config: &Config, model: &LocalModel, request: &LoadOptions) -> Self {
+        Self::resolve(config, model_config(library, config, model).await, request)
     }
 
     fn resolve(config: &Config, model: ModelConfig, request: &LoadOptions) -> Self {
         let engine = &config.engine;
-        let load = LoadOptions {
-            context_length: request.context_length.or(model.load.context_length),
-            num_batch: request.num_batch.or(model.load.num_batch),
-            num_gpu: request.num_gpu.or(model.load.num_gpu),
-            main_gpu: request.main_gpu.or(model.load.main_gpu),
-            use_mmap: request.use_mmap.or(model.load.use_mmap),
-            num_thread: request.num_thread.or(model.load.num_thread),
-        };
+        let load = request.clone().or(&model.load);
         Self {
             system: model.system.clone(),
             keep_alive: model.keep_alive.unwrap_or(engine.keep_alive),
@@ -77,20 +76,21 @@ impl Settings {
         }
     }
 
-    /// Context window of one sequence, never more than the model was trained with.
+    /// Returns the context length of one sequence, in tokens: at most the one that the model was trained with.
     pub(super) fn context_length(&self, facts: &ModelFacts) -> u32 {
-        let wanted = self
+        let length = self
             .load
             .context_length
             .unwrap_or(self.default_context_length)
             .max(MIN_CONTEXT_LENGTH);
         match facts.context_length {
-            0 => wanted,
-            trained => wanted.min(trained),
+            0 => length,
+            trained => length.min(trained),
         }
     }
 
-    /// Context window of a request on a model that is loaded with `loaded` tokens: smaller if the request asked for less.
+    /// Returns the context length of a request on a model that is loaded with `loaded` tokens: smaller if the request asked for
+    /// less.
     pub(super) fn window(&self, facts: &ModelFacts, loaded: u32) -> u32 {
         match self.requested_context_length {
             Some(_) => self.context_length(facts).min(loaded),
@@ -105,47 +105,57 @@ impl Settings {
         }
     }
 
-    /// Sampler, largest number of tokens, tokens kept on a shift, stop strings.
-    pub(super) fn sampling(
-        &self,
-        config: &Config,
-        request: &SamplingOptions,
-        context: u32,
-    ) -> (SamplerSettings, u32, u32, Vec<String>) {
-        let layers = [request, &self.model.sampling, &config.engine.sampling];
-        macro_rules! first {
-            ($field:ident, $default:expr) => {
-                layers
-                    .iter()
-                    .find_map(|layer| layer.$field.clone())
-                    .unwrap_or($default)
-            };
-        }
-        let sampler = SamplerSettings {
-            seed: u32::try_from(first!(seed, -1) & i64::from(u32::MAX))
-                .ok()
-                .filter(|_| first!(seed, -1) >= 0),
-            temperature: finite(first!(temperature, 0.8)),
-            top_k: first!(top_k, 40),
-            top_p: finite(first!(top_p, 0.9)),
-            min_p: finite(first!(min_p, 0.0)),
-            typical_p: finite(first!(typical_p, 1.0)),
-            repeat_last_n: first!(repeat_last_n, 64),
-            // Zero would divide by it.
-            repeat_penalty: finite(first!(repeat_penalty, 1.0)).max(MIN_REPEAT_PENALTY),
-            presence_penalty: finite(first!(presence_penalty, 0.0)),
-            frequency_penalty: finite(first!(frequency_penalty, 0.0)),
-            logit_bias: request.logit_bias.clone(),
+    /// Returns the conversation of a prompt, with the system prompt of the model's settings unless it has one; empty if the
+    /// prompt is no conversation.
+    pub(super) fn conversation(&self, prompt: &InferencePrompt) -> Vec<Message> {
+        let InferencePrompt::Chat { messages, .. } = prompt else {
+            return Vec::new();
         };
-        let unlimited = context.saturating_mul(UNLIMITED_WINDOWS);
-        let max_tokens = u32::try_from(first!(num_predict, -1))
-            .unwrap_or(unlimited)
-            .min(unlimited);
-        let keep = u32::try_from(first!(num_keep, 4)).unwrap_or(context);
-        (sampler, max_tokens, keep, first!(stop, Vec::new()))
+        let mut messages = messages.clone();
+        let has_system = messages.first().is_some_and(|message| message.role.0 == "system");
+        if let (Some(system), false) = (&self.system, has_system) {
+            messages.insert(0, Message::text("system", system.clone()));
+        }
+        messages
     }
 
-    /// What `/api/show` prints as parameters: the model's own settings, in Go's spelling.
+    /// Returns the job for a request on a model that grants it `context_length` tokens.
+    pub(super) fn job(
+        &self,
+        config: &Config,
+        request: &InferenceRequest,
+        context_length: u32,
+        prompt: PreparedPrompt,
+    ) -> Job {
+        let sampling = request
+            .sampling
+            .clone()
+            .or(&self.model.sampling)
+            .or(&config.engine.sampling);
+        let unlimited = context_length.saturating_mul(UNLIMITED_WINDOWS);
+        // A negative number, which does not convert, means no limit.
+        let max_tokens = u32::try_from(sampling.num_predict.unwrap_or(-1)).unwrap_or(unlimited);
+        let mut stop = sampling.stop.clone().unwrap_or_default();
+        stop.extend(prompt.stops);
+        Job {
+            // Set when the job is sent.
+            id: 0,
+            prompt: prompt.prompt,
+            max_tokens: max_tokens.min(unlimited),
+            keep: u32::try_from(sampling.num_keep.unwrap_or(4)).unwrap_or(context_length),
+            stop,
+            sampling: sampler_settings(sampling),
+            context_length,
+            shift: request.shift,
+            logprobs: request.logprobs,
+            return_context: request.return_context,
+            chat: prompt.syntax,
+            reasoning: prompt.reasoning,
+            schema: prompt.schema,
+        }
+    }
+
+    /// Returns the model's own settings as `/api/show` prints parameters: names of Ollama, values in Go's spelling.
     pub(super) fn parameters(&self) -> Vec<(String, String)> {
         let sampling = &self.model.sampling;
         let mut out = Vec::new();
@@ -166,7 +176,29 @@ impl Settings {
     }
 }
 
-/// Whether two names of models that are not on disk are one: equal but for case, or equal where one has no selector.
+/// Fills in Ollama's defaults.
+fn sampler_settings(sampling: SamplingOptions) -> SamplerSettings {
+    SamplerSettings {
+        // A negative seed is random. Of a larger one the sampler uses the low 32 bits.
+        seed: sampling
+            .seed
+            .filter(|&seed| seed >= 0)
+            .and_then(|seed| u32::try_from(seed & i64::from(u32::MAX)).ok()),
+        temperature: finite(sampling.temperature.unwrap_or(0.8)),
+        top_k: sampling.top_k.unwrap_or(40),
+        top_p: finite(sampling.top_p.unwrap_or(0.9)),
+        min_p: finite(sampling.min_p.unwrap_or(0.0)),
+        typical_p: finite(sampling.typical_p.unwrap_or(1.0)),
+        repeat_last_n: sampling.repeat_last_n.unwrap_or(64),
+        repeat_penalty: finite(sampling.repeat_penalty.unwrap_or(1.0)).max(MIN_REPEAT_PENALTY),
+        presence_penalty: finite(sampling.presence_penalty.unwrap_or(0.0)),
+        frequency_penalty: finite(sampling.frequency_penalty.unwrap_or(0.0)),
+        logit_bias: sampling.logit_bias,
+    }
+}
+
+/// Returns true if two names of models that are not on disk mean the same model: equal except for case, or equal except for a
+/// selector that one of them lacks.
 fn is_same(name: &HfName, configured: &HfName) -> bool {
     let selector = |name: &HfName| name.selector.as_ref().map(ToString::to_string);
     name.repo_id().eq_ignore_ascii_case(&configured.repo_id())
@@ -177,9 +209,9 @@ fn is_same(name: &HfName, configured: &HfName) -> bool {
         }
 }
 
-/// The settings of a model; an entry that says more about which model it is for goes before one for the whole repository.
-/// What is said of a base holds with adapters, too.
-async fn model_config(hub: &Library, config: &Config, model: &LocalModel) -> ModelConfig {
+/// Returns the table of a model in the configuration. Of several that match, the most exact one counts: a name with adapters before
+/// one without, a selector before none, a revision before none. The table of a base model also applies to it with adapters.
+async fn model_config(library: &Library, config: &Config, model: &LocalModel) -> ModelConfig {
     let mut found: Option<((bool, bool, bool), &ModelConfig)> = None;
     let base = LocalModel {
         adapters: Vec::new(),
@@ -191,19 +223,19 @@ async fn model_config(hub: &Library, config: &Config, model: &LocalModel) -> Mod
         let exactness = (!is_of_base, name.selector.is_some(), name.revision.is_some());
         let model = if is_of_base { &base } else { model };
         let is_better = found.is_none_or(|(best, _)| exactness > best);
-        if is_better && hub.means(&config.hub, &name, model).await {
+        if is_better && library.means(&config.hub, &name, model).await {
             found = Some((exactness, settings));
         }
     }
     found.map(|(_, settings)| settings.clone()).unwrap_or_default()
 }
 
-/// Every hf: name that the configuration mentions.
+/// Returns every hf: name in the configuration.
 pub(super) fn named_models(config: &Config) -> Vec<String> {
     config.models.keys().chain(config.aliases.values()).cloned().collect()
 }
 
-/// Whether a name that is not on disk is pulled when it is first used.
+/// Returns true if a model that is not on disk is pulled when its name is first used.
 pub(super) fn pulls_on_use(config: &Config, name: &HfName) -> bool {
     config.hub.auto_pull
         || named_models(config)

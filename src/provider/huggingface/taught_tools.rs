@@ -1,14 +1,15 @@
-//! Tools for a model whose chat template knows none: taught in the system prompt, in the words and tags of Hermes' format, which
-//! many models have seen, and read from the answer by the parser of a template that has that format.
+//! Tools for a model whose chat template does not support them (`engine.unsupported_tools = "prompt"`): they are described in the
+//! system prompt with the words and tags of the Hermes format, which many models have seen in training, and calls are read from the
+//! answer by the parser that `common/chat` derives from a template of that format.
 
-use super::prompt::{self, Rendering};
+use super::render_job::{self, RenderInput};
 use crate::{
     inference::{Failure, Message, ToolDefinition},
     worker::protocol::RenderJob,
 };
 
-/// A template of that format. Only the parser and the grammar that `common/chat` derives from it are used.
-const FORMAT: &str = "{%- for message in messages -%}\
+/// Chat template in the Hermes format. Only the parser and the grammar that `common/chat` derives from it are used.
+const HERMES_TEMPLATE: &str = "{%- for message in messages -%}\
     <|im_start|>{{ message.role }}\n\
     {%- if message.tool_calls -%}\
         {%- for call in message.tool_calls -%}\
@@ -22,25 +23,25 @@ const FORMAT: &str = "{%- for message in messages -%}\
     {%- if tools -%}<tools>{{ tools | tojson }}</tools>{%- endif -%}\
     {%- if add_generation_prompt -%}<|im_start|>assistant\n{%- endif -%}";
 
-/// The job that yields parser and grammar.
-pub(super) fn format_job(rendering: Rendering<'_>) -> Result<RenderJob, Failure> {
-    prompt::job(FORMAT, "", "", &[Message::text("user", "")], rendering)
+/// Returns the job whose rendering has the parser and the grammar.
+pub(super) fn format_job(input: RenderInput<'_>) -> Result<RenderJob, Failure> {
+    render_job::job_for_template(HERMES_TEMPLATE, "", "", &[Message::text("user", "")], input)
 }
 
-/// The conversation with the tools in its system prompt, and with earlier calls and results as plain text.
+/// Returns the conversation with the tools described in its system prompt, and with earlier calls and results as plain text.
 pub(super) fn teach(messages: &[Message], tools: &[ToolDefinition], call_required: bool) -> Vec<Message> {
-    let mut lesson = String::from(
+    let mut instructions = String::from(
         "You may call functions to help with the user's request. The functions are described here as JSON schemas:\n<tools>\n",
     );
     for tool in tools {
-        lesson.push_str(tool.raw.get());
-        lesson.push('\n');
+        instructions.push_str(tool.raw.get());
+        instructions.push('\n');
     }
-    lesson.push_str(
+    instructions.push_str(
         "</tools>\nTo call a function, write a JSON object with its name and arguments between tags, as this:\n<tool_call>\n\
          {\"name\": \"function name\", \"arguments\": {\"argument\": \"value\"}}\n</tool_call>\n",
     );
-    lesson.push_str(if call_required {
+    instructions.push_str(if call_required {
         "Answer with such a call."
     } else {
         "Call a function only where it helps; otherwise answer in plain text."
@@ -50,10 +51,10 @@ pub(super) fn teach(messages: &[Message], tools: &[ToolDefinition], call_require
     if let Some((first, others)) = messages.split_first()
         && first.role.0 == "system"
     {
-        lesson = format!("{}\n\n{lesson}", first.content);
+        instructions = format!("{}\n\n{instructions}", first.content);
         rest = others;
     }
-    taught.push(Message::text("system", lesson));
+    taught.push(Message::text("system", instructions));
     taught.extend(rest.iter().map(in_plain_text));
     taught
 }

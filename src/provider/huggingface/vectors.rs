@@ -1,17 +1,17 @@
-//! Vectors as clients want them: shortened and scaled. Pure.
+//! Embedding vectors as clients want them: shortened and scaled. Pure functions.
 
 use crate::{
     gguf::{GgufHeader, GgufValue},
     inference::{Failure, VectorNormalization},
 };
 
-/// llama.cpp's number of the pooling that ends in a head.
-const RANK: u64 = 4;
+/// `LLAMA_POOLING_TYPE_RANK` of llama.cpp: the output is that of a classification head.
+const POOLING_TYPE_RANK: u64 = 4;
 
-/// Shortens and scales a vector in place.
+/// Shortens a vector to `dimensions` components and scales it, in place. A shortened vector is always scaled to length 1.
 ///
 /// # Errors
-/// When it holds numbers that are none: the model is broken.
+/// If a component is NaN or infinite, which means that the model is broken.
 pub(super) fn finish(vector: &mut Vec<f32>, dimensions: Option<u32>, unit: bool) -> Result<(), Failure> {
     if vector.iter().any(|number| !number.is_finite()) {
         return Err(Failure::Invalid("embedding contains NaN or Inf values".into()));
@@ -20,17 +20,17 @@ pub(super) fn finish(vector: &mut Vec<f32>, dimensions: Option<u32>, unit: bool)
         .and_then(|count| usize::try_from(count).ok())
         .filter(|&count| count > 0 && count < vector.len());
     if unit {
-        scale(vector);
+        scale_to_unit(vector);
     }
     if let Some(count) = shortened {
         vector.truncate(count);
-        scale(vector);
+        scale_to_unit(vector);
     }
     Ok(())
 }
 
-/// To Euclidean length 1; a vector of zeros stays.
-fn scale(vector: &mut [f32]) {
+/// Scales a vector to Euclidean length 1. A vector of zeros stays as it is.
+fn scale_to_unit(vector: &mut [f32]) {
     let square: f64 = vector.iter().map(|&number| f64::from(number).powi(2)).sum();
     if square > 0.0 {
         let length = square.sqrt();
@@ -40,37 +40,37 @@ fn scale(vector: &mut [f32]) {
     }
 }
 
-/// What the numbers of a file are.
+/// Kind of vectors that a model computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Numbers {
-    /// Vectors that the old `/api/embeddings` scales.
+pub(super) enum VectorKind {
+    /// Embeddings that Ollama's old `/api/embeddings` scales to length 1.
     Scaled,
-    /// Vectors that it leaves as they are.
+    /// Embeddings that Ollama's old `/api/embeddings` leaves as they are.
     Raw,
-    /// Of the labels of a classifier or a reranker: no vector has their direction, so nothing may be scaled.
+    /// Scores of a classifier or a reranker, one per label. They are no direction in a space, so that scaling would destroy them.
     Scores,
 }
 
-/// Whether vectors are scaled to length 1.
-pub(super) fn is_unit(normalization: VectorNormalization, numbers: Numbers) -> bool {
-    match (normalization, numbers) {
-        (_, Numbers::Scores) => false,
+/// Returns true if the vectors of a request are scaled to length 1.
+pub(super) fn is_unit(normalization: VectorNormalization, kind: VectorKind) -> bool {
+    match (normalization, kind) {
+        (_, VectorKind::Scores) => false,
         (VectorNormalization::Unit, _) => true,
-        (VectorNormalization::AsModel, numbers) => numbers == Numbers::Scaled,
+        (VectorNormalization::AsModel, kind) => kind == VectorKind::Scaled,
     }
 }
 
-/// What a file gives.
-pub(super) fn numbers(header: &GgufHeader) -> Numbers {
+/// Returns the kind of vectors of a model by its header.
+pub(super) fn vector_kind(header: &GgufHeader) -> VectorKind {
     match header.hyperparameter("pooling_type").and_then(GgufValue::as_u64) {
-        Some(RANK) => Numbers::Scores,
-        _ if is_scaled(header) => Numbers::Scaled,
-        _ => Numbers::Raw,
+        Some(POOLING_TYPE_RANK) => VectorKind::Scores,
+        _ if is_scaled(header) => VectorKind::Scaled,
+        _ => VectorKind::Raw,
     }
 }
 
-/// Ollama's rules: BERT-like files with pooling say so or have a default, which is no for nomic-bert and for BERT with a
-/// vocabulary that is not WordPiece; all others are scaled.
+/// Applies Ollama's rules: BERT-like files with pooling are scaled if `normalize_embeddings` says so, or by default. The default
+/// is false for nomic-bert; a BERT whose vocabulary is not WordPiece is never scaled. All other models are scaled.
 fn is_scaled(header: &GgufHeader) -> bool {
     let pools = header.hyperparameter("pooling_type").is_some();
     let says = |default: bool| {
@@ -116,11 +116,11 @@ mod tests {
     #[test]
     fn scores_are_never_scaled() {
         for normalization in [VectorNormalization::Unit, VectorNormalization::AsModel] {
-            assert!(!is_unit(normalization, Numbers::Scores));
-            assert!(is_unit(normalization, Numbers::Scaled));
+            assert!(!is_unit(normalization, VectorKind::Scores));
+            assert!(is_unit(normalization, VectorKind::Scaled));
         }
-        assert!(is_unit(VectorNormalization::Unit, Numbers::Raw));
-        assert!(!is_unit(VectorNormalization::AsModel, Numbers::Raw));
+        assert!(is_unit(VectorNormalization::Unit, VectorKind::Raw));
+        assert!(!is_unit(VectorNormalization::AsModel, VectorKind::Raw));
     }
 
     #[test]
@@ -134,11 +134,11 @@ mod tests {
                 (format!("{architecture}.pooling_type"), GgufValue::U32(pooling)),
             ];
             let plan = gguf::GgufLayout::new(metadata, Vec::new()).unwrap();
-            numbers(&GgufHeader::read(plan.header(), plan.file_len()).unwrap())
+            vector_kind(&GgufHeader::read(plan.header(), plan.file_len()).unwrap())
         };
-        assert_eq!(given("qwen3", 4), Numbers::Scores);
-        assert_eq!(given("qwen3", 3), Numbers::Scaled);
-        assert_eq!(given("nomic-bert", 1), Numbers::Raw);
+        assert_eq!(given("qwen3", 4), VectorKind::Scores);
+        assert_eq!(given("qwen3", 3), VectorKind::Scaled);
+        assert_eq!(given("nomic-bert", 1), VectorKind::Raw);
     }
 
     #[test]

@@ -66,15 +66,15 @@ async fn answer(
     let is_empty = request.is_empty();
     let unloads = is_empty && request.common.unloads();
     let (pending, echo) = if unloads {
-        settled(call, &model, request).await?
+        settled(&model, request).await?
     } else {
         model.require_text("chat")?;
         let think = request.common.thinking(&model)?;
         let tools = tools.shown_to(&model, call, &mut ignored)?;
         if is_empty {
-            settled(call, &model, request).await?
+            settled(&model, request).await?
         } else {
-            started(call, &model, request, tools, think, &mut ignored)?
+            started(&model, request, tools, think, &mut ignored)?
         }
     };
     let id = format!("resp_{}", random());
@@ -93,7 +93,6 @@ async fn answer(
 type Pending = BoxFuture<'static, Result<StepStream, ApiError>>;
 
 fn started(
-    call: &CallContext,
     model: &ServedModel,
     request: ResponsesRequest,
     tools: OfferedTools,
@@ -102,17 +101,13 @@ fn started(
 ) -> Result<(Pending, RequestEcho), ApiError> {
     let (inference, echo) = request.into_inference(tools, think)?;
     model.note_unsupported(&inference, ignored);
-    Ok((model.start(call, inference), echo))
+    Ok((model.start(inference), echo))
 }
 
 /// Loads or unloads the model, which is the meaning of a request without input; its answer is empty.
-async fn settled(
-    call: &CallContext,
-    model: &ServedModel,
-    request: ResponsesRequest,
-) -> Result<(Pending, RequestEcho), ApiError> {
+async fn settled(model: &ServedModel, request: ResponsesRequest) -> Result<(Pending, RequestEcho), ApiError> {
     let ResponsesRequest { common, echo, .. } = request;
-    common.settle(call, model).await?;
+    common.settle(model).await?;
     let end = Event::Finished(AnswerSummary {
         reason: FinishReason::Stop,
         stop_string: None,

@@ -9,7 +9,7 @@ mod request;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, future::BoxFuture};
+use async_trait::async_trait;
 use hyper::{
     HeaderMap, Response, StatusCode,
     header::{self, HeaderName},
@@ -26,10 +26,12 @@ use super::{MAX_LISTING_BYTES, Ollama, UpstreamError, whole};
 use crate::{
     http::body::Body,
     inference::{
-        EmbedRequest, EmbeddingResult, Failure, InferencePrompt, InferenceRequest, KeepAlive, LoadOptions, ModelCard,
-        ModelDetails, ResidentModel, TextToken, ToolChoice, VectorNormalization,
+        EmbedRequest, EmbeddingResult, Failure, InferenceRequest, KeepAlive, LoadOptions, ModelCard, ModelDetails,
+        ResidentModel, TextToken, VectorNormalization,
     },
-    provider::{CallContext, EventStream, Provider, PullStream, TokenizeRequest},
+    provider::{
+        CallContext, DeleteScope, EventStream, ModelStore, Provider, PullStream, RunnableModel, TokenizeRequest,
+    },
 };
 
 /// Largest reply to `/api/show` in bytes; it lists every tensor of the model.
@@ -261,144 +263,109 @@ async fn refusal(call: &CallContext, name: &str, response: Response<Body>) -> Fa
     }
 }
 
-/// Returns the failure of an operation that only hf: models have.
-fn without<T>(what: &'static str) -> BoxFuture<'static, Result<T, Failure>>
-where
-    T: Send + 'static,
-{
-    let failure = Failure::Invalid(format!(
+/// Returns the failure for a question that Ollama has no route for.
+fn unknown_to_ollama(what: &str) -> Failure {
+    Failure::Invalid(format!(
         "{what} of a plain name are not known: Ollama has no route that tells them"
-    ));
-    std::future::ready(Err(failure)).boxed()
+    ))
 }
 
+#[async_trait]
+impl ModelStore for NativeProvider {
+    async fn list(&self, call: &CallContext) -> Vec<ModelCard> {
+        let entries = self.listing(call, "/api/tags").await;
+        entries.into_iter().map(ListedModel::into_card).collect()
+    }
+
+    async fn card(&self, call: &CallContext, name: &str) -> Result<ModelCard, Failure> {
+        Ok(self.details(call, name, false).await?.into_card(name))
+    }
+
+    async fn show(&self, call: &CallContext, name: &str, verbose: bool) -> Result<ModelDetails, Failure> {
+        Ok(self.details(call, name, verbose).await?.into_details(name))
+    }
+
+    async fn pull(&self, _: &CallContext, name: &str) -> Result<PullStream, Failure> {
+        Err(Failure::Invalid(format!(
+            "{name} is Ollama's; its own /api/pull gets it"
+        )))
+    }
+
+    async fn delete(&self, _: &CallContext, name: &str, _: DeleteScope) -> Result<(), Failure> {
+        Err(Failure::Invalid(format!(
+            "{name} is Ollama's; its own /api/delete removes it"
+        )))
+    }
+}
+
+#[async_trait]
 impl Provider for NativeProvider {
-    fn list<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ModelCard>> {
-        async move {
-            let entries = self.listing(call, "/api/tags").await;
-            entries.into_iter().map(ListedModel::into_card).collect()
-        }
-        .boxed()
+    async fn resident(&self, call: &CallContext) -> Vec<ResidentModel> {
+        let entries = self.listing(call, "/api/ps").await;
+        entries.into_iter().map(ListedModel::into_resident).collect()
     }
 
-    fn resident<'a>(&'a self, call: &'a CallContext) -> BoxFuture<'a, Vec<ResidentModel>> {
-        async move {
-            let entries = self.listing(call, "/api/ps").await;
-            entries.into_iter().map(ListedModel::into_resident).collect()
-        }
-        .boxed()
+    async fn find(self: Arc<Self>, call: &CallContext, name: &str) -> Result<Arc<dyn RunnableModel>, Failure> {
+        let card = self.card(call, name).await?;
+        Ok(Arc::new(NativeModel {
+            ollama: self,
+            call: call.clone(),
+            name: name.to_owned(),
+            card,
+        }))
     }
+}
 
-    fn card<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<ModelCard, Failure>> {
-        async move { Ok(self.details(call, name, false).await?.into_card(name)) }.boxed()
-    }
+/// A model of Ollama, found for one request.
+#[derive(Debug)]
+struct NativeModel {
+    ollama: Arc<NativeProvider>,
+    call: CallContext,
+    name: String,
+    card: ModelCard,
+}
 
-    fn show<'a>(
-        &'a self,
-        call: &'a CallContext,
-        name: &'a str,
-        verbose: bool,
-    ) -> BoxFuture<'a, Result<ModelDetails, Failure>> {
-        async move { Ok(self.details(call, name, verbose).await?.into_details(name)) }.boxed()
-    }
-
-    fn load<'a>(
-        &'a self,
-        call: &'a CallContext,
-        name: &'a str,
-        options: LoadOptions,
-        keep_alive: Option<KeepAlive>,
-    ) -> BoxFuture<'a, Result<(), Failure>> {
-        async move {
-            let body = TextBody::to_load(name, &options, keep_alive);
-            self.ask::<Value>(call, name, "/api/generate", &body, MAX_BRIEF_BYTES)
-                .await
-                .map(drop)
-        }
-        .boxed()
-    }
-
-    fn unload<'a>(&'a self, call: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
-        self.load(call, name, LoadOptions::default(), Some(KeepAlive::ZERO))
+#[async_trait]
+impl RunnableModel for NativeModel {
+    fn card(&self) -> &ModelCard {
+        &self.card
     }
 
     fn unsupported_parameters(&self, request: &InferenceRequest) -> Vec<&'static str> {
-        let mut unsupported = Vec::new();
-        if let InferencePrompt::Chat {
-            tools,
-            tool_choice,
-            parallel_tool_calls,
-            ..
-        } = &request.prompt
-        {
-            if matches!(tool_choice, ToolChoice::Required | ToolChoice::Function(_)) {
-                unsupported.push("tool_choice");
-            }
-            if !parallel_tool_calls && !tools.is_empty() {
-                unsupported.push("parallel_tool_calls");
-            }
-        }
-        if !request.sampling.logit_bias.is_empty() {
-            unsupported.push("logit_bias");
-        }
-        if request.thinking_budget.is_some() {
-            unsupported.push("thinking_budget");
-        }
-        unsupported
+        request::unsupported_parameters(request)
     }
 
-    fn infer<'a>(
-        &'a self,
-        call: &'a CallContext,
-        name: &'a str,
-        request: InferenceRequest,
-    ) -> BoxFuture<'a, Result<EventStream, Failure>> {
-        async move {
-            let (path, body) = TextBody::to_infer(name, &request)?;
-            let response = self.post(call, name, path, &body).await?;
-            NativeAnswerReader::new(response.into_body()).begin().await
-        }
-        .boxed()
+    async fn load(&self, options: LoadOptions, keep_alive: Option<KeepAlive>) -> Result<(), Failure> {
+        let body = TextBody::to_load(&self.name, &options, keep_alive);
+        self.ollama
+            .ask::<Value>(&self.call, &self.name, "/api/generate", &body, MAX_BRIEF_BYTES)
+            .await
+            .map(drop)
     }
 
-    fn embed<'a>(
-        &'a self,
-        call: &'a CallContext,
-        name: &'a str,
-        request: EmbedRequest,
-    ) -> BoxFuture<'a, Result<EmbeddingResult, Failure>> {
-        self.vectors(call, name, request).boxed()
+    async fn unload(&self) -> Result<(), Failure> {
+        self.load(LoadOptions::default(), Some(KeepAlive::ZERO)).await
     }
 
-    fn render<'a>(
-        &'a self,
-        _: &'a CallContext,
-        _: &'a str,
-        _: InferenceRequest,
-    ) -> BoxFuture<'a, Result<String, Failure>> {
-        without("the rendered prompts")
+    async fn infer(&self, request: InferenceRequest) -> Result<EventStream, Failure> {
+        let (path, body) = TextBody::to_infer(&self.name, &request)?;
+        let response = self.ollama.post(&self.call, &self.name, path, &body).await?;
+        NativeAnswerReader::new(response.into_body()).begin().await
     }
 
-    fn tokenize<'a>(
-        &'a self,
-        _: &'a CallContext,
-        _: &'a str,
-        _: TokenizeRequest,
-    ) -> BoxFuture<'a, Result<Vec<TextToken>, Failure>> {
-        without("the tokens")
+    async fn embed(&self, request: EmbedRequest) -> Result<EmbeddingResult, Failure> {
+        self.ollama.vectors(&self.call, &self.name, request).await
     }
 
-    fn detokenize<'a>(&'a self, _: &'a CallContext, _: &'a str, _: Vec<i32>) -> BoxFuture<'a, Result<String, Failure>> {
-        without("the tokens")
+    async fn render(&self, _: InferenceRequest) -> Result<String, Failure> {
+        Err(unknown_to_ollama("the rendered prompts"))
     }
 
-    fn pull<'a>(&'a self, _: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<PullStream, Failure>> {
-        let failure = Failure::Invalid(format!("{name} is Ollama's; its own /api/pull gets it"));
-        std::future::ready(Err(failure)).boxed()
+    async fn tokenize(&self, _: TokenizeRequest) -> Result<Vec<TextToken>, Failure> {
+        Err(unknown_to_ollama("the tokens"))
     }
 
-    fn delete<'a>(&'a self, _: &'a CallContext, name: &'a str) -> BoxFuture<'a, Result<(), Failure>> {
-        let failure = Failure::Invalid(format!("{name} is Ollama's; its own /api/delete removes it"));
-        std::future::ready(Err(failure)).boxed()
+    async fn detokenize(&self, _: Vec<i32>) -> Result<String, Failure> {
+        Err(unknown_to_ollama("the tokens"))
     }
 }

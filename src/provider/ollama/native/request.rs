@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::inference::{
     AnswerFormat, Failure, InferencePrompt, InferenceRequest, KeepAlive, LoadOptions, Message, SamplingOptions,
-    ThinkLevel, ThinkMode, ToolChoice, ToolDefinition,
+    ThinkLevel, ThinkMode, ToolChoice, ToolDefinition, sampling_parameters,
 };
 
 /// Longest duration of Go in seconds; more is forever.
@@ -119,7 +119,7 @@ impl<'a> TextBody<'a> {
     }
 
     /// Returns the body that loads a model: one without a prompt.
-    pub(super) fn to_load(model: &'a str, load: &LoadOptions, keep_alive: Option<KeepAlive>) -> Self {
+    pub(super) fn to_load(model: &'a str, load: &'a LoadOptions, keep_alive: Option<KeepAlive>) -> Self {
         Self {
             model,
             keep_alive: keep_alive.map(WireKeepAlive::from),
@@ -281,104 +281,76 @@ impl WireKeepAlive {
     }
 }
 
-/// `options` object.
-#[derive(Debug, Default, Serialize)]
+/// Returns the parameters of a request that Ollama's native routes have no field for, by their names on the wire.
+pub(super) fn unsupported_parameters(request: &InferenceRequest) -> Vec<&'static str> {
+    let mut unsupported = Vec::new();
+    if let InferencePrompt::Chat {
+        tools,
+        tool_choice,
+        parallel_tool_calls,
+        ..
+    } = &request.prompt
+    {
+        if matches!(tool_choice, ToolChoice::Required | ToolChoice::Function(_)) {
+            unsupported.push("tool_choice");
+        }
+        if !parallel_tool_calls && !tools.is_empty() {
+            unsupported.push("parallel_tool_calls");
+        }
+    }
+    if !request.sampling.logit_bias.is_empty() {
+        unsupported.push("logit_bias");
+    }
+    if request.thinking_budget.is_some() {
+        unsupported.push("thinking_budget");
+    }
+    unsupported
+}
+
+/// The `options` object: everything that is set, under Ollama's names.
+#[derive(Debug, Default)]
 pub(super) struct WireOptions<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    num_ctx: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    num_batch: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    num_gpu: Option<i32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    main_gpu: Option<i32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    use_mmap: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    num_thread: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    num_predict: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    num_keep: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    seed: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    temperature: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top_k: Option<i32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top_p: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    min_p: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    typical_p: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    repeat_last_n: Option<i32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    repeat_penalty: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    presence_penalty: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    frequency_penalty: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stop: Option<&'a [String]>,
+    sampling: Option<&'a SamplingOptions>,
+    load: Option<&'a LoadOptions>,
 }
 
 impl<'a> WireOptions<'a> {
-    fn new(sampling: &'a SamplingOptions, load: &LoadOptions) -> Self {
-        // Ollama has no logit_bias; `NativeProvider::unsupported_parameters` says so.
-        let SamplingOptions {
-            num_predict,
-            num_keep,
-            seed,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            typical_p,
-            repeat_last_n,
-            repeat_penalty,
-            presence_penalty,
-            frequency_penalty,
-            ref stop,
-            logit_bias: _,
-        } = *sampling;
+    fn new(sampling: &'a SamplingOptions, load: &'a LoadOptions) -> Self {
         Self {
-            num_predict,
-            num_keep,
-            seed,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            typical_p,
-            repeat_last_n,
-            repeat_penalty,
-            presence_penalty,
-            frequency_penalty,
-            stop: stop.as_deref(),
-            ..Self::of_load(load)
+            sampling: Some(sampling),
+            load: Some(load),
         }
     }
 
-    pub(super) fn of_load(load: &LoadOptions) -> Self {
-        let LoadOptions {
-            context_length: num_ctx,
-            num_batch,
-            num_gpu,
-            main_gpu,
-            use_mmap,
-            num_thread,
-        } = *load;
+    pub(super) fn of_load(load: &'a LoadOptions) -> Self {
         Self {
-            num_ctx,
-            num_batch,
-            num_gpu,
-            main_gpu,
-            use_mmap,
-            num_thread,
-            ..Self::default()
+            sampling: None,
+            load: Some(load),
         }
+    }
+}
+
+impl Serialize for WireOptions<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        macro_rules! entries {
+            ($options:expr; $($name:ident: $type:ty,)*) => {
+                $(if let Some(value) = &$options.$name {
+                    map.serialize_entry(stringify!($name), value)?;
+                })*
+            };
+        }
+        if let Some(load) = self.load {
+            if let Some(length) = load.context_length {
+                map.serialize_entry("num_ctx", &length)?;
+            }
+            entries! { load; num_batch: u32, num_gpu: i32, main_gpu: i32, use_mmap: bool, num_thread: u32, }
+        }
+        if let Some(sampling) = self.sampling {
+            // `logit_bias` is not in the table: Ollama has no such option, and `unsupported_parameters` reports it.
+            sampling_parameters!(entries! { sampling; });
+        }
+        map.end()
     }
 }
 
