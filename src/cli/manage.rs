@@ -1,7 +1,7 @@
 //! The commands that change or check the cache: `rm`, `verify`, `prune` and `import`.
 //!
-//! `rm` goes through the running daemon, which unloads the model first. The others work on the files of the cache that the
-//! configuration names.
+//! `rm` goes through the running daemon, which unloads the model first. The others work on the files of the cache that
+//! the configuration names.
 
 use std::{path::Path, process::ExitCode};
 
@@ -23,7 +23,8 @@ const UNLISTED: &str = "is no longer listed; its files stay, because another pro
 pub(super) async fn remove(inputs: &ConfigInputs, name: &str, files: bool) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
     if let Some(daemon) = Daemon::find(&config).await? {
-        // Asked before the removal, after which the daemon no longer knows. A model that cannot be shown can be removed, too.
+        // Asked before the removal, after which the daemon no longer knows. A model that cannot be shown can be
+        // removed, too.
         let shown = daemon
             .post("/api/show", &json!({ "model": name }))
             .await

@@ -1,4 +1,5 @@
-//! The command `search`: prints models on the Hub with their sizes, and whether they fit into the memory of this machine.
+//! The command `search`: prints models on the Hub with their sizes, and whether they fit into the memory of this
+//! machine.
 
 use std::{fmt::Write as _, process::ExitCode};
 

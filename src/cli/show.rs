@@ -42,7 +42,8 @@ pub(super) async fn show(inputs: &ConfigInputs, name: &str, updates: bool) -> an
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the update of a model if it is known or the Hub answers at once; `None` for a model outside of this user's caches.
+/// Returns the update of a model if it is known or the Hub answers at once; `None` for a model outside of this user's
+/// caches.
 async fn known_update(library: &Library, config: &Config, name: &str) -> Option<AvailableUpdate> {
     let models = [library.locate(&config.hub, &HfName::parse(name).ok()?).await.ok()?];
     let updates = library.updates(&config.hub, &models, &config.state_dir, UPDATE_PATIENCE);

@@ -13,8 +13,8 @@ use crate::stdx::fs::symlink_atomic;
 
 /// Makes the blob of a target a link to the same blob in one of the read-only caches, if one of them has it.
 ///
-/// The content is not hashed again: a blob is named by the hash that the program which downloaded it has verified. The link,
-/// not the content, is recorded as ours.
+/// The content is not hashed again: a blob is named by the hash that the program which downloaded it has verified. The
+/// link, not the content, is recorded as ours.
 ///
 /// # Errors
 /// If the link or the ledger cannot be written.

@@ -1,4 +1,5 @@
-//! The layout of the cache that huggingface_hub, llama.cpp and other programs share, and the models that are complete in it.
+//! The layout of the cache that huggingface_hub, llama.cpp and other programs share, and the models that are complete
+//! in it.
 //!
 //! ```text
 //! models--ORG--REPO/blobs/HASH              the contents of files, named by sha256 or git's sha1
@@ -35,8 +36,8 @@ const MAX_TEXT_BYTES: u64 = 32 << 20;
 /// Deepest nesting of folders that is followed.
 const MAX_DEPTH: usize = 16;
 
-/// Cached model: a model that is complete in a cache, without adapters. It was downloaded as GGUF files, or converted from
-/// a checkpoint in the cache.
+/// Cached model: a model that is complete in a cache, without adapters. It was downloaded as GGUF files, or converted
+/// from a checkpoint in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CachedModel {
     /// The cache folder that holds it, or its checkpoint.
@@ -49,8 +50,8 @@ pub struct CachedModel {
     pub commit: String,
     /// Canonical selector, for example `Q4_K_M` or a path.
     pub label: String,
-    /// Paths of the weights, first shard first. They lead through the snapshot, never to blobs, because llama.cpp finds the
-    /// other shards by the file name.
+    /// Paths of the weights, first shard first. They lead through the snapshot, never to blobs, because llama.cpp finds
+    /// the other shards by the file name.
     pub files: Vec<PathBuf>,
     /// Path of the projector of a vision model.
     pub mmproj: Option<PathBuf>,
@@ -90,8 +91,8 @@ pub(crate) struct SnapshotFolder {
     pub(crate) path: PathBuf,
 }
 
-/// Watched paths: the folders and references that a scan read, with their modification times. While none changes, the scan
-/// is valid.
+/// Watched paths: the folders and references that a scan read, with their modification times. While none changes, the
+/// scan is valid.
 pub(crate) type WatchedPaths = Vec<(PathBuf, Option<SystemTime>)>;
 
 impl RepoFolder {
@@ -217,8 +218,8 @@ impl RepoFolder {
         write_atomic(&path, commit.as_bytes()).map_err(|error| HubError::io("write", &path, &error))
     }
 
-    /// Makes `snapshots/COMMIT/PATH` a link to a blob. The link is relative, as huggingface_hub makes it, so that the cache can
-    /// be moved.
+    /// Makes `snapshots/COMMIT/PATH` a link to a blob. The link is relative, as huggingface_hub makes it, so that the
+    /// cache can be moved.
     pub(crate) fn link(&self, commit: &str, path: &str, etag: &str) -> Result<(), HubError> {
         let link = self.path.join("snapshots").join(commit).join(path);
         let target = format!("{}../../blobs/{etag}", "../".repeat(path.matches('/').count()));
@@ -244,7 +245,8 @@ impl SnapshotFolder {
         self.files_where(watched, |path| path.to_ascii_lowercase().ends_with(".gguf"))
     }
 
-    /// Returns the files whose path passes a filter and whose blobs exist; appends the folders that were read to `watched`.
+    /// Returns the files whose path passes a filter and whose blobs exist; appends the folders that were read to
+    /// `watched`.
     pub(crate) fn files_where(&self, watched: &mut WatchedPaths, is_wanted: fn(&str) -> bool) -> Vec<RepoFile> {
         let mut walk = Walk {
             is_wanted,
@@ -315,8 +317,8 @@ impl SnapshotFolder {
     }
 }
 
-/// Finds a model in several caches. The first one that has it wins, unless a later one got another commit more recently: a
-/// pull must not stay hidden behind an old download in a read-only cache.
+/// Finds a model in several caches. The first one that has it wins, unless a later one got another commit more
+/// recently: a pull must not stay hidden behind an old download in a read-only cache.
 ///
 /// # Errors
 /// If the model is complete in none of them.
@@ -356,8 +358,8 @@ pub(crate) fn locate(root: &Path, name: &HfName) -> Result<CachedModel, HubError
         .ok_or_else(missing)
 }
 
-/// Finds the folder of the snapshot that a name's revision means, without a look at its files. A name without a revision
-/// means `main`, and never another commit.
+/// Finds the folder of the snapshot that a name's revision means, without a look at its files. A name without a
+/// revision means `main`, and never another commit.
 #[must_use]
 pub fn find_snapshot(root: &Path, name: &HfName) -> Option<PathBuf> {
     let folder = RepoFolder::find(root, &name.org, &name.repo)?;
@@ -389,8 +391,8 @@ pub(crate) fn model_in(
     Ok(snapshot.model(folder, resolution))
 }
 
-/// Returns every complete model of a cache, one for each repository and label: the one that [`locate`] finds. Also returns
-/// the paths that the scan depends on.
+/// Returns every complete model of a cache, one for each repository and label: the one that [`locate`] finds. Also
+/// returns the paths that the scan depends on.
 pub(crate) fn scan(root: &Path) -> (Vec<CachedModel>, WatchedPaths) {
     let mut models = Vec::new();
     let mut watched = Vec::new();
@@ -432,8 +434,8 @@ pub(crate) fn blob_name(link: &Path) -> Option<String> {
     Some(target.file_name()?.to_str()?.to_owned())
 }
 
-/// Returns the digest of a model, 64 hex digits: the sha256 of the content if there is one file with a known sha256, else the
-/// sha256 of the hashes, sizes and paths of all files.
+/// Returns the digest of a model, 64 hex digits: the sha256 of the content if there is one file with a known sha256,
+/// else the sha256 of the hashes, sizes and paths of all files.
 pub(crate) fn digest(files: &[RepoFile]) -> String {
     if let [
         RepoFile {

@@ -5,8 +5,8 @@ use std::{io, path::Path, time::Duration};
 use super::{name::NameError, resolve::ResolveError};
 use crate::{inference::Failure, stdx::task::UnfinishedWork};
 
-/// Hub error: the reason why a name could not be resolved, or a file not be downloaded, found or written. All pulls that wait
-/// for one download get a clone.
+/// Hub error: the reason why a name could not be resolved, or a file not be downloaded, found or written. All pulls
+/// that wait for one download get a clone.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HubError {
     /// The name breaks the grammar or can never be on the Hub.

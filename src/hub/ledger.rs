@@ -1,9 +1,9 @@
-//! The ledger: a record of the files that hubllama put into the shared cache, the models that it pulled, and those that it
-//! was asked not to list. The cache belongs to every program of the user, so only files in the ledger are deleted without
-//! an explicit request.
+//! The ledger: a record of the files that hubllama put into the shared cache, the models that it pulled, and those that
+//! it was asked not to list. The cache belongs to every program of the user, so only files in the ledger are deleted
+//! without an explicit request.
 //!
-//! The daemon and the command line share the file `STATE/hub-ledger.json`. A change reads the file again under a lock before
-//! it writes, and a reader notices by the file's stamp that it was replaced.
+//! The daemon and the command line share the file `STATE/hub-ledger.json`. A change reads the file again under a lock
+//! before it writes, and a reader notices by the file's stamp that it was replaced.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -105,7 +105,8 @@ impl Ledger {
         self.change(|entries| entries.downloaded.insert(blob))
     }
 
-    /// Removes a deleted file: a blob from the downloads, a link in a snapshot from the notes on unconverted checkpoints.
+    /// Removes a deleted file: a blob from the downloads, a link in a snapshot from the notes on unconverted
+    /// checkpoints.
     pub(crate) fn forget(&self, path: &Path) -> Result<(), HubError> {
         self.change(|entries| {
             let count = entries.unconverted.len();
@@ -153,8 +154,8 @@ impl Ledger {
             .append(true)
             .open(self.path.with_extension("lock"))
             .map_err(io_error)?;
-        // The mutex orders the threads of this process, the file lock the processes. Both are held only for the write of a
-        // small file.
+        // The mutex orders the threads of this process, the file lock the processes. Both are held only for the write
+        // of a small file.
         let mut state = self.lock();
         lock.lock().map_err(io_error)?;
         self.refresh(&mut state);

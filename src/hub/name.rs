@@ -1,8 +1,8 @@
-//! Parsing of model names such as `hf:ORG/REPO@REVISION:SELECTOR+ORG/ADAPTER`. It only looks at the text and knows nothing
-//! of what exists.
+//! Parsing of model names such as `hf:ORG/REPO@REVISION:SELECTOR+ORG/ADAPTER`. It only looks at the text and knows
+//! nothing of what exists.
 //!
-//! [`HfName`] is a name with its [`Selector`] and [`AdapterName`]s. The checks are strict, because parts of a name become
-//! parts of paths and URLs.
+//! [`HfName`] is a name with its [`Selector`] and [`AdapterName`]s. The checks are strict, because parts of a name
+//! become parts of paths and URLs.
 
 use std::{fmt, str::FromStr};
 
@@ -235,7 +235,8 @@ impl fmt::Display for Selector {
     }
 }
 
-/// Splits `ORG/REPO` and checks it by llama.cpp's rule: each `/`, `.` and `-` stands between letters, digits or underscores.
+/// Splits `ORG/REPO` and checks it by llama.cpp's rule: each `/`, `.` and `-` stands between letters, digits or
+/// underscores.
 ///
 /// The rule forbids `--`, which separates the parts of a folder name in the cache, so these names stay unambiguous.
 #[must_use]
@@ -286,8 +287,8 @@ fn is_revision(revision: &str) -> bool {
             .all(|byte| is_word(byte) || matches!(byte, b'.' | b'-' | b'/'))
 }
 
-/// Returns the position at which the adapters begin. A file path may contain `+`, so the last `.gguf` that is followed by a
-/// `+` or the end takes precedence over the first `+`.
+/// Returns the position at which the adapters begin. A file path may contain `+`, so the last `.gguf` that is followed
+/// by a `+` or the end takes precedence over the first `+`.
 fn end_of_main(body: &str) -> usize {
     let lower = body.to_ascii_lowercase();
     let file_end = lower

@@ -1,7 +1,7 @@
 //! Links and blobs of the shared cache: which of them are ours, and how they are removed.
 //!
-//! A snapshot holds links to blobs, and several links may lead to one blob. So links are removed first, and a blob only if
-//! no link leads to it any more. The ledger says which blobs hubllama downloaded.
+//! A snapshot holds links to blobs, and several links may lead to one blob. So links are removed first, and a blob only
+//! if no link leads to it any more. The ledger says which blobs hubllama downloaded.
 
 use std::{
     collections::HashSet,
@@ -21,8 +21,8 @@ pub(super) fn release(folder: &RepoFolder, ledger: &Ledger, links: &[PathBuf]) -
     remove_unreferenced(folder, ledger, &blobs.into_iter().collect())
 }
 
-/// Removes those of the given blobs that no snapshot links to any more, and the repository's folder if it is empty then;
-/// returns the bytes of the removed blobs.
+/// Removes those of the given blobs that no snapshot links to any more, and the repository's folder if it is empty
+/// then; returns the bytes of the removed blobs.
 pub(super) fn remove_unreferenced(
     folder: &RepoFolder,
     ledger: &Ledger,
@@ -64,8 +64,8 @@ pub(super) fn unlink(folder: &RepoFolder, links: &[PathBuf]) -> io::Result<Vec<P
     Ok(blobs)
 }
 
-/// Removes the parent folders of a removed file that are empty, up to the one named `below`, which stays. Does nothing for
-/// a path outside of such a folder.
+/// Removes the parent folders of a removed file that are empty, up to the one named `below`, which stays. Does nothing
+/// for a path outside of such a folder.
 pub(super) fn remove_empty_folders(gone: &Path, below: &str) {
     let parents = gone.ancestors().skip(1).take_while(|parent| !parent.ends_with(below));
     if gone.ancestors().any(|parent| parent.ends_with(below)) {
@@ -100,8 +100,8 @@ pub(super) fn referenced_except(folder: &RepoFolder, links: &[PathBuf]) -> io::R
     Ok(referenced)
 }
 
-/// Removes the folder of a repository without snapshots and blobs, and its references with it. A blob without a link keeps
-/// the folder: it may belong to a pull in progress.
+/// Removes the folder of a repository without snapshots and blobs, and its references with it. A blob without a link
+/// keeps the folder: it may belong to a pull in progress.
 fn remove_if_bare(folder: &Path) {
     let is_empty = |part: &str| fs::read_dir(folder.join(part)).map_or(true, |mut entries| entries.next().is_none());
     if is_empty("snapshots") && is_empty("blobs") {

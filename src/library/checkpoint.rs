@@ -1,7 +1,8 @@
 //! Checkpoints: repositories with safetensors instead of GGUF files.
 //!
-//! The functions decide which weight type a name asks for and which files a conversion reads. They are pure functions of a
-//! listing, like the rules for GGUF files in [`hub::resolve`](crate::hub::resolve), and apply where these find nothing.
+//! The functions decide which weight type a name asks for and which files a conversion reads. They are pure functions
+//! of a listing, like the rules for GGUF files in [`hub::resolve`](crate::hub::resolve), and apply where these find
+//! nothing.
 
 use crate::{
     hub::{
@@ -11,8 +12,8 @@ use crate::{
     inference::WeightType,
 };
 
-/// Files in the root of a repository that describe a checkpoint. Pickles and weights of other frameworks are never fetched:
-/// a pickle can run code.
+/// Files in the root of a repository that describe a checkpoint. Pickles and weights of other frameworks are never
+/// fetched: a pickle can run code.
 const DESCRIPTIONS: &[&str] = &[
     "config.json",
     "generation_config.json",
@@ -86,12 +87,12 @@ fn is_shard(path: &str) -> bool {
     is_weights(path) && path.contains("-of-")
 }
 
-/// Resolves a selector for which the rules for GGUF files found nothing: it names the weight type to convert to. Without a
-/// selector, the default type is chosen if there is no GGUF file at all.
+/// Resolves a selector for which the rules for GGUF files found nothing: it names the weight type to convert to.
+/// Without a selector, the default type is chosen if there is no GGUF file at all.
 ///
 /// # Errors
-/// The error `no_gguf` of those rules if there is no checkpoint either, or the list of weight types if there are no GGUF
-/// files to choose from.
+/// The error `no_gguf` of those rules if there is no checkpoint either, or the list of weight types if there are no
+/// GGUF files to choose from.
 pub(super) fn resolve(
     listing: &[RepoFile],
     selector: Option<&Selector>,

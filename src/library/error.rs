@@ -13,20 +13,20 @@ pub enum LibraryError {
     Adapter {
         /// `ORG/ADAPTER`.
         repo: String,
-        error: ConvertError,
+        error: Box<ConvertError>,
     },
     /// The checkpoint cannot become a GGUF file, on this machine or any other.
     #[error("{repo} cannot be served from its safetensors: {error}{}", alternatives_text(.alternatives))]
     Checkpoint {
         /// `ORG/REPO`.
         repo: String,
-        error: ConvertError,
+        error: Box<ConvertError>,
         /// Repositories with GGUF files of the same model, as `ORG/REPO`.
         alternatives: Vec<String>,
     },
     /// The conversion failed for a reason that lies in this machine or this program.
     #[error("the safetensors could not be converted: {0}")]
-    Conversion(ConvertError),
+    Conversion(Box<ConvertError>),
     /// The file cannot become a model of the cache.
     #[error("cannot import {path}: {reason}; name a .gguf file")]
     Import { path: String, reason: String },
@@ -45,10 +45,10 @@ impl LibraryError {
     pub(super) fn conversion(repo: &str, error: ConvertError) -> Self {
         match error {
             ConvertError::Cancelled => HubError::Cancelled.into(),
-            error if error.is_local() => Self::Conversion(error),
+            error if error.is_local() => Self::Conversion(error.into()),
             error => Self::Checkpoint {
                 repo: repo.to_owned(),
-                error,
+                error: error.into(),
                 alternatives: Vec::new(),
             },
         }

@@ -207,8 +207,8 @@ fn copy(from: &Path, folder: &RepoFolder, on_bytes: &impl Fn(u64)) -> Result<Cop
     })
 }
 
-/// Returns 40 hex digits that stand for the commit that the Hub would have given. They depend on the content alone, so the
-/// same import gives the same commit.
+/// Returns 40 hex digits that stand for the commit that the Hub would have given. They depend on the content alone, so
+/// the same import gives the same commit.
 fn synthetic_commit(files: &[RepoFile]) -> String {
     let mut hasher = Sha1::new_with_prefix("hubllama import\n");
     for file in files {

@@ -13,7 +13,7 @@
 //!    │
 //! planned     a converter process reads config.json, the tokenizer and the tensor table, and checks that llama.cpp
 //!    │        tokenizes like the checkpoint's own tokenizer
-//!    ├─▶ written    K-quants, or hub.safetensors = "file":    STATE/converted/…/VERSION-TYPE.gguf, a complete GGUF file
+//!    ├─▶ written    K-quants, or hub.safetensors = "file":    STATE/converted/…/VERSION-TYPE.gguf, a complete file
 //!    └─▶ streamed   plain types, or hub.safetensors = "stream": …/VERSION-TYPE.header, a GGUF header; each load makes
 //!           │                                                the weights from the checkpoint again
 //! listed      as hf:ORG/REPO:TYPE, while its checkpoint is in the cache
@@ -139,8 +139,8 @@ impl Library {
         Ok(model)
     }
 
-    /// Returns true if a name stands for a given model, however it is spelled. A name without a selector stands for every
-    /// model of its repository, one without a revision for every commit.
+    /// Returns true if a name stands for a given model, however it is spelled. A name without a selector stands for
+    /// every model of its repository, one without a revision for every commit.
     pub async fn means(&self, config: &HubConfig, name: &HfName, model: &LocalModel) -> bool {
         let base = &model.base;
         if !name.org.eq_ignore_ascii_case(&base.org) || !name.repo.eq_ignore_ascii_case(&base.repo) {
@@ -161,8 +161,8 @@ impl Library {
             .is_ok_and(|found| found.base.files == base.files && found.adapters == model.adapters)
     }
 
-    /// Returns every complete model that is not unlisted, sorted by name; models with adapters, which have to be pulled to
-    /// be listed, come last.
+    /// Returns every complete model that is not unlisted, sorted by name; models with adapters, which have to be pulled
+    /// to be listed, come last.
     pub async fn list(&self, config: &HubConfig) -> Vec<LocalModel> {
         let (library, roots) = (self.clone(), roots(config));
         let listed = blocking(move || {

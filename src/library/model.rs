@@ -62,8 +62,8 @@ impl LocalModel {
         self
     }
 
-    /// Returns the downloaded files: those of the base model, or of the checkpoint that it was converted from, and those
-    /// of the adapters.
+    /// Returns the downloaded files: those of the base model, or of the checkpoint that it was converted from, and
+    /// those of the adapters.
     pub(super) fn downloads(&self) -> impl Iterator<Item = &PathBuf> {
         let adapters = self.adapters.iter().flat_map(|adapter| &adapter.files);
         self.base.downloads().chain(adapters)

@@ -83,7 +83,8 @@ impl Library {
         .await
     }
 
-    /// Removes items that [`Library::prunable`] found, except those that a download uses by now; returns the bytes freed.
+    /// Removes items that [`Library::prunable`] found, except those that a download uses by now; returns the bytes
+    /// freed.
     ///
     /// # Errors
     /// If the file system refuses.
@@ -262,8 +263,8 @@ fn checkpoints(folder: &RepoFolder, ledger: &Ledger, store: &ConversionStore) ->
     items
 }
 
-/// Returns the paths that would be removed with some links, which are the links and the blobs that nothing else links to,
-/// and the bytes of these blobs. Returns `None` if hubllama did not download all of it.
+/// Returns the paths that would be removed with some links, which are the links and the blobs that nothing else links
+/// to, and the bytes of these blobs. Returns `None` if hubllama did not download all of it.
 fn removable(folder: &RepoFolder, ledger: &Ledger, links: Vec<PathBuf>) -> Option<(Vec<PathBuf>, u64)> {
     let blobs: Option<Vec<PathBuf>> = links.iter().map(|link| cache::blob_of(folder, link)).collect();
     let blobs = blobs.filter(|blobs| blobs.iter().all(|blob| ledger.owns(blob)))?;

@@ -1,8 +1,8 @@
 //! Newer commits of models on the Hub.
 //!
-//! [`Library::update`] asks the Hub about one model. [`Library::updates`] serves listings, which must not wait for the Hub:
-//! it asks about each model at most once a day, keeps the answers in `STATE/hub-updates.json`, and gives up after a
-//! short time.
+//! [`Library::update`] asks the Hub about one model. [`Library::updates`] serves listings, which must not wait for the
+//! Hub: it asks about each model at most once a day, keeps the answers in `STATE/hub-updates.json`, and gives up after
+//! a short time.
 
 use std::{
     collections::BTreeMap,

@@ -10,8 +10,8 @@ use crate::{
     worker::protocol::{ConversionRequest, ConvertedFile, WorkerQuestion, WorkerReply},
 };
 
-/// Converts a checkpoint in a new converter process and passes its progress to `progress`. Dropping the future kills the
-/// process. The output file is either complete or does not exist.
+/// Converts a checkpoint in a new converter process and passes its progress to `progress`. Dropping the future kills
+/// the process. The output file is either complete or does not exist.
 ///
 /// # Errors
 /// If the checkpoint cannot be converted, the disk is too small, or the process dies.

@@ -1,4 +1,5 @@
-//! The converter role: turns a checkpoint of safetensors into a GGUF file, in a process that can be killed at any moment.
+//! The converter role: turns a checkpoint of safetensors into a GGUF file, in a process that can be killed at any
+//! moment.
 //!
 //! `lifecycle::convert` starts the process, sends one [`ConversionRequest`] and kills it to cancel. The new file has no
 //! name until it is complete ([`NewFile`]), so a killed conversion leaves nothing behind.
@@ -47,7 +48,8 @@ pub(super) fn run(inputs: &EngineInputs, reports: &mut ReportSender) {
     }
 }
 
-/// Progress reporter: passes the progress of one conversion to the daemon, at most once per [`REPORT_INTERVAL`] and stage.
+/// Progress reporter: passes the progress of one conversion to the daemon, at most once per [`REPORT_INTERVAL`] and
+/// stage.
 struct ProgressReporter<'a> {
     id: u64,
     /// The socket, the last reported progress and its time. The threads that write the file share it.

@@ -1,8 +1,8 @@
 //! Resolving a selector: from the listing of a repository to the GGUF files that a name stands for.
 //!
-//! [`resolve`] chooses one model, [`all`] lists every model. Both are pure functions of a listing, so that the same rules
-//! hold for the Hub's listing and for a snapshot in the cache, and are tested without either. The rules are those of
-//! llama.cpp's `-hf` option and of the Hub's own pages.
+//! [`resolve`] chooses one model, [`all`] lists every model. Both are pure functions of a listing, so that the same
+//! rules hold for the Hub's listing and for a snapshot in the cache, and are tested without either. The rules are those
+//! of llama.cpp's `-hf` option and of the Hub's own pages.
 
 use std::{cmp::Reverse, collections::BTreeMap, sync::LazyLock};
 
@@ -46,8 +46,8 @@ pub struct ResolvedModel {
     pub mmproj: Option<RepoFile>,
 }
 
-/// Marks in the names of GGUF files that are no model: importance matrices, and draft models for speculative decoding of the
-/// kinds that llama.cpp knows. Only their full path selects them.
+/// Marks in the names of GGUF files that are no model: importance matrices, and draft models for speculative decoding
+/// of the kinds that llama.cpp knows. Only their full path selects them.
 const NOT_MODELS: [&str; 5] = ["imatrix", "mtp-", "eagle3-", "dflash-", "dspark-"];
 
 /// Resolve error: the reason why a listing has no model for a selector.
@@ -77,9 +77,9 @@ pub enum ResolveError {
 
 /// Chooses the model that a selector means.
 ///
-/// A path selects that file. A label selects, in this order: an equal quantization (`UD-` may be left out), a file in whose
-/// path it ends a word, a folder of that name. No selector selects the preferred quantization. A folder restricts the
-/// choice to the files in it. The order of `files` does not matter.
+/// A path selects that file. A label selects, in this order: an equal quantization (`UD-` may be left out), a file in
+/// whose path it ends a word, a folder of that name. No selector selects the preferred quantization. A folder restricts
+/// the choice to the files in it. The order of `files` does not matter.
 ///
 /// # Errors
 /// If no file matches the selector, or shards of the model are missing.
@@ -160,8 +160,8 @@ fn groups(files: &[RepoFile]) -> Vec<Group<'_>> {
         .filter(|file| strip_suffix_ignore_case(&file.path, ".gguf").is_some() && !is_mmproj(&file.path))
         .collect();
     sorted.sort_by(|a, b| a.path.cmp(&b.path));
-    // Sorted by path, so that no choice below depends on the order of the listing, which differs between the Hub and the
-    // file system.
+    // Sorted by path, so that no choice below depends on the order of the listing, which differs between the Hub and
+    // the file system.
     let mut groups: BTreeMap<(String, usize), Group<'_>> = BTreeMap::new();
     for file in sorted {
         let (key, (prefix, index, shards)) = match shard_of(&file.path) {
@@ -174,8 +174,8 @@ fn groups(files: &[RepoFile]) -> Vec<Group<'_>> {
             label: label_of(prefix),
             is_candidate: is_candidate(&file.path),
         });
-        // Files that differ only in case have the same index; the second one is left out. A missing shard leaves the count
-        // short.
+        // Files that differ only in case have the same index; the second one is left out. A missing shard leaves the
+        // count short.
         if group
             .files
             .last()
@@ -346,8 +346,8 @@ fn available(groups: &[Group<'_>]) -> Vec<String> {
     named.into_iter().map(|(_, selector)| selector).collect()
 }
 
-/// Returns the place of a quantization in the order of preference for a name without a selector. In the table, a trailing
-/// `*` matches any rest.
+/// Returns the place of a quantization in the order of preference for a name without a selector. In the table, a
+/// trailing `*` matches any rest.
 fn rank(label: &str) -> usize {
     const ORDER: [&str; 20] = [
         "Q4_K_M", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_*", "Q4_K_XL", "Q4_K_S", "MXFP4*", "IQ4_*", "Q4_*", "Q8_*",
@@ -373,8 +373,8 @@ fn is_candidate(path: &str) -> bool {
     !NOT_MODELS.iter().any(|word| name.contains(word))
 }
 
-/// Returns the projector that is nearest to a model: in its folder or in the deepest one above that has any, then the one
-/// of the same quantization, then of the most similar number of bits, then in the order F16, BF16, F32.
+/// Returns the projector that is nearest to a model: in its folder or in the deepest one above that has any, then the
+/// one of the same quantization, then of the most similar number of bits, then in the order F16, BF16, F32.
 fn projector<'a>(files: &'a [RepoFile], group: &Group<'_>) -> Option<&'a RepoFile> {
     let model_folder: Vec<&str> = folders(group.path()).collect();
     let label = group.label.clone().unwrap_or_default();

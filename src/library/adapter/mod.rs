@@ -1,8 +1,8 @@
-//! LoRA adapters of the Hub: repositories with two small matrices for each weight of a base model that they change, stored
-//! by PEFT or as a GGUF file.
+//! LoRA adapters of the Hub: repositories with two small matrices for each weight of a base model that they change,
+//! stored by PEFT or as a GGUF file.
 //!
-//! A name such as `hf:ORG/REPO+ORG/ADAPTER` is a model of its own, made of the base's files and the adapter's. It can be
-//! used as soon as both are in the cache; it is listed after it was pulled, because nothing in the cache tells which
+//! A name such as `hf:ORG/REPO+ORG/ADAPTER` is a model of its own, made of the base's files and the adapter's. It can
+//! be used as soon as both are in the cache; it is listed after it was pulled, because nothing in the cache tells which
 //! adapter belongs on which base. PEFT adapters are converted for the base by [`PreparedAdapters`].
 
 mod prepared;

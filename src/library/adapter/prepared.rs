@@ -32,8 +32,8 @@ pub(in crate::library) struct PreparedAdapters {
 }
 
 impl Library {
-    /// Returns the GGUF files of a model's adapters, in the order of the name. Converts those that are missing, which takes
-    /// about as long as a copy of the adapter.
+    /// Returns the GGUF files of a model's adapters, in the order of the name. Converts those that are missing, which
+    /// takes about as long as a copy of the adapter.
     ///
     /// # Errors
     /// If an adapter cannot be applied to this base, or the file system refuses.
@@ -72,7 +72,7 @@ impl PreparedAdapters {
                     .adapters
                     .first()
                     .map_or_else(String::new, LocalAdapter::repository),
-                error: ConvertError::Adapter(format!("its base {} is no usable GGUF: {error}", path.display())),
+                error: ConvertError::Adapter(format!("its base {} is no usable GGUF: {error}", path.display())).into(),
             })
         };
         let headers: Result<Vec<GgufHeader>, LibraryError> = model.base.files.iter().map(open).collect();
@@ -134,8 +134,8 @@ impl PreparedAdapters {
         bytes
     }
 
-    /// Returns the files that have lost their use, because their adapter is gone or another version made them, each with a
-    /// description for the user.
+    /// Returns the files that have lost their use, because their adapter is gone or another version made them, each
+    /// with a description for the user.
     pub(in crate::library) fn stale(&self, roots: &[PathBuf]) -> Vec<(String, PathBuf)> {
         let children = |folder: &Path| {
             fs::read_dir(folder)

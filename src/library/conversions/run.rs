@@ -29,8 +29,8 @@ type RunningConversion = Option<(ConversionKey, ConversionProgress)>;
 pub(crate) struct CheckpointConverter {
     store: ConversionStore,
     worker: WorkerCommand,
-    /// Held during a conversion. It uses all cores, so that two at once would only slow each other down; a second request
-    /// for the same file waits here and then finds it.
+    /// Held during a conversion. It uses all cores, so that two at once would only slow each other down; a second
+    /// request for the same file waits here and then finds it.
     running: tokio::sync::Mutex<()>,
     progress: watch::Sender<RunningConversion>,
 }
@@ -139,8 +139,8 @@ impl CheckpointConverter {
     }
 }
 
-/// Converts the projector of a checkpoint that has one, unless that was done before: always to a whole file in the stored
-/// type, because it is small and llama.cpp maps it by path.
+/// Converts the projector of a checkpoint that has one, unless that was done before: always to a whole file in the
+/// stored type, because it is small and llama.cpp maps it by path.
 async fn convert_projector<F>(
     model: &ConversionRequest,
     folder: &Path,

@@ -1,9 +1,9 @@
 //! The files of the conversions, in the state folder: nobody else uses them, so they do not belong in the shared cache.
 //!
-//! `STATE/converted/models--ORG--REPO/COMMIT/` holds, for each weight type, `VERSION-TYPE.gguf` or `VERSION-TYPE.header`
-//! (see [`ConversionOutput`]), the link `VERSION-stored` to the file of the type that the checkpoint is stored in, and
-//! `VERSION-mmproj.gguf`, the projector of a vision model, which all types share. VERSION is [`VERSION`]: files of other
-//! versions are not found, and pruned.
+//! `STATE/converted/models--ORG--REPO/COMMIT/` holds, for each weight type, `VERSION-TYPE.gguf` or
+//! `VERSION-TYPE.header` (see [`ConversionOutput`]), the link `VERSION-stored` to the file of the type that the
+//! checkpoint is stored in, and `VERSION-mmproj.gguf`, the projector of a vision model, which all types share. VERSION
+//! is [`VERSION`]: files of other versions are not found, and pruned.
 
 use std::{
     collections::BTreeSet,
@@ -75,8 +75,8 @@ impl ConversionStore {
         models
     }
 
-    /// Finds the conversion that a name stands for. A name without a weight type means the default type, else the stored
-    /// type, else the widest type there is.
+    /// Finds the conversion that a name stands for. A name without a weight type means the default type, else the
+    /// stored type, else the widest type there is.
     pub(crate) fn locate(
         &self,
         roots: &[PathBuf],
@@ -164,8 +164,8 @@ impl ConversionStore {
         stale
     }
 
-    /// Removes a conversion at every commit that the name means. The last conversion of a commit takes the checkpoint with
-    /// it: the files that hubllama downloaded, or all of them if `all` is set.
+    /// Removes a conversion at every commit that the name means. The last conversion of a commit takes the checkpoint
+    /// with it: the files that hubllama downloaded, or all of them if `all` is set.
     pub(crate) fn delete(
         &self,
         root: &Path,
@@ -220,7 +220,8 @@ impl ConversionStore {
     }
 }
 
-/// Removes the files of a checkpoint from the cache, except other programs' unless `all` is set; returns the bytes freed.
+/// Removes the files of a checkpoint from the cache, except other programs' unless `all` is set; returns the bytes
+/// freed.
 fn release_checkpoint(
     folder: &RepoFolder,
     snapshot: &SnapshotFolder,

@@ -1,5 +1,5 @@
-//! Pulling the adapters of a name. They are planned before the base's first byte is fetched, so that an adapter which can
-//! never be applied costs no download.
+//! Pulling the adapters of a name. They are planned before the base's first byte is fetched, so that an adapter which
+//! can never be applied costs no download.
 
 use std::sync::Arc;
 
@@ -67,7 +67,8 @@ impl PullJob {
         Ok(plans)
     }
 
-    /// Fetches the adapters that are missing, converts them for the base, which must be in the cache, and records the pull.
+    /// Fetches the adapters that are missing, converts them for the base, which must be in the cache, and records the
+    /// pull.
     ///
     /// # Errors
     /// If a download fails, or an adapter cannot be applied to this base; what was fetched is removed then.

@@ -22,8 +22,8 @@ use crate::{
 };
 
 impl PullJob {
-    /// Pulls the model without its adapters. If it is on disk, the Hub is asked for something newer, but a Hub that does
-    /// not answer is no reason to fail.
+    /// Pulls the model without its adapters. If it is on disk, the Hub is asked for something newer, but a Hub that
+    /// does not answer is no reason to fail.
     pub(super) async fn pull_base(&self) -> Result<(), LibraryError> {
         let Ok(model) = self.library.find(&self.config, &self.base).await else {
             return self.pull_missing().await;

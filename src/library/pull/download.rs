@@ -19,8 +19,8 @@ use crate::{
 };
 
 impl PullJob {
-    /// Downloads those files of a commit that are missing, and links all of them into the snapshot at once, so that nobody
-    /// sees half a model.
+    /// Downloads those files of a commit that are missing, and links all of them into the snapshot at once, so that
+    /// nobody sees half a model.
     ///
     /// # Errors
     /// If the disk is too small, a download fails, or a file was deleted meanwhile.

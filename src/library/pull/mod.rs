@@ -1,7 +1,8 @@
 //! Pulls: from a name to a model that is complete on this machine.
 //!
-//! [`PullProgress::start`] spawns a [`PullJob`], which asks the Hub for a [`plan`](PullPlan), downloads the missing files,
-//! converts a checkpoint, and reports each step through [`PullEvents`] in the order in which Ollama reports its own.
+//! [`PullProgress::start`] spawns a [`PullJob`], which asks the Hub for a [`plan`](PullPlan), downloads the missing
+//! files, converts a checkpoint, and reports each step through [`PullEvents`] in the order in which Ollama reports its
+//! own.
 
 mod adapters;
 mod base;
@@ -34,7 +35,8 @@ use events::PullEvents;
 
 /// Longest wait for the Hub's answer when there is a cached model to fall back to.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Events that are buffered for a slow reader. The downloads do not wait for the reader, only the job that reports them.
+/// Events that are buffered for a slow reader. The downloads do not wait for the reader, only the job that reports
+/// them.
 const QUEUE: usize = 16;
 
 /// Pull progress: the events of one pull, as a stream. Dropping it cancels the pull, unless another pull waits for the

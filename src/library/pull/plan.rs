@@ -66,8 +66,8 @@ impl PullPlan {
         Ok(Self { info, source, files })
     }
 
-    /// Returns true if the files of the plan are those of a model in a cache that is only read, so that nothing has to be
-    /// copied.
+    /// Returns true if the files of the plan are those of a model in a cache that is only read, so that nothing has to
+    /// be copied.
     pub(super) async fn is_satisfied_by(&self, config: &HubConfig, model: &LocalModel) -> Result<bool, LibraryError> {
         // A conversion may have another weight type than the one that the plan asks for.
         if model.base.root == config.cache_dir || !model.base.sources.is_empty() {
@@ -78,8 +78,8 @@ impl PullPlan {
     }
 }
 
-/// Returns the hashes of a model's downloaded files, by the names of their blobs, in the order of a plan's files; `None`
-/// for a file without a hash.
+/// Returns the hashes of a model's downloaded files, by the names of their blobs, in the order of a plan's files;
+/// `None` for a file without a hash.
 pub(in crate::library) async fn blob_hashes(model: &LocalModel) -> Result<Vec<Option<String>>, LibraryError> {
     let files: Vec<PathBuf> = model.downloads().cloned().collect();
     blocking(move || Ok(files.iter().map(|file| cache::blob_name(file)).collect())).await
