@@ -5,7 +5,7 @@
 
 #[path = "../../../src/hub/name.rs"]
 mod name;
-#[path = "../../../src/hub/resolve.rs"]
+#[path = "../../../src/hub/resolve/mod.rs"]
 mod resolve;
 mod stdx;
 
