@@ -241,7 +241,12 @@ fn search(shared: &Shared, query: &str, has_token: bool) -> Response<Body> {
         .filter(|(_, repo)| !repo.private || has_token)
         .filter(|(id, _)| words.split_whitespace().all(|word| id.to_lowercase().contains(word)))
         .filter(|(_, repo)| all("filter").all(|tag| has_tag(repo, tag)))
-        .map(|(id, repo)| json!({"id": id, "downloads": 1234, "gated": repo.gated, "tags": repo.tags}))
+        .map(|(id, repo)| {
+            // The Hub lists the format of a repository's files among its tags.
+            let format = has_tag(repo, "gguf").then(|| "gguf".to_owned());
+            let tags: Vec<String> = repo.tags.iter().cloned().chain(format).collect();
+            json!({"id": id, "downloads": 1234, "gated": repo.gated, "tags": tags})
+        })
         .take(limit)
         .collect();
     json_response(&json!(found))
