@@ -1,8 +1,8 @@
 //! hubllama serves models of the Hugging Face Hub to the clients of Ollama.
 //!
-//! One daemon listens on a port of its own and speaks the APIs of Ollama, OpenAI and Anthropic. Requests for a plain model
-//! name are forwarded, byte for byte, to a real Ollama. Requests for a name that begins with `hf:` are answered from
-//! weights of the Hugging Face Hub, which llama.cpp runs in a child process for each model.
+//! One daemon listens on a port of its own and speaks the APIs of Ollama, OpenAI and Anthropic. Requests for a plain
+//! model name are forwarded, byte for byte, to a real Ollama. Requests for a name that begins with `hf:` are answered
+//! from weights of the Hugging Face Hub, which llama.cpp runs in a child process for each model.
 //!
 //! This page is the architecture document: processes, the path of a request, layers, errors and invariants. The page of
 //! each module tells the rest; [`library`] has the life of a checkpoint.
@@ -19,8 +19,8 @@
 //!                      └─▶ hubllama worker --role converter  (one checkpoint into a GGUF file, then ends)
 //! ```
 //!
-//! A malformed file, a failed assertion in llama.cpp or a lack of memory ends one child process and the requests that it
-//! was serving; the daemon and all other models go on.
+//! A malformed file, a failed assertion in llama.cpp or a lack of memory ends one child process and the requests that
+//! it was serving; the daemon and all other models go on.
 //!
 //! # The path of a request
 //!
@@ -33,7 +33,8 @@
 //!
 //! # Layers
 //!
-//! A module imports modules of lower layers only. `compat-tests/tidy` checks that, and lists the exceptions with a reason.
+//! A module imports modules of lower layers only. `compat-tests/tidy` checks that, and lists the exceptions with a
+//! reason.
 //!
 //! | layer | module | holds |
 //! |---|---|---|
@@ -55,8 +56,8 @@
 //!
 //! # Errors
 //!
-//! A variant exists if a caller acts on it; everything else is a sentence that says what is wrong and what to do. On its
-//! way up an error is converted at the border of a layer, with `From`, and never back:
+//! A variant exists if a caller acts on it; everything else is a sentence that says what is wrong and what to do. On
+//! its way up an error is converted at the border of a layer, with `From`, and never back:
 //!
 //! | error | of what | becomes |
 //! |---|---|---|
@@ -83,7 +84,8 @@
 //! * Everything that waits is bounded and cancellable. A client that goes away stops its work within one decode step.
 //! * One request sees one configuration snapshot from start to end. A bad configuration never takes effect.
 //! * The response body owns the lease: a model stays resident exactly as long as bytes of an answer are owed.
-//! * Scheduling, eviction, prefix choice and name resolution are pure functions over plain data, tested without a model.
+//! * Scheduling, eviction, prefix choice and name resolution are pure functions over plain data, tested without a
+//!   model.
 //! * No dialect imports another. Below `api`, only `http`, `hub` and `provider::ollama` use types of HTTP.
 //! * Nothing is ignored silently: a header and the log name each parameter that had no effect.
 

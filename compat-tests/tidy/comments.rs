@@ -87,7 +87,10 @@ fn a_doc_comment_begins_with_its_subject() {
 fn no_comment_is_wider_than_a_screen() {
     let found = each_line(|_, line| {
         let columns = line.chars().count();
-        (line.trim_start().starts_with("//") && columns > MAX_COLUMNS).then(|| format!("{columns} columns"))
+        let is_comment = line.trim_start().starts_with("//");
+        // A row of a Markdown table cannot be wrapped.
+        let is_row = doc(line).is_some_and(|text| text.starts_with('|'));
+        (is_comment && !is_row && columns > MAX_COLUMNS).then(|| format!("{columns} columns"))
     });
     assert_none(&found);
 }

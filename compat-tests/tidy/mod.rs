@@ -1,5 +1,5 @@
-//! Rules for the source, checked by reading it: what the architecture page in `src/lib.rs` promises, and what keeps names
-//! and comments readable.
+//! Rules for the source, checked by reading it: what the architecture page in `src/lib.rs` promises, and what keeps
+//! names and comments readable.
 //!
 //! Each test fails with a list of places, one on a line.
 

@@ -17,8 +17,28 @@ use super::{
 
 /// Types of one word that may leave their folder: terms that are understood alone, and proper nouns.
 const ONE_WORD: &[&str] = &[
-    "Batch", "Config", "Context", "Delta", "Endpoint", "Event", "Failure", "Job", "Lease", "Ledger", "Library",
-    "Message", "Model", "Ollama", "Provider", "Registry", "Selector", "Source", "Stream",
+    "Batch",
+    "Body",
+    "Config",
+    "Context",
+    "Delta",
+    "Endpoint",
+    "Event",
+    "Failure",
+    "Job",
+    "Lease",
+    "Ledger",
+    "Library",
+    "Lifecycle",
+    "Message",
+    "Model",
+    "Ollama",
+    "Provider",
+    "Registry",
+    "Secret",
+    "Selector",
+    "Source",
+    "Stream",
 ];
 
 static TYPE: LazyLock<Regex> = LazyLock::new(|| {

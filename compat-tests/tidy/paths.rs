@@ -190,8 +190,8 @@ impl<'s> Tree<'s> {
         self.files.contains_key(path)
     }
 
-    /// Everything that a file uses of other files. A folder's module that is only imported, so that paths can begin with
-    /// it, is not used by that.
+    /// Everything that a file uses of other files. A folder's module that is only imported, so that paths can begin
+    /// with it, is not used by that.
     pub(super) fn uses(&self, file: usize) -> Vec<Use> {
         let (source, names) = (&self.sources[file], &self.names[file]);
         let mut paths: BTreeSet<Vec<String>> = BTreeSet::new();

@@ -1,6 +1,6 @@
-//! Casts between element types, with the same bits as ggml: stored bytes to 32-bit floats ([`decode`]) and 32-bit floats
-//! to the plain types of a GGUF file ([`encode`]). Like llama.cpp's converter, every change of values happens between the
-//! two, in 32 bits.
+//! Casts between element types, with the same bits as ggml: stored bytes to 32-bit floats ([`decode`]) and 32-bit
+//! floats to the plain types of a GGUF file ([`encode`]). Like llama.cpp's converter, every change of values happens
+//! between the two, in 32 bits.
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
@@ -155,8 +155,8 @@ fn bf16_bits(number: f32) -> u16 {
     bf16::from_f32(number).to_bits()
 }
 
-/// Quantizes one block like `quantize_row_q8_0_ref`. The error is the largest magnitude of a block whose scale overflows
-/// F16.
+/// Quantizes one block like `quantize_row_q8_0_ref`. The error is the largest magnitude of a block whose scale
+/// overflows F16.
 fn q8_0(block: &[f32; Q8_0_ELEMENTS]) -> Result<[u8; Q8_0_BYTES], f32> {
     let largest = block.iter().fold(0.0f32, |largest, number| largest.max(number.abs()));
     let scale = largest / 127.0;

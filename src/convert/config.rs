@@ -96,7 +96,8 @@ impl CheckpointConfig {
             return Err(ConvertError::Config("it names no architecture".to_owned()));
         };
         let mut values = root;
-        // Multimodal models keep the language model's settings in an object of their own (`load_hparams` in the converter).
+        // Multimodal models keep the language model's settings in an object of their own (`load_hparams` in the
+        // converter).
         if let Some(Value::Object(text)) = values.remove("text_config") {
             values.extend(text);
         }
@@ -132,8 +133,8 @@ impl CheckpointConfig {
         &self.architecture
     }
 
-    /// Returns the first of these settings that is present and not null. Families and versions of transformers name settings
-    /// differently.
+    /// Returns the first of these settings that is present and not null. Families and versions of transformers name
+    /// settings differently.
     pub(super) fn find(&self, keys: &[&str]) -> Option<&Value> {
         let present = |key: &&str| self.values.get(*key).filter(|value| !value.is_null());
         keys.iter().find_map(present)
@@ -246,8 +247,8 @@ impl CheckpointConfig {
         })
     }
 
-    /// Returns the RoPE parameters. `theta` is the class's default base frequency. transformers 4 has them in the root and
-    /// `rope_scaling`, transformers 5 in `rope_parameters`, possibly one object for each kind of attention.
+    /// Returns the RoPE parameters. `theta` is the class's default base frequency. transformers 4 has them in the root
+    /// and `rope_scaling`, transformers 5 in `rope_parameters`, possibly one object for each kind of attention.
     pub(super) fn rope(&self, theta: f64) -> Result<RopeConfig, ConvertError> {
         let stored = self.find(&["rope_parameters"]).or_else(|| self.find(&["rope_scaling"]));
         let stored = stored.and_then(Value::as_object).cloned().unwrap_or_default();

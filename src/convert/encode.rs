@@ -7,8 +7,8 @@ use super::{
 };
 use crate::gguf::GgmlType;
 
-/// Function that appends rows in a quantized type: the type, the elements, and the number of elements in a row, which is
-/// a whole number of blocks. The error is the quantizer's own text.
+/// Function that appends rows in a quantized type: the type, the elements, and the number of elements in a row, which
+/// is a whole number of blocks. The error is the quantizer's own text.
 pub type RowQuantizer = fn(GgmlType, &[f32], usize, &mut Vec<u8>) -> Result<(), String>;
 
 /// Buffers that a thread reuses from one range of rows to the next, and the quantizer for the rows.
@@ -16,7 +16,7 @@ pub type RowQuantizer = fn(GgmlType, &[f32], usize, &mut Vec<u8>) -> Result<(), 
 pub struct RowScratch {
     /// Bytes as they were read.
     pub(super) stored: Vec<u8>,
-    /// The same bytes in the order of the result.
+    /// Input bytes in the order of the result.
     pub(super) rows: Vec<u8>,
     /// The elements of those bytes.
     pub(super) numbers: Vec<f32>,

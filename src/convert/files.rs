@@ -1,5 +1,5 @@
-//! Reading of the small files of a checkpoint, with limits: the files are not trusted, and a conversion must not run out of
-//! memory because of one.
+//! Reading of the small files of a checkpoint, with limits: the files are not trusted, and a conversion must not run
+//! out of memory because of one.
 
 use std::{fs::File, io::Read, path::Path};
 

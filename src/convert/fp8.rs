@@ -1,8 +1,8 @@
 //! Checkpoints of eight-bit floats (`"quant_method": "fp8"`): joins each weight with its scales.
 //!
-//! Scales are a tensor named like the weight with `_scale_inv` appended: one for the whole matrix, one for each row, or one
-//! for each block of `weight_block_size`. A weight's value is its E4M3 value multiplied with the scale (`dequant_simple` in
-//! llama.cpp's `convert_hf_to_gguf.py`). After joining, a weight is read as 32-bit floats.
+//! Scales are a tensor named like the weight with `_scale_inv` appended: one for the whole matrix, one for each row, or
+//! one for each block of `weight_block_size`. A weight's value is its E4M3 value multiplied with the scale
+//! (`dequant_simple` in llama.cpp's `convert_hf_to_gguf.py`). After joining, a weight is read as 32-bit floats.
 
 use std::sync::Arc;
 

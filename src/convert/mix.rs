@@ -1,9 +1,9 @@
 //! Types of the tensors of a quantization mix such as `Q4_K_M`.
 //!
 //! The rules are those of `llama-quant.cpp` without an importance matrix: `tensor_allows_quantization`,
-//! `llama_tensor_get_type_impl` and `tensor_type_fallback`. They were found by experiment upstream: values, `ffn_down` and
-//! the output matrix matter most and get more bits, as do the first, the last and every third layer. `golden::mixes`
-//! compares the result with `llama_model_quantize`, tensor by tensor.
+//! `llama_tensor_get_type_impl` and `tensor_type_fallback`. They were found by experiment upstream: values, `ffn_down`
+//! and the output matrix matter most and get more bits, as do the first, the last and every third layer.
+//! `golden::mixes` compares the result with `llama_model_quantize`, tensor by tensor.
 
 use crate::{
     gguf::{GgmlType, GgufValue, TensorSpec},
@@ -187,8 +187,8 @@ fn is_quantized(tensor: &TensorSpec) -> bool {
         && !UNQUANTIZED_NAMES.contains(&name)
 }
 
-/// Returns the type, or the substitute for rows whose length is no multiple of its block (`tensor_type_fallback`). K-quants
-/// have blocks of 256, their substitutes of 32.
+/// Returns the type, or the substitute for rows whose length is no multiple of its block (`tensor_type_fallback`).
+/// K-quants have blocks of 256, their substitutes of 32.
 fn fitting(kind: GgmlType, row: u64) -> GgmlType {
     use GgmlType as T;
     if row.is_multiple_of(kind.block_elements()) {

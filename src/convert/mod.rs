@@ -1,13 +1,13 @@
 //! Conversion of safetensors checkpoints to GGUF, planned before a weight is read.
 //!
-//! [`plan()`] reads a checkpoint's folder and returns a [`VirtualGguf`]: the metadata of the file, and a [`TensorRecipe`] for
-//! each tensor, which says from which stored rows it is made, in which order and in which type. Size and layout are then
-//! known, and rows can be made in any order. Two modules do so: `write` makes a file, and [`GgufStream`] answers reads of a
-//! file that does not exist, so that a model can be loaded without one. Quantized types such as Q4_K are made by llama.cpp,
-//! through a function that only processes which may call it pass in.
+//! [`plan()`] reads a checkpoint's folder and returns a [`VirtualGguf`]: the metadata of the file, and a
+//! [`TensorRecipe`] for each tensor, which says from which stored rows it is made, in which order and in which type.
+//! Size and layout are then known, and rows can be made in any order. Two modules do so: `write` makes a file, and
+//! [`GgufStream`] answers reads of a file that does not exist, so that a model can be loaded without one. Quantized
+//! types such as Q4_K are made by llama.cpp, through a function that only processes which may call it pass in.
 //!
-//! The result is meant to be identical, byte for byte, to that of llama.cpp's own converter (`convert_hf_to_gguf.py`) and
-//! quantizer; the module `golden` tests it. Where it differs on purpose, a comment says why.
+//! The result is meant to be identical, byte for byte, to that of llama.cpp's own converter (`convert_hf_to_gguf.py`)
+//! and quantizer; the module `golden` tests it. Where it differs on purpose, a comment says why.
 //!
 //! | modules | what they do |
 //! |---|---|
@@ -64,6 +64,6 @@ pub use write::WriteProgress;
 /// True on platforms where llama.cpp can read a [`GgufStream`]. On others every conversion must be a file: there is no
 /// `fopencookie` to make a `FILE*` of it.
 pub const CAN_STREAM: bool = cfg!(target_os = "linux");
-/// Version of the conversion. It is increased when the same checkpoint is converted differently, so that stored results are
-/// made again.
+/// Version of the conversion. It is increased when the same checkpoint is converted differently, so that stored results
+/// are made again.
 pub const VERSION: u32 = 3;

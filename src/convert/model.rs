@@ -1,15 +1,8 @@
-//! The GGUF file as a plan: its header and a recipe for each tensor. `write` makes a file of it, `stream` answers reads as if
-//! there were one.
+//! The GGUF file as a plan: its header and a recipe for each tensor. `write` makes a file of it, `stream` answers reads
+//! as if there were one.
 
-use std::path::Path;
-
-use tokio_util::sync::CancellationToken;
-
-use super::{ConvertError, RowQuantizer, RowScratch, TensorRecipe, write};
-use crate::{
-    gguf::{self, GgufHeader, GgufLayout, GgufValue, TensorSpec},
-    stdx::new_file::NewFile,
-};
+use super::{ConvertError, RowQuantizer, RowScratch, TensorRecipe};
+use crate::gguf::{self, GgufHeader, GgufLayout, GgufValue, TensorSpec};
 
 /// GGUF file that exists only as a plan. Its size and all offsets are known, but no weight has been read.
 #[derive(Debug)]
@@ -81,49 +74,5 @@ impl VirtualGguf {
         let within = offset.checked_sub(self.plan.header().len() as u64)?;
         let behind = self.plan.tensors().partition_point(|tensor| tensor.offset <= within);
         behind.checked_sub(1)
-    }
-
-    /// Creates the file with its header and a hole (no disk blocks) in place of the weights. That is enough to load the
-    /// vocabulary, to list the model, and to plan it again for a load.
-    ///
-    /// # Errors
-    /// If the file cannot be written.
-    pub fn create_header(&self, path: &Path) -> Result<NewFile, ConvertError> {
-        write::create_header(self, path)
-    }
-
-    /// Creates the file with its header, after checking that there is disk space for the weights too.
-    ///
-    /// # Errors
-    /// If there is too little space, or the file cannot be written.
-    pub fn create(&self, path: &Path) -> Result<NewFile, ConvertError> {
-        write::create(self, path)
-    }
-
-    /// Writes the weights into a file that [`VirtualGguf::create`] created, on all cores and in any order.
-    ///
-    /// # Errors
-    /// Those of [`VirtualGguf::write`].
-    pub fn fill(
-        &self,
-        new: &NewFile,
-        progress: write::WriteProgress<'_>,
-        cancel: &CancellationToken,
-    ) -> Result<(), ConvertError> {
-        write::fill(self, new, progress, cancel)
-    }
-
-    /// Writes the whole file. It is renamed to `path` when it is complete: `path` is never a partial file.
-    ///
-    /// # Errors
-    /// If there is too little space, the checkpoint cannot be read, a type cannot represent an element, or the caller
-    /// cancels.
-    pub fn write(
-        &self,
-        path: &Path,
-        progress: write::WriteProgress<'_>,
-        cancel: &CancellationToken,
-    ) -> Result<(), ConvertError> {
-        write::write(self, path, progress, cancel)
     }
 }

@@ -1,9 +1,10 @@
-//! Matrices in MXFP4 (OCP Microscaling Formats 1.0): blocks of 32 four-bit floats (E2M1) that share a power of two (E8M0).
+//! Matrices in MXFP4 (OCP Microscaling Formats 1.0): blocks of 32 four-bit floats (E2M1) that share a power of two
+//! (E8M0).
 //!
-//! A checkpoint has such a matrix in two tensors: `_blocks` `[..., blocks, 16]`, two neighboring elements in each byte, and
-//! `_scales` `[..., blocks]`. ggml's `block_mxfp4` is the scale followed by 16 bytes, each of which holds an element of the
-//! first half of the block and its counterpart of the second half. Repacking loses nothing (`repack_mxfp4` in
-//! `conversion/gpt_oss.py` of llama.cpp).
+//! A checkpoint has such a matrix in two tensors: `_blocks` `[..., blocks, 16]`, two neighboring elements in each byte,
+//! and `_scales` `[..., blocks]`. ggml's `block_mxfp4` is the scale followed by 16 bytes, each of which holds an
+//! element of the first half of the block and its counterpart of the second half. Repacking loses nothing
+//! (`repack_mxfp4` in `conversion/gpt_oss.py` of llama.cpp).
 
 use std::ops::Range;
 

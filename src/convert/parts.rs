@@ -18,7 +18,7 @@ pub(super) struct StoredRows {
 #[derive(Clone, Debug)]
 pub(super) struct StoredColumns {
     pub(super) source: StoredTensor,
-    /// Their number is the length of a row of the result.
+    /// Source rows, whose number is the length of a row of the result.
     pub(super) rows: Range<u64>,
     pub(super) first: u64,
     pub(super) count: u64,

@@ -102,7 +102,8 @@ impl FileType {
         Self { element, number }
     }
 
-    /// Returns the type of a file whose experts stay MXFP4 while all else is not quantized (`LLAMA_FTYPE_MOSTLY_MXFP4_MOE`).
+    /// Returns the type of a file whose experts stay MXFP4 while all else is not quantized
+    /// (`LLAMA_FTYPE_MOSTLY_MXFP4_MOE`).
     fn with_packed(self) -> Self {
         const MXFP4_MOE: u32 = 38;
         match self.element {
@@ -176,8 +177,8 @@ fn most_stored(recipes: &[TensorRecipe]) -> GgmlType {
     most.map_or(GgmlType::F16, |(kind, _)| kind)
 }
 
-/// Checks whether a checkpoint with this `config.json` can be converted, as far as that file tells. A pull asks before it
-/// downloads gigabytes of weights.
+/// Checks whether a checkpoint with this `config.json` can be converted, as far as that file tells. A pull asks before
+/// it downloads gigabytes of weights.
 ///
 /// # Errors
 /// If the architecture is unknown, or the weights are quantized already.
@@ -192,15 +193,16 @@ pub fn has_projector(folder: &Path) -> bool {
     CheckpointConfig::read(folder).is_ok_and(|config| arch::vision_config(&config).is_ok())
 }
 
-/// Function that tokenizes texts with llama.cpp. It gets the bytes of a GGUF file that has a vocabulary but no weights, and
-/// returns the token ids of each text.
+/// Function that tokenizes texts with llama.cpp. It gets the bytes of a GGUF file that has a vocabulary but no weights,
+/// and returns the token ids of each text.
 pub type EngineTokenizer<'a> = dyn FnMut(&[u8], &[String]) -> Result<Vec<Vec<i32>>, ConvertError> + 'a;
 
-/// Plans the file of a checkpoint named `name`. Reads configuration, tokenizer and the headers of the weights, but no weight.
+/// Plans the file of a checkpoint named `name`. Reads configuration, tokenizer and the headers of the weights, but no
+/// weight.
 ///
 /// # Errors
-/// If the folder holds no complete checkpoint of a known architecture, or llama.cpp has no pre-tokenizer with the structure
-/// of the checkpoint's.
+/// If the folder holds no complete checkpoint of a known architecture, or llama.cpp has no pre-tokenizer with the
+/// structure of the checkpoint's.
 pub fn plan(folder: &Path, name: &str, target: WeightType) -> Result<ConversionPlan, ConvertError> {
     let draft = Draft::new(folder, name, target)?;
     if !draft.tokenizer.is_known {
@@ -213,8 +215,8 @@ pub fn plan(folder: &Path, name: &str, target: WeightType) -> Result<ConversionP
     draft.finish(None)
 }
 
-/// Plans the file like [`plan`], and compares llama.cpp's tokenizer with the checkpoint's own on sample texts. If several
-/// pre-tokenizers are possible, takes the first that agrees, or the one that agrees on most texts.
+/// Plans the file like [`plan`], and compares llama.cpp's tokenizer with the checkpoint's own on sample texts. If
+/// several pre-tokenizers are possible, takes the first that agrees, or the one that agrees on most texts.
 ///
 /// # Errors
 /// If the folder holds no complete checkpoint of a known architecture, and those of `tokenize`.
@@ -413,8 +415,8 @@ impl Draft {
     }
 }
 
-/// Returns false for a name with which llama.cpp would crash: it takes a model whose name contains `phi-3` for Phi 3, and
-/// throws if the vocabulary lacks Phi 3's tokens.
+/// Returns false for a name with which llama.cpp would crash: it takes a model whose name contains `phi-3` for Phi 3,
+/// and throws if the vocabulary lacks Phi 3's tokens.
 fn is_safe_name(name: &str, metadata: &[(String, GgufValue)]) -> bool {
     let lower = name.to_ascii_lowercase();
     if !lower.contains("phi-3") && !lower.contains("phi3") {

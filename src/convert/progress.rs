@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConversionStage {
-    /// Configuration, headers and tokenizer are read and the tokenizer is compared with llama.cpp's. Bytes are not counted.
+    /// Configuration, headers and tokenizer are read and the tokenizer is compared with llama.cpp's. Bytes are not
+    /// counted.
     #[default]
     Planning,
     /// Weights are converted and written.

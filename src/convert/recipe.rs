@@ -1,9 +1,9 @@
 //! Recipes: how one tensor of the GGUF file is made from the checkpoint, any range of its rows at a time.
 //!
 //! A row is the fastest dimension of a tensor. Every change that an architecture needs (permuting the rows of heads,
-//! stacking experts, splitting fused matrices, transposing) moves whole rows to new places, or reads columns as rows, so
-//! that no tensor ever has to be in memory as a whole. Recipes are written by `arch` and `adapter`, checked once, and
-//! performed by `write` and `stream`.
+//! stacking experts, splitting fused matrices, transposing) moves whole rows to new places, or reads columns as rows,
+//! so that no tensor ever has to be in memory as a whole. Recipes are written by `arch` and `adapter`, checked once,
+//! and performed by `write` and `stream`.
 
 use std::ops::Range;
 
@@ -139,8 +139,8 @@ impl TensorRecipe {
         matches!(parts.as_slice(), [part] if is_whole(part))
     }
 
-    /// Reshapes to a vector, made in the same pieces: a bias `[n, 1]` that was permuted like the rows of its weight becomes
-    /// `[n]` again.
+    /// Reshapes to a vector, made in the same pieces: a bias `[n, 1]` that was permuted like the rows of its weight
+    /// becomes `[n]` again.
     pub(super) fn flattened(self) -> Self {
         let elements = self.spec.dims.iter().product();
         self.reshaped(&[elements])
@@ -209,8 +209,8 @@ impl TensorRecipe {
         self.row / kind.block_elements() * kind.block_bytes()
     }
 
-    /// Checks that the recipe can be performed: every part has rows of the right length, and all parts together have as many
-    /// rows as the tensor. Later steps rely on it.
+    /// Checks that the recipe can be performed: every part has rows of the right length, and all parts together have as
+    /// many rows as the tensor. Later steps rely on it.
     pub(super) fn check(&self) -> Result<(), ConvertError> {
         let wrong = |reason: String| Err(ConvertError::Weights(format!("{:?} {reason}", self.spec.name)));
         for source in self.sources().filter(|_| !self.is_packed()) {
@@ -260,8 +260,8 @@ impl TensorRecipe {
         }
     }
 
-    /// Returns the bytes of memory that one step needs, about: the stored bytes in both orders, their elements in 32 bits,
-    /// and the result.
+    /// Returns the bytes of memory that one step needs, about: the stored bytes in both orders, their elements in 32
+    /// bits, and the result.
     pub(super) fn step_memory(&self) -> u64 {
         let widest = self.sources().map(StoredTensor::element_bytes).max().unwrap_or(0);
         let rows = self.rows_per_step().min(self.row_count());

@@ -6,8 +6,8 @@ use std::{fs::File, io::Read, path::Path};
 use super::{ConvertError, VirtualGguf, arch, config::CheckpointConfig, safetensors};
 use crate::gguf::{GgufHeader, GgufValue};
 
-/// Plans the file of a checkpoint whose header was stored at `kept`. Reads the configuration and the headers of the weights,
-/// and checks that the stored header was made from them.
+/// Plans the file of a checkpoint whose header was stored at `kept`. Reads the configuration and the headers of the
+/// weights, and checks that the stored header was made from them.
 ///
 /// # Errors
 /// If the folder no longer holds that checkpoint.

@@ -1,8 +1,8 @@
-//! Headers of the safetensors files of a checkpoint. The files are not trusted: every offset is checked here, so that later
-//! reads stay within their file. No weight is read.
+//! Headers of the safetensors files of a checkpoint. The files are not trusted: every offset is checked here, so that
+//! later reads stay within their file. No weight is read.
 //!
-//! A file is the length of its header (u64, little endian), the header as JSON, and the data of its tensors. Each entry of the
-//! header has a dtype, a shape and offsets from the end of the header.
+//! A file is the length of its header (u64, little endian), the header as JSON, and the data of its tensors. Each entry
+//! of the header has a dtype, a shape and offsets from the end of the header.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -27,7 +27,8 @@ use super::{
 
 /// Limit of the reference implementation (`MAX_HEADER_SIZE`).
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// Sanity limit. Mixtures of experts that store every matrix of every expert separately have fewer than 100,000 tensors.
+/// Sanity limit. Mixtures of experts that store every matrix of every expert separately have fewer than 100,000
+/// tensors.
 const MAX_TENSORS: usize = 1 << 18;
 /// Sanity limit. The largest published checkpoints have fewer than 400 files.
 const MAX_SHARDS: usize = 4096;
@@ -40,8 +41,8 @@ const SINGLE: &str = "model.safetensors";
 /// Tensors of all shards, by name.
 pub(super) type StoredTensors = BTreeMap<String, StoredTensor>;
 
-/// Reads the headers of all weights in a folder: `model.safetensors`, or the shards that an index names, or a complete set of
-/// numbered shards without an index. `library::checkpoint` downloads by the same precedence.
+/// Reads the headers of all weights in a folder: `model.safetensors`, or the shards that an index names, or a complete
+/// set of numbered shards without an index. `library::checkpoint` downloads by the same precedence.
 pub(super) fn open(folder: &Path) -> Result<StoredTensors, ConvertError> {
     let single = folder.join(SINGLE);
     if single.is_file() {
@@ -98,7 +99,8 @@ fn is_plain(name: &str) -> bool {
     name.ends_with(".safetensors") && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
 }
 
-/// Returns the names of numbered shards (`model-00001-of-00003.safetensors`) that have no index. An incomplete set is an error.
+/// Returns the names of numbered shards (`model-00001-of-00003.safetensors`) that have no index. An incomplete set is
+/// an error.
 fn unlisted_shards(folder: &Path) -> Result<Vec<String>, ConvertError> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(ConvertError::io(folder, "read"))? {
@@ -185,8 +187,8 @@ struct Entry {
     data_offsets: (u64, u64),
 }
 
-/// Entries of a header in the order of the file, without its free-form metadata. Parsed by hand, because a map would hide names
-/// that occur twice.
+/// Entries of a header in the order of the file, without its free-form metadata. Parsed by hand, because a map would
+/// hide names that occur twice.
 struct Entries(Vec<(String, Entry)>);
 
 impl<'de> Deserialize<'de> for Entries {
@@ -264,8 +266,8 @@ fn read_header(path: &Path) -> Result<Vec<StoredTensor>, ConvertError> {
     Ok(tensors)
 }
 
-/// Checks that every byte after the header belongs to exactly one tensor, and that each tensor has as many bytes as its shape
-/// requires. The reference implementation demands the same.
+/// Checks that every byte after the header belongs to exactly one tensor, and that each tensor has as many bytes as its
+/// shape requires. The reference implementation demands the same.
 fn check_layout(entries: &[(String, Entry)], data_bytes: u64) -> Result<(), String> {
     let mut names = HashSet::with_capacity(entries.len());
     let mut spans = Vec::with_capacity(entries.len());

@@ -1,7 +1,7 @@
 //! Tensors of a checkpoint where they lie in their files, and reading any range of their elements.
 //!
-//! A tensor of eight-bit floats that has been joined with its scales (module `fp8`) is read as 32-bit floats, so that no
-//! other module needs to know of scales.
+//! A tensor of eight-bit floats that has been joined with its scales (module `fp8`) is read as 32-bit floats, so that
+//! no other module needs to know of scales.
 
 use std::{fs::File, ops::Range, os::unix::fs::FileExt, path::PathBuf, sync::Arc};
 

@@ -1,5 +1,5 @@
-//! Writing of a planned file: on all cores, with positioned writes, and either the whole file or none. It is written under a
-//! temporary name and renamed when it is complete.
+//! Writing of a planned file: on all cores, with positioned writes, and either the whole file or none. It is written
+//! under a temporary name and renamed when it is complete.
 
 use std::{
     io,
@@ -54,8 +54,54 @@ impl RowBatches<'_> {
     }
 }
 
+impl VirtualGguf {
+    /// Creates the file with its header and a hole (no disk blocks) in place of the weights. That is enough to load the
+    /// vocabulary, to list the model, and to plan it again for a load.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn create_header(&self, path: &Path) -> Result<NewFile, ConvertError> {
+        create_header(self, path)
+    }
+
+    /// Creates the file with its header, after checking that there is disk space for the weights too.
+    ///
+    /// # Errors
+    /// If there is too little space, or the file cannot be written.
+    pub fn create(&self, path: &Path) -> Result<NewFile, ConvertError> {
+        create(self, path)
+    }
+
+    /// Writes the weights into a file that [`VirtualGguf::create`] created, on all cores and in any order.
+    ///
+    /// # Errors
+    /// Those of [`VirtualGguf::write`].
+    pub fn fill(
+        &self,
+        new: &NewFile,
+        progress: WriteProgress<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<(), ConvertError> {
+        fill(self, new, progress, cancel)
+    }
+
+    /// Writes the whole file. It is renamed to `path` when it is complete: `path` is never a partial file.
+    ///
+    /// # Errors
+    /// If there is too little space, the checkpoint cannot be read, a type cannot represent an element, or the caller
+    /// cancels.
+    pub fn write(
+        &self,
+        path: &Path,
+        progress: WriteProgress<'_>,
+        cancel: &CancellationToken,
+    ) -> Result<(), ConvertError> {
+        write(self, path, progress, cancel)
+    }
+}
+
 /// Writes the whole file; see [`VirtualGguf::write`].
-pub(super) fn write(
+fn write(
     model: &VirtualGguf,
     path: &Path,
     progress: WriteProgress<'_>,
@@ -70,7 +116,7 @@ pub(super) fn write(
 }
 
 /// Creates the file with its header; see [`VirtualGguf::create`].
-pub(super) fn create(model: &VirtualGguf, path: &Path) -> Result<NewFile, ConvertError> {
+fn create(model: &VirtualGguf, path: &Path) -> Result<NewFile, ConvertError> {
     let failed = || ConvertError::io(path, "written");
     let (needed, free) = (model.file_len(), free_bytes(path).map_err(failed())?);
     if free < needed {
@@ -84,7 +130,7 @@ pub(super) fn create(model: &VirtualGguf, path: &Path) -> Result<NewFile, Conver
 }
 
 /// Creates the file with its header; see [`VirtualGguf::create_header`].
-pub(super) fn create_header(model: &VirtualGguf, path: &Path) -> Result<NewFile, ConvertError> {
+fn create_header(model: &VirtualGguf, path: &Path) -> Result<NewFile, ConvertError> {
     let failed = || ConvertError::io(path, "written");
     let new = NewFile::create(path).map_err(failed())?;
     // Padding between tensors is never written: the system fills a file that is extended with zeros.
@@ -94,7 +140,7 @@ pub(super) fn create_header(model: &VirtualGguf, path: &Path) -> Result<NewFile,
 }
 
 /// Writes the weights; see [`VirtualGguf::fill`].
-pub(super) fn fill(
+fn fill(
     model: &VirtualGguf,
     new: &NewFile,
     progress: WriteProgress<'_>,

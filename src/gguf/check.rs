@@ -1,8 +1,8 @@
 //! Refusal of files on which llama.cpp aborts or crashes instead of returning an error.
 //!
-//! Each rule mirrors an assertion or a crash of the pinned version. Files that llama.cpp itself refuses with an error (missing keys,
-//! unknown architectures, wrong shapes) are left to it. The rules are not complete: models run in separate processes all the same,
-//! but a refusal here has a useful message.
+//! Each rule mirrors an assertion or a crash of the pinned version. Files that llama.cpp itself refuses with an error
+//! (missing keys, unknown architectures, wrong shapes) are left to it. The rules are not complete: models run in
+//! separate processes all the same, but a refusal here has a useful message.
 
 use std::collections::HashSet;
 
@@ -18,8 +18,8 @@ const MAX_EXPERTS: u64 = 1024;
 const MIN_ALIGNMENT: u64 = 8;
 /// Values of `rope.scaling.type`. Any other fails an assertion.
 const ROPE_SCALING_TYPES: &[&str] = &["none", "linear", "yarn", "longrope"];
-/// Architectures in which every layer has attention, so that no layer may have 0 key-value heads. In others (recurrent, hybrid,
-/// pruned) a 0 marks a layer without attention.
+/// Architectures in which every layer has attention, so that no layer may have 0 key-value heads. In others (recurrent,
+/// hybrid, pruned) a 0 marks a layer without attention.
 const ATTENTION_ONLY: &[&str] = &[
     "command-r",
     "gemma",

@@ -17,7 +17,8 @@ pub enum GgufError {
     /// The version of the format is obsolete or unknown.
     #[error("this GGUF file has version {0}, but only versions 2 and 3 can be read: choose a newer conversion")]
     Version(u32),
-    /// The input ends before the header does. A caller that has read only a prefix of the file can retry with more bytes.
+    /// The input ends before the header does. A caller that has read only a prefix of the file can retry with more
+    /// bytes.
     #[error("the GGUF file ends inside its header, after {position} bytes: the download is incomplete")]
     Truncated {
         /// Bytes that were read.

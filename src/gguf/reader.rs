@@ -1,5 +1,5 @@
-//! Reading of GGUF headers, versions 2 and 3, little endian. The bytes are not trusted: every count is checked against a limit
-//! and against the bytes that are left, before memory is reserved for it.
+//! Reading of GGUF headers, versions 2 and 3, little endian. The bytes are not trusted: every count is checked against
+//! a limit and against the bytes that are left, before memory is reserved for it.
 
 use std::collections::HashSet;
 use std::fs::File;

@@ -97,8 +97,8 @@ ggml_types! {
 }
 
 impl GgmlType {
-    /// Returns the bytes of a tensor with these dimensions, fastest first; `None` if a row is not a whole number of blocks, or the
-    /// size overflows.
+    /// Returns the bytes of a tensor with these dimensions, fastest first; `None` if a row is not a whole number of
+    /// blocks, or the size overflows.
     #[must_use]
     pub fn tensor_bytes(self, dims: &[u64]) -> Option<u64> {
         if !dims.first().copied().unwrap_or(1).is_multiple_of(self.block_elements()) {

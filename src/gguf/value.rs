@@ -112,8 +112,8 @@ impl GgufValue {
         }
     }
 
-    /// Returns a single integer, or the integers of a list: hyperparameters may be given once or for each layer. Empty for other
-    /// types; negative numbers are left out.
+    /// Returns a single integer, or the integers of a list: hyperparameters may be given once or for each layer. Empty
+    /// for other types; negative numbers are left out.
     #[must_use]
     pub fn integers(&self) -> Vec<u64> {
         match self {

@@ -1,5 +1,6 @@
-//! Layout of new GGUF files, version 3. Metadata and tensors determine the header and every offset; the data is written later.
-//! Tensors follow one another in the given order, without gaps other than for alignment: llama.cpp refuses others.
+//! Layout of new GGUF files, version 3. Metadata and tensors determine the header and every offset; the data is written
+//! later. Tensors follow one another in the given order, without gaps other than for alignment: llama.cpp refuses
+//! others.
 
 use std::collections::HashSet;
 use std::io::{self, Write};

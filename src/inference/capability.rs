@@ -1,14 +1,14 @@
-//! What a model can do, as listings say it.
+//! Capabilities of a model.
 
 use serde::{Deserialize, Serialize};
 
-/// What a model can do, in the words that `/api/show` and `/api/tags` use.
+/// Capability of a model. The names are those in `/api/show` and `/api/tags`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelCapability {
     /// Generates text.
     Completion,
-    /// Its chat template can present tools.
+    /// Has a chat template that can present tools.
     Tools,
     /// Separates reasoning from the answer.
     Thinking,
@@ -23,7 +23,7 @@ pub enum ModelCapability {
 }
 
 impl ModelCapability {
-    /// The lower-case word used on every wire.
+    /// Returns the lowercase word that every wire format uses.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -4,38 +4,35 @@ use std::time::Duration;
 
 use super::{KeepAlive, LoadOptions};
 
-/// Texts to turn into vectors, free of any wire's spelling.
+/// Request for the vectors of some texts, independent of the wire format.
 #[derive(Clone, Debug)]
 pub struct EmbedRequest {
-    /// One vector each, in this order.
+    /// Texts, each of which gets one vector.
     pub inputs: Vec<String>,
-    /// Cut an input that does not fit the context window instead of refusing it.
+    /// If set, an input that does not fit the context is cut; otherwise it is refused.
     pub truncate: bool,
-    /// Keep this many leading components and scale the rest to length 1 again (Matryoshka); values that are no shortening
-    /// are ignored.
+    /// Number of leading components to keep, scaled to length 1 again (Matryoshka embeddings). A value that does not
+    /// shorten the vector is ignored.
     pub dimensions: Option<u32>,
-    /// How vectors are scaled.
     pub normalization: VectorNormalization,
-    /// Options that matter when the model is loaded.
     pub load: LoadOptions,
-    /// How long the model stays resident afterwards; `None` leaves what is in force.
+    /// New keep-alive of the model; `None` leaves it unchanged.
     pub keep_alive: Option<KeepAlive>,
 }
 
-/// How vectors are scaled.
+/// Scaling of vectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VectorNormalization {
-    /// To Euclidean length 1.
+    /// Scaled to Euclidean length 1.
     Unit,
-    /// As Ollama's old `/api/embeddings` has it: as the model gives them for the architectures whose files say so, else to
-    /// length 1.
+    /// The scaling of Ollama's old `/api/embeddings`: unscaled for architectures whose files say so, else to length 1.
     AsModel,
 }
 
-/// The vectors of one request and what they cost.
+/// Vectors of one request, with their usage.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EmbeddingResult {
-    /// One for each input, in order.
+    /// One vector for each input, in order.
     pub vectors: Vec<Vec<f32>>,
     /// Tokens of all inputs, after cutting.
     pub prompt_tokens: u32,
@@ -48,8 +45,8 @@ pub struct EmbeddingResult {
 /// A token of a text.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TextToken {
-    /// Its id in the model's vocabulary.
+    /// Id in the model's vocabulary.
     pub id: i32,
-    /// Its bytes; they need not be valid UTF-8 on their own.
+    /// Bytes of the token, which may be part of a UTF-8 character.
     pub bytes: Vec<u8>,
 }

@@ -56,16 +56,15 @@ pub struct TokenLogprob {
     pub top: Vec<TopLogprob>,
 }
 
-/// One alternative at a token's place.
+/// An alternative to the token that was sampled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TopLogprob {
-    /// The token's bytes.
     pub bytes: Vec<u8>,
-    /// ln p.
+    /// Natural logarithm of the probability.
     pub logprob: f32,
 }
 
-/// Why an answer ended.
+/// Reason for the end of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
@@ -75,17 +74,15 @@ pub enum FinishReason {
     Length,
 }
 
-/// How an answer ended and what it cost.
+/// Summary at the end of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AnswerSummary {
-    /// Why it ended.
     pub reason: FinishReason,
-    /// The stop string of the request that ended it; it is not part of the text.
+    /// Stop string of the request that ended the answer; it is not part of the text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_string: Option<String>,
-    /// What it cost.
     pub usage: AnswerUsage,
-    /// Rendered prompt and answer as token ids, where the request asked for them.
+    /// Rendered prompt and answer as token ids, if the request asked for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub context: Vec<i32>,
 }
@@ -101,7 +98,7 @@ pub struct AnswerUsage {
     pub prompt_duration: Duration,
     /// Tokens sampled.
     pub output_tokens: u32,
-    /// Those of them that were reasoning.
+    /// Reasoning tokens among the sampled ones.
     pub reasoning_tokens: u32,
     /// Time from the first token sampled to the last.
     pub output_duration: Duration,

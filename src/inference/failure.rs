@@ -1,21 +1,22 @@
-//! Why there is no answer. Which status that is belongs to the dialects.
+//! Failures of a provider. Each variant names the HTTP status that the dialects answer with.
 
 use serde::{Deserialize, Serialize};
 
-/// Why a provider could not answer, in variants a dialect acts on. The text of each is fit for the user.
+/// Failure of a provider to answer, in variants that a dialect distinguishes. The text of each is shown to the user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Failure {
-    /// Nothing answers to that name; the text is the name as it was requested.
+    /// No model has this name; status 404. The text is the name as requested.
     #[error("model '{0}' not found")]
     NotFound(String),
-    /// The name is well formed and its repository is there, but what it selects is not. Status 404; the text lists what is there.
+    /// The repository exists, but has no file for the name's selector; status 404. The text lists the available
+    /// selectors.
     #[error("{0}")]
     SelectorNotFound(String),
-    /// The name breaks the grammar. Status 400.
+    /// The name is malformed; status 400.
     #[error("{0}")]
     InvalidName(String),
-    /// The request cannot be served by any means; status 400.
+    /// The request cannot be served as it is; status 400.
     #[error("{0}")]
     Invalid(String),
     /// The prompt is longer than the context window; status 400.
@@ -28,7 +29,7 @@ pub enum Failure {
         /// Tokens in the context window of one sequence.
         context_length: u32,
     },
-    /// Too many requests wait already; status 503.
+    /// The queue of waiting requests is full; status 503.
     #[error("server busy, please try again.  maximum pending requests exceeded")]
     Busy,
     /// Access to the repository was refused; status 403.
@@ -40,18 +41,13 @@ pub enum Failure {
     /// The worker process died or broke the protocol under this request; status 500.
     #[error("{0}")]
     Worker(String),
-    /// Something that the request depends on (the Hub, the disk) failed; status 500.
+    /// A dependency of the request (the Hub, the disk) failed; status 500.
     #[error("{0}")]
     Unavailable(String),
-    /// Another server, which was asked for the answer, refused with this status and these words.
+    /// Another server, to which the request was forwarded, answered with an error.
     #[error("{message}")]
-    Upstream {
-        /// HTTP status.
-        status: u16,
-        /// Its words.
-        message: String,
-    },
-    /// The request was given up by its client; status 499.
+    Upstream { status: u16, message: String },
+    /// The client has disconnected; status 499.
     #[error("request canceled")]
     Cancelled,
 }

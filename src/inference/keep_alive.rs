@@ -1,24 +1,24 @@
-//! How long a model stays in memory.
+//! Keep-alive time of a model.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// How long a model stays resident after its last request ended.
+/// Time that a model stays loaded after the end of its last request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeepAlive {
-    /// Until somebody unloads it.
+    /// No limit: the model stays until it is unloaded by a request.
     Forever,
-    /// This long; zero unloads it as soon as it is idle.
+    /// A limited time; zero unloads the model as soon as it is idle.
     For(Duration),
 }
 
 impl KeepAlive {
-    /// Unload as soon as idle.
+    /// The time that unloads a model as soon as it is idle.
     pub const ZERO: Self = Self::For(Duration::ZERO);
 
-    /// Whether the model is to be unloaded as soon as it is idle.
+    /// Returns true if the model is to be unloaded as soon as it is idle.
     #[must_use]
     pub fn is_zero(self) -> bool {
         self == Self::ZERO

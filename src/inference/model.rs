@@ -1,4 +1,4 @@
-//! A model as listings and details show it.
+//! A model in listings and details.
 
 use std::time::SystemTime;
 
@@ -6,22 +6,22 @@ use serde::{Deserialize, Serialize};
 
 use super::{Message, ModelCapability};
 
-/// What a file's header says of a model.
+/// Facts about a model from its file's header.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelFacts {
-    /// `general.architecture`, as `llama`.
+    /// `general.architecture`, for example `llama`.
     pub architecture: String,
     /// Families for `details.families`: the architecture, and `clip` if there is a projector.
     pub families: Vec<String>,
     /// Elements of all tensors.
     pub parameter_count: u64,
-    /// Name of the file type, as `Q4_K_M`; `unknown` if the file does not say.
+    /// Name of the file type, for example `Q4_K_M`; `unknown` if the file has none.
     pub quantization: String,
-    /// Tokens the model was trained for; 0 if unknown.
+    /// Context length in tokens that the model was trained for; 0 if unknown.
     pub context_length: u32,
     /// Width of the embedding; 0 if unknown.
     pub embedding_length: u32,
-    /// In the order in which they are listed.
+    /// Capabilities in the order in which they are listed.
     pub capabilities: Vec<ModelCapability>,
 }
 
@@ -30,64 +30,60 @@ pub struct ModelFacts {
 pub struct ModelCard {
     /// Canonical name, always with an explicit selector.
     pub name: String,
-    /// When its files arrived.
+    /// Time at which the files were downloaded.
     pub modified_at: SystemTime,
-    /// Size of all its files in bytes.
+    /// Size of all files in bytes.
     pub size_bytes: u64,
-    /// 64 lower-case hex digits.
+    /// 64 lowercase hex digits.
     pub digest: String,
-    /// What the header says.
     pub facts: ModelFacts,
-    /// The model that a client made this one from; empty if nobody did.
+    /// Model that a client created this one from; empty for a model of the Hub.
     pub parent_model: String,
 }
 
 /// A model that is in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResidentModel {
-    /// As in the listing.
     pub card: ModelCard,
     /// Weights, KV cache and compute buffers in bytes.
     pub size_bytes: u64,
-    /// The part of `size_bytes` that lies on devices.
+    /// Part of `size_bytes` in the memory of devices.
     pub device_bytes: u64,
-    /// When it will be unloaded if nothing happens; `None` is never.
+    /// Time at which an idle model is unloaded; `None` means never.
     pub expires_at: Option<SystemTime>,
     /// Context window of one sequence in tokens.
     pub context_length: u32,
 }
 
-/// Everything `/api/show` tells.
+/// Details of a model for `/api/show`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelDetails {
-    /// As in the listing.
     pub card: ModelCard,
-    /// The name of its weights, as a Modelfile's `FROM` has it.
+    /// Name of the weights for the `FROM` line of a Modelfile.
     pub from: String,
     /// The chat template's source (Jinja); empty if there is none.
     pub template: String,
-    /// The licence's text or identifier; empty if unknown.
+    /// Text or identifier of the license; empty if unknown.
     pub license: String,
     /// System prompt from the settings; empty if there is none.
     pub system: String,
     /// Parameters from the settings, name and value in Go's spelling.
     pub parameters: Vec<(String, String)>,
-    /// Turns that stand before every conversation.
+    /// Messages that precede every conversation.
     pub messages: Vec<Message>,
     /// Header keys, sorted; long arrays are `null` unless a verbose answer was asked for.
     pub model_info: serde_json::Map<String, serde_json::Value>,
-    /// The same of the projector.
+    /// Header keys of the projector, if the model has one.
     pub projector_info: Option<serde_json::Map<String, serde_json::Value>>,
-    /// Every tensor.
     pub tensors: Vec<TensorFacts>,
 }
 
-/// A tensor's name, element type and shape (fastest dimension first, as GGUF has it).
+/// Name, element type and shape of a tensor, with the fastest dimension first, the order of GGUF.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorFacts {
-    /// As `blk.0.attn_q.weight`.
+    /// Name, for example `blk.0.attn_q.weight`.
     pub name: String,
-    /// As `Q4_K`.
+    /// Element type, for example `Q4_K`.
     pub element_type: String,
     /// Elements in each dimension.
     pub shape: Vec<u64>,
@@ -100,7 +96,7 @@ pub enum PullEvent {
     Status(&'static str),
     /// A file advanced.
     File {
-        /// 64 lower-case hex digits of the content's sha256.
+        /// 64 lowercase hex digits of the content's sha256.
         digest: String,
         /// Bytes in all.
         total: u64,
@@ -109,7 +105,7 @@ pub enum PullEvent {
     },
     /// The file that is made of downloaded ones advanced.
     Converting {
-        /// 64 lower-case hex digits that stand for the file: its content is not known before the end.
+        /// 64 lowercase hex digits that stand for the file: its content is not known before the end.
         digest: String,
         /// Bytes in all.
         total: u64,

@@ -1,4 +1,4 @@
-//! A request after its dialect is taken off.
+//! A request for text, independent of the wire format that it came in.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -7,54 +7,46 @@ use super::ToolDefinition;
 
 use super::{KeepAlive, LoadOptions, SamplingOptions};
 
-/// One request for generated text, free of any wire's spelling.
+/// Request for generated text, independent of the wire format.
 #[derive(Clone, Debug)]
 pub struct InferenceRequest {
-    /// What to answer.
     pub prompt: InferencePrompt,
-    /// Sampling and length.
     pub sampling: SamplingOptions,
-    /// Options that matter when the model is loaded.
     pub load: LoadOptions,
     /// Constraint on the answer.
     pub format: Option<AnswerFormat>,
-    /// Whether the model is to reason first.
     pub think: ThinkMode,
-    /// Reasoning tokens at most; the reasoning is ended for the model when they are spent. `None` is no limit.
+    /// Limit of reasoning tokens, after which the reasoning is ended for the model; `None` is no limit.
     pub thinking_budget: Option<u32>,
-    /// How long the model stays resident afterwards; `None` leaves what is in force.
+    /// New keep-alive of the model; `None` leaves it unchanged.
     pub keep_alive: Option<KeepAlive>,
-    /// Drop the oldest messages of a chat that does not fit the context window.
+    /// If set, the oldest messages of a chat that does not fit the context are dropped.
     pub truncate: bool,
-    /// Discard the older half of a full context and go on, instead of ending the answer.
+    /// If set, the older half of a full context is discarded; otherwise a full context ends the answer.
     pub shift: bool,
-    /// Return log-probabilities: of the chosen token, and of this many alternatives.
+    /// Number of alternatives whose log probabilities are returned with that of each token; `None` returns none.
     pub logprobs: Option<u8>,
-    /// Return the rendered prompt and the answer as token ids in the last event.
+    /// If set, the last event holds the rendered prompt and the answer as token ids.
     pub return_context: bool,
 }
 
-/// What the model is to continue.
+/// Text that the model continues.
 #[derive(Clone, Debug)]
 pub enum InferencePrompt {
     /// A conversation, rendered by the model's chat template.
     Chat {
-        /// Oldest first.
+        /// Messages, the oldest first.
         messages: Vec<Message>,
         tools: Vec<ToolDefinition>,
-        /// Whether the model may, must or must not call one of them.
         tool_choice: ToolChoice,
-        /// Whether one answer may hold more than one call.
+        /// If set, one answer may hold more than one call.
         parallel_tool_calls: bool,
         /// Token ids of an earlier answer, put in front of the rendered prompt.
         context: Vec<i32>,
     },
-    /// Text that is used as it is.
-    Raw {
-        /// The whole prompt.
-        text: String,
-    },
-    /// Fill in the middle.
+    /// A prompt that is used without a template.
+    Raw { text: String },
+    /// A gap to fill (fill-in-the-middle).
     Infill {
         /// Text before the gap.
         prefix: String,
@@ -63,25 +55,25 @@ pub enum InferencePrompt {
     },
 }
 
-/// Whether a model may, must or must not call a tool.
+/// Constraint on the tool calls of an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ToolChoice {
-    /// As it likes.
+    /// The model decides.
     #[default]
     Auto,
-    /// Not at all; it is not shown the tools.
+    /// No call: the model does not see the tools.
     None,
-    /// At least one.
+    /// At least one call.
     Required,
-    /// This one.
+    /// A call of the tool with this name.
     Function(String),
 }
 
-/// Who speaks.
+/// Author of a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct MessageRole(
-    /// Lower case; values other than the usual four are passed to the template.
+    /// Name in lowercase; values other than the usual four are passed to the template.
     pub String,
 );
 
@@ -89,9 +81,7 @@ pub struct MessageRole(
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Message {
-    /// Who speaks.
     pub role: MessageRole,
-    /// The text; may be empty.
     pub content: String,
     /// Reasoning of an earlier assistant turn.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -102,15 +92,15 @@ pub struct Message {
     /// Calls that an assistant turn made.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<super::ToolCall>,
-    /// The tool whose result this is.
+    /// Name of the tool whose result this message is.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub tool_name: String,
-    /// The call whose result this is.
+    /// Id of the call whose result this message is.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub tool_call_id: String,
 }
 
-/// Bytes as base64: a list of numbers would be three times as long.
+/// Serialization of bytes as base64; a list of numbers would be three times as long.
 mod media {
     use base64::{Engine as _, engine::general_purpose::STANDARD};
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
@@ -128,7 +118,7 @@ mod media {
 }
 
 impl Message {
-    /// A turn that holds only text.
+    /// Returns a message that holds only text.
     #[must_use]
     pub fn text(role: &str, content: impl Into<String>) -> Self {
         Self {
@@ -148,11 +138,11 @@ pub enum AnswerFormat {
     Schema(Box<RawValue>),
 }
 
-/// Whether a model that can reason is to do so.
+/// Reasoning of a model that supports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ThinkMode {
-    /// As the model does by default.
+    /// The model's default.
     #[default]
     Unset,
     /// Do not reason.
@@ -163,7 +153,7 @@ pub enum ThinkMode {
     Level(ThinkLevel),
 }
 
-/// How much to reason.
+/// Reasoning effort.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ThinkLevel {

@@ -1,5 +1,5 @@
-//! The weight types that a conversion of a checkpoint can produce. The configuration, names such as `hf:ORG/REPO:Q4_K_M`
-//! and `hubllama convert --type` all choose one of them; `convert` knows how each is made.
+//! The weight types that a conversion of a checkpoint can produce. The configuration, names such as
+//! `hf:ORG/REPO:Q4_K_M` and `hubllama convert --type` all choose one of them; `convert` knows how each is made.
 
 use std::{fmt, str::FromStr};
 

@@ -24,8 +24,8 @@ pub struct Lifecycle {
     changed: Arc<Notify>,
 }
 
-/// Wakes the task when a request ends, even if its client went away: the request's place in the queue may be free now, or
-/// the load that it waited for may have no other taker.
+/// Wakes the task when a request ends, even if its client went away: the request's place in the queue may be free now,
+/// or the load that it waited for may have no other taker.
 struct WakeOnDrop(Arc<Notify>);
 
 impl Drop for WakeOnDrop {
@@ -60,7 +60,8 @@ impl Lifecycle {
     /// # Errors
     /// [`Failure::Busy`] if the queue is full; [`Failure::Load`] with the reason if the model cannot be loaded.
     pub async fn acquire(&self, request: AcquireRequest) -> Result<Lease, Failure> {
-        // Declared before `receiver`, so that it is dropped after it: when the task wakes, it sees the reply channel closed.
+        // Declared before `receiver`, so that it is dropped after it: when the task wakes, it sees the reply channel
+        // closed.
         let _wake = WakeOnDrop(Arc::clone(&self.changed));
         let (sender, receiver) = oneshot::channel();
         let stopped = || Failure::Unavailable("hubllama is stopping".into());

@@ -1,5 +1,5 @@
-//! Helper processes that render chat templates. A template comes with the model and is untrusted code: it runs outside the
-//! daemon, with bounds on time and memory.
+//! Helper processes that render chat templates. A template comes with the model and is untrusted code: it runs outside
+//! the daemon, with bounds on time and memory.
 
 use std::{sync::Arc, time::Duration};
 
@@ -52,12 +52,12 @@ impl TemplateHelper {
     /// Renders a conversation in a helper process.
     ///
     /// # Errors
-    /// [`Failure::Invalid`] with the template engine's message; [`Failure::Worker`] if the process died or took too long;
-    /// [`Failure::Busy`] if too many renders wait.
+    /// [`Failure::Invalid`] with the template engine's message; [`Failure::Worker`] if the process died or took too
+    /// long; [`Failure::Busy`] if too many renders wait.
     pub async fn render(&self, job: RenderJob) -> Result<RenderedChat, Failure> {
         let shared = Arc::clone(&self.shared);
-        // Spawned, so that the render goes on when the client leaves: otherwise the process would be in an unknown state and
-        // the next render would have to start a new one.
+        // Spawned, so that the render goes on when the client leaves: otherwise the process would be in an unknown
+        // state and the next render would have to start a new one.
         let render = tokio::spawn(async move { shared.render(job).await });
         render
             .await
@@ -76,7 +76,8 @@ impl Shared {
             .pop()
             .filter(|worker| !worker.ended().is_cancelled());
         if let Some(worker) = idle {
-            // The process may have been killed while it was idle, for which this conversation is not to blame: try once more.
+            // The process may have been killed while it was idle, for which this conversation is not to blame: try once
+            // more.
             if let Some(result) = self.ask(worker, job.clone()).await {
                 return result;
             }

@@ -43,8 +43,8 @@ impl JobStream {
     ) -> Result<Self, Failure> {
         let (id, events) = worker.register_job(fingerprint);
         job.id = id;
-        // Created before the job is sent: if this future is dropped while it waits for the queue, the stream removes the
-        // entry and cancels the job.
+        // Created before the job is sent: if this future is dropped while it waits for the queue, the stream removes
+        // the entry and cancels the job.
         let stream = Self {
             worker: worker.clone(),
             id,
@@ -82,8 +82,8 @@ impl Stream for JobStream {
         match &item {
             Ok(Event::Delta(_)) => {
                 self.taken += 1;
-                // Returned in halves: the worker never waits for credit as long as this side keeps up, and a frame per event is
-                // not needed.
+                // Returned in halves: the worker never waits for credit as long as this side keeps up, and a frame per
+                // event is not needed.
                 if self.taken >= STREAM_CREDIT / 2 {
                     let events = std::mem::take(&mut self.taken);
                     self.worker

@@ -1,8 +1,8 @@
 //! The lifecycle task: it owns the table of models and the queue of requests that wait for one.
 //!
 //! Every event (a command, the end of a load, the end of a process, a returned lease, a timer) is recorded in the state
-//! and then [`Manager::reconcile`] runs, which takes every decision. Nothing here blocks: loads and kills run in tasks of
-//! `tasks` and report a [`TaskOutcome`].
+//! and then [`Manager::reconcile`] runs, which takes every decision. Nothing here blocks: loads and kills run in tasks
+//! of `tasks` and report a [`TaskOutcome`].
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -100,7 +100,8 @@ impl Manager {
                 },
                 Some(outcome) = self.tasks.join_next() => match outcome {
                     Ok(outcome) => self.handle_outcome(outcome),
-                    // An aborted task ends here as well, as a cancellation; its process is killed when its future is dropped.
+                    // An aborted task ends here as well, as a cancellation; its process is killed when its future is
+                    // dropped.
                     Err(error) => if error.is_panic() { tracing::error!(%error, "a lifecycle task panicked") },
                 },
                 () = self.changed.notified() => {}
@@ -278,7 +279,8 @@ impl Manager {
         }
     }
 
-    /// Returns true if a load may start now. Otherwise evicts or drains a resident where that is what the load waits for.
+    /// Returns true if a load may start now. Otherwise evicts or drains a resident where that is what the load waits
+    /// for.
     fn make_room(&mut self, queued: &QueuedRequest) -> Result<bool, Failure> {
         if let Some(LoadDeaths { count, last, reason }) = self.load_deaths.get(&queued.key)
             && *count >= policy::DEATHS_TO_QUARANTINE
@@ -426,16 +428,16 @@ impl Manager {
     }
 }
 
-/// Gives a lease on a model, or refuses it if too many requests wait for the model. Returns `None` if the request has to
-/// stay in the queue.
+/// Gives a lease on a model, or refuses it if too many requests wait for the model. Returns `None` if the request has
+/// to stay in the queue.
 fn try_lease(
     entry: &mut ResidentEntry,
     request: &AcquireRequest,
     returned: &Arc<Notify>,
     quarantine: &Arc<RequestQuarantine>,
 ) -> Option<Result<Lease, Failure>> {
-    // The context length that the load asked for counts too: a model may be given less than that, and a reload would give
-    // it no more.
+    // The context length that the load asked for counts too: a model may be given less than that, and a reload would
+    // give it no more.
     let requested_length = entry.request.spec.context.context_length;
     let ready = entry.ready_mut().filter(|ready| !ready.draining)?;
     if request.spec.context.context_length > ready.loaded.context_length.max(requested_length) {

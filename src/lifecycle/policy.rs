@@ -14,8 +14,8 @@ pub(super) struct EvictionCandidate {
     pub(super) idle_since: Option<Instant>,
 }
 
-/// Returns the index of the model to evict: of the idle models the one with the shortest keep-alive, among equals the one
-/// that has been idle longest. `None` if all are in use.
+/// Returns the index of the model to evict: of the idle models the one with the shortest keep-alive, among equals the
+/// one that has been idle longest. `None` if all are in use.
 pub(super) fn victim(candidates: &[EvictionCandidate]) -> Option<usize> {
     (0..candidates.len())
         .filter(|&index| candidates[index].leases == 0)
@@ -49,8 +49,8 @@ pub(super) fn expires(idle_since: Instant, keep_alive: KeepAlive) -> Option<Inst
     }
 }
 
-/// Returns the number of compute threads for each of the models in use. The cores are divided, since ggml's threads spin while
-/// they wait for each other: with more threads than cores decoding becomes ten to a hundred times slower.
+/// Returns the number of compute threads for each of the models in use. The cores are divided, since ggml's threads
+/// spin while they wait for each other: with more threads than cores decoding becomes ten to a hundred times slower.
 pub(super) fn thread_grant(cores: u32, decoding: usize) -> u32 {
     (cores / u32::try_from(decoding.max(1)).unwrap_or(u32::MAX)).max(1)
 }
@@ -60,8 +60,8 @@ pub(super) const DEATHS_TO_QUARANTINE: u32 = 3;
 /// Duration of a model's quarantine after the last death.
 pub(super) const QUARANTINE: Duration = Duration::from_secs(60);
 
-/// Returns the number of sequences that a model decodes at once if no setting says otherwise: as many as fit into a KV cache
-/// of 2 GiB, at least one, at most four.
+/// Returns the number of sequences that a model decodes at once if no setting says otherwise: as many as fit into a KV
+/// cache of 2 GiB, at least one, at most four.
 #[must_use]
 pub fn default_parallel(kv_bytes_per_token: u64, context_length: u32) -> u32 {
     /// Bytes of KV cache for all sequences together.

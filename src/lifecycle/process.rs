@@ -45,9 +45,9 @@ const OUTGOING_FRAMES: usize = 1024;
 /// Events that a worker may send beyond its credit: the held-back rest of a text, and the end.
 const CREDIT_SLACK: usize = 8;
 
-/// Iterations that a compute thread of libgomp spins at the end of an operation before it sleeps (`GOMP_SPINCOUNT`, by default
-/// 300,000). Measured with two threads on two cores, in tokens per second: without other load 114 to 122 with this value and
-/// 80 to 111 with the default; with another busy process 28 and 4.
+/// Iterations that a compute thread of libgomp spins at the end of an operation before it sleeps (`GOMP_SPINCOUNT`, by
+/// default 300,000). Measured with two threads on two cores, in tokens per second: without other load 114 to 122 with
+/// this value and 80 to 111 with the default; with another busy process 28 and 4.
 const SPIN_COUNT: &str = "1000";
 
 /// Returns the environment variable that sets [`SPIN_COUNT`]; `None` if the user has configured libgomp.
@@ -65,8 +65,8 @@ pub struct WorkerCommand {
 }
 
 impl Default for WorkerCommand {
-    /// Returns a command for the running binary. After an upgrade of the file on disk, `/proc/self/exe` still starts the old
-    /// one, which speaks the same protocol.
+    /// Returns a command for the running binary. After an upgrade of the file on disk, `/proc/self/exe` still starts
+    /// the old one, which speaks the same protocol.
     fn default() -> Self {
         Self {
             program: PathBuf::from("/proc/self/exe"),
@@ -152,7 +152,8 @@ impl WorkerProcess {
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .envs(spin_count())
-            // In a group of its own, so that Ctrl-C in the daemon's terminal reaches only the daemon, which lets answers end.
+            // In a group of its own, so that Ctrl-C in the daemon's terminal reaches only the daemon, which lets
+            // answers end.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
@@ -242,7 +243,8 @@ impl WorkerProcess {
         self.ask_inner(question, None, Some(progress)).await
     }
 
-    /// Asks a question like [`WorkerProcess::ask`]. If the process dies over it, the fingerprint is part of the reported death.
+    /// Asks a question like [`WorkerProcess::ask`]. If the process dies over it, the fingerprint is part of the
+    /// reported death.
     pub(super) async fn ask_with_fingerprint(
         &self,
         question: WorkerQuestion,
@@ -399,7 +401,8 @@ async fn supervise(mut child: Child, socket: OwnedReadHalf, shared: Arc<Shared>,
     lock(&shared.questions).clear();
 }
 
-/// Returns true if a signal of the process's own fault ended it. The out-of-memory killer and people send other signals.
+/// Returns true if a signal of the process's own fault ended it. The out-of-memory killer and people send other
+/// signals.
 fn crashed(status: ExitStatus) -> bool {
     use rustix::process::Signal;
     let faults = [Signal::ILL, Signal::ABORT, Signal::BUS, Signal::FPE, Signal::SEGV];
@@ -440,7 +443,8 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
                 return Err(std::io::Error::other(format!("the worker speaks version {version}")));
             }
             WorkerReport::Progress { fraction } => {
-                // A full channel drops the report: progress only restarts the load timeout, and the reports before it do that.
+                // A full channel drops the report: progress only restarts the load timeout, and the reports before it
+                // do that.
                 let _ = load.try_send(LoadReport::Progress(fraction));
             }
             WorkerReport::Loaded(loaded) => {
@@ -455,8 +459,8 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
                     let last = matches!(event, Event::Finished(_));
                     let sign_of_life = is_sign_of_life(&event);
                     let sent = jobs.get(&id).is_none_or(|job| job.receiver.try_send(Ok(event)).is_ok());
-                    // The credit keeps the channel from filling up. If an event does not fit, the worker has exceeded it, and
-                    // the stream would have a gap: end it. Only a sign of life may be lost.
+                    // The credit keeps the channel from filling up. If an event does not fit, the worker has exceeded
+                    // it, and the stream would have a gap: end it. Only a sign of life may be lost.
                     let lost = !sent && !sign_of_life;
                     if last || lost {
                         jobs.remove(&id);

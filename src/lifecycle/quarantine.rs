@@ -1,8 +1,8 @@
-//! Quarantine of requests that a worker died under: the same request is refused for a while, so that a client that repeats
-//! it cannot keep a model from everybody else.
+//! Quarantine of requests that a worker died under: the same request is refused for a while, so that a client that
+//! repeats it cannot keep a model from everybody else.
 //!
-//! A request that was the only one during a crash is quarantined at once. Otherwise the process may have died because of
-//! another request, or was killed from outside, so that it takes a second death under the same request.
+//! A request that was the only one during a crash is quarantined at once. Otherwise the process may have died because
+//! of another request, or was killed from outside, so that it takes a second death under the same request.
 
 use std::{
     collections::{HashMap, VecDeque},

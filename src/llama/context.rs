@@ -162,8 +162,8 @@ impl Context {
 
     /// Empties the cache of all sequences.
     pub fn clear(&mut self) {
-        // Only the cells are marked as free. `LlamaContext::clear_kv_cache` of llama-cpp-2 also overwrites the whole cache,
-        // hundreds of megabytes with some embedding models, and this happens before each batch of texts.
+        // Only the cells are marked as free. `LlamaContext::clear_kv_cache` of llama-cpp-2 also overwrites the whole
+        // cache, hundreds of megabytes with some embedding models, and this happens before each batch of texts.
         let overwrite = false;
         // SAFETY: the memory belongs to this context, or is NULL in models without a cache, which is ignored.
         unsafe { sys::llama_memory_clear(self.memory(), overwrite) };

@@ -1,5 +1,5 @@
-//! Base model of an adapter, as its GGUF header describes it: the class and sizes that its `config.json` would have, and which
-//! adapters llama.cpp can apply to it.
+//! Base model of an adapter, as its GGUF header describes it: the class and sizes that its `config.json` would have,
+//! and which adapters llama.cpp can apply to it.
 
 use std::collections::HashMap;
 
@@ -17,15 +17,16 @@ use crate::{
 pub(super) const FACTORS: [&str; 2] = [".lora_a", ".lora_b"];
 const OUTPUT: &str = "output.weight";
 pub(super) const EMBEDDING: &str = "token_embd.weight";
-/// Tensors that llama.cpp does not use in `ggml_mul_mat` (it looks up rows or convolves), so that it ignores adapters for them.
+/// Tensors that llama.cpp does not use in `ggml_mul_mat` (it looks up rows or convolves), so that it ignores adapters
+/// for them.
 const OUT_OF_REACH: [&str; 3] = ["position_embd.weight", "token_types.weight", "shortconv.conv.weight"];
 /// Tensor that only layers with multi-head latent attention have. llama.cpp's code for them ignores adapters.
 const COMPRESSED_KEYS: &str = "attn_kv_a_mqa.weight";
 /// Hexadecimal digits of a fingerprint.
 const FINGERPRINT_DIGITS: usize = 16;
 
-/// llama.cpp's architectures, and the classes of transformers with their tensors. The second class is for models with experts,
-/// if the architecture covers both.
+/// llama.cpp's architectures, and the classes of transformers with their tensors. The second class is for models with
+/// experts, if the architecture covers both.
 const CLASSES: &[(&str, &str, Option<&str>)] = &[
     ("bert", "BertModel", None),
     ("cohere2", "Cohere2ForCausalLM", None),
@@ -245,7 +246,8 @@ impl AdapterBase {
         if is_embedding && self.is_tied() {
             return refuse("it changes the embedding, which in this base is the output matrix, too".to_owned());
         }
-        // The first factor of an embedding is stored transposed, because llama.cpp looks up its rows (`build_inp_embd`).
+        // The first factor of an embedding is stored transposed, because llama.cpp looks up its rows
+        // (`build_inp_embd`).
         let fits = match (dims.as_slice(), a, b) {
             ([inner, outer], [rank, rows], [columns, height]) if is_embedding => {
                 rank == columns && rows == outer && height == inner
@@ -266,8 +268,8 @@ impl AdapterBase {
     }
 }
 
-/// Refuses an adapter that can never be applied, as far as its `adapter_config.json` tells. A pull asks before it downloads
-/// weights.
+/// Refuses an adapter that can never be applied, as far as its `adapter_config.json` tells. A pull asks before it
+/// downloads weights.
 ///
 /// # Errors
 /// [`ConvertError::Adapter`] with the reason.

@@ -1,4 +1,5 @@
-//! `adapter_config.json` of the PEFT library (`LoraConfig`): which kind of LoRA was trained, and the scale of its factors.
+//! `adapter_config.json` of the PEFT library (`LoraConfig`): which kind of LoRA was trained, and the scale of its
+//! factors.
 
 use std::path::Path;
 
@@ -30,7 +31,8 @@ const VARIANTS: [(&str, &str); 11] = [
     ("arrow_config", "as one of several that are routed by Arrow"),
     ("kasa_config", "KaSA, which changes the base first"),
 ];
-/// Initializations that subtract the initial product from the base's matrices: such an adapter fits only the changed base.
+/// Initializations that subtract the initial product from the base's matrices: such an adapter fits only the changed
+/// base.
 const BASE_CHANGING_STARTS: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
 /// Settings that conversion needs.

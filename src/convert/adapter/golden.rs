@@ -1,5 +1,5 @@
-//! Golden tests of adapters for the tiny checkpoints: the files against those of llama.cpp's own converter, and the logits
-//! against those of transformers and PEFT. All were made by `fixtures/convert/make/adapters.py`.
+//! Golden tests of adapters for the tiny checkpoints: the files against those of llama.cpp's own converter, and the
+//! logits against those of transformers and PEFT. All were made by `fixtures/convert/make/adapters.py`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -210,7 +210,8 @@ const COMPUTED: [&str; 3] = [
     "rope_factors_short.weight",
 ];
 
-/// llama.cpp's converter transposes the factors of GPT-2 along with the matrix, although PEFT does not store them transposed.
+/// llama.cpp's converter transposes the factors of GPT-2 along with the matrix, although PEFT does not store them
+/// transposed.
 #[test]
 fn a_matrix_that_is_stored_the_other_way_round() {
     assert!(read("gpt2").made.is_none());

@@ -1,9 +1,10 @@
-//! Conversion of LoRA adapters of the PEFT library to GGUF: two low-rank factors A `[rank, in]` and B `[out, rank]` for each
-//! matrix `[out, in]`, whose product is added to it.
+//! Conversion of LoRA adapters of the PEFT library to GGUF: two low-rank factors A `[rank, in]` and B `[out, rank]` for
+//! each matrix `[out, in]`, whose product is added to it.
 //!
-//! Names and row orders come from the architecture families that convert whole checkpoints: [`arch::trace`] runs a family on
-//! the sizes of the base without weights, and the rows of B are permuted like the rows of its matrix. The columns of A are
-//! those of the matrix, which no family changes. llama.cpp's `convert_lora_to_gguf.py` does the same with symbolic tensors.
+//! Names and row orders come from the architecture families that convert whole checkpoints: [`arch::trace`] runs a
+//! family on the sizes of the base without weights, and the rows of B are permuted like the rows of its matrix. The
+//! columns of A are those of the matrix, which no family changes. llama.cpp's `convert_lora_to_gguf.py` does the same
+//! with symbolic tensors.
 
 mod base;
 mod config;

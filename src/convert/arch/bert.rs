@@ -1,5 +1,5 @@
-//! BERT, RoBERTa and XLM-RoBERTa, as embedding models or as classifiers and rerankers. Heads for other tasks, such as masked
-//! language modeling, are left out.
+//! BERT, RoBERTa and XLM-RoBERTa, as embedding models or as classifiers and rerankers. Heads for other tasks, such as
+//! masked language modeling, are left out.
 
 use super::{ModelBuilder, classifier, pooling, spec};
 use crate::{
@@ -27,8 +27,8 @@ pub(super) fn bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     encoder(build, 0, BERT_HEAD, "classifier")
 }
 
-/// RoBERTa. Its positions begin after the id of the padding token, so the rows of the position embedding before that are
-/// unused and the context is shorter by as many (`RobertaModel` of the converter).
+/// RoBERTa. Its positions begin after the id of the padding token, so the rows of the position embedding before that
+/// are unused and the context is shorter by as many (`RobertaModel` of the converter).
 pub(super) fn roberta(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let padding = build.config.integer_or(&["pad_token_id"], 1)?;
     encoder(build, padding + 1, ROBERTA_HEAD, "classifier.out_proj")
@@ -104,8 +104,8 @@ fn encoder(build: &mut ModelBuilder<'_>, first_position: u64, head: &str, output
     Ok(())
 }
 
-/// Removes all heads but `head` and the prefix of the class, and renames `gamma` and `beta` of old checkpoints to `weight`
-/// and `bias`.
+/// Removes all heads but `head` and the prefix of the class, and renames `gamma` and `beta` of old checkpoints to
+/// `weight` and `bias`.
 pub(super) fn headless(build: &mut ModelBuilder<'_>, head: Option<&str>) {
     let tensors = std::mem::take(&mut build.tensors);
     for (name, tensor) in tensors {

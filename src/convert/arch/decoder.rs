@@ -1,6 +1,6 @@
 //! Decoders as most families define them: a stack of equal layers, with tensors named as in Llama. A family lists the
-//! weights of one layer as [`LayerWeight`]s; [`DecoderLayout::build`] takes them from every layer and writes the common keys
-//! (`TextModel.set_gguf_parameters` in llama.cpp's converter).
+//! weights of one layer as [`LayerWeight`]s; [`DecoderLayout::build`] takes them from every layer and writes the common
+//! keys (`TextModel.set_gguf_parameters` in llama.cpp's converter).
 
 use super::{
     ModelBuilder,
@@ -68,8 +68,8 @@ impl LayerWeight {
 
 use WeightDim::{FeedForward, Head, Hidden, Key, Query};
 
-/// Attention of architectures for which llama.cpp rotates elements that are half a head apart (`LLAMA_ROPE_TYPE_NEOX`), as
-/// transformers does.
+/// Attention of architectures for which llama.cpp rotates elements that are half a head apart (`LLAMA_ROPE_TYPE_NEOX`),
+/// as transformers does.
 pub(super) const ATTENTION: &[LayerWeight] = &[
     LayerWeight::new("self_attn.q_proj", "attn_q", &[Query, Hidden]),
     LayerWeight::new("self_attn.k_proj", "attn_k", &[Key, Hidden]),
@@ -140,8 +140,8 @@ impl DecoderLayout<'_> {
         build.put_integer("feed_forward_length", sizes.feed_forward)?;
         build.put_integer("attention.head_count", sizes.heads)?;
         build.put_integer("attention.head_count_kv", sizes.kv_heads)?;
-        // The converter writes these keys if the configuration has a `head_dim` once defaults are filled in. llama.cpp would
-        // compute the same values, but the files are to be equal.
+        // The converter writes these keys if the configuration has a `head_dim` once defaults are filled in. llama.cpp
+        // would compute the same values, but the files are to be equal.
         let is_said = config.find(&["head_dim"]).is_some();
         if match self.class.head_dim {
             HeadDim::Always | HeadDim::Or(_) => true,

@@ -1,5 +1,5 @@
-//! DeepSeek 2 and 3: multi-head latent attention (MLA), whose KV cache holds compressed keys and values, and a mixture of
-//! experts after a few dense layers.
+//! DeepSeek 2 and 3: multi-head latent attention (MLA), whose KV cache holds compressed keys and values, and a mixture
+//! of experts after a few dense layers.
 
 use super::{ModelBuilder, experts::ExpertWeights, rope, sizes::DecoderSizes, spec};
 use crate::{
@@ -54,8 +54,8 @@ const V3: DeepseekClass = DeepseekClass {
     context: 4096,
 };
 const THETA: f64 = 1e4;
-/// Numbers of layers of the Lite models, which do not compress queries. llama.cpp requires `attention.q_lora_rank` for all
-/// others (`is_lite` in `models/deepseek2.cpp`).
+/// Numbers of layers of the Lite models, which do not compress queries. llama.cpp requires `attention.q_lora_rank` for
+/// all others (`is_lite` in `models/deepseek2.cpp`).
 const NEVER_COMPRESSED: [u64; 2] = [26, 27];
 
 /// Sizes of latent attention.
@@ -196,8 +196,8 @@ fn attention_keys(
     build.put_integer("attention.value_length_mla", latent.value)?;
     build.put_integer("rope.dimension_count", latent.rotated)?;
     rope::keys(build, THETA, context)?;
-    // Unlike other architectures (`mistral3`, for example), deepseek2 stores a tenth of the value, for historical reasons
-    // (`[TAG_DEEPSEEK2_YARN_LOG_MUL_FIX]` in llama.cpp).
+    // Unlike other architectures (`mistral3`, for example), deepseek2 stores a tenth of the value, for historical
+    // reasons (`[TAG_DEEPSEEK2_YARN_LOG_MUL_FIX]` in llama.cpp).
     if let Some(scale) = config.rope(THETA)?.number("mscale_all_dim") {
         build.put_number("rope.scaling.yarn_log_multiplier", 0.1 * scale);
     }

@@ -1,5 +1,5 @@
-//! OpenAI's gpt-oss: a mixture of experts with biases, in MXFP4 or plain, and attention with sinks: a logit for each head
-//! that takes part in the softmax but contributes no value.
+//! OpenAI's gpt-oss: a mixture of experts with biases, in MXFP4 or plain, and attention with sinks: a logit for each
+//! head that takes part in the softmax but contributes no value.
 
 use super::{
     ModelBuilder,

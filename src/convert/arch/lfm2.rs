@@ -139,8 +139,8 @@ fn attending(config: &CheckpointConfig, blocks: u64) -> Result<Vec<bool>, Conver
     Ok(attends)
 }
 
-/// Returns the inner size of the feed-forward network. The class shrinks the configured size to 2/3, scales it and rounds it
-/// up (`Lfm2MLP`, `_add_feed_forward_length` of the converter).
+/// Returns the inner size of the feed-forward network. The class shrinks the configured size to 2/3, scales it and
+/// rounds it up (`Lfm2MLP`, `_add_feed_forward_length` of the converter).
 fn feed_forward(config: &CheckpointConfig) -> Result<u64, ConvertError> {
     let said = config.count(&["block_ff_dim", "intermediate_size"])?;
     if config.flag("block_auto_adjust_ff_dim") == Some(false) {

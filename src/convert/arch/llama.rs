@@ -1,5 +1,5 @@
-//! Llama and its derivatives: Mistral, Ministral, Mixtral, SmolLM, SmolLM3, InternLM3, and the language model of SmolVLM.
-//! llama.cpp rotates neighboring elements in all of them, so queries and keys are permuted.
+//! Llama and its derivatives: Mistral, Ministral, Mixtral, SmolLM, SmolLM3, InternLM3, and the language model of
+//! SmolVLM. llama.cpp rotates neighboring elements in all of them, so queries and keys are permuted.
 
 use super::{
     ModelBuilder,

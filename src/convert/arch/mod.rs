@@ -1,9 +1,9 @@
 //! Architecture families: how each names its tensors and sizes, one file for each family.
 //!
-//! A family is a function that takes tensors out of a [`ModelBuilder`] by name and shape, and puts recipes and keys of the
-//! GGUF file into it. A tensor that is left in the end is unknown, and the checkpoint is refused: leaving out a weight would
-//! make a model that answers nonsense. [`build`] is called by `plan`, [`trace`] by `adapter`, which needs the tensors of a
-//! family without having a checkpoint.
+//! A family is a function that takes tensors out of a [`ModelBuilder`] by name and shape, and puts recipes and keys of
+//! the GGUF file into it. A tensor that is left in the end is unknown, and the checkpoint is refused: leaving out a
+//! weight would make a model that answers nonsense. [`build`] is called by `plan`, [`trace`] by `adapter`, which needs
+//! the tensors of a family without having a checkpoint.
 
 mod bert;
 mod classifier;
@@ -126,8 +126,8 @@ fn join_scales(config: &CheckpointConfig, tensors: StoredTensors) -> Result<Stor
     }
 }
 
-/// Returns the recipes that a family would make of a checkpoint with this configuration, without data. `has` tells which
-/// optional tensors it has; `shard` is the file that its tensors claim to be in.
+/// Returns the recipes that a family would make of a checkpoint with this configuration, without data. `has` tells
+/// which optional tensors it has; `shard` is the file that its tensors claim to be in.
 pub(super) fn trace(
     config: &CheckpointConfig,
     shard: &Arc<ShardFile>,
@@ -232,8 +232,8 @@ pub(super) fn family_of(config: &CheckpointConfig) -> Result<Family, ConvertErro
     Ok(family)
 }
 
-/// Leaves out tensors of vision and audio encoders and buffers that follow from the configuration, and removes the prefixes of
-/// a language model that is part of a larger one (`filter_tensors` in llama.cpp's converter).
+/// Leaves out tensors of vision and audio encoders and buffers that follow from the configuration, and removes the
+/// prefixes of a language model that is part of a larger one (`filter_tensors` in llama.cpp's converter).
 fn renamed(tensors: StoredTensors) -> Result<StoredTensors, ConvertError> {
     const OTHER_STARTS: [&str; 4] = ["mlp1.", "merger.", "resampler.", "visual."];
     const OTHER_PARTS: [&str; 8] = [
@@ -401,8 +401,8 @@ impl<'a> ModelBuilder<'a> {
         Ok(())
     }
 
-    /// Takes the output matrix if it is stored; otherwise it is tied to the embedding. llama.cpp falls back to the embedding by
-    /// itself, except in [`NEVER_TIED`] architectures.
+    /// Takes the output matrix if it is stored; otherwise it is tied to the embedding. llama.cpp falls back to the
+    /// embedding by itself, except in [`NEVER_TIED`] architectures.
     fn take_output(&mut self, name: &str, hidden: u64) -> Result<(), ConvertError> {
         if self.has(name) {
             let source = self.take(name, &[self.vocabulary, hidden])?;
@@ -414,8 +414,8 @@ impl<'a> ModelBuilder<'a> {
             }
             return Ok(());
         }
-        // A missing setting may mean tied or untied, depending on the class. Only an explicit false makes a missing matrix an
-        // error.
+        // A missing setting may mean tied or untied, depending on the class. Only an explicit false makes a missing
+        // matrix an error.
         let is_tied = self.config.flag("tie_word_embeddings") != Some(false);
         if !is_tied && self.config.architecture().ends_with("ForCausalLM") {
             return Err(missing(name));

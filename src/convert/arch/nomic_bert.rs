@@ -182,8 +182,8 @@ fn feed_forward(
     take(build, &matrices, from, to)
 }
 
-/// Takes the experts of a layer. Both matrices are stored as `[experts * inner, hidden]`, so the second is transposed for each
-/// expert.
+/// Takes the experts of a layer. Both matrices are stored as `[experts * inner, hidden]`, so the second is transposed
+/// for each expert.
 fn mixture(
     build: &mut ModelBuilder<'_>,
     sizes: &EncoderSizes,

@@ -82,7 +82,8 @@ pub(super) fn olmoe(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
             "llama.cpp cannot load OLMoE with fewer key-value heads than query heads".to_owned(),
         ));
     }
-    // `OlmoeRMSNorm` is built without the configured epsilon, so it always uses 1e-5 (`OlmoeModel` of the converter, too).
+    // `OlmoeRMSNorm` is built without the configured epsilon, so it always uses 1e-5 (`OlmoeModel` of the converter,
+    // too).
     let key = "olmoe.attention.layer_norm_rms_epsilon";
     build.keys.retain(|(name, _)| name != key);
     build.keys.push((key.to_owned(), GgufValue::F32(1e-5)));

@@ -37,8 +37,8 @@ const ERNIE4_5: ModelClass = ModelClass {
     theta: 500_000.0,
     ..LLAMA
 };
-/// Number of layers of EXAONE 4 32B. Only by it does llama.cpp tell the hybrid model, whose layers without a window do not
-/// rotate.
+/// Number of layers of EXAONE 4 32B. Only by it does llama.cpp tell the hybrid model, whose layers without a window do
+/// not rotate.
 const EXAONE4_HYBRID: u64 = 64;
 const SEED_OSS_NORMS: &[LayerWeight] = &[
     LayerWeight::new("input_layernorm", "attn_norm", &[Hidden]),

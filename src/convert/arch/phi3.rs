@@ -1,4 +1,5 @@
-//! Phi 3 and Phi 4 mini. Queries, keys and values are one fused matrix, gate and up another; both stay fused in the file.
+//! Phi 3 and Phi 4 mini. Queries, keys and values are one fused matrix, gate and up another; both stay fused in the
+//! file.
 
 use super::{
     ModelBuilder,
@@ -64,7 +65,8 @@ pub(super) fn phi3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     }
     let context = config.integer_or(&["max_position_embeddings"], PHI3.context)?;
     let scale = context as f64 / original;
-    // Attention factor: sqrt(1 + ln(s) / ln(original)) with s = context / original (LongRoPE, `_compute_longrope_parameters`).
+    // Attention factor: sqrt(1 + ln(s) / ln(original)) with s = context / original (LongRoPE,
+    // `_compute_longrope_parameters`).
     let factor = match rope.kind() {
         _ if scale <= 1.0 => 1.0,
         "longrope" => (1.0 + scale.ln() / original.ln()).sqrt(),

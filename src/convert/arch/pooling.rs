@@ -1,5 +1,5 @@
-//! Pooling of embedding models: how one vector is made of the vectors of all tokens. sentence-transformers describes it in
-//! `modules.json` and a folder for each module.
+//! Pooling of embedding models: how one vector is made of the vectors of all tokens. sentence-transformers describes it
+//! in `modules.json` and a folder for each module.
 
 use serde_json::{Map, Value as Json};
 
@@ -28,7 +28,8 @@ fn modules(build: &ModelBuilder<'_>) -> Result<Vec<Module>, ConvertError> {
     let module = |module| Some((text(module, "type")?, text(module, "path")?));
     let mut found = Vec::new();
     for (kind, folder) in modules.iter().filter_map(module) {
-        // The file is not trusted: only folders directly below the checkpoint are read. The path of the transformer is "".
+        // The file is not trusted: only folders directly below the checkpoint are read. The path of the transformer is
+        // "".
         if folder.contains(['/', '\\', '\0']) || folder.starts_with('.') {
             return Err(ConvertError::damaged(
                 &path,

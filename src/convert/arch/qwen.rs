@@ -79,8 +79,8 @@ pub(super) fn qwen2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     pooling::keys(build)
 }
 
-/// The language model of Qwen2-VL and Qwen2.5-VL. A position in a picture has three dimensions (time, height and width);
-/// `mrope_section` says how many frequencies each of them gets.
+/// The language model of Qwen2-VL and Qwen2.5-VL. A position in a picture has three dimensions (time, height and
+/// width); `mrope_section` says how many frequencies each of them gets.
 pub(super) fn qwen2_vl(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     decoder(QWEN2_VL, &[NORMS, BIASED_ATTENTION, MLP], None).build(build)?;
     let rope = build.config.rope(QWEN2_VL.theta)?;
@@ -159,8 +159,8 @@ fn check_all_layers_have_experts(build: &ModelBuilder<'_>) -> Result<(), Convert
     Ok(())
 }
 
-/// Checks `norm_topk_prob`, whether the weights of the chosen experts are scaled to a sum of one. llama.cpp hard-codes it for
-/// each architecture.
+/// Checks `norm_topk_prob`, whether the weights of the chosen experts are scaled to a sum of one. llama.cpp hard-codes
+/// it for each architecture.
 pub(super) fn check_expert_normalization(build: &ModelBuilder<'_>, expected: bool) -> Result<(), ConvertError> {
     // All these classes default to false.
     if build.config.flag("norm_topk_prob").unwrap_or(false) != expected {

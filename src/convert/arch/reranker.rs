@@ -17,7 +17,8 @@ const TEMPLATE: &str = concat!(
     "<|im_start|>assistant\n<think>\n\n</think>\n\n",
 );
 
-/// Returns true if the checkpoint is a reranker. Its class is that of the language model: only its name and its card tell.
+/// Returns true if the checkpoint is a reranker. Its class is that of the language model: only its name and its card
+/// tell.
 pub(super) fn is_reranker(build: &ModelBuilder<'_>) -> bool {
     let is_name = |name: &str| name.to_ascii_lowercase().contains("qwen3-reranker");
     if is_name(build.name) || build.config.text(&["_name_or_path"]).is_some_and(is_name) {

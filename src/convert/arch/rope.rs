@@ -6,8 +6,8 @@ use crate::{
     gguf::GgufValue,
 };
 
-/// Puts the keys that all decoders share. `theta` is the class's default base frequency; `context` stands in for the original
-/// context length of YaRN where the configuration has none.
+/// Puts the keys that all decoders share. `theta` is the class's default base frequency; `context` stands in for the
+/// original context length of YaRN where the configuration has none.
 pub(super) fn keys(build: &mut ModelBuilder<'_>, theta: f64, context: u64) -> Result<(), ConvertError> {
     let rope = build.config.rope(theta)?;
     match rope.kind() {
@@ -68,9 +68,9 @@ pub(super) fn llama3(build: &mut ModelBuilder<'_>, theta: f64, head_dim: u64) ->
     Ok(())
 }
 
-/// Returns the divisor of each of the `head_dim / 2` frequencies: 1 for wavelengths far below the original context, `factor`
-/// for those far above, and a smooth way between (`_compute_llama3_parameters` of transformers, `generate_extra_tensors` of
-/// `LlamaModel` in llama.cpp's converter).
+/// Returns the divisor of each of the `head_dim / 2` frequencies: 1 for wavelengths far below the original context,
+/// `factor` for those far above, and a smooth way between (`_compute_llama3_parameters` of transformers,
+/// `generate_extra_tensors` of `LlamaModel` in llama.cpp's converter).
 fn llama3_factors(rope: &RopeConfig, head_dim: u64) -> Result<Vec<f32>, ConvertError> {
     let theta = rope.needed("rope_theta")?;
     let or = |key: &str, default: f64| rope.number(key).unwrap_or(default);
@@ -80,7 +80,8 @@ fn llama3_factors(rope: &RopeConfig, head_dim: u64) -> Result<Vec<f32>, ConvertE
         or("high_freq_factor", 4.0),
     );
     let original = or("original_max_position_embeddings", 8192.0);
-    // In 32 bits at every step, because the reference computes with torch.float32: 64 bits would give other last digits.
+    // In 32 bits at every step, because the reference computes with torch.float32: 64 bits would give other last
+    // digits.
     let factors = (0..head_dim).step_by(2).map(|at| {
         let exponent = at as f32 / head_dim as f32;
         let frequency = 1.0 / (theta as f32).powf(exponent);

@@ -1,11 +1,11 @@
-//! Sizes of a decoder: the defaults of its transformers class, and what its `config.json` says. Tensor shapes are checked
-//! against them.
+//! Sizes of a decoder: the defaults of its transformers class, and what its `config.json` says. Tensor shapes are
+//! checked against them.
 
 use super::ModelBuilder;
 use crate::convert::ConvertError;
 
-/// Class of the transformers library: its default configuration, and llama.cpp's name for the architecture. A `config.json`
-/// leaves out what equals the default, so every value here is that of the class's `PretrainedConfig`.
+/// Class of the transformers library: its default configuration, and llama.cpp's name for the architecture. A
+/// `config.json` leaves out what equals the default, so every value here is that of the class's `PretrainedConfig`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ModelClass {
     pub(super) arch: &'static str,

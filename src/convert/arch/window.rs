@@ -31,8 +31,8 @@ pub(super) fn keys(build: &mut ModelBuilder<'_>, blocks: u64, default: Option<u6
     Ok(())
 }
 
-/// Returns for each layer whether it has a window. Configurations spell it in three ways: a list of layer types, a string of
-/// letters that repeats (`LLLG`, L for local), or the period after which one layer has none.
+/// Returns for each layer whether it has a window. Configurations spell it in three ways: a list of layer types, a
+/// string of letters that repeats (`LLLG`, L for local), or the period after which one layer has none.
 pub(super) fn pattern(config: &CheckpointConfig, blocks: u64) -> Result<Vec<bool>, ConvertError> {
     if let Some(types) = config.find(&["layer_types"]).and_then(Json::as_array) {
         let pattern: Vec<bool> = types

@@ -1,7 +1,7 @@
 //! Front matter of a model card: the subset of YAML that describes a model.
 //!
-//! Only texts, lists in brackets and lists of lines with dashes are read. Everything else, mostly benchmark results, is skipped.
-//! A card is not trusted, and without anchors and types its front matter cannot expand.
+//! Only texts, lists in brackets and lists of lines with dashes are read. Everything else, mostly benchmark results, is
+//! skipped. A card is not trusted, and without anchors and types its front matter cannot expand.
 
 /// Limit on the front matter. That of published cards has a few kilobytes.
 const MAX_BYTES: usize = 256 << 10;

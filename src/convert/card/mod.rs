@@ -1,5 +1,6 @@
-//! Descriptive metadata (`general.*` keys) from the model card, the name of the model and `generation_config.json`, by the rules
-//! of `gguf-py`'s `Metadata` class, which llama.cpp's converter uses. llama.cpp needs none of them to run a model.
+//! Descriptive metadata (`general.*` keys) from the model card, the name of the model and `generation_config.json`, by
+//! the rules of `gguf-py`'s `Metadata` class, which llama.cpp's converter uses. llama.cpp needs none of them to run a
+//! model.
 
 mod front_matter;
 mod name;

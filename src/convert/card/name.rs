@@ -1,5 +1,5 @@
-//! Analysis of a model's name, by the rules of `gguf-py`'s `Metadata.get_model_id_components`: `Qwen3-0.6B-Instruct-v2` has a
-//! base name, a size, a fine-tuning and a version.
+//! Analysis of a model's name, by the rules of `gguf-py`'s `Metadata.get_model_id_components`: `Qwen3-0.6B-Instruct-v2`
+//! has a base name, a size, a fine-tuning and a version.
 
 use std::{borrow::Cow, collections::HashSet};
 
@@ -173,8 +173,8 @@ fn is_size(lower: &str) -> bool {
     is_unit && digits(whole) && digits(fraction)
 }
 
-/// Returns a size in its canonical spelling, and whether it must be a context length (`128k`) because it is far from the number
-/// of parameters.
+/// Returns a size in its canonical spelling, and whether it must be a context length (`128k`) because it is far from
+/// the number of parameters.
 fn size(part: &str, parameters: u64) -> (String, bool) {
     let mut part = part.replace('_', ".");
     // BLOOM's 7b1 means 7.1b.

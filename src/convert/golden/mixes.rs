@@ -1,6 +1,6 @@
-//! Golden tests of quantization mixes: every mix is compared, tensor by tensor, with what llama.cpp's quantizer makes of the
-//! same weights in an F32 file. Besides the tiny checkpoints there are two with rows long enough for every type and enough
-//! layers for every rule.
+//! Golden tests of quantization mixes: every mix is compared, tensor by tensor, with what llama.cpp's quantizer makes
+//! of the same weights in an F32 file. Besides the tiny checkpoints there are two with rows long enough for every type
+//! and enough layers for every rule.
 
 use std::{collections::BTreeMap, fs, path::Path};
 

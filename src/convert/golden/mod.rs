@@ -1,6 +1,6 @@
 //! Golden tests: tiny random checkpoints of every architecture. Their files are compared with those of llama.cpp's own
-//! converter, key by key and byte by byte, and the logits that llama.cpp computes from them with those of transformers. All were
-//! made by `fixtures/convert/make/checkpoints.py`.
+//! converter, key by key and byte by byte, and the logits that llama.cpp computes from them with those of transformers.
+//! All were made by `fixtures/convert/make/checkpoints.py`.
 
 #[cfg(test)]
 mod mixes;
@@ -132,14 +132,14 @@ fn is_ours(key: &str) -> bool {
     key.starts_with("tokenizer.ggml.") && key.ends_with("_token_id")
 }
 
-/// Returns true for keys that only llama.cpp's converter writes: it takes every Gemma for CodeGemma, and writes an RMS epsilon
-/// for ModernBERT, which has none.
+/// Returns true for keys that only llama.cpp's converter writes: it takes every Gemma for CodeGemma, and writes an RMS
+/// epsilon for ModernBERT, which has none.
 fn is_theirs(name: &str, key: &str) -> bool {
     name == "gemma" && key == "tokenizer.ggml.eot_token_id" || key == "modern-bert.attention.layer_norm_rms_epsilon"
 }
 
-/// Returns true for correct keys that llama.cpp's converter leaves out: defaults that it relies on, and keys without which
-/// llama.cpp loads only DeepSeek models of a few known sizes, or guesses their gating function.
+/// Returns true for correct keys that llama.cpp's converter leaves out: defaults that it relies on, and keys without
+/// which llama.cpp loads only DeepSeek models of a few known sizes, or guesses their gating function.
 fn is_written_explicitly(key: &str) -> bool {
     matches!(
         key,
@@ -159,8 +159,8 @@ fn is_written_explicitly(key: &str) -> bool {
     )
 }
 
-/// Returns true for tensors that llama.cpp's converter leaves out by mistake: without OLMo 2's output matrix llama.cpp cannot
-/// load the file, without the dense layer of BERT's head it computes other scores.
+/// Returns true for tensors that llama.cpp's converter leaves out by mistake: without OLMo 2's output matrix llama.cpp
+/// cannot load the file, without the dense layer of BERT's head it computes other scores.
 fn is_missed(name: &str, tensor: &str) -> bool {
     matches!(
         (name, tensor),
@@ -369,7 +369,8 @@ const WAYS: &[LoadVia] = &[
     LoadVia::Stream,
 ];
 
-/// Loads a model with adapters into llama.cpp, with a context of one sequence and everything that is not in the file in 32 bits.
+/// Loads a model with adapters into llama.cpp, with a context of one sequence and everything that is not in the file in
+/// 32 bits.
 pub(super) fn engine(
     folder: &Path,
     purpose: ContextPurpose,
@@ -594,8 +595,8 @@ fn cut(header: &[u8], texts: &[String]) -> Result<Vec<Vec<i32>>, ConvertError> {
     texts.iter().map(cut).collect()
 }
 
-/// If no structure fits, the comparison decides: a pre-tokenizer that tokenizes all texts alike is found; if there is none, the
-/// best one is a mismatch.
+/// If no structure fits, the comparison decides: a pre-tokenizer that tokenizes all texts alike is found; if there is
+/// none, the best one is a mismatch.
 #[test]
 fn a_pre_tokenizer_of_unknown_structure_is_found_by_trying() {
     for (pattern, expected) in [

@@ -1,5 +1,5 @@
-//! Prediction of the order in which llama.cpp reads tensors: the order of the file at first, then, within layers, the order
-//! in which the tensors of an earlier layer were read.
+//! Prediction of the order in which llama.cpp reads tensors: the order of the file at first, then, within layers, the
+//! order in which the tensors of an earlier layer were read.
 
 use std::collections::HashMap;
 

@@ -1,9 +1,9 @@
 //! Streaming of a planned file: reads at any offset are answered as if the file existed, so that a model can be loaded
 //! without writing it to disk. `worker` gives a [`GgufStream`] to llama.cpp as a `FILE*`.
 //!
-//! llama.cpp reads the header, then one tensor after another: on one thread, in small pieces, and not in the order of the
-//! file. Here a pool of threads makes rows ahead of that reader, as far as a bound on memory allows, in the order that
-//! [`ReadForecast`] predicts.
+//! llama.cpp reads the header, then one tensor after another: on one thread, in small pieces, and not in the order of
+//! the file. Here a pool of threads makes rows ahead of that reader, as far as a bound on memory allows, in the order
+//! that [`ReadForecast`] predicts.
 
 mod forecast;
 
@@ -22,12 +22,12 @@ use crate::stdx::sync::{lock, wait};
 
 /// Limit on the threads of the pool. More would only wait for the disk.
 const MAX_THREADS: usize = 8;
-/// Tensors with fewer bytes are not made ahead. A reader with a buffer touches small neighbors of the tensor that it wants, which
-/// says nothing about what it reads next.
+/// Tensors with fewer bytes are not made ahead. A reader with a buffer touches small neighbors of the tensor that it
+/// wants, which says nothing about what it reads next.
 const SMALL_BYTES: u64 = 64 << 10;
 
-/// Readable stream of a [`VirtualGguf`], whose bytes are made when they are read or shortly before. Dropping it joins the
-/// threads of its pool.
+/// Readable stream of a [`VirtualGguf`], whose bytes are made when they are read or shortly before. Dropping it joins
+/// the threads of its pool.
 #[derive(Debug)]
 pub struct GgufStream {
     shared: Arc<Shared>,
@@ -103,7 +103,8 @@ impl GgufStream {
         };
         let shared = Arc::new(Shared {
             model,
-            // For each thread a step in the making and one that waits for the reader, and two more so that no thread waits for it.
+            // For each thread a step in the making and one that waits for the reader, and two more so that no thread
+            // waits for it.
             ahead: 2 * threads + 2,
             state: Mutex::new(state),
             work: Condvar::new(),
@@ -176,8 +177,8 @@ impl GgufStream {
         if let Some((_, bytes)) = self.current.as_ref().filter(|(at, _)| *at == step) {
             return Ok(copy(&bytes[inside as usize..], out));
         }
-        // A read that begins inside of a step, such as that of a reader which fills its buffer before it seeks, is answered
-        // directly: making the whole step would be wasted.
+        // A read that begins inside of a step, such as that of a reader which fills its buffer before it seeks, is
+        // answered directly: making the whole step would be wasted.
         let wanted = (out.len() as u64).min(left).min(step_bytes - inside);
         let row_bytes = recipe.row_bytes();
         let (first, last) = (within / row_bytes, (within + wanted - 1) / row_bytes);
@@ -254,8 +255,8 @@ impl Shared {
         Ok(bytes)
     }
 
-    /// Makes rows like [`TensorRecipe::produce`](super::TensorRecipe::produce), but turns a panic into an error: otherwise the
-    /// reader would wait for these rows forever.
+    /// Makes rows like [`TensorRecipe::produce`](super::TensorRecipe::produce), but turns a panic into an error:
+    /// otherwise the reader would wait for these rows forever.
     fn produce(
         &self,
         tensor: usize,
@@ -276,8 +277,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Returns a step that the reader has come to: one that is made, one that a thread is making (after waiting), or one that is
-    /// made here. `spent` is the buffer of the step before.
+    /// Returns a step that the reader has come to: one that is made, one that a thread is making (after waiting), or
+    /// one that is made here. `spent` is the buffer of the step before.
     fn take(
         &self,
         step: StreamStep,

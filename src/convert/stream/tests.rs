@@ -100,7 +100,8 @@ fn from_the_beginning_to_the_end_it_is_the_file() {
     }
 }
 
-/// Reads like llama.cpp: tensors in another order than the file's, each from a little before its beginning, in small pieces.
+/// Reads like llama.cpp: tensors in another order than the file's, each from a little before its beginning, in small
+/// pieces.
 #[test]
 fn tensors_in_another_order_and_in_small_pieces() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Byte-level BPE, as GPT-2 introduced it: every byte of a text is written as one printable letter, so that a vocabulary of
-//! texts can hold any bytes.
+//! Byte-level BPE, as GPT-2 introduced it: every byte of a text is written as one printable letter, so that a
+//! vocabulary of texts can hold any bytes.
 
 use serde_json::{Value as Json, json};
 
@@ -8,8 +8,8 @@ pub(super) fn decoder() -> Json {
     json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true})
 }
 
-/// Returns the letter of each byte (`bytes_to_unicode` in GPT-2's `encoder.py`): printable bytes stand for themselves, all
-/// others for the letters from U+0100 on, in order.
+/// Returns the letter of each byte (`bytes_to_unicode` in GPT-2's `encoder.py`): printable bytes stand for themselves,
+/// all others for the letters from U+0100 on, in order.
 pub(super) fn letters() -> [char; 256] {
     let mut next = 256;
     std::array::from_fn(|byte| {

@@ -1,5 +1,6 @@
-//! Comparison of llama.cpp's tokenizer with the reference implementation, on texts by which tokenizers differ. A model whose
-//! prompts are split into other tokens than in training answers badly without any error, so a mismatch is reported.
+//! Comparison of llama.cpp's tokenizer with the reference implementation, on texts by which tokenizers differ. A model
+//! whose prompts are split into other tokens than in training answers badly without any error, so a mismatch is
+//! reported.
 
 use super::{Added, pre_hashes::TEXT};
 

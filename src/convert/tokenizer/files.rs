@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::{Added, json::TokenizerJson, reference::Reference, sentencepiece::SentencePieceModel};
+use super::{Added, json::TokenizerJson, reference::Reference, sentencepiece_proto::SentencePieceModel};
 
 /// Parsed tokenizer files of a checkpoint.
 #[derive(Debug, Default)]

@@ -1,6 +1,6 @@
-//! `tokenizer.json`, the format of the `tokenizers` crate. Its vocabulary borrows from the file's bytes: the largest files have
-//! a quarter of a million tokens and half a million merges, which as a tree of JSON values would take twenty times the size
-//! of the file.
+//! `tokenizer.json`, the format of the `tokenizers` crate. Its vocabulary borrows from the file's bytes: the largest
+//! files have a quarter of a million tokens and half a million merges, which as a tree of JSON values would take twenty
+//! times the size of the file.
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
@@ -13,7 +13,8 @@ use serde_json::{Value as Json, json, value::RawValue};
 use super::{Added, MAX_TOKENS};
 use crate::convert::ConvertError;
 
-/// Limit on the JSON of one step before or after the model. The longest published one, a table of characters, has 320 kB.
+/// Limit on the JSON of one step before or after the model. The longest published one, a table of characters, has 320
+/// kB.
 const MAX_STEP_BYTES: usize = 8 << 20;
 /// Limit on merges. The largest published vocabularies have two merges for each token.
 pub(super) const MAX_MERGES: usize = 3 * MAX_TOKENS as usize;

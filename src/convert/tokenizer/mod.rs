@@ -1,10 +1,10 @@
 //! The tokenizer of a checkpoint as GGUF metadata (`tokenizer.*` keys).
 //!
-//! A checkpoint describes its tokenizer in up to eight files, which [`TokenizerFiles`] holds. From them a [`Vocabulary`] is made:
-//! `bpe` for byte-level BPE, `wordpiece`, `sentencepiece` and `unigram`. llama.cpp implements pre-tokenizers by name, so `pre`
-//! finds the name for the checkpoint's. `special` finds the ids of special tokens and which of them are added to texts,
-//! `template` the chat templates. `reference` runs the checkpoint's own tokenizer on sample texts, and `check` compares
-//! llama.cpp's output with it.
+//! A checkpoint describes its tokenizer in up to eight files, which [`TokenizerFiles`] holds. From them a
+//! [`Vocabulary`] is made: `bpe` for byte-level BPE, `wordpiece`, `sentencepiece` and `unigram`. llama.cpp implements
+//! pre-tokenizers by name, so `pre` finds the name for the checkpoint's. `special` finds the ids of special tokens and
+//! which of them are added to texts, `template` the chat templates. `reference` runs the checkpoint's own tokenizer on
+//! sample texts, and `check` compares llama.cpp's output with it.
 
 mod bpe;
 mod byte_level;
@@ -17,6 +17,7 @@ mod pre_families;
 mod pre_hashes;
 mod reference;
 mod sentencepiece;
+mod sentencepiece_proto;
 mod sources;
 mod special;
 mod tekken;
@@ -87,7 +88,8 @@ impl Added {
 /// Vocabulary: tokens by id, and everything that llama.cpp needs to use them.
 #[derive(Debug)]
 struct Vocabulary {
-    /// `tokenizer.ggml.model`: `gpt2` (byte-level BPE), `bert` (WordPiece), `llama` (SentencePiece BPE) or `t5` (unigram).
+    /// `tokenizer.ggml.model`: `gpt2` (byte-level BPE), `bert` (WordPiece), `llama` (SentencePiece BPE) or `t5`
+    /// (unigram).
     model: &'static str,
     /// Names of pre-tokenizers to try, the likeliest first.
     pre: Vec<&'static str>,
@@ -109,14 +111,14 @@ pub(super) struct TokenizerMetadata {
     pre: Vec<&'static str>,
     /// True when the first pre-tokenizer has the structure of the checkpoint's.
     pub(super) is_known: bool,
-    /// Whether the checkpoint's own tokenizer adds BOS; `None` if a key says so already.
+    /// True when the checkpoint's own tokenizer adds BOS; `None` if a key says so already.
     adds_bos: Option<bool>,
     /// Sample texts and their expected token ids.
     samples: Vec<(String, Vec<u32>)>,
 }
 
-/// Reads the tokenizer in a folder. `rows` is the number of rows of the token embedding, which llama.cpp requires to be the
-/// size of the vocabulary.
+/// Reads the tokenizer in a folder. `rows` is the number of rows of the token embedding, which llama.cpp requires to be
+/// the size of the vocabulary.
 pub(super) fn read(folder: &Path, rows: u64, notes: &mut Vec<String>) -> Result<TokenizerMetadata, ConvertError> {
     let bytes = TokenizerBytes::read(folder)?;
     let mut files = TokenizerFiles::read(folder, &bytes, notes)?;
@@ -189,7 +191,8 @@ impl TokenizerMetadata {
         if let Some((_, value)) = self.keys.iter_mut().find(|(other, _)| other == key) {
             *value = GgufValue::String((*name).to_owned());
         }
-        // llama.cpp adds BOS by default for some pre-tokenizers, so the key must be written for these, and only for these.
+        // llama.cpp adds BOS by default for some pre-tokenizers, so the key must be written for these, and only for
+        // these.
         let key = "tokenizer.ggml.add_bos_token";
         self.keys.retain(|(other, _)| self.adds_bos.is_none() || other != key);
         if let Some(adds_bos) = self.adds_bos.filter(|_| pre::adds_bos(name)) {
@@ -231,8 +234,8 @@ impl TokenizerFiles<'_> {
     }
 }
 
-/// Returns true for added tokens that are special although they are not marked so (`does_token_look_special` in llama.cpp's
-/// converter).
+/// Returns true for added tokens that are special although they are not marked so (`does_token_look_special` in
+/// llama.cpp's converter).
 fn looks_special(text: &str) -> bool {
     let is_between = |start: &str, end: &str| text.starts_with(start) && text.ends_with(end);
     matches!(text, "<pad>" | "<mask>" | "<2mass>" | "[@BOS@]")
@@ -260,8 +263,8 @@ fn texts_by_id<'a>(pairs: impl Iterator<Item = (&'a str, u64)>) -> Result<Vec<Op
 }
 
 impl Vocabulary {
-    /// Makes the vocabulary as long as the embedding has rows. Embeddings are often padded to a multiple of 64 or 128: rows
-    /// beyond the tokenizer's tokens get placeholders `[PAD<id>]`, like in llama.cpp's converter.
+    /// Makes the vocabulary as long as the embedding has rows. Embeddings are often padded to a multiple of 64 or 128:
+    /// rows beyond the tokenizer's tokens get placeholders `[PAD<id>]`, like in llama.cpp's converter.
     fn fit(&mut self, rows: u64) -> Result<(), ConvertError> {
         // Added tokens without a row can never be used, for example Gemma 3's image token in its text-only models.
         let is_added = |kind| matches!(kind, TokenType::Control | TokenType::UserDefined | TokenType::Unused);

@@ -1,5 +1,6 @@
-//! Vocabularies in plain files, from before `tokenizer.json`: GPT-2's `vocab.json` with `merges.txt`, and BERT's `vocab.txt`.
-//! The steps around the model are those of the tokenizer's class in transformers (`convert_slow_tokenizer.py`).
+//! Vocabularies in plain files, from before `tokenizer.json`: GPT-2's `vocab.json` with `merges.txt`, and BERT's
+//! `vocab.txt`. The steps around the model are those of the tokenizer's class in transformers
+//! (`convert_slow_tokenizer.py`).
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -16,7 +17,8 @@ use crate::convert::ConvertError;
 /// Special tokens that become added tokens.
 const KINDS: [&str; 7] = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
 
-/// Makes a byte-level tokenizer of `vocab.json` and `merges.txt`. Defaults of its class are added to the files' configuration.
+/// Makes a byte-level tokenizer of `vocab.json` and `merges.txt`. Defaults of its class are added to the files'
+/// configuration.
 pub(super) fn from_merges<'a>(
     vocab: &'a [u8],
     merges: &'a str,

@@ -1,5 +1,5 @@
-//! Finding llama.cpp's pre-tokenizer for a tokenizer that its converter does not recognize, for example that of a fine-tuned
-//! model with added tokens: by comparing the steps of the pre-tokenizer with those of known families.
+//! Finding llama.cpp's pre-tokenizer for a tokenizer that its converter does not recognize, for example that of a
+//! fine-tuned model with added tokens: by comparing the steps of the pre-tokenizer with those of known families.
 
 use std::{borrow::Cow, collections::HashSet};
 

@@ -1,6 +1,6 @@
-//! Table of the pre-tokenizers that llama.cpp implements, as the steps of their `tokenizer.json`. The expressions come from
-//! llama.cpp (`llama-vocab.cpp`, MIT) and the published files. Line ends are spelled `\r` and `\n`, and contractions with `(?i:`,
-//! however a file spells them.
+//! Table of the pre-tokenizers that llama.cpp implements, as the steps of their `tokenizer.json`. The expressions come
+//! from llama.cpp (`llama-vocab.cpp`, MIT) and the published files. Line ends are spelled `\r` and `\n`, and
+//! contractions with `(?i:`, however a file spells them.
 
 use PreTokenizerStep::{DigitRuns, Digits, Gpt2, Punctuation, Split};
 
@@ -82,8 +82,8 @@ const fn ignoring(
     }
 }
 
-/// The families, the most common first: if no structure fits, they are tried in this order. Of several names for the same
-/// pre-tokenizer only one is listed.
+/// The families, the most common first: if no structure fits, they are tried in this order. Of several names for the
+/// same pre-tokenizer only one is listed.
 pub(super) const FAMILIES: &[PreTokenizerFamily] = &[
     ignoring("llama-bpe", &[Split(LLAMA3)], true),
     family("smaug-bpe", &[Split(LLAMA3)]),

@@ -1,5 +1,5 @@
-//! Table by which llama.cpp's converter recognizes tokenizers: the hash of the ids of one test text (`get_vocab_base_pre`,
-//! MIT).
+//! Table by which llama.cpp's converter recognizes tokenizers: the hash of the ids of one test text
+//! (`get_vocab_base_pre`, MIT).
 
 /// The test text (`chktxt`).
 pub(super) const TEXT: &str = concat!(

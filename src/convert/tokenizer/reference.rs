@@ -1,7 +1,7 @@
 //! The checkpoint's own tokenizer, run by the reference implementation (the `tokenizers` crate).
 //!
-//! It is built from the borrowed vocabulary, since the crate would parse the file into a tree of JSON values twice. All questions
-//! are asked at once, so that its memory is freed before the metadata is assembled.
+//! It is built from the borrowed vocabulary, since the crate would parse the file into a tree of JSON values twice. All
+//! questions are asked at once, so that its memory is freed before the metadata is assembled.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -27,11 +27,12 @@ use crate::{convert::ConvertError, stdx::hex};
 /// Answers of the reference implementation.
 #[derive(Debug, Default)]
 pub(super) struct Reference {
-    /// Name of the pre-tokenizer, if llama.cpp's converter recognizes the tokenizer by its output (`get_vocab_base_pre`).
+    /// Name of the pre-tokenizer, if llama.cpp's converter recognizes the tokenizer by its output
+    /// (`get_vocab_base_pre`).
     pub(super) pre: Option<&'static str>,
     /// Added tokens that are not normalized, encoded and decoded again, by id.
     pub(super) round_trips: HashMap<u64, String>,
-    /// Whether a token is added before texts.
+    /// True when a token is added before texts.
     pub(super) adds_bos: Option<bool>,
     /// Sample texts and their token ids.
     pub(super) samples: Vec<(String, Vec<u32>)>,
@@ -191,8 +192,8 @@ fn bpe(model: &TokenizerModel<'_>) -> Result<BPE, ConvertError> {
 }
 
 impl Added {
-    /// Returns the text that llama.cpp must look for: it searches before normalization, so a token that the normalizer changes
-    /// is replaced by its decoded form (`get_vocab_base` in the converter).
+    /// Returns the text that llama.cpp must look for: it searches before normalization, so a token that the normalizer
+    /// changes is replaced by its decoded form (`get_vocab_base` in the converter).
     pub(super) fn as_found<'a>(&'a self, reference: &'a Reference) -> &'a str {
         reference.round_trips.get(&self.id).unwrap_or(&self.text)
     }

@@ -5,7 +5,13 @@ use std::collections::HashMap;
 
 use serde_json::Value as Json;
 
-use super::{Added, TokenType, TokenizerFiles, Vocabulary, json::TokenizerJson, looks_special, texts_by_id};
+use super::{
+    Added, TokenType, TokenizerFiles, Vocabulary,
+    json::TokenizerJson,
+    looks_special,
+    sentencepiece_proto::{MAX_PIECES, ProtoPieceType, SentencePieceModel},
+    texts_by_id,
+};
 use crate::convert::ConvertError;
 
 /// The character that stands for a space in a vocabulary.
@@ -16,49 +22,6 @@ pub(super) const UNUSED_SCORE: f32 = -10000.0;
 const ADDED_SCORE: f32 = -1000.0;
 /// Score of tokens that no merge makes.
 const UNREACHABLE_SCORE: f32 = -1e6;
-/// Sanity limit on the size of a vocabulary.
-const MAX_PIECES: usize = 4 << 20;
-
-/// Fields of a `ModelProto` that matter here.
-#[derive(Debug)]
-pub(super) struct SentencePieceModel<'a> {
-    pub(super) pieces: Vec<ProtoPiece<'a>>,
-    /// `trainer_spec.model_type`: 1 is unigram, 2 is BPE.
-    kind: u64,
-    pub(super) add_dummy_prefix: bool,
-    /// `normalizer_spec.precompiled_charsmap`.
-    pub(super) table: &'a [u8],
-}
-
-/// `ModelProto.SentencePiece`.
-#[derive(Debug)]
-pub(super) struct ProtoPiece<'a> {
-    pub(super) text: &'a [u8],
-    pub(super) score: f32,
-    pub(super) kind: ProtoPieceType,
-}
-
-/// `ModelProto.SentencePiece.Type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ProtoPieceType {
-    Normal,
-    Unknown,
-    Control,
-    UserDefined,
-    Unused,
-    Byte,
-}
-
-impl SentencePieceModel<'_> {
-    pub(super) fn is_unigram(&self) -> bool {
-        self.kind == 1
-    }
-
-    pub(super) fn is_bpe(&self) -> bool {
-        self.kind == 2
-    }
-}
-
 /// Makes the vocabulary of a BPE `tokenizer.model`.
 pub(super) fn from_model(
     files: &TokenizerFiles<'_>,
@@ -140,8 +103,8 @@ fn add(
 
 /// Makes the vocabulary of a `tokenizer.json` that was made from a SentencePiece BPE model.
 ///
-/// That form has no scores. But llama.cpp merges the pair with the highest score first, and the file lists merges in the order
-/// of their scores, so the negated rank of the merge that makes a token restores the order.
+/// That form has no scores. But llama.cpp merges the pair with the highest score first, and the file lists merges in
+/// the order of their scores, so the negated rank of the merge that makes a token restores the order.
 pub(super) fn from_json(json: &TokenizerJson<'_>) -> Result<Vocabulary, ConvertError> {
     let pairs = json
         .model
@@ -205,138 +168,9 @@ fn prepends_space(json: &TokenizerJson<'_>) -> bool {
     prepends || matches!(scheme, Some("always" | "first"))
 }
 
-/// Parses a `ModelProto`; `None` if it is malformed or has no pieces.
-pub(super) fn parse(bytes: &[u8]) -> Option<SentencePieceModel<'_>> {
-    let mut model = SentencePieceModel {
-        pieces: Vec::new(),
-        kind: 1,
-        add_dummy_prefix: true,
-        table: &[],
-    };
-    for field in Fields(bytes) {
-        match field? {
-            (1, Field::Bytes(piece)) => {
-                if model.pieces.len() == MAX_PIECES {
-                    return None;
-                }
-                model.pieces.push(parse_piece(piece)?);
-            }
-            (2, Field::Bytes(trainer)) => {
-                for field in Fields(trainer) {
-                    if let (3, Field::Varint(kind)) = field? {
-                        model.kind = kind;
-                    }
-                }
-            }
-            (3, Field::Bytes(normalizer)) => {
-                for field in Fields(normalizer) {
-                    match field? {
-                        (2, Field::Bytes(table)) => model.table = table,
-                        (3, Field::Varint(flag)) => model.add_dummy_prefix = flag != 0,
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
-        }
-    }
-    (!model.pieces.is_empty()).then_some(model)
-}
-
-fn parse_piece(bytes: &[u8]) -> Option<ProtoPiece<'_>> {
-    let mut piece = ProtoPiece {
-        text: &[],
-        score: 0.0,
-        kind: ProtoPieceType::Normal,
-    };
-    for field in Fields(bytes) {
-        match field? {
-            (1, Field::Bytes(text)) => piece.text = text,
-            (2, Field::Fixed32(bits)) => piece.score = f32::from_bits(bits),
-            (3, Field::Varint(kind)) => {
-                piece.kind = match kind {
-                    2 => ProtoPieceType::Unknown,
-                    3 => ProtoPieceType::Control,
-                    4 => ProtoPieceType::UserDefined,
-                    5 => ProtoPieceType::Unused,
-                    6 => ProtoPieceType::Byte,
-                    _ => ProtoPieceType::Normal,
-                }
-            }
-            _ => {}
-        }
-    }
-    piece.score.is_finite().then_some(piece)
-}
-
-/// Value of a protocol buffer field, by wire type.
-enum Field<'a> {
-    Varint(u64),
-    Fixed32(u32),
-    Fixed64,
-    Bytes(&'a [u8]),
-}
-
-/// Iterator over the fields of a protocol buffer message: their numbers and values. It ends after a malformed one, which is
-/// `None`.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0u64;
-        for shift in (0..64).step_by(7) {
-            let (byte, rest) = self.0.split_first()?;
-            self.0 = rest;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Some(value);
-            }
-        }
-        None
-    }
-
-    fn take(&mut self, bytes: u64) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(usize::try_from(bytes).ok()?)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn field(&mut self) -> Option<(u64, Field<'a>)> {
-        let tag = self.varint()?;
-        let field = match tag & 7 {
-            0 => Field::Varint(self.varint()?),
-            1 => self.take(8).map(|_| Field::Fixed64)?,
-            2 => {
-                let length = self.varint()?;
-                Field::Bytes(self.take(length)?)
-            }
-            5 => Field::Fixed32(u32::from_le_bytes(self.take(4)?.try_into().ok()?)),
-            _ => return None,
-        };
-        Some((tag >> 3, field))
-    }
-}
-
-impl<'a> Iterator for Fields<'a> {
-    type Item = Option<(u64, Field<'a>)>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let field = self.field();
-        if field.is_none() {
-            self.0 = &[];
-        }
-        Some(field)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
+    use super::{super::sentencepiece_proto::parse, *};
 
     const MODEL: &[u8] = include_bytes!("../../../fixtures/convert/tokenizers/spm/tokenizer.model");
 
@@ -379,21 +213,5 @@ mod tests {
         use TokenType::{Byte, Control, Normal, Unknown};
         assert_eq!(kinds, [Unknown, Control, Byte, Normal, Normal, Normal, Normal]);
         assert_eq!(vocabulary.add_space_prefix, Some(true));
-    }
-
-    #[test]
-    fn damaged_models() {
-        for length in [0, 1, 100, MODEL.len() - 1] {
-            assert!(parse(&MODEL[..length]).is_none_or(|model| model.pieces.len() <= 292));
-        }
-        assert!(parse(&[0x0a, 0xff, 0xff, 0xff, 0xff, 0x0f]).is_none());
-        assert!(parse(&[0x80; 20]).is_none());
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_models(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = parse(&bytes);
-        }
     }
 }

@@ -1,9 +1,12 @@
 //! Reading of the files that hold a tokenizer. Of several vocabularies the first of `tokenizer.json`, `tekken.json`,
-//! `vocab.json` with `merges.txt`, and `vocab.txt` is used; a SentencePiece BPE model takes precedence over all of them.
+//! `vocab.json` with `merges.txt`, and `vocab.txt` is used; a SentencePiece BPE model takes precedence over all of
+//! them.
 
 use std::path::Path;
 
-use super::{files::TokenizerFiles, json::TokenizerJson, plain, reference::Reference, sentencepiece, tekken, unigram};
+use super::{
+    files::TokenizerFiles, json::TokenizerJson, plain, reference::Reference, sentencepiece_proto, tekken, unigram,
+};
 use crate::convert::{ConvertError, files};
 
 /// Bytes of the file with the vocabulary. What is parsed borrows from them.
@@ -85,7 +88,7 @@ impl<'a> TokenizerFiles<'a> {
             VocabularySource::None => None,
         };
         if let Some(proto) = bytes.sentencepiece.as_deref() {
-            match sentencepiece::parse(proto) {
+            match sentencepiece_proto::parse(proto) {
                 Some(model) if model.is_bpe() => found.sentencepiece = Some(model),
                 // Another program's file, or a unigram model, which `tokenizer.json` describes as well.
                 _ if found.json.is_some() => {}

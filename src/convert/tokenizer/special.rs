@@ -1,5 +1,5 @@
-//! Special tokens: their ids, which of them are added to texts, and which of them end an answer (`SpecialVocab` in llama.cpp's
-//! `gguf-py`, and beyond it all end tokens of `generation_config.json`).
+//! Special tokens: their ids, which of them are added to texts, and which of them end an answer (`SpecialVocab` in
+//! llama.cpp's `gguf-py`, and beyond it all end tokens of `generation_config.json`).
 
 use std::collections::HashMap;
 
@@ -8,7 +8,8 @@ use serde_json::Value as Json;
 use super::{TokenizerFiles, Vocabulary};
 use crate::gguf::{END_TOKENS_KEY, GgufValue};
 
-/// Kinds of special tokens: the name in `tokenizer_config.json` and the key in GGUF. `seperator` is the format's own spelling.
+/// Kinds of special tokens: the name in `tokenizer_config.json` and the key in GGUF. `seperator` is the format's own
+/// spelling.
 const KINDS: &[(&str, &str)] = &[
     ("bos", "bos_token_id"),
     ("eos", "eos_token_id"),
@@ -28,8 +29,8 @@ const ADDED_TOKENS: &[(&str, &str)] = &[
 /// Kinds of tokens that end an answer for llama.cpp.
 const ENDS: [&str; 3] = ["eos", "eot", "eom"];
 
-/// Limit on end tokens beyond those with a key. llama.cpp returns a metadata value only up to a fixed length, which a list of
-/// so many ids fits into.
+/// Limit on end tokens beyond those with a key. llama.cpp returns a metadata value only up to a fixed length, which a
+/// list of so many ids fits into.
 const MAX_ENDS: usize = 24;
 
 /// Keys of special tokens.
@@ -45,7 +46,7 @@ pub(super) struct SpecialTokenKeys {
 #[derive(Default)]
 struct SpecialTokens {
     texts: HashMap<&'static str, String>,
-    /// Whether the token is added to texts.
+    /// Flag by token kind: true when the token is added to texts.
     added: HashMap<&'static str, bool>,
     ids: HashMap<&'static str, u64>,
     lowercase: Option<bool>,
@@ -206,8 +207,8 @@ impl SpecialTokens {
         }
     }
 
-    /// Collects the end tokens of all files. The format has keys for three of them; if there are more, returns all ids for
-    /// [`END_TOKENS_KEY`], else none.
+    /// Collects the end tokens of all files. The format has keys for three of them; if there are more, returns all ids
+    /// for [`END_TOKENS_KEY`], else none.
     fn find_ends(
         &mut self,
         files: &TokenizerFiles<'_>,

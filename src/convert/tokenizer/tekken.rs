@@ -1,5 +1,5 @@
-//! Mistral's `tekken.json` (the `Tekkenizer` of `mistral_common`): special tokens, then tokens as bytes by rank. Like tiktoken, it
-//! has no merges: the pair whose union has the lowest rank is merged first. They are reconstructed here.
+//! Mistral's `tekken.json` (the `Tekkenizer` of `mistral_common`): special tokens, then tokens as bytes by rank. Like
+//! tiktoken, it has no merges: the pair whose union has the lowest rank is merged first. They are reconstructed here.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -69,8 +69,8 @@ struct Special {
     token_str: String,
 }
 
-/// Makes an equivalent `tokenizer.json`. Special tokens are added to `config`, the contents of `tokenizer_config.json`, which
-/// takes precedence.
+/// Makes an equivalent `tokenizer.json`. Special tokens are added to `config`, the contents of `tokenizer_config.json`,
+/// which takes precedence.
 pub(super) fn read(bytes: &[u8], config: &mut Map<String, Json>) -> Result<TokenizerJson<'static>, ConvertError> {
     let wrong = |reason: String| ConvertError::Tokenizer(format!("its tekken.json is malformed: {reason}"));
     let file: File<'_> = serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))?;

@@ -1,5 +1,5 @@
-//! Chat templates of a checkpoint, from the four places where versions of transformers keep them (`SpecialVocab` in llama.cpp's
-//! `gguf-py`).
+//! Chat templates of a checkpoint, from the four places where versions of transformers keep them (`SpecialVocab` in
+//! llama.cpp's `gguf-py`).
 
 use std::path::Path;
 
@@ -39,7 +39,8 @@ pub(super) fn metadata(folder: &Path, config: &Map<String, Json>) -> Result<Vec<
     Ok(out)
 }
 
-/// Returns names and templates from the first place that has some. The template that is used by default is called `default`.
+/// Returns names and templates from the first place that has some. The template that is used by default is called
+/// `default`.
 fn find(folder: &Path, config: &Map<String, Json>) -> Result<Vec<(String, String)>, ConvertError> {
     let of_config = config.get("chat_template").map(named).unwrap_or_default();
     if !of_config.is_empty() {

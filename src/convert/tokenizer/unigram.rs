@@ -6,7 +6,8 @@ use serde_json::{Map, Value as Json, json};
 use super::{
     Added, MAX_TOKENS, TokenType, Vocabulary,
     json::{TokenizerJson, TokenizerModel, Vocab},
-    sentencepiece::{ProtoPieceType, SentencePieceModel, is_byte},
+    sentencepiece::is_byte,
+    sentencepiece_proto::{ProtoPieceType, SentencePieceModel},
     texts_by_id,
 };
 use crate::{

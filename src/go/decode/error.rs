@@ -1,4 +1,4 @@
-//! Why a body could not be read.
+//! Failure to decode a body.
 
 /// Reason why a request body could not be decoded. Its text is Go's.
 ///

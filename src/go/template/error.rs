@@ -1,4 +1,4 @@
-//! Why a template gave no prompt.
+//! Failure to parse or render a template.
 
 /// Reason why a template gave no prompt.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

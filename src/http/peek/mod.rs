@@ -11,7 +11,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use memchr::memchr2;
 
 /// Most decoded bytes of a value that are kept. The longest legal model name is a fifth of it.
-pub const MAX_VALUE_BYTES: usize = 2048;
+const MAX_VALUE_BYTES: usize = 2048;
 
 /// Deepest nesting that is followed; Go's decoder has the same bound.
 const MAX_DEPTH: usize = 10_000;

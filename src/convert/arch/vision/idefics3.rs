@@ -1,5 +1,5 @@
-//! Projector of Idefics 3 and SmolVLM: the vectors of `scale_factor`² neighboring patches are concatenated and projected to
-//! one embedding (pixel shuffle).
+//! Projector of Idefics 3 and SmolVLM: the vectors of `scale_factor`² neighboring patches are concatenated and
+//! projected to one embedding (pixel shuffle).
 
 use serde_json::Value as Json;
 

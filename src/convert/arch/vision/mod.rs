@@ -1,6 +1,6 @@
 //! Vision projectors: the encoder of images and the projector after it, which turns its output into embeddings for the
-//! language model. They become a file of their own (`mmproj`) of the architecture `clip`, in which `projector_type` selects
-//! the computation (`MmprojModel` in llama.cpp's converter).
+//! language model. They become a file of their own (`mmproj`) of the architecture `clip`, in which `projector_type`
+//! selects the computation (`MmprojModel` in llama.cpp's converter).
 
 mod gemma3;
 mod idefics3;
@@ -118,8 +118,8 @@ fn renamed(tensors: StoredTensors) -> Result<StoredTensors, ConvertError> {
     Ok(out)
 }
 
-/// Reads the settings of the image preprocessor. `processor_config.json`, which newer versions of transformers write, takes
-/// precedence over `preprocessor_config.json`.
+/// Reads the settings of the image preprocessor. `processor_config.json`, which newer versions of transformers write,
+/// takes precedence over `preprocessor_config.json`.
 fn preprocessor(folder: &Path) -> Result<Map<String, Json>, ConvertError> {
     let object = |name: &str| Ok::<_, ConvertError>(files::object_if_there(&folder.join(name))?.unwrap_or_default());
     let mut merged = object("preprocessor_config.json")?;

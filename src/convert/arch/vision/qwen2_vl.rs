@@ -22,9 +22,11 @@ const CLIP: [[f64; 3]; 2] = [
 const EPSILON: f64 = 1e-6;
 /// Images may have any size, but `clip.vision.image_size` is required: the converter's default.
 const IMAGE: u64 = 560;
-/// Patches on a side that become one embedding, and consecutive frames that become one. llama.cpp supports no other numbers.
+/// Patches on a side that become one embedding, and consecutive frames that become one. llama.cpp supports no other
+/// numbers.
 const MERGE: u64 = 2;
-/// Side in pixels of the window to which most layers of Qwen2.5-VL restrict attention. llama.cpp supports no other number.
+/// Side in pixels of the window to which most layers of Qwen2.5-VL restrict attention. llama.cpp supports no other
+/// number.
 const WINDOW: u64 = 112;
 
 pub(super) fn qwen2_vl(build: &mut ModelBuilder<'_>, context: &VisionContext<'_>) -> Result<(), ConvertError> {
@@ -153,8 +155,8 @@ fn tensors(
     take_both(build, "visual.merger.mlp.2", "mm.2", &[context.hidden, merged])
 }
 
-/// Takes the patch embedding, a 3D convolution `[width, channels, time, patch, patch]`. ggml has only 2D convolutions: it is
-/// split into one kernel for each of the two frames.
+/// Takes the patch embedding, a 3D convolution `[width, channels, time, patch, patch]`. ggml has only 2D convolutions:
+/// it is split into one kernel for each of the two frames.
 fn patches(build: &mut ModelBuilder<'_>, encoder: &Encoder) -> Result<(), ConvertError> {
     let Encoder { width, patch, .. } = *encoder;
     let source = build.take(

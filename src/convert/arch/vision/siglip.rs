@@ -13,7 +13,8 @@ use crate::{
 /// Default mean and deviation of the preprocessors' classes: they map pixels to -1 to 1.
 const HALVES: [[f64; 3]; 2] = [[0.5; 3]; 2];
 
-/// Puts the keys of the encoder, with `default` for what the configuration leaves out, and takes its tensors below `prefix`.
+/// Puts the keys of the encoder, with `default` for what the configuration leaves out, and takes its tensors below
+/// `prefix`.
 pub(super) fn siglip(
     build: &mut ModelBuilder<'_>,
     context: &VisionContext<'_>,
