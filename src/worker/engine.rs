@@ -14,7 +14,7 @@ use std::{
 use super::{
     EngineInput, EngineInputs, ReportSender, WorkerError,
     embed::{Embedder, SEQUENCES},
-    generation::Generator,
+    generation::AnswerGenerator,
     prepare::{self, ContextWindows, PrepareTask},
     protocol::{DaemonCommand, LoadSpec, LoadedModel, WorkerReport},
     quantize_rows,
@@ -113,7 +113,7 @@ fn load_checkpoint(_: &Path, _: &Path, _: &ModelParams, _: impl FnMut(f32) -> bo
 struct Engine {
     model: Arc<Model>,
     /// `None` in a model that makes vectors only.
-    generator: Option<Generator>,
+    generator: Option<AnswerGenerator>,
     /// Made for the first request for vectors; a model that makes nothing else has it from the start.
     embedder: Option<Embedder>,
     embed_params: ContextParams,
@@ -170,7 +170,7 @@ impl Engine {
             loaded.parallel = params.parallel;
             // A hybrid model's cache answers for its attention layers alone; its recurrent state cannot be shifted.
             loaded.can_shift = context.can_shift() && !model.is_recurrent();
-            generator = Some(Generator::new(context, &loaded));
+            generator = Some(AnswerGenerator::new(context, &loaded));
         }
         loaded.device_bytes = device_memory_used().saturating_sub(device_before);
         let host_bytes = anonymous_memory().saturating_sub(host_before);
@@ -203,7 +203,8 @@ impl Engine {
     }
 
     fn is_busy(&self) -> bool {
-        self.generator.as_ref().is_some_and(Generator::is_busy) || self.embedder.as_ref().is_some_and(Embedder::is_busy)
+        self.generator.as_ref().is_some_and(AnswerGenerator::is_busy)
+            || self.embedder.as_ref().is_some_and(Embedder::is_busy)
     }
 
     /// Takes the inputs that have arrived; waits if there is nothing to compute. Returns false when the socket is

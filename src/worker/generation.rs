@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Owner of the generating context, its slots and the jobs that wait for one.
-pub(super) struct Generator {
+pub(super) struct AnswerGenerator {
     model: Arc<Model>,
     context: Context,
     slots: Vec<SequenceSlot>,
@@ -37,7 +37,7 @@ pub(super) struct Generator {
     last_sign_of_life: Instant,
 }
 
-impl Generator {
+impl AnswerGenerator {
     pub(super) fn new(context: Context, loaded: &LoadedModel) -> Self {
         let batch_tokens = context.batch_size();
         Self {
