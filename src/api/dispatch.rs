@@ -91,6 +91,7 @@ impl ApiHandler {
 
     /// Returns the model that one of our providers serves; `None` if the request is Ollama's, with the bytes that came.
     async fn model_of(&self, call: &CallContext, peeked: &PeekedBody, headers: &HeaderMap) -> Option<RoutedModel> {
+        // A copy or a creation has two names, and one that is ours makes the request ours.
         for requested in &peeked.names {
             if let NameOwner::Serve { provider, name, origin } = self.owner_of(call, requested, headers).await {
                 return Some(RoutedModel {
@@ -122,6 +123,7 @@ async fn error_without_model(
     spooled: &SpooledBody,
     coding: BodyCoding,
 ) -> Option<LayeredError> {
+    // A longer body is hardly a mistyped request, and is not worth the memory.
     spooled.in_memory()?;
     match peek::text(spooled, coding).await {
         Ok(bytes) => missing_model::error(endpoint, headers, &bytes),

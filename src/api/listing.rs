@@ -80,6 +80,7 @@ fn parse(bytes: &[u8]) -> Vec<ListEntry> {
                 expires_at,
                 created,
             } = serde_json::from_str(raw.get()).unwrap_or_default();
+            // `/api/tags` has `modified_at`, `/api/ps` `expires_at`, and `/v1/models` `created`.
             let stamp = if modified_at.is_empty() {
                 expires_at
             } else {

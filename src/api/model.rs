@@ -120,6 +120,7 @@ impl ServedModel {
             ThinkMode::On | ThinkMode::Level(_) if self.lacks(ModelCapability::Thinking) => Err(ApiError::bad_request(
                 format!("{} does not support thinking", quote(&self.requested)),
             )),
+            // Ollama turns thinking on for every model that can, unless the request says otherwise.
             ThinkMode::Unset if self.has(ModelCapability::Thinking) => Ok(ThinkMode::On),
             other => Ok(other),
         }

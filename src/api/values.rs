@@ -129,6 +129,7 @@ pub(crate) fn media(node: JsonNode<'_>, field: FieldPath) -> Result<Vec<Vec<u8>>
         .into_iter()
         .map(|item| match item {
             JsonNode::String(text) => decode_base64(&text),
+            // Go decodes `null` in a list of byte slices as an empty one.
             JsonNode::Null => Ok(Vec::new()),
             other => Err(other.mismatch(field, "api.ImageData")),
         })

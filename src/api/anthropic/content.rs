@@ -1,7 +1,5 @@
 //! Messages of `/v1/messages`: blocks of text, images, thinking, tool calls and their results.
 
-use std::borrow::Cow;
-
 use crate::{
     api::values,
     go::decode::{DecodeError, FieldPath, JsonNode, decode_base64},
@@ -113,10 +111,10 @@ impl Turn {
             "text" => self.own.content.push_str(&block.text),
             "thinking" => self.own.thinking.push_str(&block.thinking),
             "image" => {
-                let JsonNode::Object(source) = &block.source else {
+                if !matches!(block.source, JsonNode::Object(_)) {
                     return Err(DecodeError::new("invalid image source"));
-                };
-                self.own.media.push(image(source)?);
+                }
+                self.own.media.push(image(&block.source)?);
             }
             "tool_use" => {
                 for (value, name) in [(&block.id, "id"), (&block.name, "name")] {
@@ -231,33 +229,17 @@ impl<'a> Block<'a> {
     }
 }
 
-type Members<'a> = [(Cow<'a, str>, JsonNode<'a>)];
-
-/// Returns a member of a free-form object; the last of several.
-fn member<'n, 'a>(members: &'n Members<'a>, name: &str) -> Option<&'n JsonNode<'a>> {
-    members
-        .iter()
-        .rev()
-        .find_map(|(key, node)| (key == name).then_some(node))
-}
-
 /// Returns a text in a free-form object; empty if there is none.
-fn text<'n>(members: &'n Members<'_>, name: &str) -> &'n str {
-    match member(members, name) {
-        Some(JsonNode::String(text)) => text,
-        _ => "",
-    }
+fn text<'n>(node: &'n JsonNode<'_>, name: &str) -> &'n str {
+    node.text_member(name).unwrap_or_default()
 }
 
 fn text_of_block<'n>(block: &'n JsonNode<'_>) -> Option<&'n str> {
-    match block {
-        JsonNode::Object(members) if text(members, "type") == "text" => Some(text(members, "text")),
-        _ => None,
-    }
+    (text(block, "type") == "text").then(|| text(block, "text"))
 }
 
 /// Decodes an image.
-fn image(source: &Members<'_>) -> Result<Vec<u8>, DecodeError> {
+fn image(source: &JsonNode<'_>) -> Result<Vec<u8>, DecodeError> {
     match text(source, "type") {
         "base64" => decode_base64(text(source, "data"))
             .map_err(|error| DecodeError::new(format!("invalid base64 image data: {error}"))),
@@ -276,13 +258,10 @@ fn result_content(node: &JsonNode<'_>) -> Result<(String, Vec<Vec<u8>>), DecodeE
     };
     let (mut content, mut media) = (String::new(), Vec::new());
     for block in blocks {
-        let JsonNode::Object(members) = block else {
-            continue;
-        };
-        match text(members, "type") {
-            "text" => content.push_str(text(members, "text")),
+        match text(block, "type") {
+            "text" => content.push_str(text(block, "text")),
             "image" => {
-                let Some(JsonNode::Object(source)) = member(members, "source") else {
+                let Some(source @ JsonNode::Object(_)) = block.member("source") else {
                     return Err(DecodeError::new("invalid tool_result image source"));
                 };
                 media.push(image(source)?);
@@ -296,24 +275,21 @@ fn result_content(node: &JsonNode<'_>) -> Result<(String, Vec<Vec<u8>>), DecodeE
 /// Returns the result of Anthropic's web search as text for the model.
 fn search_result(node: &JsonNode<'_>) -> String {
     const ERROR: &str = "web_search_tool_result_error";
-    let failed = |members: &Members<'_>| match text(members, "error_code") {
+    let failed = |error: &JsonNode<'_>| match text(error, "error_code") {
         "" => ERROR.to_owned(),
         code => format!("{ERROR}: {code}"),
     };
     match node {
         JsonNode::String(text) => text.clone().into_owned(),
-        JsonNode::Object(members) if text(members, "type") == ERROR => failed(members),
+        error if text(error, "type") == ERROR => failed(error),
         JsonNode::Array(items) => {
             let mut lines = String::new();
             for item in items {
-                let JsonNode::Object(members) = item else {
-                    continue;
-                };
-                match text(members, "type") {
+                match text(item, "type") {
                     "web_search_result" => {
-                        lines.push_str(&format!("- {}: {}\n", text(members, "title"), text(members, "url")));
+                        lines.push_str(&format!("- {}: {}\n", text(item, "title"), text(item, "url")));
                     }
-                    ERROR => return failed(members),
+                    ERROR => return failed(item),
                     _ => {}
                 }
             }

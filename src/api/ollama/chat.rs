@@ -31,10 +31,13 @@ pub(crate) async fn chat(call: &CallContext, request: RoutedRequest) -> Result<R
     let (routed, mut request) = request.decode(ChatRequest::decode)?;
     request.common.check_range()?;
     let model = ServedModel::find(call, routed, request.common.model.clone()).await?;
+    // Clients free memory with an empty chat and `keep_alive` 0, whatever the model can do: no check of the model comes
+    // before.
     if request.messages.is_empty() && request.common.unloads() {
         return unload(&model, TextRoute::Chat).await;
     }
     let mut checked = CheckedChat::new(call, &model, &mut request)?;
+    // A chat without messages preloads the model. The checks come first, as in Ollama.
     if request.messages.is_empty() {
         return load(&model, checked.options.load, request.common.keep_alive, TextRoute::Chat).await;
     }

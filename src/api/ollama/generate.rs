@@ -25,6 +25,8 @@ pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Resu
     let (routed, mut request) = request.decode(GenerateRequest::decode)?;
     request.common.check_range()?;
     let model = ServedModel::find(call, routed, request.common.model.clone()).await?;
+    // The order of the checks is Ollama's, since it decides which error a client sees: unload, raw, thinking, text,
+    // insert, options, load.
     if request.prompt.is_empty() && request.common.unloads() {
         return unload(&model, TextRoute::Generate).await;
     }

@@ -118,6 +118,7 @@ pub(super) fn push_frame(event: &PullEvent, out: &mut Vec<u8>) {
             total,
             completed,
         } => {
+            // The `ollama` command groups progress bars by `digest` and shows `status` next to them.
             let short = digest.get(..SHORT_DIGEST).unwrap_or(digest);
             let progress = Progress {
                 status: &format!("pulling {short}"),

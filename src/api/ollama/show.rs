@@ -254,6 +254,7 @@ fn modelfile(details: &ModelDetails) -> String {
     push("TEMPLATE", &details.template);
     push("SYSTEM", &details.system);
     for (key, value) in &details.parameters {
+        // A Modelfile has strings without the quotes of JSON, if they need none.
         let bare: Option<String> = serde_json::from_str(value).ok();
         push(&format!("PARAMETER {key}"), bare.as_deref().unwrap_or(value));
     }

@@ -55,6 +55,7 @@ async fn answer(
     let (count, only_renders) = (request.common.choices()?, request.only_renders);
     let inference = request.into_inference(tools, think)?;
     model.note_unsupported(&inference, &mut ignored);
+    // One time for all chunks: clients use it with the id to tell replies apart.
     let created = listing::unix_seconds(SystemTime::now());
     let chunks = Chunks::new(model.requested.clone(), include_usage, created, count);
     let mut response = if only_renders {

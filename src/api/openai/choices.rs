@@ -78,6 +78,7 @@ pub(super) fn start(
         let Some((index, first)) = starts.next() else {
             return Err(unfinished());
         };
+        // Only the first answer is awaited here: an error after the response has begun could not be a status.
         let first = first.await?.map_ok(move |event| (index, event));
         let others = stream::iter(starts)
             .map(|(index, start)| start.try_flatten_stream().map_ok(move |event| (index, event)).boxed())

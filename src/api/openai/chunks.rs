@@ -292,7 +292,7 @@ impl Chunks {
             choices,
             usage,
         };
-        out.extend_from_slice(&sse::data(reply::encode(&chunk)));
+        push_event(&chunk, out);
     }
 }
 
@@ -344,13 +344,18 @@ impl FrameEncoder<ChoiceEvent> for Chunks {
     }
 
     fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>) {
-        out.extend_from_slice(&sse::data(reply::encode(&envelope(error))));
+        push_event(&envelope(error), out);
     }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
 fn is_zero(number: &usize) -> bool {
     *number == 0
+}
+
+/// Appends an event without a name, the only kind that chunks of this dialect come in.
+pub(super) fn push_event(data: &impl Serialize, out: &mut Vec<u8>) {
+    out.extend_from_slice(&sse::data(reply::encode(data)));
 }
 
 fn finish_reason(reason: FinishReason, has_calls: bool) -> &'static str {

@@ -206,6 +206,7 @@ impl SharedFields {
             mut load,
             thinking_budget,
         } = self.options.into_options()?;
+        // `max_tokens` is OpenAI's older name, and clients send both.
         if let Some(tokens) = self.max_completion_tokens.or(self.max_tokens) {
             sampling.num_predict = Some(tokens);
         }
@@ -221,6 +222,7 @@ impl SharedFields {
             .or(sampling.frequency_penalty);
         sampling.presence_penalty = self.presence_penalty.map(values::to_f32).or(sampling.presence_penalty);
         sampling.stop = self.stop.or(sampling.stop);
+        // OpenAI's default of 1 goes before the model's own, as in Ollama's shim.
         sampling.temperature = Some(
             self.temperature
                 .map(values::to_f32)

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::{
     choices::{ChoiceEvent, UsageTotals},
-    chunks::{FINGERPRINT, WireUsage, usage},
+    chunks::{FINGERPRINT, WireUsage, push_event, usage},
     envelope,
 };
 use crate::{
@@ -194,7 +194,7 @@ impl CompletionChunks {
             system_fingerprint: FINGERPRINT,
             usage,
         };
-        out.extend_from_slice(&sse::data(reply::encode(&chunk)));
+        push_event(&chunk, out);
     }
 }
 
@@ -233,7 +233,7 @@ impl FrameEncoder<ChoiceEvent> for CompletionChunks {
     }
 
     fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>) {
-        out.extend_from_slice(&sse::data(reply::encode(&envelope(error))));
+        push_event(&envelope(error), out);
     }
 }
 

@@ -46,6 +46,7 @@ async fn answer(
 ) -> Result<Response<Body>, ApiError> {
     request.check_range()?;
     let model = ServedModel::find(call, routed, request.common.model.clone()).await?;
+    // The order of the checks is that of Ollama's native route, which stands behind its shim.
     if request.is_empty() && request.common.unloads() {
         return residency(model, request.common).await;
     }

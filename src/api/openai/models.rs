@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_owner_is_the_organisation() {
+    fn the_owner_is_the_organization() {
         assert_eq!(owner("hf:bartowski/SmolLM2-GGUF:Q4_K_M"), "bartowski");
         assert_eq!(owner("hf:o/r:sub/folder/m.gguf"), "o");
         assert_eq!(owner("plain"), "library");

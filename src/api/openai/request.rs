@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_honoured_is_refused() {
+    fn what_cannot_be_honored_is_refused() {
         for (body, expected) in [
             (r#"{"n":0}"#, "n must be between 1 and 8"),
             (r#"{"n":9}"#, "n must be between 1 and 8"),
@@ -293,10 +293,10 @@ mod tests {
 
     #[test]
     fn what_has_no_effect_is_named_and_nothing_else_is() {
-        let honoured = decode(
+        let honored = decode(
             r#"{"n":2,"logit_bias":{"1":2},"tool_choice":"auto","parallel_tool_calls":false,"functions":null,"user":"u"}"#,
         );
-        assert!(honoured.common.ignored.is_empty());
+        assert!(honored.common.ignored.is_empty());
         let ignored = decode(r#"{"functions":[],"chat_template_kwargs":{"enable_thinking":true,"a":1,"b":2}}"#);
         assert_eq!(ignored.common.ignored, ["functions", "chat_template_kwargs"]);
     }

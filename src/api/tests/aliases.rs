@@ -88,7 +88,7 @@ async fn a_creation_says_what_it_did_in_the_words_of_ollama() {
         .collect();
     let model = format!("using existing layer sha256:{}", card("").digest);
     assert_eq!(statuses[0], model);
-    assert_eq!(statuses.len(), 7, "system, licence, parameters, messages: {statuses:?}");
+    assert_eq!(statuses.len(), 7, "system, license, parameters, messages: {statuses:?}");
     assert!(
         statuses[1..5]
             .iter()

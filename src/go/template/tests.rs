@@ -146,7 +146,7 @@ fn an_older_template_is_filled_once_for_each_exchange() {
 }
 
 #[test]
-fn neighbours_of_the_same_role_are_one_turn_but_for_tools() {
+fn neighbors_of_the_same_role_are_one_turn_but_for_tools() {
     let template =
         GoTemplate::parse("{{ .System }}|{{ range .Messages }}{{ .Role }}:{{ .Content }}|{{ end }}").unwrap();
     let conversation = [

@@ -153,6 +153,8 @@ impl Ollama {
         let config = &call.config.ollama;
         let mut request = Request::new(body::empty());
         *request.uri_mut() = path.parse().map_err(|_| UpstreamError::Target)?;
+        // Of the client's headers only those that reveal a ring are sent: the list is fetched for the daemon, not for
+        // the client.
         for value in received.get_all(HOP_HEADER) {
             request.headers_mut().append(HOP_HEADER, value.clone());
         }
@@ -206,6 +208,7 @@ impl Ollama {
         let upstream = Upstream::parse(&config.url).ok_or_else(|| UpstreamError::Url {
             url: config.url.clone(),
         })?;
+        // A tunnel has no path to forward, and Ollama offers none.
         if parts.method == Method::CONNECT {
             return Err(UpstreamError::Target);
         }
@@ -215,6 +218,7 @@ impl Ollama {
         // This daemon's server has checked the origin itself, and hyper has answered `Expect` when the body was first
         // polled.
         headers::remove(&mut parts.headers, &[header::ORIGIN, header::EXPECT]);
+        // Ollama refuses foreign hosts as a protection against DNS rebinding, so it gets its own name.
         parts.headers.insert(header::HOST, upstream.host);
         parts.headers.insert(HOP_HEADER, hops);
 
@@ -230,6 +234,7 @@ impl Ollama {
         let (mut parts, body) = response.into_parts();
         parts.version = Version::HTTP_11;
         headers::remove_hop_by_hop(&mut parts.headers);
+        // Two sets of CORS headers would make browsers refuse the reply.
         headers::remove_cors(&mut parts.headers);
         Ok(Response::from_parts(parts, body))
     }

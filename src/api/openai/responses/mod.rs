@@ -71,6 +71,7 @@ async fn answer(
         model.require_text("chat")?;
         let think = request.common.thinking(&model)?;
         let tools = tools.shown_to(&model, call, &mut ignored)?;
+        // A request without input loads the model, but only if it could be answered otherwise.
         if is_empty {
             settled(&model, request).await?
         } else {
@@ -81,6 +82,7 @@ async fn answer(
     let mut response = if streams {
         let mut response = sse_response(pending, ResponseEvents::new(echo, id)).await?;
         let headers = response.headers_mut();
+        // Ollama's shim sends this header on streams of this route and of `/v1/messages`, but not of chat completions.
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         response
     } else {
