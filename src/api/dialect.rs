@@ -1,6 +1,6 @@
 //! The wire dialects, and the choice of the one that an error is worded in.
 //!
-//! It is a file of its own because it uses every dialect, while every dialect uses the envelope.
+//! The file is separate from `envelope` because it uses every dialect, and every dialect uses the envelope.
 
 use hyper::Response;
 

@@ -1,4 +1,4 @@
-//! A request whose model is served here: the result of routing, and the input of every dialect's handlers.
+//! Request whose model is served here: the result of routing, and the input of every dialect's handlers.
 
 use std::sync::Arc;
 
