@@ -11,7 +11,7 @@ use super::{
     dtype::TensorDtype,
 };
 
-/// One safetensors file, open for positioned reads.
+/// Safetensors file, open for positioned reads.
 #[derive(Debug)]
 pub(super) struct ShardFile {
     pub(super) path: PathBuf,
@@ -64,7 +64,7 @@ impl StoredTensor {
         self.dtype.element_bytes().unwrap_or(1)
     }
 
-    /// Returns a vector `[n]` as the matrix `[n, 1]`, whose rows can be permuted like those of the weight beside it.
+    /// Returns a vector `[n]` as the matrix `[n, 1]`, whose rows can be permuted like those of its weight.
     pub(super) fn as_column(&self) -> Self {
         let mut column = self.clone();
         column.shape.push(1);

@@ -20,7 +20,7 @@ pub(super) enum WeightChange {
     None,
     /// The two halves of every head are interleaved; see [`RowOrder::Interleaved`](crate::convert::parts::RowOrder).
     Interleaved,
-    /// One is added to every element: the norms of Gemma are stored as the difference from one.
+    /// Adds one to every element: the norms of Gemma are stored as the difference from one.
     PlusOne,
 }
 

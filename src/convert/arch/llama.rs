@@ -88,7 +88,7 @@ pub(super) fn mistral3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError>
     let config = build.config;
     match config.text(&["model_type"]) {
         Some("ministral3") => {}
-        // Shares the class with Mistral 3, but is an architecture of its own in llama.cpp.
+        // Shares the class with Mistral 3, but llama.cpp has another architecture for it.
         Some("mistral4") => return Err(ConvertError::Architecture("mistral4".to_owned())),
         _ => return dense(build, MISTRAL3).map(drop),
     }

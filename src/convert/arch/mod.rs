@@ -325,7 +325,7 @@ impl<'a> ModelBuilder<'a> {
         match blocks {
             0 => Err(ConvertError::Config("it has no layers".to_owned())),
             blocks if blocks > MAX_BLOCKS => Err(ConvertError::Config(format!(
-                "it has {blocks} layers; the engine can hold {MAX_BLOCKS}"
+                "it has {blocks} layers; llama.cpp supports at most {MAX_BLOCKS}"
             ))),
             blocks => Ok(blocks),
         }

@@ -14,7 +14,7 @@ const LAST: u64 = 3;
 /// Names of the linear layers after the pooling that llama.cpp supports, in EmbeddingGemma only.
 const DENSE: [&str; 2] = ["dense_2", "dense_3"];
 
-/// One module of `modules.json`.
+/// Module of `modules.json`.
 struct Module {
     kind: String,
     path: String,

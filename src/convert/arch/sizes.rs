@@ -56,7 +56,7 @@ pub(super) struct DecoderSizes {
     pub(super) head_dim: u64,
 }
 
-/// One dimension of a weight.
+/// Dimension of a weight.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum WeightDim {
     Hidden,

@@ -6,7 +6,8 @@ use super::{Added, pre_hashes::TEXT};
 
 /// Limit on added tokens that are tried. Some models have a thousand of one kind.
 const MAX_ADDED: usize = 64;
-/// One text in so many may be tokenized differently: llama.cpp does not implement every normalization.
+/// Tolerance: one text in so many may be tokenized differently, because llama.cpp does not implement every
+/// normalization.
 const TOLERATED: usize = 10;
 
 /// Sample texts: spaces, digits, contractions, case, scripts, symbols and code.

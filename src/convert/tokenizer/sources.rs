@@ -20,7 +20,7 @@ pub(super) enum VocabularySource {
     Merges { vocab: Vec<u8>, merges: String },
     /// `vocab.txt`, BERT's format.
     Words(String),
-    /// None of these files exists; there may be a SentencePiece model.
+    /// Absence of all these files; there may be a SentencePiece model.
     None,
 }
 
