@@ -68,7 +68,6 @@ fn reachable(edges: &[Edge], count: usize) -> Vec<BTreeSet<usize>> {
 }
 
 #[test]
-#[ignore = "not all folders pass it yet"]
 fn files_form_no_circle() {
     let sources = sources();
     let mut edges = edges(&sources);

@@ -69,7 +69,6 @@ fn each_line(mut check: impl FnMut(&str, &str) -> Option<String>) -> Vec<String>
 }
 
 #[test]
-#[ignore = "not all folders pass it yet"]
 fn a_doc_comment_begins_with_its_subject() {
     let found = each_line(|before, line| {
         let text = doc(line).filter(|_| doc(before).is_none())?;
@@ -83,7 +82,6 @@ fn a_doc_comment_begins_with_its_subject() {
 }
 
 #[test]
-#[ignore = "not all folders pass it yet"]
 fn no_comment_is_wider_than_a_screen() {
     let found = each_line(|_, line| {
         let columns = line.chars().count();

@@ -56,7 +56,6 @@ fn types(source: &Source) -> BTreeSet<String> {
 }
 
 #[test]
-#[ignore = "not all folders pass it yet"]
 fn no_two_public_types_have_one_name() {
     let sources = sources();
     let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -75,7 +74,6 @@ fn no_two_public_types_have_one_name() {
 }
 
 #[test]
-#[ignore = "not all folders pass it yet"]
 fn a_type_that_leaves_its_folder_has_two_words() {
     let is_one_word = |name: &str| {
         let letters: Vec<char> = name.chars().collect();
@@ -129,7 +127,6 @@ fn interface(code: &str) -> String {
 }
 
 #[test]
-#[ignore = "not all folders pass it yet"]
 fn every_public_item_is_used_outside_its_file() {
     let sources = sources();
     let tests: Vec<String> = rust_files(&root().join("compat-tests"))
@@ -156,7 +153,6 @@ fn every_public_item_is_used_outside_its_file() {
 }
 
 #[test]
-#[ignore = "not all folders pass it yet"]
 fn no_file_is_placed_by_an_attribute() {
     let found: Vec<String> = rust_files(&root().join("src"))
         .iter()

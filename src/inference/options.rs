@@ -1,13 +1,14 @@
-//! Options of sampling and loading. `None` means "not said" throughout; defaults are filled in where the layers (request, alias,
-//! model settings, engine settings) come together.
+//! Options of sampling and loading. `None` means "not said" throughout; defaults are filled in where the layers
+//! (request, alias, model settings, engine settings) come together.
 
 use serde::{Deserialize, Serialize};
 
-/// Calls `$callback!` with the table of sampling parameters: one `name: type,` for each field of [`SamplingOptions`] but
-/// `logit_bias`, which only OpenAI's dialect has. `$context` is passed on in front of the table.
+/// Calls `$callback!` with the table of sampling parameters: one `name: type,` for each field of [`SamplingOptions`]
+/// but `logit_bias`, which only OpenAI's dialect has. `$context` is passed on in front of the table.
 ///
-/// The names are those of Ollama's `options` and of the configuration keys. Whatever treats all parameters alike (merging, reading
-/// options, writing options, configuration keys) is generated from this table, so that a new parameter is added here once.
+/// The names are those of Ollama's `options` and of the configuration keys. Whatever treats all parameters alike
+/// (merging, reading options, writing options, configuration keys) is generated from this table, so that a new
+/// parameter is added here once.
 macro_rules! sampling_parameters {
     ($callback:ident! { $($context:tt)* }) => {
         $callback! {

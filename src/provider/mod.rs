@@ -1,12 +1,12 @@
 //! Providers: they list, download and run models, each for the names that it owns.
 //!
-//! The [`Registry`] decides which provider owns a name. A dialect asks that [`Provider`] for the model once per request and
-//! then works with the [`RunnableModel`] that it was given, so that a name is resolved once. A [`ModelStore`] is the other half
-//! of a provider: the files behind the names.
+//! The [`Registry`] decides which provider owns a name. A dialect asks that [`Provider`] for the model once per request
+//! and then works with the [`RunnableModel`] that it was given, so that a name is resolved once. A [`ModelStore`] is
+//! the other half of a provider: the files behind the names.
 //!
-//! [`HuggingFace`] serves hf: names, [`Aliases`] the plain names that clients made of them. A plain name of Ollama does not
-//! pass through a provider: its bytes are forwarded. Only with `ollama.v1_via_native` a request that asks for more than
-//! Ollama's `/v1` routes can do is served by [`Native`].
+//! [`HuggingFace`] serves hf: names, [`Aliases`] the plain names that clients made of them. A plain name of Ollama does
+//! not pass through a provider: its bytes are forwarded. Only with `ollama.v1_via_native` a request that asks for more
+//! than Ollama's `/v1` routes can do is served by [`Native`].
 
 mod aliases;
 mod huggingface;
@@ -31,8 +31,8 @@ use crate::{
     },
 };
 
-/// Events of one answer, in order. The stream owns the lease that keeps the model resident; dropping it cancels the work
-/// within one decode step.
+/// Events of one answer, in order. The stream owns the lease that keeps the model resident; dropping it cancels the
+/// work within one decode step.
 pub type EventStream = Pin<Box<dyn Stream<Item = Result<Event, Failure>> + Send>>;
 
 /// Progress of one pull. Dropping it leaves the partial files in place, for the next pull to resume.
@@ -100,8 +100,9 @@ pub trait Provider: ModelStore {
     /// Returns the models in memory.
     async fn resident(&self, call: &CallContext) -> Vec<ResidentModel>;
 
-    /// Finds the model of a name, to be used for one request. A model that may be pulled on its first use is downloaded first,
-    /// unless the configuration wants the progress of the download in the answer: then the answer begins with it.
+    /// Finds the model of a name, to be used for one request. A model that may be pulled on its first use is downloaded
+    /// first, unless the configuration wants the progress of the download in the answer: then the answer begins with
+    /// it.
     async fn find(self: Arc<Self>, call: &CallContext, name: &str) -> Result<Arc<dyn RunnableModel>, Failure>;
 }
 
@@ -116,8 +117,8 @@ pub trait RunnableModel: fmt::Debug + Send + Sync {
         ConversationPreset::default()
     }
 
-    /// Returns the parameters of a request that [`Self::infer`] cannot honor, by their names on the wire. A dialect reports
-    /// them to the client.
+    /// Returns the parameters of a request that [`Self::infer`] cannot honor, by their names on the wire. A dialect
+    /// reports them to the client.
     fn unsupported_parameters(&self, request: &InferenceRequest) -> Vec<&'static str> {
         let _ = request;
         Vec::new()
@@ -129,7 +130,8 @@ pub trait RunnableModel: fmt::Debug + Send + Sync {
     /// Unloads the model as soon as it is idle. Succeeds if it is not resident.
     async fn unload(&self) -> Result<(), Failure>;
 
-    /// Starts an answer. Resolves when its first event is there, so that every failure before it can still be an HTTP status.
+    /// Starts an answer. Resolves when its first event is there, so that every failure before it can still be an HTTP
+    /// status.
     async fn infer(&self, request: InferenceRequest) -> Result<EventStream, Failure>;
 
     /// Computes the embedding vectors of texts.

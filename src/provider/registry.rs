@@ -1,5 +1,5 @@
-//! Which provider answers a name. Pure over the configuration snapshot and the models that clients made; the providers
-//! themselves are fixed at start.
+//! Routing of model names to providers. The result depends only on the configuration snapshot and on the models that
+//! clients made; the providers themselves are fixed at start.
 
 use std::sync::Arc;
 
@@ -10,42 +10,40 @@ use super::{
 use crate::config::{Config, ProviderName};
 use crate::stdx::text::strip_prefix_ignore_case;
 
-/// Who answers for a name.
+/// Owner of a model name.
 #[derive(Clone, Debug)]
 pub enum NameOwner {
-    /// A real Ollama: forward the bytes.
+    /// Ollama: the request is forwarded as the bytes that came.
     Forward,
-    /// One of our providers, under this name (an alias of the configuration is already replaced by what it stands for).
+    /// One of our providers.
     Serve {
-        /// The provider.
         provider: Arc<dyn Provider>,
-        /// The name to ask it for.
+        /// Name to ask the provider for. An alias of the configuration is already replaced by its target.
         name: String,
-        /// How the name came to be ours.
         origin: NameOrigin,
     },
 }
 
-/// How a name came to be ours.
+/// Reason why a name belongs to one of our providers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameOrigin {
-    /// It is a name of the Hub.
+    /// The name is an hf: name.
     Hub,
-    /// The configuration says so.
+    /// The name is an alias of the configuration.
     Configured,
-    /// A client made it.
+    /// The name was given by a client to a model of its own making.
     Made,
 }
 
 impl NameOrigin {
-    /// Whether it is a plain name, which Ollama may have too.
+    /// Returns true for a plain name, which Ollama may have, too.
     #[must_use]
     pub fn is_plain(self) -> bool {
         self != Self::Hub
     }
 }
 
-/// Routes names to providers.
+/// Router of names to providers.
 #[derive(Clone, Debug)]
 pub struct Registry {
     hugging_face: Arc<dyn Provider>,
@@ -53,30 +51,30 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// A registry over the provider of hf: names. Models that clients make live as long as it does.
+    /// Creates a registry over the provider of hf: names. Models that clients make are kept in memory only.
     pub fn new(hugging_face: Arc<dyn Provider>) -> Self {
         Self::with_aliases(hugging_face, AliasStore::default())
     }
 
-    /// The same, over models that clients have made.
+    /// Creates a registry over the provider of hf: names and the models that clients have made.
     pub fn with_aliases(hugging_face: Arc<dyn Provider>, aliases: AliasStore) -> Self {
         Self { hugging_face, aliases }
     }
 
-    /// The models that clients have made.
+    /// Returns the models that clients have made.
     pub fn aliases(&self) -> &AliasStore {
         &self.aliases
     }
 
-    /// Every provider that serves by itself.
+    /// Returns the providers that list and run models. An alias has none of its own.
     pub fn providers(&self) -> impl Iterator<Item = &Arc<dyn Provider>> {
         std::iter::once(&self.hugging_face)
     }
 
-    /// Who answers `name` (as the client wrote it) under `config`.
+    /// Returns the owner of `name`, as the client wrote it, under `config`.
     ///
-    /// `hf:foo` without a slash is a legal Ollama name and goes there; with a slash every `hf:` name is ours, also a
-    /// malformed one, since Ollama refuses them all.
+    /// `hf:foo` without a slash is a legal name in Ollama and belongs to it. With a slash every `hf:` name is ours,
+    /// even a malformed one: Ollama would refuse it with a less helpful message.
     #[must_use]
     pub fn owner(&self, config: &Config, name: &str) -> NameOwner {
         let name = name.trim();
@@ -103,7 +101,7 @@ impl Registry {
         }
     }
 
-    /// Who answers the hf: name that an alias stands for.
+    /// Returns the provider of hf: names, for the target of an alias.
     #[must_use]
     pub fn hub(&self) -> Arc<dyn Provider> {
         Arc::clone(&self.hugging_face)
@@ -118,7 +116,7 @@ impl Registry {
     }
 }
 
-/// Whether Ollama answers a name that both know: an alias of ours that is also a model of its.
+/// Returns true if a name that is both an alias of ours and a model of Ollama belongs to Ollama.
 #[must_use]
 pub fn prefers_ollama(config: &Config) -> bool {
     config.ollama.enabled && config.ollama.priority.first() == Some(&ProviderName::Ollama)
@@ -134,7 +132,7 @@ fn is_hugging_face(config: &Config, name: &str) -> bool {
             .any(|prefix| strip_prefix_ignore_case(name, prefix).is_some())
 }
 
-/// The alias that `name` is, with or without Ollama's default tag.
+/// Returns the target of the configured alias `name`. Both may have Ollama's default tag.
 fn alias<'a>(config: &'a Config, name: &str) -> Option<&'a str> {
     let bare = name.strip_suffix(":latest").unwrap_or(name);
     config

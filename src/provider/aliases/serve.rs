@@ -157,7 +157,8 @@ impl ModelStore for AliasedProvider {
 
 #[async_trait]
 impl Provider for AliasedProvider {
-    /// Returns the residents under the names of the models themselves: the weights are in memory once, for all aliases of them.
+    /// Returns the residents under the names of the models themselves: the weights are in memory once, for all aliases
+    /// of them.
     async fn resident(&self, call: &CallContext) -> Vec<ResidentModel> {
         self.inner.resident(call).await
     }

@@ -21,8 +21,8 @@ use crate::{
 impl HuggingFace {
     /// Starts an answer and waits for its first event. The stream owns the lease.
     ///
-    /// A conversation that does not fit the context window loses its oldest turns and is rendered again, if the request allows
-    /// that; only the worker can count the tokens.
+    /// A conversation that does not fit the context window loses its oldest turns and is rendered again, if the request
+    /// allows that; only the worker can count the tokens.
     pub(super) async fn answer(
         &self,
         call: &CallContext,
@@ -71,8 +71,8 @@ async fn start(lease: &Lease, job: Job, stall_timeout: Duration) -> Result<(JobS
     }
 }
 
-/// Events of a job, with the durations that only the daemon knows. The stream owns the lease, so that the model stays resident
-/// exactly as long as the client is owed bytes.
+/// Events of a job, with the durations that only the daemon knows. The stream owns the lease, so that the model stays
+/// resident exactly as long as the client is owed bytes.
 #[derive(Debug)]
 pub(super) struct AnswerStream {
     // Declared before the lease, so that the job is cancelled before the model may be unloaded.
@@ -151,7 +151,8 @@ impl Stream for AnswerStream {
             Poll::Pending => {
                 loop {
                     ready!(self.stall_timer.as_mut().poll(context));
-                    // The timer is set by events only; signs of life, which the job stream keeps to itself, move the deadline, too.
+                    // The timer is set by events only; signs of life, which the job stream keeps to itself, move the
+                    // deadline, too.
                     let deadline = tokio::time::Instant::from_std(self.stream.last_progress() + self.stall_timeout);
                     if deadline <= tokio::time::Instant::now() {
                         break;

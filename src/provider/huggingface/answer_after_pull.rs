@@ -1,5 +1,5 @@
-//! Answers that begin with a download: the reasoning says how far it is. Only if `hub.progress_in_thinking` is on and the
-//! request asks for reasoning, since a client hides or folds that.
+//! Answers that begin with a download: the reasoning says how far it is. Only if `hub.progress_in_thinking` is on and
+//! the request asks for reasoning, since a client hides or folds that.
 
 use std::sync::Arc;
 

@@ -16,8 +16,8 @@ use crate::{
     library::LocalModel,
 };
 
-/// Cached headers. When the cache is full it is cleared: a header is read again in milliseconds, so that an order of use would
-/// cost more than it saves.
+/// Cached headers. When the cache is full it is cleared: a header is read again in milliseconds, so that an order of
+/// use would cost more than it saves.
 const MAX_CACHED_HEADERS: usize = 4096;
 
 /// The part of a header that requests need.
@@ -63,8 +63,8 @@ struct CachedHeader {
 
 /// Headers by file. A header is read again when the file has changed.
 ///
-/// The map is concurrent because every request looks up its model here. Two requests that miss at the same time both read the
-/// file, which is harmless.
+/// The map is concurrent because every request looks up its model here. Two requests that miss at the same time both
+/// read the file, which is harmless.
 #[derive(Debug, Default)]
 pub(super) struct HeaderCache {
     headers: DashMap<PathBuf, CachedHeader>,
@@ -140,8 +140,8 @@ fn read(files: &[PathBuf], projector: Option<&Path>) -> Result<Arc<ModelHeader>,
     }))
 }
 
-/// Returns layers × KV heads × (width of a K head + width of a V head) × 2 bytes. Models with sliding windows or recurrent layers
-/// cache less, so that this is an upper bound.
+/// Returns layers × KV heads × (width of a K head + width of a V head) × 2 bytes. Models with sliding windows or
+/// recurrent layers cache less, so that this is an upper bound.
 fn kv_bytes_per_token(header: &GgufHeader) -> u64 {
     let number = |suffix: &str| header.hyperparameter(suffix).and_then(gguf::GgufValue::as_u64);
     let layers = number("block_count").unwrap_or(0);

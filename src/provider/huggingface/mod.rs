@@ -1,5 +1,5 @@
-//! The provider of hf: names. It joins the library (files on disk), lifecycle (leases on resident workers) and the protocol
-//! of the workers.
+//! The provider of hf: names. It joins the library (files on disk), lifecycle (leases on resident workers) and the
+//! protocol of the workers.
 //!
 //! A request for an answer takes this way: [`HuggingFace::find`] locates the model, [`served`] checks the request,
 //! [`answer`] acquires a lease, [`prepare`] renders the conversation in a helper process and chooses how the answer is

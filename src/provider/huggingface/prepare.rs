@@ -1,9 +1,9 @@
-//! Preparation of a prompt for the worker: the text to continue, the syntax by which the answer is read, and the constraints that
-//! it has to satisfy.
+//! Preparation of a prompt for the worker: the text to continue, the syntax by which the answer is read, and the
+//! constraints that it has to satisfy.
 //!
-//! A conversation is rendered by the model's chat template in a helper process; `common/chat` of llama.cpp derives the syntax
-//! of tool calls and reasoning from the template. Tools for a template that knows none are described in the system prompt
-//! ([`taught_tools`]).
+//! A conversation is rendered by the model's chat template in a helper process; `common/chat` of llama.cpp derives the
+//! syntax of tool calls and reasoning from the template. Tools for a template that knows none are described in the
+//! system prompt ([`taught_tools`]).
 
 use super::{
     headers::ModelHeader,
@@ -59,8 +59,8 @@ impl RequestTools<'_> {
     }
 }
 
-/// Prepares the prompt of a request. `messages` takes the place of the conversation in the request: it has the system prompt of
-/// the settings, and may be shortened.
+/// Prepares the prompt of a request. `messages` takes the place of the conversation in the request: it has the system
+/// prompt of the settings, and may be shortened.
 pub(super) async fn prepare(
     helper: &TemplateHelper,
     config: &Config,
@@ -139,8 +139,8 @@ pub(super) async fn render_conversation(
     }
     let has_tools = !tools.definitions.is_empty();
     let reads_format = has_tools || rendered.supports_thinking || reasoning.is_some() || rendered.wraps_content;
-    // A format that wraps the text in markup of its own (such as gpt-oss) has the schema in its grammar. A second constraint on the
-    // markup could not be satisfied.
+    // A format that wraps the text in markup of its own (such as gpt-oss) has the schema in its grammar. A second
+    // constraint on the markup could not be satisfied.
     let in_grammar = schema.is_some() && rendered.wraps_content && !rendered.grammar.is_empty();
     Ok(ChatPrompt {
         text,
@@ -160,8 +160,8 @@ pub(super) async fn render_conversation(
     })
 }
 
-/// Renders the conversation, with the format in which calls are written. Returns true with it if the worker has to make the answer
-/// begin with a call; if a call is required and this is false, the grammar requires it.
+/// Renders the conversation, with the format in which calls are written. Returns true with it if the worker has to make
+/// the answer begin with a call; if a call is required and this is false, the grammar requires it.
 async fn render(
     helper: &TemplateHelper,
     header: &ModelHeader,
@@ -204,8 +204,8 @@ async fn render(
             .collect(),
         _ => Vec::new(),
     };
-    // The prompt shows all tools, as the conversation before it did, so that the KV cache can be reused. The grammar is that of a
-    // conversation with the chosen tool alone.
+    // The prompt shows all tools, as the conversation before it did, so that the KV cache can be reused. The grammar is
+    // that of a conversation with the chosen tool alone.
     let writable = if chosen.is_empty() {
         all
     } else {
@@ -238,8 +238,9 @@ fn with_prompt_of(prompt: RenderedChat, format: RenderedChat) -> RenderedChat {
     }
 }
 
-/// Returns true if calls begin with a marker of their own: then the worker writes the marker for the model, which makes it call.
-/// The grammar of `common/chat` for a required call allows text before it, so that it is only the second choice.
+/// Returns true if calls begin with a marker of their own: then the worker writes the marker for the model, which makes
+/// it call. The grammar of `common/chat` for a required call allows text before it, so that it is only the second
+/// choice.
 fn begins_with_marker(rendered: &RenderedChat) -> bool {
     let is_marker = |trigger: &GrammarTrigger| trigger.is_word() && !trigger.value.starts_with(['{', '[', '"']);
     rendered.grammar_lazy

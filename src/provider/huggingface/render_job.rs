@@ -16,8 +16,8 @@ const DEFAULT_TEMPLATE: &str = "{% for message in messages %}{{ message['content
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ThinkingVariables {
     enabled: bool,
-    /// True when the request mentions reasoning. Only then the less common variables are set, since some templates behave
-    /// differently as soon as these exist.
+    /// True when the request mentions reasoning. Only then the less common variables are set, since some templates
+    /// behave differently as soon as these exist.
     explicit: bool,
     effort: Option<&'static str>,
 }
@@ -84,7 +84,8 @@ pub(super) fn job_for_template(
     let thinking = input.thinking;
     let mut kwargs = Map::new();
     if thinking.explicit {
-        // `common/chat` takes the values as JSON text. DeepSeek's and Granite's templates spell the variable `thinking`.
+        // `common/chat` takes the values as JSON text. DeepSeek's and Granite's templates spell the variable
+        // `thinking`.
         kwargs.insert("enable_thinking".into(), thinking.enabled.to_string().into());
         kwargs.insert("thinking".into(), thinking.enabled.to_string().into());
     }

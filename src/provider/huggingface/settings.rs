@@ -1,5 +1,5 @@
-//! Settings in force for one request. A value comes from the request, else from the model's table in the configuration, else from
-//! `[engine]`, else from Ollama's default.
+//! Settings in force for one request. A value comes from the request, else from the model's table in the configuration,
+//! else from `[engine]`, else from Ollama's default.
 
 use crate::{
     config::{Config, ModelConfig},
@@ -15,7 +15,8 @@ use crate::{
 
 use super::prepare::PreparedPrompt;
 
-/// Context length if `engine.context_length` is 0, in tokens: Ollama's for machines with less than 23 GiB of device memory.
+/// Context length if `engine.context_length` is 0, in tokens: Ollama's for machines with less than 23 GiB of device
+/// memory.
 const DEFAULT_CONTEXT_LENGTH: u32 = 4096;
 /// Smallest context length, in tokens, as in Ollama.
 const MIN_CONTEXT_LENGTH: u32 = 4;
@@ -25,7 +26,8 @@ const UNLIMITED_WINDOWS: u32 = 10;
 /// Smallest repetition penalty: the sampler divides by it.
 const MIN_REPEAT_PENALTY: f32 = 1e-3;
 
-/// Replaces numbers that JSON, which carries the settings to the worker, cannot represent: NaN by 0, infinity by the largest number.
+/// Replaces numbers that JSON, which carries the settings to the worker, cannot represent: NaN by 0, infinity by the
+/// largest number.
 fn finite(number: f32) -> f32 {
     if number.is_nan() {
         0.0
@@ -89,8 +91,8 @@ impl RequestSettings {
         }
     }
 
-    /// Returns the context length of a request on a model that is loaded with `loaded` tokens: smaller if the request asked for
-    /// less.
+    /// Returns the context length of a request on a model that is loaded with `loaded` tokens: smaller if the request
+    /// asked for less.
     pub(super) fn window(&self, facts: &ModelFacts, loaded: u32) -> u32 {
         match self.requested_context_length {
             Some(_) => self.context_length(facts).min(loaded),
@@ -105,8 +107,8 @@ impl RequestSettings {
         }
     }
 
-    /// Returns the conversation of a prompt, with the system prompt of the model's settings unless it has one; empty if the
-    /// prompt is no conversation.
+    /// Returns the conversation of a prompt, with the system prompt of the model's settings unless it has one; empty if
+    /// the prompt is no conversation.
     pub(super) fn conversation(&self, prompt: &InferencePrompt) -> Vec<Message> {
         let InferencePrompt::Chat { messages, .. } = prompt else {
             return Vec::new();
@@ -197,8 +199,8 @@ fn sampler_settings(sampling: SamplingOptions) -> SamplerSettings {
     }
 }
 
-/// Returns true if two names of models that are not on disk mean the same model: equal except for case, or equal except for a
-/// selector that one of them lacks.
+/// Returns true if two names of models that are not on disk mean the same model: equal except for case, or equal except
+/// for a selector that one of them lacks.
 fn is_same(name: &HfName, configured: &HfName) -> bool {
     let selector = |name: &HfName| name.selector.as_ref().map(ToString::to_string);
     name.repo_id().eq_ignore_ascii_case(&configured.repo_id())
@@ -209,8 +211,9 @@ fn is_same(name: &HfName, configured: &HfName) -> bool {
         }
 }
 
-/// Returns the table of a model in the configuration. Of several that match, the most exact one counts: a name with adapters before
-/// one without, a selector before none, a revision before none. The table of a base model also applies to it with adapters.
+/// Returns the table of a model in the configuration. Of several that match, the most exact one counts: a name with
+/// adapters before one without, a selector before none, a revision before none. The table of a base model also applies
+/// to it with adapters.
 async fn model_config(library: &Library, config: &Config, model: &LocalModel) -> ModelConfig {
     let mut found: Option<((bool, bool, bool), &ModelConfig)> = None;
     let base = LocalModel {

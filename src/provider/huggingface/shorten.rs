@@ -2,11 +2,11 @@
 
 use crate::inference::Message;
 
-/// Drops the oldest turns of a conversation that does not fit, as Ollama does; system turns and the last turn stay. Returns
-/// false if no turn is left to drop.
+/// Drops the oldest turns of a conversation that does not fit, as Ollama does; system turns and the last turn stay.
+/// Returns false if no turn is left to drop.
 ///
-/// At least one turn goes. More go only as long as the remaining text is clearly too long: the caller renders and counts
-/// again, so that a long conversation takes a few rounds and loses no more than it must.
+/// At least one turn goes. More go only as long as the remaining text is clearly too long: the caller renders and
+/// counts again, so that a long conversation takes a few rounds and loses no more than it must.
 pub(in crate::provider) fn drop_oldest_turns(
     messages: &mut Vec<Message>,
     prompt_tokens: u32,

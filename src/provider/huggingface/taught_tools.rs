@@ -1,6 +1,7 @@
-//! Tools for a model whose chat template does not support them (`engine.unsupported_tools = "prompt"`): they are described in the
-//! system prompt with the words and tags of the Hermes format, which many models have seen in training, and calls are read from the
-//! answer by the parser that `common/chat` derives from a template of that format.
+//! Tools for a model whose chat template does not support them (`engine.unsupported_tools = "prompt"`): they are
+//! described in the system prompt with the words and tags of the Hermes format, which many models have seen in
+//! training, and calls are read from the answer by the parser that `common/chat` derives from a template of that
+//! format.
 
 use super::render_job::{self, RenderInput};
 use crate::{
@@ -28,7 +29,8 @@ pub(super) fn format_job(input: RenderInput<'_>) -> Result<RenderJob, Failure> {
     render_job::job_for_template(HERMES_TEMPLATE, "", "", &[Message::text("user", "")], input)
 }
 
-/// Returns the conversation with the tools described in its system prompt, and with earlier calls and results as plain text.
+/// Returns the conversation with the tools described in its system prompt, and with earlier calls and results as plain
+/// text.
 pub(super) fn teach(messages: &[Message], tools: &[ToolDefinition], call_required: bool) -> Vec<Message> {
     let mut instructions = String::from(
         "You may call functions to help with the user's request. The functions are described here as JSON schemas:\n<tools>\n",

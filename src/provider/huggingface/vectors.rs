@@ -8,10 +8,11 @@ use crate::{
 /// `LLAMA_POOLING_TYPE_RANK` of llama.cpp: the output is that of a classification head.
 const POOLING_TYPE_RANK: u64 = 4;
 
-/// Shortens a vector to `dimensions` components and scales it, in place. A shortened vector is always scaled to length 1.
+/// Shortens a vector to `dimensions` components and scales it, in place. A shortened vector is always scaled to length
+/// 1.
 ///
 /// # Errors
-/// If a component is NaN or infinite, which means that the model is broken.
+/// [`Failure::Invalid`] for a component that is NaN or infinite, which means that the model is broken.
 pub(super) fn finish(vector: &mut Vec<f32>, dimensions: Option<u32>, unit: bool) -> Result<(), Failure> {
     if vector.iter().any(|number| !number.is_finite()) {
         return Err(Failure::Invalid("embedding contains NaN or Inf values".into()));
@@ -47,7 +48,8 @@ pub(super) enum VectorKind {
     Scaled,
     /// Embeddings that Ollama's old `/api/embeddings` leaves as they are.
     Raw,
-    /// Scores of a classifier or a reranker, one per label. They are no direction in a space, so that scaling would destroy them.
+    /// Scores of a classifier or a reranker, one per label. They are no direction in a space, so that scaling would
+    /// destroy them.
     Scores,
 }
 
@@ -69,8 +71,9 @@ pub(super) fn vector_kind(header: &GgufHeader) -> VectorKind {
     }
 }
 
-/// Applies Ollama's rules: BERT-like files with pooling are scaled if `normalize_embeddings` says so, or by default. The default
-/// is false for nomic-bert; a BERT whose vocabulary is not WordPiece is never scaled. All other models are scaled.
+/// Applies Ollama's rules: BERT-like files with pooling are scaled if `normalize_embeddings` says so, or by default.
+/// The default is false for nomic-bert; a BERT whose vocabulary is not WordPiece is never scaled. All other models are
+/// scaled.
 fn is_scaled(header: &GgufHeader) -> bool {
     let pools = header.hyperparameter("pooling_type").is_some();
     let says = |default: bool| {

@@ -20,8 +20,8 @@ const ENCODERS: &[&str] = &[
     "t5encoder",
 ];
 
-/// Fill-in-the-middle tokens (prefix, suffix, middle): the metadata keys of their ids, new and old, and the token texts by which
-/// llama.cpp recognizes them in a vocabulary without these keys.
+/// Fill-in-the-middle tokens (prefix, suffix, middle): the metadata keys of their ids, new and old, and the token texts
+/// by which llama.cpp recognizes them in a vocabulary without these keys.
 const FILL_IN_THE_MIDDLE: [(&[&str], &[&str]); 3] = [
     (
         &["tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id"],

@@ -81,8 +81,8 @@ fn array_to_json(array: &GgufArray) -> Json {
     }
 }
 
-/// Converts through the shortest decimal text of the `f32`, so that 1e-5 does not become 0.000009999999747378752. NaN and
-/// infinity, which JSON cannot represent, become null.
+/// Converts through the shortest decimal text of the `f32`, so that 1e-5 does not become 0.000009999999747378752. NaN
+/// and infinity, which JSON cannot represent, become null.
 fn f32_to_json(x: f32) -> Json {
     x.to_string().parse::<f64>().map_or(Json::Null, Json::from)
 }
