@@ -6,7 +6,7 @@
 use super::error::ApiError;
 use crate::{
     go::{decode::JsonNode, quote},
-    inference::{LoadOptions, SamplingOptions},
+    inference::{LoadOptions, SamplingOptions, sampling_parameters},
 };
 
 /// Smallest context length that a request can ask for, in tokens.
@@ -52,24 +52,55 @@ impl RequestOptions {
             "main_gpu" => load.main_gpu = Some(to_i32(integer(key, value)?)),
             "use_mmap" => load.use_mmap = Some(boolean(key, value)?),
             "num_thread" => load.num_thread = Some(to_u32(integer(key, value)?)),
-            "num_keep" => sampling.num_keep = Some(integer(key, value)?),
-            "seed" => sampling.seed = Some(integer(key, value)?),
-            "num_predict" => sampling.num_predict = Some(integer(key, value)?),
-            "top_k" => sampling.top_k = Some(to_i32(integer(key, value)?)),
-            "repeat_last_n" => sampling.repeat_last_n = Some(to_i32(integer(key, value)?)),
-            "top_p" => sampling.top_p = Some(float(key, value)?),
-            "min_p" => sampling.min_p = Some(float(key, value)?),
-            "typical_p" => sampling.typical_p = Some(float(key, value)?),
-            "temperature" => sampling.temperature = Some(float(key, value)?),
-            "repeat_penalty" => sampling.repeat_penalty = Some(float(key, value)?),
-            "presence_penalty" => sampling.presence_penalty = Some(float(key, value)?),
-            "frequency_penalty" => sampling.frequency_penalty = Some(float(key, value)?),
-            "stop" => sampling.stop = Some(strings(key, value)?),
             // A negative budget is no limit, as with the other counts.
             "thinking_budget" => *thinking_budget = u32::try_from(integer(key, value)?).ok(),
+            _ if set_sampling(sampling, key, value)? => {}
             unknown => tracing::debug!(option = unknown, "ignoring an option that is not known"),
         }
         Ok(())
+    }
+}
+
+/// Sets a sampling parameter. Returns false if there is none of this name.
+fn set_sampling(sampling: &mut SamplingOptions, key: &str, value: &JsonNode<'_>) -> Result<bool, ApiError> {
+    macro_rules! set {
+        ($($name:ident: $type:ty,)*) => {
+            $(if key == stringify!($name) {
+                sampling.$name = Some(<$type>::read(key, value)?);
+                return Ok(true);
+            })*
+        };
+    }
+    sampling_parameters!(set! {});
+    Ok(false)
+}
+
+/// Type of an option's value.
+trait OptionValue: Sized {
+    fn read(key: &str, value: &JsonNode<'_>) -> Result<Self, ApiError>;
+}
+
+impl OptionValue for i64 {
+    fn read(key: &str, value: &JsonNode<'_>) -> Result<Self, ApiError> {
+        integer(key, value)
+    }
+}
+
+impl OptionValue for i32 {
+    fn read(key: &str, value: &JsonNode<'_>) -> Result<Self, ApiError> {
+        integer(key, value).map(to_i32)
+    }
+}
+
+impl OptionValue for f32 {
+    fn read(key: &str, value: &JsonNode<'_>) -> Result<Self, ApiError> {
+        float(key, value)
+    }
+}
+
+impl OptionValue for Vec<String> {
+    fn read(key: &str, value: &JsonNode<'_>) -> Result<Self, ApiError> {
+        strings(key, value)
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
         ListCodec, NamedSecretsCodec, OptionCodec, PathCodec, Raw, SecretCodec, TextCodec,
     },
 };
-use crate::inference::KvCacheType;
+use crate::inference::{KvCacheType, sampling_parameters};
 
 /// A key that writes one or several settings of a `T`.
 pub(super) struct SettingKey<T: 'static> {
@@ -34,6 +34,15 @@ pub(super) struct SettingKey<T: 'static> {
     pub copy: fn(&mut T, &T),
 }
 
+// Written out, since a derive would demand the same of `T`.
+impl<T> Clone for SettingKey<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for SettingKey<T> {}
+
 impl<T> SettingKey<T> {
     /// Returns true for a key that only writes others and holds no value.
     pub(super) fn is_shorthand(&self) -> bool {
@@ -48,7 +57,7 @@ macro_rules! key {
     ($name:literal, $($field:ident).+, $codec:ty, restart) => {
         key!(@ $name, [], $($field).+, $codec, true)
     };
-    (@ $name:literal, [$($other:literal),*], $($field:ident).+, $codec:ty, $restart:literal) => {
+    (@ $name:expr, [$($other:literal),*], $($field:ident).+, $codec:ty, $restart:literal) => {
         SettingKey {
             name: $name,
             other_names: &[$($other),*],
@@ -72,10 +81,74 @@ pub(super) const ORGANIZATION_TOKENS: &str = "hub.organization_tokens";
 /// Path of a file that holds the Hub's access token.
 pub(super) const TOKEN_FILE: &str = "hub.token_file";
 
+/// Maps the type of a sampling parameter to the codec of its key.
+trait ParameterCodec {
+    type Codec;
+}
+
+impl ParameterCodec for i64 {
+    type Codec = IntegerCodec;
+}
+
+impl ParameterCodec for i32 {
+    type Codec = IntegerCodec;
+}
+
+impl ParameterCodec for f32 {
+    type Codec = FloatCodec;
+}
+
+impl ParameterCodec for Vec<String> {
+    type Codec = ListCodec<TextCodec>;
+}
+
+macro_rules! engine_sampling_keys {
+    ($($name:ident: $type:ty,)*) => {
+        &[$(key!(
+            @ concat!("engine.sampling.", stringify!($name)), [], engine.sampling.$name,
+            OptionCodec<<$type as ParameterCodec>::Codec>, false
+        )),*]
+    };
+}
+
+macro_rules! model_sampling_keys {
+    ($($name:ident: $type:ty,)*) => {
+        &[$(key!(
+            @ stringify!($name), [], sampling.$name, OptionCodec<<$type as ParameterCodec>::Codec>, false
+        )),*]
+    };
+}
+
+const ENGINE_SAMPLING_KEYS: &[SettingKey<Config>] = sampling_parameters!(engine_sampling_keys! {});
+const MODEL_SAMPLING_KEYS: &[SettingKey<ModelConfig>] = sampling_parameters!(model_sampling_keys! {});
+
+/// Joins tables at compile time. `N` is the sum of their lengths.
+const fn join<T, const N: usize>(tables: &[&[SettingKey<T>]]) -> [SettingKey<T>; N] {
+    let mut joined = [tables[0][0]; N];
+    let (mut table, mut at) = (0, 0);
+    while table < tables.len() {
+        let mut index = 0;
+        while index < tables[table].len() {
+            joined[at] = tables[table][index];
+            index += 1;
+            at += 1;
+        }
+        table += 1;
+    }
+    assert!(at == N, "N is the sum of the lengths");
+    joined
+}
+
 /// Every key of the file except those in `[models]` and `[aliases]`, in the order of the documentation.
 ///
 /// The keys of one source are applied in this order, so a shorthand stands before the keys that it sets.
-pub(super) const KEYS: &[SettingKey<Config>] = &[
+pub(super) const KEYS: &[SettingKey<Config>] = &join::<
+    _,
+    { FIRST_KEYS.len() + ENGINE_SAMPLING_KEYS.len() + LAST_KEYS.len() },
+>(&[FIRST_KEYS, ENGINE_SAMPLING_KEYS, LAST_KEYS]);
+
+/// The keys in front of `[engine.sampling]`.
+const FIRST_KEYS: &[SettingKey<Config>] = &[
     key!("server.listen", server.listen, ListCodec<TextCodec>, restart),
     key!("server.origins", server.origins, ListCodec<TextCodec>),
     key!("server.shutdown_timeout", server.shutdown_timeout, DurationCodec),
@@ -161,66 +234,21 @@ pub(super) const KEYS: &[SettingKey<Config>] = &[
     key!("engine.max_prompt_bytes", engine.max_prompt_bytes, ByteSizeCodec),
     key!("engine.unsupported_tools", engine.unsupported_tools, ChoiceCodec),
     key!("engine.json_schemas", engine.json_schemas, ChoiceCodec),
-    key!(
-        "engine.sampling.num_predict",
-        engine.sampling.num_predict,
-        OptionCodec<IntegerCodec>
-    ),
-    key!(
-        "engine.sampling.num_keep",
-        engine.sampling.num_keep,
-        OptionCodec<IntegerCodec>
-    ),
-    key!("engine.sampling.seed", engine.sampling.seed, OptionCodec<IntegerCodec>),
-    key!(
-        "engine.sampling.temperature",
-        engine.sampling.temperature,
-        OptionCodec<FloatCodec>
-    ),
-    key!(
-        "engine.sampling.top_k",
-        engine.sampling.top_k,
-        OptionCodec<IntegerCodec>
-    ),
-    key!("engine.sampling.top_p", engine.sampling.top_p, OptionCodec<FloatCodec>),
-    key!("engine.sampling.min_p", engine.sampling.min_p, OptionCodec<FloatCodec>),
-    key!(
-        "engine.sampling.typical_p",
-        engine.sampling.typical_p,
-        OptionCodec<FloatCodec>
-    ),
-    key!(
-        "engine.sampling.repeat_last_n",
-        engine.sampling.repeat_last_n,
-        OptionCodec<IntegerCodec>
-    ),
-    key!(
-        "engine.sampling.repeat_penalty",
-        engine.sampling.repeat_penalty,
-        OptionCodec<FloatCodec>
-    ),
-    key!(
-        "engine.sampling.presence_penalty",
-        engine.sampling.presence_penalty,
-        OptionCodec<FloatCodec>
-    ),
-    key!(
-        "engine.sampling.frequency_penalty",
-        engine.sampling.frequency_penalty,
-        OptionCodec<FloatCodec>
-    ),
-    key!(
-        "engine.sampling.stop",
-        engine.sampling.stop,
-        OptionCodec<ListCodec<TextCodec>>
-    ),
+];
+
+/// The keys behind `[engine.sampling]`.
+const LAST_KEYS: &[SettingKey<Config>] = &[
     key!("log.level", log.level, TextCodec),
     key!("log.format", log.format, ChoiceCodec, restart),
     key!("state_dir", state_dir, PathCodec, restart),
 ];
 
 /// Every key of a table `[models."hf:…"]`.
-pub(super) const MODEL_KEYS: &[SettingKey<ModelConfig>] = &[
+pub(super) const MODEL_KEYS: &[SettingKey<ModelConfig>] =
+    &join::<_, { MODEL_LOAD_KEYS.len() + MODEL_SAMPLING_KEYS.len() }>(&[MODEL_LOAD_KEYS, MODEL_SAMPLING_KEYS]);
+
+/// The keys of a model's table except its sampling parameters.
+const MODEL_LOAD_KEYS: &[SettingKey<ModelConfig>] = &[
     key!("system", system, OptionCodec<TextCodec>),
     key!("keep_alive", keep_alive, OptionCodec<KeepAliveCodec>),
     key!("parallel", parallel, OptionCodec<IntegerCodec>),
@@ -251,19 +279,6 @@ pub(super) const MODEL_KEYS: &[SettingKey<ModelConfig>] = &[
     },
     key!("kv_cache_type_k", kv_cache_type_k, OptionCodec<ChoiceCodec>),
     key!("kv_cache_type_v", kv_cache_type_v, OptionCodec<ChoiceCodec>),
-    key!("num_predict", sampling.num_predict, OptionCodec<IntegerCodec>),
-    key!("num_keep", sampling.num_keep, OptionCodec<IntegerCodec>),
-    key!("seed", sampling.seed, OptionCodec<IntegerCodec>),
-    key!("temperature", sampling.temperature, OptionCodec<FloatCodec>),
-    key!("top_k", sampling.top_k, OptionCodec<IntegerCodec>),
-    key!("top_p", sampling.top_p, OptionCodec<FloatCodec>),
-    key!("min_p", sampling.min_p, OptionCodec<FloatCodec>),
-    key!("typical_p", sampling.typical_p, OptionCodec<FloatCodec>),
-    key!("repeat_last_n", sampling.repeat_last_n, OptionCodec<IntegerCodec>),
-    key!("repeat_penalty", sampling.repeat_penalty, OptionCodec<FloatCodec>),
-    key!("presence_penalty", sampling.presence_penalty, OptionCodec<FloatCodec>),
-    key!("frequency_penalty", sampling.frequency_penalty, OptionCodec<FloatCodec>),
-    key!("stop", sampling.stop, OptionCodec<ListCodec<TextCodec>>),
 ];
 
 /// A key of an earlier version that is still accepted under its old name.
