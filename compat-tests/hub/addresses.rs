@@ -65,7 +65,7 @@ async fn a_mirror_with_other_content_is_found_out() {
         .faults(|faults| faults.content_status = Some((503, 1_000_000)));
     let error = bench.pull(NAME).await.unwrap_err();
     assert!(matches!(error, HubError::HashMismatch { .. }), "{error}");
-    assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());
+    assert!(bench.library.locate(&bench.config, &name(NAME)).await.is_err());
     assert_eq!(bench.leftovers(), Vec::<PathBuf>::new());
 }
 
@@ -74,7 +74,7 @@ async fn a_server_that_dies_in_the_middle_is_followed_to_its_new_address() {
     let (mut bench, content, _) = Bench::with_model(12 * MIB);
     bench.config.retry_attempts = 1;
     bench.server.faults(|faults| faults.delay = Duration::from_millis(10));
-    let mut stream = bench.hub.pull(&bench.config, &name(NAME));
+    let mut stream = bench.library.pull(&bench.config, &name(NAME));
     loop {
         match stream.next().await.unwrap().unwrap() {
             PullEvent::File { completed, .. } if completed > 4 * MIB as u64 => break,
@@ -91,7 +91,7 @@ async fn a_server_that_dies_in_the_middle_is_followed_to_its_new_address() {
         }
     };
     assert!(error.is_transient(), "{error}");
-    assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());
+    assert!(bench.library.locate(&bench.config, &name(NAME)).await.is_err());
     bench.config.endpoint = next.url();
     bench.pull(NAME).await.unwrap();
     assert!(
@@ -135,25 +135,25 @@ async fn what_another_user_has_is_used_where_it_is() {
     let fetched = bench.server.hits("/cdn").bytes;
 
     bench.config.extra_caches = vec![theirs.path().to_owned()];
-    let model = bench.hub.locate(&bench.config, &name(NAME)).await.unwrap();
+    let model = bench.library.locate(&bench.config, &name(NAME)).await.unwrap();
     assert!(model.base.files[0].starts_with(theirs.path()) && !model.owned);
     let events = bench.pull(NAME).await.unwrap();
     assert_eq!(shape(&events)[1], &sha256[..12]);
     assert_eq!(bench.server.hits("/cdn").bytes, fetched, "nothing is downloaded again");
     assert_eq!(walk(bench.cache.path()), Vec::<PathBuf>::new(), "nothing is copied");
     assert_eq!(
-        bench.hub.delete(&bench.config, &name(NAME)).await,
+        bench.library.delete(&bench.config, &name(NAME)).await,
         Ok(DeleteOutcome::Unlisted)
     );
     assert_eq!(walk(theirs.path()), before, "their cache is as it was");
     // A pull lists it again.
     bench.pull(NAME).await.unwrap();
-    assert_eq!(bench.hub.list(&bench.config).await.len(), 1);
+    assert_eq!(bench.library.list(&bench.config).await.len(), 1);
 
     // A new version on the Hub is downloaded into our own cache, and the name then refers to it.
     bench.server.add(REPO, "tiny-Q8_0.gguf", Source::Bytes(noise(3 * MIB)));
     bench.pull(NAME).await.unwrap();
-    let model = bench.hub.locate(&bench.config, &name(NAME)).await.unwrap();
+    let model = bench.library.locate(&bench.config, &name(NAME)).await.unwrap();
     assert!(model.base.files[0].starts_with(bench.cache.path()) && model.owned);
     assert_eq!(walk(theirs.path()), before);
     drop(content);
@@ -175,7 +175,7 @@ async fn what_another_user_has_a_part_of_is_completed() {
     let events = bench.pull(NAME).await.unwrap();
     assert_eq!(shape(&events)[1..3], [sha256[..12].to_owned(), eye[..12].to_owned()]);
     assert_eq!(bench.server.hits(&weights).bytes, fetched, "what they have is used");
-    let model = bench.hub.locate(&bench.config, &name(NAME)).await.unwrap();
+    let model = bench.library.locate(&bench.config, &name(NAME)).await.unwrap();
     assert!(model.base.files[0].starts_with(bench.cache.path()) && model.owned);
     assert!(fs::read(&model.base.files[0]).unwrap() == content);
     assert!(fs::read(model.base.mmproj.as_ref().unwrap()).unwrap() == projector);
@@ -188,7 +188,7 @@ async fn what_another_user_has_a_part_of_is_completed() {
 
     // Our cache has a link and the projector, which are removed. The other user's cache stays.
     assert!(matches!(
-        bench.hub.delete_files(&bench.config, &name(NAME)).await,
+        bench.library.delete_files(&bench.config, &name(NAME)).await,
         Ok(DeleteOutcome::Unlisted)
     ));
     let blobs: Vec<PathBuf> = walk(bench.cache.path())
@@ -201,7 +201,7 @@ async fn what_another_user_has_a_part_of_is_completed() {
     // If the other user removes the weights, the next pull downloads them.
     bench.pull(NAME).await.unwrap();
     fs::remove_dir_all(theirs.path().join("models--Test-Org--Tiny-GGUF")).unwrap();
-    assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());
+    assert!(bench.library.locate(&bench.config, &name(NAME)).await.is_err());
     bench.pull(NAME).await.unwrap();
     bench.assert_complete(&content).await;
 }

@@ -30,7 +30,7 @@ const MIB: usize = 1 << 20;
 
 pub(crate) struct Bench {
     server: FakeHub,
-    hub: Library,
+    library: Library,
     config: HubConfig,
     cache: tempfile::TempDir,
     state: tempfile::TempDir,
@@ -50,7 +50,7 @@ impl Bench {
             ..HubConfig::default()
         };
         Self {
-            hub: Library::new(state.path()),
+            library: Library::new(state.path()),
             server,
             config,
             cache,
@@ -68,13 +68,13 @@ impl Bench {
     }
 
     async fn pull(&self, name: &str) -> Result<Vec<PullEvent>, HubError> {
-        pull(&self.hub, &self.config, name).await
+        pull(&self.library, &self.config, name).await
     }
 
     /// Checks that the model is complete and that nothing else is left in the cache. Returns the path of its file.
     async fn assert_complete(&self, content: &Bytes) -> PathBuf {
         let model = self
-            .hub
+            .library
             .locate(&self.config, &name(NAME))
             .await
             .expect("the model is in the cache");
@@ -106,8 +106,8 @@ fn hub_error(error: LibraryError) -> HubError {
     }
 }
 
-async fn pull(hub: &Library, config: &HubConfig, text: &str) -> Result<Vec<PullEvent>, HubError> {
-    let mut stream = hub.pull(config, &name(text));
+async fn pull(library: &Library, config: &HubConfig, text: &str) -> Result<Vec<PullEvent>, HubError> {
+    let mut stream = library.pull(config, &name(text));
     let mut events = Vec::new();
     while let Some(event) = stream.next().await {
         events.push(event.map_err(hub_error)?);
@@ -248,7 +248,7 @@ async fn works_without_the_hub_where_the_cache_is_complete() {
     assert_eq!(bench.pull(NAME).await.unwrap().len(), 6);
     assert!(matches!(bench.pull("hf:a/b").await, Err(HubError::Unreachable { .. })));
     assert!(matches!(
-        bench.hub.reachable(&bench.config).await.map_err(hub_error),
+        bench.library.reachable(&bench.config).await.map_err(hub_error),
         Err(HubError::Unreachable { .. })
     ));
     bench.assert_complete(&content).await;
@@ -275,8 +275,8 @@ async fn an_error_page_is_never_a_model() {
             .server
             .faults(|faults| faults.content_status = Some((status, 1000)));
         bench.pull(NAME).await.expect_err("the server answers with errors only");
-        assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());
-        assert!(bench.hub.list(&bench.config).await.is_empty());
+        assert!(bench.library.locate(&bench.config, &name(NAME)).await.is_err());
+        assert!(bench.library.list(&bench.config).await.is_empty());
     }
     bench.server.faults(|faults| faults.content_status = None);
     bench.pull(NAME).await.unwrap();
@@ -293,13 +293,13 @@ async fn a_cut_is_resumed_by_the_next_pull() {
     let error = bench.pull(NAME).await.unwrap_err();
     assert!(matches!(error, HubError::Interrupted { .. }), "{error}");
     assert!(
-        bench.hub.locate(&bench.config, &name(NAME)).await.is_err(),
+        bench.library.locate(&bench.config, &name(NAME)).await.is_err(),
         "half a model is no model"
     );
     assert_eq!(bench.leftovers().len(), 2, "the partial file and its ranges");
     assert_eq!(bench.server.hits("/cdn").bytes, 700_000);
     // A new process resumes as well.
-    bench.hub = Library::new(bench.state.path());
+    bench.library = Library::new(bench.state.path());
     bench.pull(NAME).await.unwrap();
     assert_eq!(
         bench.server.hits("/cdn").bytes,
@@ -322,7 +322,7 @@ async fn cuts_inside_one_pull_cost_nothing() {
 async fn dropping_a_pull_keeps_what_arrived() {
     let (bench, content, _) = Bench::with_model(16 * MIB);
     bench.server.faults(|faults| faults.delay = Duration::from_millis(10));
-    let mut stream = bench.hub.pull(&bench.config, &name(NAME));
+    let mut stream = bench.library.pull(&bench.config, &name(NAME));
     loop {
         match stream.next().await.unwrap().unwrap() {
             PullEvent::File { completed, .. } if completed > 4 * MIB as u64 => break,
@@ -355,14 +355,14 @@ async fn two_pulls_share_one_download() {
 async fn one_of_two_pulls_may_be_dropped() {
     let (bench, content, _) = Bench::with_model(8 * MIB);
     bench.server.faults(|faults| faults.delay = Duration::from_millis(3));
-    let mut first = bench.hub.pull(&bench.config, &name(NAME));
+    let mut first = bench.library.pull(&bench.config, &name(NAME));
     while !matches!(
         first.next().await.unwrap().unwrap(),
         PullEvent::File { completed: 1.., .. }
     ) {}
     let second = tokio::spawn({
-        let (hub, config) = (bench.hub.clone(), bench.config.clone());
-        async move { pull(&hub, &config, NAME).await }
+        let (library, config) = (bench.library.clone(), bench.config.clone());
+        async move { pull(&library, &config, NAME).await }
     });
     while bench.server.hits("/api/models").requests < 4 {
         tokio::task::yield_now().await;
@@ -384,8 +384,8 @@ async fn processes_wait_for_each_other() {
     second.unwrap();
     assert_eq!(bench.server.hits("/cdn").bytes, content.len() as u64);
     let mut makers = 0;
-    for hub in [&bench.hub, &other] {
-        makers += usize::from(hub.locate(&bench.config, &name(NAME)).await.unwrap().owned);
+    for library in [&bench.library, &other] {
+        makers += usize::from(library.locate(&bench.config, &name(NAME)).await.unwrap().owned);
     }
     assert_eq!(makers, 1, "one of them made it, the other found it");
     assert_eq!(bench.leftovers(), Vec::<PathBuf>::new());
@@ -415,7 +415,7 @@ async fn wrong_content_is_discarded() {
         other => panic!("{other}"),
     }
     assert_eq!(bench.leftovers(), Vec::<PathBuf>::new());
-    assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());
+    assert!(bench.library.locate(&bench.config, &name(NAME)).await.is_err());
     bench.server.faults(|faults| faults.wrong_content = false);
     bench.pull(NAME).await.unwrap();
     bench.assert_complete(&content).await;
@@ -505,7 +505,7 @@ async fn hostile_sizes_are_refused_before_anything_is_fetched() {
             _ => assert!(matches!(error, HubError::DiskFull { .. }), "{error}"),
         }
         assert_eq!(bench.server.hits("/cdn").requests, 0);
-        assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());
+        assert!(bench.library.locate(&bench.config, &name(NAME)).await.is_err());
     }
 }
 
@@ -544,26 +544,30 @@ async fn hostile_paths_are_no_files() {
 async fn updates_are_known_without_a_download() {
     let (mut bench, ..) = Bench::with_model(MIB);
     bench.pull(NAME).await.unwrap();
-    assert_eq!(bench.hub.update(&bench.config, &name(NAME)).await, Ok(None));
+    assert_eq!(bench.library.update(&bench.config, &name(NAME)).await, Ok(None));
     bench.server.add_small(REPO, "README.md", "another text");
     assert_eq!(
-        bench.hub.update(&bench.config, &name(NAME)).await,
+        bench.library.update(&bench.config, &name(NAME)).await,
         Ok(None),
         "a commit without other weights is no update"
     );
     bench.server.add(REPO, "tiny-Q8_0.gguf", Source::Bytes(noise(2 * MIB)));
     let before = bench.server.hits("/cdn").requests;
-    let update = bench.hub.update(&bench.config, &name(NAME)).await.unwrap().unwrap();
+    let update = bench.library.update(&bench.config, &name(NAME)).await.unwrap().unwrap();
     assert_eq!(
         (update.commit, update.bytes),
         (bench.server.commit(REPO), 2 * MIB as u64)
     );
     assert_eq!(bench.server.hits("/cdn").requests, before);
     bench.pull(NAME).await.unwrap();
-    assert_eq!(bench.hub.update(&bench.config, &name(NAME)).await, Ok(None));
+    assert_eq!(bench.library.update(&bench.config, &name(NAME)).await, Ok(None));
     bench.config.offline = true;
     assert!(matches!(
-        bench.hub.update(&bench.config, &name(NAME)).await.map_err(hub_error),
+        bench
+            .library
+            .update(&bench.config, &name(NAME))
+            .await
+            .map_err(hub_error),
         Err(HubError::SwitchedOff)
     ));
 }
@@ -574,10 +578,10 @@ async fn a_repository_that_was_renamed_is_found_by_its_old_name() {
     bench.server.rename(REPO, "New-Org/New-Name");
     bench.pull(NAME).await.unwrap();
     bench.assert_complete(&content).await;
-    assert_eq!(bench.hub.update(&bench.config, &name(NAME)).await, Ok(None));
+    assert_eq!(bench.library.update(&bench.config, &name(NAME)).await, Ok(None));
     bench.pull("hf:new-org/new-name").await.unwrap();
     assert_eq!(
-        bench.hub.list(&bench.config).await.len(),
+        bench.library.list(&bench.config).await.len(),
         2,
         "they are two to whoever asks"
     );
@@ -620,10 +624,10 @@ async fn tokens_open_doors_and_stay_with_the_hub() {
     bench.server.set_private(REPO);
     assert!(matches!(bench.pull(NAME).await, Err(HubError::RepoNotFound { .. })));
     bench.config.token = Some(Secret::new("wrong".into()));
-    assert!(bench.hub.reachable(&bench.config).await.unwrap().token_refused);
+    assert!(bench.library.reachable(&bench.config).await.unwrap().token_refused);
     bench.config.token = Some(Secret::new(TOKEN.into()));
     assert_eq!(
-        bench.hub.reachable(&bench.config).await.unwrap().user.as_deref(),
+        bench.library.reachable(&bench.config).await.unwrap().user.as_deref(),
         Some("loopback")
     );
     bench.pull(NAME).await.unwrap();
@@ -716,7 +720,7 @@ async fn shards_projectors_folders_pages_and_small_files() {
     assert_eq!(shape(&events).len(), 4 + 6);
     assert!(bench.server.hits("/api/models/Test-Org/Tiny-GGUF/tree").requests >= 2);
     let model = bench
-        .hub
+        .library
         .locate(&bench.config, &name("hf:test-org/tiny-gguf@refs/pr/1:q8_0"))
         .await
         .unwrap();
@@ -727,13 +731,13 @@ async fn shards_projectors_folders_pages_and_small_files() {
     assert_eq!(model.size_bytes, 5 * MIB as u64 + 15 + 70_000);
 
     bench.pull("hf:o/small").await.unwrap();
-    let model = bench.hub.locate(&bench.config, &name("hf:o/small")).await.unwrap();
+    let model = bench.library.locate(&bench.config, &name("hf:o/small")).await.unwrap();
     assert_eq!(
         fs::read_to_string(&model.base.files[0]).unwrap(),
         "too small for large file storage"
     );
     let listed: Vec<_> = bench
-        .hub
+        .library
         .list(&bench.config)
         .await
         .into_iter()
@@ -749,19 +753,19 @@ async fn delete_takes_only_what_hubllama_brought() {
     let freed = DeleteOutcome::Removed {
         bytes_freed: MIB as u64,
     };
-    assert_eq!(bench.hub.delete(&bench.config, &name(NAME)).await, Ok(freed));
+    assert_eq!(bench.library.delete(&bench.config, &name(NAME)).await, Ok(freed));
     assert!(!walk(bench.cache.path()).iter().any(|path| path.ends_with(&sha256)));
-    assert!(bench.hub.delete(&bench.config, &name(NAME)).await.is_err());
+    assert!(bench.library.delete(&bench.config, &name(NAME)).await.is_err());
 
     // Another user of the cache downloads it, so that this handle does not own it.
     let state = tempfile::tempdir().unwrap();
     pull(&Library::new(state.path()), &bench.config, NAME).await.unwrap();
     assert_eq!(
-        bench.hub.delete(&bench.config, &name(NAME)).await,
+        bench.library.delete(&bench.config, &name(NAME)).await,
         Ok(DeleteOutcome::Unlisted)
     );
-    assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());
-    assert_eq!(bench.hub.list(&bench.config).await, []);
+    assert!(bench.library.locate(&bench.config, &name(NAME)).await.is_err());
+    assert_eq!(bench.library.list(&bench.config).await, []);
     let fetched = bench.server.hits("/cdn").bytes;
     bench.pull(NAME).await.unwrap();
     assert_eq!(
@@ -769,8 +773,8 @@ async fn delete_takes_only_what_hubllama_brought() {
         fetched,
         "listing it again needs no download"
     );
-    let model = bench.hub.locate(&bench.config, &name(NAME)).await.unwrap();
+    let model = bench.library.locate(&bench.config, &name(NAME)).await.unwrap();
     assert!(!model.owned && fs::read(&model.base.files[0]).unwrap() == content);
     bench.config.offline = true;
-    assert_eq!(bench.hub.list(&bench.config).await, [model]);
+    assert_eq!(bench.library.list(&bench.config).await, [model]);
 }

@@ -102,7 +102,7 @@ async fn we_read_what_python_wrote() {
     run(&mut hf(&python, home.path(), bench.cache.path(), &bench.server, &[]));
     let fetched = bench.server.hits("/cdn").bytes;
     let model = bench
-        .hub
+        .library
         .locate(&bench.config, &name("hf:test-org/tiny-gguf"))
         .await
         .unwrap();
@@ -115,11 +115,11 @@ async fn we_read_what_python_wrote() {
     assert_eq!(checked[0].verdict, hubllama::library::FileVerdict::Good);
     bench.pull(NAME).await.unwrap();
     assert_eq!(bench.server.hits("/cdn").bytes, fetched, "nothing is fetched again");
-    assert_eq!(bench.hub.update(&bench.config, &name(NAME)).await, Ok(None));
+    assert_eq!(bench.library.update(&bench.config, &name(NAME)).await, Ok(None));
     bench.config.offline = true;
-    assert_eq!(bench.hub.list(&bench.config).await.len(), 1);
+    assert_eq!(bench.library.list(&bench.config).await.len(), 1);
     assert_eq!(
-        bench.hub.delete(&bench.config, &name(NAME)).await,
+        bench.library.delete(&bench.config, &name(NAME)).await,
         Ok(DeleteOutcome::Unlisted),
         "it is not ours to remove"
     );

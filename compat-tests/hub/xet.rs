@@ -171,7 +171,7 @@ async fn wrong_bytes_from_the_store_are_no_model() {
     bench.server.faults(|faults| faults.xet.wrong_bytes = true);
     let error = bench.pull(NAME).await.unwrap_err();
     assert!(matches!(error, HubError::HashMismatch { .. }), "{error}");
-    assert!(bench.hub.locate(&bench.config, &name(NAME)).await.is_err());
+    assert!(bench.library.locate(&bench.config, &name(NAME)).await.is_err());
     assert_eq!(bench.leftovers(), Vec::<PathBuf>::new());
     bench.server.faults(|faults| faults.xet.wrong_bytes = false);
     bench.pull(NAME).await.unwrap();
@@ -182,7 +182,7 @@ async fn wrong_bytes_from_the_store_are_no_model() {
 async fn what_came_from_the_store_stays_for_the_next_pull() {
     let (mut bench, content) = bench();
     bench.server.faults(|faults| faults.delay = Duration::from_millis(15));
-    let mut stream = bench.hub.pull(&bench.config, &name(NAME));
+    let mut stream = bench.library.pull(&bench.config, &name(NAME));
     loop {
         match stream.next().await.unwrap().unwrap() {
             PullEvent::File { completed, .. } if completed > 2 * MIB as u64 => break,
@@ -231,7 +231,7 @@ async fn a_slow_store_is_no_stall() {
 async fn dropping_a_pull_ends_its_requests_to_the_store() {
     let (bench, _) = bench();
     bench.server.faults(|faults| faults.delay = Duration::from_millis(20));
-    let mut stream = bench.hub.pull(&bench.config, &name(NAME));
+    let mut stream = bench.library.pull(&bench.config, &name(NAME));
     while bench.server.hits("/xorbs").bytes == 0 {
         tokio::select! {
             _ = stream.next() => {}

@@ -108,8 +108,8 @@ async fn hub_rows(config: &Config, row: &mut impl FnMut(bool, &str, String)) {
     if config.hub.offline {
         row(true, "hub", format!("{endpoint}, offline by configuration"));
     } else {
-        let hub = Library::new(&config.state_dir);
-        match hub.reachable(&config.hub).await {
+        let library = Library::new(&config.state_dir);
+        match library.reachable(&config.hub).await {
             Ok(reachable) => {
                 row(true, "hub", format!("{endpoint} answers"));
                 answer = Some(reachable);
@@ -125,7 +125,7 @@ async fn hub_rows(config: &Config, row: &mut impl FnMut(bool, &str, String)) {
                 organization_tokens: BTreeMap::new(),
                 ..config.hub.clone()
             };
-            match hub.reachable(&alone).await {
+            match library.reachable(&alone).await {
                 Ok(_) => row(true, "hub mirror", format!("{mirror} answers")),
                 Err(error) => row(false, "hub mirror", error.to_string()),
             }

@@ -30,8 +30,8 @@ struct FoundTemplate {
 /// Runs the command. The exit status is 1 if the two templates render differently.
 pub(super) async fn run(inputs: &ConfigInputs, arguments: &TemplateArguments) -> anyhow::Result<ExitCode> {
     let config = config::load(inputs)?.config;
-    let hub = Library::new(&config.state_dir);
-    let (path, name) = locate(&hub, &config, &arguments.name).await?;
+    let library = Library::new(&config.state_dir);
+    let (path, name) = locate(&library, &config, &arguments.name).await?;
     let header = GgufHeader::open(&path).with_context(|| format!("{} is not a usable GGUF file", path.display()))?;
     if let Err(refusal) = gguf::precheck(&header) {
         bail!("{} cannot be loaded: {refusal}", path.display());
@@ -42,7 +42,7 @@ pub(super) async fn run(inputs: &ConfigInputs, arguments: &TemplateArguments) ->
         source: source.to_owned(),
     });
     let repositories = repositories(arguments.against.as_deref(), name, &header)?;
-    let other = of_repository(&hub, &config, &repositories).await;
+    let other = of_repository(&library, &config, &repositories).await;
     let (shown, other) = match (own, other) {
         (Some(own), other) => (own, other),
         (None, Some(other)) => {
@@ -101,7 +101,7 @@ fn row(what: &str, text: &str) {
 }
 
 /// Returns the path of a GGUF file: `name` itself, or the first file of the model in the cache with that name.
-async fn locate(hub: &Library, config: &Config, name: &str) -> anyhow::Result<(PathBuf, Option<HfName>)> {
+async fn locate(library: &Library, config: &Config, name: &str) -> anyhow::Result<(PathBuf, Option<HfName>)> {
     let path = Path::new(name);
     if path
         .extension()
@@ -112,7 +112,7 @@ async fn locate(hub: &Library, config: &Config, name: &str) -> anyhow::Result<(P
     }
     let parsed =
         HfName::parse(name).with_context(|| format!("{name} is neither a GGUF file nor the name of a model"))?;
-    let local = hub
+    let local = library
         .locate(&config.hub, &parsed)
         .await
         .with_context(|| format!("it is not in {}; pull it first", config.hub.cache_dir.display()))?;
@@ -146,11 +146,11 @@ fn repositories(against: Option<&str>, own: Option<HfName>, header: &GgufHeader)
 }
 
 /// Returns the template of the first repository that has one.
-async fn of_repository(hub: &Library, config: &Config, repositories: &[HfName]) -> Option<FoundTemplate> {
+async fn of_repository(library: &Library, config: &Config, repositories: &[HfName]) -> Option<FoundTemplate> {
     for name in repositories {
         let repository = name.repo_id();
         for file in ["chat_template.jinja", "tokenizer_config.json"] {
-            let text = match hub.text(&config.hub, name, file).await {
+            let text = match library.text(&config.hub, name, file).await {
                 Ok(text) => text,
                 Err(error) => {
                     eprintln!("{repository} could not be asked for {file}: {error}");

@@ -24,11 +24,13 @@ use super::{
     refusal::HubRefusal,
     wire::license_in,
 };
+
 /// Results requested for a tag. `gguf` is a second tag, which is filtered here.
 const TAG_RESULTS: usize = 100;
 /// Properties of a repository that are requested. The complete answer lists every file, which is megabytes for some
 /// repositories.
 const INFO_PROPERTIES: [&str; 2] = ["sha", "tags"];
+
 /// Condition on the repositories of a search.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum SearchFilter<'a> {

@@ -89,7 +89,7 @@ pub enum DeleteOutcome {
     Unlisted,
 }
 
-/// Library: a handle on the models of this machine. Clones share the downloads in download and all caches. The
+/// Library: a handle on the models of this machine. Clones share the downloads in progress and all caches. The
 /// configuration comes with each call, so that a change of it takes effect at once.
 #[derive(Clone, Debug)]
 pub struct Library(Arc<Shared>);
