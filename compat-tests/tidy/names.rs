@@ -116,9 +116,8 @@ fn interface(code: &str) -> String {
             let (head, signature) = bare.split_at(bare.find(['(', ':', '<', '=']).unwrap_or(bare.len()));
             out.push_str(if bare.starts_with("impl") { bare } else { signature });
             out.push('\n');
-            if head.starts_with("pub enum") {
-                inside = Some(indent);
-            } else if !bare.ends_with([';', '{', '}', ',']) || bare.ends_with('(') {
+            let is_open = !bare.ends_with([';', '{', '}', ',']) || bare.ends_with('(');
+            if is_open || head.starts_with("pub enum") {
                 inside = Some(indent);
             }
         }

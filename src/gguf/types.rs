@@ -5,7 +5,7 @@ macro_rules! ggml_types {
     ($($variant:ident = $id:literal, $name:literal, $block:literal, $bytes:literal;)*) => {
         /// Element type of a tensor.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[expect(non_camel_case_types, missing_docs, reason = "ggml's own spelling")]
+        #[expect(non_camel_case_types, reason = "ggml's own spelling")]
         pub enum GgmlType {
             $($variant,)*
         }

@@ -258,6 +258,35 @@ mod tests {
     }
 
     #[test]
+    fn a_record_of_an_earlier_version_keeps_its_settings() {
+        // Written by version 0.1.0. The names are the file's format, whatever the fields are called here.
+        let text = r#"{"name":"mario:latest","model":"hf:o/r:Q4_K_M","parent_model":"hf:o/r:Q4_K_M",
+            "modified_at":"2026-11-23T06:50:34.024460257Z","settings":{"system":"S","template":"","license":["MIT"],
+            "parameters":{"num_ctx":2048},"sampling":{"num_predict":5,"top_k":3,"stop":["X"]},
+            "load":{"num_ctx":2048,"num_gpu":1,"use_mmap":false},"messages":[{"role":"user","content":"hi"}]}}"#;
+        let expected = alias(AliasSettings {
+            system: "S".into(),
+            license: vec!["MIT".into()],
+            parameters: parameters(json!({"num_ctx": 2048})),
+            sampling: SamplingOptions {
+                num_predict: Some(5),
+                top_k: Some(3),
+                stop: Some(vec!["X".into()]),
+                ..SamplingOptions::default()
+            },
+            load: LoadOptions {
+                context_length: Some(2048),
+                num_gpu: Some(1),
+                use_mmap: Some(false),
+                ..LoadOptions::default()
+            },
+            messages: vec![Message::text("user", "hi")],
+            ..AliasSettings::default()
+        });
+        assert_eq!(serde_json::from_str::<ModelAlias>(text).unwrap(), expected);
+    }
+
+    #[test]
     fn a_copy_is_the_same_model_and_anything_else_is_not() {
         let mut copy = alias(AliasSettings::default());
         copy.parent_model.clear();
