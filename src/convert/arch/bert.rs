@@ -68,6 +68,7 @@ fn encoder(build: &mut ModelBuilder<'_>, first_position: u64, head: &str, output
     if !is_classifier {
         pooling::keys(build)?;
     }
+    // llama.cpp refuses the architecture without this key.
     let types_key = "tokenizer.ggml.token_type_count".to_owned();
     build.keys.push((types_key, GgufValue::U32(types as u32)));
 

@@ -54,8 +54,8 @@ const V3: DeepseekClass = DeepseekClass {
     context: 4096,
 };
 const THETA: f64 = 1e4;
-/// Numbers of layers of the Lite models, which do not compress queries. llama.cpp requires `attention.q_lora_rank` for
-/// all others (`is_lite` in `models/deepseek2.cpp`).
+/// Numbers of layers by which llama.cpp tells the Lite models, which do not compress queries. It requires
+/// `attention.q_lora_rank` for most others (`is_lite` in `models/deepseek2.cpp`).
 const NEVER_COMPRESSED: [u64; 2] = [26, 27];
 
 /// Sizes of latent attention.
@@ -76,6 +76,7 @@ struct Latent {
 impl Latent {
     fn read(build: &ModelBuilder<'_>) -> Result<Self, ConvertError> {
         let config = build.config;
+        // `q_lora_rank` cannot tell: the Lite models set it to null, which is taken for the default of the class.
         let is_compressed = build.has("model.layers.0.self_attn.q_a_proj.weight");
         let query_rank = is_compressed.then(|| config.integer_or(&["q_lora_rank"], 1536));
         Ok(Self {
@@ -243,6 +244,7 @@ fn expert_keys(build: &mut ModelBuilder<'_>, class: &DeepseekClass) -> Result<u6
             )));
         }
     };
+    // Always written: without the key llama.cpp assumes softmax for all but a few models.
     build.put_integer("expert_gating_func", function)?;
     Ok(shared * inner)
 }
@@ -281,6 +283,8 @@ fn attention(
     let query = heads * sizes.head_dim;
     let mut copy =
         |one: &str, two: &str, shape: &[u64]| build.copy(&format!("{from}{one}"), &format!("{to}{two}"), shape);
+    // No rows are permuted: DeepSeek stores rotated elements as neighbors, as llama.cpp rotates them
+    // (`LLAMA_ROPE_TYPE_NORM`).
     match latent.query_rank {
         Some(rank) => {
             copy("q_a_proj", "attn_q_a", &[rank, hidden])?;

@@ -82,6 +82,8 @@ pub(super) fn gemma(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
 }
 
 pub(super) fn gemma2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
+    // Two settings have no key. llama.cpp gives a window to every other layer, and derives `query_pre_attn_scalar` from
+    // the number of layers.
     decode(build, GEMMA2, &[FOUR_NORMS, ATTENTION, MLP])?;
     let config = build.config;
     build.put_number(
@@ -120,6 +122,7 @@ fn build_gemma3(build: &mut ModelBuilder<'_>, class: ModelClass) -> Result<(), C
             "attn_logit_softcapping is set, which Gemma 3 does not have".to_owned(),
         ));
     }
+    // `query_pre_attn_scalar` has no key: llama.cpp derives it from the number of layers.
     decode(build, class, &[FOUR_NORMS, ATTENTION, HEAD_NORMS, MLP])?;
     if let Some(cap) = config.optional_number(&["final_logit_softcapping"])? {
         build.put_number("final_logit_softcapping", cap);

@@ -62,6 +62,7 @@ pub(super) fn gpt_oss(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> 
         output: true,
     };
     let sizes = decoder.build(build)?;
+    // No pattern is written: llama.cpp gives a window to every other layer by default.
     let window = config.integer_or(&["sliding_window"], 128)?;
     build.put_integer("attention.sliding_window", window)?;
     build.put_integer("expert_feed_forward_length", sizes.feed_forward)?;
@@ -140,6 +141,7 @@ impl Matrices {
             let recipe = TensorRecipe::columns(spec_of(format!("{to}.weight")), parts.collect());
             build.recipes.push(recipe);
         }
+        // As a column, the bias is split into gate and up by the same steps as the rows of the matrix.
         let bias = build.look(&format!("{stem}_bias"), &[experts, rows])?;
         let elements = StoredRows::some(&bias.as_column(), self.first, experts * taken, self.step);
         let name = format!("{to}.bias");

@@ -86,6 +86,7 @@ fn multipliers(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
         ("attention_multiplier", "attention.scale"),
         ("embedding_multiplier", "embedding_scale"),
         ("residual_multiplier", "residual_scale"),
+        // llama.cpp divides Granite's logits by this number, but multiplies those of Command R, which has the same key.
         ("logits_scaling", "logit_scale"),
     ] {
         let number = build.config.number_or(&[from], 1.0)?;

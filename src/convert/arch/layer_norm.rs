@@ -158,6 +158,7 @@ pub(super) fn command_r(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError
     }
     // Command R was trained with longer texts than `max_position_embeddings` says (`CommandR2Model` of the converter).
     if let Some(context) = config.optional_integer(&["model_max_length"])? {
+        // The decoder has put the shorter context, and a key must not occur twice.
         let key = "command-r.context_length";
         build.keys.retain(|(name, _)| name != key);
         build.put_integer("context_length", context)?;
@@ -170,6 +171,8 @@ pub(super) fn cohere2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> 
     let sizes = decode(build, COHERE2, &[ONE_NORM, ATTENTION, MLP], false)?;
     let vocabulary = build.vocabulary;
     build.put_integer("vocab_size", vocabulary)?;
+    // The pattern matters for more than attention: in llama.cpp only layers with a window rotate
+    // (`models/cohere2.cpp`).
     window::keys(build, sizes.blocks, Some(4096))?;
     let part = config.optional_number(&["rotary_pct"])?.unwrap_or(1.0);
     build.put_integer("rope.dimension_count", (part * sizes.head_dim as f64) as u64)?;
@@ -180,6 +183,7 @@ pub(super) fn cohere2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> 
 fn unscaled(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let scale = build.config.number_or(&["logit_scale"], 0.0625)?;
     build.put_number("logit_scale", scale);
+    // For a configuration with scaled positions this key occurs twice, so that the writer refuses the file.
     build.put("rope.scaling.type", GgufValue::String("none".to_owned()));
     Ok(())
 }

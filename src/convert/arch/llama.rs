@@ -107,6 +107,7 @@ pub(super) fn mistral3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError>
 }
 
 pub(super) fn smollm3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
+    // `no_rope_layers` has no key: llama.cpp hard-codes that every fourth layer does not rotate.
     dense(build, SMOLLM3).map(drop)
 }
 
@@ -126,6 +127,7 @@ pub(super) fn mixtral(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> 
     let experts = ExpertWeights {
         router: "block_sparse_moe.gate",
         folder: "block_sparse_moe.experts",
+        // Meta's names: `w1` is the gate, `w3` the up and `w2` the down projection.
         names: ["w1", "w3", "w2"],
         size_keys: &["intermediate_size"],
         count: 8,

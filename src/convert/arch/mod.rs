@@ -49,6 +49,7 @@ use crate::gguf::{GgmlType, GgufValue, TensorSpec};
 const MAX_BLOCKS: u64 = 512;
 
 /// Architectures whose output matrix llama.cpp requires: tied embeddings are written a second time as `output.weight`.
+/// llama.cpp's converter writes only what is stored, so that its files of such checkpoints do not load.
 const NEVER_TIED: [&str; 6] = ["gpt-oss", "olmo2", "olmoe", "phi2", "qwen2moe", "stablelm"];
 
 /// Builder of a GGUF file: the tensors that are still to be taken, and the keys and recipes so far.
@@ -246,6 +247,7 @@ fn renamed(tensors: StoredTensors) -> Result<StoredTensors, ConvertError> {
         "patch_merger.",
         "model.connector.",
     ];
+    // The two names with `bias` are GPT-2's causal mask. Its real biases belong to `c_attn` and `c_proj`.
     const DERIVED: [&str; 4] = [
         ".rotary_emb.inv_freq",
         ".attn.bias",
@@ -304,6 +306,7 @@ impl<'a> ModelBuilder<'a> {
     }
 
     fn put_integer(&mut self, key: &str, integer: u64) -> Result<(), ConvertError> {
+        // `gguf-py` writes all integers in 32 bits, and llama.cpp refuses a key of another width.
         let number = u32::try_from(integer).map_err(|_| ConvertError::Config(format!("{key} would be {integer}")))?;
         self.put(key, GgufValue::U32(number));
         Ok(())
@@ -407,6 +410,7 @@ impl<'a> ModelBuilder<'a> {
         if self.has(name) {
             let source = self.take(name, &[self.vocabulary, hidden])?;
             self.add("output.weight", &source);
+            // Phi 2's output matrix has a bias, which llama.cpp requires.
             let bias = name.replace(".weight", ".bias");
             if self.has(&bias) {
                 let source = self.take(&bias, &[self.vocabulary])?;

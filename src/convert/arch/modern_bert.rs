@@ -96,6 +96,7 @@ fn classifier_keys(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
         "mean" => pooling::MEAN,
         other => return Err(ConvertError::Config(format!("classifier_pooling is {other:?}"))),
     };
+    // Always written: without the key llama.cpp takes the mean, but the class defaults to the first token.
     build.put_integer("classifier.pooling_type", kind)
 }
 

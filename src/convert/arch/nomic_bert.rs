@@ -67,6 +67,7 @@ pub(super) fn nomic_bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertErro
     }
     pooling::keys(build)?;
     let types = config.integer_or(&["type_vocab_size"], 2)?;
+    // llama.cpp refuses the architecture without this key.
     let types_key = "tokenizer.ggml.token_type_count".to_owned();
     build.keys.push((types_key, GgufValue::U32(types as u32)));
 
@@ -85,6 +86,7 @@ pub(super) fn nomic_bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertErro
             ("attn.out_proj", "attn_output", [sizes.hidden, sizes.hidden]),
         ];
         take(build, &matrices, &from, &to)?;
+        // llama.cpp decides by the same remainder which layers have experts.
         match &experts {
             Some(experts) if block % experts.every == 1 => mixture(build, &sizes, experts.count, &from, &to)?,
             _ => feed_forward(build, &sizes, experts.is_some(), &from, &to)?,

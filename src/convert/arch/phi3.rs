@@ -47,7 +47,8 @@ pub(super) fn phi3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let rotated = rotated as u64 / sizes.heads;
     build.put_integer("rope.scaling.original_context_length", original as u64)?;
     build.put_integer("rope.dimension_count", rotated)?;
-    // 0 means no window; llama.cpp requires the key.
+    // Always written, like in the converter; 0 means no window. llama.cpp ignores the size of the window so far and
+    // lets Phi 3 attend to all tokens.
     let window = config.optional_integer(&["sliding_window"])?.unwrap_or(0);
     build.put_integer("attention.sliding_window", window)?;
 

@@ -11,6 +11,7 @@ use crate::{
 pub(super) fn keys(build: &mut ModelBuilder<'_>, theta: f64, context: u64) -> Result<(), ConvertError> {
     let rope = build.config.rope(theta)?;
     match rope.kind() {
+        // Without a type llama.cpp assumes linear scaling, by a factor of 1.
         "default" => {}
         "linear" => {
             build.put("rope.scaling.type", GgufValue::String("linear".to_owned()));
@@ -36,7 +37,8 @@ pub(super) fn keys(build: &mut ModelBuilder<'_>, theta: f64, context: u64) -> Re
             }
         }
         "longrope" => build.put("rope.scaling.type", GgufValue::String("longrope".to_owned())),
-        // Written as the tensor `rope_freqs.weight`; see `llama3`.
+        // Written as the tensor `rope_freqs.weight`; see `llama3`. A key would fail an assertion in llama.cpp, which
+        // does not know this type.
         "llama3" => {}
         "dynamic" => build.config.remark(
             "the model uses dynamic RoPE scaling, which llama.cpp does not support: texts longer than its context are \

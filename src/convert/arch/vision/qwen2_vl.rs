@@ -152,6 +152,7 @@ fn tensors(
     norm(build, "visual.merger.ln_q", "v.post_ln")?;
     let merged = width * MERGE * MERGE;
     take_both(build, "visual.merger.mlp.0", "mm.0", &[merged, merged])?;
+    // `mlp.1` is the activation, which has no weights.
     take_both(build, "visual.merger.mlp.2", "mm.2", &[context.hidden, merged])
 }
 
@@ -163,6 +164,8 @@ fn patches(build: &mut ModelBuilder<'_>, encoder: &Encoder) -> Result<(), Conver
         "visual.patch_embed.proj.weight",
         &[width, CHANNELS, MERGE, patch, patch],
     )?;
+    // Each row is one kernel of `patch` by `patch`. The frames alternate, so every second row belongs to the same
+    // frame.
     let pictures = source.merged(2);
     for (time, name) in (0..).zip(["v.patch_embd.weight", "v.patch_embd.weight.1"]) {
         let rows = StoredRows::some(&pictures, time, width * CHANNELS, MERGE);
