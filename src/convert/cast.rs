@@ -56,6 +56,7 @@ pub(super) fn check_finite(owner: TensorName<'_>, dtype: TensorDtype, bytes: &[u
         let (numbers, _) = bytes.as_chunks::<N>();
         numbers.iter().fold(false, |found, number| found | is_special(number))
     }
+    // NaN and the infinities are the numbers with all exponent bits set.
     let found = match dtype {
         TensorDtype::F64 => any(bytes, |number| !f64::from_le_bytes(*number).is_finite()),
         TensorDtype::F32 => any(bytes, |number| u32::from_le_bytes(*number) & 0x7f80_0000 == 0x7f80_0000),

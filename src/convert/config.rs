@@ -21,6 +21,7 @@ pub(super) struct CheckpointConfig {
     /// `architectures[0]`.
     architecture: String,
     quantization: Option<StoredQuantization>,
+    // A cell, because a setting is read, and a default noted, through shared references.
     notes: RefCell<Vec<String>>,
 }
 
@@ -95,12 +96,14 @@ impl CheckpointConfig {
         let Some(architecture) = architecture else {
             return Err(ConvertError::Config("it names no architecture".to_owned()));
         };
+        // The class of the whole model has been read from the root: `text_config` may name a class of its own.
         let mut values = root;
         // Multimodal models keep the language model's settings in an object of their own (`load_hparams` in the
         // converter).
         if let Some(Value::Object(text)) = values.remove("text_config") {
             values.extend(text);
         }
+        // After merging, so that the setting is found in the root and in `text_config`.
         let quantization = values.get("quantization_config").filter(|value| !value.is_null());
         let quantization = quantization.map(StoredQuantization::read).transpose()?;
         Ok(Self {

@@ -13,6 +13,7 @@ use super::{
     stored::{ScaleBlock, Scales, StoredTensor},
 };
 
+/// Suffix of scales. They are the inverse of what quantization multiplied with, so weights are multiplied, not divided.
 const SUFFIX: &str = "_scale_inv";
 /// Scales of activations. They serve kernels that quantize activations to eight bits too, which llama.cpp does not.
 const ACTIVATION_SUFFIXES: [&str; 3] = [".activation_scale", "_activation_scale", ".input_scale"];

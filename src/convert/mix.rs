@@ -121,6 +121,7 @@ enum TensorClass {
 impl TensorClass {
     fn of(name: &str) -> Self {
         let has = |part: &str| name.contains(part);
+        // The order is that of `tensor_get_category`: the first part that the name contains decides.
         match name {
             "output.weight" => Self::Output,
             "token_embd.weight" | "per_layer_token_embd.weight" => Self::Embedding,
@@ -282,6 +283,7 @@ impl Chooser<'_> {
         match self.mix {
             Mix::Q2_K => T::Q3_K,
             Mix::Q3_K_M if layer < layers / 16 => T::Q5_K,
+            // `llama-quant.cpp` has other rules for Falcon here and below, an architecture that is never converted.
             Mix::Q3_K_M => T::Q4_K,
             Mix::Q3_K_L => T::Q5_K,
             Mix::Q4_K_M | Mix::Q5_K_M if gets_more(layer, layers) => T::Q6_K,
@@ -309,6 +311,7 @@ impl Chooser<'_> {
 /// Returns true for the first and the last eighth of the layers and every third between (`use_more_bits`).
 fn gets_more(layer: u64, layers: u64) -> bool {
     let eighth = layers / 8;
+    // The subtraction cannot underflow: smaller numbers have fulfilled the first condition.
     layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2
 }
 

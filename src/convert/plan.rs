@@ -39,7 +39,7 @@ impl GgufRole {
     /// Plans the file with [`plan_checked`] or [`plan_projector`]. A projector has no vocabulary to compare.
     ///
     /// # Errors
-    /// Those of these functions.
+    /// The errors of [`plan_checked`] or [`plan_projector`].
     pub fn plan(
         self,
         folder: &Path,
@@ -141,6 +141,7 @@ impl FileType {
         let last = name.rsplit('.').next().unwrap_or(name);
         let is_full = FULL_PRECISION.contains(&last) || name.ends_with(".shortconv.conv");
         let row = spec.dims.first().copied().unwrap_or(1);
+        // llama.cpp aborts on norms of any other type when it computes with them.
         if spec.dims.len() < 2 || name.ends_with("_norm") || is_full {
             GgmlType::F32
         // Only Q8_0 has blocks here. The converter falls back to F16, too.
@@ -173,6 +174,7 @@ fn most_stored(recipes: &[TensorRecipe]) -> GgmlType {
             .1
             .saturating_add(source.rows().saturating_mul(source.row_elements()));
     }
+    // Of equal counts `max_by_key` takes the last: F32 rather than a type of 16 bits.
     let most = counts.into_iter().max_by_key(|(_, count)| *count);
     most.map_or(GgmlType::F16, |(kind, _)| kind)
 }
@@ -219,7 +221,7 @@ pub fn plan(folder: &Path, name: &str, target: WeightType) -> Result<ConversionP
 /// several pre-tokenizers are possible, takes the first that agrees, or the one that agrees on most texts.
 ///
 /// # Errors
-/// If the folder holds no complete checkpoint of a known architecture, and those of `tokenize`.
+/// If the folder holds no complete checkpoint of a known architecture, or `tokenize` fails.
 pub fn plan_checked(
     folder: &Path,
     name: &str,
@@ -228,6 +230,7 @@ pub fn plan_checked(
 ) -> Result<ConversionPlan, ConvertError> {
     let mut draft = Draft::new(folder, name, target)?;
     let texts = draft.tokenizer.texts();
+    // The reference implementation cannot run, for example on a SentencePiece BPE model alone.
     if texts.is_empty() {
         return draft.finish(None);
     }

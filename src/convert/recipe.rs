@@ -213,6 +213,7 @@ impl TensorRecipe {
     /// many rows as the tensor. Later steps rely on it.
     pub(super) fn check(&self) -> Result<(), ConvertError> {
         let wrong = |reason: String| Err(ConvertError::Weights(format!("{:?} {reason}", self.spec.name)));
+        // MXFP4 blocks are stored as U8; `Mxfp4Rows::is_whole` checks them.
         for source in self.sources().filter(|_| !self.is_packed()) {
             if let TensorDtype::Other(name, _) = source.dtype {
                 return Err(ConvertError::Quantized(format!("{:?} is {name}", source.name)));
@@ -277,6 +278,7 @@ impl TensorRecipe {
         out.clear();
         match &self.content {
             Content::Values(values) => {
+                // The range is ignored: `check` has made sure that the elements are a single row.
                 let format = self.format(scratch.quantize);
                 format.encode(TensorName(&self.spec.name), values, out)
             }

@@ -27,6 +27,8 @@ pub fn replan(folder: &Path, kept: &Path) -> Result<VirtualGguf, ConvertError> {
         .and_then(GgufValue::as_str)
         .unwrap_or_default();
     let build = arch::build(folder, name, &config, safetensors::open(folder)?)?;
+    // Only the family's keys are compared. All others are taken from the header: they do not affect how the weights are
+    // converted.
     let differs = |(key, value): &&(String, GgufValue)| header.get(key) != Some(value);
     if let Some((key, _)) = build.keys.iter().find(differs) {
         return Err(changed(format!("{key} has another value")));
@@ -35,6 +37,8 @@ pub fn replan(folder: &Path, kept: &Path) -> Result<VirtualGguf, ConvertError> {
     if recipes.len() != header.tensors.len() {
         return Err(changed(format!("it has {} tensors", recipes.len())));
     }
+    // Both have the order in which the family makes recipes, which depends only on the checkpoint. The names are
+    // compared with the whole header below.
     for (recipe, tensor) in recipes.iter_mut().zip(&header.tensors) {
         recipe.set_type(tensor.element_type);
     }

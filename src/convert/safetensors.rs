@@ -168,6 +168,7 @@ fn read_shards(
             }
         }
     }
+    // The other direction: a tensor that the index promises must exist.
     if let Some((_, map)) = index
         && let Some((tensor, shard)) = map.iter().find(|(tensor, _)| !all.contains_key(*tensor))
     {

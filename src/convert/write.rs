@@ -75,7 +75,7 @@ impl VirtualGguf {
     /// Writes the weights into a file that [`VirtualGguf::create`] created, on all cores and in any order.
     ///
     /// # Errors
-    /// Those of [`VirtualGguf::write`].
+    /// The errors of [`VirtualGguf::write`].
     pub fn fill(
         &self,
         new: &NewFile,
@@ -109,6 +109,7 @@ fn write(
 ) -> Result<(), ConvertError> {
     let new = create(model, path)?;
     fill(model, &new, progress, cancel)?;
+    // No thread sees a cancellation that comes with the last rows. The file must not appear even then.
     if cancel.is_cancelled() {
         return Err(ConvertError::Cancelled);
     }

@@ -194,6 +194,7 @@ impl AdapterBase {
                 self.architecture
             ));
         }
+        // llama.cpp aborts on an alpha of another type, and without one does not scale the product.
         if !matches!(adapter.get("adapter.lora.alpha"), Some(GgufValue::F32(alpha)) if alpha.is_finite()) {
             return refuse("its GGUF file has no adapter.lora.alpha".to_owned());
         }
@@ -209,6 +210,7 @@ impl AdapterBase {
         let named: HashMap<&str, &TensorInfo> = adapter.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
         for tensor in &adapter.tensors {
             let name = tensor.name.as_str();
+            // llama.cpp would silently leave out norms and apply the rest.
             let Some(matrix) = name.strip_suffix(first).or_else(|| name.strip_suffix(second)) else {
                 return refuse(format!("{name:?} is not a factor of a matrix"));
             };

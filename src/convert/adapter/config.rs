@@ -148,6 +148,7 @@ fn alphas(value: Option<&Value>) -> Result<Vec<(Regex, f64)>, ConvertError> {
         return refuse(format!("its {FILE} has more than {MAX_PATTERNS} patterns"));
     }
     let one = |(text, alpha): (&String, &Value)| {
+        // PEFT's own expression (`get_pattern_key`).
         let pattern = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{text})$"))
             .size_limit(MAX_PATTERN_BYTES)
             .build();
@@ -156,6 +157,7 @@ fn alphas(value: Option<&Value>) -> Result<Vec<(Regex, f64)>, ConvertError> {
             _ => refuse(format!("its {FILE} has an alpha_pattern that cannot be read: {text:?}")),
         }
     };
+    // In the order of the file, which `serde_json` keeps (`preserve_order`): PEFT takes the first pattern that matches.
     map.iter().map(one).collect()
 }
 

@@ -81,6 +81,7 @@ pub fn plan_adapter(folder: &Path, name: &str, base: &AdapterBase) -> Result<Vir
         if found.is_empty() {
             continue;
         }
+        // The experts of a layer are one tensor, and llama.cpp has one pair of factors for all of them.
         if found.len() < stems.len() {
             return refuse(format!("it changes only some of the parts of {:?}", recipe.spec().name));
         }

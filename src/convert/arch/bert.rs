@@ -27,8 +27,8 @@ pub(super) fn bert(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     encoder(build, 0, BERT_HEAD, "classifier")
 }
 
-/// RoBERTa. Its positions begin after the id of the padding token, so the rows of the position embedding before that
-/// are unused and the context is shorter by as many (`RobertaModel` of the converter).
+/// Builds RoBERTa. Its positions begin after the id of the padding token, so the rows of the position embedding before
+/// that are unused and the context is shorter by as many (`RobertaModel` of the converter).
 pub(super) fn roberta(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let padding = build.config.integer_or(&["pad_token_id"], 1)?;
     encoder(build, padding + 1, ROBERTA_HEAD, "classifier.out_proj")

@@ -55,6 +55,7 @@ impl ExpertWeights {
             (down, "ffn_down_exps", [hidden, inner]),
         ] {
             let mut parts = Vec::new();
+            // In the order of their numbers: row `n` of the router belongs to expert `n`.
             for expert in 0..count {
                 let name = format!("{layer}{}.{expert}.{from}.weight", self.folder);
                 parts.push(StoredRows::all(&build.take(&name, &shape)?));

@@ -9,6 +9,7 @@ pub(super) fn gpt2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     let hidden = config.count(&["n_embd", "hidden_size"])?;
     let heads = config.count(&["n_head", "num_attention_heads"])?;
     let blocks = build.blocks(&["n_layer", "num_hidden_layers"])?;
+    // transformers 5 no longer writes `n_ctx`, which llama.cpp's converter requires.
     let context = config.integer_or(&["n_positions", "n_ctx"], 1024)?;
     let inner = config.optional_integer(&["n_inner"])?.unwrap_or(4 * hidden);
     let epsilon = config.number_or(&["layer_norm_epsilon"], 1e-5)?;

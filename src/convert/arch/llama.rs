@@ -111,7 +111,7 @@ pub(super) fn smollm3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> 
     dense(build, SMOLLM3).map(drop)
 }
 
-/// The language model of Idefics 3 and SmolVLM.
+/// Builds the language model of Idefics 3 and SmolVLM.
 pub(super) fn idefics3(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     // `text_config` was merged over the root, so this is the type of the language model if there is one.
     match build.config.text(&["model_type"]) {

@@ -139,6 +139,7 @@ pub(super) fn trace(
     let shape_only = ShapeOnly { has: &has, shard };
     let mut build = ModelBuilder::new(folder, "", config, StoredTensors::new(), Some(shape_only));
     family_of(config)?(&mut build)?;
+    // Without `finish`: there are no stored tensors of which one could be left.
     Ok(build.recipes)
 }
 

@@ -79,7 +79,7 @@ pub(super) fn qwen2(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     pooling::keys(build)
 }
 
-/// The language model of Qwen2-VL and Qwen2.5-VL. A position in a picture has three dimensions (time, height and
+/// Builds the language model of Qwen2-VL and Qwen2.5-VL. A position in a picture has three dimensions (time, height and
 /// width); `mrope_section` says how many frequencies each of them gets.
 pub(super) fn qwen2_vl(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError> {
     decoder(QWEN2_VL, &[NORMS, BIASED_ATTENTION, MLP], None).build(build)?;

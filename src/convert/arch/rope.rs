@@ -37,8 +37,8 @@ pub(super) fn keys(build: &mut ModelBuilder<'_>, theta: f64, context: u64) -> Re
             }
         }
         "longrope" => build.put("rope.scaling.type", GgufValue::String("longrope".to_owned())),
-        // Written as the tensor `rope_freqs.weight`; see `llama3`. A key would fail an assertion in llama.cpp, which
-        // does not know this type.
+        // Written as the tensor `rope_freqs.weight`; see `llama3`. As a value of `rope.scaling.type` it would fail an
+        // assertion in llama.cpp.
         "llama3" => {}
         "dynamic" => build.config.remark(
             "the model uses dynamic RoPE scaling, which llama.cpp does not support: texts longer than its context are \

@@ -60,6 +60,7 @@ pub(super) fn metadata(
     recipes: &[TensorRecipe],
 ) -> Result<Vec<(String, GgufValue)>, ConvertError> {
     let card = files::bytes_if_there(&folder.join("README.md"))?.unwrap_or_default();
+    // A card is free text: a byte that is not UTF-8 is no reason to refuse the model.
     let card = FrontMatter::parse(&String::from_utf8_lossy(&card));
     let generation = files::object_if_there(&folder.join("generation_config.json"))?.unwrap_or_default();
     let count = Count::of(recipes.iter().map(TensorRecipe::spec));

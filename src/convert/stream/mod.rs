@@ -216,6 +216,7 @@ impl Seek for GgufStream {
 
 impl Drop for GgufStream {
     fn drop(&mut self) {
+        // Set under the lock: otherwise a thread could check the flag before, wait after, and miss the signal.
         self.shared.lock().is_stopped = true;
         self.shared.work.notify_all();
         for thread in self.threads.drain(..) {
@@ -239,6 +240,8 @@ impl Shared {
                 state = wait(&self.work, state);
                 continue;
             };
+            // The lock is free while rows are made, which takes long: other threads make theirs, and the reader takes
+            // what is ready.
             drop(state);
             let made = self.make(step, spare, &mut scratch);
             state = self.lock();
@@ -298,6 +301,8 @@ impl Shared {
                     state = wait(&self.made, state);
                 }
                 None => {
+                    // No slot is needed: `arrive` has set the expectation to the steps after this one, so no thread
+                    // begins it.
                     let spare = state.spare.pop().unwrap_or_default();
                     drop(state);
                     return self.make(step, spare, scratch);

@@ -18,6 +18,7 @@ pub(super) fn vocabulary(
     json: &TokenizerJson<'_>,
     notes: &mut Vec<String>,
 ) -> Result<Vocabulary, ConvertError> {
+    // The hash comes first: Gemma 3's tokenizer has byte fallback, too, but llama.cpp has a pre-tokenizer for it.
     let candidates = match files.reference.pre {
         Some(pre) => PreTokenizerCandidates {
             names: vec![pre],
@@ -55,6 +56,7 @@ pub(super) fn vocabulary(
             (text.as_bytes().to_vec(), TokenType::Control)
         } else {
             (
+                // With spaces: llama.cpp looks for added tokens in the text itself, before it replaces spaces.
                 text.replace(sentencepiece::SPACE, " ").into_bytes(),
                 TokenType::UserDefined,
             )

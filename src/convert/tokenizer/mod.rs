@@ -144,6 +144,7 @@ pub(super) fn read(folder: &Path, rows: u64, notes: &mut Vec<String>) -> Result<
         put("scores", GgufValue::Array(GgufArray::F32(scores)));
     }
     put("token_type", GgufValue::Array(GgufArray::I32(types)));
+    // `gguf-py` writes no empty arrays.
     if !vocabulary.merges.is_empty() {
         put(
             "merges",

@@ -72,6 +72,7 @@ fn collect<'a>(step: &'a Json, depth: u32, out: &mut Vec<RespelledStep<'a>>) {
     let text = |pointer: &str| step.pointer(pointer).and_then(Json::as_str);
     let is_isolated = text("/behavior").is_none_or(|behavior| behavior == "Isolated") && !flag("invert", false);
     out.push(match text("/type") {
+        // The depth is bounded, because the file is not trusted.
         Some("Sequence") if depth < 4 => {
             let inner = step.get("pretokenizers").and_then(Json::as_array);
             inner

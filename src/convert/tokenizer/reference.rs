@@ -57,6 +57,7 @@ impl Reference {
         Ok(Self {
             // A token may be added before or after the text: only one before changes its beginning.
             adds_bos: Some(framed.len() > bare.len() && !framed.starts_with(&bare)),
+            // With special tokens, like the converter: the tokenizers of Llama 3 that add BOS are known by it.
             pre: by_hash(&encode(&tokenizer, TEXT, true)?),
             round_trips,
             samples,

@@ -54,6 +54,7 @@ pub(super) fn from_model(
             (token.text.into_bytes(), TokenType::UserDefined),
         )?;
     }
+    // Second, so that it overrides `added_tokens.json`, which does not say which tokens are special.
     for token in files.added_by_config() {
         let typed = typed(token.special, &token.text);
         add(&mut tokens, &mut scores, token.id, typed)?;
@@ -77,6 +78,7 @@ fn typed(special: bool, text: &str) -> (Vec<u8>, TokenType) {
     if special || looks_special(text) {
         (text.as_bytes().to_vec(), TokenType::Control)
     } else {
+        // llama.cpp looks for added tokens in the text itself, before it replaces spaces.
         (text.replace(SPACE, " ").into_bytes(), TokenType::UserDefined)
     }
 }
@@ -113,6 +115,7 @@ pub(super) fn from_json(json: &TokenizerJson<'_>) -> Result<Vocabulary, ConvertE
     let texts = texts_by_id(pairs)?;
     let mut ranks = HashMap::new();
     for (rank, (left, right)) in json.model.merges()?.iter().enumerate() {
+        // Several merges may make a token. The first of them has the highest priority.
         ranks.entry(format!("{left}{right}")).or_insert(rank);
     }
     let unknown = json.model.unk_token.as_deref();

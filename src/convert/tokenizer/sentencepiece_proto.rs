@@ -45,6 +45,7 @@ impl SentencePieceModel<'_> {
 
 /// Parses a `ModelProto`; `None` if it is malformed or has no pieces.
 pub(super) fn parse(bytes: &[u8]) -> Option<SentencePieceModel<'_>> {
+    // The defaults of the schema: a writer leaves out fields that have them.
     let mut model = SentencePieceModel {
         pieces: Vec::new(),
         kind: 1,
@@ -149,6 +150,7 @@ impl<'a> Fields<'a> {
                 Field::Bytes(self.take(length)?)
             }
             5 => Field::Fixed32(u32::from_le_bytes(self.take(4)?.try_into().ok()?)),
+            // Groups (3 and 4), which the schema does not have, and invalid types.
             _ => return None,
         };
         Some((tag >> 3, field))

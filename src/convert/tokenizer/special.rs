@@ -175,6 +175,7 @@ impl SpecialTokens {
                 self.lowercase = flag("lowercase").or(self.lowercase);
                 self.strip_accents = flag("strip_accents").or(self.strip_accents);
             }
+            // The depth is bounded, because the file is not trusted.
             Some("Sequence") if depth < 4 => {
                 let inner = normalizer.get("normalizers").and_then(Json::as_array);
                 inner
@@ -200,6 +201,7 @@ impl SpecialTokens {
                 let of_text = || files.model.get("text_config")?.get(&key)?.as_u64();
                 files.model.get(&key).and_then(Json::as_u64).or_else(of_text)
             };
+            // llama.cpp would replace an id outside of the vocabulary by a default.
             // The text takes precedence over the ids in `config.json`, like in `SpecialVocab`.
             if let Some(id) = by_text.or_else(by_number).filter(|id| *id < count) {
                 self.ids.insert(kind, id);
@@ -232,6 +234,7 @@ impl SpecialTokens {
                 continue;
             }
             match ENDS.iter().find(|kind| !self.ids.contains_key(*kind)) {
+                // Any of the three keys will do: llama.cpp stops at their tokens alike.
                 Some(kind) => {
                     self.ids.insert(kind, id);
                 }

@@ -115,6 +115,7 @@ pub(super) fn read(bytes: &[u8], config: &mut Map<String, Json>) -> Result<Token
             kind: Some("BPE".to_owned()),
             vocab: Vocab::Ids(of_special.chain(of_bytes).collect()),
             merges: Some(MergeList(merges.collect())),
+            // Like tiktoken: a word that is a token is taken whole, without merging.
             ignore_merges: Some(true),
             ..TokenizerModel::default()
         },
@@ -122,6 +123,7 @@ pub(super) fn read(bytes: &[u8], config: &mut Map<String, Json>) -> Result<Token
     };
     let is_special = |text: &str| special.iter().any(|token| token == text);
     if is_special("<s>") {
+        // BOS twice, because `template` expects two special tokens. EOS is not added.
         found.post_processor = found.template("<s>", "<s>", &["<s>", "A"], &["<s>", "A", "<s>", "B"])?;
     }
     for (kind, text) in [("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"), ("pad", "<pad>")] {

@@ -116,6 +116,8 @@ pub(super) fn from_model<'a>(
         pieces.extend(own.map(|text| (text.into(), 0.0)));
         control.extend(own);
     }
+    // The first three pieces are `<unk>`, `<s>` and `</s>`. XLM-RoBERTa was trained with fairseq's numbers, in which
+    // four tokens stand there, so that all other ids are one higher than in the file.
     for piece in &model.pieces[if is_xlm { 3.min(model.pieces.len()) } else { 0 }..] {
         let text = String::from_utf8_lossy(piece.text);
         if matches!(piece.kind, ProtoPieceType::Control | ProtoPieceType::UserDefined) {
