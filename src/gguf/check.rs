@@ -103,6 +103,7 @@ fn experts(header: &GgufHeader) -> Result<(), GgufRefusal> {
         .hyperparameter("expert_used_count")
         .map(GgufValue::integers)
         .unwrap_or_default();
+    // The number may differ between layers; llama.cpp's assertions are on the largest.
     let mut used = used.into_iter().max().unwrap_or_default();
     // Dense Hunyuan files say one expert; llama.cpp resets the counts of these architectures before its assertions.
     if count <= 1 && matches!(header.architecture(), "hunyuan-dense" | "hunyuan_vl") {

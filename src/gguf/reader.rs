@@ -96,7 +96,7 @@ impl GgufHeader {
     /// Reads a header from the beginning of a file of `file_len` bytes. The reader may end after the header.
     ///
     /// # Errors
-    /// Those of [`GgufHeader::open`]; [`GgufError::Truncated`] if the reader ends inside the header.
+    /// The errors of [`GgufHeader::open`]; [`GgufError::Truncated`] if the reader ends inside the header.
     pub fn read(reader: impl Read, file_len: u64) -> Result<Self, GgufError> {
         let mut source = Source {
             reader: BufReader::with_capacity(1 << 16, reader),
@@ -123,6 +123,7 @@ impl GgufHeader {
         let data_start = align_up(source.position, alignment)
             .ok_or_else(|| GgufError::Malformed("the data section begins beyond 2^64 bytes".to_owned()))?;
         for tensor in &tensors {
+            // Gaps and overlaps are left to llama.cpp, which refuses them with an error.
             check_extent(tensor, data_start, file_len)?;
         }
         Ok(Self {
@@ -295,6 +296,7 @@ impl<R: Read> Source<R> {
             type_id::I64 => GgufValue::I64(i64::from_le_bytes(self.bytes()?)),
             type_id::F32 => GgufValue::F32(f32::from_le_bytes(self.bytes()?)),
             type_id::F64 => GgufValue::F64(f64::from_le_bytes(self.bytes()?)),
+            // Any byte but 0 is true, like in ggml.
             type_id::BOOL => GgufValue::Bool(self.bytes()? != [0]),
             type_id::STRING => {
                 let mut bytes = Vec::new();

@@ -59,6 +59,7 @@ macro_rules! ggml_types {
 }
 
 ggml_types! {
+    // Missing numbers belonged to types that ggml has removed, such as Q4_2 (4) and Q4_0_4_4 (31).
     F32 = 0, "F32", 1, 4;
     F16 = 1, "F16", 1, 2;
     Q4_0 = 2, "Q4_0", 32, 18;
@@ -124,6 +125,7 @@ pub(super) fn elements(dims: &[u64]) -> Option<u64> {
 #[must_use]
 pub fn file_type_name(id: u64) -> Option<&'static str> {
     Some(match id {
+        // Missing numbers belonged to removed types.
         0 => "F32",
         1 => "F16",
         2 => "Q4_0",
