@@ -57,6 +57,7 @@ impl ApiHandler {
             }));
         }
         // Ollama words the error for a request that names no model; ours is sent only while it is away.
+        // It is worded now, because forwarding consumes the body.
         let own_error = match peeked.names.is_empty() {
             true => error_without_model(endpoint, &parts.headers, &spooled, peeked.coding).await,
             false => None,
@@ -78,6 +79,7 @@ impl ApiHandler {
     /// Returns the owner of a name: Ollama if it has the same plain name and goes first.
     pub(crate) async fn owner_of(&self, call: &CallContext, name: &str, received: &HeaderMap) -> NameOwner {
         match self.registry.owner(&call.config, name) {
+            // The conditions are ordered by their cost: the last one fetches Ollama's list of models.
             NameOwner::Serve { origin, .. }
                 if origin.is_plain()
                     && prefers_ollama(&call.config)

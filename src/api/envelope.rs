@@ -63,6 +63,7 @@ impl From<ApiError> for LayeredError {
 /// it first and say `missing request body`.
 pub(crate) fn shim_error(error: DecodeError) -> ApiError {
     match error {
+        // Go's `json.Decoder` returns `io.EOF`, whose text is this word.
         DecodeError::Empty => ApiError::bad_request("EOF"),
         other => other.into(),
     }

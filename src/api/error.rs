@@ -49,6 +49,7 @@ impl From<Failure> for ApiError {
             Failure::InvalidName(_) | Failure::Invalid(_) | Failure::ContextExceeded { .. } => StatusCode::BAD_REQUEST,
             Failure::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Failure::Forbidden(_) => StatusCode::FORBIDDEN,
+            // Ollama answers a failed load with 500, and keeps 503 for a full queue.
             Failure::Load(_) | Failure::Worker(_) | Failure::Unavailable(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Failure::Upstream { status, .. } => StatusCode::from_u16(*status).unwrap_or(StatusCode::BAD_GATEWAY),
             Failure::Cancelled => client_closed_request(),
@@ -70,6 +71,7 @@ impl From<DecodeError> for ApiError {
 }
 
 fn client_closed_request() -> StatusCode {
+    // Every number from 100 to 999 is a status code here, so the fallback is never taken.
     StatusCode::from_u16(CLIENT_CLOSED_REQUEST).unwrap_or(StatusCode::BAD_REQUEST)
 }
 

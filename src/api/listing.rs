@@ -60,6 +60,7 @@ pub(crate) async fn of_upstream(
             Vec::new()
         }
         Err(error) => {
+            // No warning: hubllama may run without Ollama for good, and clients list models often.
             tracing::debug!(path, error = %error, "Ollama is not reachable; showing hf: models only");
             Vec::new()
         }
@@ -79,6 +80,7 @@ fn parse(bytes: &[u8]) -> Vec<ListEntry> {
                 modified_at,
                 expires_at,
                 created,
+                // An entry of an unknown shape is passed on, too, and sorts last.
             } = serde_json::from_str(raw.get()).unwrap_or_default();
             // `/api/tags` has `modified_at`, `/api/ps` `expires_at`, and `/v1/models` `created`.
             let stamp = if modified_at.is_empty() {
@@ -120,6 +122,7 @@ pub(crate) async fn of_both(
 pub(crate) async fn upstream_has(api: &ApiHandler, call: &CallContext, name: &str, received: &HeaderMap) -> bool {
     let name = PlainName::parse(name).map_or_else(|| with_tag(name.trim()), |name| name.to_string());
     let listed = of_upstream(api, call, "/api/tags", received).await;
+    // Ollama compares names without regard to case.
     listed.iter().any(|entry| entry.name.eq_ignore_ascii_case(&name))
 }
 
@@ -137,6 +140,7 @@ pub(crate) fn merge(config: &Config, upstream: Vec<ListEntry>, ours: Vec<ListEnt
             .into_iter()
             .filter(|entry| !names.contains(&entry.name.to_ascii_lowercase())),
     );
+    // Ollama sorts by whole seconds, too, and stably: entries of the same second keep their order.
     merged.sort_by_key(|entry| std::cmp::Reverse(entry.seconds));
     merged
 }
@@ -194,9 +198,10 @@ pub(crate) async fn our_cards(api: &ApiHandler, call: &CallContext) -> Vec<(Stri
 
 /// Returns the listed model that a name means; without a selector, the one with Q4_K_M if there is one, else any.
 ///
-/// It is searched for in the list and not asked of the provider, since a listing must not begin a download.
+/// The list is searched and the provider is not asked, since a listing must not begin a download.
 pub(crate) fn find_listed<'a>(cards: impl Iterator<Item = &'a ModelCard>, name: &str) -> Option<&'a ModelCard> {
     let name = name.to_ascii_lowercase();
+    // Some clients append `:latest` to every name without a tag. For hf: models it means no selector.
     let (name, adapters) = without_adapters(name.strip_suffix(":latest").unwrap_or(&name));
     let rank = |card: &ModelCard| {
         let listed = card.name.to_ascii_lowercase();

@@ -28,6 +28,7 @@ pub(crate) fn wire(entries: Vec<TokenLogprob>) -> Vec<LogprobEntry> {
     entries
         .into_iter()
         .map(|TokenLogprob { bytes, logprob, top }| LogprobEntry {
+            // A token may be only a part of a character. `bytes` then has what the replacement character hides.
             token: String::from_utf8_lossy(&bytes).into_owned(),
             // Ollama widens the number first, which shows in its digits.
             logprob: f64::from(logprob),

@@ -25,8 +25,10 @@ pub(crate) fn error(endpoint: &ApiEndpoint, headers: &HeaderMap, body: &[u8]) ->
         | ApiEndpoint::Tokenize
         | ApiEndpoint::Detokenize
         | ApiEndpoint::ApplyTemplate => native(well_formed(), required()),
+        // Ollama parses the name on these routes before it asks whether there is one, and an empty name does not parse.
         ApiEndpoint::Pull | ApiEndpoint::Create => native(well_formed(), ApiError::bad_request("invalid model name")),
         ApiEndpoint::Copy => native(well_formed(), ApiError::bad_request("source \"\" is invalid")),
+        // On `/v1` the checks of the shim, which differ from route to route, come before the missing name.
         ApiEndpoint::OpenAiChat => openai::chat_without_model(body),
         ApiEndpoint::OpenAiCompletions => openai::completions_without_model(body),
         ApiEndpoint::OpenAiEmbeddings => openai::embeddings_without_model(body),

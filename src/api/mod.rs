@@ -140,6 +140,7 @@ impl fmt::Debug for ApiHandler {
 impl RequestHandler for ApiHandler {
     fn handle(&self, endpoint: ApiEndpoint, request: Request<Body>) -> BoxFuture<'_, Response<Body>> {
         let call = CallContext {
+            // One snapshot for the whole request: a reload meanwhile must not change its rules half-way.
             config: self.config.load_full(),
             arrived: Instant::now(),
         };
@@ -149,6 +150,7 @@ impl RequestHandler for ApiHandler {
 
 impl ApiHandler {
     async fn answer(&self, call: &CallContext, endpoint: ApiEndpoint, request: Request<Body>) -> Response<Body> {
+        // The dialect is found first, because `try_answer` consumes endpoint and request.
         let dialect = Dialect::of(&endpoint, request.uri().path());
         self.try_answer(call, endpoint, request)
             .await

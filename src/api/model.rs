@@ -41,6 +41,8 @@ impl ServedModel {
             .map_err(|failure| failure_of(failure, &requested))?;
         let card = inner.card();
         let canonical = card.name.clone();
+        // The card of a model that is not downloaded has no capabilities. They are unknown then: `has` and `lacks` both
+        // return false, and no check refuses the model.
         let capabilities = Some(card.facts.capabilities.clone()).filter(|list| !list.is_empty());
         Ok(Self {
             inner,
@@ -67,6 +69,7 @@ impl ServedModel {
     /// Starts an answer. The future resolves at its first event, and owns all that it needs: it may outlive the handler
     /// inside a response body.
     pub(crate) fn start(&self, request: InferenceRequest) -> BoxFuture<'static, Result<StepStream, ApiError>> {
+        // Cloned because the future may outlive this model, which belongs to the handler.
         let (inner, requested) = (Arc::clone(&self.inner), self.requested.clone());
         async move {
             match inner.infer(request).await {
@@ -102,6 +105,7 @@ impl ServedModel {
 
     /// Fails for a model without fill in the middle.
     pub(crate) fn require_insert(&self) -> Result<(), ApiError> {
+        // Ollama prints the canonical name without quotes here, but the requested one in quotes for text and thinking.
         if self.lacks(ModelCapability::Insert) {
             return Err(ApiError::bad_request(format!(
                 "{} does not support insert",
@@ -114,7 +118,7 @@ impl ServedModel {
     /// Returns the reasoning to ask the model for. A model that can reason does so unless told otherwise, as in Ollama.
     ///
     /// # Errors
-    /// If reasoning is asked of a model that lacks it.
+    /// Returns Ollama's error if reasoning is asked of a model that lacks it.
     pub(crate) fn think(&self, asked: ThinkMode) -> Result<ThinkMode, ApiError> {
         match asked {
             ThinkMode::On | ThinkMode::Level(_) if self.lacks(ModelCapability::Thinking) => Err(ApiError::bad_request(

@@ -94,6 +94,7 @@ impl<R: BufRead> Form<R> {
             delimiter: format!("--{boundary}").into_bytes(),
             reader,
             line: Vec::new(),
+            // As if a line had just ended: the first delimiter may stand at the very start of the form.
             tail: *b"\r\n",
             line_end: None,
         }
@@ -102,6 +103,7 @@ impl<R: BufRead> Form<R> {
     fn model(&mut self) -> Option<String> {
         while self.skip_part()? {
             let Disposition { name, is_file } = self.disposition()?;
+            // Go's `FormValue` does not look at files either.
             if name.as_deref() == Some("model") && !is_file {
                 return self.value();
             }
@@ -132,9 +134,12 @@ impl<R: BufRead> Form<R> {
         let Some(rest) = self.line.strip_prefix(&self.delimiter[..]).filter(|_| starts) else {
             return Line::Content;
         };
+        // Go accepts blanks and any line end behind the last delimiter.
         if rest.trim_ascii_end() == b"--" {
             return Line::LastDelimiter;
         }
+        // Go, too, takes the line end of the first delimiter for that of the whole form, even a bare `\n`, which the
+        // RFC forbids.
         let line_end = *self
             .line_end
             .get_or_insert(if rest.ends_with(b"\r\n") { b"\r\n" } else { b"\n" });
@@ -175,6 +180,7 @@ impl<R: BufRead> Form<R> {
             {
                 found = Disposition {
                     name: parameter(value, |name| name == "name"),
+                    // Also `filename*`, the encoded form of RFC 5987.
                     is_file: parameter(value, |name| name.starts_with("filename")).is_some(),
                 };
             }
@@ -190,6 +196,7 @@ impl<R: BufRead> Form<R> {
                 return None;
             }
         }
+        // The line end before a delimiter belongs to the delimiter (RFC 2046 section 5.1.1).
         let value = value.strip_suffix(self.line_end())?;
         String::from_utf8(value.to_vec()).ok()
     }
@@ -208,6 +215,7 @@ fn parameter(header: &str, wanted: impl Fn(&str) -> bool) -> Option<String> {
                 (after[..end].trim().to_owned(), &after[end..])
             }
         };
+        // A word without a value may stand before the name, as in `x; name="model"`.
         let name = name.rsplit(';').next().unwrap_or_default();
         if wanted(&name.trim().to_ascii_lowercase()) {
             return Some(value);

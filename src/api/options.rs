@@ -1,7 +1,7 @@
 //! The `options` object of the native dialect.
 //!
-//! As in Ollama its keys are case-sensitive (unlike those of the body: they are a Go map, not a struct), unknown ones
-//! are ignored, and a value of the wrong type is a 500.
+//! The keys are case-sensitive as in Ollama (unlike those of the body: the options are a Go map, not a struct), unknown
+//! ones are ignored, and a value of the wrong type is a 500.
 
 use super::{error::ApiError, values::MAX_STOPS};
 use crate::{
@@ -29,6 +29,7 @@ impl RequestOptions {
     ) -> Result<Self, ApiError> {
         let mut options = Self::default();
         for (key, value) in entries {
+            // Ollama skips options that are `null`.
             if value != JsonNode::Null {
                 options.set(key.as_ref(), &value)?;
             }
@@ -43,6 +44,7 @@ impl RequestOptions {
             thinking_budget,
         } = self;
         match key {
+            // Ollama raises a context that is too small without an error.
             "num_ctx" => load.context_length = Some(to_u32(integer(key, value)?.max(MIN_CONTEXT_LENGTH))),
             "num_batch" => load.num_batch = Some(to_u32(integer(key, value)?)).filter(|tokens| *tokens > 0),
             "num_gpu" => load.num_gpu = Some(to_i32(integer(key, value)?)),
@@ -52,6 +54,8 @@ impl RequestOptions {
             // A negative budget is no limit, as with the other counts.
             "thinking_budget" => *thinking_budget = u32::try_from(integer(key, value)?).ok(),
             _ if set_sampling(sampling, key, value)? => {}
+            // Clients still send options that Ollama has dropped (`mirostat`, `low_vram`), so this is not worth a
+            // warning.
             unknown => tracing::debug!(option = unknown, "ignoring an option that is not known"),
         }
         Ok(())
@@ -115,6 +119,7 @@ fn integer(key: &str, value: &JsonNode<'_>) -> Result<i64, ApiError> {
         reason = "a cast saturates and cuts the fraction off, which is what is wanted"
     )]
     digits
+        // Parsed as an integer first: as `f64` a seed beyond 2^53 would lose digits.
         .parse::<i64>()
         .ok()
         .or_else(|| digits.parse::<f64>().ok().map(|number| number as i64))
@@ -140,6 +145,7 @@ fn boolean(key: &str, value: &JsonNode<'_>) -> Result<bool, ApiError> {
 }
 
 fn strings(key: &str, value: &JsonNode<'_>) -> Result<Vec<String>, ApiError> {
+    // A single string is an error in these options, although `stop` may be one on OpenAI's routes.
     let JsonNode::Array(items) = value else {
         return Err(wrong(key, "of type array"));
     };

@@ -61,11 +61,13 @@ pub(crate) fn events(body: Body) -> Response<Body> {
 
 /// Returns status 200 without a body.
 pub(crate) fn empty() -> Response<Body> {
+    // Ollama sends nothing on these routes, not even `{}`.
     Response::new(body::full(Vec::new()))
 }
 
 /// Returns the reply of Ollama's router (gin) to an unknown path.
 pub(crate) fn page_not_found() -> Response<Body> {
+    // gin adds neither a charset nor a line feed here.
     bytes(StatusCode::NOT_FOUND, "text/plain", b"404 page not found".to_vec())
 }
 
@@ -87,11 +89,13 @@ pub(crate) fn native_error_frame(error: &ApiError, out: &mut Vec<u8>) {
 /// Appends one line of a native stream.
 pub(crate) fn push_line<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) {
     out.extend_from_slice(&encode(value));
+    // The last line ends with a line feed, too: some clients drop a line that is not ended, others wait for its end.
     out.push(b'\n');
 }
 
 /// Names the parts of a request that had no effect in a header, so that nothing is dropped silently.
 pub(crate) fn mark_ignored(headers: &mut HeaderMap, parts: &[&str]) {
+    // The names are ASCII constants, so they always make a header.
     if let Ok(value) = HeaderValue::from_str(&parts.join(", "))
         && !parts.is_empty()
     {

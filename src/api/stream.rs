@@ -59,16 +59,17 @@ pub(crate) trait FrameEncoder<T = Event>: Send + 'static {
 /// Returns a body that writes each event as soon as it is ready.
 pub(crate) fn body<E: FrameEncoder>(events: EventStream, encoder: E) -> Body {
     let steps = events.map_err(ApiError::from).boxed();
+    // NDJSON gets no keep-alive: it has no comments, and clients decode every line, even a blank one, as JSON.
     body::stream(frames(steps, encoder, None).map(Ok))
 }
 
 /// Returns a response of server-sent events. `pending` resolves at the first step.
 ///
-/// If `pending` takes longer than [`KEEP_ALIVE_INTERVAL`], the headers are sent with a comment, and a later error is
-/// the stream's last event. Comments also fill later silences.
+/// The headers are sent with a comment if `pending` takes longer than [`KEEP_ALIVE_INTERVAL`], and a later error is the
+/// stream's last event. Comments also fill later silences.
 ///
 /// # Errors
-/// That of `pending`, as long as nothing has been sent: it keeps its status.
+/// Returns the error of `pending`, which keeps its status, as long as nothing has been sent.
 pub(crate) async fn sse_response<T, E>(
     pending: impl Future<Output = Result<StepStream<T>, ApiError>> + Send + 'static,
     encoder: E,
@@ -99,6 +100,7 @@ where
     let state = Some((steps.ready_chunks(MAX_EVENTS_PER_WRITE), encoder));
     stream::unfold(state, move |state| async move {
         let (mut steps, mut encoder) = state?;
+        // The silence is measured from the last write and not from the last event: events without frames write nothing.
         let comment_at = silence.map(|silence| Instant::now() + silence);
         let mut out = Vec::new();
         loop {
@@ -112,6 +114,7 @@ where
             let ended = match next {
                 Some(batch) => encode_batch(batch, &mut encoder, &mut out),
                 None => {
+                    // Clients must not take an answer for complete that has only been cut off.
                     encoder.failure(&unfinished(), &mut out);
                     true
                 }
@@ -142,6 +145,7 @@ fn encode_batch<T: StreamStep, E: FrameEncoder<T>>(
                 }
             }
             Err(error) => {
+                // The status has been sent, so besides the last frame this line is the only trace of the error.
                 tracing::warn!(error = %error, "an answer broke off");
                 encoder.failure(&error, out);
                 return true;

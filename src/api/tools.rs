@@ -60,7 +60,10 @@ impl OfferedTools {
             definitions.retain(|tool| allowed.contains(&tool.name));
         }
         match &choice {
+            // A model that is shown tools may call them whatever it is told, so with `none` it is shown no tools at
+            // all.
             ToolChoice::None => definitions.clear(),
+            // This check comes after `allowed` was applied, so that a function outside of it is refused, too.
             ToolChoice::Function(name) if !definitions.iter().any(|tool| tool.name == *name) => {
                 return Err(unknown_tool(name));
             }
@@ -92,6 +95,8 @@ impl OfferedTools {
             return Ok(self);
         }
         let name = model.canonical();
+        // Ollama always refuses here. By default the tools are left out instead, since some clients (Open WebUI) send
+        // tools with every chat; but a call that the client demands cannot be left out.
         if self.call_required() || policy == UnsupportedTools::Refuse {
             return Err(ApiError::bad_request(format!("{name} does not support tools")));
         }

@@ -26,6 +26,7 @@ pub(crate) fn keep_alive(node: &JsonNode<'_>) -> Result<Option<KeepAlive>, Decod
     match node {
         JsonNode::Null => Ok(None),
         JsonNode::Number(digits) => {
+            // Every JSON number parses as `f64`; one that is too large becomes infinite, and so means forever.
             let seconds: f64 = digits.parse().unwrap_or(f64::INFINITY);
             Ok(Some(match std::time::Duration::try_from_secs_f64(seconds) {
                 Ok(duration) => KeepAlive::For(duration),
@@ -34,6 +35,7 @@ pub(crate) fn keep_alive(node: &JsonNode<'_>) -> Result<Option<KeepAlive>, Decod
             }))
         }
         JsonNode::String(text) => {
+            // `to_std` fails only for a negative duration, and clients send `"-1m"` for forever.
             let duration = GoDuration::parse(text).map_err(DecodeError::new)?;
             Ok(Some(duration.to_std().map_or(KeepAlive::Forever, KeepAlive::For)))
         }
@@ -81,6 +83,7 @@ impl FormatField {
     pub(crate) fn read(node: &JsonNode<'_>) -> Result<Self, DecodeError> {
         Ok(match node {
             JsonNode::Null => Self::Unset,
+            // Ollama takes an empty string for no format.
             JsonNode::String(text) if text.is_empty() => Self::Unset,
             JsonNode::String(text) if text == "json" => Self::Json,
             JsonNode::Object(_) => Self::Schema(node.to_raw()?),
@@ -143,6 +146,8 @@ pub(crate) fn tools(node: JsonNode<'_>, field: FieldPath) -> Result<Vec<ToolDefi
     items
         .iter()
         .map(|item| match item {
+            // The definition stays raw: Ollama drops keywords of JSON Schema that its struct lacks (`$ref`, `minimum`,
+            // …), but a template may show the model all of them.
             JsonNode::Object(_) => item.to_raw().map(ToolDefinition::new),
             other => Err(other.mismatch(field, "api.Tool")),
         })
@@ -165,6 +170,7 @@ pub(crate) fn check_message_count(messages: usize) -> Result<(), DecodeError> {
 pub(crate) fn tool_of_call(messages: &[Message], id: &str) -> String {
     messages
         .iter()
+        // Backwards, as in Ollama: if an id occurs twice, a result belongs to the later call.
         .rev()
         .flat_map(|message| &message.tool_calls)
         .find(|call| call.id == id)
@@ -197,6 +203,7 @@ pub(crate) fn plain_value(node: &JsonNode<'_>) -> Result<serde_json::Value, Deco
 pub(crate) fn top_logprobs(wanted: i64) -> Result<u8, ApiError> {
     u8::try_from(wanted)
         .ok()
+        // 20 is OpenAI's limit, which Ollama has adopted.
         .filter(|count| *count <= 20)
         .ok_or_else(|| ApiError::bad_request("top_logprobs must be between 0 and 20"))
 }

@@ -61,10 +61,12 @@ pub(crate) async fn peek(spooled: &SpooledBody, endpoint: &ApiEndpoint, parts: &
             peek::scan_slice(bytes, &route.keys(), |name, value| found.add(name, value)).map(|()| found)
         }
         (BodyCoding::Identity, None) => {
+            // The rest of this body is in a file, which only a blocking thread may read.
             let reader = spooled.reader();
             blocking(move || scan(reader, route)).await?
         }
         (BodyCoding::Zstd, _) => {
+            // Unpacking takes CPU time even if the packed bytes are in memory.
             let reader = ZstdDecoder::new(BufReader::new(spooled.reader()));
             blocking(move || scan(reader, route)).await?
         }
@@ -75,7 +77,10 @@ pub(crate) async fn peek(spooled: &SpooledBody, endpoint: &ApiEndpoint, parts: &
             names: found.into_names(),
             coding,
         }),
+        // A decoder's error is the client's mistake, handled below; any other means that the spooled bytes could not be
+        // read back.
         Err(PeekError::Read(error)) if ZstdError::of(&error).is_none() => Err(unreadable(&error)),
+        // Such a body names no model and is forwarded, so that Ollama words the error.
         Err(PeekError::NotAnObject | PeekError::Read(_)) => Ok(PeekedBody {
             coding,
             ..PeekedBody::default()

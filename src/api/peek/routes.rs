@@ -46,8 +46,8 @@ enum UnsupportedChoice {
     /// Routes that have no such member.
     NoneAtAll,
     AllButAuto,
-    /// On these routes Ollama runs tools of its own (a search of the web), which its native routes lack, and it can
-    /// force a call on none. So only `none` is worth leaving them.
+    /// The word `none` alone: Ollama runs built-in tools on these routes (a search of the web), which its native routes
+    /// lack, and it can force a call on no route. So only `none` is worth the change of route.
     OnlyNone,
 }
 
@@ -79,6 +79,7 @@ const BY_MODEL_OR_NAME: RouteMembers = RouteMembers {
 };
 
 const CREATE: RouteMembers = RouteMembers {
+    // The new name goes first: a creation under the name of an alias of ours is ours, whatever it is created from.
     names: &[&["model", "name"], &["from"]],
     ..BY_MODEL
 };
@@ -112,12 +113,14 @@ const OPENAI_COMPLETIONS: RouteMembers = RouteMembers {
         ("chat_template_kwargs", Neutral::Empty),
         ("keep_alive", Neutral::Null),
         ("logit_bias", Neutral::Empty),
+        // Ollama accepts the number on this route, and returns no log-probabilities.
         ("logprobs", Neutral::Null),
         ("max_completion_tokens", Neutral::Null),
         ("min_p", Neutral::Null),
         ("n", Neutral::One),
         ("num_ctx", Neutral::Null),
         ("options", Neutral::Empty),
+        // Ollama reads it on the chat route only.
         ("reasoning_effort", Neutral::Null),
         ("think", Neutral::Null),
         ("thinking_budget_tokens", Neutral::Null),
@@ -217,6 +220,7 @@ impl FoundMembers {
     /// Takes the next member of the body.
     pub(super) fn add(&mut self, name: &'static str, value: PeekedValue) {
         if let Some((_, neutral)) = self.route.extras.iter().find(|(extra, _)| *extra == name) {
+            // The last duplicate wins, so a neutral one takes back what an earlier one asked for.
             if neutral.includes(&value) {
                 self.asked.remove(name);
             } else {
