@@ -18,6 +18,7 @@ const FRAME_BYTES: usize = 40;
 pub(super) fn system(node: &JsonNode<'_>) -> Option<Message> {
     let text = match node {
         JsonNode::String(text) => text.clone().into_owned(),
+        // Ollama, too, puts nothing between the blocks.
         JsonNode::Array(blocks) => blocks.iter().filter_map(text_of_block).collect(),
         _ => String::new(),
     };
@@ -109,6 +110,8 @@ impl Turn {
     fn add(&mut self, block: Block<'_>) -> Result<(), DecodeError> {
         match block.kind.as_str() {
             "text" => self.own.content.push_str(&block.text),
+            // The signature of the block is not read: replies from here have none, and only Anthropic can verify its
+            // own.
             "thinking" => self.own.thinking.push_str(&block.thinking),
             "image" => {
                 if !matches!(block.source, JsonNode::Object(_)) {
@@ -126,6 +129,7 @@ impl Turn {
                 }
                 self.own.tool_calls.push(block.into_call()?);
             }
+            // Unlike in `tool_use`, Ollama requires neither id nor name in this block.
             "server_tool_use" => self.own.tool_calls.push(block.into_call()?),
             "tool_result" => {
                 let (content, media) = result_content(&block.content)?;

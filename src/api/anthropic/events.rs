@@ -210,6 +210,7 @@ impl MessageWriter {
             r#type: "message",
             role: "assistant",
             model: &self.model,
+            // At the start of a stream the list is empty. Ollama sends `null` only for a whole message without content.
             content: Some(Vec::new()),
             stop: Stop::default(),
             usage: WireUsage {
@@ -225,6 +226,7 @@ impl MessageWriter {
             .as_deref()
             .filter(|text| self.stop_sequences.iter().any(|sequence| sequence == text));
         match (self.calls.were_made(), finish.reason, sequence) {
+            // Calls go first, as in Ollama: clients run tools only for this reason.
             (true, ..) => Stop {
                 stop_reason: Some("tool_use"),
                 stop_sequence: None,
@@ -300,6 +302,7 @@ impl MessageWriter {
             content_block: Block::ToolUse {
                 id: self.calls.unique(call.id),
                 name: call.name,
+                // Anthropic's protocol starts a call with an empty object, which the deltas replace.
                 input: Map::new(),
             },
         }
@@ -343,6 +346,7 @@ impl FrameEncoder for MessageWriter {
     }
 
     fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>) {
+        // Ollama encodes an error inside of a stream as an empty message. Anthropic's API has this event for it.
         StreamEvent::Error {
             error: Inner::new(error),
         }

@@ -88,6 +88,7 @@ async fn check(
 
 async fn infer(call: &CallContext, routed: RoutedModel, request: MessagesRequest) -> Result<Response<Body>, ApiError> {
     let (streams, estimated_tokens) = (request.stream, request.estimated_tokens);
+    // Cloned for the writer, which has to tell these sequences from the stop strings of the model.
     let stop_sequences = request.stop_sequences.clone();
     let CheckedRequest {
         model,
@@ -100,6 +101,7 @@ async fn infer(call: &CallContext, routed: RoutedModel, request: MessagesRequest
         let mut response = stream::sse_response(pending, writer).await?;
         response
             .headers_mut()
+            // Ollama's shim sets this header for streams on this route, but not on `/v1/chat/completions`.
             .insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         response
     } else {

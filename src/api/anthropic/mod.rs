@@ -1,7 +1,7 @@
 //! Anthropic dialect (`/v1/messages`): messages and the count of their tokens, as Ollama's shim speaks it.
 //!
-//! What the shim drops (`tool_choice`, the thinking budget, the stop sequence that ended the answer) is honored for hf:
-//! models.
+//! The parameters and results that the shim drops (`tool_choice`, the thinking budget, the stop sequence that ended the
+//! answer) are honored for hf: models.
 
 mod content;
 mod events;

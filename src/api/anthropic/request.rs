@@ -80,6 +80,7 @@ impl MessagesRequest {
     /// Decodes the body of `/v1/messages`.
     pub(super) fn decode(body: &[u8]) -> Result<Self, ApiError> {
         let fields = Fields::decode(body)?;
+        // The order is Ollama's: model, `max_tokens`, messages. It decides which error a client sees first.
         fields.require_model()?;
         if fields.max_tokens.unwrap_or(0) <= 0 {
             return Err(ApiError::bad_request("max_tokens is required and must be positive"));
@@ -101,6 +102,7 @@ impl MessagesRequest {
             mut load,
             thinking_budget,
         } = self.options.into_options()?;
+        // The members of Anthropic's API go before `options`, which is an extension.
         sampling.num_predict = self.max_tokens.or(sampling.num_predict);
         sampling.temperature = self.temperature.map(values::to_f32).or(sampling.temperature);
         sampling.top_p = self.top_p.map(values::to_f32).or(sampling.top_p);
@@ -125,6 +127,7 @@ impl MessagesRequest {
             think,
             thinking_budget: self.thinking_budget.or(thinking_budget),
             keep_alive: self.keep_alive,
+            // Anthropic's API has no such parameters; Ollama's shim leaves them at the native defaults.
             truncate: true,
             shift: true,
             logprobs: None,
@@ -185,6 +188,7 @@ impl<'a> Fields<'a> {
                     }
                 }
             }
+            // The name of `output_config.format` in the beta of structured outputs.
             "output_format" => self.format = output_format(node, FieldPath(ROOT, "output_format"))?,
             "keep_alive" => self.keep_alive = values::keep_alive(&node)?,
             "options" => self.options = OptionsField::read(node, ROOT)?,
@@ -239,6 +243,7 @@ impl<'a> Fields<'a> {
                 .thinking
                 .budget_tokens
                 .and_then(|tokens| u32::try_from(tokens).ok())
+                // Anthropic defines the budget for thinking that is `enabled`, not for an effort.
                 .filter(|tokens| *tokens > 0 && think == ThinkMode::On),
             max_tokens: self.max_tokens,
             temperature: self.temperature,
@@ -300,6 +305,7 @@ fn stop_sequences(node: JsonNode<'_>) -> Result<Vec<String>, DecodeError> {
             item.read_string(&mut text, field)?;
             Ok(text)
         })
+        // An empty stop string would end every answer at once.
         .filter(|item| !matches!(item, Ok(text) if text.is_empty()))
         .collect()
 }

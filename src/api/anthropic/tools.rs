@@ -51,6 +51,7 @@ impl DefinedTools {
                 _ => {}
             }
         }
+        // These types end with a date, such as `web_search_20250305`.
         if let Some(word) = RUN_BY_ANTHROPIC.iter().find(|word| kind.starts_with(**word)) {
             if !self.left_out.contains(word) {
                 self.left_out.push(word);

@@ -85,6 +85,7 @@ impl CheckedChat {
             messages: request.messages,
             tools: self.tools.definitions,
             tool_choice: self.tools.choice,
+            // The native API has no such parameter.
             parallel_tool_calls: true,
             context: Vec::new(),
         };

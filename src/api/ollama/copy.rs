@@ -60,6 +60,7 @@ pub(crate) async fn copy(
         .map_err(|failure| not_found(failure, &source))?;
     // A copy of an alias has all of its settings; a copy of any other model adds none to it.
     let copied = api.registry.aliases().get(&name);
+    // A copy of a model onto itself changes nothing, not even its date.
     if copied.as_ref().is_some_and(|alias| alias.name == to.to_string()) {
         return Ok(reply::empty());
     }

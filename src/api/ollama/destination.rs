@@ -10,7 +10,7 @@ use crate::{
 /// Checks the name of a new model. `invalid` is Ollama's sentence for a malformed one, which depends on the route.
 ///
 /// # Errors
-/// If the name is malformed, or another model answers under it.
+/// Returns an error if the name is malformed, or if another model answers under it.
 pub(super) async fn destination(
     api: &ApiHandler,
     call: &CallContext,

@@ -51,6 +51,7 @@ impl<'a> WireDetails<'a> {
         let facts = &card.facts;
         Self {
             parent_model: &card.parent_model,
+            // Models of safetensors are converted to GGUF, so the word is right for them, too.
             format: "gguf",
             family: &facts.architecture,
             families: families(facts),
@@ -86,6 +87,8 @@ impl<'a> TagsEntry<'a> {
                 context_length: card.facts.context_length,
                 embedding_length: card.facts.embedding_length,
             },
+            // The same list as in `/api/show`. Ollama's listing does not read Jinja templates and misses `tools` there,
+            // but some clients decide by the listing alone.
             capabilities: capabilities(&card.facts),
         }
     }
@@ -94,6 +97,7 @@ impl<'a> TagsEntry<'a> {
 /// Formats a number of parameters as Ollama's listings do: `8.0B`, `7B`, `134.52M`, `300K`.
 fn parameter_size(parameters: u64) -> String {
     let scaled = |unit: u64, decimals: usize, letter: char| {
+        // Ollama prints `7B` for a whole number, but `8.0B` for one that only rounds to it.
         let decimals = if parameters.is_multiple_of(unit) { 0 } else { decimals };
         format!("{:.decimals$}{letter}", parameters as f64 / unit as f64)
     };

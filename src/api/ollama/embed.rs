@@ -82,6 +82,7 @@ pub(crate) async fn embed(call: &CallContext, request: RoutedRequest) -> Result<
     let request = EmbedRequest {
         inputs: fields.inputs,
         truncate: fields.truncate.unwrap_or(true),
+        // Ollama ignores dimensions that a vector cannot be cut to, so a negative number means none.
         dimensions: fields.dimensions.and_then(|count| u32::try_from(count).ok()),
         normalization: VectorNormalization::Unit,
         load,
@@ -108,8 +109,10 @@ pub(crate) async fn embeddings(call: &CallContext, request: RoutedRequest) -> Re
     } else {
         let request = EmbedRequest {
             inputs: fields.inputs,
+            // The older route has no such field: in Ollama a prompt that is too long is an error of the runner.
             truncate: false,
             dimensions: None,
+            // Unlike on `/api/embed`, Ollama leaves the vectors of some architectures unnormalized here.
             normalization: VectorNormalization::AsModel,
             load,
             keep_alive: fields.keep_alive,
@@ -122,6 +125,7 @@ pub(crate) async fn embeddings(call: &CallContext, request: RoutedRequest) -> Re
         })?
         .vectors
     };
+    // An empty prompt has an empty vector, as in Ollama.
     let embedding = vectors.into_iter().next().unwrap_or_default();
     Ok(reply::native(&EmbeddingsReply {
         embedding: embedding.into_iter().map(f64::from).collect(),
@@ -222,6 +226,7 @@ async fn find(call: &CallContext, routed: RoutedModel, requested: String) -> Res
 /// Replaces the error for an unknown model by the sentence of Ollama's scheduler, with double quotes and advice. The
 /// others look the model up before they schedule.
 fn in_their_words(error: ApiError, not_found: &ApiError, requested: &str) -> ApiError {
+    // `ApiError` has no kinds, so the error is recognized by its status and text.
     if error != *not_found {
         return error;
     }
@@ -242,6 +247,7 @@ async fn run(model: &ServedModel, request: EmbedRequest) -> Result<EmbeddingResu
         .embed(request)
         .await
         .map_err(|failure| failed(model, failure))?;
+    // JSON has no NaN, and Ollama refuses such vectors with the same sentence.
     if !embeddings.vectors.iter().flatten().all(|number| number.is_finite()) {
         return Err(ApiError::bad_request(NOT_A_NUMBER));
     }

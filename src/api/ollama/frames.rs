@@ -105,6 +105,7 @@ struct DebugInfo {
 #[derive(Serialize)]
 struct WireMessage {
     role: &'static str,
+    // Ollama sends the content even if it is empty.
     content: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     thinking: String,
@@ -162,6 +163,7 @@ impl NativeFrames {
     /// Returns the reply to a request that only loads or unloads.
     pub(crate) fn residency(self, reason: &'static str) -> Vec<u8> {
         self.encode(Frame {
+            // No metrics: zeros are left out, and Ollama sends none in these replies.
             done_reason: Some(reason),
             ..Frame::default()
         })
@@ -299,12 +301,15 @@ impl FrameEncoder for NativeFrames {
     }
 
     fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>) {
+        // No other frame may have a member `error`: clients test for the key and not for its value.
         reply::native_error_frame(error, out);
     }
 }
 
 impl Frame {
     fn says_something(&self) -> bool {
+        // Ollama leaves out frames that say nothing. Log-probabilities alone count: the text of a token may still be
+        // held back.
         self.done_reason.is_some()
             || !(self.content.is_empty()
                 && self.thinking.is_empty()

@@ -49,6 +49,7 @@ pub(crate) async fn generate(call: &CallContext, request: RoutedRequest) -> Resu
     // A prompt for fill in the middle has no place for a system prompt, so the reply names it as ignored.
     let ignores_system = !request.suffix.is_empty() && !request.system.is_empty() && request.template.is_empty();
     let earlier = earlier(&model, &mut request).await?;
+    // Ollama returns no `context` for a raw prompt.
     let return_context = !request.raw;
     let GenerateRequest {
         common,
@@ -132,6 +133,7 @@ impl Parts {
                 "images together with raw, suffix or template are not supported for hf: models",
             ));
         }
+        // Only a suffix gets here with a context: `earlier` has taken that of a template, and raw was refused before.
         if as_text && !context.is_empty() {
             return Err(ApiError::bad_request(
                 "context together with suffix is not supported for hf: models",
@@ -140,6 +142,7 @@ impl Parts {
         if !template.is_empty() {
             let template = GoTemplate::parse(&template).map_err(template_error)?;
             let text = if suffix.is_empty() {
+                // As in Ollama, a system prompt of the request replaces that of the model.
                 let system = if system.is_empty() { preset.system } else { &system };
                 let mut messages = Vec::with_capacity(preset.messages.len() + 2);
                 messages.extend((!system.is_empty()).then(|| Message::text("system", system)));

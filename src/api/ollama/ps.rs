@@ -70,12 +70,14 @@ fn entry(resident: &ResidentModel, now: SystemTime) -> ListEntry {
         name: card.name.clone(),
         seconds: listing::unix_seconds(expires_at),
         json: reply::encode(&PsEntry {
+            // The canonical name, as in `/api/tags`: Open WebUI matches the entries of both lists by name.
             name: &card.name,
             model: &card.name,
             size: *size_bytes,
             digest: &card.digest,
             details: WireDetails::of(card),
             expires_at: timestamp::rfc3339_local(expires_at),
+            // The `ollama` command shows `Unknown` if the part on devices exceeds the size.
             size_vram: (*device_bytes).min(*size_bytes),
             context_length: *context_length,
         }),

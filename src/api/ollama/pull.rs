@@ -134,6 +134,7 @@ pub(super) fn push_frame(event: &PullEvent, out: &mut Vec<u8>) {
             completed,
         } => {
             let progress = Progress {
+                // Ollama has no such step, but its command shows any status with a digest as a progress bar.
                 status: "converting model",
                 digest: Some(format!("sha256:{digest}")),
                 total: *total,

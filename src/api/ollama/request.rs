@@ -1,7 +1,7 @@
 //! Bodies of `/api/chat` and `/api/generate`.
 //!
-//! They are decoded from a [`JsonNode`] and not with serde, since Ollama's clients rely on how Go reads JSON; see
-//! [`crate::go::decode`].
+//! The bodies are decoded from a [`JsonNode`] and not with serde, since Ollama's clients rely on how Go reads JSON;
+//! see [`crate::go::decode`].
 
 use crate::{
     api::{
@@ -122,6 +122,8 @@ impl NativeFields {
             think,
             thinking_budget: options.thinking_budget,
             keep_alive: self.keep_alive,
+            // Ollama's defaults: a conversation that is too long loses its oldest messages, and an answer may outgrow
+            // the context.
             truncate: self.truncate.unwrap_or(true),
             shift: self.shift.unwrap_or(true),
             logprobs: self.logprobs.then_some(top_logprobs),
@@ -187,6 +189,7 @@ pub(super) fn token_ids(node: JsonNode<'_>, field: FieldPath) -> Result<Vec<i32>
         .map(|item| {
             let mut id = None;
             item.read_int(&mut id, field)?;
+            // Go decodes `null` in a list of numbers as 0.
             i32::try_from(id.unwrap_or(0))
                 .map_err(|_| DecodeError::new(format!("{} holds a number that is no token", field.1)))
         })
@@ -211,6 +214,7 @@ fn message(root: &'static str, index: usize, node: JsonNode<'_>) -> Result<Messa
             "role" => {
                 let mut role = String::new();
                 node.read_string(&mut role, FieldPath(root, "messages.role"))?;
+                // Ollama passes unknown roles on to the template, so the role is not checked.
                 message.role = MessageRole(role.to_lowercase());
             }
             "content" => node.read_string(&mut message.content, FieldPath(root, "messages.content"))?,
@@ -253,6 +257,7 @@ fn tool_call(root: &'static str, message: usize, index: usize, node: JsonNode<'_
                         }
                         "arguments" => match values::plain_value(&node)? {
                             serde_json::Value::Object(arguments) => call.arguments = arguments,
+                            // Arguments that are `null` are none, as for a nil map in Go.
                             serde_json::Value::Null => {}
                             _ => return Err(DecodeError::new(NO_ARGUMENTS)),
                         },

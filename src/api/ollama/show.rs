@@ -47,6 +47,7 @@ struct ShowReply<'a> {
     details: WireDetails<'a>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     messages: Vec<Map<String, Value>>,
+    // Never left out and never `null`: GitHub Copilot and Ollama's Python client fail without it.
     model_info: &'a Map<String, Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     projector_info: Option<&'a Map<String, Value>>,
@@ -96,7 +97,7 @@ impl ShowRequest {
     }
 }
 
-/// Returns a parameter as lines, one for each value, with strings in quotes.
+/// Returns a parameter as pairs of key and value, one for each value, with strings in quotes.
 fn spell(key: &str, value: JsonNode<'_>) -> Vec<(String, String)> {
     match value {
         JsonNode::Array(items) => items.iter().map(|item| (key.to_owned(), item.to_json())).collect(),
@@ -151,6 +152,7 @@ fn override_with(details: &mut ModelDetails, request: ShowRequest) {
     if !parameters.is_empty() {
         details
             .parameters
+            // A parameter such as `stop` has a line for each value. An override replaces all of them.
             .retain(|(key, _)| !parameters.iter().any(|(replaced, _)| replaced == key));
         details.parameters.extend(parameters);
     }

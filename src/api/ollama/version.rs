@@ -30,6 +30,7 @@ pub(crate) fn root() -> Response<Body> {
 /// `ollama.fallback_version` while Ollama is away.
 pub(crate) async fn version(api: &ApiHandler, call: &CallContext, received: &HeaderMap) -> Response<Body> {
     if let Ok((StatusCode::OK, bytes)) = api.upstream.get(call, "/api/version", received).await {
+        // Ollama's version is passed on without a suffix: Open WebUI parses it as a list of numbers.
         return reply::bytes(StatusCode::OK, JSON_UTF8, bytes.to_vec());
     }
     reply::native(&Version {

@@ -41,6 +41,7 @@ pub(crate) async fn create(
     call: &CallContext,
     request: RoutedRequest,
 ) -> Result<Response<Body>, ApiError> {
+    // Cloned, because decoding consumes the request to free its body.
     let headers = request.headers.clone();
     let (_, request) = request.decode(CreateRequest::decode)?;
     let name = destination(api, call, request.name(), "invalid model name", &headers).await?;
@@ -51,6 +52,7 @@ pub(crate) async fn create(
         NameOwner::Forward if request.names_no_source() => {
             Err(ApiError::bad_request("neither 'from' or 'files' was specified"))
         }
+        // The base is a model of Ollama, so it is the new name that led the request here: it is an alias of ours.
         NameOwner::Forward => Err(is_taken(request.name(), api)),
         NameOwner::Serve { name: base, origin, .. } => CreationPlan::new(api, call, name, &base, origin, request),
     };

@@ -79,6 +79,7 @@ impl CreationPlan {
     pub(super) async fn is_there(&self) -> Result<bool, ApiError> {
         let cards = self.provider.list(&self.call).await;
         match find_listed(cards.iter(), &self.model) {
+            // Models of the configuration are listed before they are downloaded, with size 0.
             Some(card) => Ok(card.size_bytes > 0),
             None if self.call.config.hub.auto_pull => Ok(false),
             None => match self.provider.card(&self.call, &self.model).await {
@@ -106,6 +107,8 @@ impl CreationPlan {
         check_quantization(&self.request.quantize, &card)?;
         let settings = self.settings().await?;
         let name = self.name.to_string();
+        // Ollama reports a layer as existing if any model has it. Here layers are not shared, so only the base and the
+        // alias that is replaced are compared.
         let known: Vec<_> = [self.base.clone(), self.aliases.get(&name)]
             .into_iter()
             .flatten()

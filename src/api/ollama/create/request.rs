@@ -52,6 +52,7 @@ impl CreateRequest {
                 "parameters" => request.parameters = parameters(node)?,
                 "messages" => request.messages = messages(ROOT, node)?,
                 "adapters" => request.adapters = pairs(node, "adapters")?,
+                // `quantization` is the older name, which Ollama still reads.
                 "quantize" | "quantization" => node.read_string(&mut request.quantize, FieldPath(ROOT, "quantize"))?,
                 "renderer" => node.read_string(&mut request.renderer, FieldPath(ROOT, "renderer"))?,
                 "parser" => node.read_string(&mut request.parser, FieldPath(ROOT, "parser"))?,
