@@ -67,6 +67,7 @@ pub(super) fn start(
     model: &ServedModel,
     requests: Vec<InferenceRequest>,
 ) -> BoxFuture<'static, Result<StepStream<ChoiceEvent>, ApiError>> {
+    // These futures are lazy: no request runs before it is polled below.
     let starts: Vec<_> = requests
         .into_iter()
         .map(|request| model.start(request))

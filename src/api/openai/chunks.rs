@@ -57,6 +57,7 @@ struct Chunk<'a> {
 struct ChunkChoice {
     index: usize,
     delta: WireDelta,
+    // `null` until the last chunk and never left out: OpenAI's schema requires the member.
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<WireLogprobs>,
@@ -107,6 +108,7 @@ struct Choice {
 #[derive(Serialize)]
 struct WireMessage {
     role: &'static str,
+    // Without text this is an empty string, even next to calls, as in Ollama; OpenAI sends `null` there.
     content: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     reasoning: String,
@@ -251,6 +253,7 @@ impl Chunks {
         sent.began = true;
         let delta = WireDelta {
             role,
+            // An empty text stays: in Ollama the field is an interface that holds a string, which `omitempty` keeps.
             content: Some(piece.content),
             reasoning: piece.reasoning,
             tool_calls: piece.tool_calls,
@@ -277,6 +280,7 @@ impl Chunks {
 
     fn end(&self, out: &mut Vec<u8>) {
         if self.include_usage {
+            // OpenAI's form of usage in a stream: an extra chunk without choices, sent only on request.
             self.push(Vec::new(), Some(usage(self.totals.usage())), out);
         }
         out.extend_from_slice(&sse::DONE);
@@ -344,6 +348,8 @@ impl FrameEncoder<ChoiceEvent> for Chunks {
     }
 
     fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>) {
+        // Ollama sends an empty chunk for an error inside of a stream. SDKs look for an error object, and need no
+        // `[DONE]` behind it.
         push_event(&envelope(error), out);
     }
 }
@@ -362,6 +368,7 @@ fn finish_reason(reason: FinishReason, has_calls: bool) -> &'static str {
     match reason {
         FinishReason::Stop if has_calls => "tool_calls",
         FinishReason::Stop => "stop",
+        // An answer that was cut off stays `length` even if it has calls.
         FinishReason::Length => "length",
     }
 }

@@ -239,6 +239,7 @@ impl SharedFields {
             think,
             thinking_budget: self.thinking_budget.or(thinking_budget),
             keep_alive: self.keep_alive,
+            // OpenAI's API has no such parameters here; Ollama's shim leaves them at the native defaults.
             truncate: true,
             shift: true,
             logprobs: None,
@@ -257,6 +258,8 @@ impl SharedFields {
         let (done, word) = if self.unloads() {
             (model.inner.unload().await, "unload")
         } else {
+            // Only the load options are used. The conversion is made so that an error in `options` is reported here,
+            // too.
             let nothing = InferencePrompt::Raw { text: String::new() };
             let request = self.into_inference(nothing, ThinkMode::Unset, None)?;
             let load = model.inner.load(request.load, request.keep_alive);
@@ -287,6 +290,7 @@ pub(super) fn stops(
             }
             Ok(Some(stops))
         }
+        // Ollama decodes `stop` as an `any`, and skips a value of another type.
         _ => Ok(None),
     }
 }

@@ -233,6 +233,7 @@ impl FrameEncoder<ChoiceEvent> for CompletionChunks {
     }
 
     fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>) {
+        // An error object ends the stream; there is no `[DONE]` behind it.
         push_event(&envelope(error), out);
     }
 }

@@ -37,6 +37,7 @@ fn message(index: usize, node: JsonNode<'_>) -> Result<Message, DecodeError> {
                 message.role = MessageRole(role.to_lowercase());
             }
             "content" => content = node,
+            // Ollama's name, and the one of DeepSeek and llama-server: clients send back what a server gave them.
             "reasoning" | "reasoning_content" => {
                 node.read_string(&mut message.thinking, FieldPath(ROOT, "messages.reasoning"))?;
             }
@@ -53,6 +54,7 @@ fn message(index: usize, node: JsonNode<'_>) -> Result<Message, DecodeError> {
     match content {
         JsonNode::String(text) => message.content = text.into_owned(),
         JsonNode::Array(parts) => read_parts(parts, &mut message)?,
+        // OpenAI's replies with calls have `content: null`, and clients send them back.
         JsonNode::Null if !message.tool_calls.is_empty() => {}
         other => {
             return Err(DecodeError::new(format!(
@@ -73,6 +75,7 @@ fn read_parts(parts: Vec<JsonNode<'_>>, message: &mut Message) -> Result<(), Dec
         };
         let (mut kind, mut payload) = (String::new(), None);
         for (key, node) in members {
+            // A content part is a plain map in Ollama's shim, so its keys are case-sensitive, unlike those of a struct.
             match (key.as_ref(), node) {
                 ("type", JsonNode::String(text)) => kind = text.into_owned(),
                 ("text" | "image_url" | "input_audio", node) => payload = Some(node),
@@ -86,6 +89,7 @@ fn read_parts(parts: Vec<JsonNode<'_>>, message: &mut Message) -> Result<(), Dec
                 }
                 message.content.push_str(&text);
             }
+            // Ollama accepts a bare string, too, although OpenAI has only the object.
             ("image_url", Some(JsonNode::String(url))) => message.media.push(image(&url)?),
             ("image_url", Some(image_url @ JsonNode::Object(_))) => {
                 let url = image_url.text_member("url").ok_or_else(bad_part)?;
@@ -107,6 +111,7 @@ fn bad_part() -> DecodeError {
 
 /// Returns the bytes in a data URI.
 pub(super) fn image(url: &str) -> Result<Vec<u8>, DecodeError> {
+    // As in Ollama nothing is fetched: a client could reach addresses that only this machine can.
     if url.starts_with("http://") || url.starts_with("https://") {
         return Err(DecodeError::new(
             "image URLs are not currently supported, please use base64 encoded data instead",

@@ -171,6 +171,7 @@ impl Input {
     fn read(node: JsonNode<'_>) -> Self {
         match node {
             JsonNode::Null => Self::Nothing,
+            // An empty text is an input on this route, unlike on `/api/embed`.
             JsonNode::String(text) => Self::Texts(vec![text.into_owned()]),
             JsonNode::Array(items) if items.is_empty() => Self::Nothing,
             JsonNode::Array(items) => {
@@ -197,6 +198,7 @@ impl Input {
 fn list(model: &str, embedded: EmbeddingResult, as_base64: bool) -> List<'_> {
     let vector = |numbers: Vec<f32>| {
         if as_base64 {
+            // OpenAI's SDKs ask for base64 unless told otherwise, and read the bytes as little-endian 32-bit floats.
             let bytes: Vec<u8> = numbers.into_iter().flat_map(f32::to_le_bytes).collect();
             Vector::Base64(STANDARD.encode(bytes))
         } else {

@@ -41,7 +41,7 @@ pub(super) struct ChatCompletionRequest {
     format: FormatField,
     logprobs: bool,
     top_logprobs: Option<i64>,
-    /// If set, the rendered prompt is returned instead of an answer (`_debug_render_only`, as on the native route).
+    /// True when the rendered prompt is returned instead of an answer (`_debug_render_only`, as on the native route).
     pub(super) only_renders: bool,
 }
 

@@ -51,6 +51,7 @@ pub(crate) fn transcriptions_without_model(headers: &HeaderMap, body: &[u8]) -> 
 
 /// Answers `POST /v1/audio/transcriptions` for a model of a provider.
 pub(crate) async fn transcriptions(call: &CallContext, request: RoutedRequest) -> Result<Response<Body>, LayeredError> {
+    // Cloned, because decoding consumes the request, and the boundary of the form is in a header.
     let headers = request.headers.clone();
     let (routed, form) = request
         .decode(|body| Form::read(&headers, body))
@@ -148,6 +149,7 @@ impl Form {
                 context: Vec::new(),
             },
             sampling: SamplingOptions {
+                // A transcription should not vary from call to call; Ollama sets 0 here, too.
                 temperature: Some(0.0),
                 ..SamplingOptions::default()
             },

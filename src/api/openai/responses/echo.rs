@@ -52,6 +52,7 @@ pub(super) struct ResponseFailure<'a> {
 
 #[derive(Serialize)]
 struct Object<'a> {
+    // Members of type `Option<()>` are always `null`: OpenAI's object has them, but they have no meaning here.
     id: &'a str,
     object: &'static str,
     created_at: i64,
@@ -101,6 +102,7 @@ struct WireUsage {
 
 #[derive(Serialize)]
 struct InputDetails {
+    // Always 0, as in Ollama.
     cached_tokens: u32,
 }
 

@@ -84,11 +84,13 @@ impl ResponseEvents {
         items.finish(&mut |name, data| writer.write(name, data, out));
         let state = ResponseState {
             completed_at: Some(now()),
+            // Ollama sends this status even if the token limit ended the answer.
             status: "completed",
             usage: Some(&finish.usage),
             ..self.state()
         };
         let data = json!({"response": self.echo.streamed(&state)});
+        // This event ends the stream: the route has no `[DONE]`.
         self.writer.write("response.completed", data, out);
     }
 }
@@ -106,6 +108,7 @@ impl FrameEncoder for ResponseEvents {
     }
 
     fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>) {
+        // OpenAI's SDKs refuse a stream that does not begin with `response.created`, even if all it brings is an error.
         self.begin(out);
         let state = ResponseState {
             status: "failed",

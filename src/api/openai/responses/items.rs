@@ -167,6 +167,7 @@ impl OutputItems {
 
     fn say(&mut self, piece: &str, emit: &mut Emit<'_>) {
         if !matches!(self.open, Some(Open::Message { .. })) {
+            // Kept even if it is blank: text that follows must not lose the whitespace before it.
             self.blanks.push_str(piece);
             if piece.trim().is_empty() {
                 return;

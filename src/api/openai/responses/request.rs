@@ -36,7 +36,7 @@ pub(super) struct ResponsesRequest {
     format: FormatField,
     /// Name of the field that refers to state on OpenAI's servers, if the request has one.
     refers_to: Option<&'static str>,
-    /// If set, a conversation that is too long is an error and not shortened.
+    /// True when a conversation that is too long is an error and not shortened.
     forbids_truncation: bool,
 }
 
@@ -107,6 +107,7 @@ impl ResponsesRequest {
             "stop" => self.common.stop = stops(node, |_| Ok(()))?,
             "previous_response_id" if node != JsonNode::Null => self.refers_to = Some("previous_response_id"),
             "conversation" if node != JsonNode::Null => self.refers_to = Some("conversation"),
+            // No response is stored. That is OpenAI's default, so only a client that asks for it explicitly is told.
             "store" if node == JsonNode::Bool(true) => self.common.note_ignored("store"),
             "background" if node == JsonNode::Bool(true) => self.common.note_ignored("background"),
             "include" => {
