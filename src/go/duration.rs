@@ -21,7 +21,7 @@ impl GoDuration {
     /// Parses a duration as `time.ParseDuration` does.
     ///
     /// # Errors
-    /// With Go's sentence, such as `time: missing unit in duration "10"`.
+    /// Returns Go's sentence, such as `time: missing unit in duration "10"`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let invalid = || format!("time: invalid duration {}", quote_ascii(text));
         let (negative, mut rest) = match text.as_bytes().first() {
@@ -29,6 +29,7 @@ impl GoDuration {
             Some(b'+') => (false, &text[1..]),
             _ => (false, text),
         };
+        // The only number that Go accepts without a unit.
         if rest == "0" {
             return Ok(Self(0));
         }
@@ -146,6 +147,7 @@ fn split_digits(text: &str) -> (&str, &str) {
 fn unit_nanos(name: &str) -> Option<u64> {
     Some(match name {
         "ns" => NANOSECOND,
+        // Unicode has two letters that look like µ, the micro sign and the Greek letter, and Go accepts both.
         "us" | "\u{b5}s" | "\u{3bc}s" => MICROSECOND,
         "ms" => MILLISECOND,
         "s" => SECOND,

@@ -16,7 +16,7 @@ const EXACT_INTEGERS: f64 = 9_007_199_254_740_992.0;
 /// Encodes a value.
 ///
 /// # Errors
-/// If the value's `Serialize` fails, or a map has keys that are not strings.
+/// Returns an error if the value's `Serialize` fails, or if a map has keys that are not strings.
 pub fn to_vec(value: &(impl Serialize + ?Sized)) -> serde_json::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(256);
     value.serialize(&mut Serializer::with_formatter(&mut bytes, GoFormatter))?;
@@ -26,7 +26,7 @@ pub fn to_vec(value: &(impl Serialize + ?Sized)) -> serde_json::Result<Vec<u8>> 
 /// Encodes a value as text.
 ///
 /// # Errors
-/// Those of [`to_vec`].
+/// Returns the errors of [`to_vec`].
 pub fn to_string(value: &(impl Serialize + ?Sized)) -> serde_json::Result<String> {
     let bytes = to_vec(value)?;
     String::from_utf8(bytes).map_err(serde::ser::Error::custom)
@@ -72,6 +72,7 @@ fn through_f64(value: Value) -> Value {
 fn normalized(number: &Number) -> Option<Number> {
     let float = number.as_f64()?;
     let is_whole = float.fract() == 0.0 && float.abs() <= EXACT_INTEGERS;
+    // An integer cannot hold the negative zero, which Go writes as `-0`.
     if is_whole && !(float == 0.0 && float.is_sign_negative()) {
         Some(Number::from(float as i64))
     } else {
@@ -83,6 +84,7 @@ struct GoFormatter;
 
 impl Formatter for GoFormatter {
     fn write_f32<W: ?Sized + Write>(&mut self, writer: &mut W, value: f32) -> io::Result<()> {
+        // Not widened to `f64`: the digits are the shortest that identify the number among those of 32 bits.
         let magnitude = value.abs();
         if magnitude != 0.0 && !(1e-6..1e21).contains(&magnitude) {
             write_exponent(writer, &format!("{value:e}"))
@@ -108,6 +110,7 @@ impl Formatter for GoFormatter {
                 b'<' => (b"\\u003c", 1),
                 b'>' => (b"\\u003e", 1),
                 b'&' => (b"\\u0026", 1),
+                // 0xe2 is the first of the three bytes of both separators.
                 0xe2 if bytes[at..].starts_with("\u{2028}".as_bytes()) => (b"\\u2028", 3),
                 0xe2 if bytes[at..].starts_with("\u{2029}".as_bytes()) => (b"\\u2029", 3),
                 _ => continue,

@@ -49,6 +49,7 @@ impl<'a> JsonNode<'a> {
     }
 
     pub(crate) fn read_optional_bool(self, into: &mut Option<bool>, field: FieldPath) -> Result<(), DecodeError> {
+        // A pointer in Go, unlike the scalars above: `null` resets what an earlier duplicate has set.
         *into = match self {
             Self::Null => None,
             Self::Bool(value) => Some(value),
@@ -61,6 +62,7 @@ impl<'a> JsonNode<'a> {
         *into = match self {
             Self::Null => None,
             Self::Number(digits) => {
+                // Go refuses `1.0` and `1e3` for an integer, too.
                 let value = digits
                     .parse()
                     .map_err(|_| mismatch(&format!("number {digits}"), field, "int"))?;

@@ -70,6 +70,7 @@ impl<'a> Parser<'a> {
         let mut entries = JsonMembers::new();
         loop {
             match self.peek().ok_or(DecodeError::Truncated)? {
+                // Behind a comma Go expects another key, so a trailing comma is an error.
                 b'}' if entries.is_empty() => break,
                 b'"' => {}
                 other => return Err(unexpected(other, "looking for beginning of object key string")),
@@ -210,6 +211,7 @@ impl<'a> Parser<'a> {
             self.at += 1;
         }
         match self.bytes.get(self.at) {
+            // A number ends after a leading zero: in `01` the `1` is an unexpected character, as in Go.
             Some(b'0') => self.at += 1,
             _ => self.digits("in numeric literal")?,
         }

@@ -30,9 +30,10 @@ impl GoTemplate {
     /// rendered for each exchange, and the last rendering ends at the place of the answer.
     ///
     /// # Errors
-    /// If the template uses a field that does not exist, or exceeds a limit.
+    /// Returns an error if the template uses a field that does not exist, or exceeds a limit.
     pub fn render(&self, messages: &[Message], think: ThinkMode) -> Result<String, TemplateError> {
         let (system, messages) = collate(messages);
+        // One budget for all exchanges, so that a long conversation does not multiply the work.
         let mut budget = RenderBudget::default();
         let mut out = String::new();
         if self.uses("messages") {
@@ -48,6 +49,7 @@ impl GoTemplate {
         }
         let mut exchange = Exchange::default();
         for message in messages {
+            // As in Ollama, an exchange ends where a message would overwrite or precede what it has.
             let is_full = match message.role.0.as_str() {
                 "system" => !exchange.prompt.is_empty() || !exchange.response.is_empty(),
                 "user" => !exchange.response.is_empty(),
@@ -72,7 +74,7 @@ impl GoTemplate {
     /// Renders the prompt for text between a prefix and a suffix (fill in the middle).
     ///
     /// # Errors
-    /// Those of [`Self::render`].
+    /// Returns the errors of [`Self::render`].
     pub fn render_infill(&self, prefix: &str, suffix: &str, think: ThinkMode) -> Result<String, TemplateError> {
         let mut values = thinking(think);
         values.push(("Prompt".into(), TemplateData::text(prefix)));
@@ -131,6 +133,7 @@ fn collate(messages: &[Message]) -> (String, Vec<Message>) {
     let mut collated: Vec<Message> = Vec::with_capacity(messages.len());
     for message in messages {
         if message.role.0 == "system" {
+            // The message stays in the list, too: a template with `.Messages` prints it at its place.
             system.push(&message.content);
         }
         match collated.last_mut() {
@@ -169,7 +172,7 @@ fn message(message: &Message) -> TemplateData {
 
 /// Returns the nodes up to the first that prints the answer, and true if there is one.
 ///
-/// As in Ollama the cut is made in the syntax tree and not while rendering: what follows the answer is left out,
+/// The cut is made in the syntax tree and not while rendering, as in Ollama: all nodes behind the answer are left out,
 /// whichever branch is taken.
 fn up_to_response(nodes: &[TemplateNode]) -> (Vec<TemplateNode>, bool) {
     let mut kept = Vec::new();

@@ -161,6 +161,7 @@ impl<'a> Executor<'a, '_> {
         let items = match self.pipeline(over, dot)? {
             Value::List(items) => Items::List(items),
             Value::Object(TemplateData::Map(members)) => Items::Map(members),
+            // Go's templates range over integers since Go 1.24.
             Value::Int(count) => Items::Count(count.max(0)),
             Value::Nothing => Items::Count(0),
             _ => {
@@ -200,6 +201,7 @@ impl<'a> Executor<'a, '_> {
         match &pipeline.sets {
             Some(variable) if variable.is_new => self.variables.push((&variable.name, value.clone())),
             Some(variable) => {
+                // Backwards: of several variables of one name, the innermost is meant.
                 let mut known = self.variables.iter_mut().rev();
                 let (_, place) = known
                     .find(|(name, _)| *name == variable.name)
@@ -266,6 +268,7 @@ impl<'a> Executor<'a, '_> {
             }
             values.push(value);
         }
+        // Go passes the value of the stage before as the last argument.
         values.extend(last);
         if function.compares() {
             self.budget.write(compared_bytes(&values))?;

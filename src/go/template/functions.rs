@@ -110,6 +110,7 @@ impl TemplateFunction {
             Self::And | Self::Or => arguments.last().cloned().unwrap_or(none),
             Self::Not => Value::Bool(!first.is_true()),
             Self::Equal => {
+                // Go's `eq` is true if the first argument equals any of the others.
                 for other in arguments.iter().skip(1) {
                     if self.equal(first, other)? {
                         return Ok(Value::Bool(true));
@@ -174,6 +175,7 @@ impl TemplateFunction {
             Value::List(items) => items.len(),
             Value::Object(TemplateData::Map(members)) => members.len(),
             other => match other.as_text() {
+                // Go counts bytes, too.
                 Some(text) => text.len(),
                 None => return Err(self.fails("it has no length")),
             },
@@ -211,6 +213,7 @@ impl TemplateFunction {
             Some(_) => Err(self.fails("cannot index slice/array with that type")),
         };
         let (from, to) = (bound(0, 0)?, bound(1, length)?);
+        // This is also the error for a bound inside of a character: Go would cut the character, but a `str` cannot.
         let empty = || self.fails(&format!("invalid slice index: {from} > {to}"));
         match value {
             Value::List(items) => items.get(from..to).map(Value::List).ok_or_else(empty),
@@ -264,6 +267,7 @@ impl TemplateFunction {
                 return Err(TemplateError::Unsupported(format!("printf's %{verb}")));
             }
             let Some(argument) = arguments.next() else {
+                // A missing argument is no error in Go: `fmt` writes this instead.
                 out.push_str(&format!("%!{verb}(MISSING)"));
                 continue;
             };

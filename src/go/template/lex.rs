@@ -21,7 +21,7 @@ pub(super) enum TemplateToken {
     Assign,
 }
 
-/// One `{{ … }}`, or the text before one.
+/// Part of the source: an action (`{{ … }}`), or the text before one.
 pub(super) enum Segment {
     Text(String),
     Action { tokens: Vec<TemplateToken>, line: usize },
@@ -37,6 +37,7 @@ pub(super) fn split(source: &str) -> Result<Vec<Segment>, TemplateError> {
         let open = rest.find("{{");
         let text = &rest[..open.unwrap_or(rest.len())];
         let after = open.map(|at| &rest[at + 2..]);
+        // The minus trims only if a blank follows: `{{-3}}` prints a number.
         let trims_before = after.is_some_and(|after| after.strip_prefix('-').is_some_and(starts_blank));
         let mut shown = text;
         if trim_next {
@@ -129,6 +130,7 @@ impl<'a> Lexer<'a> {
 
     /// Returns true for a trimming end, and the rest, if the end of the action is next.
     fn close(&self) -> Option<(bool, &'a str)> {
+        // A minus trims only behind a blank, as at the start of an action.
         let trimmed = self.rest.trim_start_matches(is_blank);
         if trimmed.len() < self.rest.len()
             && let Some(rest) = trimmed.strip_prefix("-}}")

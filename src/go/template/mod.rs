@@ -37,7 +37,7 @@ impl GoTemplate {
     /// Parses a template.
     ///
     /// # Errors
-    /// If Go could not parse it either, or it uses a part of the language that is left out here.
+    /// Returns an error if Go could not parse it either, or if it uses a part of the language that is left out here.
     pub fn parse(source: &str) -> Result<Self, TemplateError> {
         if source.len() > MAX_SOURCE_BYTES {
             return Err(TemplateError::unsupported(format!(

@@ -200,6 +200,7 @@ impl Parser {
         let over = self.pipeline(over, line, "range", depth)?;
         let (index, item) = match names {
             [] => (None, None),
+            // A single variable is the item and not the index, unlike in a `range` of Go itself.
             [TemplateToken::Path { text: item, .. }] => (None, Some(item.clone())),
             [
                 TemplateToken::Path { text: index, .. },
@@ -217,6 +218,7 @@ impl Parser {
         }
         self.ranges += 1;
         let (body, end) = self.list(depth + 1)?;
+        // Before the else branch, where `break` has no loop to end, as in Go.
         self.ranges -= 1;
         let otherwise = match end {
             Stop::Eof => return Err(TemplateError::syntax(self.last_line, "unexpected EOF")),
@@ -259,6 +261,7 @@ impl Parser {
         if !rest.is_empty() {
             return Err(TemplateError::syntax(line, "unexpected right paren"));
         }
+        // Declared last: a variable is not in scope inside of its own value.
         if let Some(Variable { name, is_new: true }) = &sets {
             self.declare(name)?;
         }

@@ -30,6 +30,7 @@ pub(super) enum Value<'a> {
     Float(f64),
     Text(&'a str),
     /// Text that the template has built.
+    // Shared, because values are cloned into variables and out of them.
     Made(Rc<str>),
     List(&'a [TemplateData]),
     /// Map or struct.
@@ -146,6 +147,7 @@ impl<'a> Value<'a> {
     /// Returns the value as Go prints it; `None` for a struct, whose form in Go (`{user hi …}`) is useless in a prompt.
     pub(super) fn print(&self) -> Option<String> {
         Some(match self {
+            // Go prints this for a missing key of a map.
             Self::Nothing => "<no value>".to_owned(),
             Self::Bool(value) => value.to_string(),
             Self::Int(value) => value.to_string(),
