@@ -1,4 +1,5 @@
-//! Conversion of a checkpoint in a child process: it parses files that strangers wrote, and a kill cancels it.
+//! Conversion of a checkpoint in a child process, since it parses files that strangers wrote and can be canceled by a
+//! kill.
 
 use std::pin::pin;
 
@@ -27,6 +28,7 @@ pub async fn convert(
     let reply = loop {
         tokio::select! {
             reply = &mut asked => break reply,
+            // The sender is dropped with the reply. The pattern then fails, and `select!` waits for the reply alone.
             Ok(()) = advance.changed() => progress(*advance.borrow_and_update()),
         }
     };

@@ -30,6 +30,7 @@ struct WakeOnDrop(Arc<Notify>);
 
 impl Drop for WakeOnDrop {
     fn drop(&mut self) {
+        // `notify_one` keeps the notification if the task is busy; `notify_waiters` would lose it.
         self.0.notify_one();
     }
 }
@@ -74,6 +75,7 @@ impl Lifecycle {
 
     /// Unloads a model as soon as it is idle. Does nothing if it is not resident.
     pub async fn unload(&self, key: ModelKey) {
+        // A task that has stopped has unloaded everything.
         let _ = self.commands.send(LifecycleCommand::Unload(key)).await;
     }
 
@@ -91,7 +93,8 @@ impl Lifecycle {
         receiver.await.unwrap_or_default()
     }
 
-    /// Stops every worker process and the task. Returns when all processes are gone.
+    /// Stops all worker processes and the task. Returns when the processes of ready models are gone; those that are
+    /// loading or stopping have been killed, but may take a moment longer.
     pub async fn stop(&self) {
         let (sender, receiver) = oneshot::channel();
         if self.commands.send(LifecycleCommand::Stop(sender)).await.is_ok() {

@@ -27,9 +27,9 @@ pub struct TemplateHelper {
 #[derive(Debug)]
 struct Shared {
     command: WorkerCommand,
-    /// One permit for each helper that may run.
+    /// Permits of renders that run, one for each helper.
     running: Semaphore,
-    /// One permit for each render that may run or wait.
+    /// Permits of renders that run or wait.
     admitted: Semaphore,
     idle: Mutex<Vec<WorkerProcess>>,
 }
@@ -92,6 +92,8 @@ impl Shared {
     async fn ask(&self, worker: WorkerProcess, job: RenderJob) -> Option<Result<RenderedChat, Failure>> {
         match tokio::time::timeout(RENDER_TIMEOUT, worker.ask(WorkerQuestion::Render(job))).await {
             Ok(Some(result)) => {
+                // Put back while the permit is still held, so that the next render finds this process instead of
+                // starting one more.
                 self.idle.lock().await.push(worker);
                 Some(result.and_then(|reply| match reply {
                     WorkerReply::Rendered(rendered) => Ok(*rendered),
@@ -100,6 +102,7 @@ impl Shared {
             }
             Ok(None) => None,
             Err(_) => {
+                // A template that loops would loop in another process as well, so the render is not repeated.
                 worker.kill().await;
                 Some(Err(Failure::Worker(
                     "the model's chat template took too long to render".into(),

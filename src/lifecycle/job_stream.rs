@@ -71,10 +71,12 @@ impl Stream for JobStream {
         if self.finished {
             return Poll::Ready(None);
         }
+        // Signs of life are consumed here: they only keep the stall timers of the callers from ending the answer.
         let item = loop {
             let item =
                 ready!(self.events.poll_recv(context)).unwrap_or_else(|| Err(Failure::Worker(PROCESS_ENDED.into())));
             self.last_progress = Instant::now();
+            // A sign of life costs no credit, so it is not counted below.
             if !item.as_ref().is_ok_and(is_sign_of_life) {
                 break item;
             }

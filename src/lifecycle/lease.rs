@@ -1,4 +1,4 @@
-//! A request's hold on a resident model.
+//! Leases: the right of one request to use a resident model.
 
 use std::{
     sync::{
@@ -25,7 +25,7 @@ use crate::{
 const QUARANTINED_REQUEST: &str = "the model's process ended while it worked on this request, so that it is refused \
                                    for a minute; change it, or see the hubllama log for the reason";
 
-/// A request's hold on a resident model: the model is neither evicted nor unloaded while a lease exists.
+/// Right of a request to use a resident model, which is neither evicted nor unloaded while a lease exists.
 #[derive(Debug)]
 pub struct Lease {
     pub(super) worker: WorkerProcess,
@@ -85,6 +85,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        // Counted down first: the manager reads the count when it wakes.
         self.count.fetch_sub(1, Ordering::AcqRel);
         self.returned.notify_one();
     }

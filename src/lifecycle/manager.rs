@@ -1,7 +1,7 @@
 //! The lifecycle task: it owns the table of models and the queue of requests that wait for one.
 //!
-//! Every event (a command, the end of a load, the end of a process, a returned lease, a timer) is recorded in the state
-//! and then [`Manager::reconcile`] runs, which takes every decision. Nothing here blocks: loads and kills run in tasks
+//! An event (a command, the end of a load, the end of a process, a returned lease, a timer) is recorded in the state, and
+//! then [`Manager::reconcile`] runs, which takes all decisions. Nothing here blocks: loads and kills run in tasks
 //! of `tasks` and report a [`TaskOutcome`].
 
 use std::{
@@ -47,7 +47,7 @@ struct LoadDeaths {
 /// Report of a background task about the load with the given number.
 enum TaskOutcome {
     LoadEnded(ModelKey, u64, Result<(WorkerProcess, LoadedModel), LoadError>),
-    /// A process that the manager killed is gone.
+    /// The manager has killed a process, and it is gone.
     Stopped(ModelKey, u64),
     /// The process of a ready model has ended; with the details if the manager did not kill it.
     ProcessEnded(ModelKey, u64, Option<WorkerDeath>),
@@ -255,7 +255,7 @@ impl Manager {
 
     /// Gives leases to queued requests in order of arrival, and starts or prepares loads for the others.
     fn admit(&mut self) {
-        // Draining is decided anew each time: the request that a model was drained for may have been given up. If it is
+        // Draining is decided again each time: the request that a model was drained for may have been given up. If it is
         // still queued, it stands before every request that it keeps waiting.
         for ready in self.models.values_mut().filter_map(ResidentEntry::ready_mut) {
             ready.draining = false;
@@ -279,8 +279,7 @@ impl Manager {
         }
     }
 
-    /// Returns true if a load may start now. Otherwise evicts or drains a resident where that is what the load waits
-    /// for.
+    /// Returns true if a load may start now. Otherwise evicts or drains a resident, if the load needs its room.
     fn make_room(&mut self, queued: &QueuedRequest) -> Result<bool, Failure> {
         if let Some(LoadDeaths { count, last, reason }) = self.load_deaths.get(&queued.key)
             && *count >= policy::DEATHS_TO_QUARANTINE
@@ -322,6 +321,7 @@ impl Manager {
         let request = &queued.request;
         let entry = ResidentEntry {
             load_id,
+            // A copy for `/api/ps`; the request itself stays in the queue until the load has ended.
             request: AcquireRequest::clone(request),
             state: ResidentState::Loading { cancel: cancel.clone() },
             unload_when_ready: false,
@@ -334,7 +334,7 @@ impl Manager {
         });
     }
 
-    /// Cancels loads that no request waits for any more.
+    /// Cancels loads for which no request waits any more.
     fn abandon_loads(&mut self) {
         for (key, entry) in &mut self.models {
             if let ResidentState::Loading { cancel } = &entry.state
@@ -366,6 +366,7 @@ impl Manager {
         let count = self.models.values().filter(in_use).count();
         for entry in self.models.values_mut() {
             let (cores, requested) = (entry.request.limits.threads, entry.request.spec.context.threads);
+            // An idle model keeps its last grant: its threads sleep, so they take no core from the others.
             if let Some(ready) = entry.ready_mut().filter(|ready| ready.is_in_use()) {
                 let grant = policy::thread_grant(cores, count).min(requested.max(1));
                 // A grant that the worker's queue has no room for is tried again at the next change.
@@ -415,6 +416,7 @@ impl Manager {
     }
 
     async fn stop(mut self) {
+        // Dropping the reply channels tells the waiting requests that hubllama is stopping.
         self.queue.clear();
         for (_, entry) in self.models.drain() {
             match entry.state {
@@ -423,6 +425,7 @@ impl Manager {
                 ResidentState::Stopping => {}
             }
         }
+        // Loads and kills in progress end here, too: dropping their future kills the process.
         self.tasks.abort_all();
         while self.tasks.join_next().await.is_some() {}
     }

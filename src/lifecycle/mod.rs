@@ -1,6 +1,6 @@
 //! The models in memory and the processes that hold them.
 //!
-//! Each resident model lives in a worker process of its own. One task (`manager`) owns the table of models and the
+//! A worker process holds each resident model. One task (`manager`) owns the table of models and the
 //! queue of requests, so that decisions that concern several models are atomic; [`Lifecycle`] is its handle. A request
 //! acquires a [`Lease`] and keeps it as long as it uses the model; the task loads, evicts, unloads and shares cores
 //! around the leases. Its decisions are the pure functions of `policy`.

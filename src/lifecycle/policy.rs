@@ -21,6 +21,7 @@ pub(super) fn victim(candidates: &[EvictionCandidate]) -> Option<usize> {
         .filter(|&index| candidates[index].leases == 0)
         .min_by_key(|&index| {
             (
+                // A client that sets a short keep-alive does not expect to need the model for long.
                 keep_alive_time(candidates[index].keep_alive),
                 candidates[index].idle_since,
             )

@@ -1,7 +1,7 @@
-//! One worker process as the daemon sees it: start, frames in both directions, death.
+//! Handle of a worker process: starts it, exchanges frames with it, and notices its end.
 //!
-//! A writer task sends the frames of a queue. A supervisor task reads reports, hands them to whoever waits for them
-//! ([`PendingEntry`]), and when the process ends, tells everybody who still waits.
+//! A writer task sends the frames of a queue. A supervisor task reads reports and passes each to the receiver of its job
+//! or question ([`PendingEntry`]). When the process ends, it ends all receivers that are left.
 
 use std::{
     collections::HashMap,
@@ -104,7 +104,7 @@ struct Shared {
     kill: CancellationToken,
 }
 
-/// One event of a job, or the failure that ends it.
+/// Event of a job, or the failure that ends it.
 pub(super) type JobEvent = Result<Event, Failure>;
 
 /// Returns true if an event carries nothing: a worker sends an empty delta to say that it is computing.
@@ -116,7 +116,7 @@ pub(super) fn is_sign_of_life(event: &Event) -> bool {
 #[derive(Debug)]
 struct PendingReply {
     reply: oneshot::Sender<Result<WorkerReply, Failure>>,
-    /// Receiver of progress reports; `None` if the asker does not want them.
+    /// Receiver of progress reports; `None` if none are wanted.
     progress: Option<watch::Sender<ConversionProgress>>,
 }
 
@@ -149,6 +149,8 @@ impl WorkerProcess {
             .arg("--role")
             .arg(role)
             .env("HUBLLAMA_LOG", &command.log)
+            // The socket is standard input, which the worker finds without being told a descriptor. Standard output
+            // belongs to the command that started the worker; the log goes to standard error, which is inherited.
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .envs(spin_count())
@@ -159,6 +161,7 @@ impl WorkerProcess {
             .spawn()?;
         let (read, write) = UnixStream::from_std(ours)?.into_split();
         let (outgoing, frames) = mpsc::channel(OUTGOING_FRAMES);
+        // Few are needed: progress that does not fit is dropped, and there is one result.
         let (load_sender, load) = mpsc::channel(16);
         let shared = Arc::new(Shared {
             jobs: Mutex::default(),
@@ -196,7 +199,7 @@ impl WorkerProcess {
         self.send(&DaemonCommand::Load(Box::new(spec))).await
     }
 
-    /// Sets the number of compute threads. Returns false if the queue to the worker is full.
+    /// Sets the number of compute threads. Returns false if the queue to the worker is full or the process has ended.
     pub(super) fn set_threads(&self, threads: u32) -> bool {
         let mut frame = Vec::new();
         protocol::encode(&DaemonCommand::SetThreads { threads }, &mut frame).is_ok()
@@ -269,7 +272,9 @@ impl WorkerProcess {
             fingerprint,
         };
         lock(&self.inner.shared.questions).insert(id, entry);
+        // The guard is made before the first await, so that a future dropped at any of them removes its entry.
         let guard = CancelOnDrop { worker: self, id };
+        // Checked after the entry is made, for the same reason as in `send_job`.
         if self.inner.shared.ended.is_cancelled() {
             return None;
         }
@@ -330,7 +335,7 @@ impl Drop for Inner {
     }
 }
 
-/// Guard that cancels a question if it is dropped before the reply.
+/// Guard that cancels a question when it is dropped before the reply.
 struct CancelOnDrop<'a> {
     worker: &'a WorkerProcess,
     id: u64,
@@ -338,6 +343,7 @@ struct CancelOnDrop<'a> {
 
 impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
+        // An entry that is gone has been answered, so there is nothing to cancel.
         if lock(&self.worker.inner.shared.questions).remove(&self.id).is_some() {
             self.worker.send_detached(&DaemonCommand::Cancel { id: self.id });
         }
@@ -395,14 +401,15 @@ async fn supervise(mut child: Child, socket: OwnedReadHalf, shared: Arc<Shared>,
             requests: [jobs, questions].concat(),
         });
     }
+    // Before the entries are cleared, as `send_job` and `ask_inner` rely on.
     shared.ended.cancel();
     // Dropping the senders ends the streams. A stream that ends without its last event reports the death.
     lock(&shared.jobs).clear();
     lock(&shared.questions).clear();
 }
 
-/// Returns true if a signal of the process's own fault ended it. The out-of-memory killer and people send other
-/// signals.
+/// Returns true if the process ended by a signal that its own fault raises. The out-of-memory killer and people send
+/// other signals.
 fn crashed(status: ExitStatus) -> bool {
     use rustix::process::Signal;
     let faults = [Signal::ILL, Signal::ABORT, Signal::BUS, Signal::FPE, Signal::SEGV];
@@ -423,6 +430,7 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
             return Err(std::io::Error::other(format!("a frame of {length} bytes")));
         }
         buffer.clear();
+        // Not `read_exact` into a buffer of that length: a false length then allocates only as much as arrives.
         if (&mut socket).take(length as u64).read_to_end(&mut buffer).await? != length {
             return Ok(());
         }
@@ -448,6 +456,7 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
                 let _ = load.try_send(LoadReport::Progress(fraction));
             }
             WorkerReport::Loaded(loaded) => {
+                // An error means that the load was given up, and nobody receives its result.
                 let _ = load.send(LoadReport::Loaded(loaded)).await;
             }
             WorkerReport::LoadFailed { reason } => {
@@ -458,6 +467,7 @@ async fn read_reports(socket: OwnedReadHalf, shared: &Shared, load: &mpsc::Sende
                 for (id, event) in events {
                     let last = matches!(event, Event::Finished(_));
                     let sign_of_life = is_sign_of_life(&event);
+                    // A canceled job has no entry any more, but its last events may still arrive.
                     let sent = jobs.get(&id).is_none_or(|job| job.receiver.try_send(Ok(event)).is_ok());
                     // The credit keeps the channel from filling up. If an event does not fit, the worker has exceeded
                     // it, and the stream would have a gap: end it. Only a sign of life may be lost.

@@ -94,6 +94,7 @@ impl RequestQuarantine {
                     quarantined: false,
                 }
             });
+            // Deaths this far apart hardly share a cause.
             if now.duration_since(record.last) >= MEMORY {
                 (record.deaths, record.quarantined) = (0, false);
             }

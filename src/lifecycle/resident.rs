@@ -160,6 +160,7 @@ async fn wait_until_loaded(
     let died = LoadError::Died;
     worker.load(spec).await.map_err(|failure| died(failure.to_string()))?;
     loop {
+        // The limit is for each report and not for the load: a large file may take long, as long as it advances.
         match tokio::time::timeout(timeout, reports.recv()).await {
             Ok(Some(LoadReport::Progress(fraction))) => tracing::debug!(fraction, "loading"),
             Ok(Some(LoadReport::Loaded(loaded))) => return Ok(loaded),
