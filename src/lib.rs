@@ -25,10 +25,10 @@
 //! # The path of a request
 //!
 //! ```text
-//! socket → server (HTTP mechanics) → api (one wire dialect → neutral request) → provider (who answers this name)
+//! socket → server (HTTP mechanics) → api (a wire dialect → InferenceRequest) → provider (who answers this name)
 //!    plain name:  provider::ollama forwards the original bytes, streams the reply's bytes back
 //!    hf: name:    provider::huggingface: name → library (files) → lifecycle (a lease on a resident worker) → worker
-//! neutral events → api (the same dialect) → NDJSON or SSE frames → socket
+//! events → api (the same dialect) → NDJSON or SSE frames → socket
 //! ```
 //!
 //! # Layers
@@ -51,7 +51,7 @@
 //! | 1 | [`observability`] | logging |
 //! | 0 | [`config`] | plain data: types, load, validate, diff, watch |
 //! | 0 | [`go`] | Go's standard library as far as clients of Ollama see it: JSON, durations, templates |
-//! | 0 | [`inference`] | the neutral request and events |
+//! | 0 | [`inference`] | the request and the events that all dialects share, in Ollama's vocabulary |
 //! | 0 | [`gguf`], [`llama`], [`http`], [`stdx`] | GGUF files, the only calls of llama.cpp, HTTP parts, additions to the standard library |
 //!
 //! # Errors

@@ -32,7 +32,7 @@ pub enum VectorNormalization {
 /// Vectors of one request, with their usage.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EmbeddingResult {
-    /// One vector for each input, in order.
+    /// Vectors in the order of the inputs.
     pub vectors: Vec<Vec<f32>>,
     /// Tokens of all inputs, after cutting.
     pub prompt_tokens: u32,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// One step of an answer. A stream of events is any number of [`Event::Delta`] followed by exactly one
+/// Step of an answer. A stream of events is any number of [`Event::Delta`] followed by exactly one
 /// [`Event::Finished`]; a stream that ends otherwise ends in a [`crate::inference::Failure`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -28,7 +28,7 @@ pub struct Delta {
     /// Tool calls that became complete; each is sent exactly once.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
-    /// One entry for each token behind this piece, where the request asked for them.
+    /// Log probabilities of the tokens that this piece was made from; empty unless the request asked for them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprob>,
 }

@@ -1,4 +1,7 @@
-//! Failures of a provider. Each variant names the HTTP status that the dialects answer with.
+//! Failures of a provider.
+//!
+//! The vocabulary is Ollama's: each variant names the HTTP status, and carries the sentence, with which Ollama answers.
+//! The dialects of OpenAI and Anthropic keep that status and derive the error type of their envelopes from it.
 
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +47,7 @@ pub enum Failure {
     /// A dependency of the request (the Hub, the disk) failed; status 500.
     #[error("{0}")]
     Unavailable(String),
-    /// Another server, to which the request was forwarded, answered with an error.
+    /// Ollama, to which the request was forwarded, answered with this status, or could not be reached.
     #[error("{message}")]
     Upstream { status: u16, message: String },
     /// The client has disconnected; status 499.

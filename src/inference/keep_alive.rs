@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeepAlive {
-    /// No limit: the model stays until it is unloaded by a request.
+    /// No limit: the model stays until a request unloads it or another model needs its room.
     Forever,
     /// A limited time; zero unloads the model as soon as it is idle.
     For(Duration),

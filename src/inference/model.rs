@@ -25,7 +25,7 @@ pub struct ModelFacts {
     pub capabilities: Vec<ModelCapability>,
 }
 
-/// One line of a model listing.
+/// Entry of a model listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelCard {
     /// Canonical name, always with an explicit selector.
@@ -103,7 +103,7 @@ pub enum PullEvent {
         /// Bytes on disk.
         completed: u64,
     },
-    /// The file that is made of downloaded ones advanced.
+    /// The conversion of downloaded files to one GGUF file advanced.
     Converting {
         /// 64 lowercase hex digits that stand for the file: its content is not known before the end.
         digest: String,

@@ -77,7 +77,7 @@ pub struct MessageRole(
     pub String,
 );
 
-/// One turn of a conversation.
+/// Turn of a conversation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Message {

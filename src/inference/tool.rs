@@ -13,7 +13,7 @@ pub struct ToolDefinition {
 }
 
 impl ToolDefinition {
-    /// Takes a definition, and finds its name.
+    /// Creates a tool and reads the name from its definition.
     #[must_use]
     pub fn new(raw: Box<RawValue>) -> Self {
         #[derive(Deserialize)]
@@ -32,6 +32,7 @@ impl ToolDefinition {
 
 impl Serialize for ToolDefinition {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // The raw text, so that numbers and the order of keys stay as the client wrote them.
         self.raw.serialize(serializer)
     }
 }

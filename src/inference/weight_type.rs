@@ -42,7 +42,7 @@ pub enum QuantizationMix {
 }
 
 impl WeightType {
-    /// Every weight type with its name: `stored`, then the plain types from wide to narrow, then the mixes.
+    /// All weight types with their names: `stored`, then the plain types from wide to narrow, then the mixes.
     pub const ALL: &[(&'static str, Self)] = &[
         ("stored", Self::Stored),
         ("F32", Self::F32),
