@@ -1,4 +1,4 @@
-//! One connection: HTTP/1.1 or HTTP/2 with prior knowledge, its limits, and its end.
+//! Service of a connection: HTTP/1.1 or HTTP/2 with prior knowledge, the limits, and the end.
 
 use std::{
     convert::Infallible,
@@ -28,10 +28,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Smallest buffer that hyper accepts; it panics below.
 const MIN_HEADER_BYTES: usize = 8 << 10;
 
-/// Concurrent requests on one HTTP/2 connection.
+/// Concurrent requests on one HTTP/2 connection. RFC 9113 (section 6.5.2) recommends at least 100.
 const MAX_STREAMS: u32 = 128;
 
-/// Returns a builder of connections with these limits. (hyper itself refuses more than 100 headers.)
+/// Returns a builder of connections with the limits of this module. (hyper itself refuses more than 100 headers.)
 pub(super) fn builder(max_header_bytes: usize) -> auto::Builder<TokioExecutor> {
     let max_header_bytes = max_header_bytes.max(MIN_HEADER_BYTES);
     // Headers of Ollama keep their spelling when they are forwarded; our own are spelled in the same way.
@@ -90,6 +90,7 @@ pub(super) async fn serve<S>(
                 accepting = false;
                 connection.as_mut().graceful_shutdown();
             }
+            // Returning drops the connection with the answers that are still open on it; that cancels their work.
             () = ended.cancelled() => return,
             () = silence.as_mut(), if watching => {
                 watching = false;

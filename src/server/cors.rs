@@ -29,13 +29,16 @@ const DEFAULT_ORIGINS: [&str; 17] = [
     "vscode-file://*",
 ];
 
+/// Default of gin-contrib/cors, which Ollama uses.
 const ALLOW_METHODS: &str = "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS";
 
+/// Ollama's list. The `X-Stainless` headers are those that OpenAI's SDKs send with each request.
 const ALLOW_HEADERS: &str = "Authorization,Content-Type,User-Agent,Accept,X-Requested-With,Openai-Beta,X-Stainless-Arch,\
     X-Stainless-Async,X-Stainless-Custom-Poll-Interval,X-Stainless-Helper-Method,X-Stainless-Lang,X-Stainless-Os,\
     X-Stainless-Package-Version,X-Stainless-Poll-Helper,X-Stainless-Retry-Count,X-Stainless-Runtime,\
     X-Stainless-Runtime-Version,X-Stainless-Timeout";
 
+/// Time for which a browser keeps the answer to a preflight request: 12 hours, the default of gin-contrib/cors.
 const MAX_AGE_SECONDS: &str = "43200";
 
 /// Decision about a request by its `Origin` header.
@@ -62,6 +65,7 @@ pub(super) enum CorsGrant {
 
 /// Decides about a request; `host` is the host and port that it was sent to.
 pub(super) fn check(method: &Method, headers: &HeaderMap, host: &str, configured: &[String]) -> CorsDecision {
+    // gin-contrib/cors takes an empty header for a missing one.
     let Some(value) = headers.get(header::ORIGIN).filter(|value| !value.is_empty()) else {
         return CorsDecision::SameOrigin;
     };

@@ -67,6 +67,7 @@ impl Dispatcher {
                 }
                 self.handle(endpoint, request).await
             }
+            // gin's text for such a request.
             (None, routed) => with_allow(text(StatusCode::METHOD_NOT_ALLOWED, "405 method not allowed"), &routed),
         };
         if let Some(grant) = grant {
@@ -79,6 +80,8 @@ impl Dispatcher {
         let entry = self
             .in_flight
             .enter(format!("{} {}", request.method(), request.uri().path()));
+        // A panic leaves nothing half changed for others: the request owns its state, and shared state is behind locks
+        // that are whole between two statements (`stdx::sync`).
         let answer = AssertUnwindSafe(async { self.handler.handle(endpoint, request).await }).catch_unwind();
         match answer.await {
             Ok(response) => response.map(|body| body::retain(body, entry)),
@@ -107,7 +110,7 @@ struct OpenRequests {
     open: BTreeMap<u64, Arc<str>>,
 }
 
-/// RequestEntry of one request in [`InFlight`], removed when it is dropped. It rides in the response body.
+/// Entry of a request in [`InFlight`], removed when it is dropped. The response body owns it.
 pub(super) struct RequestEntry {
     key: u64,
     what: Arc<str>,
@@ -158,6 +161,7 @@ fn requested_host(request: &Request<Body>) -> &str {
 fn refuse_host(method: &Method, host: &str) -> Option<Response<Body>> {
     match host::judge(host) {
         HostKind::Foreign => Some(empty(StatusCode::FORBIDDEN)),
+        // Ollama's middleware answers OPTIONS for the names of this machine itself, but not for addresses.
         HostKind::Name if method == Method::OPTIONS => Some(empty(StatusCode::NO_CONTENT)),
         HostKind::Name | HostKind::Address => None,
     }
@@ -171,6 +175,7 @@ fn with_target(uri: &Uri, target: PathAndQuery) -> Uri {
 
 fn redirect(method: &Method, status: StatusCode, location: &str) -> Response<Body> {
     let mut response = empty(status);
+    // Go's `http.Redirect` writes a body for GET only, but a content type for HEAD, too.
     if method == Method::GET {
         *response.body_mut() = body::full(format!("<a href=\"{}\">Moved Permanently</a>.\n\n", escaped(location)));
     }
@@ -184,6 +189,7 @@ fn redirect(method: &Method, status: StatusCode, location: &str) -> Response<Bod
     response
 }
 
+/// Escapes text for HTML as Go's `http.Redirect` does.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")

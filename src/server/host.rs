@@ -19,7 +19,7 @@ pub(super) enum HostKind {
     Foreign,
 }
 
-/// Classifies a host, with or without a port.
+/// Classifies a host, with or without a port. An absent host counts as a name of this machine, as in Ollama.
 pub(super) fn judge(host: &str) -> HostKind {
     let host = without_port(host);
     if let Ok(address) = host.parse::<IpAddr>() {

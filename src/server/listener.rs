@@ -18,7 +18,7 @@ pub enum BindError {
     /// The entry of `server.listen` is neither `host:port` nor `unix:/path`.
     #[error("server.listen: {entry:?} is neither host:port nor unix:/path")]
     Malformed { entry: String },
-    /// Another process listens there.
+    /// Another process listens at the address.
     #[error("{entry} is in use; is hubllama running already? ShutdownSignal it, or change server.listen")]
     InUse { entry: String },
     /// The file at the path is not a socket.
@@ -36,7 +36,7 @@ pub enum BindError {
     Nothing,
 }
 
-/// BoundAddress of an open listener.
+/// Address of an open listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BoundAddress {
     /// TCP address with the actual port, also if port 0 was asked for.
@@ -140,7 +140,7 @@ impl Listener {
 /// Kind of an error of `accept`, by its meaning for the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AcceptFailure {
-    /// Only that one connection is lost.
+    /// One connection is lost; the listener goes on.
     Connection,
     /// Out of file descriptors or memory: wait and go on.
     Exhausted,
@@ -177,6 +177,7 @@ fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     } else {
         TcpSocket::new_v4()?
     };
+    // Connections of an earlier process that are in TIME_WAIT must not keep a restarted daemon from its port.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
@@ -190,6 +191,7 @@ async fn open_unix(entry: &str, path: &Path) -> Result<Listener, BindError> {
         entry: entry.into(),
         source,
     };
+    // A symbolic link is not followed: it is no socket of ours, and what it points to must not be removed.
     if let Ok(found) = std::fs::symlink_metadata(path) {
         if !found.file_type().is_socket() {
             return Err(BindError::NotASocket { entry: entry.into() });

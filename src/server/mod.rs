@@ -1,7 +1,7 @@
 //! HTTP server: listeners, connections and their limits, the checks of origin and host, the route table, and the drain.
 //!
 //! [`HttpServer::bind`] opens the sockets, [`HttpServer::run`] serves until a [`ShutdownSignal`]. Each connection is a
-//! task; each request passes the `dispatch` module, which routes it to the [`Handler`] of the layer below. Nothing here
+//! task; each request passes the `dispatch` module, which routes it to the [`RequestHandler`] of the layer below. Nothing here
 //! knows a model or reads a body.
 
 mod connection;
@@ -43,7 +43,7 @@ const MAX_ACCEPT_DELAY: Duration = Duration::from_secs(1);
 /// Interval of log lines about the requests that a drain waits for.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Requests that one such line names.
+/// Requests that a log line about a drain names.
 const REPORTED_REQUESTS: usize = 5;
 
 /// Shutdown of a server in two steps.
@@ -147,8 +147,10 @@ impl HttpServer {
                 settings: Arc::clone(&settings),
                 in_flight: in_flight.clone(),
             }),
+            // A semaphore panics above its own maximum, and with none no connection would ever be served.
             permits: Arc::new(Semaphore::new(max_connections.clamp(1, Semaphore::MAX_PERMITS))),
             connections: TaskTracker::new(),
+            // Child tokens, so that a failed listener stops this server without touching the daemon's own signal.
             draining: stop.soft.child_token(),
             ended: stop.hard.child_token(),
         });
@@ -185,10 +187,12 @@ struct Shared {
 impl Shared {
     /// Waits for connections to end, and drops those that are left after the timeout or a hard stop.
     async fn drain(&self, timeout: Duration, in_flight: &InFlight) {
+        // Without it `wait` would never return, even when no connection is left.
         self.connections.close();
         let deadline = Instant::now() + timeout;
         let mut report = tokio::time::interval(REPORT_INTERVAL);
         loop {
+            // In this order, because the first tick is due at once: a server without connections ends without a log line.
             tokio::select! {
                 biased;
                 () = self.connections.wait() => return,

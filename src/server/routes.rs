@@ -74,7 +74,7 @@ pub(super) enum Routed {
     },
 }
 
-/// The table in the form of a matcher.
+/// Matcher of paths, built from the table.
 #[derive(Debug)]
 pub(super) struct Routes {
     router: matchit::Router<&'static Route>,
