@@ -226,7 +226,7 @@ struct Pool {
 }
 
 impl Pool {
-    /// Takes the connection that was used most recently.
+    /// Takes the connection that was used most recently, which is the least likely to have been closed meanwhile.
     fn take(&self, address: &Address) -> Option<Connection> {
         let mut idle = lock(&self.idle);
         idle.retain(|(_, since, _)| since.elapsed() < IDLE_TIMEOUT);
@@ -241,6 +241,7 @@ impl Pool {
 
     fn put(&self, address: Address, connection: Connection) {
         let mut idle = lock(&self.idle);
+        // The first entry has been idle for longest.
         if idle.len() >= MAX_IDLE {
             idle.remove(0);
         }
@@ -321,6 +322,7 @@ impl Drop for DrivenBody {
 
 fn connector(connect_timeout: Duration) -> HttpConnector {
     let mut connector = HttpConnector::new();
+    // The TLS connector passes https URIs to this one, which by default refuses them.
     connector.enforce_http(false);
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(connect_timeout));

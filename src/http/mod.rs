@@ -1,7 +1,7 @@
 //! HTTP building blocks for the server and for the client of Ollama: bodies, headers, the pooled client, stream
 //! framing.
 //!
-//! Nothing here knows a route, a model or a setting.
+//! The building blocks know no route, model or setting.
 
 pub mod body;
 pub mod client;

@@ -37,7 +37,8 @@ pub enum LineError {
 pub struct LineReader {
     body: Body,
     buffer: BytesMut,
-    /// Bytes at the front of the buffer that are known to hold no line feed.
+    /// Bytes at the front of the buffer that are known to hold no line feed, so that a long line is not searched again
+    /// with each frame.
     scanned: usize,
     limit: usize,
 }

@@ -159,7 +159,7 @@ impl SpooledBody {
     }
 }
 
-/// SpoolReader of a [`SpooledBody`], independent of other readers.
+/// Reader of a [`SpooledBody`], independent of other readers.
 #[derive(Debug)]
 pub struct SpoolReader(Source);
 
@@ -202,6 +202,7 @@ impl HttpBody for Replay {
     }
 
     fn is_end_stream(&self) -> bool {
+        // hyper sends a body that is at its end from the start as none at all, without the framing of the original.
         self.sized && self.remaining == 0
     }
 
@@ -270,6 +271,7 @@ fn created_and_unlinked(folder: &Path) -> io::Result<File> {
             .open(&path)
         {
             Ok(file) => {
+                // Removed at once: the open file lives on without its name.
                 std::fs::remove_file(&path)?;
                 return Ok(file);
             }

@@ -1,4 +1,4 @@
-//! ZstdDecoder of compressed request bodies (`Content-Encoding: zstd`).
+//! Decoder of compressed request bodies (`Content-Encoding: zstd`).
 //!
 //! A few compressed bytes can stand for gigabytes, so the window and the decoded length are limited. The error texts
 //! are those of the decoder that Ollama uses (klauspost/compress), as far as it has the same errors.
@@ -108,6 +108,7 @@ impl<R: BufRead> ZstdDecoder<R> {
     fn read_frame(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.frame.can_collect() == 0 && !self.frame.is_finished() {
             self.frame
+                // One block at a time: the decoder keeps what it has decoded in memory until that is read.
                 .decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1))
                 .map_err(|error| self.broken(&error))?;
         }

@@ -1,10 +1,10 @@
 //! Scanner that finds a few top-level members of a JSON object without building the object.
 //!
-//! It serves requests whose body is forwarded as the bytes that came: only the members that decide the route are
-//! decoded. So it reads like Ollama's decoder (Go's `encoding/json`) where that matters: keys match in any case, `null`
-//! and duplicates are reported in order for the caller to apply Go's rules, bytes behind the first value are ignored.
-//! It is no validator: what it cannot follow is [`PeekError::NotAnObject`], and what it skips may be wrong. Memory is
-//! the same for any body.
+//! The scanner serves requests whose body is forwarded as the bytes that came: only the members that decide the route
+//! are decoded. So it reads like Ollama's decoder (Go's `encoding/json`) where that matters: keys match in any case,
+//! `null` and duplicates are reported in order for the caller to apply Go's rules, bytes behind the first value are
+//! ignored. The scanner is no validator: what it cannot follow is [`PeekError::NotAnObject`], and what it skips may be
+//! wrong. Memory is the same for any body.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -101,7 +101,7 @@ struct Scanner<R> {
 enum Detail {
     Skipped,
     Value,
-    /// This member, if the value is an object.
+    /// Value, or the member of this name if the value is an object.
     Member(&'static str),
 }
 
@@ -177,6 +177,7 @@ impl<R: BufRead> Scanner<R> {
 
     /// Reads the rest of an object and returns its member of this name.
     fn member(&mut self, name: &str) -> Result<PeekedValue, PeekError> {
+        // Of several members with this name the last one counts, as in Go.
         let mut found = PeekedValue::Empty;
         self.members(|scanner, key| {
             let is_it = key.is_some_and(|key| fold(key) == name);
@@ -221,6 +222,7 @@ impl<R: BufRead> Scanner<R> {
 
     /// Reads the rest of a number, `true`, `false` or `null`, up to its delimiter.
     fn scalar(&mut self, first: u8) -> Result<PeekedValue, PeekError> {
+        // One byte more than `false`, the longest word: a text that fills it matches none.
         let mut text = [first, 0, 0, 0, 0, 0];
         let mut len = 1;
         // A body may end right behind a top-level `null`.
