@@ -22,6 +22,7 @@ fn choose(logical: usize, physical: usize) -> usize {
 }
 
 fn physical_cores(root: &Path) -> Option<usize> {
+    // The hardware threads of one core all list the same siblings, so that each core has one distinct text.
     let cores: HashSet<String> = fs::read_dir(root)
         .ok()?
         .filter_map(Result::ok)

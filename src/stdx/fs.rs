@@ -64,6 +64,7 @@ fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
             .create_new(true)
             .mode(mode)
             .open(temporary)?;
+        // Before the content is written: it must at no time be readable by more users than the old file was.
         if let Ok(old) = fs::metadata(path) {
             file.set_permissions(old.permissions())?;
         }
@@ -88,8 +89,8 @@ fn replace(path: &Path, create: impl FnOnce(&Path) -> io::Result<()>) -> io::Res
 /// Returns a name for a temporary file in the folder of `path`, because a rename does not cross file systems. No other
 /// writer, in this process or another one, uses the name.
 ///
-/// It is hidden, so that scans of the folder skip it, and begins with `.hubllama.`, by which a file that a killed
-/// process left in a shared folder is known to be hubllama's.
+/// The name is hidden, so that scans of the folder skip it, and begins with `.hubllama.`, which identifies a file that a
+/// killed process left in a shared folder.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
 //! Small tools that the standard library lacks, each in a module of its own.
 //!
-//! Every other module may use this one; it uses none of them. A helper belongs here when two modules need it and it
-//! says nothing about models, HTTP or the configuration.
+//! All other modules may use this one; it uses none of them. A helper belongs here when two modules need it and it says
+//! nothing about models, HTTP or the configuration.
 
 pub mod cpu;
 pub mod fs;

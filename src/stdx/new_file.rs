@@ -33,6 +33,7 @@ impl NewFile {
         {
             use rustix::fs::{CWD, Mode, OFlags, openat};
             let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+            // Any error leads to the other way. One that is not about O_TMPFILE comes back there and is reported.
             if let Ok(file) = openat(CWD, folder_of(destination), flags, Mode::from_raw_mode(0o666)) {
                 return Ok(Self {
                     file: file.into(),
@@ -122,6 +123,7 @@ impl NewFile {
         use std::os::fd::AsRawFd;
 
         use rustix::fs::{AtFlags, CWD, linkat};
+        // Through /proc, since AT_EMPTY_PATH needs a capability (open(2), O_TMPFILE).
         let open = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         Ok(linkat(CWD, open, CWD, name, AtFlags::SYMLINK_FOLLOW)?)
     }
