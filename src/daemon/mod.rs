@@ -1,7 +1,7 @@
 //! Composition root of `hubllama serve`: builds every component, connects them, and takes them down in reverse order.
 //!
-//! It is the only module besides the command line that knows all others. Signals, reloads of the configuration and
-//! notifications to systemd have a file each.
+//! Besides the command line, the daemon is the only module that knows all others. Signals, reloads of the configuration
+//! and notifications to systemd have a file each.
 
 mod reload;
 mod signals;
@@ -50,8 +50,10 @@ pub enum StartError {
 ///
 /// If the daemon cannot start, or a listener fails.
 pub fn run(inputs: ConfigInputs) -> Result<(), StartError> {
+    // Before the log, which it configures; the caller prints its problems.
     let store = Arc::new(ConfigStore::open(inputs).map_err(StartError::Config)?);
     let log = observability::init(&store.current().log).map_err(StartError::Log)?;
+    // reqwest is built without a TLS provider of its own and takes that of the process.
     crate::http::client::install_tls();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -106,10 +108,12 @@ async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartErro
         tracing::info!(%address, "listening");
     }
     announce(&config);
+    // Before the first accept: the sockets are open, and the kernel queues connections until then.
     systemd::ready();
     let outcome = server.run(Arc::new(api), store.live(), stop.clone()).await;
 
     systemd::stopping();
+    // After a failed listener no signal has done so, and the reload task would wait for one.
     stop.soft.cancel();
     lifecycle.stop().await;
     stop.hard.cancel();

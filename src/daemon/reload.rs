@@ -1,6 +1,6 @@
 //! The reload task: loads the configuration again when a file changes or a signal asks for it.
 //!
-//! All requests take one path, one after another: load, validate, compare, swap the snapshot, apply. Components that
+//! The requests take one path, one after another: load, validate, compare, swap the snapshot, apply. Components that
 //! take a snapshot with each request need nothing more; a setting that has to be applied is given to a callback.
 
 use std::{io, sync::Arc};
@@ -58,6 +58,7 @@ pub(super) async fn run(
                 tracing::error!(%reason, error = %error, "the reload failed, the last good configuration stays")
             }
         }
+        // Also after a refusal: systemd shows the unit as reloading until then.
         systemd::ready();
     }
 }

@@ -1,4 +1,4 @@
-//! SignalHandlers of the operating system: SIGTERM and SIGINT stop the daemon, SIGHUP reloads the configuration.
+//! Signals of the operating system: SIGTERM and SIGINT stop the daemon, SIGHUP reloads the configuration.
 
 use std::io;
 
@@ -40,6 +40,7 @@ impl SignalHandlers {
                 Some(()) = self.terminate.recv() => "SIGTERM",
                 Some(()) = self.interrupt.recv() => "SIGINT",
                 Some(()) = self.hang_up.recv() => {
+                    // A daemon that stops has ended its reload task.
                     if !stop.soft.is_cancelled() {
                         reload.hint(ReloadReason::Signal);
                     }

@@ -34,6 +34,7 @@ pub(super) async fn watchdog(stop: CancellationToken) {
         return;
     };
     let mut ticks = tokio::time::interval(period(limit));
+    // After a stall one ping says all; a burst of the missed ones would say nothing more.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
