@@ -57,6 +57,7 @@ pub(super) fn keep(state_dir: &Path, text: &str) -> io::Result<()> {
     // The file may hold a token.
     write_private_atomic(&path, text.as_bytes())?;
     backups.push(Backup { number, path });
+    // Removed last: if the new copy cannot be written, the old ones stay.
     for old in &backups[..backups.len().saturating_sub(KEEP)] {
         fs::remove_file(&old.path)?;
     }

@@ -8,7 +8,7 @@ use super::{
     keys::{KEYS, SettingKey},
 };
 
-/// Keys whose values differ. It holds no values, so that it can be logged.
+/// Keys whose values differ, without the values, so that the difference can be logged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ConfigDiff {
     /// Keys that can change while the daemon runs, in the order of the documentation. Models and aliases stand as

@@ -58,6 +58,8 @@ pub(super) fn read(text: &str, path: &Path) -> Document {
             walk.problem(error.span().unwrap_or_default(), "", sentence);
         }
     }
+    // The order in which the parser yields keys says nothing, but a shorthand has to be applied before the keys that it
+    // sets.
     let mut found = walk.found;
     found
         .settings

@@ -58,7 +58,7 @@ const fn name(name: &'static str, key: &'static str, form: Form) -> Name {
     }
 }
 
-/// All variables, from the least to the most specific: Ollama's, those of Hugging Face's libraries, those of the
+/// Table of all variables, from the least to the most specific: Ollama's, those of Hugging Face's libraries, those of the
 /// original design, hubllama's own. If several set the same key, the last one wins.
 const NAMES: &[Name] = &[
     name("OLLAMA_ORIGINS", "server.origins", Form::Plain),
@@ -198,7 +198,8 @@ pub(super) fn names_of(key: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// Returns a variable's value without surrounding blanks and quotes; `None` if it is unset or empty.
+/// Returns a variable's value without surrounding blanks and quotes; `None` if it is unset or empty. Ollama removes the
+/// same, since env files that Docker reads pass quotes on.
 pub(super) fn lookup<'a>(environment: &'a Environment, name: &str) -> Option<&'a str> {
     let text = environment.get(name)?.trim();
     let unquoted = ['"', '\'']
@@ -222,12 +223,14 @@ fn translate(form: Form, text: &str) -> Result<Option<String>, String> {
         }
         Form::HubFlag => hub_flag(text).to_string(),
         Form::HubOff if hub_flag(text) => "off".to_owned(),
+        // The variable can only switch xet off: with a false value the default stays in force.
         Form::HubOff => return Ok(None),
         Form::HubHome => format!("{}/hub", text.trim_end_matches('/')),
         Form::OllamaLoadTimeout if text.starts_with('-') || matches!(text, "0" | "0s") => TEN_YEARS.to_owned(),
         Form::OllamaLoadTimeout => text.to_owned(),
         Form::OllamaSwitch => (if flag_word(text).unwrap_or(true) { "on" } else { "off" }).to_owned(),
         Form::OllamaDebug => match (text, flag_word(text)) {
+            // The variable can only raise the level.
             (_, Some(false)) => return Ok(None),
             ("2", _) => "trace".to_owned(),
             _ => "debug".to_owned(),

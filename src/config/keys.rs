@@ -139,7 +139,7 @@ const fn join<T, const N: usize>(tables: &[&[SettingKey<T>]]) -> [SettingKey<T>;
     joined
 }
 
-/// Every key of the file except those in `[models]` and `[aliases]`, in the order of the documentation.
+/// Table of all keys of the file except those in `[models]` and `[aliases]`, in the order of the documentation.
 ///
 /// The keys of one source are applied in this order, so a shorthand stands before the keys that it sets.
 pub(super) const KEYS: &[SettingKey<Config>] = &join::<
@@ -147,7 +147,7 @@ pub(super) const KEYS: &[SettingKey<Config>] = &join::<
     { FIRST_KEYS.len() + ENGINE_SAMPLING_KEYS.len() + LAST_KEYS.len() },
 >(&[FIRST_KEYS, ENGINE_SAMPLING_KEYS, LAST_KEYS]);
 
-/// The keys in front of `[engine.sampling]`.
+/// Keys that the documentation lists before `[engine.sampling]`.
 const FIRST_KEYS: &[SettingKey<Config>] = &[
     key!("server.listen", server.listen, ListCodec<TextCodec>, restart),
     key!("server.origins", server.origins, ListCodec<TextCodec>),
@@ -236,14 +236,14 @@ const FIRST_KEYS: &[SettingKey<Config>] = &[
     key!("engine.json_schemas", engine.json_schemas, ChoiceCodec),
 ];
 
-/// The keys behind `[engine.sampling]`.
+/// Keys that the documentation lists after `[engine.sampling]`.
 const LAST_KEYS: &[SettingKey<Config>] = &[
     key!("log.level", log.level, TextCodec),
     key!("log.format", log.format, ChoiceCodec, restart),
     key!("state_dir", state_dir, PathCodec, restart),
 ];
 
-/// Every key of a table `[models."hf:…"]`.
+/// Table of all keys of a table `[models."hf:…"]`.
 pub(super) const MODEL_KEYS: &[SettingKey<ModelConfig>] =
     &join::<_, { MODEL_LOAD_KEYS.len() + MODEL_SAMPLING_KEYS.len() }>(&[MODEL_LOAD_KEYS, MODEL_SAMPLING_KEYS]);
 
@@ -287,7 +287,7 @@ pub(super) struct RenamedKey {
     pub new: &'static str,
 }
 
-/// Every renamed key. The old name still works in the file, with a warning.
+/// Renamed keys. The old names still work in the file, with a warning.
 pub(super) const RENAMED_KEYS: &[RenamedKey] = &[
     RenamedKey {
         old: "ollama.honest_v1",

@@ -264,7 +264,7 @@ impl SourceMerge {
         }
     }
 
-    /// Applies one value, replacing that of a weaker source.
+    /// Applies a value. Sources are merged from weak to strong, so it replaces what is there.
     fn apply(&mut self, key: &SettingKey<Config>, raw: &Raw, origin: SettingOrigin) -> Result<(), String> {
         (key.read)(&mut self.config, raw)?;
         match key.name {
@@ -345,6 +345,7 @@ impl SourceMerge {
                 self.warning(origin, TOKEN, sentence);
             }
         }
+        // Also if it cannot be read: `hf auth login` may create it later, and the watcher then asks for a reload.
         self.files.push(path);
     }
 }
@@ -362,6 +363,8 @@ pub(super) fn read_bounded(path: &Path) -> io::Result<String> {
         return Err(io::Error::other("it is not a regular file"));
     }
     let mut bytes = Vec::new();
+    // One byte more than allowed tells a file that is too large from one that just fits. The size in the metadata may
+    // change while the file is read.
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(io::Error::other(format!("it is larger than {MAX_FILE_BYTES} bytes")));

@@ -74,7 +74,7 @@ impl fmt::Display for ConfigProblem {
     }
 }
 
-/// All problems of a configuration in the order of their lines. It is not empty when it is returned as an error.
+/// Problems of a configuration in the order of their lines. It is not empty when it is returned as an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct ConfigProblems(pub Vec<ConfigProblem>);

@@ -1,6 +1,6 @@
-//! Requests for a reload, from wherever they come: a file event, a signal, or a call over HTTP.
+//! Requests for a reload, after a file event or a signal.
 //!
-//! All of them go over one bounded channel to the daemon's reload task, which handles one at a time.
+//! They go over one bounded channel to the daemon's reload task, which handles one at a time.
 
 use std::fmt;
 
@@ -26,7 +26,7 @@ impl fmt::Display for ReloadReason {
     }
 }
 
-/// One request for a reload.
+/// Request for a reload.
 #[derive(Debug)]
 pub struct ReloadRequest {
     pub reason: ReloadReason,

@@ -63,9 +63,9 @@ pub(super) struct StoreStatus {
 pub struct ConfigStore {
     inputs: ConfigInputs,
     current: Arc<ArcSwap<Config>>,
-    /// Held for moments only, never while files are read, so that a request for the status does not wait for a reload.
+    /// Locked for moments only, never while files are read, so that a request for the status does not wait for a reload.
     state: Mutex<StoreState>,
-    /// Held from the load of a reload to its swap: reloads happen one at a time.
+    /// Locked from the load of a reload to its swap: reloads happen one at a time.
     reloading: Mutex<()>,
 }
 
@@ -201,6 +201,7 @@ impl ConfigStore {
         }
         state.loaded_at = SystemTime::now();
         state.generation += 1;
+        // Swapped while the state is locked: no status names a generation that is not in force yet.
         self.current.store(Arc::new(live));
         Ok(ReloadOutcome::Applied { changed, restart })
     }

@@ -8,7 +8,7 @@ use crate::{
     stdx::Secret,
 };
 
-/// One immutable snapshot of all settings. A request takes it once and keeps it to its end.
+/// Immutable snapshot of all settings. A request takes it once and keeps it to its end.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
     pub server: ServerConfig,
@@ -114,10 +114,10 @@ pub struct HubConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XetUse {
     Off,
-    /// Only for files that plain HTTP cannot deliver.
+    /// Used only for files that plain HTTP cannot deliver.
     #[default]
     Auto,
-    /// For every file that the Hub stores in xet.
+    /// Used for every file that the Hub stores in xet.
     Always,
 }
 
@@ -139,19 +139,19 @@ pub enum SafetensorsMode {
 pub struct EngineConfig {
     /// Models in memory at the same time; 0 means three.
     pub max_loaded_models: usize,
-    /// Sequences that one model decodes at the same time; 0 chooses by the model's size.
+    /// Sequences that one model decodes at the same time; 0 chooses by the size of their KV caches.
     pub parallel: u32,
     /// Requests that may wait for a model; further ones are refused.
     pub max_queue: usize,
     /// Time that a model stays loaded after its last request.
     pub keep_alive: KeepAlive,
-    /// Tokens of context of one sequence; 0 chooses by the free device memory.
+    /// Tokens of context of one sequence; 0 means 4096, Ollama's default on a machine without a large GPU.
     pub context_length: u32,
     /// Time without progress after which a load fails.
     pub load_timeout: Duration,
     /// Time without a token after which a stream fails.
     pub stream_timeout: Duration,
-    /// Compute threads of all models together; 0 means the number of cores.
+    /// Compute threads of all models together; 0 means one for each physical core that the process may use.
     pub threads: u32,
     /// Tokens of one logical batch (llama.cpp's `n_batch`).
     pub batch: u32,
@@ -170,7 +170,7 @@ pub struct EngineConfig {
     pub mmap: bool,
     /// If set, a load fails when a weight is NaN or infinite.
     pub check_tensors: bool,
-    /// Bytes of a rendered prompt; longer ones are refused before tokenization.
+    /// Bytes of all texts in a prompt; a longer one is refused before it is rendered or tokenized.
     pub max_prompt_bytes: usize,
     pub unsupported_tools: UnsupportedTools,
     pub json_schemas: JsonSchemas,

@@ -34,6 +34,7 @@ impl Findings {
     }
 
     fn range<T: PartialOrd + std::fmt::Display>(&mut self, key: &str, value: T, least: T, most: T) {
+        // Written as a negation, so that NaN is out of range.
         if !(value >= least && value <= most) {
             self.problem(key, format!("{value} is out of range; set {least} to {most}"));
         }

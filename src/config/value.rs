@@ -269,6 +269,7 @@ impl Codec<KeepAlive> for KeepAliveCodec {
 fn signed_time(raw: &Raw, forms: &str) -> Result<GoDuration, String> {
     let seconds = |seconds: f64| {
         let nanos = seconds * 1e9;
+        // i64::MAX rounds up to 2^63 as f64, hence `<`: the largest value that passes still converts.
         let fits = nanos.abs() < i64::MAX as f64;
         if fits {
             Ok(GoDuration::from_nanos(nanos as i64))
@@ -287,7 +288,7 @@ fn signed_time(raw: &Raw, forms: &str) -> Result<GoDuration, String> {
     }
 }
 
-/// One of the words of a [`Named`] type.
+/// Word of a [`Named`] type.
 pub(super) struct ChoiceCodec;
 
 /// A type whose values are written as words.
