@@ -4,9 +4,9 @@
 //! and then works with the [`RunnableModel`] that it was given, so that a name is resolved once. A [`ModelStore`] is
 //! the other half of a provider: the files behind the names.
 //!
-//! [`HuggingFace`] serves hf: names, [`Aliases`] the plain names that clients made of them. A plain name of Ollama does
+//! [`HuggingFace`] serves hf: names, `AliasedProvider` the plain names that clients made of them. A plain name of Ollama does
 //! not pass through a provider: its bytes are forwarded. Only with `ollama.v1_via_native` a request that asks for more
-//! than Ollama's `/v1` routes can do is served by [`Native`].
+//! than Ollama's `/v1` routes can do is served by [`NativeProvider`].
 
 mod aliases;
 mod huggingface;
@@ -71,7 +71,7 @@ pub struct ConversationPreset<'a> {
 pub enum DeleteScope {
     /// Files that hubllama downloaded. Files of other programs stay on disk, and only leave the listing.
     OwnFiles,
-    /// All files of the model, also those that another program downloaded.
+    /// Files of the model, also those that another program downloaded.
     AllFiles,
 }
 
@@ -112,7 +112,8 @@ pub trait RunnableModel: fmt::Debug + Send + Sync {
     /// Returns the listing entry. It has no capabilities as long as the files are not there.
     fn card(&self) -> &ModelCard;
 
-    /// Returns what precedes every conversation with this model. [`Self::infer`] adds it by itself.
+    /// Returns the system prompt and the turns that precede every conversation with this model. [`Self::infer`] adds
+    /// them by itself.
     fn preset(&self) -> ConversationPreset<'_> {
         ConversationPreset::default()
     }

@@ -15,7 +15,7 @@ use crate::stdx::text::strip_prefix_ignore_case;
 pub enum NameOwner {
     /// Ollama: the request is forwarded as the bytes that came.
     Forward,
-    /// One of our providers.
+    /// A provider of hubllama.
     Serve {
         provider: Arc<dyn Provider>,
         /// Name to ask the provider for. An alias of the configuration is already replaced by its target.
@@ -84,6 +84,7 @@ impl Registry {
         if is_hugging_face(config, name) {
             return self.serve(name, NameOrigin::Hub);
         }
+        // Before the names of clients: what the administrator configured cannot be taken over the wire.
         if let Some(target) = alias(config, name) {
             return self.serve(target, NameOrigin::Configured);
         }

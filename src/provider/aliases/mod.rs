@@ -165,6 +165,8 @@ impl AliasStore {
             return Err(AliasError::TooLarge);
         }
         let alias = Arc::new(alias);
+        // Inserted into a copy: if a limit or the disk refuses the change, the copy is dropped and readers never see
+        // it.
         kept.insert(key.clone(), Kept { alias, bytes });
         let total: usize = kept.values().map(|kept| kept.bytes).sum();
         if kept.len() > MAX_ALIASES || total > MAX_TOTAL_BYTES {

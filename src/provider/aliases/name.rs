@@ -13,7 +13,7 @@ const MAX_PART: usize = 80;
 
 /// Plain name `[HOST/][NAMESPACE/]MODEL[:TAG]` with Ollama's defaults filled in.
 ///
-/// Its `Display` is the form of listings: defaults are left out, except for the tag.
+/// `Display` writes the form of listings: defaults are left out, except for the tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlainName {
     host: String,
@@ -28,6 +28,7 @@ impl PlainName {
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         let (rest, tag) = match text.rsplit_once(':') {
+            // A colon before a slash belongs to the host's port.
             Some((rest, tag)) if !tag.contains('/') => (rest, tag),
             _ => (text, TAG),
         };

@@ -220,6 +220,7 @@ impl RunnableModel for AliasedModel {
             request.prompt = InferencePrompt::Raw {
                 text: format!("{earlier}{text}"),
             };
+            // A clone, because a prompt that does not fit is rendered again from fewer turns.
             match self.model.infer(request.clone()).await {
                 Err(Failure::ContextExceeded {
                     prompt_tokens,

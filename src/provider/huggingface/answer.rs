@@ -33,6 +33,7 @@ impl HuggingFace {
         check_prompt(config, model, &request.prompt)?;
         let settings = self.settings(call, model, &request.load).await;
         let lease = self.acquire(call, model, &settings, request.keep_alive).await?;
+        // Taken here, because rendering and waiting for a slot are no part of the load.
         let load_duration = call.arrived.elapsed();
         let context_length = settings.window(&model.header.facts, lease.loaded().context_length);
         let stall_timeout = config.engine.stream_timeout;

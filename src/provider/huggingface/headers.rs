@@ -93,6 +93,7 @@ impl HeaderCache {
         }
         let cached = CachedHeader {
             stamp,
+            // Errors are cached, too: a broken file is neither read nor logged again with each listing.
             header: header.clone(),
         };
         self.headers.insert(path, cached);
@@ -158,7 +159,7 @@ fn kv_bytes_per_token(header: &GgufHeader) -> u64 {
         .saturating_mul(2)
 }
 
-/// Everything that `/api/show` prints of the files.
+/// Details of a model's files that `/api/show` prints.
 pub(super) struct FileDetails {
     pub(super) model_info: Map<String, Value>,
     pub(super) tensors: Vec<TensorFacts>,

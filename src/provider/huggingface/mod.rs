@@ -174,6 +174,7 @@ impl ModelStore for HuggingFace {
 
     async fn delete(&self, call: &CallContext, name: &str, scope: DeleteScope) -> Result<(), Failure> {
         let parsed = HfName::parse(name).map_err(HubError::from)?;
+        // Before the files go: afterwards the name leads nowhere, and the model could not be unloaded.
         let unloaded = self.unload_by_name(call, name, &parsed).await;
         match scope {
             DeleteScope::OwnFiles => {

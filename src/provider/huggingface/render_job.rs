@@ -31,6 +31,7 @@ impl ThinkingVariables {
 impl From<ThinkMode> for ThinkingVariables {
     fn from(think: ThinkMode) -> Self {
         let (enabled, explicit, effort) = match think {
+            // The default of `common/chat`.
             ThinkMode::Unset => (true, false, None),
             ThinkMode::On => (true, true, None),
             ThinkMode::Off => (false, true, None),

@@ -144,6 +144,7 @@ impl RequestSettings {
             id: 0,
             prompt: prompt.prompt,
             max_tokens: max_tokens.min(unlimited),
+            // A negative number, which does not convert, keeps the whole prompt, as in Ollama.
             keep: u32::try_from(sampling.num_keep.unwrap_or(4)).unwrap_or(context_length),
             stop,
             sampling: sampler_settings(sampling),

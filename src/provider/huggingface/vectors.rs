@@ -32,6 +32,7 @@ pub(super) fn finish(vector: &mut Vec<f32>, dimensions: Option<u32>, unit: bool)
 
 /// Scales a vector to Euclidean length 1. A vector of zeros stays as it is.
 fn scale_to_unit(vector: &mut [f32]) {
+    // In f64: the squares of a long vector would lose digits, or overflow, in f32.
     let square: f64 = vector.iter().map(|&number| f64::from(number).powi(2)).sum();
     if square > 0.0 {
         let length = square.sqrt();

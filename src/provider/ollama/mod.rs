@@ -134,8 +134,9 @@ impl Ollama {
     /// Dropping the future or the body of the response closes the connection to Ollama.
     ///
     /// # Errors
-    /// If Ollama gave no reply.
+    /// [`UpstreamError`] if Ollama gave no reply.
     pub async fn forward(&self, call: &CallContext, request: Request<Body>) -> Result<Response<Body>, UpstreamError> {
+        // Without the query, which may hold a key: the path is logged.
         let path = request.uri().path().to_owned();
         self.exchange(&call.config.ollama, request).await.inspect_err(|error| {
             tracing::warn!(path, error = error as &dyn std::error::Error, "request not forwarded");
@@ -260,6 +261,8 @@ impl Ollama {
         {
             return Arc::clone(client);
         }
+        // Two requests may get here at once. The client of one is then replaced, which costs no more than its idle
+        // connections.
         let client = Arc::new(HttpClient::new(connect_timeout));
         self.client.store(Some(Arc::clone(&client)));
         client

@@ -1,4 +1,4 @@
-//! Reader of Ollama's native streams: frames become neutral events.
+//! Reader of Ollama's native streams: frames become events.
 
 use std::{
     collections::{HashSet, VecDeque},

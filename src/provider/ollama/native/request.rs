@@ -1,4 +1,4 @@
-//! Neutral requests converted to bodies of Ollama's native routes.
+//! Requests converted to bodies of Ollama's native routes.
 
 use std::time::Duration;
 
