@@ -37,6 +37,7 @@ impl Daemon {
         {
             let base = format!(
                 "http://{}",
+                // The unspecified address is one to listen on; not every system connects to it.
                 address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
             );
             // An Ollama that listens on this port instead has no `/health`.

@@ -70,6 +70,8 @@ pub(super) async fn run(
     });
     let converted = tokio::select! {
         converted = work => converted?,
+        // The converter does not receive Ctrl-C itself, since it has a process group of its own; dropping `work` kills
+        // it.
         _ = tokio::signal::ctrl_c() => bail!("interrupted; nothing was written"),
     };
     bar.finish_and_clear();

@@ -32,6 +32,7 @@ const EXIT_CONFIG: u8 = 78;
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // Before the inputs are collected: a worker reads no configuration, the daemon sends it what it needs.
     if let Some(Command::Worker { role }) = arguments.command {
         return run_worker(role);
     }
@@ -64,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Prune { apply } => with_runtime(manage::prune(&inputs, apply)),
         Command::Import { file, name } => with_runtime(manage::import(&inputs, &file, &name)),
         Command::Template(arguments) => with_runtime(template::run(&inputs, &arguments)),
+        // Handled above.
         Command::Worker { .. } => ExitCode::FAILURE,
     }
 }

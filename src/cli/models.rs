@@ -1,6 +1,6 @@
 //! The commands `pull` and `list`.
 //!
-//! Both ask the running daemon, whose configuration may name another cache than the user's. Without a daemon they work
+//! The commands ask the running daemon, whose configuration may name another cache than the user's. Without a daemon they work
 //! in this process, on the cache that the configuration names.
 
 use std::{collections::HashMap, io::IsTerminal, process::ExitCode, time::Duration};
@@ -46,6 +46,7 @@ pub(super) async fn pull(inputs: &ConfigInputs, name: &str) -> anyhow::Result<Ex
                 config.hub.cache_dir.display()
             );
             let name = HfName::parse(name)?;
+            // Only warnings: the log of the converter would break up the progress bars.
             let command = WorkerCommand {
                 log: "warn".into(),
                 ..WorkerCommand::default()
