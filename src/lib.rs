@@ -45,14 +45,15 @@
 //! | 4 | [`provider`] | the `Provider` trait, the registry, `ollama`, `huggingface` |
 //! | 3 | [`library`] | the models on this machine: find, list, pull, convert, remove, verify, import, prune |
 //! | 2 | [`lifecycle`] | which models are resident: leases, keep-alive, eviction, worker supervision |
-//! | 2 | [`worker`] | the child process: scheduler, slots, prefix reuse, constraints, sampling, vectors; `protocol` is shared with lifecycle |
+//! | 2 | [`worker`] | the child process: scheduler, slots, prefix reuse, sampling; its `protocol` with lifecycle |
 //! | 1 | [`convert`] | safetensors to GGUF, as a plan: configuration, tokenizer, one file per architecture family |
 //! | 1 | [`hub`] | names, selectors, verified downloads, the layout of the shared cache |
 //! | 1 | [`observability`] | logging |
 //! | 0 | [`config`] | plain data: types, load, validate, diff, watch |
 //! | 0 | [`go`] | Go's standard library as far as clients of Ollama see it: JSON, durations, templates |
 //! | 0 | [`inference`] | the request and the events that all dialects share, in Ollama's vocabulary |
-//! | 0 | [`gguf`], [`llama`], [`http`], [`stdx`] | GGUF files, the only calls of llama.cpp, HTTP parts, additions to the standard library |
+//! | 0 | [`gguf`], [`llama`] | GGUF files; the only calls of llama.cpp |
+//! | 0 | [`http`], [`stdx`] | HTTP parts; additions to the standard library |
 //!
 //! # Errors
 //!
@@ -61,15 +62,17 @@
 //!
 //! | error | of what | becomes |
 //! |---|---|---|
-//! | [`gguf::GgufError`], [`gguf::GgufRefusal`] | a GGUF file that cannot be read, or that would crash llama.cpp | the next ones, as a sentence |
-//! | [`convert::ConvertError`] | a checkpoint or an adapter that cannot be converted; crosses the socket from the converter process | `LibraryError` |
-//! | [`hub::HubError`] | a name, the network, the cache; its clones go to all who wait for one download | `LibraryError` |
+//! | [`gguf::GgufError`] | a GGUF file that cannot be read | the next ones, as a sentence |
+//! | [`gguf::GgufRefusal`] | a GGUF file that would crash llama.cpp | the next ones, as a sentence |
+//! | [`convert::ConvertError`] | a checkpoint that cannot be converted; crosses the socket | `LibraryError` |
+//! | [`hub::HubError`] | a name, the network, the cache; cloned for all that wait for a download | `LibraryError` |
 //! | [`library::LibraryError`] | a model that cannot be found, pulled, converted, imported or removed | `Failure` |
-//! | [`llama::LlamaError`], `WorkerError` | inside a worker process: a call of llama.cpp, a prompt, a schema | `Failure` |
+//! | [`llama::LlamaError`], `WorkerError` | in a worker process: a call of llama.cpp, a prompt, a schema | `Failure` |
 //! | [`inference::Failure`] | a request that a provider cannot answer; crosses the socket from a worker | `ApiError` |
 //! | [`provider::UpstreamError`] | an Ollama that cannot be reached or breaks off | `ApiError` |
 //! | `ApiError` (in [`api`]) | an HTTP status and a sentence; each dialect puts it into its own envelope | the reply |
-//! | [`daemon::StartError`], [`config::ConfigProblem`] | a daemon that cannot start, a configuration that is not valid | the log, the exit status |
+//! | [`daemon::StartError`] | a daemon that cannot start | the log, the exit status |
+//! | [`config::ConfigProblem`] | a configuration that is not valid | the log, the exit status |
 //!
 //! The command line prints any of them with `anyhow`. A bug of this program is no error of these: it panics, which ends
 //! one connection or one worker.

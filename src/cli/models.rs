@@ -1,7 +1,7 @@
 //! The commands `pull` and `list`.
 //!
-//! The commands ask the running daemon, whose configuration may name another cache than the user's. Without a daemon they work
-//! in this process, on the cache that the configuration names.
+//! The commands ask the running daemon, whose configuration may name another cache than the user's. Without a daemon
+//! they work in this process, on the cache that the configuration names.
 
 use std::{collections::HashMap, io::IsTerminal, process::ExitCode, time::Duration};
 

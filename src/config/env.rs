@@ -58,8 +58,8 @@ const fn name(name: &'static str, key: &'static str, form: Form) -> Name {
     }
 }
 
-/// Table of all variables, from the least to the most specific: Ollama's, those of Hugging Face's libraries, those of the
-/// original design, hubllama's own. If several set the same key, the last one wins.
+/// Table of all variables, from the least to the most specific: Ollama's, those of Hugging Face's libraries, those of
+/// the original design, hubllama's own. If several set the same key, the last one wins.
 const NAMES: &[Name] = &[
     name("OLLAMA_ORIGINS", "server.origins", Form::Plain),
     name("OLLAMA_KEEP_ALIVE", "engine.keep_alive", Form::Plain),

@@ -63,7 +63,8 @@ pub(super) struct StoreStatus {
 pub struct ConfigStore {
     inputs: ConfigInputs,
     current: Arc<ArcSwap<Config>>,
-    /// Locked for moments only, never while files are read, so that a request for the status does not wait for a reload.
+    /// Locked for moments only, never while files are read, so that a request for the status does not wait for a
+    /// reload.
     state: Mutex<StoreState>,
     /// Locked from the load of a reload to its swap: reloads happen one at a time.
     reloading: Mutex<()>,

@@ -1,8 +1,8 @@
 //! Requests and replies as they pass between the wire dialects and the providers.
 //!
 //! A dialect decodes its bytes into an [`InferenceRequest`], a provider answers with [`Event`]s, and the same dialect
-//! encodes these into bytes again. No type here knows HTTP (apart from the status in [`Failure::Upstream`]), a dialect's
-//! spelling, or llama.cpp.
+//! encodes these into bytes again. No type here knows HTTP (apart from the status in [`Failure::Upstream`]), a
+//! dialect's spelling, or llama.cpp.
 //!
 //! The vocabulary is Ollama's on purpose (`num_predict`, `keep_alive`, `InferencePrompt::Chat.context`, the sentences
 //! of [`Failure`]): Ollama is the reference that every dialect is measured by, so a request loses nothing in its terms,

@@ -1,7 +1,7 @@
 //! The lifecycle task: it owns the table of models and the queue of requests that wait for one.
 //!
-//! An event (a command, the end of a load, the end of a process, a returned lease, a timer) is recorded in the state, and
-//! then [`Manager::reconcile`] runs, which takes all decisions. Nothing here blocks: loads and kills run in tasks
+//! An event (a command, the end of a load, the end of a process, a returned lease, a timer) is recorded in the state,
+//! and then [`Manager::reconcile`] runs, which takes all decisions. Nothing here blocks: loads and kills run in tasks
 //! of `tasks` and report a [`TaskOutcome`].
 
 use std::{
@@ -255,8 +255,8 @@ impl Manager {
 
     /// Gives leases to queued requests in order of arrival, and starts or prepares loads for the others.
     fn admit(&mut self) {
-        // Draining is decided again each time: the request that a model was drained for may have been given up. If it is
-        // still queued, it stands before every request that it keeps waiting.
+        // Draining is decided again each time: the request that a model was drained for may have been given up. If it
+        // is still queued, it stands before every request that it keeps waiting.
         for ready in self.models.values_mut().filter_map(ResidentEntry::ready_mut) {
             ready.draining = false;
         }

@@ -1,7 +1,7 @@
 //! Handle of a worker process: starts it, exchanges frames with it, and notices its end.
 //!
-//! A writer task sends the frames of a queue. A supervisor task reads reports and passes each to the receiver of its job
-//! or question ([`PendingEntry`]). When the process ends, it ends all receivers that are left.
+//! A writer task sends the frames of a queue. A supervisor task reads reports and passes each to the receiver of its
+//! job or question ([`PendingEntry`]). When the process ends, it ends all receivers that are left.
 
 use std::{
     collections::HashMap,

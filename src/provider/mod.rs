@@ -4,9 +4,9 @@
 //! and then works with the [`RunnableModel`] that it was given, so that a name is resolved once. A [`ModelStore`] is
 //! the other half of a provider: the files behind the names.
 //!
-//! [`HuggingFace`] serves hf: names, `AliasedProvider` the plain names that clients made of them. A plain name of Ollama does
-//! not pass through a provider: its bytes are forwarded. Only with `ollama.v1_via_native` a request that asks for more
-//! than Ollama's `/v1` routes can do is served by [`NativeProvider`].
+//! [`HuggingFace`] serves hf: names, `AliasedProvider` the plain names that clients made of them. A plain name of
+//! Ollama does not pass through a provider: its bytes are forwarded. Only with `ollama.v1_via_native` a request that
+//! asks for more than Ollama's `/v1` routes can do is served by [`NativeProvider`].
 
 mod aliases;
 mod huggingface;

@@ -1,8 +1,8 @@
 //! HTTP server: listeners, connections and their limits, the checks of origin and host, the route table, and the drain.
 //!
 //! [`HttpServer::bind`] opens the sockets, [`HttpServer::run`] serves until a [`ShutdownSignal`]. Each connection is a
-//! task; each request passes the `dispatch` module, which routes it to the [`RequestHandler`] of the layer below. Nothing here
-//! knows a model or reads a body.
+//! task; each request passes the `dispatch` module, which routes it to the [`RequestHandler`] of the layer below.
+//! Nothing here knows a model or reads a body.
 
 mod connection;
 mod cors;
@@ -192,7 +192,8 @@ impl Shared {
         let deadline = Instant::now() + timeout;
         let mut report = tokio::time::interval(REPORT_INTERVAL);
         loop {
-            // In this order, because the first tick is due at once: a server without connections ends without a log line.
+            // In this order, because the first tick is due at once: a server without connections ends without a log
+            // line.
             tokio::select! {
                 biased;
                 () = self.connections.wait() => return,

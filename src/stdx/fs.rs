@@ -89,8 +89,8 @@ fn replace(path: &Path, create: impl FnOnce(&Path) -> io::Result<()>) -> io::Res
 /// Returns a name for a temporary file in the folder of `path`, because a rename does not cross file systems. No other
 /// writer, in this process or another one, uses the name.
 ///
-/// The name is hidden, so that scans of the folder skip it, and begins with `.hubllama.`, which identifies a file that a
-/// killed process left in a shared folder.
+/// The name is hidden, so that scans of the folder skip it, and begins with `.hubllama.`, which identifies a file that
+/// a killed process left in a shared folder.
 ///
 /// # Errors
 ///
