@@ -5,7 +5,7 @@
 //! `dispatch` peeks at the name and either forwards the bytes to Ollama or hands the request to a handler of its
 //! dialect. A handler decodes the body with Go's rules (`go::decode`), finds the model (`model`), makes Ollama's checks
 //! in Ollama's order, builds an `InferenceRequest`, and encodes the provider's events (`stream`). Errors are an
-//! [`ApiError`](error::ApiError) until `dialect` words them.
+//! `ApiError` until `dialect` words them.
 //!
 //! Each dialect has its folder and knows no other; what they share lies next to them.
 

@@ -52,8 +52,8 @@ pub fn main() -> ExitCode {
             any_tokenizer,
             mmproj,
         } => {
-            let part = if mmproj { GgufRole::Projector } else { GgufRole::Model };
-            with_runtime(convert::run(&inputs, &checkpoint, target, output, any_tokenizer, part))
+            let role = if mmproj { GgufRole::Projector } else { GgufRole::Model };
+            with_runtime(convert::run(&inputs, &checkpoint, target, output, any_tokenizer, role))
         }
         Command::Doctor => with_runtime(doctor::run(&inputs)),
         Command::Pull { name } => with_runtime(models::pull(&inputs, &name)),

@@ -4,7 +4,7 @@
 //! command line. The table in `keys` lists every key once. Reading, comparing, describing and the tests over
 //! `config.toml.example` walk that table, so a key cannot be known to one of them and missing in another.
 //!
-//! * [`load`] reads all sources and returns a [`LoadedConfig`], or every problem at once ([`ConfigProblems`]).
+//! * [`load()`] reads all sources and returns a [`LoadedConfig`], or every problem at once ([`ConfigProblems`]).
 //! * [`ConfigStore`] holds the snapshot in force and replaces it as a whole on a reload.
 //! * [`watch`] notices changed files and asks for a reload through a [`ReloadHandle`].
 //!

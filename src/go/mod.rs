@@ -7,7 +7,7 @@
 //!
 //! | module | Go's package | used for |
 //! |---|---|---|
-//! | [`decode`] | `encoding/json`, reading; `encoding/base64` | bodies of requests (`api`) |
+//! | `decode` | `encoding/json`, reading; `encoding/base64` | bodies of requests (`api`) |
 //! | [`encode`] | `encoding/json`, writing | every answer of hubllama's own (`api`) |
 //! | [`duration`] | `time.Duration` | `keep_alive` in requests, durations in the configuration |
 //! | [`template`] | `text/template` | templates of requests and of aliases |

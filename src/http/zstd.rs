@@ -34,7 +34,7 @@ pub enum ZstdError {
     /// The checksum of the decoded bytes is wrong.
     #[error("CRC check failed")]
     Checksum,
-    /// The body decodes to more than [`MAX_DECODED_BYTES`].
+    /// The body decodes to more than `MAX_DECODED_BYTES`.
     #[error("http: request body too large")]
     TooLarge,
     /// Any other error of the decoder.

@@ -50,7 +50,7 @@ impl MemberKey {
 /// Value in as much detail as decisions need.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeekedValue {
-    /// String, cut at [`MAX_VALUE_BYTES`].
+    /// String, cut at `MAX_VALUE_BYTES`.
     Text(String),
     Bool(bool),
     /// The number 1.
