@@ -52,7 +52,7 @@ pub(super) struct ResponseFailure<'a> {
 
 #[derive(Serialize)]
 struct Object<'a> {
-    // Members of type `Option<()>` are always `null`: OpenAI's object has them, but they have no meaning here.
+    // Members of type `Option<()>` are always `null`: OpenAI's object has them, and nothing here sets them.
     id: &'a str,
     object: &'static str,
     created_at: i64,
@@ -102,13 +102,12 @@ struct WireUsage {
 
 #[derive(Serialize)]
 struct InputDetails {
-    // Always 0, as in Ollama.
     cached_tokens: u32,
 }
 
 #[derive(Serialize)]
 struct OutputDetails {
-    /// Reasoning is not counted separately; Ollama sends 0, too.
+    /// Number of output tokens inside of the reasoning; always 0 in Ollama.
     reasoning_tokens: u32,
 }
 
