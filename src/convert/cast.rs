@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn halves_round_to_the_nearest_even() {
-        // 1 + 2^-11 lies between two F16 numbers, 1 + 3 * 2^-11 as well; the even neighbour is taken.
+        // 1 + 2^-11 lies between two F16 numbers, 1 + 3 * 2^-11 as well; the even neighbor is taken.
         let numbers = [1.0, 1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, -65504.0, 5.96e-8, 2.9e-8];
         let expected = [0x3c00, 0x3c00, 0x3c02, 0xfbff, 0x0001, 0x0000];
         assert_eq!(words(&encoded(GgmlType::F16, &numbers)), expected);

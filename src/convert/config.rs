@@ -96,10 +96,9 @@ impl CheckpointConfig {
         let Some(architecture) = architecture else {
             return Err(ConvertError::Config("it names no architecture".to_owned()));
         };
-        // The class of the whole model has been read from the root: `text_config` may name a class of its own.
+        // The class of the whole model has been read from the root, since `text_config` may name another one.
         let mut values = root;
-        // Multimodal models keep the language model's settings in an object of their own (`load_hparams` in the
-        // converter).
+        // Multimodal models keep the language model's settings in a separate object (`load_hparams` in the converter).
         if let Some(Value::Object(text)) = values.remove("text_config") {
             values.extend(text);
         }

@@ -1,5 +1,5 @@
-//! The one error of conversions. A conversion runs in a process of its own, so the error crosses a socket to the
-//! daemon: it is serializable and holds texts instead of the errors it was made from.
+//! Error type of all conversions. A conversion runs in a separate process, so the error crosses a socket to the daemon:
+//! it is serializable and holds texts instead of the errors it was made from.
 
 use std::{
     borrow::Cow,

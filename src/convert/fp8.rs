@@ -39,6 +39,7 @@ pub(super) fn join(mut tensors: StoredTensors, block: Option<ScaleBlock>) -> Res
         weight.dtype = TensorDtype::F32;
         weight.scales = Some(Arc::new(scales));
     }
+    // A weight of eight bits without scales keeps its type, which `TensorRecipe::check` refuses.
     Ok(tensors)
 }
 

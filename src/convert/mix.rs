@@ -182,6 +182,7 @@ fn row(tensor: &TensorSpec) -> u64 {
 
 fn is_quantized(tensor: &TensorSpec) -> bool {
     let name = tensor.name.as_str();
+    // A matrix of one row is a vector for ggml (`ggml_n_dims`).
     tensor.dims.iter().skip(1).any(|dim| *dim > 1)
         && name.ends_with("weight")
         && !UNQUANTIZED.iter().any(|part| name.contains(part))

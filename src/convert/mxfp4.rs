@@ -89,6 +89,7 @@ impl Mxfp4Rows {
             let start = ((stored_row(row) - span.start) * blocks_of_row) as usize;
             let end = start + blocks_of_row as usize;
             for (block, scale) in packed[start..end].iter().zip(&scales[start..end]) {
+                // E2M1 has no NaN, so only the scale can be one.
                 if *scale == NAN_EXPONENT {
                     return Err(TensorName(&self.scales.name).refuse(f32::NAN, "a model"));
                 }

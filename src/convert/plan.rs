@@ -128,6 +128,7 @@ impl FileType {
     /// Returns the type of one tensor by the rules of llama.cpp's converter (`prepare_tensors`, `tensor_force_quant`).
     fn of_tensor(self, recipe: &TensorRecipe) -> GgmlType {
         let spec = recipe.spec();
+        // Also `v.patch_embd.weight.1`, the kernel of Qwen2-VL's second frame.
         if spec.name.starts_with(PATCH_KERNEL) {
             return if self.element == GgmlType::F16 {
                 GgmlType::F16
@@ -240,6 +241,7 @@ pub fn plan_checked(
         // A file of metadata alone: llama.cpp loads it with `vocab_only`.
         let vocabulary = gguf::GgufLayout::new(draft.metadata(), Vec::new())?;
         let check = draft.tokenizer.check(&tokenize(vocabulary.header(), &texts)?);
+        // Of equal candidates the first stays: they are sorted by likelihood.
         let is_better = best.as_ref().is_none_or(|(_, best)| check.wrong < best.wrong);
         let is_enough = !check.is_mismatch();
         if is_better {

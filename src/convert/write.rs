@@ -258,6 +258,7 @@ mod tests {
             let last = AtomicU64::new(0);
             let progress = |done: u64, total: u64| {
                 assert!(done <= total);
+                // Threads report in any order: only the largest number is meaningful.
                 last.fetch_max(done, Ordering::Relaxed);
             };
             model.write(&out, &progress, &CancellationToken::new()).unwrap();

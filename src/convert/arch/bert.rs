@@ -99,6 +99,7 @@ fn encoder(build: &mut ModelBuilder<'_>, first_position: u64, head: &str, output
         }
     }
     if let Some(head) = head {
+        // llama.cpp's converter leaves this layer out of BERT's classifiers, and llama.cpp then computes other scores.
         both(build, head, "cls", &[hidden, hidden])?;
         classifier::take(build, output, hidden)?;
     }

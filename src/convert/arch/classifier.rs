@@ -21,6 +21,7 @@ pub(super) fn keys<'a>(
     build: &mut ModelBuilder<'_>,
     labels: impl IntoIterator<Item = &'a str>,
 ) -> Result<(), ConvertError> {
+    // Without this key, which the converter writes only for Qwen 3, llama.cpp returns embeddings instead of scores.
     build.put_integer("pooling_type", RANK)?;
     let labels = GgufArray::String(labels.into_iter().collect());
     build.put("classifier.output_labels", GgufValue::Array(labels));

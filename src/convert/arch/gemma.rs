@@ -110,6 +110,7 @@ pub(super) fn embedding(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError
             "a Gemma3TextModel with causal attention is not supported by llama.cpp".to_owned(),
         ));
     }
+    // `attention.causal` is not written: in this architecture llama.cpp always lets tokens attend to later ones.
     build_gemma3(build, GEMMA_EMBEDDING)?;
     let hidden = build.config.count(&["hidden_size"])?;
     pooling::with_dense(build, hidden)

@@ -24,7 +24,7 @@ pub(super) fn is_reranker(build: &ModelBuilder<'_>) -> bool {
     if is_name(build.name) || build.config.text(&["_name_or_path"]).is_some_and(is_name) {
         return true;
     }
-    // An unreadable card is no error: without a card, too, the model is converted as a language model.
+    // An unreadable card counts as a missing one: the model is converted as a language model.
     let card = files::read(&build.folder.join("README.md"), files::MAX_SMALL_BYTES).unwrap_or_default();
     String::from_utf8_lossy(&card)
         .to_ascii_lowercase()

@@ -60,6 +60,7 @@ impl FrontMatter {
             return None;
         }
         let (key, value) = (unquoted(key.trim())?, value.trim());
+        // YAML has no second value for a key. The first counts.
         if self.entry(&key).is_some() {
             return None;
         }

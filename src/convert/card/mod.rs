@@ -107,6 +107,7 @@ fn described(card: &FrontMatter, name: &str, count: &Count) -> Vec<(String, Gguf
         };
         put(key, &first(names).or(by_name).unwrap_or_default());
     }
+    // Cards may list several licenses, but the value of the key is one text.
     put("license", &card.list("license").unwrap_or_default().join(","));
     for (key, names) in [
         ("base_model", ["base_model", "base_models", "base_model_sources"]),

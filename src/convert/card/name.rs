@@ -43,6 +43,7 @@ impl NameParts {
         if id.is_empty() || id.len() > MAX_BYTES {
             return Self::default();
         }
+        // A title or a sentence, not a name of the Hub: it has no parts.
         if id.contains(' ') {
             return Self {
                 name: Some(id.to_owned()),
@@ -50,6 +51,7 @@ impl NameParts {
             };
         }
         let (organization, full) = match id.split_once('/') {
+            // `./name` is a path, whose folder is no organization.
             Some((organization, name)) => (Some(organization).filter(|text| !text.starts_with('.')), name),
             None => (None, id),
         };
@@ -105,6 +107,7 @@ impl NameParts {
             size_label: joined(|kinds| kinds.size).1,
         };
         if found.size_label.is_none() && found.finetune.is_none() && found.version.is_none() {
+            // Like in `gguf-py`, which finds a base name without any other part too ambiguous.
             found.basename = None;
         }
         found

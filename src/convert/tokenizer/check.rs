@@ -39,6 +39,7 @@ const TEXTS: &[&str] = &[
 /// Returns the texts to compare: the samples, and one for each of the first added tokens.
 pub(super) fn texts(added: &[Added]) -> Vec<String> {
     let added = added.iter().take(MAX_ADDED);
+    // The token stands once after a space and once before one: some added tokens take such spaces (`lstrip`, `rstrip`).
     let added = added.map(|token| format!("one {0}two{0} three", token.text));
     TEXTS.iter().map(|text| (*text).to_owned()).chain(added).collect()
 }

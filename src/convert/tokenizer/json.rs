@@ -265,6 +265,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
             }
 
             fn visit_str<E: serde::de::Error>(self, line: &str) -> Result<Self::Value, E> {
+                // A merge with escapes cannot borrow from the file.
                 let pair = split_merge(line).map_err(E::custom)?;
                 Ok(Merge(pair.map(|(left, right)| {
                     (left.to_owned().into(), right.to_owned().into())

@@ -33,6 +33,7 @@ pub(super) fn from_merges<'a>(
         pairs.extend(pair.map(|(left, right)| (Cow::Borrowed(left), Cow::Borrowed(right))));
     }
     let class = files.config.get("tokenizer_class").and_then(Json::as_str);
+    // A class and its fast variant have the same files and defaults.
     let class = class.unwrap_or_default().trim_end_matches("Fast").to_owned();
     let default = |files: &mut TokenizerFiles<'_>, kind: &str, text: &str| {
         files

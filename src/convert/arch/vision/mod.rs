@@ -1,5 +1,5 @@
 //! Vision projectors: the encoder of images and the projector after it, which turns its output into embeddings for the
-//! language model. They become a file of their own (`mmproj`) of the architecture `clip`, in which `projector_type`
+//! language model. They become a separate file (`mmproj`) of the architecture `clip`, in which `projector_type`
 //! selects the computation (`MmprojModel` in llama.cpp's converter).
 
 mod gemma3;
