@@ -1,8 +1,8 @@
 //! Refusal of files on which llama.cpp aborts or crashes instead of returning an error.
 //!
 //! Each rule mirrors an assertion or a crash of the pinned version. Files that llama.cpp itself refuses with an error
-//! (missing keys, unknown architectures, wrong shapes) are left to it. The rules are not complete: models run in
-//! separate processes all the same, but a refusal here has a useful message.
+//! (missing keys, unknown architectures, wrong shapes) are left to it. The rules are not complete, which is one reason
+//! why models run in separate processes; but a refusal here has a useful message.
 
 use std::collections::HashSet;
 

@@ -366,6 +366,8 @@ impl<R: Read> Source<R> {
     fn string(&mut self, what: &'static str, limit: u64, into: &mut Vec<u8>) -> Result<(), GgufError> {
         let length = bounded(what, self.u64()?, limit)?;
         self.claim(length)?;
+        // The reader may end before the file does. Memory is taken for bytes that arrive, not for the length that is
+        // announced.
         let read = (&mut self.reader).take(length).read_to_end(into)? as u64;
         self.position += read;
         if read < length {
@@ -503,6 +505,7 @@ mod tests {
     #[test]
     fn each_fault_has_its_sentence() {
         type Damage = fn(&mut Vec<u8>);
+        // Bytes 8 to 15 are the number of tensors, 16 to 23 that of keys, and 24 to 31 the length of the first key.
         let cases: &[(Damage, &str)] = &[
             (|b| b[0] = b'X', "not a GGUF file"),
             (|b| b[4..8].copy_from_slice(&3u32.to_be_bytes()), "big endian"),
