@@ -38,6 +38,7 @@ struct Keys {
 
 #[derive(Deserialize)]
 struct Envelope<'a> {
+    // `/v1/models` calls the list `data`, and has `null` for an empty one.
     #[serde(borrow, default, alias = "data")]
     models: Option<Vec<&'a RawValue>>,
 }
@@ -106,6 +107,7 @@ pub(crate) async fn of_both(
     received: &HeaderMap,
     encode: impl Fn(&str, &ModelCard) -> Vec<u8>,
 ) -> Vec<ListEntry> {
+    // At the same time: Ollama may take a while to answer, or not answer at all.
     let (upstream, cards) = futures_util::join!(of_upstream(api, call, path, received), our_cards(api, call));
     let ours = cards
         .iter()
@@ -209,6 +211,7 @@ pub(crate) fn find_listed<'a>(cards: impl Iterator<Item = &'a ModelCard>, name: 
         let selector = listed.strip_prefix(name).filter(|_| with == adapters)?;
         match selector {
             "" => Some(0),
+            // A name without a selector means this quantization on the Hub, too, if there is one.
             ":q4_k_m" => Some(1),
             other => other.starts_with(':').then_some(2),
         }

@@ -73,6 +73,7 @@ impl<'a> TagsEntry<'a> {
         } = WireDetails::of(card);
         Self {
             name,
+            // Ollama sends the same name in both members, and clients read one or the other.
             model: name,
             modified_at: timestamp::rfc3339_local(card.modified_at),
             size: card.size_bytes,

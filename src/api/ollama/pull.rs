@@ -93,6 +93,7 @@ async fn last(mut progress: PullStream, requested: &str) -> Result<Response<Body
                 line.clear();
                 push_frame(&event, &mut line);
             }
+            // By now Ollama has begun its stream, so the error has the content type of one.
             Err(failure) => return Ok(reply::native_stream_error(&failure_of(failure, requested))),
         }
     }

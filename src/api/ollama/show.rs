@@ -123,6 +123,7 @@ pub(crate) async fn show(call: &CallContext, request: RoutedRequest) -> Result<R
     override_with(&mut details, request);
     if headers
         .get(USER_AGENT)
+        // Compared as bytes, because a header need not be UTF-8.
         .is_some_and(|agent| agent.as_bytes().starts_with(COPILOT.as_bytes()))
     {
         details

@@ -141,6 +141,7 @@ impl TokenizeFields {
         let mut fields = Self {
             model: String::new(),
             text: String::new(),
+            // The default is that of a whole prompt; in llama-server it is false.
             add_special: true,
             parse_special: true,
             with_pieces: false,

@@ -71,6 +71,7 @@ impl SharedFields {
                     }
                 }
             }
+            // An empty effort counts as absent, as in Ollama.
             "reasoning_effort" => self.set_effort(node, FieldPath(root, "reasoning_effort"))?,
             "think" => self.think = values::think(&node)?,
             "thinking_budget_tokens" => {

@@ -85,6 +85,8 @@ pub(crate) fn embeddings_without_model(body: &[u8]) -> LayeredError {
     match decode(body) {
         Err(error) => LayeredError::Shim(error),
         Ok(request) => {
+            // Ollama's native handler looks at the input before the model, so a wrong type goes before the missing
+            // name.
             let unfit = request.input.into_texts().err();
             LayeredError::Handler(unfit.unwrap_or_else(|| ApiError::model_not_found("")))
         }

@@ -153,6 +153,7 @@ fn response_format(node: JsonNode<'_>) -> Result<FormatField, DecodeError> {
             _ => {}
         }
     }
+    // Ollama trims and lower-cases the type, and takes an unknown one for no format.
     Ok(match kind.trim().to_ascii_lowercase().as_str() {
         "json_object" => FormatField::Json,
         "json_schema" => schema,

@@ -98,6 +98,7 @@ fn scan(reader: impl Read, route: &'static RouteMembers) -> Result<FoundMembers,
 pub(crate) async fn text(spooled: &SpooledBody, coding: BodyCoding) -> Result<Bytes, ApiError> {
     let reader = spooled.reader();
     match (coding, spooled.in_memory()) {
+        // No copy: clones of `Bytes` share their memory.
         (BodyCoding::Identity, Some(bytes)) => Ok(bytes.clone()),
         (BodyCoding::Identity, None) if spooled.len() > MAX_PARSED_BYTES => Err(ApiError::new(
             StatusCode::PAYLOAD_TOO_LARGE,

@@ -41,6 +41,7 @@ enum Part {
 pub(super) fn messages(node: JsonNode<'_>) -> Result<Vec<Message>, DecodeError> {
     match node {
         JsonNode::Null => Ok(Vec::new()),
+        // A request without input only loads the model.
         JsonNode::String(text) if text.is_empty() => Ok(Vec::new()),
         JsonNode::String(text) => Ok(vec![Message::text("user", text)]),
         JsonNode::Array(items) if items.len() > MAX_ITEMS => {

@@ -67,6 +67,7 @@ impl DeclaredTools {
                 function.insert(key.into(), value.clone());
             }
         }
+        // Some templates read the parameters without a check, but OpenAI's API lets a function have none.
         if !function.contains_key("parameters") {
             function.insert("parameters".into(), json!({"type": "object", "properties": {}}));
         }
