@@ -18,6 +18,7 @@ const EXACT_INTEGERS: f64 = 9_007_199_254_740_992.0;
 /// # Errors
 /// Returns an error if the value's `Serialize` fails, or if a map has keys that are not strings.
 pub fn to_vec(value: &(impl Serialize + ?Sized)) -> serde_json::Result<Vec<u8>> {
+    // Enough for most frames of a stream.
     let mut bytes = Vec::with_capacity(256);
     value.serialize(&mut Serializer::with_formatter(&mut bytes, GoFormatter))?;
     Ok(bytes)
@@ -145,6 +146,7 @@ impl Formatter for GoFormatter {
 fn write_exponent<W: ?Sized + Write>(writer: &mut W, text: &str) -> io::Result<()> {
     match text.split_once('e') {
         Some((mantissa, exponent)) if !exponent.starts_with('-') => write!(writer, "{mantissa}e+{exponent}"),
+        // No padding: `encoding/json` strips the zero that `strconv` puts into `1e-07`.
         _ => writer.write_all(text.as_bytes()),
     }
 }

@@ -41,6 +41,7 @@ pub(super) fn quote_ascii(text: &str) -> String {
                 quoted.push('\\');
                 quoted.push(char::from(byte));
             }
+            // Package `time` has its own small quoting, which leaves even DEL as it is.
             b' '..0x80 => quoted.push(char::from(byte)),
             _ => quoted.push_str(&format!("\\x{byte:02x}")),
         }

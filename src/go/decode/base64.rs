@@ -38,6 +38,7 @@ fn first_illegal(text: &[u8]) -> usize {
         match byte {
             b'\r' | b'\n' => {}
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' => in_group = (in_group + 1) % 4,
+            // Padding fills a group of four characters, of which at least two are data.
             b'=' if in_group >= 2 => return after_padding(text, index, in_group),
             _ => return index,
         }

@@ -192,6 +192,7 @@ impl TemplateFunction {
                 .ok_or_else(|| self.fails(&format!("index out of range: {index}"))),
             (Value::Object(TemplateData::Map(_)), key) if key.as_text().is_some() => Ok(value
                 .member(key.as_text().unwrap_or_default())
+                // A missing key is no error in Go.
                 .unwrap_or(Value::Nothing)),
             (Value::Nothing, _) => Err(self.fails("index of untyped nil")),
             _ => Err(self.fails("it cannot be indexed so")),
@@ -273,6 +274,7 @@ impl TemplateFunction {
             };
             match (verb, argument) {
                 ('q', text) if text.as_text().is_some() => out.push_str(&text.to_json_text()),
+                // Go prints something like `%!s(bool=true)` here, which has no place in a prompt.
                 ('s' | 'q', Value::Bool(_) | Value::Int(_) | Value::Float(_)) | ('d', Value::Float(_)) => {
                     return Err(TemplateError::Unsupported(format!("printf's %{verb} of this value")));
                 }

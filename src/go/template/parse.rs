@@ -70,6 +70,7 @@ pub(super) fn names_of_pipeline(pipeline: &Pipeline, names: &mut Vec<String>) {
 fn names_of(expression: &Expression, names: &mut Vec<String>) {
     match expression {
         Expression::Field { base, path } => {
+            // Ollama, too, lower-cases the names before it asks which fields a template uses.
             names.extend(path.iter().map(|name| name.to_lowercase()));
             if let FieldBase::Pipeline(pipeline) = base {
                 names_of_pipeline(pipeline, names);
@@ -169,6 +170,8 @@ impl Parser {
                 Stop::End => break Vec::new(),
                 Stop::Else(tokens, line) => match tokens.split_first() {
                     None => break self.last_branch(depth)?,
+                    // Go chains only the word of the block itself: `else if` inside of `if`, and `else with` inside of
+                    // `with`.
                     Some((TemplateToken::Word(next), rest)) if next == word => {
                         condition = self.pipeline(rest, line, word, depth)?;
                     }
