@@ -3,7 +3,7 @@
 //! The keys are case-sensitive as in Ollama (unlike those of the body: the options are a Go map, not a struct), unknown
 //! ones are ignored, and a value of the wrong type is a 500.
 
-use super::{error::ApiError, values::MAX_STOPS};
+use super::error::ApiError;
 use crate::{
     go::{decode::JsonNode, quote},
     inference::{LoadOptions, SamplingOptions, sampling_parameters},
@@ -11,6 +11,9 @@ use crate::{
 
 /// Smallest context length that a request can ask for, in tokens.
 const MIN_CONTEXT_LENGTH: i64 = 4;
+
+/// Most strings that can end an answer.
+pub(crate) const MAX_STOPS: usize = 256;
 
 /// Options of one request.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -18,9 +18,6 @@ const MAX_MEDIA: usize = 256;
 /// Most messages in one request.
 const MAX_MESSAGES: usize = 1 << 16;
 
-/// Most strings that can end an answer.
-pub(crate) const MAX_STOPS: usize = 256;
-
 /// Reads `keep_alive`: seconds as a number, or a Go duration; negative is forever.
 pub(crate) fn keep_alive(node: &JsonNode<'_>) -> Result<Option<KeepAlive>, DecodeError> {
     match node {

@@ -8,9 +8,9 @@ use crate::{
     api::{
         envelope::shim_error,
         error::ApiError,
-        options::RequestOptions,
+        options::{MAX_STOPS, RequestOptions},
         tools::OfferedTools,
-        values::{self, FormatField, MAX_STOPS, OptionsField},
+        values::{self, FormatField, OptionsField},
     },
     go::decode::{DecodeError, FieldPath, JsonNode, entries_of},
     inference::{InferencePrompt, InferenceRequest, KeepAlive, Message, ThinkLevel, ThinkMode},

@@ -8,8 +8,8 @@ use crate::{
     api::{
         error::ApiError,
         model::ServedModel,
-        options::RequestOptions,
-        values::{self, MAX_STOPS, OptionsField},
+        options::{MAX_STOPS, RequestOptions},
+        values::{self, OptionsField},
     },
     go::{
         decode::{DecodeError, FieldPath, JsonNode},
