@@ -57,7 +57,7 @@ pub struct TokenizeRequest {
     pub parse_special: bool,
 }
 
-/// System prompt and turns that a client put before every conversation with a model of its own making.
+/// System prompt and turns that precede every conversation with a model that a client created.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConversationPreset<'a> {
     /// Empty if there is none.

@@ -31,7 +31,7 @@ pub enum NameOrigin {
     Hub,
     /// The name is an alias of the configuration.
     Configured,
-    /// The name was given by a client to a model of its own making.
+    /// A client gave the name to a model that it created.
     Made,
 }
 
@@ -66,7 +66,7 @@ impl Registry {
         &self.aliases
     }
 
-    /// Returns the providers that list and run models. An alias has none of its own.
+    /// Returns the providers that list and run models. Aliases are served by the provider of their model.
     pub fn providers(&self) -> impl Iterator<Item = &Arc<dyn Provider>> {
         std::iter::once(&self.hugging_face)
     }

@@ -22,6 +22,8 @@ impl HuggingFace {
         settings: &RequestSettings,
         keep_alive: Option<KeepAlive>,
     ) -> Result<Lease, Failure> {
+        // Refused here and not by a worker: models load one at a time, and others would wait for a load that must
+        // crash.
         if let Some(reason) = &model.header.refusal {
             return Err(Failure::Load(format!("the model could not be loaded: {reason}")));
         }

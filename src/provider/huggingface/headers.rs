@@ -124,6 +124,7 @@ fn read(files: &[PathBuf], projector: Option<&Path>) -> Result<Arc<ModelHeader>,
         return Err(HeaderError::Adapter);
     }
     let mut facts = facts::model_facts(&shards);
+    // A projector that cannot be read only costs the capabilities that it would add.
     if let Some(projector) = projector.and_then(|path| GgufHeader::open(path).ok()) {
         facts::add_projector(&mut facts, &projector);
     }
@@ -147,6 +148,7 @@ fn kv_bytes_per_token(header: &GgufHeader) -> u64 {
     let number = |suffix: &str| header.hyperparameter(suffix).and_then(gguf::GgufValue::as_u64);
     let layers = number("block_count").unwrap_or(0);
     let heads = number("attention.head_count").unwrap_or(1).max(1);
+    // Some architectures give the KV heads of each layer, as an array; the number of all heads is then the bound.
     let kv_heads = number("attention.head_count_kv").unwrap_or(heads);
     let width = number("embedding_length").unwrap_or(0) / heads;
     let (key, value) = (

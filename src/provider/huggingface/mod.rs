@@ -67,6 +67,7 @@ impl HuggingFace {
             Err(error) if error.is_not_cached() && settings::pulls_on_use(&call.config, &parsed) => {
                 tracing::info!(model.name = name, "pulling a model on its first use");
                 let mut progress = self.library.pull(&call.config.hub, &parsed);
+                // Only a failure matters here: the client waits for an answer and sees no progress.
                 while let Some(event) = progress.next().await {
                     event?;
                 }

@@ -1,4 +1,4 @@
-//! Preparation of a prompt for the worker: the text to continue, the syntax by which the answer is read, and the
+//! Preparation of a prompt for the worker: the text to continue, the syntax in which the answer is read, and the
 //! constraints that it has to satisfy.
 //!
 //! A conversation is rendered by the model's chat template in a helper process; `common/chat` of llama.cpp derives the

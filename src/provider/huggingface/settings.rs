@@ -138,6 +138,7 @@ impl RequestSettings {
         // A negative number, which does not convert, means no limit.
         let max_tokens = u32::try_from(sampling.num_predict.unwrap_or(-1)).unwrap_or(unlimited);
         let mut stop = sampling.stop.clone().unwrap_or_default();
+        // Added and not replaced: without the stop strings of its template an answer would run on into the next turn.
         stop.extend(prompt.stops);
         Job {
             // Set when the job is sent.

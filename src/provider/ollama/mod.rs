@@ -1,8 +1,8 @@
 //! Pass-through to the real Ollama: requests and replies are forwarded as the bytes that come.
 //!
 //! Bodies are not read, except by `native`. Hop-by-hop headers are removed (RFC 9110 section 7.6.1), and those that
-//! this daemon's server answers for (CORS). One header is added, by which daemons that forward to each other in a ring
-//! notice it.
+//! this daemon's server answers for (CORS). One header is added, with which daemons that forward to each other in a
+//! circle detect that.
 
 mod native;
 
@@ -60,7 +60,7 @@ pub enum UpstreamError {
         /// Value of `ollama.url`.
         url: String,
     },
-    /// The request has no path that could be forwarded, as that of `CONNECT`.
+    /// The request has no path that could be forwarded, such as that of `CONNECT`.
     #[error("the request target has no path")]
     Target,
     /// No connection, or no reply on it.
@@ -214,6 +214,7 @@ impl Ollama {
             return Err(UpstreamError::Target);
         }
         parts.uri = upstream.uri(&parts.uri).ok_or(UpstreamError::Target)?;
+        // The client speaks only HTTP/1.1, even if the request came over HTTP/2.
         parts.version = Version::HTTP_11;
         headers::remove_hop_by_hop(&mut parts.headers);
         // This daemon's server has checked the origin itself, and hyper has answered `Expect` when the body was first
@@ -221,6 +222,7 @@ impl Ollama {
         headers::remove(&mut parts.headers, &[header::ORIGIN, header::EXPECT]);
         // Ollama refuses foreign hosts as a protection against DNS rebinding, so it gets its own name.
         parts.headers.insert(header::HOST, upstream.host);
+        // Inserted and not appended: `hops` holds the values that were received.
         parts.headers.insert(HOP_HEADER, hops);
 
         let client = self.client(config.connect_timeout);
@@ -272,6 +274,7 @@ impl Ollama {
 /// Reads a body of at most `limit` bytes.
 async fn whole(config: &OllamaConfig, body: Body, limit: usize) -> Result<Bytes, UpstreamError> {
     let url = || config.url.clone();
+    // A body that announces too much is not read at all.
     if body.size_hint().lower() > limit as u64 {
         return Err(UpstreamError::TooLarge { url: url(), limit });
     }

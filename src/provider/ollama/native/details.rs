@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::or_default;
 use crate::inference::{ModelCapability, ModelCard, ModelDetails, ModelFacts, ResidentModel, TensorFacts};
 
-/// Expiry in the future from which on a model stays forever: Ollama has no other way to say so.
+/// Time left above which a model counts as resident forever: Ollama writes a date centuries ahead for it.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// Reply of `/api/tags` and `/api/ps`.

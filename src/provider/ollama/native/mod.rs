@@ -169,6 +169,7 @@ impl NativeProvider {
                 total_duration: Duration::from_nanos(reply.total_duration),
             });
         }
+        // Only the old route leaves the scaling to the model, and it takes one text at a time.
         let mut vectors = Vec::with_capacity(inputs.len());
         for prompt in &inputs {
             let body = EmbeddingsBody {
