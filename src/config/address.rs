@@ -49,6 +49,8 @@ impl HostAddress {
     fn reaches(&self, listener: &Self) -> bool {
         let ours = |host: &Self| host.is_loopback() || host.is_unspecified();
         match (self, listener) {
+            // A listener on an unspecified address accepts on all addresses of this machine; a connection to one goes
+            // to this machine.
             _ if listener.is_unspecified() || self.is_unspecified() => ours(self) && ours(listener),
             (Self::Address(a), Self::Address(b)) => a == b,
             (Self::Name(a), Self::Name(b)) if a == b => true,
@@ -113,6 +115,7 @@ impl ListenAddress {
     pub(super) fn is_reached_by(&self, url: &Url) -> bool {
         let Self::Tcp(host, port) = self else { return false };
         let target = url.host_str().and_then(HostAddress::parse);
+        // The system chooses the port for 0, so no URL can name it in advance.
         *port != 0 && url.port_or_known_default() == Some(*port) && target.is_some_and(|target| target.reaches(host))
     }
 }

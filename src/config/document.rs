@@ -194,6 +194,7 @@ impl DocumentReader<'_> {
         for key in MODEL_KEYS {
             let spelled = |name: &str| key.name == name || key.other_names.contains(&name);
             let mut written: Vec<_> = table.iter().filter(|(name, _)| spelled(name.get_ref())).collect();
+            // By line, so that the first spelling counts and the problem is reported at the second.
             written.sort_by_key(|(name, _)| name.span().start);
             let Some(((name, value), repeated)) = written.split_first() else {
                 continue;

@@ -268,6 +268,8 @@ impl SourceMerge {
     fn apply(&mut self, key: &SettingKey<Config>, raw: &Raw, origin: SettingOrigin) -> Result<(), String> {
         (key.read)(&mut self.config, raw)?;
         match key.name {
+            // Both keys stand for one setting, so a value under one of them removes that of a weaker source under the
+            // other.
             TOKEN => self.token_file = None,
             TOKEN_FILE => {
                 self.config.hub.token = None;

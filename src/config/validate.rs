@@ -373,6 +373,7 @@ fn aliases(aliases: &BTreeMap<String, String>, hub: &HubConfig, findings: &mut F
         } else if hf_name(alias, hub).is_ok() {
             findings.problem(&path, "already means a model of the Hub; an alias is a plain name");
         }
+        // `:latest` is the default tag of Ollama, and names are compared without case.
         let plain = alias.strip_suffix(":latest").unwrap_or(alias).to_ascii_lowercase();
         if let Some(first) = seen.insert(plain, alias) {
             findings.problem(&path, format!("is the same name as {first:?}"));
