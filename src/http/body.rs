@@ -13,7 +13,8 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Request or response body of the server and of the client for Ollama.
+/// Request or response body of the server and of the client for Ollama. It is not `Sync`, since the streams of answers
+/// are not.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
 /// Returns a body that is sent in one piece, with a `Content-Length`.

@@ -86,7 +86,7 @@ impl HttpClient {
     /// Sends a request with an absolute URI and a `Host` header; resolves at the head of the response.
     ///
     /// The request is repeated only if a pooled connection turns out to be closed before any byte was written. Dropping
-    /// the future or the response body closes the connection, by which Ollama notices that the client is gone.
+    /// the future or the response body closes the connection, which tells Ollama that the client is gone.
     ///
     /// # Errors
     ///
@@ -213,6 +213,7 @@ impl Connection {
 
     /// Returns true if the connection seems able to take another request.
     fn is_idle(&mut self) -> bool {
+        // No task waits for an idle connection, so there is nobody to wake.
         let mut context = Context::from_waker(Waker::noop());
         Self::drive(&mut self.driver, &mut context);
         self.driver.is_some() && self.sender.is_ready()

@@ -72,6 +72,7 @@ impl LineReader {
                 }
             }
             self.scanned = self.buffer.len();
+            // Only an unfinished line is limited: a finished one is in memory already, and no more of it can come.
             if self.scanned > self.limit {
                 return Err(LineError::TooLong { limit: self.limit });
             }

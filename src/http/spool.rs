@@ -22,7 +22,7 @@ use rustix::fs::{Mode, OFlags};
 use super::body::{Body, BoxError};
 use crate::stdx::task::blocking;
 
-/// Bytes of one write or read of the file.
+/// Bytes of one write or read of the file, each of which costs a switch to a blocking thread.
 const FILE_BLOCK_BYTES: usize = 512 << 10;
 
 /// Limit of the memory reserved for an announced length, which may be false.
@@ -267,6 +267,7 @@ fn created_and_unlinked(folder: &Path) -> io::Result<File> {
             .read(true)
             .write(true)
             .create_new(true)
+            // As for the file without a name: a prompt is for its user alone.
             .mode(0o600)
             .open(&path)
         {
