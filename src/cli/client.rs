@@ -27,6 +27,7 @@ impl Daemon {
         // The daemon is on this machine, so a configured proxy must not be used.
         let client = reqwest::Client::builder()
             .no_proxy()
+            // Only connecting is limited: a pull through the daemon may take hours.
             .connect_timeout(CONNECT_TIMEOUT)
             .build()?;
         for address in config

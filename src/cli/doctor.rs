@@ -49,6 +49,7 @@ pub(super) async fn run(inputs: &ConfigInputs) -> anyhow::Result<ExitCode> {
     let loaded = match config::load(inputs) {
         Ok(loaded) => loaded,
         Err(problems) => {
+            // All further checks need a configuration.
             row(false, "config", format!("{problems}"));
             return Ok(ExitCode::FAILURE);
         }

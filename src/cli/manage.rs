@@ -94,6 +94,7 @@ pub(super) async fn verify(inputs: &ConfigInputs, names: &[String]) -> anyhow::R
         if lines.is_empty() {
             lines.push(format!("good     {name}  {}", human_bytes(model.size_bytes)));
         }
+        // The bar is hidden meanwhile, since it would overwrite the lines.
         bar.suspend(|| println!("{}", lines.join("\n")));
     }
     bar.finish_and_clear();

@@ -49,6 +49,7 @@ fn screen(found: &[SearchHit], memory: u64) -> String {
             let _ = writeln!(text, "  {label:width$}  {:>9}  {verdict}", human_bytes(*bytes));
         }
     }
+    // The texts come from the Hub. Control characters in them could rewrite the screen.
     text.chars().filter(|c| *c == '\n' || !c.is_control()).collect()
 }
 
