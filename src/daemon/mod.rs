@@ -115,6 +115,7 @@ async fn serve(store: Arc<ConfigStore>, log: LogControl) -> Result<(), StartErro
     systemd::stopping();
     // After a failed listener no signal has done so, and the reload task would wait for one.
     stop.soft.cancel();
+    // After the drain: open answers came from the workers until now.
     lifecycle.stop().await;
     stop.hard.cancel();
     tasks.close();

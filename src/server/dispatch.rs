@@ -62,6 +62,7 @@ impl Dispatcher {
         let mut response = match (refusal, routed) {
             (Some(response), routed) => with_allow(response, &routed),
             (None, Routed::To { endpoint, target }) => {
+                // The handler forwards this URI, and Ollama would answer a doubled slash with a redirect.
                 if let Some(target) = target {
                     *request.uri_mut() = with_target(request.uri(), target);
                 }
