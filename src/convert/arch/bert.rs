@@ -79,6 +79,7 @@ fn encoder(build: &mut ModelBuilder<'_>, first_position: u64, head: &str, output
     let used = StoredRows::some(&source, first_position, context, 1);
     let recipe = TensorRecipe::rows(spec("position_embd.weight", &[context, hidden]), vec![used]);
     build.recipes.push(recipe);
+    // llama.cpp adds only the first row, as if every token belonged to the first of two texts.
     let source = build.take("embeddings.token_type_embeddings.weight", &[types, hidden])?;
     build.add("token_types.weight", &source);
     both(build, "embeddings.LayerNorm", "token_embd_norm", &[hidden])?;

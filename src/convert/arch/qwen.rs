@@ -136,6 +136,7 @@ pub(super) fn qwen2_moe(build: &mut ModelBuilder<'_>) -> Result<(), ConvertError
             ("shared_expert.gate_proj", "ffn_gate_shexp", [shared, sizes.hidden]),
             ("shared_expert.up_proj", "ffn_up_shexp", [shared, sizes.hidden]),
             ("shared_expert.down_proj", "ffn_down_shexp", [sizes.hidden, shared]),
+            // llama.cpp expects a vector. For ggml a matrix of one row is one.
             ("shared_expert_gate", "ffn_gate_inp_shexp", [1, sizes.hidden]),
         ] {
             let source = build.take(&format!("{layer}{from}.weight"), &shape)?;

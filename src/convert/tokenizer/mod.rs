@@ -79,6 +79,7 @@ impl Added {
             id,
             text: text.to_owned(),
             special,
+            // The default of `AddedToken` in the `tokenizers` crate.
             normalized: !special,
             ..Self::default()
         }
