@@ -157,6 +157,7 @@ impl RunnableModel for FakeModel {
         let events = stream::iter(self.provider.events.clone())
             .chain(tail)
             .map(move |event| {
+                // A closure that mentions the lease owns it, so that it lives as long as the stream.
                 let _held = &lease;
                 event
             });

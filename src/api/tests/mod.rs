@@ -36,6 +36,7 @@ pub(super) const VECTORS: &[ModelCapability] = &[ModelCapability::Embedding];
 
 /// Returns the URL of a port without a listener.
 fn nowhere() -> String {
+    // The listener is closed on return, and the system does not soon give its port to another.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     format!("http://{}", listener.local_addr().unwrap())
 }
@@ -65,6 +66,7 @@ pub(super) fn simple() -> Vec<Event> {
 pub(super) async fn send(api: &ApiHandler, endpoint: ApiEndpoint, body: &str) -> Response<Body> {
     let request = Request::builder()
         .method(Method::POST)
+        // The endpoint is given, so the path does not matter.
         .uri("/x")
         .body(body::full(body.to_owned()))
         .unwrap();
@@ -528,6 +530,7 @@ async fn the_lease_lives_as_long_as_the_body_and_no_longer() {
             first.windows(2).any(|window| window == b"Hi"),
             "a frame waits for no other"
         );
+        // The provider has one reference, and the open stream the other.
         assert_eq!(Arc::strong_count(&provider.lease), 2);
         drop(body);
         assert_eq!(Arc::strong_count(&provider.lease), 1);
@@ -622,8 +625,10 @@ pub(super) async fn upstream(reply: &'static str) -> (String, tokio::sync::mpsc:
     let (sender, received) = tokio::sync::mpsc::channel(8);
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
+            // Sending fails after the test has dropped the receiver; then nobody needs the request.
             let _ = sender.send(whole_request(&mut socket).await).await;
             let head = format!(
+                // Each connection serves one request, since requests are received once per `accept`.
                 "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
                 reply.len()
             );
@@ -690,6 +695,7 @@ async fn a_plain_name_goes_upstream_as_the_bytes_that_came() {
     config.aliases.insert("mine".into(), "hf:o/r".into());
     let provider = Arc::new(FakeProvider::new(simple()));
     let api = api(&provider, config);
+    // Keys in any case are one member, of which the last counts. The blanks and `1.0` would not survive an encoder.
     let plain = "{ \"MODEL\":\"hf:o/r\", \"model\":\"llama3\",\"x\":1.0 } trailing";
     let (_, _, text) = read(send(&api, ApiEndpoint::Chat, plain).await).await;
     assert_eq!(text, "{\"from\":\"ollama\"}");

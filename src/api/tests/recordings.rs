@@ -21,6 +21,7 @@ const FOLDER: &str = "fixtures/ollama-recordings";
 
 /// Names of the recorded models, and those of the test; Ollama adds the tag in some sentences.
 const NAMES: [(&str, &str); 4] = [
+    // The longest name goes first: it contains the next one, and they are replaced one after the other.
     ("registry.ollama.ai/library/smollm2:latest", "hf:o/r:Q4_K_M"),
     ("smollm2", "hf:o/r"),
     ("toolsmol", "hf:o/r"),
@@ -185,6 +186,7 @@ fn ours(text: &str) -> String {
 async fn replay(recorded: &Recorded, events: Vec<Event>, capabilities: &[ModelCapability]) -> (u64, String, String) {
     let mut config = Config::default();
     config.ollama.enabled = false;
+    // Ollama refuses tools that the template does not support, and so do its recordings.
     config.engine.unsupported_tools = UnsupportedTools::Refuse;
     let provider = FakeProvider::new(events).with_capabilities(capabilities);
     let api = ApiHandler {
@@ -219,6 +221,7 @@ async fn recorded_errors_come_back_byte_for_byte() {
 /// Removes the random id from an error of the Anthropic dialect.
 fn without_id(mut reply: String) -> String {
     if let Some(at) = reply.find("\"req_") {
+        // The id is `req_` and 24 hex digits; the slice begins behind the quote and the prefix.
         let digits = at + 5..at + 29;
         assert!(
             reply[digits.clone()].bytes().all(|byte| byte.is_ascii_hexdigit()),
