@@ -57,7 +57,7 @@ impl ServedModel {
         failure_of(failure, &self.requested)
     }
 
-    /// Adds the parameters that the provider has no way to honor to those that are ignored anyway.
+    /// Adds to `ignored` the parameters of the request that the provider cannot honor.
     pub(crate) fn note_unsupported(&self, request: &InferenceRequest, ignored: &mut Vec<&'static str>) {
         for parameter in self.inner.unsupported_parameters(request) {
             if !ignored.contains(&parameter) {

@@ -27,7 +27,7 @@ pub(crate) fn check_count(tools: usize) -> Result<(), DecodeError> {
     Ok(())
 }
 
-/// Tools that a model may be shown, and what it is to do with them.
+/// Tools that a model may be shown, and the choice that it has among them.
 #[derive(Debug, Default)]
 pub(crate) struct OfferedTools {
     pub(crate) definitions: Vec<ToolDefinition>,

@@ -11,7 +11,7 @@ const ROOT: &str = "MessagesRequest";
 /// Most images in one message.
 const MAX_IMAGES: usize = 256;
 
-/// Bytes that the braces and keys of a call count for in the estimate of a prompt's length.
+/// Number of bytes that the estimate of a prompt's length adds for the braces and keys of each call.
 const FRAME_BYTES: usize = 40;
 
 /// Returns the system prompt, if there is one: a text, or blocks whose texts are joined.

@@ -93,7 +93,7 @@ impl CheckedChat {
     }
 }
 
-/// Loads a model: the meaning of a request without messages or prompt.
+/// Loads a model, as a request without messages or prompt asks for.
 pub(super) async fn load(
     model: &ServedModel,
     options: LoadOptions,

@@ -93,7 +93,7 @@ fn chunks(model: ServedModel, include_usage: bool, prompts: usize, answers: usiz
     CompletionChunks::new(model.requested, include_usage, created, prompts, answers)
 }
 
-/// Loads or unloads the model, which is the meaning of an empty prompt in Ollama.
+/// Loads or unloads the model, as an empty prompt asks for in Ollama.
 async fn residency(model: ServedModel, common: SharedFields) -> Result<Response<Body>, ApiError> {
     let (streams, include_usage) = (common.stream, common.include_usage);
     let reason = common.settle(&model).await?;

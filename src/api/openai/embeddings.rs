@@ -48,7 +48,7 @@ enum Input {
     #[default]
     Nothing,
     Texts(Vec<String>),
-    /// Any other type. It is the native handler that refuses it.
+    /// Any other type. The native handler refuses it, not the shim.
     Wrong,
 }
 

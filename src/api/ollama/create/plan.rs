@@ -19,7 +19,7 @@ use crate::{
 /// Quantizations that Ollama creates.
 const QUANTIZATIONS: [&str; 5] = ["F32", "F16", "Q4_K_S", "Q4_K_M", "Q8_0"];
 
-/// Creation with all that it needs.
+/// Planned creation: the request, its base model, and the stores that it reads and writes.
 pub(super) struct CreationPlan {
     call: CallContext,
     provider: Arc<dyn Provider>,
@@ -100,7 +100,7 @@ impl CreationPlan {
         self.options().map(drop)
     }
 
-    /// Stores the alias, and returns Ollama's statuses for the steps of that.
+    /// Stores the alias, and returns the statuses that Ollama sends for these steps.
     pub(super) async fn keep(&self) -> Result<Vec<String>, ApiError> {
         let card = self.provider.card(&self.call, &self.model).await;
         let card = card.map_err(|failure| failure_of(failure, &self.from))?;

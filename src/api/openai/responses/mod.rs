@@ -106,7 +106,7 @@ fn started(
     Ok((model.start(inference), echo))
 }
 
-/// Loads or unloads the model, which is the meaning of a request without input; its answer is empty.
+/// Loads or unloads the model, as a request without input asks for; its answer is empty.
 async fn settled(model: &ServedModel, request: ResponsesRequest) -> Result<(Pending, RequestEcho), ApiError> {
     let ResponsesRequest { common, echo, .. } = request;
     common.settle(model).await?;
