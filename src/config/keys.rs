@@ -44,7 +44,8 @@ impl<T> Clone for SettingKey<T> {
 impl<T> Copy for SettingKey<T> {}
 
 impl<T> SettingKey<T> {
-    /// Returns true for a key that only writes others and holds no value.
+    /// Returns true for a key that only writes others and holds no value. Comparing or copying it does nothing, since
+    /// the keys that it sets are compared and copied themselves.
     pub(super) fn is_shorthand(&self) -> bool {
         self.sets != [self.name]
     }
@@ -124,6 +125,8 @@ const MODEL_SAMPLING_KEYS: &[SettingKey<ModelConfig>] = sampling_parameters!(mod
 
 /// Joins tables at compile time. `N` is the sum of their lengths.
 const fn join<T, const N: usize>(tables: &[&[SettingKey<T>]]) -> [SettingKey<T>; N] {
+    // Any key can fill the array first: each place is overwritten below, by loops without iterators, which are not
+    // const.
     let mut joined = [tables[0][0]; N];
     let (mut table, mut at) = (0, 0);
     while table < tables.len() {

@@ -79,7 +79,7 @@ impl LoadedConfig {
 ///
 /// # Errors
 ///
-/// Every problem of all sources.
+/// [`ConfigProblems`] with the problems of all sources.
 pub fn load(inputs: &ConfigInputs) -> Result<LoadedConfig, ConfigProblems> {
     let (loaded, problems) = attempt(inputs);
     if problems.is_empty() {

@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf};
 
 use serde::Serialize;
 
-/// Source of a value, from the weakest to the strongest.
+/// Source of a value, from the weakest to the strongest. The derived order also sorts problems by file and line.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SettingOrigin {
     #[default]

@@ -83,7 +83,7 @@ impl ConfigStore {
     ///
     /// # Errors
     ///
-    /// Every problem of all sources.
+    /// [`ConfigProblems`] with the problems of all sources.
     pub fn open(inputs: ConfigInputs) -> Result<Self, ConfigProblems> {
         let loaded = load(&inputs)?;
         keep_backup(&loaded);

@@ -247,6 +247,8 @@ pub enum LogFormat {
 impl Default for ServerConfig {
     fn default() -> Self {
         Self {
+            // One port above Ollama's, so that both run on one machine; on both loopback addresses, since `localhost`
+            // may mean either.
             listen: vec!["127.0.0.1:11435".into(), "[::1]:11435".into()],
             origins: Vec::new(),
             shutdown_timeout: Duration::from_secs(30),
@@ -304,6 +306,7 @@ impl Default for EngineConfig {
         Self {
             max_loaded_models: 0,
             parallel: 0,
+            // The queue, the keep-alive, the load timeout and the batch are Ollama's defaults.
             max_queue: 512,
             keep_alive: KeepAlive::For(Duration::from_secs(300)),
             context_length: 0,

@@ -143,6 +143,7 @@ impl<T: TryFrom<i128> + Copy + Display> Codec<T> for IntegerCodec {
             _ => return Err(raw.expected("a whole number")),
         };
         T::try_from(number).map_err(|_| {
+            // A type that cannot hold -1 has no negative values.
             if number < 0 && T::try_from(-1).is_err() {
                 format!("expected a whole number, 0 or more, found {number}")
             } else {
@@ -405,6 +406,7 @@ impl Codec<Option<Secret<String>>> for SecretCodec {
             // An empty token means no token, as in huggingface_hub.
             Some("") => Ok(None),
             Some(text) => Ok(Some(Secret::new(text.to_owned()))),
+            // Not `Raw::expected`, which repeats the value.
             None => Err("expected a text in quotes".into()),
         }
     }
