@@ -91,6 +91,8 @@ impl ModelAlias {
         let layers = self.settings.layers();
         let model = model.cloned().unwrap_or_else(missing);
         let mut facts = model.facts;
+        // As in Ollama, a template that uses the suffix can fill in the middle. A model whose files are gone stays
+        // without capabilities.
         if !facts.capabilities.is_empty()
             && !facts.capabilities.contains(&ModelCapability::Insert)
             && GoTemplate::parse(&self.settings.template).is_ok_and(|template| template.uses("suffix"))

@@ -200,6 +200,7 @@ impl NativeAnswerReader {
                     "length" => FinishReason::Length,
                     _ => FinishReason::Stop,
                 },
+                // Ollama does not say which stop string ended the answer.
                 stop_string: None,
                 usage: frame.metrics.into(),
                 context: frame.context,
@@ -244,7 +245,7 @@ impl From<Metrics> for AnswerUsage {
     fn from(metrics: Metrics) -> Self {
         Self {
             prompt_tokens: metrics.prompt_eval_count,
-            // Ollama does not report it.
+            // Ollama reports neither these nor the reasoning tokens.
             cached_tokens: 0,
             prompt_duration: Duration::from_nanos(metrics.prompt_eval_duration),
             output_tokens: metrics.eval_count,

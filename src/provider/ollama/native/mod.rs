@@ -221,7 +221,7 @@ struct Refusal {
     error: Value,
 }
 
-/// Deserializes a value; the default of its type for `null`.
+/// Deserializes a value; `null`, the form in which Go writes a nil slice or map, becomes the default of its type.
 fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
@@ -243,6 +243,7 @@ fn no_answer(path: &str, error: &UpstreamError) -> Failure {
 async fn refusal(call: &CallContext, name: &str, response: Response<Body>) -> Failure {
     let status = response.status();
     let config = &call.config.ollama;
+    // A body that cannot be read says nothing, but the status still does.
     let bytes = whole(config, response.into_body(), MAX_BRIEF_BYTES)
         .await
         .unwrap_or_default();
@@ -345,6 +346,7 @@ impl RunnableModel for NativeModel {
     }
 
     async fn unload(&self) -> Result<(), Failure> {
+        // Ollama has no route for it: a request without a prompt and with a keep-alive of 0 unloads the model.
         self.load(LoadOptions::default(), Some(KeepAlive::ZERO)).await
     }
 

@@ -99,6 +99,7 @@ impl<'a> TextBody<'a> {
                 ..
             } => {
                 ask.messages = Some(messages.iter().map(WireMessage::from).collect());
+                // Ollama has no tool_choice. Without the tools the model cannot call any.
                 if *tool_choice != ToolChoice::None {
                     ask.tools = tools;
                 }
@@ -106,11 +107,13 @@ impl<'a> TextBody<'a> {
             }
             InferencePrompt::Raw { text } => {
                 ask.prompt = Some(text);
+                // Otherwise Ollama would put the text into the model's template.
                 ask.raw = true;
                 "/api/generate"
             }
             InferencePrompt::Infill { prefix, suffix } => {
                 ask.prompt = Some(prefix);
+                // Without `raw`, since the model's template arranges prefix and suffix.
                 ask.suffix = Some(suffix);
                 "/api/generate"
             }
