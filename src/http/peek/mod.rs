@@ -261,6 +261,7 @@ impl<R: BufRead> Scanner<R> {
                     if quote {
                         return Ok(());
                     }
+                    // The escaped character may be a quote. The digits of a `\u` cannot, so they are skipped as text.
                     self.byte()?;
                 }
             }
@@ -383,6 +384,7 @@ impl Text {
         self.push(char.encode_utf8(&mut [0; 4]).as_bytes());
     }
 
+    /// Writes U+FFFD for a high surrogate without its low half, as Go's decoder does.
     fn push_lone_surrogate(&mut self) {
         if self.high_surrogate.take().is_some() {
             self.append("\u{fffd}".as_bytes());
