@@ -143,6 +143,7 @@ impl CorsGrant {
 fn matches(pattern: &str, origin: &str) -> bool {
     let pattern = pattern.trim().to_ascii_lowercase();
     let origin = origin.to_ascii_lowercase();
+    // No pattern has more than one `*`: the configuration refuses such an origin.
     match pattern.split_once('*') {
         None => pattern == origin,
         Some((start, end)) => origin.starts_with(start) && origin.ends_with(end),

@@ -128,6 +128,7 @@ impl Routes {
 
     fn find(&self, path: &str) -> Option<(&'static Route, ApiEndpoint)> {
         let found = self.router.at(path).ok()?;
+        // No pattern has more than one parameter.
         let matched = found.params.iter().next().map_or("", |(_, value)| value);
         Some((found.value, found.value.2(matched)))
     }
