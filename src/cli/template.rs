@@ -149,10 +149,12 @@ fn repositories(against: Option<&str>, own: Option<HfName>, header: &GgufHeader)
 async fn of_repository(library: &Library, config: &Config, repositories: &[HfName]) -> Option<FoundTemplate> {
     for name in repositories {
         let repository = name.repo_id();
+        // In the order of transformers, which prefers the file to the key.
         for file in ["chat_template.jinja", "tokenizer_config.json"] {
             let text = match library.text(&config.hub, name, file).await {
                 Ok(text) => text,
                 Err(error) => {
+                    // Not fatal: the file's own template can be shown without another.
                     eprintln!("{repository} could not be asked for {file}: {error}");
                     continue;
                 }
