@@ -15,7 +15,8 @@ pub enum Event {
     Finished(AnswerSummary),
 }
 
-/// A piece of an answer. Text is whole UTF-8: code points split over tokens are joined before they get here.
+/// A piece of an answer. Text is whole UTF-8: code points split over tokens are joined before they get here. Empty
+/// fields are not serialized, since a delta crosses the socket for nearly every token.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Delta {

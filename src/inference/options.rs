@@ -75,6 +75,7 @@ impl SamplingOptions {
             ($($name:ident: $type:ty,)*) => {
                 Self {
                     $($name: self.$name.or_else(|| below.$name.clone()),)*
+                    // For the list, empty means not set.
                     logit_bias: match self.logit_bias.is_empty() {
                         true => below.logit_bias.clone(),
                         false => self.logit_bias,

@@ -83,6 +83,7 @@ impl WeightType {
     #[must_use]
     pub fn name(self) -> &'static str {
         let entry = Self::ALL.iter().find(|(_, weight_type)| *weight_type == self);
+        // The table has all types, so the fallback is never used.
         entry.map_or("stored", |(name, _)| name)
     }
 }
