@@ -149,6 +149,7 @@ pub(crate) fn merge(config: &Config, upstream: Vec<ListEntry>, ours: Vec<ListEnt
 
 /// Returns the entries as a JSON list.
 pub(crate) fn list(entries: &[ListEntry]) -> Vec<u8> {
+    // Joined as bytes, so that Ollama's entries stay as they came.
     let mut json = vec![b'['];
     for (index, entry) in entries.iter().enumerate() {
         if index > 0 {

@@ -77,6 +77,7 @@ impl<'a> TagsEntry<'a> {
             model: name,
             modified_at: timestamp::rfc3339_local(card.modified_at),
             size: card.size_bytes,
+            // Without `sha256:`, as in Ollama, whose command shows the first 12 digits.
             digest: &card.digest,
             details: LongDetails {
                 parent_model,

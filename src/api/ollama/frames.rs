@@ -236,6 +236,7 @@ impl NativeFrames {
             eval_count,
             eval_duration,
         } = metrics;
+        // Every frame has its own time, as in Ollama. Strict clients want `Z` and refuse `+00:00`.
         let created_at = timestamp::rfc3339_utc(SystemTime::now());
         let done = done_reason.is_some();
         match self.route {

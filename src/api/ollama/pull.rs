@@ -59,6 +59,7 @@ fn wants_stream(body: &[u8]) -> Result<bool, DecodeError> {
             node.read_optional_bool(&mut stream, FieldPath("PullRequest", "stream"))?;
         }
     }
+    // Absent and `null` mean true, as on all native routes that stream.
     Ok(stream != Some(false))
 }
 

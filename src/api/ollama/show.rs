@@ -51,6 +51,7 @@ struct ShowReply<'a> {
     model_info: &'a Map<String, Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     projector_info: Option<&'a Map<String, Value>>,
+    // Ollama lists the tensors without `verbose`, too.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tensors: Vec<Tensor<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -63,6 +63,7 @@ impl SharedFields {
     ) -> Result<Option<JsonNode<'a>>, DecodeError> {
         match key {
             "model" => node.read_string(&mut self.model, FieldPath(root, "model"))?,
+            // Unlike on the native routes, absent means false.
             "stream" => node.read_bool(&mut self.stream, FieldPath(root, "stream"))?,
             "stream_options" => {
                 for (key, node) in node.read_object(FieldPath(root, "stream_options"), "openai.StreamOptions")? {

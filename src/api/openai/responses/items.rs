@@ -36,6 +36,7 @@ pub(super) struct OutputItem {
 struct Content {
     r#type: &'static str,
     text: String,
+    // Ollama sends both lists, always empty.
     annotations: [(); 0],
     logprobs: [(); 0],
 }
