@@ -108,7 +108,8 @@ impl FrameEncoder for ResponseEvents {
     }
 
     fn failure(&mut self, error: &ApiError, out: &mut Vec<u8>) {
-        // OpenAI's SDKs refuse a stream that does not begin with `response.created`, even if all it brings is an error.
+        // The stream helpers of OpenAI's SDKs refuse a stream that does not begin with `response.created`, even if an
+        // error is all that follows.
         self.begin(out);
         let state = ResponseState {
             status: "failed",
