@@ -278,6 +278,7 @@ fn raw(value: &DeValue<'_>) -> Raw {
         DeValue::Integer(number) => {
             Raw::Integer(i128::from_str_radix(number.as_str(), number.radix()).unwrap_or(i128::MAX))
         }
+        // Every key refuses NaN.
         DeValue::Float(number) => Raw::Float(number.as_str().parse().unwrap_or(f64::NAN)),
         DeValue::Boolean(flag) => Raw::Boolean(*flag),
         DeValue::Datetime(_) => Raw::Date,

@@ -299,6 +299,7 @@ impl SourceMerge {
     /// Fills in the defaults that depend on the machine, and normalizes paths and URLs.
     fn finish(&mut self, environment: &Environment) {
         let hub = &mut self.config.hub;
+        // Without a home folder the path stays empty, which `validate` reports.
         if hub.cache_dir.as_os_str().is_empty() {
             hub.cache_dir = paths::hub_cache(environment).unwrap_or_default();
         }

@@ -123,6 +123,7 @@ fn ollama(config: &Config, findings: &mut Findings) {
             None
         }
     };
+    // Malformed addresses are reported by `server`.
     for listen in config
         .server
         .listen

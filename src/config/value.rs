@@ -362,6 +362,7 @@ impl<T: Named> Codec<T> for ChoiceCodec {
         let text = match raw {
             Raw::Boolean(true) => "on",
             Raw::Boolean(false) => "off",
+            // No choice has an empty name.
             _ => raw.text().unwrap_or_default(),
         };
         let mut known = T::NAMES.iter().chain(T::ALIASES);

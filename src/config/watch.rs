@@ -129,6 +129,7 @@ fn run(
         let now = scanner.scan();
         if now != seen {
             seen = now;
+            // The daemon has ended its reload task.
             if !reload.hint(ReloadReason::File) {
                 return;
             }
