@@ -223,6 +223,7 @@ async fn model_config(library: &Library, config: &Config, model: &LocalModel) ->
         ..model.clone()
     };
     for (name, settings) in &config.models {
+        // The configuration checks only the outline of a name; one that does not parse matches no model.
         let Ok(name) = HfName::parse(name) else { continue };
         let is_of_base = name.adapters.is_empty();
         let exactness = (!is_of_base, name.selector.is_some(), name.revision.is_some());
