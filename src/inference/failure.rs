@@ -1,7 +1,8 @@
 //! Failures of a provider.
 //!
-//! The vocabulary is Ollama's: each variant names the HTTP status, and carries the sentence, with which Ollama answers.
-//! The dialects of OpenAI and Anthropic keep that status and derive the error type of their envelopes from it.
+//! The vocabulary is Ollama's: each variant names its HTTP status in Ollama's dialect, and a sentence that is fixed
+//! here is Ollama's own. The dialects of OpenAI and Anthropic keep that status and derive the error type of their
+//! envelopes from it.
 
 use serde::{Deserialize, Serialize};
 
