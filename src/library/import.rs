@@ -140,7 +140,7 @@ fn files(source: &Path, name: &HfName) -> Result<Vec<(PathBuf, String)>, Library
             let missing = if is_sharded {
                 format!("its part {shard} does not exist")
             } else {
-                "it does not exist or is no file".into()
+                "it does not exist or is not a file".into()
             };
             return Err(refuse(&missing));
         }

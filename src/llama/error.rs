@@ -38,9 +38,9 @@ pub enum LlamaError {
     Chat(String),
     #[error("unreadable answer of common/chat: {0}")]
     ChatAnswer(String),
-    #[error("rows of {row} numbers are no whole blocks of {weight_type}")]
+    #[error("rows of {row} numbers are not whole blocks of {weight_type}")]
     PartialBlocks { row: usize, weight_type: &'static str },
-    #[error("{0} cannot be made of a checkpoint alone")]
+    #[error("{0} cannot be made from a checkpoint alone")]
     NeedsSamples(&'static str),
     #[error("a number is too large for {0}")]
     TooLarge(&'static str),

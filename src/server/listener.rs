@@ -19,7 +19,7 @@ pub enum BindError {
     #[error("server.listen: {entry:?} is neither host:port nor unix:/path")]
     Malformed { entry: String },
     /// Another process listens at the address.
-    #[error("{entry} is in use; is hubllama running already? ShutdownSignal it, or change server.listen")]
+    #[error("{entry} is in use; is hubllama running already? Stop it, or change server.listen")]
     InUse { entry: String },
     /// The file at the path is not a socket.
     #[error("{entry} is not a socket; remove it, or change server.listen")]

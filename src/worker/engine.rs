@@ -311,7 +311,7 @@ impl Engine {
             empty => match Embedder::new(&self.model, &self.embed_params) {
                 Ok(embedder) => empty.insert(embedder),
                 Err(error) => {
-                    let failure = Failure::Load(format!("no memory to make vectors with: {error}"));
+                    let failure = Failure::Load(format!("there is not enough memory for embeddings: {error}"));
                     return reports.send(&WorkerReport::Answered {
                         id: task.id(),
                         result: Err(failure),

@@ -72,7 +72,11 @@ impl PreparedAdapters {
                     .adapters
                     .first()
                     .map_or_else(String::new, LocalAdapter::repository),
-                error: ConvertError::Adapter(format!("its base {} is no usable GGUF: {error}", path.display())).into(),
+                error: ConvertError::Adapter(format!(
+                    "its base {} is not a usable GGUF file: {error}",
+                    path.display()
+                ))
+                .into(),
             })
         };
         let headers: Result<Vec<GgufHeader>, LibraryError> = model.base.files.iter().map(open).collect();

@@ -42,7 +42,7 @@ pub(super) struct ModelHeader {
 pub(super) enum HeaderError {
     #[error("the model has no files")]
     NoFiles,
-    #[error("{file} is no usable GGUF: {error}")]
+    #[error("{file} is not a usable GGUF file: {error}")]
     Unusable { file: String, error: Arc<gguf::GgufError> },
     #[error("it is an adapter, not a model; name it behind its base: hf:ORG/REPO+ORG/ADAPTER")]
     Adapter,

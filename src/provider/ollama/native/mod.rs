@@ -194,7 +194,7 @@ impl NativeProvider {
 impl fmt::Debug for NativeProvider {
     /// Formats without the headers, which may hold a key.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Native")
+        f.debug_struct("NativeProvider")
             .field("upstream", &self.upstream)
             .finish_non_exhaustive()
     }
