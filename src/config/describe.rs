@@ -138,8 +138,14 @@ fn report_text(loaded: &LoadedConfig, problems: &[ConfigProblem]) -> String {
 
     let verdict = match problems.len() {
         0 => "\nThe configuration is good.".to_owned(),
-        1 => "\n1 problem; the daemon would not start with it, and would not take it on a reload.".to_owned(),
-        count => format!("\n{count} problems; the daemon would not start with it, and would not take it on a reload."),
+        1 => {
+            "\n1 problem; the daemon does not start with this configuration, and a reload does not apply it.".to_owned()
+        }
+        count => {
+            format!(
+                "\n{count} problems; the daemon does not start with this configuration, and a reload does not apply it."
+            )
+        }
     };
     line(&mut text, format_args!("{verdict}"));
     text
