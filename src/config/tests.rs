@@ -707,7 +707,7 @@ fn report_names_every_source() {
     let expected = "/config.toml:2: engine.max_queue: expected a whole number, found \"x\"\n";
     assert!(!report.good && report.text.contains(expected), "{}", report.text);
     assert!(
-        report.text.contains("\n1 problem; the daemon would not start"),
+        report.text.contains("\n1 problem; the daemon does not start"),
         "{}",
         report.text
     );
